@@ -1,0 +1,351 @@
+"""The words of the system as immutable values: what to build, who asked, and what became of it.
+
+A `Build` is the whole durable record. Two parties write it, and never the same part: web adds causes and a cancel mark,
+the controller owns `status`. Every engine stores exactly this value, so everything that must survive a restart is here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+import rfc8785
+
+from eventing.event import Event
+
+VERSION = 1
+"""Of the stored record. An engine leaves a record of another version alone and reports it."""
+
+MAX_CAUSES = 100
+"""How many causes a record keeps: the first and the latest ones."""
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (State.SUCCEEDED, State.FAILED, State.CANCELLED)
+
+
+class Reason(StrEnum):
+    """Why a build, or one attempt at it, ended as it did."""
+
+    REPOSITORY = "repository"  # failed: its own fault, final
+    INFRASTRUCTURE = "infrastructure"  # failed: ours, or the network's
+    TIMEOUT = "timeout"  # failed
+    REQUESTED = "requested"  # cancelled: somebody asked for that
+    SUPERSEDED = "superseded"  # cancelled: a newer push took its place
+    DELETED = "deleted"  # cancelled: the record was deleted by hand
+
+
+class Kind(StrEnum):
+    """Who waits: people come before pushes, and those before what Kiln asks of itself."""
+
+    PERSON = "person"
+    PUSH = "push"
+    SYNC = "sync"
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What to build.
+
+    `repository` is the canonical URL and identity only; git is given `clone_url`. `commit` is 40 (SHA-1) or 64
+    (SHA-256) lower-case hex digits. `image` is a repository with its registry, without tag and digest.
+    """
+
+    repository: str
+    clone_url: str
+    commit: str
+    image: str
+    subdir: str = ""
+    build_args: Mapping[str, str] = {}
+
+
+class Push(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Git host said of the push that asked: enough to know, without any clock of ours, what it replaced."""
+
+    before: str | None
+    """The commit the ref pointed at until then; `None` where the push created the ref or the host did not say."""
+    at: datetime | None = None
+    """When the host says it was pushed."""
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """One event that asked for a build. (`source`, `id`) says which; the same pair again changes nothing."""
+
+    source: str
+    id: str
+    type: str
+    by: str | None
+    """`user:<name>`, `token:<name>`, `oidc:<sub>`, `webhook:<host>`, `sync`; `None` under `KILN_AUTH=none`."""
+    at: datetime
+    """When web wrote it down."""
+    kind: Kind
+    trigger: str | None = None
+    ref: str | None = None
+    """`refs/…` the event was about, or `None`."""
+    tags: tuple[str, ...] = ()
+    """Further tags to set on the image, each only while `ref` (if any) still points at the commit."""
+    push: Push | None = None
+    force: bool = False
+    traceparent: str | None = None
+
+    @property
+    def key(self) -> str:
+        """8 hex digits that stand for (`source`, `id`)."""
+        return hashlib.sha256(rfc8785.dumps([self.source, self.id])).hexdigest()[:8]
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """A pushed image, known by the digest (`sha256:…`) of its manifest in the registry."""
+
+    repository: str
+    tag: str
+    digest: str
+    tags: tuple[str, ...] = ()
+    """Further tags that were set on the same manifest."""
+
+    @property
+    def reference(self) -> str:
+        """`name:tag@sha256:…`: names the image for good, and still tells a reader which commit it is."""
+        return f"{self.repository}:{self.tag}@{self.digest}"
+
+
+class Timings(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds spent in each stage; `None` where the stage was not reached."""
+
+    fetch: float | None = None
+    build: float | None = None
+    push: float | None = None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What the builder says at its end (its result file; in a pod, the termination message: at most 4096 bytes).
+
+    `state` is `succeeded`, `failed` or, after SIGTERM, `cancelled`.
+    """
+
+    state: State
+    reason: Reason | None = None
+    message: str | None = None
+    image: Image | None = None
+    commit: str | None = None
+    timings: Timings = Timings()
+    log_tail: str = ""
+    out_of_memory: bool = False
+    """The daemon, or a step in it, was killed for its memory: the next attempt gets a node of its own."""
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try. It is in the record before it exists in the cluster, so that no crash can start it twice."""
+
+    number: int
+    node: str | None
+    """`None`: not pinned; whichever node can be had."""
+    written_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    stopping: Reason | None = None
+    """Why it has been told to stop; `None` while it has not."""
+    state: State | None = None
+    """`None` until it has ended."""
+    reason: Reason | None = None
+    message: str | None = None
+    counted: bool = True
+    """Whether it counts against `KILN_MAX_ATTEMPTS`: what a drain or a daemon's restart took does not."""
+    alone: bool = False
+    """It has its node to itself, because one before it ran out of memory."""
+    out_of_memory: bool = False
+    timings: Timings = Timings()
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+    """The mark that web leaves; only the controller acts on it, and only in the round it was made in."""
+
+    round: int
+    by: str | None
+    at: datetime
+
+
+class DeliveryState(StrEnum):
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"  # refused for good, or not accepted within KILN_DELIVERY_PERIOD
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """One event given to one sink."""
+
+    sink: str
+    event: str
+    type: str
+    state: DeliveryState = DeliveryState.PENDING
+    tries: int = 0
+    due_at: datetime
+    """Not to be tried before this."""
+    at: datetime | None = None
+    """When it was delivered, or given up."""
+    error: str | None = None
+
+
+class Announcement(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that has been decided on: written down before it is sent, kept whole until every sink has it."""
+
+    event: Event
+    at: datetime
+    deliveries: tuple[Delivery, ...]
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """The controller's part of the record.
+
+    A *round* runs from being asked for to the terminal event; `attempt` is the number that the build waits for or has
+    running, and no number is ever used twice, so a round that ended before its attempt began has used its number up.
+    """
+
+    state: State = State.QUEUED
+    reason: Reason | None = None
+    message: str | None = None
+    waiting: str | None = None
+    """Why it is not running yet, in a sentence."""
+    round: int = 0
+    """0: not yet seen by a controller."""
+    attempt: int = 1
+    attempts: tuple[Attempt, ...] = ()
+    """Of all rounds, oldest first; bounded by `MAX_ATTEMPTS_KEPT`."""
+    round_began_with: int = 1
+    """The number of the round's first attempt."""
+    image: Image | None = None
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    not_before: datetime | None = None
+    """Backoff: the next attempt is not due before this."""
+    answered: tuple[str, ...] = ()
+    """Keys of the causes that have had their terminal event."""
+    outbox: tuple[Announcement, ...] = ()
+    """Announced, and not yet settled with every sink."""
+    deliveries: tuple[Delivery, ...] = ()
+    """What became of earlier announcements; bounded."""
+    log_tail: str = ""
+
+
+MAX_ATTEMPTS_KEPT = 20
+MAX_DELIVERIES_KEPT = 50
+
+
+class Build(msgspec.Struct, frozen=True, kw_only=True):
+    """One Request being done: the durable record.
+
+    `uid` is made with the record and is in every event id. `revision` is the engine's: a write carries the revision it
+    was decided on, and fails if another came between. `open` until everything that was asked for is done and told.
+    """
+
+    name: str
+    uid: str
+    request: Request
+    causes: tuple[Cause, ...]
+    created_at: datetime
+    status: Status = Status()
+    cancel: Cancel | None = None
+    open: bool = True
+    version: int = VERSION
+    revision: str = ""
+
+    @property
+    def live(self) -> Attempt | None:
+        """The attempt that is under way, if any."""
+        attempts = self.status.attempts
+        return attempts[-1] if attempts and attempts[-1].state is None else None
+
+    @property
+    def unanswered(self) -> tuple[Cause, ...]:
+        """Causes that have not had a terminal event yet."""
+        return tuple(cause for cause in self.causes if cause.key not in self.status.answered)
+
+    @property
+    def reopened(self) -> bool:
+        """Ended, and asked for again in a way that takes a new attempt: it counts as queued from that moment."""
+        if not self.status.state.ended:
+            return False
+        return any(cause.force or self.status.state is not State.SUCCEEDED for cause in self.unanswered)
+
+    @property
+    def state(self) -> State:
+        """As everybody outside sees it."""
+        return State.QUEUED if self.reopened else self.status.state
+
+    @property
+    def kind(self) -> Kind:
+        """The most urgent of those who wait."""
+        kinds = {cause.kind for cause in self.unanswered} or {Kind.SYNC}
+        return next(kind for kind in Kind if kind in kinds)
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """A place where attempts can run. `ready`: a daemon answers there, and it takes new builds."""
+
+    name: str
+    ready: bool = True
+    why: str | None = None
+    """Why it is not ready, in a sentence."""
+
+
+class Phase(StrEnum):
+    """Of an attempt, as an engine sees it."""
+
+    ABSENT = "absent"  # never created, as far as can be known
+    PENDING = "pending"  # created, not running
+    RUNNING = "running"
+    ENDED = "ended"  # by itself: `result` says how, or cannot be read
+    LOST = "lost"  # taken away: drain, eviction, deletion
+
+
+class Sighting(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine sees of one attempt now."""
+
+    build: str
+    attempt: int
+    phase: Phase
+    node: str | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    result: Result | None = None
+    waiting: str | None = None
+    """Why it is pending, in a sentence."""
+
+
+def build_name(instance: str, request: Request) -> str:
+    """The build's name: a pure function of the request, so that asking twice is asking once.
+
+    `build-<slug, at most 24>-<first 20 hex of SHA-256>` over RFC 8785 JSON of `[1, instance, repository, commit,
+    subdir, build args, image]`; a valid DNS label (RFC 1123) of at most 51 characters, so that `-<attempt>` fits.
+    Test vectors: `tests/data/names.json`.
+    """
+    identity = [
+        1,
+        instance,
+        request.repository,
+        request.commit,
+        request.subdir,
+        dict(request.build_args),
+        request.image,
+    ]
+    digest = hashlib.sha256(rfc8785.dumps(identity)).hexdigest()[:20]
+    readable = re.sub(r"[^a-z0-9]+", "-", _last_parts(request.repository).lower()).strip("-")[:24].rstrip("-")
+    return "-".join(part for part in ("build", readable, digest) if part)
+
+
+def _last_parts(repository: str) -> str:
+    """The part of a URL that people call the repository by: its last two path parts."""
+    path = repository.split("://", 1)[-1].partition("/")[2]
+    return "/".join(path.split("/")[-2:])

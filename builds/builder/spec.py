@@ -1,0 +1,55 @@
+"""What an engine hands to the builder: one JSON file, the same for a pod and for a local process."""
+
+from __future__ import annotations
+
+import msgspec
+
+from builds.build import Attempt, Build, Request
+
+
+class Tag(msgspec.Struct, frozen=True, kw_only=True):
+    """A further tag, set only while `ref` (if there is one) still points at the commit."""
+
+    name: str
+    ref: str | None
+
+
+class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for every build of an installation. Paths are the builder's, not the engine's."""
+
+    allowed_repositories: tuple[str, ...] = ()
+    banned_repositories: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
+    registry_config: str | None = None
+    """A docker `config.json`."""
+    docker_host: str | None = None
+    git_credentials: str | None = None
+    """A folder of files in git's store format."""
+    timeout: float = 3600.0
+    """Seconds that the whole attempt may take."""
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt. `attempt_label` is `<uid>.<number>`, as the image's label `dev.kiln.attempt` has it."""
+
+    name: str
+    attempt: int
+    attempt_label: str
+    request: Request
+    tags: tuple[Tag, ...] = ()
+    force: bool = False
+    surroundings: Surroundings = Surroundings()
+
+
+def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings) -> Spec:
+    """The spec of an attempt: a pure function of the record, so that a second leader writes the same."""
+    tags = {(tag, cause.ref): Tag(name=tag, ref=cause.ref) for cause in build.causes for tag in cause.tags}
+    return Spec(
+        name=build.name,
+        attempt=attempt.number,
+        attempt_label=f"{build.uid}.{attempt.number}",
+        request=build.request,
+        tags=tuple(tags.values()),
+        force=any(cause.force for cause in build.unanswered),
+        surroundings=surroundings,
+    )

@@ -1,0 +1,43 @@
+"""Where a process can be killed in a test: one list, a point after each durable step.
+
+`KILN_FAULT=<point>:<file>` makes the process kill itself with SIGKILL the first time it gets there. The file, made just
+before, both proves that the point was reached and keeps the next process from dying there again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from enum import StrEnum
+
+
+class Fault(StrEnum):
+    """Every point, in the order in which a build passes them. The crash tests iterate over this list."""
+
+    WEB_ACCEPTING = "web-accepting"  # checked, nothing written
+    WEB_ACCEPTED = "web-accepted"  # written, not answered
+    CONTROLLER_ANNOUNCED = "controller-announced"  # an event is in the record, not sent
+    CONTROLLER_START_WRITTEN = "controller-start-written"  # the attempt is in the record, not started
+    ENGINE_FOLDER_MADE = "engine-folder-made"  # the attempt's folder is there, its process is not
+    ENGINE_SPAWNED = "engine-spawned"  # the builder runs
+    BUILDER_LOCKED = "builder-locked"  # the builder has its locks
+    BUILDER_FETCHED = "builder-fetched"  # the commit and its submodules have been looked at
+    BUILDER_PUSHED = "builder-pushed"  # the image is in the registry, the tags are not set
+    BUILDER_TAGGED = "builder-tagged"  # tags set, no result written
+    BUILDER_RESULT_WRITTEN = "builder-result-written"
+    CONTROLLER_END_WRITTEN = "controller-end-written"  # the terminal event is in the record, not sent
+    CONTROLLER_SENT = "controller-sent"  # a sink has it, the record does not say so
+    CONTROLLER_DELIVERED = "controller-delivered"  # the record says so, the build is not settled
+    CONTROLLER_SETTLED = "controller-settled"
+
+
+def reached(point: Fault) -> None:
+    """Dies here if it was asked to, and has not yet."""
+    asked, _, marker = os.environ.get("KILN_FAULT", "").partition(":")
+    if asked != point:
+        return
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
