@@ -331,16 +331,9 @@ def build_name(instance: str, request: Request) -> str:
     subdir, build args, image]`; a valid DNS label (RFC 1123) of at most 51 characters, so that `-<attempt>` fits.
     Test vectors: `tests/data/names.json`.
     """
-    identity = [
-        1,
-        instance,
-        request.repository,
-        request.commit,
-        request.subdir,
-        dict(request.build_args),
-        request.image,
-    ]
-    digest = hashlib.sha256(rfc8785.dumps(identity)).hexdigest()[:20]
+    args = {**request.build_args}
+    where = (request.repository, request.commit, request.subdir)
+    digest = hashlib.sha256(rfc8785.dumps([1, instance, *where, args, request.image])).hexdigest()[:20]
     readable = re.sub(r"[^a-z0-9]+", "-", _last_parts(request.repository).lower()).strip("-")[:24].rstrip("-")
     return "-".join(part for part in ("build", readable, digest) if part)
 

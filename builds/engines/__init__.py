@@ -100,7 +100,7 @@ class Records(Protocol):
         """Leaves the cancel mark. Raises NotFound, AlreadyEnded, Unavailable."""
 
     def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
-        """The lines of one attempt that exist now and come after line `after`. Empty where there is no log (any more)."""
+        """The lines of one attempt that exist now and come after line `after`; none where there is no log."""
 
     def changed(self, name: str, since: str, timeout: float) -> Build | None:
         """Waits at most `timeout` seconds for a record whose revision is not `since`; `None` if none came.
