@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 
 import msgspec
 import rfc8785
@@ -102,7 +103,13 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key(self) -> str:
         """8 hex digits that stand for (`source`, `id`)."""
-        return hashlib.sha256(rfc8785.dumps([self.source, self.id])).hexdigest()[:8]
+        return _cause_key(self.source, self.id)
+
+
+@lru_cache(maxsize=20_000)
+def _cause_key(source: str, id_: str) -> str:
+    """Kept, because a plan over a thousand builds asks for it again and again."""
+    return hashlib.sha256(rfc8785.dumps([source, id_])).hexdigest()[:8]
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

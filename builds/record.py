@@ -1,0 +1,206 @@
+"""What an action changes in a record: pure, and the only place where the controller's part of one is made.
+
+A change of state and the event that tells of it go into the record in one write. So there is no moment at which a build
+has ended and nobody will ever hear of it, and none at which a sink was told what is not so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+
+import msgspec
+
+from builds.build import (
+    MAX_ATTEMPTS_KEPT,
+    MAX_DELIVERIES_KEPT,
+    Announcement,
+    Attempt,
+    Build,
+    Cause,
+    Delivery,
+    DeliveryState,
+    Reason,
+    State,
+    Status,
+)
+from builds.plan import Action, Bury, Explain, Report, Settle, Start, Stop, Word
+from eventing.event import Event
+
+change = msgspec.structs.replace
+
+Announce = Callable[[Build, Word, int, Cause | None], Sequence[tuple[Event, tuple[str, ...]]]]
+"""Makes the events of a change, each with the names of the sinks that want it: (build as it is then, word, attempt,
+the cause that is answered or `None`)."""
+
+
+def advance(build: Build, action: Action, now: datetime, announce: Announce) -> Build:
+    """The record after the action. Raises TypeError for an action that changes no record."""
+    match action:
+        case Report():
+            return _report(build, action, now, announce)
+        case Start():
+            return _status(build, attempts=(*build.status.attempts, _attempt(action, now))[-MAX_ATTEMPTS_KEPT:])
+        case Stop():
+            return _live(build, stopping=action.reason)
+        case Explain():
+            return _status(build, waiting=action.waiting)
+        case Bury():
+            return delivered(build, action.event, action.sink, now, error=None, dead=True)
+        case Settle():
+            return change(build, open=False)
+        case _:
+            raise TypeError(f"{type(action).__name__} changes no record")
+
+
+def delivered(build: Build, event: str, sink: str, now: datetime, *, error: str | None, dead: bool = False) -> Build:
+    """A sink has the event, or never will (`dead`)."""
+    state = DeliveryState.DEAD if dead else DeliveryState.DELIVERED
+    return _delivery(build, event, sink, lambda delivery: _ended(delivery, state, now, error))
+
+
+def undelivered(build: Build, event: str, sink: str, now: datetime, *, error: str, pause: timedelta) -> Build:
+    """A try failed; there will be another."""
+
+    def again(delivery: Delivery) -> Delivery:
+        return change(delivery, tries=delivery.tries + 1, due_at=now + pause, error=error)
+
+    return _delivery(build, event, sink, again)
+
+
+def _ended(delivery: Delivery, state: DeliveryState, now: datetime, error: str | None) -> Delivery:
+    tried = state is DeliveryState.DELIVERED or error is not None
+    kept = None if state is DeliveryState.DELIVERED else error or delivery.error
+    return change(delivery, state=state, at=now, error=kept, tries=delivery.tries + tried)
+
+
+def _delivery(build: Build, event: str, sink: str, update: Callable[[Delivery], Delivery]) -> Build:
+    """Updates one delivery; an announcement that every sink has had leaves the outbox, and its event the record."""
+    outbox: list[Announcement] = []
+    done = list(build.status.deliveries)
+    for announcement in build.status.outbox:
+        deliveries = tuple(
+            update(delivery) if (delivery.event, delivery.sink) == (event, sink) else delivery
+            for delivery in announcement.deliveries
+        )
+        if any(delivery.state is DeliveryState.PENDING for delivery in deliveries):
+            outbox.append(change(announcement, deliveries=deliveries))
+        else:
+            done.extend(deliveries)
+    return _status(build, outbox=tuple(outbox), deliveries=tuple(done[-MAX_DELIVERIES_KEPT:]))
+
+
+def _attempt(start: Start, now: datetime) -> Attempt:
+    return Attempt(number=start.attempt, node=start.node, written_at=now, alone=start.alone)
+
+
+def _report(build: Build, report: Report, now: datetime, announce: Announce) -> Build:
+    at = report.at or now
+    if report.causes:
+        return _answered(build, report, now, announce)
+    if report.word is Word.QUEUED:
+        after = _queued(build, report, at)
+    elif report.word is Word.STARTED:
+        after = _status(_live(build, started_at=at), state=State.RUNNING, started_at=at, waiting=None)
+    elif report.word is Word.RETRYING:
+        after = _close_attempt(build, report, at)
+        after = _status(
+            after, state=State.QUEUED, started_at=None, attempt=report.attempt + 1, not_before=report.retry_at
+        )
+    else:
+        after = _terminal(_close_attempt(build, report, at), report, at)
+    return _announced(after, now, announce(after, report.word, report.attempt, None))
+
+
+def _queued(build: Build, report: Report, at: datetime) -> Build:
+    """A new round: nothing of the one before is left but its attempts, deliveries and who was answered."""
+    kept = build.status
+    status = Status(
+        round=kept.round + 1,
+        attempt=report.attempt,
+        round_began_with=report.attempt,
+        queued_at=at if kept.round else build.created_at,
+        attempts=kept.attempts,
+        answered=kept.answered,
+        outbox=kept.outbox,
+        deliveries=kept.deliveries,
+    )
+    return change(build, status=status)
+
+
+def _terminal(build: Build, report: Report, at: datetime) -> Build:
+    """The end of a round. Who asked after somebody had cancelled is not answered by that: they open the next round."""
+    outcome = report.outcome
+    assert outcome is not None  # noqa: S101  (the plan gives every terminal report one)
+    answered = build.causes
+    if outcome.reason is Reason.REQUESTED and build.cancel is not None:
+        answered = tuple(cause for cause in build.causes if cause.at <= build.cancel.at)
+    return _status(
+        build,
+        state=outcome.state,
+        reason=outcome.reason,
+        message=outcome.message,
+        waiting=None,
+        not_before=None,
+        attempt=report.attempt,
+        image=outcome.image,
+        finished_at=at,
+        log_tail=outcome.log_tail,
+        answered=_keys(build, answered),
+    )
+
+
+def _keys(build: Build, answered: Sequence[Cause]) -> tuple[str, ...]:
+    """Those answered now and before, as far as the record still holds them."""
+    now = {cause.key for cause in answered} | set(build.status.answered)
+    return tuple(cause.key for cause in build.causes if cause.key in now)
+
+
+def _answered(build: Build, report: Report, now: datetime, announce: Announce) -> Build:
+    """Those who asked for what is there: each gets the `succeeded` event under an id of its own."""
+    joined = [cause for cause in build.causes if cause.key in report.causes]
+    image = report.outcome.image if report.outcome else None
+    after = _status(build, image=image or build.status.image, answered=_keys(build, joined))
+    events = [made for cause in joined for made in announce(after, report.word, report.attempt, cause)]
+    return _announced(after, now, events)
+
+
+def _close_attempt(build: Build, report: Report, at: datetime) -> Build:
+    """Writes into the live attempt, if there is one, how it ended."""
+    outcome = report.outcome
+    if outcome is None or build.live is None:
+        return build
+    return _live(
+        build,
+        finished_at=at,
+        state=State.FAILED if report.word is Word.RETRYING else outcome.state,
+        reason=outcome.reason,
+        message=outcome.message,
+        counted=outcome.counted,
+        out_of_memory=outcome.out_of_memory,
+        timings=outcome.timings,
+    )
+
+
+def _announced(build: Build, now: datetime, events: Sequence[tuple[Event, tuple[str, ...]]]) -> Build:
+    """Puts events into the outbox, due at once."""
+    announcements = tuple(
+        Announcement(
+            event=event,
+            at=now,
+            deliveries=tuple(Delivery(sink=sink, event=event.id, type=event.type, due_at=now) for sink in sinks),
+        )
+        for event, sinks in events
+        if sinks
+    )
+    return _status(build, outbox=(*build.status.outbox, *announcements))
+
+
+def _live(build: Build, **changes: object) -> Build:
+    """Changes the live attempt."""
+    *ended, live = build.status.attempts
+    return _status(build, attempts=(*ended, change(live, **changes)))
+
+
+def _status(build: Build, **changes: object) -> Build:
+    return change(build, status=change(build.status, **changes))
