@@ -1,0 +1,100 @@
+"""Web's server: gunicorn with one process and many threads.
+
+One process, because the metrics and the cache of lists are its own and a viewer costs a thread, not a process; more of
+it means more replicas. The application is imported in the worker, after the socket listens: a probe is answered before
+Flask is there. Nothing is read from gunicorn's own files or variables: `KILN_*` is the only place to look.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+
+from kiln import logs
+from kiln.ops import Ops
+from kiln.settings import Settings
+
+GRACE = 10
+"""Seconds for requests under way after SIGTERM: the longest one that is not a viewer looks up a ref for 8 s."""
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # for the heartbeat: the root may be read-only, and disks block
+
+
+class KilnLogger(Logger):  # type: ignore[misc]
+    """gunicorn's lines in our shape. The access log has no query string: it is not for us to write that down."""
+
+    def setup(self, cfg: Any) -> None:
+        logs.configure(cfg.loglevel)
+        self.cfg = cfg
+        for logger in (self.error_log, self.access_log):
+            logger.handlers.clear()
+            logger.propagate = True
+        logging.captureWarnings(capture=True)
+
+    def access(self, resp: Any, req: Any, environ: dict[str, Any], request_time: timedelta) -> None:  # noqa: ARG002
+        status = str(resp.status).split(None, 1)[0]
+        method, path = environ.get("REQUEST_METHOD"), environ.get("PATH_INFO")
+        known = {"status": int(status), "seconds": round(request_time.total_seconds(), 4)}
+        about = environ.get("kiln.log", {})
+        self.access_log.info("%s %s %s", method, path, status, extra={**known, **about})
+
+
+class Web(BaseApplication):  # type: ignore[misc]
+    """gunicorn with `settings`; `load` makes the WSGI application, in the worker."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Any]) -> None:
+        self._settings, self._load = settings, load
+        self._ops: Ops | None = None
+        super().__init__(prog="kiln web")
+
+    def load_config(self) -> None:
+        for name, value in {**options(self._settings), **self._hooks()}.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Any:
+        return self._load()
+
+    def _hooks(self) -> dict[str, Callable[..., None]]:
+        def on_starting(_arbiter: Any) -> None:
+            self._ops = self._ops or Ops(self._settings.host, self._settings.ops_port_of("web"))
+
+        def post_fork(_arbiter: Any, _worker: Any) -> None:
+            if self._ops:
+                self._ops.serve()
+
+        def post_worker_init(_worker: Any) -> None:
+            if self._ops:
+                self._ops.waiting_for = None
+
+        return {"on_starting": on_starting, "post_fork": post_fork, "post_worker_init": post_worker_init}
+
+
+def options(settings: Settings) -> dict[str, Any]:
+    """gunicorn's settings (https://docs.gunicorn.org/en/stable/settings.html)."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return {
+        "bind": f"{host}:{settings.port}",
+        "backlog": 512,
+        "workers": 1,
+        "worker_class": "gthread",
+        "threads": settings.threads,
+        "worker_connections": settings.threads + 512,
+        "worker_tmp_dir": str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,
+        "timeout": 60,  # of the worker's heartbeat, not of a request
+        "graceful_timeout": GRACE,
+        "keepalive": 65,  # longer than the usual proxy's 60, so that it is the proxy that closes
+        "limit_request_line": 8190,  # /build/git/<a whole URL, quoted>
+        "limit_request_fields": 100,
+        "limit_request_field_size": 8190,
+        "forwarded_allow_ips": "",  # nobody may say which scheme or path it was
+        "secure_scheme_headers": {},
+        "forwarder_headers": "",
+        "control_socket_disable": True,
+        "loglevel": settings.log_level,
+        "logger_class": KilnLogger,
+    }

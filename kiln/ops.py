@@ -1,0 +1,90 @@
+"""The ops port of web and controller: `/livez`, `/readyz`, `/metrics`.
+
+A server of its own on a thread, so that a probe is answered while every thread of web is busy, and before the
+application is imported; the standard library's, because the controller has no reason to import a framework for it.
+Ready means configured, never that others are well: an outage must give 503s, not refused connections.
+"""
+
+from __future__ import annotations
+
+import http.server
+import logging
+import socket
+import threading
+from typing import ClassVar
+
+log = logging.getLogger("kiln.ops")
+
+
+class Ops:
+    """Listens at once, answers after `serve`. `waiting_for` says what is missing until ready; then it is `None`."""
+
+    def __init__(self, host: str, port: int) -> None:
+        """Raises OSError where the port cannot be had."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=64)
+        self.waiting_for: str | None = "start"
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._listener.getsockname()[:2]
+        return host, port
+
+    def serve(self) -> None:
+        """Answers from a thread of this process from now on. Call it after the last fork."""
+        server = _Server(self._listener, self)
+        threading.Thread(target=server.serve_forever, name="ops", daemon=True).start()
+
+    def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
+        """Status, content type and body for a GET."""
+        text = "text/plain; charset=utf-8"
+        if path == "/livez":
+            return 200, text, b"alive\n"
+        if path == "/readyz":
+            waiting_for = self.waiting_for
+            return (200, text, b"ready\n") if waiting_for is None else (503, text, f"not yet: {waiting_for}\n".encode())
+        if path == "/metrics":
+            return 200, *_metrics(accept)
+        return 404, text, b"there is /livez, /readyz and /metrics\n"
+
+
+def _metrics(accept: str) -> tuple[str, bytes]:
+    from prometheus_client import REGISTRY  # noqa: PLC0415  # 0.1 s to import
+    from prometheus_client.exposition import choose_encoder  # noqa: PLC0415
+
+    encode, content_type = choose_encoder(accept)
+    return content_type, encode(REGISTRY)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+    timeout: ClassVar[float] = 10
+    protocol_version = "HTTP/1.1"
+    server_version = "kiln"
+    sys_version = ""
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0]
+        status, content_type, body = self.server.ops.answer(path, self.headers.get("Accept", ""))
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_HEAD = do_GET  # noqa: N815  # its name is its route
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        log.debug(format, *args)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def __init__(self, listener: socket.socket, ops: Ops) -> None:
+        super().__init__(listener.getsockname()[:2], _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.ops = ops
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
+        log.debug("A probe went away before it had its answer")

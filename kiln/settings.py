@@ -1,0 +1,491 @@
+"""The environment as one immutable value: every setting in one table, from which it is read, checked and documented.
+
+A default is written as text and goes through the same reader as what a person sets, so the documentation cannot say
+another default than the one that holds. A name that starts with `KILN_` and is not in the table is an error: a typo in
+`KILN_ALLOWED_REPOSITORIES` must not silently allow everything.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from kiln.errors import SettingsError
+from kiln.quantities import duration, size
+
+Process = Literal["web", "controller"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the environment says. Durations are seconds, sizes bytes, patterns and words tuples."""
+
+    engine: str
+    image_prefix: str
+    config: Path | None
+    secrets_dir: Path | None
+    port: int
+    host: str
+    ops_port: int | None
+    base_path: str
+    """Starts and ends with `/`."""
+    public_url: str | None
+    event_source: str
+    auth: tuple[str, ...]
+    """Words of `KILN_AUTH`; `("none",)` also where it is unset and nothing can reach in."""
+    loopback_only: bool
+    """`KILN_AUTH` is unset: a request that looks as if it came from elsewhere gets 403."""
+    events_auth: tuple[str, ...]
+    oidc_issuer: str | None
+    oidc_audience: str | None
+    allowed_repositories: tuple[str, ...]
+    banned_repositories: tuple[str, ...]
+    builds_per_node: int
+    max_queued: int
+    max_queued_per_user: int
+    max_attempts: int
+    build_timeout: float
+    supersede: str
+    scale_up_after: float
+    pending_grace: float
+    delivery_period: float
+    log_history: float
+    history: float
+    max_body: int
+    max_viewers: int
+    log_level: str
+    state_dir: Path
+    namespace: str | None
+    instance: str
+    builder_image: str | None
+    docker_host: str | None
+    registry_config: Path | None
+    fault: str | None
+    k_sink: str | None
+    k_ce_overrides: str | None
+    k_ca_certs: str | None
+
+    @property
+    def threads(self) -> int:
+        """Of web: each viewer of a log holds one, and 16 are always left for everybody else."""
+        return 16 + self.max_viewers
+
+    def ops_port_of(self, process: Process) -> int:
+        if self.ops_port is not None:
+            return self.ops_port
+        return 9090 if process == "web" else 9091
+
+    @property
+    def sink_binding(self) -> dict[str, str]:
+        """What a SinkBinding injected, under its own names (`eventing.delivery.sinks_from_environment`)."""
+        injected = {"K_SINK": self.k_sink, "K_CE_OVERRIDES": self.k_ce_overrides, "K_CA_CERTS": self.k_ca_certs}
+        return {name: value for name, value in injected.items() if value is not None}
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the table. `default` is text as a person would set it; `None`: nothing. `says` is for the docs."""
+
+    name: str
+    read: Callable[[str], object]
+    """Raises ValueError with what the value must be."""
+    default: str | None
+    says: str
+
+    @property
+    def field(self) -> str:
+        return self.name.lower().removeprefix("kiln_")
+
+    @property
+    def flag(self) -> str:
+        """The command line's name for it: `KILN_IMAGE_PREFIX` is `--image-prefix`."""
+        return "--" + self.field.replace("_", "-")
+
+
+# Readers: text in, value out, ValueError("must …") otherwise. -------------------------------------------------------
+
+
+def _text(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must not hold control characters")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text)).expanduser()
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in (part.strip() for part in _text(text).split(",")) if word)
+
+
+def _one_of(*words: str, later: Iterable[str] = ()) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text in later:
+            raise ValueError(f"{text} is not in this version of Kiln: choose {_either(words)}")
+        if text not in words:
+            raise ValueError(f"must be {_either(words)}")
+        return text
+
+    return read
+
+
+def _each_of(*words: str, later: Iterable[str] = ()) -> Callable[[str], tuple[str, ...]]:
+    one = _one_of(*words, later=later)
+
+    def read(text: str) -> tuple[str, ...]:
+        chosen = tuple(dict.fromkeys(one(word) for word in _words(text)))
+        if not chosen:
+            raise ValueError(f"must be {_either(words)}")
+        if "none" in chosen and len(chosen) > 1:
+            raise ValueError("must not name others beside none, which lets everybody in")
+        return chosen
+
+    return read
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _period(*, least: float = 0) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        seconds = duration(text)
+        if seconds < least:
+            raise ValueError(f"must be at least {least:g}s")
+        return seconds
+
+    return read
+
+
+def _body_size(text: str) -> int:
+    number = size(text)
+    if not 2**10 <= number <= 2**30:
+        raise ValueError("must be from 1KiB to 1GiB")
+    return number
+
+
+def _host(text: str) -> str:
+    if text == "localhost" or re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?", text):
+        return text
+    try:
+        return str(ipaddress.ip_address(text.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        raise ValueError("must be an address or a host name, without a port") from None
+
+
+def _base_path(text: str) -> str:
+    path = f"/{text.strip('/')}/".replace("//", "/")
+    if not re.fullmatch(r"/(?:[A-Za-z0-9._~@%+-]+/)*", path) or {".", ".."} & {*path.split("/")}:
+        raise ValueError("must be a path such as /services/binder/")
+    return path
+
+
+def _url(text: str) -> str:
+    try:
+        url = urlsplit(_text(text))
+        valid = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port)
+    except ValueError:
+        valid = False
+    if not valid or " " in text:
+        raise ValueError("must be a URL such as https://kiln.example/")
+    if url.username is not None or url.query or url.fragment:
+        raise ValueError("must be a URL without user, query and fragment")
+    return text
+
+
+def _image_prefix(text: str) -> str:
+    registry, slash, path = text.partition("/")
+    if not slash or not re.fullmatch(r"[A-Za-z0-9.-]+(?::[0-9]{1,5})?|\[[0-9a-fA-F:]+\](?::[0-9]{1,5})?", registry):
+        raise ValueError("must start with a registry and a slash, such as registry.example/org/")
+    if not re.fullmatch(r"(?:[a-z0-9]+(?:[._-]+[a-z0-9]+)*/)*(?:[a-z0-9]+(?:[._-]+[a-z0-9]+)*[._-]*)?", path):
+        raise ValueError("must be lower case letters, digits and . _ - / after the registry")
+    return text
+
+
+AUTH_CHOICES = "token (secrets in api-tokens/) or none (everybody who can reach it may use it)"
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        name="KILN_ENGINE",
+        read=_one_of("local", later=["kubernetes"]),
+        default="local",
+        says="Where records are kept and attempts run: `local` is this machine's Docker.",
+    ),
+    Setting(
+        name="KILN_IMAGE_PREFIX",
+        read=_image_prefix,
+        default=None,
+        says="Required. What every image's name starts with, registry first: `registry.example/org/`.",
+    ),
+    Setting(name="KILN_CONFIG", read=_path, default=None, says="The YAML file with triggers, sinks and hosts."),
+    Setting(
+        name="KILN_SECRETS_DIR",
+        read=_path,
+        default=None,
+        says="The folder of secrets. It is read again when it changes.",
+    ),
+    Setting(name="PORT", read=_number(0, 65535), default="8000", says="Port of web. 0: any free one."),
+    Setting(name="KILN_HOST", read=_host, default="127.0.0.1", says="Address that web and the ops ports listen on."),
+    Setting(
+        name="KILN_OPS_PORT",
+        read=_number(0, 65535),
+        default=None,
+        says="Port of `/livez`, `/readyz` and `/metrics`; when unset 9090 for web and 9091 for the controller.",
+    ),
+    Setting(
+        name="KILN_BASE_PATH",
+        read=_base_path,
+        default="/",
+        says="Path under which web answers, as a proxy passes it on: `/services/binder/`.",
+    ),
+    Setting(name="KILN_PUBLIC_URL", read=_url, default=None, says="Where people and hosts reach web from outside."),
+    Setting(
+        name="KILN_EVENT_SOURCE",
+        read=_text,
+        default=None,
+        says="`source` of the events sent; when unset the public URL, or `/kiln` without one.",
+    ),
+    Setting(
+        name="KILN_AUTH",
+        read=_each_of("token", "none", later=["hub", "oidc"]),
+        default=None,
+        says="Who may use the API and the pages: `token`, or `none`. Unset means `none`, and is allowed only where "
+        "nothing can reach in: host loopback, base path `/`, public URL unset or loopback, no `JUPYTERHUB_*`. Then a "
+        "request whose `Host` is not loopback, or with a forwarding header or a foreign `Origin`, is refused.",
+    ),
+    Setting(
+        name="KILN_EVENTS_AUTH",
+        read=_each_of("token", "network", "none", later=["hub", "oidc"]),
+        default=None,
+        says="Who may post to `/events`: `token`, `network` (a network policy says who), or `none`; when unset as "
+        "`KILN_AUTH`.",
+    ),
+    Setting(name="KILN_OIDC_ISSUER", read=_url, default=None, says="For the auth word `oidc`, not in this version."),
+    Setting(name="KILN_OIDC_AUDIENCE", read=_text, default=None, says="For the auth word `oidc`, not in this version."),
+    Setting(
+        name="KILN_ALLOWED_REPOSITORIES",
+        read=_words,
+        default="",
+        says="Patterns of repositories that may be built, comma-separated; when empty every public `https` one. "
+        "Private addresses and other protocols only where a pattern names them.",
+    ),
+    Setting(
+        name="KILN_BANNED_REPOSITORIES",
+        read=_words,
+        default="",
+        says="Patterns of repositories that may not be built, whatever else allows them.",
+    ),
+    Setting(
+        name="KILN_BUILDS_PER_NODE", read=_number(1, 1000), default="2", says="How many builds run at once on a node."
+    ),
+    Setting(
+        name="KILN_MAX_QUEUED",
+        read=_number(1, 1_000_000),
+        default="1000",
+        says="How many builds may wait; what comes beyond is answered 503.",
+    ),
+    Setting(
+        name="KILN_MAX_QUEUED_PER_USER",
+        read=_number(1, 1_000_000),
+        default="20",
+        says="How many of them may be one asker's; what comes beyond is answered 429.",
+    ),
+    Setting(
+        name="KILN_MAX_ATTEMPTS",
+        read=_number(1, 100),
+        default="3",
+        says="How often a build is tried when the infrastructure fails it.",
+    ),
+    Setting(
+        name="KILN_BUILD_TIMEOUT",
+        read=_period(least=1),
+        default="3600s",
+        says="How long one attempt may take.",
+    ),
+    Setting(
+        name="KILN_SUPERSEDE",
+        read=_one_of("off", "queued", "running"),
+        default="queued",
+        says="Which builds a newer push to the same ref cancels: those `queued`, `running` ones too, or none (`off`).",
+    ),
+    Setting(
+        name="KILN_SCALE_UP_AFTER",
+        read=_period(),
+        default="30s",
+        says="Engine `kubernetes`: how long builds wait without a ready node before one is asked for.",
+    ),
+    Setting(
+        name="KILN_PENDING_GRACE",
+        read=_period(),
+        default="60s",
+        says="Engine `kubernetes`: how long a pod may be pending before it is judged.",
+    ),
+    Setting(
+        name="KILN_DELIVERY_PERIOD",
+        read=_period(least=1),
+        default="24h",
+        says="How long an event that a sink does not take is tried again.",
+    ),
+    Setting(
+        name="KILN_LOG_HISTORY",
+        read=_period(),
+        default="24h",
+        says="How long logs are kept after a build's end; their tails stay with the record.",
+    ),
+    Setting(
+        name="KILN_HISTORY",
+        read=_period(least=1),
+        default="7d",
+        says="How long records are kept after a build's end.",
+    ),
+    Setting(
+        name="KILN_MAX_BODY", read=_body_size, default="1MiB", says="Largest body that web reads; beyond it is a 413."
+    ),
+    Setting(
+        name="KILN_MAX_VIEWERS",
+        read=_number(1, 10_000),
+        default="112",
+        says="How many logs can be followed at once. Web has 16 threads more than that.",
+    ),
+    Setting(
+        name="KILN_LOG_LEVEL",
+        read=_one_of("debug", "info", "warning", "error"),
+        default="info",
+        says="`debug`, `info`, `warning` or `error`. Logs are JSON lines on standard error.",
+    ),
+    Setting(
+        name="KILN_STATE_DIR",
+        read=_path,
+        default="~/.local/state/kiln",
+        says="Engine `local`: the folder of records and attempts, shared by web and controller.",
+    ),
+    Setting(name="KILN_NAMESPACE", read=_text, default=None, says="Engine `kubernetes`: the namespace."),
+    Setting(
+        name="KILN_INSTANCE",
+        read=_text,
+        default="local",
+        says="Which Kiln this is; a part of every build's name.",
+    ),
+    Setting(name="KILN_BUILDER_IMAGE", read=_text, default=None, says="Engine `kubernetes`: the builder's image."),
+    Setting(
+        name="KILN_DOCKER_HOST",
+        read=_text,
+        default=None,
+        says="Docker daemon that builds, such as `unix:///run/docker.sock`; when unset as the `docker` command does.",
+    ),
+    Setting(
+        name="KILN_REGISTRY_CONFIG",
+        read=_path,
+        default=None,
+        says="A docker `config.json` with the registry's credentials, for the push and for looking at manifests.",
+    ),
+    Setting(
+        name="KILN_FAULT",
+        read=_text,
+        default=None,
+        says="For tests only: `<point>:<file>` makes the process die at that point.",
+    ),
+    Setting(
+        name="K_SINK",
+        read=_text,
+        default=None,
+        says="A sink's URL as a Knative SinkBinding injects it; the sink is named `k-sink`.",
+    ),
+    Setting(
+        name="K_CE_OVERRIDES", read=_text, default=None, says="Extensions for the events sent to `K_SINK`, as injected."
+    ),
+    Setting(
+        name="K_CA_CERTS",
+        read=str,
+        default=None,
+        says="PEM certificates of the authorities that `K_SINK` is trusted by, as injected.",
+    ),
+)
+
+_BY_NAME = {setting.name: setting for setting in SETTINGS}
+_OF_A_SERVICE = re.compile(r"KILN_(?:.*_)?(?:SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)")
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """The settings in an environment. An empty value is an unset one. Raises SettingsError with all that is wrong."""
+    problems = list(_unknown(environ))
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        text = environ.get(setting.name) or setting.default
+        try:
+            values[setting.field] = None if text is None else setting.read(text)
+        except ValueError as error:
+            problems.append(f"{setting.name}: {error}")
+    if not environ.get("KILN_IMAGE_PREFIX"):
+        problems.append("KILN_IMAGE_PREFIX: must be set, such as registry.example/org/")
+    problems.extend(_who_may_not(values, environ))
+    if problems:
+        raise SettingsError(problems)
+    auth = values["auth"] or ("none",)
+    decided = {
+        "event_source": values["event_source"] or values["public_url"] or "/kiln",
+        "auth": auth,
+        "loopback_only": values["auth"] is None,
+        "events_auth": values["events_auth"] or auth,
+    }
+    return Settings(**{**values, **decided})
+
+
+def _unknown(environ: Mapping[str, str]) -> Iterable[str]:
+    for name, value in sorted(environ.items()):
+        if not name.startswith("KILN_") or name in _BY_NAME:
+            continue
+        if _OF_A_SERVICE.fullmatch(name) or value.startswith("tcp://"):
+            continue  # Kubernetes injects these for every Service of a name like ours
+        nearest = difflib.get_close_matches(name, _BY_NAME, n=1)
+        yield f"{name}: there is no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+
+
+def _who_may_not(values: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[str]:
+    """The start-up rule: nobody is let in unasked unless nothing can reach in, or somebody said so."""
+    if "auth" in values and values["auth"] is None:
+        exposed = list(_ways_in(values, environ))
+        if exposed:
+            yield f"KILN_AUTH: must be set, because {' and '.join(exposed)}: choose {AUTH_CHOICES}"
+    for name in ("KILN_AUTH", "KILN_EVENTS_AUTH"):
+        words = values.get(_BY_NAME[name].field) or ()
+        if "token" in words and not environ.get("KILN_SECRETS_DIR"):
+            yield f"{name}: token needs KILN_SECRETS_DIR, a folder with api-tokens/<name> in it"
+
+
+def _ways_in(values: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[str]:
+    host, url = values.get("host"), values.get("public_url")
+    if host and not is_loopback(host):
+        yield f"KILN_HOST {host} can be reached from elsewhere"
+    if values.get("base_path") not in ("/", None):
+        yield "KILN_BASE_PATH says that a proxy is in front"
+    if url and not is_loopback(urlsplit(url).hostname or ""):
+        yield "KILN_PUBLIC_URL is not this machine's own"
+    if any(name.startswith("JUPYTERHUB_") for name in environ):
+        yield "a JupyterHub started it"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host (name or address, without port and brackets) can be reached from this machine only."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _either(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
