@@ -1,0 +1,57 @@
+# One command for each chore. Everything lives in .venv and .cache of this folder.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help venv demo test lint bench fuzz mutants locks clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile
+
+venv: .venv/complete  ## .venv with everything in it, by hash
+
+.venv/complete: requirements/dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Kiln needs Python 3.11 or newer as $(PYTHON); name another with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "Python's venv module is missing: installing the package python3-venv"; \
+		$(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends python3-venv; } || \
+		{ echo "Install the venv module of $(PYTHON) (on Debian and Ubuntu: python3-venv), then start again."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: venv  ## from a git push to a pushed image, on this machine
+	@$(BIN)/python -m docs.demo.run
+
+test: venv  ## every tier that this machine can run
+	@$(BIN)/python -m tests.run
+
+lint: venv  ## style, types, and which way imports point
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: venv  ## figures, each beside what it is compared with
+	@$(BIN)/python -m tests.bench
+
+fuzz: venv  ## ten minutes for each parser
+	@$(BIN)/python -m tests.fuzz
+
+mutants: venv  ## deletes and changes rules of the pure policy, one by one, and looks which no test misses
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+
+locks:  ## the locked versions, renewed (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --quiet --upgrade pyproject.toml -o requirements/runtime.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --quiet --upgrade --group dev pyproject.toml -c requirements/runtime.txt -o requirements/dev.txt
+
+clean:  ## everything that the other targets made
+	rm -rf .venv .cache .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache mutants dist
+	find . -name __pycache__ -prune -exec rm -rf {} +
