@@ -24,6 +24,9 @@ BUILDX_SUITE = "trixie"
 PLUGINS = Path("/usr/local/lib/docker/cli-plugins")
 
 
+NO_DAEMON = "no Docker daemon answers"
+
+
 class MachineError(Exception):
     """This machine lacks something; the message says what, and what to do."""
 
@@ -61,7 +64,9 @@ def problem() -> str | None:
         return "there is no docker command"
     if not _runs("docker", "buildx", "version"):
         return "docker has no buildx plugin"
-    return None if daemon_answers() else "no Docker daemon answers"
+    if may_not_use_daemon():
+        return "the Docker daemon here lets only root and the group docker in"
+    return None if daemon_answers() else NO_DAEMON
 
 
 def daemon_answers() -> bool:
