@@ -1,0 +1,363 @@
+"""Looks at what is, asks the plan what to do, and does it: again and again, until there is nothing left to do.
+
+It may be killed at any instant. What it has decided is in the record before it acts on it, so the next one does the
+rest: completes a start that was written, sends what was announced, adopts what runs. Nothing is done in the order of
+what came in; every round begins with a look at everything that is open.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+import msgspec
+
+from builds import metrics
+from builds.build import Build, Cause, Image, State
+from builds.engines import Conflict, Engine, EngineError, NotFound, Unavailable
+from builds.faults import Fault, reached
+from builds.plan import (
+    Action,
+    Bury,
+    Confirm,
+    Confirmation,
+    Deliver,
+    Facts,
+    Forget,
+    ForgetLogs,
+    Limits,
+    Report,
+    Start,
+    Stop,
+    Turns,
+    Word,
+    expired,
+    plan,
+)
+from builds.record import advance, delivered, undelivered
+from eventing.event import Event
+from eventing.sinks import Outcome, Sink, pause, wanted
+
+log = logging.getLogger(__name__)
+
+IDLE = 5.0
+"""Seconds between two looks when nothing is open and nothing happens."""
+BUSY = 1.0
+"""Seconds between two looks while builds are open: backoff and time limits are kept to this."""
+HOUSEKEEPING = timedelta(minutes=10)
+
+
+class Courier(Protocol):
+    """Gives events to sinks; never blocks. `done` may be called from any thread."""
+
+    def send(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None: ...
+
+
+class Confirmer(Protocol):
+    """Asks the registry. Raises any exception where it cannot know."""
+
+    def __call__(self, build: Build, /) -> Image | None: ...
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one try at a delivery."""
+
+    build: str
+    event: str
+    sink: str
+    outcome: Outcome
+
+
+class Controller:
+    """The one that acts. `events` makes an event: (build, word, attempt, time, cause) → Event."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        limits: Limits,
+        sinks: Sequence[Sink],
+        courier: Courier,
+        confirmer: Confirmer,
+        events: Callable[[Build, Word, int, datetime, Cause | None], Event],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._engine = engine
+        self._limits = limits
+        self._sinks: Mapping[str, Sink] = {sink.name: sink for sink in sinks}
+        self._courier = courier
+        self._confirmer = confirmer
+        self._events = events
+        self._clock = clock
+        self._turns = Turns()
+        self._stopped: set[tuple[str, int]] = set()
+        self._troubles: dict[tuple[str, int], str] = {}
+        self._sending: set[tuple[str, str]] = set()
+        self._told: SimpleQueue[Told] = SimpleQueue()
+        self._unrecorded: list[Told] = []
+        self._confirming: set[str] = set()
+        self._confirmations: dict[str, Confirmation] = {}
+        self._registry = ThreadPoolExecutor(2, thread_name_prefix="confirm")
+        self._tidied: datetime | None = None
+        self._open = False
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set. Attempts that run then go on; the next controller adopts them."""
+        try:
+            while not stop.is_set():
+                self._engine.wait(self._turn())
+        finally:
+            self._registry.shutdown(wait=False, cancel_futures=True)
+
+    def _turn(self) -> float:
+        """Looks until there is nothing to do; returns for how many seconds nothing is expected."""
+        try:
+            while self.look():
+                pass
+            self._tidy()
+        except Unavailable as error:
+            log.warning("The records cannot be reached: %s", error)
+            return BUSY
+        return BUSY if self._open else IDLE
+
+    def look(self) -> bool:
+        """One look and what follows from it. Returns whether it changed anything."""
+        with metrics.LOOKS.time():
+            world = self._engine.observe()
+            self._open = bool(world.builds)
+            builds = {build.name: build for build in world.builds}
+            self._count(world.builds)
+            if self._record_told(builds):
+                return True
+            sightings = tuple(
+                msgspec.structs.replace(sighting, waiting=self._troubles.get((sighting.build, sighting.attempt)))
+                if sighting.waiting is None
+                else sighting
+                for sighting in world.sightings
+            )
+            facts = Facts(
+                builds=world.builds,
+                sightings=sightings,
+                nodes=world.nodes,
+                confirmations=dict(self._confirmations),
+                confirming=frozenset(self._confirming),
+                sending=frozenset(self._sending),
+                stopped=frozenset(self._stopped),
+                turns=self._turns,
+            )
+            actions = plan(facts, self._limits, self._clock())
+            changed = [self._act(builds[action.build], action) for action in actions]
+            return any(changed)
+
+    # ---- Actions --------------------------------------------------------------------------------------------------
+
+    def _act(self, build: Build, action: Action) -> bool:
+        """Carries out one action. Returns whether the world has changed by it."""
+        try:
+            match action:
+                case Start():
+                    return self._start(build, action)
+                case Deliver():
+                    return self._deliver(build, action)
+                case Confirm():
+                    return self._confirm(build)
+                case _:
+                    after = self._write(build, action)
+                    self._after(after, action)
+                    return True
+        except Conflict:
+            metrics.CONFLICTS.inc()
+            return True
+        except NotFound:
+            log.warning("The record has gone", extra={"build": build.name})
+            return False
+
+    def _write(self, build: Build, action: Action) -> Build:
+        now = self._clock()
+
+        def announce(
+            after: Build, word: Word, attempt: int, cause: Cause | None
+        ) -> list[tuple[Event, tuple[str, ...]]]:
+            event = self._events(after, word, attempt, now, cause)
+            return [(event, tuple(name for name, sink in self._sinks.items() if wanted(sink, event.type)))]
+
+        return self._engine.write(advance(build, action, now, announce))
+
+    def _after(self, build: Build, action: Action) -> None:
+        """What follows a write: the effect, and what is worth telling."""
+        match action:
+            case Stop():
+                live = build.live
+                if live is not None:
+                    self._engine.stop(build, live)
+                    self._stopped.add((build.name, live.number))
+            case Report():
+                self._reported(build, action)
+            case Bury():
+                self._dead(build.name, action.event, action.sink, "not taken within KILN_DELIVERY_PERIOD")
+            case _ if not build.open:
+                reached(Fault.CONTROLLER_SETTLED)
+
+    def _reported(self, build: Build, report: Report) -> None:
+        reached(Fault.CONTROLLER_END_WRITTEN if report.word.terminal else Fault.CONTROLLER_ANNOUNCED)
+        self._confirmations.pop(build.name, None)
+        outcome = report.outcome
+        log.info(
+            "Build %s%s",
+            report.word,
+            f": {outcome.message}" if outcome and outcome.message else "",
+            extra={"build": build.name, "attempt": report.attempt},
+        )
+        if outcome is None or report.causes:
+            return
+        self._stopped.discard((build.name, report.attempt))
+        self._troubles.pop((build.name, report.attempt), None)
+        metrics.ATTEMPTS.labels(outcome.state, outcome.reason or "").inc()
+        if report.word.terminal:
+            metrics.ENDED.labels(outcome.state, outcome.reason or "").inc()
+            if build.status.finished_at and build.status.queued_at:
+                took = (build.status.finished_at - build.status.queued_at).total_seconds()
+                metrics.SECONDS.labels(outcome.state).observe(took)
+
+    def _start(self, build: Build, start: Start) -> bool:
+        """The start is in the record before the attempt exists: who finds it there completes it under the same name."""
+        live = build.live
+        if live is None:
+            build = self._write(build, start)
+            live = build.live
+            self._turns = self._turns.after(build)
+            reached(Fault.CONTROLLER_START_WRITTEN)
+        assert live is not None  # noqa: S101  (it has just been written)
+        try:
+            self._engine.start(build, live)
+        except Unavailable as error:
+            log.warning("The attempt cannot be started: %s", error, extra={"build": build.name})
+            self._troubles[build.name, live.number] = str(error)
+            return False
+        self._troubles.pop((build.name, live.number), None)
+        return True
+
+    def _deliver(self, build: Build, deliver: Deliver) -> bool:
+        event = next(a.event for a in build.status.outbox if a.event.id == deliver.event)
+        sink = self._sinks.get(deliver.sink)
+        if sink is None:
+            gone = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
+            self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=gone))
+            return True
+        self._sending.add((event.id, sink.name))
+
+        def done(outcome: Outcome) -> None:
+            self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=outcome))
+
+        self._courier.send(event, sink, done)
+        return False
+
+    def _tell(self, told: Told) -> None:
+        if told.outcome.delivered:
+            reached(Fault.CONTROLLER_SENT)
+        self._told.put(told)
+        self._engine.wake()
+
+    def _confirm(self, build: Build) -> bool:
+        self._confirming.add(build.name)
+
+        def ask() -> None:
+            try:
+                self._confirmations[build.name] = Confirmation(image=self._confirmer(build))
+            except Exception as error:  # noqa: BLE001  (whatever it is, the question stays open and is asked again)
+                log.warning(
+                    "The registry does not say whether the image is there: %s", error, extra={"build": build.name}
+                )
+                threading.Event().wait(BUSY)
+            finally:
+                self._confirming.discard(build.name)
+                self._engine.wake()
+
+        self._registry.submit(ask)
+        return False
+
+    # ---- Deliveries -----------------------------------------------------------------------------------------------
+
+    def _record_told(self, builds: Mapping[str, Build]) -> bool:
+        """Writes down what became of deliveries. What meets a conflict is written at the next look."""
+        told = self._unrecorded
+        while True:
+            try:
+                told.append(self._told.get_nowait())
+            except Empty:
+                break
+        self._unrecorded = []
+        current = dict(builds)
+        for one in told:
+            build = current.get(one.build)
+            if build is not None:
+                try:
+                    current[one.build] = self._engine.write(self._after_try(build, one))
+                except Conflict:
+                    self._unrecorded.append(one)
+                    continue
+                except NotFound:
+                    pass
+                except EngineError:
+                    self._unrecorded.extend(told[told.index(one) :])
+                    raise
+            self._sending.discard((one.event, one.sink))
+            self._count_try(one)
+            reached(Fault.CONTROLLER_DELIVERED)
+        return bool(told)
+
+    def _after_try(self, build: Build, told: Told) -> Build:
+        outcome, now = told.outcome, self._clock()
+        if outcome.delivered:
+            return delivered(build, told.event, told.sink, now, error=None)
+        error = outcome.error or "no reason given"
+        if outcome.final:
+            return delivered(build, told.event, told.sink, now, error=error, dead=True)
+        tries = next(
+            (
+                d.tries
+                for a in build.status.outbox
+                for d in a.deliveries
+                if (d.event, d.sink) == (told.event, told.sink)
+            ),
+            0,
+        )
+        seconds = pause(tries + 1, outcome.retry_after)
+        return undelivered(build, told.event, told.sink, now, error=error, pause=timedelta(seconds=seconds))
+
+    def _count_try(self, told: Told) -> None:
+        outcome = told.outcome
+        metrics.DELIVERIES.labels("delivered" if outcome.delivered else "refused" if outcome.final else "failed").inc()
+        if outcome.final and not outcome.delivered:
+            self._dead(told.build, told.event, told.sink, outcome.error or "refused")
+
+    def _dead(self, build: str, event: str, sink: str, why: str) -> None:
+        metrics.DEAD_LETTERS.inc()
+        log.error("Dead letter: sink %s has not got event %s: %s", sink, event, why, extra={"build": build})
+
+    # ---- Housekeeping ---------------------------------------------------------------------------------------------
+
+    def _tidy(self) -> None:
+        """Deletes what is over its time. The clock may have been set back: then it is done once more."""
+        now = self._clock()
+        if self._tidied is not None and timedelta() <= now - self._tidied < HOUSEKEEPING:
+            return
+        self._tidied = now
+        for build in self._engine.closed():
+            match expired(build, self._limits, now):
+                case Forget():
+                    self._engine.forget(build)
+                case ForgetLogs():
+                    self._engine.forget_logs(build)
+                case _:
+                    break  # the rest ended later
+
+    def _count(self, builds: Sequence[Build]) -> None:
+        states = [build.state for build in builds]
+        for state in (State.QUEUED, State.RUNNING):
+            metrics.BUILDS.labels(state).set(states.count(state))

@@ -1,0 +1,22 @@
+"""What the controller counts (Prometheus). Labels are words from short lists: never a repository, a user or a URL."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+BUILDS = Gauge("kiln_builds", "Open builds by state.", ["state"])
+ENDED = Counter("kiln_builds_ended", "Builds that ended, by state and reason.", ["state", "reason"])
+ATTEMPTS = Counter("kiln_attempts_ended", "Attempts that ended, by state and reason.", ["state", "reason"])
+SECONDS = Histogram(
+    "kiln_build_seconds",
+    "From being asked for to the end, by state.",
+    ["state"],
+    buckets=(5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200),
+)
+DELIVERIES = Counter("kiln_deliveries", "Tries to give an event to a sink, by outcome.", ["outcome"])
+DEAD_LETTERS = Counter("kiln_dead_letters", "Events that a sink refused for good, or did not take in time.")
+"""Each is logged with its event id and sink as well."""
+CONFLICTS = Counter("kiln_conflicts", "Writes that were given up because the record had changed.")
+LOOKS = Histogram(
+    "kiln_plan_seconds", "One look: observing, planning and acting.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)
+)

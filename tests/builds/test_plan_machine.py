@@ -1,0 +1,518 @@
+"""The plan against a world that does its worst: thousands of steps with crashes, lost and doubled news, clock jumps.
+
+The world here is small and honest: records that are compared and swapped, attempts that exist or do not, sinks that
+answer or do not. It is not a stand-in for an engine under test: what is under test is `plan` and `advance`, which are
+pure. Everything that must never happen is checked after each step; everything that must happen in the end is checked
+once all that was broken has been mended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from builds.build import (
+    Build,
+    Cancel,
+    Cause,
+    DeliveryState,
+    Image,
+    Kind,
+    Node,
+    Phase,
+    Push,
+    Reason,
+    Request,
+    Result,
+    Sighting,
+    State,
+)
+from builds.plan import (
+    MAX_UNCOUNTED,
+    Action,
+    Bury,
+    Confirm,
+    Confirmation,
+    Deliver,
+    Explain,
+    Facts,
+    Limits,
+    Report,
+    Settle,
+    Start,
+    Stop,
+    Supersede,
+    Turns,
+    Word,
+    plan,
+)
+from builds.record import advance, delivered, undelivered
+from eventing.event import Event
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SINKS = ("hub", "broker")
+COMMITS = tuple(f"{n}" * 40 for n in range(1, 5))
+REPOSITORIES = ("https://github.com/a/b", "https://github.com/c/d")
+REF = "refs/heads/main"
+
+
+class Crashed(Exception):
+    pass
+
+
+@dataclass
+class Real:
+    """An attempt as it really is."""
+
+    build: str
+    number: int
+    node: str
+    alone: bool
+    phase: Phase = Phase.PENDING
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    result: Result | None = None
+    told_to_stop: bool = False
+
+    @property
+    def exists(self) -> bool:
+        return self.phase in (Phase.PENDING, Phase.RUNNING)
+
+
+@dataclass
+class Story:
+    """What a build's followers have heard, in the order of the record's writes."""
+
+    words: list[tuple[Word, int]] = field(default_factory=list)
+    ids: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+
+def result(state: State, reason: Reason | None = None, *, oom: bool = False) -> Result:
+    image = Image(repository="r/x", tag="t", digest="sha256:" + "0" * 64) if state is State.SUCCEEDED else None
+    return Result(state=state, reason=reason, message=f"{state} {reason}", image=image, out_of_memory=oom)
+
+
+ENDS = [
+    result(State.SUCCEEDED),
+    result(State.FAILED, Reason.REPOSITORY),
+    result(State.FAILED, Reason.TIMEOUT),
+    result(State.FAILED, Reason.INFRASTRUCTURE),
+    result(State.FAILED, Reason.INFRASTRUCTURE, oom=True),
+    None,
+]
+
+
+class World(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = START
+        self.records: dict[str, Build] = {}
+        self.attempts: dict[tuple[str, int], Real] = {}
+        self.ever_started: set[tuple[str, int]] = set()
+        self.stories: dict[str, Story] = defaultdict(Story)
+        self.nodes = {"n1": True, "n2": True}
+        self.images: set[str] = set()
+        self.sinks_up = dict.fromkeys(SINKS, True)
+        self.received: dict[str, dict[str, str]] = {sink: {} for sink in SINKS}
+        self.announced: dict[str, tuple[str, datetime]] = {}
+        self.counter = 0
+        self.restart()
+
+    @initialize(
+        per_node=st.integers(1, 3),
+        attempts=st.integers(1, 3),
+        supersede=st.sampled_from(list(Supersede)),
+    )
+    def set_up(self, per_node: int, attempts: int, supersede: Supersede) -> None:
+        self.limits = Limits(
+            builds_per_node=per_node,
+            max_attempts=attempts,
+            supersede=supersede,
+            build_timeout=timedelta(minutes=30),
+            delivery_period=timedelta(hours=2),
+        )
+
+    def restart(self) -> None:
+        """A new controller knows nothing but the records."""
+        self.turns = Turns()
+        self.stopped: set[tuple[str, int]] = set()
+        self.sending: set[tuple[str, str]] = set()
+        self.confirming: set[str] = set()
+        self.confirmations: dict[str, Confirmation] = {}
+
+    # ---- What people and hosts do ---------------------------------------------------------------------------------
+
+    @rule(
+        repository=st.sampled_from(REPOSITORIES),
+        commit=st.sampled_from(COMMITS),
+        kind=st.sampled_from(list(Kind)),
+        before=st.none() | st.sampled_from(COMMITS),
+        pushed=st.none() | st.integers(0, 100),
+        force=st.booleans(),
+        by=st.sampled_from(["user:a", "user:b", "webhook:github.com"]),
+    )
+    def ask(
+        self,
+        repository: str,
+        commit: str,
+        kind: Kind,
+        before: str | None,
+        pushed: int | None,
+        force: bool,
+        by: str,
+    ) -> None:
+        self.counter += 1
+        push = None
+        if kind is Kind.PUSH:
+            at = None if pushed is None else START + timedelta(seconds=pushed)
+            push = Push(before=before, at=at)
+        cause = Cause(
+            source=repository,
+            id=str(self.counter),
+            type="com.github.push",
+            by=by,
+            at=self.now,
+            kind=kind,
+            ref=REF,
+            push=push,
+            force=force and kind is Kind.PERSON,
+        )
+        name = f"build-{repository[-1]}-{commit[0]}"
+        known = self.records.get(name)
+        if known is None:
+            request = Request(repository=repository, clone_url=repository, commit=commit, image="r/x")
+            known = Build(name=name, uid=f"uid-{name}", request=request, causes=(), created_at=self.now)
+        self.put(msgspec.structs.replace(known, causes=(*known.causes, cause), open=True))
+
+    @precondition(lambda self: self.records)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        build = data.draw(st.sampled_from(sorted(self.records.values(), key=lambda build: build.name)))
+        if build.open and not build.state.ended and (build.cancel is None or build.cancel.round != build.status.round):
+            mark = Cancel(round=max(1, build.status.round), by=None, at=self.now)
+            self.put(msgspec.structs.replace(build, cancel=mark))
+
+    # ---- What happens to attempts, nodes and sinks ----------------------------------------------------------------
+
+    def existing(self) -> list[Real]:
+        return [real for real in self.attempts.values() if real.exists]
+
+    @precondition(lambda self: self.existing())
+    @rule(data=st.data(), end=st.sampled_from(ENDS))
+    def attempt_ends(self, data: st.DataObject, end: Result | None) -> None:
+        self.end(data.draw(st.sampled_from(self.existing())), end)
+
+    @precondition(lambda self: self.existing())
+    @rule(data=st.data())
+    def attempt_runs(self, data: st.DataObject) -> None:
+        real = data.draw(st.sampled_from(self.existing()))
+        if real.phase is Phase.PENDING:
+            real.phase, real.started_at = Phase.RUNNING, self.now
+
+    @precondition(lambda self: self.existing())
+    @rule(data=st.data(), how=st.sampled_from(["lost", "sigterm"]))
+    def attempt_is_taken_away(self, data: st.DataObject, how: str) -> None:
+        real = data.draw(st.sampled_from(self.existing()))
+        if how == "lost":
+            real.phase = Phase.LOST
+        else:
+            self.end(real, result(State.CANCELLED))
+
+    def end(self, real: Real, end: Result | None) -> None:
+        real.started_at = real.started_at or self.now
+        real.phase, real.ended_at, real.result = Phase.ENDED, self.now, end
+        if end is not None and end.state is State.SUCCEEDED:
+            self.images.add(real.build)
+
+    @precondition(lambda self: any(real.told_to_stop for real in self.existing()))
+    @rule(data=st.data())
+    def stop_takes_effect(self, data: st.DataObject) -> None:
+        stopping = [real for real in self.existing() if real.told_to_stop]
+        self.end(data.draw(st.sampled_from(stopping)), result(State.CANCELLED))
+
+    @rule(name=st.sampled_from(["n1", "n2"]))
+    def node_changes(self, name: str) -> None:
+        self.nodes[name] = not self.nodes[name]
+
+    @rule(name=st.sampled_from(SINKS))
+    def sink_changes(self, name: str) -> None:
+        self.sinks_up[name] = not self.sinks_up[name]
+
+    @precondition(lambda self: self.images)
+    @rule(data=st.data())
+    def image_is_deleted(self, data: st.DataObject) -> None:
+        self.images.discard(data.draw(st.sampled_from(sorted(self.images))))
+
+    @rule(seconds=st.sampled_from([1, 15, 90, 400, 3000, 9000]))
+    def time_passes(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @rule(hours=st.sampled_from([-48, -1, 1, 48]))
+    def clock_jumps(self, hours: int) -> None:
+        self.now += timedelta(hours=hours)
+
+    # ---- The controller -------------------------------------------------------------------------------------------
+
+    @rule(looks=st.integers(1, 6), blind=st.booleans())
+    def controller_works(self, looks: int, blind: bool) -> None:
+        for _ in range(looks):
+            if not self.look(blind=blind):
+                break
+
+    @rule(after=st.integers(0, 3), before_effect=st.booleans())
+    def controller_crashes(self, after: int, before_effect: bool) -> None:
+        """Dies after some actions, before or after the effect of the next one; another takes over at once."""
+        with contextlib.suppress(Crashed):
+            self.look(crash_at=after, before_effect=before_effect)
+        self.restart()
+
+    @precondition(lambda self: self.sending)
+    @rule(doubled=st.booleans())
+    def deliveries_end(self, doubled: bool) -> None:
+        for event, sink in sorted(self.sending):
+            self.deliver(event, sink)
+            if doubled:
+                self.received[sink].setdefault(event, self.announced[event][0])
+        self.sending.clear()
+
+    @precondition(lambda self: self.confirming)
+    @rule()
+    def registry_answers(self) -> None:
+        for name in sorted(self.confirming):
+            image = self.records[name].status.image if name in self.images else None
+            self.confirmations[name] = Confirmation(image=image)
+        self.confirming.clear()
+
+    def facts(self, blind: bool) -> Facts:
+        """What can be seen; `blind`: half of the attempts cannot be seen just now."""
+        builds = tuple(build for build in self.records.values() if build.open)
+        sightings = []
+        for build in builds:
+            if build.live is None or (blind and hash(build.name) % 2):
+                continue
+            real = self.attempts.get((build.name, build.live.number))
+            if real is None:
+                sightings.append(Sighting(build=build.name, attempt=build.live.number, phase=Phase.ABSENT))
+            else:
+                sightings.append(
+                    Sighting(
+                        build=real.build,
+                        attempt=real.number,
+                        phase=real.phase,
+                        node=real.node,
+                        started_at=real.started_at,
+                        ended_at=real.ended_at,
+                        result=real.result,
+                    )
+                )
+        return Facts(
+            builds=builds,
+            sightings=sightings,
+            nodes=[Node(name=name, ready=ready) for name, ready in self.nodes.items()],
+            confirmations=dict(self.confirmations),
+            confirming=frozenset(self.confirming),
+            sending=frozenset(self.sending),
+            stopped=frozenset(self.stopped),
+            turns=self.turns,
+        )
+
+    def look(self, *, blind: bool = False, crash_at: int = -1, before_effect: bool = False) -> bool:
+        facts = self.facts(blind)
+        actions = plan(facts, self.limits, self.now)
+        on_records = [action.build for action in actions if not isinstance(action, Deliver | Bury)]
+        assert len(on_records) == len(set(on_records)), "two changes of one record in one plan"
+        changed = False
+        for place, action in enumerate(actions):
+            changed |= self.act(action, crash=place == crash_at, before_effect=before_effect)
+        return changed
+
+    def act(self, action: Action, *, crash: bool, before_effect: bool) -> bool:
+        build = self.records[action.build]
+        match action:
+            case Deliver():
+                assert (action.event, action.sink) not in self.sending
+                self.sending.add((action.event, action.sink))
+                return False
+            case Confirm():
+                assert build.state is State.SUCCEEDED
+                self.confirming.add(build.name)
+                return False
+            case Start() if build.live is not None:
+                assert (build.live.number, build.live.node) == (action.attempt, action.node)
+            case Bury():
+                announced = next(a for a in build.status.outbox if a.event.id == action.event)
+                assert self.now - announced.at >= self.limits.delivery_period
+                self.put(advance(build, action, self.now, self.announce))
+                return True
+            case _:
+                self.check(build, action)
+                build = self.put(advance(build, action, self.now, self.announce))
+                if isinstance(action, Report):
+                    self.confirmations.pop(build.name, None)
+                if isinstance(action, Start):
+                    self.turns = self.turns.after(build)
+        if crash and before_effect:
+            raise Crashed
+        if isinstance(action, Start):
+            self.start(build, action)
+        elif isinstance(action, Stop):
+            real = self.attempts.get((build.name, action.attempt))
+            if real:
+                real.told_to_stop = True
+            self.stopped.add((build.name, action.attempt))
+        if crash:
+            raise Crashed
+        return True
+
+    def check(self, build: Build, action: Action) -> None:
+        """What an action must never do, seen at the moment it is carried out."""
+        cancelled = build.cancel is not None and build.cancel.round == build.status.round
+        match action:
+            case Start():
+                assert self.nodes[action.node or ""], "started on a node that is not ready"
+                assert build.status.state is State.QUEUED
+                assert not cancelled, "started after a cancel"
+                assert action.attempt == build.status.attempt
+            case Report(word=Word.RETRYING):
+                assert action.outcome is not None
+                assert action.outcome.reason is Reason.INFRASTRUCTURE
+                assert not cancelled, "tried again after a cancel"
+            case Report(word=Word.CANCELLED):
+                assert action.outcome is not None
+                if action.outcome.reason is Reason.REQUESTED:
+                    assert cancelled
+                else:
+                    assert all(cause.push for cause in build.unanswered)
+            case Settle():
+                assert build.state.ended
+                assert not build.unanswered
+            case Stop() | Explain() | Report():
+                pass
+            case _:
+                raise AssertionError(f"unexpected {action}")
+
+    def start(self, build: Build, action: Start) -> None:
+        """As an engine does it: the same attempt twice is one attempt."""
+        key = (build.name, action.attempt)
+        if key in self.attempts:
+            return
+        assert key not in self.ever_started, "an attempt's number was used twice"
+        self.ever_started.add(key)
+        others = [real for real in self.existing() if real.build == build.name]
+        assert not others, "two attempts at one build at the same time"
+        self.attempts[key] = Real(build=build.name, number=action.attempt, node=action.node or "", alone=action.alone)
+
+    def announce(
+        self, build: Build, word: Word, attempt: int, cause: Cause | None
+    ) -> list[tuple[Event, tuple[str, ...]]]:
+        id_ = f"{build.uid}.{attempt}.{word}" + (f".{cause.key}" if cause else "")
+        assert self.announced.get(id_) is None, f"{id_} announced twice"
+        self.announced[id_] = (build.name, self.now)
+        if cause is None:
+            self.heard(build, word, attempt)
+        return [(Event(id=id_, source="/kiln", type=f"dev.kiln.build.{word}.v1"), SINKS)]
+
+    def heard(self, build: Build, word: Word, attempt: int) -> None:
+        """The order of events that a follower may rely on."""
+        words = self.stories[build.name].words
+        last = words[-1] if words else None
+        if last is None or last[0].terminal:
+            assert word is Word.QUEUED, f"{word} after the end"
+        else:
+            assert word is not Word.QUEUED, "queued twice in one round"
+        if word is Word.QUEUED:
+            assert all(number < attempt for _, number in words), "a number was used in two rounds"
+        if word is Word.STARTED:
+            assert (Word.STARTED, attempt) not in words
+        words.append((word, attempt))
+
+    def deliver(self, event: str, sink: str) -> None:
+        """One try at a delivery ends, and the record hears of it."""
+        build = self.records[self.announced[event][0]]
+        if self.sinks_up[sink]:
+            kind = self.announced[event][0]
+            assert self.received[sink].setdefault(event, kind) == kind
+            self.put(delivered(build, event, sink, self.now, error=None))
+        else:
+            pause = timedelta(seconds=60)
+            self.put(undelivered(build, event, sink, self.now, error="no answer", pause=pause))
+
+    def put(self, build: Build) -> Build:
+        self.records[build.name] = build
+        return build
+
+    # ---- What must never be ---------------------------------------------------------------------------------------
+
+    @invariant()
+    def slots_are_never_exceeded(self) -> None:
+        by_node: dict[str, list[Real]] = defaultdict(list)
+        for real in self.existing():
+            by_node[real.node].append(real)
+        for reals in by_node.values():
+            assert len(reals) <= self.limits.builds_per_node
+            assert len(reals) == 1 or not any(real.alone for real in reals)
+
+    @invariant()
+    def a_round_has_its_bounds(self) -> None:
+        for build in self.records.values():
+            round_ = [a for a in build.status.attempts if a.number >= build.status.round_began_with]
+            assert len(round_) <= MAX_UNCOUNTED
+            assert sum(attempt.counted for attempt in round_) <= self.limits.max_attempts
+            final = [a for a in round_ if a.reason in (Reason.REPOSITORY, Reason.TIMEOUT) or a.state is State.SUCCEEDED]
+            assert not final or final == [round_[-1]], "an attempt followed a final end"
+
+    @invariant()
+    def an_end_stays(self) -> None:
+        for build in self.records.values():
+            words = self.stories[build.name].words
+            if words and words[-1][0].terminal:
+                assert build.status.state == State(words[-1][0])
+
+    @invariant()
+    def a_closed_record_is_done(self) -> None:
+        for build in self.records.values():
+            if not build.open:
+                assert build.status.state.ended
+                assert not build.status.outbox
+                assert not build.unanswered
+
+    # ---- What must be in the end ----------------------------------------------------------------------------------
+
+    def teardown(self) -> None:
+        """Everything is mended, and time passes: then everybody has their answer."""
+        if not hasattr(self, "limits"):
+            return
+        self.nodes = dict.fromkeys(self.nodes, True)
+        self.sinks_up = dict.fromkeys(SINKS, True)
+        for _ in range(400):
+            for real in self.existing():
+                self.end(real, result(State.CANCELLED if real.told_to_stop else State.SUCCEEDED))
+            self.deliveries_end(doubled=False)
+            self.registry_answers()
+            changed = self.look()
+            if not changed and not self.sending and not self.confirming:
+                if not any(build.open for build in self.records.values()):
+                    break
+                self.now += timedelta(seconds=61)
+        for build in self.records.values():
+            assert not build.open, f"{build.name} never settled: {build.status}"
+            assert not self.existing()
+        for event in self.announced:
+            for sink in SINKS:
+                assert event in self.received[sink] or self.buried(event, sink), f"{sink} never got {event}"
+
+    def buried(self, event: str, sink: str) -> bool:
+        build = self.records[self.announced[event][0]]
+        kept = [d for d in build.status.deliveries if (d.event, d.sink) == (event, sink)]
+        return not kept or kept[0].state is DeliveryState.DEAD
+
+
+World.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestWorld = World.TestCase
