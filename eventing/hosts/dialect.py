@@ -1,0 +1,61 @@
+"""What every Git host's webhooks are brought to: one shape for all of them, so that no rule is written twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from eventing.event import Event
+
+
+class Ignored(msgspec.Struct, frozen=True):
+    """A delivery that asks for nothing, and why, in a sentence. It is answered with 200: hosts disable hooks that fail."""
+
+    reason: str
+
+
+class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a push says, whichever host it came from."""
+
+    repository: str
+    """The URL to clone from over HTTPS, as the host gives it."""
+    ref: str
+    """`refs/heads/…` or `refs/tags/…`."""
+    commit: str | None
+    """What the ref points at now, an annotated tag peeled; `None` for a deletion, or where the host does not say."""
+    before: str | None
+    """What it pointed at until then; `None` where the push created it."""
+    created: bool
+    deleted: bool
+    forced: bool
+    pushed_at: datetime | None
+    """By the host's clock."""
+    default_branch: str | None
+    """Its short name."""
+    paths: tuple[str, ...] | None
+    """The files that changed, sorted; `None` where the host did not list all of them, so that any may have."""
+    private: bool | None
+
+
+class Dialect(Protocol):
+    """How one kind of host speaks. No method does I/O."""
+
+    word: str
+    """In the route: `/webhooks/<word>`."""
+    pushes: frozenset[str]
+    """Event types that are its pushes, in every spelling that is in use."""
+
+    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
+        """Raises SignatureError unless one of `secrets` signed these raw bytes; with no secrets it always does.
+
+        Raises DecodeError for headers that cannot be read.
+        """
+
+    def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
+        """The delivery as the events that the CloudEvents adapters define for it. Raises DecodeError."""
+
+    def facts(self, event: Event) -> PushFacts:
+        """Of an event whose type is in `pushes`. Raises DecodeError where its data is not such a push."""

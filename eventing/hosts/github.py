@@ -1,0 +1,221 @@
+"""GitHub's webhooks, as the events of the CloudEvents adapter for GitHub.
+
+GitHub signs the raw body with HMAC-SHA256 and does not repeat a failed delivery. The `create` and `delete` events tell
+what a `push` tells as well, so only the push counts; of a push that deletes a ref there is nothing to build.
+
+https://docs.github.com/en/webhooks/webhook-events-and-payloads
+https://github.com/cloudevents/spec/blob/main/cloudevents/adapters/github.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Meta
+
+from eventing.errors import DecodeError, SignatureError
+from eventing.event import Event
+from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.http import event_of
+from eventing.wire import essence, load_json, lowered
+
+MAX_COMMITS = 20
+"""A push with as many commits as this may have more: then nobody knows all the paths."""
+
+_IGNORED = {
+    "ping": "This is GitHub's ping: the webhook works.",
+    "create": "A new branch or tag comes as a push as well, and that one counts.",
+    "delete": "A deleted branch or tag leaves nothing to build.",
+}
+_Path = tuple[str, ...]
+_TYPE_ENDS: Mapping[str, tuple[_Path, ...]] = {  # where it is not the payload's `action`
+    "deployment": (),
+    "deployment_status": (("deployment_status", "state"),),
+    "membership": (("scope",), ("action",)),
+}
+_SUBJECTS: Mapping[str, _Path] = {  # of the events that somebody may want a build for
+    "deployment": ("deployment", "id"),
+    "pull_request": ("number",),
+    "push": ("ref",),
+    "release": ("release", "id"),
+    "workflow_dispatch": ("workflow",),
+    "workflow_run": ("workflow", "name"),
+}
+_SOURCES: tuple[_Path, ...] = (  # the first that is there
+    ("repository", "url"),
+    ("organization", "url"),
+    ("installation", "account", "url"),
+    ("sender", "url"),
+)
+
+
+class GitHub:
+    word = "github"
+    pushes = frozenset({"com.github.push", "dev.knative.source.github.push"})
+
+    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
+        """By `X-Hub-Signature-256` alone: the older SHA-1 header is never looked at."""
+        given = lowered(headers).get("x-hub-signature-256")
+        if given is None:
+            raise SignatureError("There is no X-Hub-Signature-256: give the webhook its secret.")
+        said = given.encode(errors="replace")  # as bytes: comparing texts fails for those beyond ASCII
+        signatures = [
+            b"sha256=" + hmac.digest(secret, body, hashlib.sha256).hex().encode() for secret in secrets if secret
+        ]
+        if not any([hmac.compare_digest(said, signature) for signature in signatures]):  # noqa: C419 - all of them, always
+            raise SignatureError("X-Hub-Signature-256 was not made with this webhook's secret.")
+
+    def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
+        """`id` is X-GitHub-Delivery, which a redelivery repeats; `source` is `repository.url`, or what stands for it in
+        events that have no repository. Pushes and the events of `_SUBJECTS` have a `subject`."""
+        named = lowered(headers)
+        event, delivery = _header(named, "X-GitHub-Event"), _header(named, "X-GitHub-Delivery")
+        if not re.fullmatch(r"[a-z0-9_]{1,64}", event):
+            raise DecodeError("X-GitHub-Event is no event's name.")
+        if event in _IGNORED:
+            return Ignored(_IGNORED[event])
+        payload = _payload(named, body)
+        made = event_of(
+            {
+                "specversion": "1.0",
+                "id": delivery,
+                "source": next(filter(None, (_text(payload, path) for path in _SOURCES)), None),
+                "type": ".".join(["com.github", event, *_type_ends(event, payload)]),
+                "subject": _text(payload, _SUBJECTS[event]) if event in _SUBJECTS else None,
+                "datacontenttype": "application/json",
+            },
+            payload,
+        )
+        if made.type in self.pushes and self.facts(made).deleted:
+            return Ignored(_IGNORED["delete"])
+        return [made]
+
+    def facts(self, event: Event) -> PushFacts:
+        """`head_commit` is the commit, also behind an annotated tag; `after` would be the tag's own hash."""
+        try:
+            push = msgspec.convert(event.data, _Push)
+        except msgspec.ValidationError as error:
+            raise DecodeError(f"This is no push of GitHub's: {error}.") from None
+        deleted = push.deleted or _is_zero(push.after)
+        created = push.created or _is_zero(push.before)
+        pushed_at = push.repository.pushed_at
+        return PushFacts(
+            repository=push.repository.clone_url,
+            ref=push.ref,
+            commit=None if deleted else push.commit,
+            before=None if _is_zero(push.before) else push.before,
+            created=created,
+            deleted=deleted,
+            forced=push.forced,
+            pushed_at=datetime.fromtimestamp(pushed_at, UTC) if isinstance(pushed_at, int) else pushed_at,
+            default_branch=push.repository.default_branch,
+            paths=None if created or deleted or push.forced else push.paths,
+            private=push.repository.private,
+        )
+
+
+_Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
+_Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z", max_length=1024)]  # git check-ref-format(1)
+_Paths = list[str]
+
+
+class _Commit(msgspec.Struct):
+    id: _Hash
+    added: _Paths | None = None
+    modified: _Paths | None = None
+    removed: _Paths | None = None
+
+
+class _Repository(msgspec.Struct):
+    clone_url: str
+    default_branch: str | None = None
+    private: bool | None = None
+    pushed_at: Annotated[int, Meta(ge=0, lt=2**32)] | Annotated[datetime, Meta(tz=True)] | None = None
+
+
+class _Push(msgspec.Struct):
+    """The parts of a push payload that matter here."""
+
+    ref: _Ref
+    before: _Hash
+    after: _Hash
+    repository: _Repository
+    created: bool = False
+    deleted: bool = False
+    forced: bool = False
+    head_commit: _Commit | None = None
+    commits: list[_Commit] = []
+
+    @property
+    def commit(self) -> str | None:
+        """Without a head commit a branch is still at `after`; a tag may be an object that is no commit."""
+        if self.head_commit is not None:
+            return self.head_commit.id
+        return self.after if self.ref.startswith("refs/heads/") else None
+
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        if not 0 < len(self.commits) < MAX_COMMITS:
+            return None
+        paths: set[str] = set()
+        for commit in self.commits:
+            for part in (commit.added, commit.modified, commit.removed):
+                if part is None:
+                    return None
+                paths.update(part)
+        return tuple(sorted(paths))
+
+
+def _is_zero(commit: str) -> bool:
+    """The hash that stands for "none"; its length depends on the repository's object format."""
+    return set(commit) == {"0"}
+
+
+def _header(named: Mapping[str, str], name: str) -> str:
+    value = named.get(name.lower())
+    if not value:
+        raise DecodeError(f"The header {name} is missing.")
+    return value
+
+
+def _payload(named: Mapping[str, str], body: bytes) -> dict[str, object]:
+    media_type = essence(named.get("content-type", ""))
+    if media_type == "application/x-www-form-urlencoded":
+        body = _form_payload(body)
+    elif media_type != "application/json":
+        raise DecodeError("Set the webhook's content type to application/json.")
+    payload = load_json(body)
+    if not isinstance(payload, dict):
+        raise DecodeError("The payload is not a JSON object.")
+    return payload
+
+
+def _form_payload(body: bytes) -> bytes:
+    try:
+        ((name, payload),) = parse_qsl(body.decode(), strict_parsing=True, errors="strict", max_num_fields=1)
+    except ValueError:
+        raise DecodeError("This form does not hold one field in UTF-8.") from None
+    if name != "payload":
+        raise DecodeError("The field of this form is not called payload.")
+    return payload.encode()
+
+
+def _type_ends(event: str, payload: Mapping[str, object]) -> list[str]:
+    """What follows the event's name in the type."""
+    ends = (_text(payload, path) for path in _TYPE_ENDS.get(event, (("action",),)))
+    return [end for end in ends if end]
+
+
+def _text(payload: Mapping[str, object], path: _Path) -> str | None:
+    """The string or integer at `path`, as text; `None` where there is none, or an empty one."""
+    value: object = payload
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None

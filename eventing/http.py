@@ -1,0 +1,267 @@
+"""CloudEvents over HTTP, in and out: binary, structured and batched messages (HTTP protocol binding 1.0).
+
+The SDK knows the attributes and how to write them as headers. Reading is ours, because the SDK invents a missing `id`
+(so that every retry would be a new event), picks the mode by any stray `ce-` header, has no batches, and takes a body
+that is not JSON for a string. The content type alone says which mode a message is in.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import msgspec
+from cloudevents.core.bindings.http import to_binary_event
+from cloudevents.core.exceptions import CloudEventValidationError
+from cloudevents.core.v1.event import CloudEvent
+
+from eventing.errors import DecodeError, EncodeError, NotACloudEvent
+from eventing.event import CONTEXT, Event
+from eventing.wire import essence, is_json, is_media_type, load_json, lowered
+
+Mode = Literal["binary", "structured"]
+
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+
+MAX_NAME = 40
+"""Characters of an extension's name. The specification advises 20, so a few more are no reason to lose an event."""
+
+_REQUIRED = ("specversion", "id", "source", "type")
+_NAME = re.compile(rf"[a-z0-9]{{1,{MAX_NAME}}}")
+_FORBIDDEN = re.compile(  # in strings (CloudEvents 1.0, §3.1): control characters, surrogates, noncharacters
+    "[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+    + "]"
+)
+_PCHAR = r"[\w.~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2}"  # RFC 3986, §3.3
+_URI_REFERENCE = re.compile(  # possessive throughout: a long bad one must not take long
+    rf"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*+):|(?![^/?#]*+:))"
+    rf"(?://(?:{_PCHAR}|[\[\]])*+(?![^/?#]))?+(?:{_PCHAR}|/)*+(?:\?(?:{_PCHAR}|[/?])*+)?+(?:#(?:{_PCHAR}|[/?])*+)?+",
+    re.ASCII,
+)
+
+
+def decode(headers: Mapping[str, str], body: bytes) -> list[Event]:
+    """The events in one HTTP message: exactly one, or as many as a batch holds (in their order, maybe none).
+
+    `headers` by name in any case, values as WSGI gives them (each byte a character). A batch is taken whole or not at
+    all; what is wrong with it starts with `event <index>: `, counted from 0.
+
+    Raises NotACloudEvent where neither content type nor headers say that it is one, DecodeError for all other faults.
+    https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
+    """
+    named = lowered(headers)
+    media_type = essence(named.get("content-type", ""))
+    if media_type == STRUCTURED:
+        return [_structured(load_json(body))]
+    if media_type == BATCH:
+        return _batch(load_json(body))
+    if media_type.startswith("application/cloudevents"):
+        raise NotACloudEvent(f"CloudEvents come as JSON here: {STRUCTURED} or {BATCH}.")
+    if not any(name.startswith("ce-") for name in named):
+        raise NotACloudEvent(f"This is not a CloudEvent: send ce-… headers, or the content type {STRUCTURED}.")
+    return [_binary(named, body)]
+
+
+def encode(event: Event, mode: Mode) -> tuple[dict[str, str], bytes]:
+    """Headers and body of the message for `event`; there is always a content type.
+
+    In binary mode extensions travel as text (`true`, `5`), so their types are lost: CloudEvents has it so.
+    Raises EncodeError for an event that breaks a rule of `event_of`, or whose data is not what `Event` says it is.
+    """
+    datacontenttype = event.datacontenttype or "application/json"
+    attributes: dict[str, object] = {
+        "specversion": "1.0",
+        **{name: event.attribute(name) for name in ("id", "source", "type", "subject", "time", "dataschema")},
+        "datacontenttype": datacontenttype,
+        **event.extensions,
+    }
+    attributes = {name: value for name, value in attributes.items() if value is not None}
+    try:
+        event_of(attributes)
+    except DecodeError as error:
+        raise EncodeError(f"This event cannot be sent. {error}") from error
+    body = _body(event.data, datacontenttype)
+    if mode == "binary":
+        texts = {name: wire_text(value) for name, value in attributes.items()}
+        message = to_binary_event(CloudEvent({**texts, **({"time": event.time} if event.time else {})}, body))
+        if event.time is None:  # the SDK puts the time of sending
+            del message.headers["ce-time"]
+        return message.headers, message.body
+    return {"content-type": STRUCTURED}, _envelope(attributes, body)
+
+
+def event_of(attributes: Mapping[str, object], data: object = None) -> Event:
+    """The event with these attributes in their wire form (`time` as text), `None` standing for absent.
+
+    Every event that comes in is made here. Raises DecodeError for what CloudEvents 1.0 does not allow.
+    """
+    present = {name: value for name, value in attributes.items() if value is not None}
+    for name in _REQUIRED:
+        if name not in present:
+            raise DecodeError(f"The attribute {name} is missing.")
+    for name, value in present.items():
+        _check(name, value)
+    time = _time(present.pop("time", None))
+    try:
+        CloudEvent({**present, **({"time": time} if time else {})})
+    except CloudEventValidationError as error:
+        raise DecodeError(" ".join(f"{fault}." for faults in error.errors.values() for fault in faults)) from None
+    context = {name: value for name, value in present.items() if name in CONTEXT}
+    extensions = {name: value for name, value in present.items() if name not in context and name != "specversion"}
+    _check_references(context)
+    return Event(**context, time=time, extensions=extensions, data=data)  # type: ignore[arg-type]
+
+
+def wire_text(value: object) -> str:
+    """An attribute's value as text: its canonical string form (CloudEvents 1.0, §3.1)."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _binary(headers: Mapping[str, str], body: bytes) -> Event:
+    attributes: dict[str, object] = {
+        name.removeprefix("ce-"): _header_text(name, value) for name, value in headers.items() if name.startswith("ce-")
+    }
+    for name in ("datacontenttype", "data"):
+        if name in attributes:
+            raise DecodeError(f"There is no header ce-{name} in binary mode.")
+    datacontenttype = headers.get("content-type") or None
+    event = event_of({**attributes, "datacontenttype": datacontenttype})
+    return msgspec.structs.replace(event, data=_data(body, datacontenttype))
+
+
+def _structured(envelope: object) -> Event:
+    if not isinstance(envelope, dict):
+        raise DecodeError("A CloudEvent in JSON is an object.")
+    attributes = {name: value for name, value in envelope.items() if name not in ("data", "data_base64")}
+    event = event_of(attributes)
+    data, encoded = envelope.get("data"), envelope.get("data_base64")
+    if data is not None and encoded is not None:
+        raise DecodeError("There is data as well as data_base64: only one of them may be there.")
+    if encoded is not None:
+        data = _data(_base64(encoded), event.datacontenttype)
+    elif data is not None and not is_json(event.datacontenttype):
+        if not isinstance(data, str):
+            raise DecodeError("Data of a type that is not JSON must be a string, or come as data_base64.")
+        data = data.encode() or None
+    return msgspec.structs.replace(event, data=data)
+
+
+def _batch(envelopes: object) -> list[Event]:
+    if not isinstance(envelopes, list):
+        raise DecodeError("A batch of CloudEvents is an array.")
+    events = []
+    for index, envelope in enumerate(envelopes):
+        try:
+            events.append(_structured(envelope))
+        except DecodeError as error:
+            raise DecodeError(f"event {index}: {error}") from None
+    return events
+
+
+def _header_text(name: str, value: str) -> str:
+    """HTTP binding, §3.1.3.2: unquote, then one round of percent-decoding. A `%` that encodes nothing is one: there
+    are senders that encode none."""
+    try:
+        return unquote_to_bytes(_unquoted(value).encode("latin-1")).decode()
+    except UnicodeError:
+        raise DecodeError(f"The header {name[:MAX_NAME]} is not percent-encoded UTF-8.") from None
+
+
+def _unquoted(value: str) -> str:
+    if not value.startswith('"'):
+        return value
+    quoted = re.fullmatch(r'"((?:[^"\\]|\\.)*+)"', value, re.DOTALL)
+    if quoted is None:
+        raise DecodeError("A quoted header value does not end with its quote.")
+    return re.sub(r"\\(.)", r"\1", quoted[1], flags=re.DOTALL)
+
+
+def _data(body: bytes, datacontenttype: str | None) -> object:
+    """What `Event.data` holds for these bytes of that type."""
+    if not body:
+        return None
+    return load_json(body) if is_json(datacontenttype) else body
+
+
+def _base64(encoded: object) -> bytes:
+    if not isinstance(encoded, str):
+        raise DecodeError("data_base64 is not a string.")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError:
+        raise DecodeError("data_base64 is not base64.") from None
+
+
+def _check(name: str, value: object) -> None:
+    if not _NAME.fullmatch(name):
+        raise DecodeError(f"{name[:MAX_NAME]!r} is no attribute name: 1 to {MAX_NAME} of a-z and 0-9.")
+    if isinstance(value, str):
+        if _FORBIDDEN.search(value):
+            raise DecodeError(f"The attribute {name} has a character that CloudEvents does not allow.")
+    elif isinstance(value, bool | int):
+        if not -(2**31) <= value < 2**31:
+            raise DecodeError(f"The attribute {name} is out of range: integers have 32 bits.")
+    else:
+        raise DecodeError(f"The attribute {name} is neither a string nor a boolean nor an integer.")
+
+
+def _check_references(context: Mapping[str, object]) -> None:
+    """The context attributes that have a syntax of their own; all are strings by now."""
+    if not _uri_reference(str(context["source"])):
+        raise DecodeError("The attribute source is not a URI reference (RFC 3986).")
+    dataschema = context.get("dataschema")
+    if dataschema is not None and not _uri_reference(str(dataschema), absolute=True):
+        raise DecodeError("The attribute dataschema is not a URI (RFC 3986).")
+    datacontenttype = context.get("datacontenttype")
+    if datacontenttype is not None and not is_media_type(str(datacontenttype)):
+        raise DecodeError("The attribute datacontenttype is not a media type (RFC 2045).")
+
+
+def _uri_reference(text: str, *, absolute: bool = False) -> bool:
+    match = _URI_REFERENCE.fullmatch(text)
+    try:
+        urlsplit(text)
+    except ValueError:  # brackets that hold no IPv6 address
+        return False
+    return match is not None and not (absolute and match["scheme"] is None)
+
+
+def _time(text: object) -> datetime | None:
+    """In UTC, whatever the offset, to the microsecond."""
+    if text is None:
+        return None
+    try:
+        time: datetime = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
+        return time.astimezone(UTC)
+    except (msgspec.ValidationError, OverflowError):
+        raise DecodeError("The attribute time is not a time with its offset (RFC 3339).") from None
+
+
+def _body(data: object, datacontenttype: str) -> bytes:
+    if data is None:
+        return b""
+    if isinstance(data, bytes) is is_json(datacontenttype):
+        raise EncodeError("Data is bytes for types that are not JSON, and only for those.")
+    if isinstance(data, bytes):
+        return data
+    try:
+        return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EncodeError("The data of this event is not a JSON value.") from error
+
+
+def _envelope(attributes: Mapping[str, object], body: bytes) -> bytes:
+    """The event in the JSON format. Not the SDK's, which writes data as `str(data)` for `Application/JSON`."""
+    head = json.dumps(attributes, ensure_ascii=False, separators=(",", ":")).encode()
+    if not body:
+        return head
+    if is_json(str(attributes["datacontenttype"])):
+        return head[:-1] + b',"data":' + body + b"}"
+    return head[:-1] + b',"data_base64":"' + base64.b64encode(body) + b'"}'

@@ -1,0 +1,96 @@
+"""What senders put on the wire, read strictly: header names in one case, JSON without surprises.
+
+Two readers of one message must never understand two things, so a key or a header that is there twice is refused, and
+nothing gets in that could not be sent out again: no NaN, no half of a surrogate pair, no bottomless nesting.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import NoReturn
+
+from eventing.errors import DecodeError
+
+MAX_DEPTH = 100
+"""Arrays and objects inside each other. Well below what Python's recursion limit leaves to any caller."""
+
+_MEDIA_TYPE = re.compile(r"[\w!#$&.+^-]+/[\w!#$&.+^-]+ *(;[ -~]*)?", re.ASCII)
+
+
+def lowered(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers by lower-case name. Raises DecodeError where two names differ in case only."""
+    names = {name.lower(): value for name, value in headers.items()}
+    if len(names) != len(headers):
+        raise DecodeError("A header is there twice.")
+    return names
+
+
+def is_media_type(text: str) -> bool:
+    """Whether it reads `type/subtype`, with parameters or without (RFC 2045, §5.1)."""
+    return _MEDIA_TYPE.fullmatch(text) is not None
+
+
+def essence(media_type: str) -> str:
+    """`type/subtype` in lower case, without parameters."""
+    return media_type.partition(";")[0].strip().lower()
+
+
+def is_json(media_type: str | None) -> bool:
+    """Whether data of that type is JSON: `*/json`, `*/*+json`, and no type at all (CloudEvents JSON format, §3.1)."""
+    return media_type is None or essence(media_type).endswith(("/json", "+json"))
+
+
+def load_json(text: bytes) -> object:
+    """The JSON value in UTF-8 `text` (RFC 8259). Raises DecodeError."""
+    try:
+        value = json.loads(
+            text.decode(), object_pairs_hook=_object, parse_constant=_not_a_number, parse_float=_finite_number
+        )
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"This is not UTF-8 (byte {error.start}).") from None
+    except json.JSONDecodeError as error:
+        raise DecodeError(f"This is not JSON: {error}.") from None
+    except RecursionError:
+        raise DecodeError(_TOO_DEEP) from None
+    except ValueError:  # Python reads no integer of more than 4300 digits
+        raise DecodeError("A number in the JSON is too long.") from None
+    _check(value, MAX_DEPTH)
+    return value
+
+
+_TOO_DEEP = f"The JSON nests more than {MAX_DEPTH} levels deep."
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise DecodeError("An object in the JSON has a key twice.")
+    return members
+
+
+def _not_a_number(name: str) -> NoReturn:
+    raise DecodeError(f"{name} is not JSON.")
+
+
+def _finite_number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise DecodeError("A number in the JSON is too large.")
+    return number
+
+
+def _check(value: object, levels: int) -> None:
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value):
+            raise DecodeError("A string in the JSON has half of a surrogate pair.")
+    elif isinstance(value, dict | list):
+        if not levels:
+            raise DecodeError(_TOO_DEEP)
+        for part in value:
+            _check(part, levels - 1)
+        if isinstance(value, dict):
+            for part in value.values():
+                _check(part, levels - 1)
