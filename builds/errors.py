@@ -1,0 +1,68 @@
+"""What goes wrong before there is a build: every answer that an asker, or the one who configures Kiln, can be given."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class BuildsError(Exception):
+    """Root of what the pure modules of this package raise.
+
+    BuildsError
+     ├── RuleError                a trigger, pattern or prefix in the configuration cannot be understood
+     └── AskError                 a request that will not become a build: `status` is the HTTP answer
+          ├── Malformed           400  a field does not have the form it must have
+          ├── Forbidden           403  understood, and not permitted to this asker
+          ├── CannotBuild         422  understood, and cannot be built
+          │    └── UnknownRef     422  the repository has no such ref
+          ├── RepositoryError     400  not the address of a repository
+          │    └── RepositoryRefused  422  an address, and one that is not fetched here
+          └── TryAgain            503  nothing wrong with the request (`retry_after`, in seconds)
+               └── Unreachable    503  the Git host could not be asked
+
+    Each message is a sentence for the person who asked, and never repeats what may be a secret.
+    """
+
+
+class RuleError(BuildsError):
+    pass
+
+
+class AskError(BuildsError):
+    status: ClassVar[int] = 400
+
+
+class Malformed(AskError):
+    pass
+
+
+class Forbidden(AskError):
+    status = 403
+
+
+class CannotBuild(AskError):
+    status = 422
+
+
+class UnknownRef(CannotBuild):
+    pass
+
+
+class RepositoryError(AskError):
+    pass
+
+
+class RepositoryRefused(RepositoryError):
+    status = 422
+
+
+class TryAgain(AskError):
+    status = 503
+
+    def __init__(self, message: str, *, retry_after: float = 30.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Unreachable(TryAgain):
+    pass

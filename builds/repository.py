@@ -1,0 +1,402 @@
+"""Repositories: one name for each, however it is spelled, and which of them may be fetched.
+
+The canonical URL is identity: two spellings that lead to one repository must give one build and one image. It is made
+here by hand, because URL parsers disagree with each other and with git, and each disagreement is a way around the
+policy. Nothing is looked up: whether a *name* leads to a private address is asked again by those who resolve it, with
+`Policy.permits_address`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import string
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from urllib.parse import quote, unquote_to_bytes
+
+import msgspec
+
+from builds.errors import Malformed, RepositoryError, RepositoryRefused, RuleError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+MAX_URL = 2048
+MAX_REF = 255
+MAX_SUBDIR = 1024
+
+EXAMPLE = "https://github.com/owner/name"
+
+
+class HostKind(StrEnum):
+    """What software a Git host runs; the words of the webhook routes."""
+
+    GITHUB = "github"
+    GITLAB = "gitlab"
+    GITEA = "gitea"
+    FORGEJO = "forgejo"
+    BITBUCKET = "bitbucket"
+    BITBUCKET_SERVER = "bitbucket-server"
+
+
+KNOWN_HOSTS: Mapping[str, HostKind] = {
+    "github.com": HostKind.GITHUB,
+    "gitlab.com": HostKind.GITLAB,
+    "bitbucket.org": HostKind.BITBUCKET,
+}
+"""Known without configuration; these also ignore the case of a path."""
+
+OWNER_AND_NAME = frozenset({"github.com", "bitbucket.org"})
+"""Where a repository's path has exactly two parts."""
+
+DEFAULT_PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
+
+
+class Repository(msgspec.Struct, frozen=True, kw_only=True):
+    """A repository's address, taken apart.
+
+    `url` is canonical and identity only; git is given `clone_url`. `host` has no brackets and no port, and is empty for
+    `file`; `port` is the one that is connected to. `path` has no leading `/`. `kind` is `None` on unknown hosts.
+    """
+
+    url: str
+    clone_url: str
+    scheme: str
+    host: str
+    port: int | None
+    path: str
+    kind: HostKind | None
+
+
+def canonical(url: str, hosts: Mapping[str, HostKind] | None = None) -> Repository:
+    """The repository that a URL names.
+
+    The host becomes lower-case ASCII (IDNA 2008; an IPv4 address in any of `inet_aton`'s spellings becomes the dotted
+    one); default port, trailing `/` and `.git` go; percent-encoding is normalised; the path is lower-cased on hosts
+    that ignore case. `hosts` are the configured ones, by `host` or `host:port`.
+
+    Raises RepositoryError for what is no such address, RepositoryRefused for one that git would understand and Kiln
+    never fetches (user names and passwords, remote helpers, `git@host:path`).
+    """
+    if len(url) > MAX_URL:
+        raise RepositoryError(f"The repository's address is longer than {MAX_URL} characters.")
+    if not url.isprintable() or any(character.isspace() or character == "\\" for character in url):
+        raise RepositoryError("The repository's address holds a space, a backslash or a control character.")
+    whole = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(.*)", url)
+    if not whole:
+        raise _no_url(url)
+    scheme, authority, asked, rest = whole.groups()
+    scheme = scheme.lower()
+    if "@" in authority:
+        raise _userinfo(scheme, authority, asked)
+    if rest:
+        raise RepositoryError("A repository's address has no query ('?') and no fragment ('#').")
+    if scheme == "file":
+        return _file(authority, asked)
+    if scheme not in DEFAULT_PORTS:
+        raise RepositoryRefused(f"Repositories are not fetched over {scheme}; give an https address.")
+    host, port = _host_and_port(authority, scheme)
+    bracketed = f"[{host}]" if ":" in host else host
+    netloc = bracketed if port == DEFAULT_PORTS[scheme] else f"{bracketed}:{port}"
+    kinds = {**KNOWN_HOSTS, **{name.lower(): kind for name, kind in (hosts or {}).items()}}
+    kind = kinds.get(netloc) or kinds.get(bracketed)
+    path = _identity(_normalised(asked), host)
+    identity = f"{scheme}://{netloc}/{path}"
+    # GitLab redirects without `.git`, and redirects are refused.
+    clone_url = f"{identity}.git" if kind else f"{scheme}://{netloc}{quote(asked, safe=string.punctuation)}"
+    return Repository(url=identity, clone_url=clone_url, scheme=scheme, host=host, port=port, path=path, kind=kind)
+
+
+def of_kind(repository: Repository, word: str) -> bool:
+    """Whether its host is of that kind (a webhook route's word): one host's secret names no other's repositories."""
+    return repository.kind is not None and repository.kind == word
+
+
+def _no_url(text: str) -> RepositoryError:
+    """Why this is not a URL, as far as can be guessed."""
+    if text.startswith("-"):
+        return RepositoryError(f"A repository's address does not begin with '-'; give one such as {EXAMPLE}.")
+    if re.match(r"[A-Za-z0-9+.-]+::", text):
+        return RepositoryRefused(f"Git's remote helpers ('…::') are not used here; give an address such as {EXAMPLE}.")
+    if scp := re.fullmatch(r"[^@/:]+@([A-Za-z0-9.-]+):([^:].*)", text):
+        return _ssh(scp[1], scp[2])
+    return RepositoryError(f"The repository must be a whole address such as {EXAMPLE}.")
+
+
+def _userinfo(scheme: str, authority: str, path: str) -> RepositoryError:
+    if scheme == "ssh":
+        return _ssh(authority.rpartition("@")[2].partition(":")[0], path)
+    return RepositoryRefused(
+        "A repository's address must not hold a user name or password; Git credentials are kept by the server."
+    )
+
+
+def _ssh(host: str, path: str) -> RepositoryError:
+    """The https form is named only where nothing in it can be anything but a path."""
+    path = path.strip("/").removesuffix(".git")
+    plain = re.fullmatch(r"[A-Za-z0-9.-]+/[A-Za-z0-9._~/-]+", f"{host}/{path}")
+    return RepositoryRefused(f"This is an SSH address; give {f'https://{host}/{path}' if plain else 'the https one'}.")
+
+
+def _file(authority: str, asked: str) -> Repository:
+    if authority.lower() not in ("", "localhost"):
+        raise RepositoryError("A file address has no host: file:///path.")
+    path = _identity(_normalised(asked), "")
+    clone_url = f"file://{quote(asked, safe=string.punctuation)}"
+    return Repository(
+        url=f"file:///{path}", clone_url=clone_url, scheme="file", host="", port=None, path=path, kind=None
+    )
+
+
+def _host_and_port(authority: str, scheme: str) -> tuple[str, int]:
+    parts = re.fullmatch(r"(\[[0-9A-Fa-f:.]*\]|[^:\[\]%]*)(?::([0-9]{0,5}))?", authority, re.ASCII)
+    if not parts:
+        raise RepositoryError("The host in the repository's address is malformed.")
+    port = int(parts[2] or DEFAULT_PORTS[scheme])
+    if not 0 < port < 1 << 16:
+        raise RepositoryError("The port in the repository's address is not between 1 and 65535.")
+    return _host(parts[1]), port
+
+
+def _host(text: str) -> str:
+    """An address in its one usual spelling, or a name in lower-case ASCII without its trailing dot."""
+    try:
+        if text.startswith("["):
+            return str(ipaddress.IPv6Address(text[1:-1]))
+        name = text if text.isascii() else _idna(text)
+        name = name.lower().removesuffix(".")
+        if re.fullmatch(r"[0-9]+|0x[0-9a-f]*", name.rpartition(".")[2]):  # no top-level domain is a number
+            return _ipv4(name)
+    except ValueError:
+        raise RepositoryError("The host in the repository's address is not a valid name or address.") from None
+    label = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+    if len(name) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):  # noqa: PLR2004 (RFC 1035, §3.1)
+        raise RepositoryError("The host in the repository's address is not a valid name or address.")
+    return name
+
+
+def _idna(name: str) -> str:
+    import idna  # noqa: PLC0415 (20 ms that an ASCII name need not cost)
+
+    return idna.encode(name[:MAX_REF], uts46=True).decode()
+
+
+def _ipv4(text: str) -> str:
+    """Decimal, octal, hexadecimal and short forms, as `inet_aton` and with it curl understands them."""
+    *heads, tail = (int(part, _base(part)) for part in text.split("."))
+    room = 4 - len(heads)
+    if room < 1 or any(head > 0xFF for head in heads) or tail >= 1 << 8 * room:  # noqa: PLR2004 (a byte)
+        raise ValueError(text)
+    packed = sum(head << 8 * (3 - place) for place, head in enumerate(heads)) + tail
+    return str(ipaddress.IPv4Address(packed))
+
+
+def _base(part: str) -> int:
+    for base, digits in ((16, "0x[0-9a-f]+"), (8, "0[0-7]+"), (10, "0|[1-9][0-9]*")):
+        if re.fullmatch(digits, part):
+            return base
+    raise ValueError(part)
+
+
+def _normalised(path: str) -> str:
+    """With every byte percent-encoded that must be, and no other."""
+    return "/".join(_part(part) for part in path.removeprefix("/").rstrip("/").split("/"))
+
+
+def _part(text: str) -> str:
+    if re.search(r"%(?![0-9A-Fa-f]{2})", text):
+        raise RepositoryError("The repository's address holds a '%' that begins no percent-encoded byte.")
+    raw = unquote_to_bytes(text)
+    if raw in (b"", b".", b".."):
+        raise RepositoryError("The path in the repository's address is empty, or has an empty, '.' or '..' part.")
+    if any(byte < 0x20 or byte in b"\x7f/\\" for byte in raw):  # noqa: PLR2004 (the first printable character)
+        raise RepositoryError("The repository's address hides a slash, a backslash or a control character.")
+    return quote(raw, safe="!$&'()*+,;=:@~")
+
+
+def _identity(path: str, host: str) -> str:
+    if host in KNOWN_HOSTS:
+        path = re.sub(r"(%[0-9A-F]{2})|[A-Z]+", lambda found: found[1] or found[0].lower(), path)
+    # Twice is not another repository, and a canonical URL stays what it is.
+    path = re.sub(r"(?<=[^/])(?:\.git)+$", "", path)
+    if host in OWNER_AND_NAME and path.count("/") != 1:
+        raise RepositoryError(f"A repository on {host} is https://{host}/owner/name, and nothing after that.")
+    return path
+
+
+# Patterns
+
+
+def glob_match(pattern: str, text: str) -> bool:
+    """Whether the whole text matches: `*` is anything within a path part, `**` anything; `**/` may be no part at all.
+
+    In steps of all places that can be reached, not by a regular expression: the text is a stranger's, and its length
+    must not be able to cost more than linear time.
+    """
+    places = {0}
+    for piece in re.split(r"((?:^|(?<=/))\*\*/|\*+)", pattern):
+        places = _reach(piece, text, places)
+    return len(text) in places
+
+
+def _reach(piece: str, text: str, places: set[int]) -> set[int]:
+    """Where a piece of a pattern can end when it begins at one of the places."""
+    if not places or not piece:
+        return places
+    if not piece.startswith("*"):
+        return {place + len(piece) for place in places if text.startswith(piece, place)}
+    first = min(places)
+    if piece == "**/":
+        return places | {slash + 1 for slash in range(first, len(text)) if text[slash] == "/"}
+    if piece != "*":
+        return set(range(first, len(text) + 1))
+    reached: set[int] = set()
+    for place in sorted(places):
+        if place not in reached:
+            end = text.find("/", place)
+            reached.update(range(place, (len(text) if end < 0 else end) + 1))
+    return reached
+
+
+def patterns(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Patterns as they are written in settings: comma-separated, or a list."""
+    items = value.split(",") if isinstance(value, str) else value
+    return tuple(item.strip() for item in items if item.strip())
+
+
+def repository_pattern(text: str) -> str:
+    """A pattern as canonical URLs are written, so that capitals, `.git` or a last `/` do not keep it from matching.
+
+    Raises RuleError for one that can match no canonical URL.
+    """
+    whole = re.fullmatch(r"([^/:]+)://([^/]*)(/.*)?", text)
+    if not whole:
+        if re.fullmatch(r"\*\*/?.*", text):
+            return text
+        raise RuleError(f"The pattern '{text}' does not begin with a scheme, as in https://github.com/our-org/*.")
+    scheme, netloc, path = whole[1].lower(), whole[2].lower(), (whole[3] or "").rstrip("/")
+    if netloc in KNOWN_HOSTS:
+        path = path.lower()
+    return f"{scheme}://{netloc}{re.sub(r'(?<=[^/])[.]git$', '', path)}"
+
+
+class Policy:
+    """Which repositories may be fetched, and from which addresses.
+
+    Patterns are globs (`glob_match`) over canonical URLs; without `allowed`, all of `https`. What leads into a private
+    network, and schemes other than https, are allowed only by a pattern that names this host (no `*` in it), or this
+    scheme.
+    """
+
+    def __init__(self, allowed: Sequence[str] = (), banned: Sequence[str] = ()) -> None:
+        """Raises RuleError."""
+        self.allowed = tuple(map(repository_pattern, allowed)) or ("https://**",)
+        self.banned = tuple(map(repository_pattern, banned))
+
+    def check(self, repository: Repository) -> None:
+        """Raises RepositoryRefused."""
+        url = repository.url
+        if any(glob_match(pattern, url) for pattern in self.banned):
+            raise RepositoryRefused(f"{url} is banned here.")
+        if _is_private(repository.host) and not self._allows(repository, by_name=True):
+            raise RepositoryRefused(
+                f"{repository.host} is in a private network; only where KILN_ALLOWED_REPOSITORIES names this host "
+                "are its repositories fetched."
+            )
+        if self._allows(repository):
+            return
+        if repository.scheme != "https":
+            raise RepositoryRefused(f"{url} is not fetched: only https is, unless a pattern names the scheme.")
+        raise RepositoryRefused(f"{url} is not among the repositories that are allowed here.")
+
+    def permits_address(self, repository: Repository, address: str | Address) -> bool:
+        """Whether this repository may be fetched from that address, to which its host's name has just been resolved."""
+        return is_public(ipaddress.ip_address(address)) or self._allows(repository, by_name=True)
+
+    def _allows(self, repository: Repository, *, by_name: bool = False) -> bool:
+        return any(
+            glob_match(pattern, repository.url)
+            and (repository.scheme == "https" or pattern.startswith(f"{repository.scheme}://"))
+            and (not by_name or _names_host(pattern, repository.host))
+            for pattern in self.allowed
+        )
+
+
+def _names_host(pattern: str, host: str) -> bool:
+    named = re.match(r"[a-z]+://(?:\[([^\]]+)\]|([^/:]+))(?::[^/]*)?/", pattern)
+    return named is not None and host in named.groups()
+
+
+def _is_private(host: str) -> bool:
+    """Whether the host says by itself that it is not public; names are judged when they are resolved."""
+    try:
+        return not is_public(ipaddress.ip_address(host))
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is on the internet. What carries another one (mapped, NAT64, 6to4, Teredo) is judged by it."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not address.is_multicast
+    inner = _embedded(address)
+    if inner is not None:
+        return is_public(inner)
+    return address in GLOBAL_UNICAST and address.is_global
+
+
+def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if address in NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+
+
+# What is in a repository
+
+
+def ref_name(text: str) -> str:
+    """The ref as it was given: a full one (`refs/…`), or the name of a branch or tag. Raises Malformed.
+
+    The rules of git-check-ref-format(1), and no leading `-`.
+    """
+    malformed = (
+        len(text.encode(errors="replace")) > MAX_REF
+        or not text.isprintable()
+        or text.startswith("-")
+        or text == "@"
+        or re.search(r"[\x00- ~^:?*\[\\\x7f]|\.\.|@\{|//|\.$|/$|^/", text)
+        or any(not part or part.startswith(".") or part.endswith(".lock") for part in text.split("/"))
+        or (text.startswith("refs/") and text.count("/") == 1)
+    )
+    if malformed:
+        raise Malformed("The ref is not a valid name of a branch or tag, nor a full ref such as refs/heads/main.")
+    return text
+
+
+def is_commit(text: str) -> bool:
+    """Whether it is a whole object name: 40 (SHA-1) or 64 (SHA-256) hexadecimal digits."""
+    return re.fullmatch(r"(?:[0-9a-fA-F]{40}|[0-9a-fA-F]{64})", text) is not None
+
+
+def commit_id(text: str) -> str:
+    """In lower case. Raises Malformed."""
+    if not is_commit(text) or set(text) == {"0"}:
+        raise Malformed("The commit must be a whole one: 40 or 64 hexadecimal digits.")
+    return text.lower()
+
+
+def subdirectory(text: str) -> str:
+    """A folder of the repository without needless parts; `""` is its root. Raises Malformed for what leaves it."""
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    if text.startswith("/") or ".." in parts:
+        raise Malformed("The subdir must be a folder inside the repository: no leading '/' and no '..'.")
+    if len(text) > MAX_SUBDIR or not text.isprintable() or "\\" in text or "".join(parts).startswith("-"):
+        raise Malformed(
+            f"The subdir must be a plain path of at most {MAX_SUBDIR} characters: no control characters, no backslash, "
+            "no leading '-'."
+        )
+    return "/".join(parts)
