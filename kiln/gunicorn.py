@@ -45,11 +45,10 @@ class KilnLogger(Logger):  # type: ignore[misc]
 
 
 class Web(BaseApplication):  # type: ignore[misc]
-    """gunicorn with `settings`; `load` makes the WSGI application, in the worker."""
+    """gunicorn with `settings`; `load` makes the WSGI application, in the worker, where `ops` answers as well."""
 
-    def __init__(self, settings: Settings, load: Callable[[], Any]) -> None:
-        self._settings, self._load = settings, load
-        self._ops: Ops | None = None
+    def __init__(self, settings: Settings, ops: Ops, load: Callable[[], Any]) -> None:
+        self._settings, self._ops, self._load = settings, ops, load
         super().__init__(prog="kiln web")
 
     def load_config(self) -> None:
@@ -60,18 +59,13 @@ class Web(BaseApplication):  # type: ignore[misc]
         return self._load()
 
     def _hooks(self) -> dict[str, Callable[..., None]]:
-        def on_starting(_arbiter: Any) -> None:
-            self._ops = self._ops or Ops(self._settings.host, self._settings.ops_port_of("web"))
-
         def post_fork(_arbiter: Any, _worker: Any) -> None:
-            if self._ops:
-                self._ops.serve()
+            self._ops.serve()
 
         def post_worker_init(_worker: Any) -> None:
-            if self._ops:
-                self._ops.waiting_for = None
+            self._ops.waiting_for = None
 
-        return {"on_starting": on_starting, "post_fork": post_fork, "post_worker_init": post_worker_init}
+        return {"post_fork": post_fork, "post_worker_init": post_worker_init}
 
 
 def options(settings: Settings) -> dict[str, Any]:

@@ -1,0 +1,254 @@
+"""The environment: the table, its defaults, its errors, and who is let in."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kiln.errors import SettingsError
+from kiln.quantities import LONGEST, duration, size
+from kiln.settings import SETTINGS, Setting, Settings, read
+
+LEAST = {"KILN_IMAGE_PREFIX": "registry.example/org/"}
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def problems(**environ: str) -> tuple[str, ...]:
+    with pytest.raises(SettingsError) as caught:
+        read(LEAST | environ)
+    return caught.value.problems
+
+
+def test_the_least_that_must_be_set_is_the_image_prefix() -> None:
+    with pytest.raises(SettingsError, match="KILN_IMAGE_PREFIX: must be set"):
+        read({})
+    assert read(LEAST).image_prefix == "registry.example/org/"
+
+
+def test_defaults_are_those_of_the_table() -> None:
+    settings = read(LEAST)
+    assert (settings.engine, settings.host, settings.port, settings.base_path) == ("local", "127.0.0.1", 8000, "/")
+    assert (settings.ops_port_of("web"), settings.ops_port_of("controller")) == (9090, 9091)
+    assert (settings.build_timeout, settings.delivery_period, settings.history) == (3600, 86400, 7 * 86400)
+    assert (settings.max_body, settings.max_viewers, settings.threads) == (2**20, 112, 128)
+    assert settings.state_dir == Path("~/.local/state/kiln").expanduser()
+    assert settings.event_source == "/kiln"
+
+
+def test_every_row_is_a_field_and_every_field_a_row() -> None:
+    decided = {"loopback_only"}
+    assert {setting.field for setting in SETTINGS} == {*Settings.__struct_fields__} - decided
+
+
+def documented(setting: Setting) -> str:
+    """The row that stands in docs/settings.md for a setting."""
+    default = f"`{setting.default}`" if setting.default else ""
+    return f"| `{setting.name}` | {default} | {setting.says} |"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_every_setting_is_documented(setting: Setting) -> None:
+    assert documented(setting) in DOCS.read_text().splitlines(), "docs/settings.md lacks this row"
+
+
+def test_the_docs_name_no_setting_that_there_is_not() -> None:
+    known = {setting.name for setting in SETTINGS}
+    assert set(re.findall(r"`(KILN_[A-Z_]+)`", DOCS.read_text())) <= known
+
+
+def test_an_empty_value_is_an_unset_one() -> None:
+    assert read(LEAST | {"KILN_HOST": "", "KILN_AUTH": "", "PORT": ""}) == read(LEAST)
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("KILN_ALLOWED_REPOSITORY", "KILN_ALLOWED_REPOSITORIES"),
+        ("KILN_IMAGEPREFIX", "KILN_IMAGE_PREFIX"),
+        ("KILN_MAX_QUEUE", "KILN_MAX_QUEUED"),
+        ("KILN_ATUH", "KILN_AUTH"),
+    ],
+)
+def test_an_unknown_name_is_an_error_that_suggests_the_nearest(typo: str, meant: str) -> None:
+    assert problems(**{typo: "x"}) == (f"{typo}: there is no such setting; did you mean {meant}?",)
+
+
+def test_a_name_like_no_other_suggests_nothing() -> None:
+    assert problems(KILN_ZZZZZZZZZZZZ="x") == ("KILN_ZZZZZZZZZZZZ: there is no such setting",)
+
+
+def test_what_kubernetes_injects_for_services_is_not_ours() -> None:
+    injected = {
+        "KILN_SERVICE_HOST": "10.0.0.1",
+        "KILN_SERVICE_PORT": "80",
+        "KILN_SERVICE_PORT_HTTP": "80",
+        "KILN_PORT": "tcp://10.0.0.1:80",
+        "KILN_PORT_80_TCP": "tcp://10.0.0.1:80",
+        "KILN_PORT_80_TCP_PROTO": "tcp",
+        "KILN_PORT_80_TCP_PORT": "80",
+        "KILN_PORT_80_TCP_ADDR": "10.0.0.1",
+        "KILN_WEB_SERVICE_HOST": "10.0.0.1",
+        "KILN_WEB_SERVICE_PORT_OPS": "9090",
+        "KILN_WEB_PORT_9090_TCP_ADDR": "10.0.0.1",
+        "KILN_ANYTHING": "tcp://10.0.0.1:80",
+    }
+    assert read(LEAST | injected) == read(LEAST)
+
+
+def test_a_name_in_the_table_is_always_ours() -> None:
+    assert problems(KILN_OPS_PORT="tcp://10.0.0.1:80") == ("KILN_OPS_PORT: must be a whole number from 0 to 65535",)
+
+
+def test_all_errors_are_told_together() -> None:
+    told = problems(KILN_TYPO_OF_MINE="x", PORT="http", KILN_BUILD_TIMEOUT="soon", KILN_LOG_LEVEL="loud")
+    assert [problem.partition(":")[0] for problem in told] == [
+        "KILN_TYPO_OF_MINE",
+        "PORT",
+        "KILN_BUILD_TIMEOUT",
+        "KILN_LOG_LEVEL",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KILN_IMAGE_PREFIX", "noregistry"),
+        ("KILN_IMAGE_PREFIX", "registry.example/Org/"),
+        ("KILN_IMAGE_PREFIX", "https://registry.example/org/"),
+        ("KILN_IMAGE_PREFIX", "registry.example/org:tag"),
+        ("PORT", "65536"),
+        ("PORT", "-1"),
+        ("PORT", "٣"),
+        ("KILN_HOST", "127.0.0.1:80"),
+        ("KILN_BASE_PATH", "/a/../b"),
+        ("KILN_PUBLIC_URL", "kiln.example"),
+        ("KILN_PUBLIC_URL", "https://user:pw@kiln.example/"),
+        ("KILN_PUBLIC_URL", "https://[::1"),
+        ("KILN_MAX_BODY", "1"),
+        ("KILN_MAX_BODY", "1.5MiB"),
+        ("KILN_BUILD_TIMEOUT", "0"),
+        ("KILN_HISTORY", "99999d"),
+        ("KILN_SUPERSEDE", "sometimes"),
+        ("KILN_MAX_ATTEMPTS", "0"),
+        ("KILN_AUTH", "token,none"),
+        ("KILN_AUTH", ","),
+        ("KILN_AUTH", "password"),
+        ("KILN_STATE_DIR", "/a\nb"),
+    ],
+)
+def test_a_malformed_value_is_refused_by_name(name: str, value: str) -> None:
+    assert all(problem.startswith(f"{name}: must ") for problem in problems(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "word"), [("KILN_ENGINE", "kubernetes"), ("KILN_AUTH", "hub"), ("KILN_EVENTS_AUTH", "token,oidc")]
+)
+def test_a_word_whose_part_is_not_here_yet_is_refused_as_such(name: str, word: str) -> None:
+    (problem,) = problems(**{name: word})
+    assert "is not in this version of Kiln" in problem
+
+
+def test_a_base_path_gets_its_slashes() -> None:
+    settings = read(LEAST | {"KILN_BASE_PATH": "services/binder", "KILN_AUTH": "none"})
+    assert settings.base_path == "/services/binder/"
+
+
+def test_a_service_mesh_of_sinks_is_handed_on() -> None:
+    assert read(LEAST | {"K_SINK": "http://sink.example/"}).sink_binding == {"K_SINK": "http://sink.example/"}
+
+
+# Who is let in. ----------------------------------------------------------------------------------------------------
+
+EXPOSED = [
+    {"KILN_HOST": "0.0.0.0"},
+    {"KILN_HOST": "::"},
+    {"KILN_HOST": "kiln.example"},
+    {"KILN_BASE_PATH": "/services/binder/"},
+    {"KILN_PUBLIC_URL": "https://kiln.example/"},
+    {"JUPYTERHUB_API_TOKEN": "x"},
+    {"JUPYTERHUB_SERVICE_PREFIX": ""},
+]
+ENCLOSED = [
+    {},
+    {"KILN_HOST": "localhost"},
+    {"KILN_HOST": "127.8.9.10"},
+    {"KILN_HOST": "::1"},
+    {"KILN_BASE_PATH": "/"},
+    {"KILN_PUBLIC_URL": "http://localhost:8000/"},
+    {"KILN_PUBLIC_URL": "http://127.0.0.1:8000/"},
+    {"KILN_PUBLIC_URL": "http://[::1]:8000/"},
+]
+
+
+@pytest.mark.parametrize("environ", EXPOSED, ids=str)
+def test_where_something_can_reach_in_it_must_be_said_who_may(environ: dict[str, str]) -> None:
+    (problem,) = problems(**environ)
+    assert problem.startswith("KILN_AUTH: must be set, because ")
+    assert "choose token" in problem
+    assert "or none" in problem
+
+
+@pytest.mark.parametrize("environ", EXPOSED, ids=str)
+def test_none_can_be_said_in_so_many_words(environ: dict[str, str]) -> None:
+    settings = read(LEAST | environ | {"KILN_AUTH": "none"})
+    assert (settings.auth, settings.events_auth, settings.loopback_only) == (("none",), ("none",), False)
+
+
+@pytest.mark.parametrize("environ", ENCLOSED, ids=str)
+def test_where_nothing_can_reach_in_unset_is_none_for_this_machine(environ: dict[str, str]) -> None:
+    settings = read(LEAST | environ)
+    assert (settings.auth, settings.events_auth, settings.loopback_only) == (("none",), ("none",), True)
+
+
+def test_events_are_let_in_as_everybody_unless_it_is_said() -> None:
+    settings = read(LEAST | {"KILN_AUTH": "token", "KILN_SECRETS_DIR": "/s"})
+    assert settings.events_auth == ("token",)
+    settings = read(LEAST | {"KILN_AUTH": "token", "KILN_SECRETS_DIR": "/s", "KILN_EVENTS_AUTH": "network"})
+    assert settings.events_auth == ("network",)
+
+
+def test_who_may_post_events_does_not_say_who_may_use_the_api() -> None:
+    (problem,) = problems(KILN_HOST="0.0.0.0", KILN_EVENTS_AUTH="none")
+    assert problem.startswith("KILN_AUTH: must be set")
+
+
+def test_tokens_need_a_folder_of_secrets() -> None:
+    assert problems(KILN_AUTH="token") == (
+        "KILN_AUTH: token needs KILN_SECRETS_DIR, a folder with api-tokens/<name> in it",
+    )
+
+
+# Quantities. -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("30s", 30), ("10m", 600), ("24h", 86400), ("7d", 604800), ("1.5h", 5400), ("250ms", 0.25)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("1048576", 2**20), ("1MiB", 2**20), ("1 MiB", 2**20), ("512KiB", 2**19), ("1kB", 1000)]
+)
+def test_sizes(text: str, number: int) -> None:
+    assert size(text) == number
+
+
+@given(st.text())
+def test_quantities_are_read_or_refused(text: str) -> None:
+    for reader in (duration, size):
+        with suppress(ValueError):
+            assert 0 <= reader(text) <= max(LONGEST, 10**12 * 2**30)
+
+
+@given(st.dictionaries(st.sampled_from([setting.name for setting in SETTINGS]), st.text()))
+def test_any_environment_is_read_or_refused(environ: dict[str, str]) -> None:
+    with suppress(SettingsError):
+        assert read(environ).image_prefix
