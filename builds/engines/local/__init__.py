@@ -1,0 +1,160 @@
+"""The engine of one machine: records in SQLite, attempts as processes beside its Docker daemon.
+
+Nothing here lives in memory that a restart would miss. Web and controller are separate processes that meet only in the
+file; an attempt is told from its folder, whoever started it. So either may be killed at any instant, and the next one
+looks at what is and goes on from there.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from builds.build import Attempt, Build, Node, State
+from builds.builder.spec import Surroundings
+from builds.engines import Ask, LogLine, Page, Unavailable, World
+from builds.engines.local.attempts import Attempts, Look
+from builds.engines.local.changes import Changes, Mark
+from builds.engines.local.daemon import Daemon
+from builds.engines.local.store import Store
+
+__all__ = ["LocalEngine"]
+
+TICK = 0.05
+"""Seconds between two looks of a controller that waits: a lock that is let go tells nobody."""
+
+
+class LocalEngine:
+    """An `Engine` under one folder: `kiln.db` and `attempts/<build>-<number>/`.
+
+    `command` is the builder: it is given the paths of the spec and of the result. `environment` is where the few
+    variables that it inherits are taken from (`attempts.INHERITED`).
+
+    Raises Unavailable where the folder or the file cannot be used, EngineError where a newer Kiln has written them.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        surroundings: Surroundings,
+        max_queued: int = 1000,
+        max_queued_per_user: int = 20,
+        node: str = "local",
+        command: Sequence[str] = (sys.executable, "-m", "builds.builder"),
+        environment: Mapping[str, str] = os.environ,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        root = state_dir.absolute()
+        try:
+            (root / "attempts").mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"The folder {root} (KILN_STATE_DIR) cannot be used: {error.strerror}.") from error
+        self._store = Store(root / "kiln.db", max_queued=max_queued, max_queued_per_user=max_queued_per_user, now=now)
+        self._changes = Changes(self._store.connect)
+        self._attempts = Attempts(
+            root / "attempts",
+            surroundings=surroundings,
+            command=command,
+            environment=environment,
+            ended=self.wake,
+            now=now,
+        )
+        self._daemon = Daemon(surroundings.docker_host)
+        self._node = node
+        self._woken = threading.Event()
+        self._seen: Mark = (-1, -1)
+        self._looks: dict[tuple[str, int], tuple[Build, Attempt, Look]] = {}
+
+    def close(self) -> None:
+        """Lets go of the file. Attempts go on."""
+        self._changes.close()
+        self._store.close()
+
+    # ---- Records ----------------------------------------------------------------------------------------------------
+
+    def accept(self, asks: Sequence[Ask]) -> list[Build]:
+        return self._store.accept(asks)
+
+    def get(self, name: str) -> Build:
+        return self._store.get(name)
+
+    def list(
+        self, *, repository: str | None = None, state: State | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page:
+        return self._store.list(repository=repository, state=state, limit=limit, cursor=cursor)
+
+    def cancel(self, name: str, by: str | None) -> Build:
+        return self._store.cancel(name, by)
+
+    def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
+        return self._attempts.log(name, attempt, after)
+
+    def changed(self, name: str, since: str, timeout: float) -> Build | None:
+        deadline = time.monotonic() + timeout
+        while True:
+            mark = self._changes.mark()
+            build = self._store.get(name)
+            if build.revision != since:
+                return build
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self._changes.wait(mark, left)
+
+    # ---- Engine -----------------------------------------------------------------------------------------------------
+
+    def observe(self) -> World:
+        self._seen = self._changes.mark()
+        builds = self._store.open()
+        self._looks = {
+            (build.name, attempt.number): (build, attempt, self._attempts.tend(build, attempt))
+            for build in builds
+            if (attempt := build.live) is not None
+        }
+        sightings = tuple(
+            self._attempts.sighting(build, attempt, look, self._node) for build, attempt, look in self._looks.values()
+        )
+        why = self._daemon.trouble()
+        return World(builds=builds, sightings=sightings, nodes=(Node(name=self._node, ready=why is None, why=why),))
+
+    def write(self, build: Build) -> Build:
+        return self._store.write(build)
+
+    def start(self, build: Build, attempt: Attempt) -> None:
+        self._attempts.start(build, attempt)
+        self._looks[build.name, attempt.number] = (build, attempt, Look.NEVER)
+
+    def stop(self, build: Build, attempt: Attempt) -> None:
+        self._attempts.stop(build, attempt)
+
+    def forget(self, build: Build) -> None:
+        self._store.forget(build, lambda: self._attempts.remove(build))
+
+    def forget_logs(self, build: Build) -> None:
+        self._attempts.remove(build)
+
+    def closed(self) -> Iterator[Build]:
+        return self._store.closed()
+
+    def wait(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            if self._woken.wait(min(TICK, left)) or self._changes.mark() != self._seen or self._moved():
+                break
+        self._woken.clear()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def _moved(self) -> bool:
+        """Whether an attempt is not any more as the last observation, or its start, left it."""
+        try:
+            return any(self._attempts.look(build, attempt) is not look for build, attempt, look in self._looks.values())
+        except Unavailable:
+            return False  # the next observation says it

@@ -1,0 +1,369 @@
+"""The attempts: each a process in a session of its own and a folder that tells all about it, whoever looks.
+
+    attempts/<build>-<number>/
+        lock            locked by the builder and all it starts: held means that something of the attempt is alive
+        builder.lock    locked by the builder alone: free while `lock` is held means that it died without the rest
+        spec.json       what the builder is to do, and whose attempt this is
+        spawned, group  its session, as the one who started it and then the builder itself wrote it down
+        stopping        made when it was first told to stop
+        log, errors     its standard output and error
+        result.json     how it ended, by its own account
+
+Life is told by the locks, which the kernel lets go with the last process that holds them, and never by a process id:
+those are used again. What is in the folder is read with `lock` in hand, so nobody can start it meanwhile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+import builds
+from builds.build import Attempt, Build, Phase, Result, Sighting
+from builds.builder.spec import Surroundings, spec_for
+from builds.engines import LogLine, Unavailable
+from builds.engines.local.store import UNREADABLE
+from builds.faults import Fault, reached
+
+log = logging.getLogger(__name__)
+
+GRACE = timedelta(seconds=30)
+"""What a builder has after it was told to stop (it promises ten), before all of it is killed."""
+
+INHERITED = (
+    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR"),
+    *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
+    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"),
+    "KILN_FAULT",
+)
+"""The variables that a builder gets of ours, where they are set: no other is any of its business."""
+
+_CODE = Path(builds.__file__).parents[1]
+"""Where `python -m builds.builder` finds the code that starts it, and not what lies in anybody's working directory."""
+
+_MAX_RESULT = 64 * 1024
+"""A builder writes 4096 bytes at most; whatever is longer has not been written by one."""
+
+
+class Look(Enum):
+    """What the locks and the folder say of an attempt."""
+
+    NEVER = "its builder has never run"
+    STARTING = "alive, and its builder has not said so yet"
+    RUNNING = "its builder is alive"
+    ORPHANED = "its builder is dead, and something it started is alive"
+    OVER = "nothing of it is alive any more"
+
+
+class _Label(msgspec.Struct):
+    """The part of a Spec that says whose attempt it is."""
+
+    attempt_label: str
+
+
+class _Line(msgspec.Struct):
+    """A line of a builder's log."""
+
+    n: int
+    text: str
+    phase: str | None = None
+
+
+class _Folder:
+    """One attempt's folder; `label` is what its spec must say for it to be this attempt's and not an older record's."""
+
+    def __init__(self, path: Path, label: str) -> None:
+        self.path = path
+        self._label = label
+
+    def __getitem__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def ours(self) -> bool:
+        """The spec is complete before anything is started with it."""
+        try:
+            found = msgspec.json.decode(self["spec.json"].read_bytes(), type=_Label)
+        except (FileNotFoundError, *UNREADABLE):
+            return False
+        return found.attempt_label == self._label
+
+    @property
+    def began(self) -> bool:
+        """Two witnesses, because each may be killed before it writes: a builder does nothing before `group`."""
+        return self["spawned"].exists() or self["group"].exists()
+
+    @property
+    def session(self) -> int | None:
+        """The id of its session and first process group, if anybody has written it down."""
+        for name in ("group", "spawned"):
+            with suppress(FileNotFoundError, ValueError):
+                return int(self[name].read_bytes())
+        return None
+
+    @property
+    def result(self) -> Result | None:
+        """What the builder said at its end; `None` where it said nothing, or nothing that can be understood."""
+        try:
+            with self["result.json"].open("rb") as file:
+                result = msgspec.json.decode(file.read(_MAX_RESULT), type=Result)
+        except (OSError, *UNREADABLE):
+            return None
+        return result if result.state.ended else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all."""
+        draft = self[f".{name}"]
+        draft.write_bytes(content)
+        draft.replace(self[name])
+
+    def clear(self) -> None:
+        """Takes out everything but the lock, which is in hand."""
+        for path in self.path.iterdir():
+            if path.name != "lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+class Attempts:
+    """All attempts under `root`. `ended` is called, from another thread, when one that was started here ends."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        surroundings: Surroundings,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        ended: Callable[[], None],
+        now: Callable[[], datetime],
+    ) -> None:
+        self._root = root
+        self._surroundings = surroundings
+        self._command = tuple(command)
+        self._environment = {name: value for name, value in environment.items() if name in INHERITED}
+        self._ended = ended
+        self._now = now
+
+    def look(self, build: Build, attempt: Attempt) -> Look:
+        """Raises Unavailable."""
+        with _unavailable("looked at"):
+            return _look(self._folder(build, attempt))
+
+    def tend(self, build: Build, attempt: Attempt) -> Look:
+        """Looks, and ends what must not go on: what a dead builder has left, and one that does not stop when told to.
+
+        Raises Unavailable.
+        """
+        with _unavailable("looked at"):
+            folder = self._folder(build, attempt)
+            look = _look(folder)
+            told = _written(folder["stopping"])
+            overdue = told is not None and self._now() - told > GRACE
+            if look is Look.ORPHANED or (overdue and look in (Look.STARTING, Look.RUNNING)):
+                _kill(folder.session)
+            return look
+
+    def sighting(self, build: Build, attempt: Attempt, look: Look, node: str) -> Sighting:
+        """What `look` means to the plan. Raises Unavailable."""
+        seen = Sighting(build=build.name, attempt=attempt.number, phase=Phase.RUNNING, node=node)
+        with _unavailable("looked at"):
+            folder = self._folder(build, attempt)
+            if look is Look.NEVER:
+                gone = attempt.started_at is not None
+                why = "What was known of the attempt has been deleted from this machine." if gone else None
+                return msgspec.structs.replace(seen, phase=Phase.LOST if gone else Phase.ABSENT, waiting=why)
+            if look is Look.STARTING:
+                return msgspec.structs.replace(seen, phase=Phase.PENDING, waiting="Its builder is starting.")
+            seen = msgspec.structs.replace(seen, started_at=_written(folder["group"]))
+            if look is not Look.OVER:
+                return seen
+            result = folder.result
+            if result is None:
+                log.warning("No result; the builder's last words may be in %s", folder["errors"], extra=_extra(build))
+            at = _written(folder["result.json"])
+            return msgspec.structs.replace(seen, phase=Phase.ENDED, ended_at=at, result=result)
+
+    def start(self, build: Build, attempt: Attempt) -> None:
+        """Starts it unless it was started before, by anyone. Raises Unavailable."""
+        folder = self._folder(build, attempt)
+        with _unavailable("started"):
+            folder.path.mkdir(mode=0o700, exist_ok=True)
+            with _locked(folder["lock"], fcntl.LOCK_EX) as lock:
+                if folder.ours and (lock is None or folder.began):
+                    return
+                if lock is None:
+                    raise Unavailable(f"Something else is at work in {folder.path}.")
+                folder.clear()
+                spec = spec_for(build, attempt, self._surroundings)
+                folder.write("spec.json", msgspec.json.encode(spec))
+                reached(Fault.ENGINE_FOLDER_MADE)
+                builder = self._spawn(folder, lock)
+                threading.Thread(target=self._reap, args=(builder,), name=folder.path.name, daemon=True).start()
+                reached(Fault.ENGINE_SPAWNED)
+                folder.write("spawned", b"%d" % builder.pid)
+
+    def stop(self, build: Build, attempt: Attempt) -> None:
+        """Tells all of it to end (SIGTERM), if it is alive. Raises Unavailable."""
+        folder = self._folder(build, attempt)
+        with _unavailable("stopped"):
+            if _look(folder) in (Look.NEVER, Look.OVER):
+                return
+            with suppress(FileExistsError):
+                folder["stopping"].touch(exist_ok=False)
+            session = folder.session
+            if session is None:
+                raise Unavailable("The attempt has only just been started, and has not said yet how to stop it.")
+            with suppress(ProcessLookupError):
+                os.killpg(session, signal.SIGTERM)
+
+    def remove(self, build: Build) -> None:
+        """Deletes the folders of all attempts so far. Raises Unavailable."""
+        for number in range(1, build.status.attempt + 1):
+            with _unavailable("deleted"), suppress(FileNotFoundError):
+                shutil.rmtree(self._root / f"{build.name}-{number}")
+
+    def log(self, name: str, number: int, after: int) -> Iterator[LogLine]:
+        """The lines after line `after`; the file is open only while they are being read."""
+        if not re.fullmatch(r"[a-z0-9-]+", name):
+            return
+        try:
+            file = (self._root / f"{name}-{number}" / "log").open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(_place_after(file, after))
+            while line := file.readline():
+                said = _said(line)
+                if said is not None and said.n > after:
+                    yield LogLine(attempt=number, number=said.n, text=said.text, phase=said.phase)
+
+    def _folder(self, build: Build, attempt: Attempt) -> _Folder:
+        return _Folder(self._root / f"{build.name}-{attempt.number}", f"{build.uid}.{attempt.number}")
+
+    def _spawn(self, folder: _Folder, lock: int) -> subprocess.Popen[bytes]:
+        """The child shares our lock and keeps it when our descriptor is closed: at no instant is it free."""
+        with folder["log"].open("ab") as output, folder["errors"].open("ab") as errors:
+            return subprocess.Popen(
+                [*self._command, str(folder["spec.json"]), str(folder["result.json"])],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                cwd=_CODE,
+                env={**self._environment, "KILN_ATTEMPT_DIR": str(folder.path)},
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+
+    def _reap(self, builder: subprocess.Popen[bytes]) -> None:
+        builder.wait()
+        self._ended()
+
+
+@contextmanager
+def _locked(path: Path, mode: int) -> Iterator[int | None]:
+    """The file's lock, exclusive or shared, as an open descriptor; `None` where another has it.
+
+    It is given up by closing alone: unlocking would take it from a child that shares it. Raises OSError.
+    """
+    flags = os.O_RDWR | os.O_CREAT if mode == fcntl.LOCK_EX else os.O_RDONLY
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+        else:
+            yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _look(folder: _Folder) -> Look:
+    """Shared locks, so that those who look do not see each other."""
+    try:
+        with _locked(folder["lock"], fcntl.LOCK_SH) as lock:
+            if not folder.ours:
+                return Look.NEVER
+            if lock is not None:
+                return Look.OVER if folder.began else Look.NEVER
+    except FileNotFoundError:
+        return Look.NEVER
+    if not folder["group"].exists():  # only then has the builder taken its own lock, and will not meet ours there
+        return Look.STARTING
+    try:
+        with _locked(folder["builder.lock"], fcntl.LOCK_SH) as lock:
+            return Look.RUNNING if lock is None else Look.ORPHANED
+    except FileNotFoundError:
+        return Look.ORPHANED
+
+
+def _kill(session: int | None) -> None:
+    """Kills a whole session, whatever process groups are in it. What is forked meanwhile is met at the next look."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and session is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                if os.getsid(int(entry.name)) == session:
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+
+def _written(path: Path) -> datetime | None:
+    """When the file was last written; `None` where there is none."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
+
+
+def _said(line: bytes) -> _Line | None:
+    """A line of the log; `None` for one that is not complete, or not of our making."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return msgspec.json.decode(line, type=_Line)
+    except UNREADABLE:
+        return None
+
+
+def _place_after(file: BinaryIO, after: int) -> int:
+    """A place at or before the first line after line `after`, by halving: followers come back for few lines of many."""
+    low, high = 0, file.seek(0, os.SEEK_END) if after else 0
+    while low < high:
+        middle = (low + high) // 2
+        file.seek(max(middle - 1, 0))
+        if middle:
+            file.readline()
+        said = _said(file.readline())
+        if said is None or said.n > after:
+            high = middle
+        else:
+            low = middle + 1
+    file.seek(max(low - 1, 0))
+    if low:
+        file.readline()
+    return file.tell()
+
+
+@contextmanager
+def _unavailable(done: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"The attempt's folder or process cannot be {done}: {error.strerror or error}.") from error
+
+
+def _extra(build: Build) -> dict[str, str]:
+    return {"build": build.name}

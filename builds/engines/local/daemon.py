@@ -1,0 +1,58 @@
+"""Whether a Docker daemon answers, asked as cheaply as can be: `GET /_ping` on its socket.
+
+https://docs.docker.com/reference/api/engine/version/v1.41/#tag/System/operation/SystemPing
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+DEFAULT = "unix:///var/run/docker.sock"
+TIMEOUT = 2.0
+FRESH = 1.0
+"""Seconds for which an answer is believed."""
+
+
+class Daemon:
+    """The daemon at `address` (`unix://…` or `tcp://host:port`, as in DOCKER_HOST; default: the machine's own)."""
+
+    def __init__(self, address: str | None = None) -> None:
+        self._address = address or DEFAULT
+        self._asked_at = float("-inf")
+        self._trouble: str | None = None
+
+    def trouble(self) -> str | None:
+        """Why it takes no builds, in a sentence; `None` if it does."""
+        if time.monotonic() - self._asked_at > FRESH:
+            self._trouble = self._ask()
+            self._asked_at = time.monotonic()
+        return self._trouble
+
+    def _ask(self) -> str | None:
+        try:
+            with self._connected() as connection:
+                connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+                status = connection.recv(64).split(b" ")[1:2]
+        except ValueError:
+            return f"The address {self._address} of the Docker daemon is neither unix://<path> nor tcp://<host>:<port>."
+        except OSError as error:
+            return f"The Docker daemon at {self._address} does not answer: {error.strerror or error}."
+        return None if status == [b"200"] else f"The Docker daemon at {self._address} answers, but is not ready."
+
+    def _connected(self) -> socket.socket:
+        """Raises ValueError for an address of another form, OSError."""
+        scheme, _, where = self._address.partition("://")
+        if scheme == "tcp":
+            host, _, port = where.rstrip("/").rpartition(":")
+            return socket.create_connection((host.strip("[]"), int(port)), TIMEOUT)
+        if scheme != "unix":
+            raise ValueError(scheme)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(TIMEOUT)
+            connection.connect(where)
+        except BaseException:
+            connection.close()
+            raise
+        return connection

@@ -1,0 +1,370 @@
+"""The records: one SQLite file that web and controller, each with many threads, read and write at the same time.
+
+A record is stored whole, as JSON; the columns beside it are what lists and limits need of it, written with it in the
+same transaction. Writers queue by `BEGIN IMMEDIATE`, so what a transaction has read stays true until its end; readers
+never wait (WAL). A connection on which anything went wrong is closed, which undoes what it had begun.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec.structs import replace
+
+from builds.build import MAX_CAUSES, VERSION, Build, Cancel, Cause, State
+from builds.engines import AlreadyEnded, Ask, Conflict, EngineError, NotFound, Page, QueueFull, Unavailable
+from builds.faults import Fault, reached
+
+log = logging.getLogger(__name__)
+
+BUSY = 5.0
+"""Seconds to wait for another writer: Git hosts wait ten for their answer."""
+
+SCHEMA = 1
+"""Of the file (its `user_version`); the records in it have a version of their own."""
+
+UNREADABLE = (ValueError, RecursionError)
+"""What msgspec raises for JSON that is not what was expected: DecodeError, UnicodeDecodeError, or for deep nesting."""
+
+_TABLES = (
+    # Revisions are never used twice, not even for a record that was deleted and made anew.
+    "CREATE TABLE clock (revision INTEGER NOT NULL) STRICT",
+    "INSERT INTO clock VALUES (0)",
+    """CREATE TABLE builds (
+        name TEXT PRIMARY KEY,
+        record BLOB NOT NULL,       -- builds.build.Build as JSON
+        revision INTEGER NOT NULL,
+        open INTEGER NOT NULL,
+        state TEXT NOT NULL,        -- as everybody outside sees it
+        repository TEXT NOT NULL,
+        askers TEXT NOT NULL,       -- JSON list: who still waits for an answer
+        created INTEGER NOT NULL,   -- microseconds since 1970
+        finished INTEGER
+    ) STRICT""",
+    "CREATE INDEX builds_newest ON builds (created, name)",
+    "CREATE INDEX builds_by_repository ON builds (repository, created, name)",
+    "CREATE INDEX builds_by_state ON builds (state, created, name)",
+    "CREATE INDEX builds_open ON builds (created, name) WHERE open = 1",
+    "CREATE INDEX builds_closed ON builds (finished, name) WHERE open = 0",
+    f"PRAGMA user_version = {SCHEMA}",
+)
+
+_TROUBLES = {
+    sqlite3.SQLITE_BUSY: "is kept locked by another process",
+    sqlite3.SQLITE_FULL: "cannot grow: the disk is full",
+    sqlite3.SQLITE_READONLY: "may not be written to",
+    sqlite3.SQLITE_PERM: "may not be opened",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
+    sqlite3.SQLITE_IOERR: "cannot be read or written: the disk reports an error",
+    sqlite3.SQLITE_CORRUPT: "is damaged",
+    sqlite3.SQLITE_NOTADB: "is not a database",
+}
+
+_Row = tuple[str, bytes, int]
+"""name, record, revision"""
+
+
+class _Versioned(msgspec.Struct):
+    """All that may be assumed of a record before its version is known."""
+
+    version: int
+
+
+class Store:
+    """The half of an engine that keeps records; see `builds.engines.Engine` for what each method promises."""
+
+    def __init__(self, path: Path, *, max_queued: int, max_queued_per_user: int, now: Callable[[], datetime]) -> None:
+        self._path = path
+        self._max_queued = max_queued
+        self._max_queued_per_user = max_queued_per_user
+        self._now = now
+        self._idle: list[sqlite3.Connection] = []
+        # Threads of one process queue here, without SQLite's sleeping and asking again.
+        self._writer = threading.Lock()
+        self._reported: set[tuple[str, int]] = set()
+        with self._translated():
+            self._prepare()
+
+    def connect(self) -> sqlite3.Connection:
+        """A new connection, for one thread at a time. Raises sqlite3.Error."""
+        connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA synchronous = FULL")
+        return connection
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def accept(self, asks: Sequence[Ask]) -> list[Build]:
+        groups: dict[str, list[Ask]] = {}
+        for ask in asks:
+            groups.setdefault(ask.name, []).append(ask)
+        with self._writing() as connection:
+            builds = {name: self._join(connection, group) for name, group in groups.items()}
+            reached(Fault.WEB_ACCEPTING)
+        reached(Fault.WEB_ACCEPTED)
+        return [builds[ask.name] for ask in asks]
+
+    def get(self, name: str) -> Build:
+        with self._reading() as connection:
+            return self._require(connection, name)
+
+    def list(self, *, repository: str | None, state: State | None, limit: int, cursor: str | None) -> Page:
+        wanted = {"repository = ?": repository, "state = ?": state}
+        conditions = [condition for condition, value in wanted.items() if value is not None]
+        values: list[object] = [str(value) for value in wanted.values() if value is not None]
+        if cursor is not None:
+            conditions.append("(created, name) < (?, ?)")
+            values += _place(cursor)
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        query = f"SELECT created, name, record, revision FROM builds {where} ORDER BY created DESC, name DESC LIMIT ?"  # noqa: S608  (conditions are constants)
+        with self._reading() as connection:
+            rows = connection.execute(query, (*values, limit + 1)).fetchall()
+        more = len(rows) > limit
+        builds = tuple(self._readable(row[1:] for row in rows[:limit]))
+        return Page(builds=builds, cursor=_cursor(*rows[limit - 1][:2]) if more else None)
+
+    def cancel(self, name: str, by: str | None) -> Build:
+        with self._writing() as connection:
+            build = self._require(connection, name)
+            if build.state.ended:
+                raise AlreadyEnded(f"The build {name} has ended: {build.state}.")
+            # One that waits to be opened again is in its next round already, though no controller has said so yet.
+            current = build.status.round + 1 if build.reopened else max(build.status.round, 1)
+            if build.cancel is not None and build.cancel.round == current:
+                return build
+            return self._put(connection, replace(build, cancel=Cancel(round=current, by=by, at=self._now())))
+
+    def write(self, build: Build) -> Build:
+        with self._writing() as connection:
+            stored = self._require(connection, build.name)
+            if stored.revision != build.revision:
+                raise Conflict(f"The record of {build.name} has changed since revision {build.revision}.")
+            return self._put(connection, replace(stored, status=build.status, open=build.open))
+
+    def open(self) -> tuple[Build, ...]:
+        """All that is not settled, oldest first."""
+        with self._reading() as connection:
+            query = "SELECT name, record, revision FROM builds WHERE open = 1 ORDER BY created, name"
+            rows = connection.execute(query).fetchall()
+        return tuple(self._readable(rows))
+
+    def closed(self) -> Iterator[Build]:
+        """Reads some at a time and holds nothing between, so that each may be forgotten as it comes."""
+        place: tuple[int, str] = (-(2**63), "")
+        query = """SELECT finished, name, record, revision FROM builds
+            WHERE open = 0 AND (finished, name) > (?, ?) ORDER BY finished, name LIMIT 100"""
+        while True:
+            with self._reading() as connection:
+                rows = connection.execute(query, place).fetchall()
+            yield from self._readable(row[1:] for row in rows)
+            if not rows:
+                return
+            place = rows[-1][:2]
+
+    def forget(self, build: Build, remove: Callable[[], None]) -> None:
+        """Deletes the record, after `remove` has deleted the rest, unless it has changed: somebody wants it again."""
+        with self._writing() as connection:
+            condition = "FROM builds WHERE name = ? AND revision = ?"
+            same = (build.name, build.revision)
+            if connection.execute(f"SELECT 1 {condition}", same).fetchone():
+                remove()
+                connection.execute(f"DELETE {condition}", same)
+
+    # ---- Inside a transaction ---------------------------------------------------------------------------------------
+
+    def _join(self, connection: sqlite3.Connection, asks: Sequence[Ask]) -> Build:
+        """One build with the causes of all `asks`, which are for it; written if that is news."""
+        name, request = asks[0].name, asks[0].request
+        before = self._find(connection, name)
+        if before is None:
+            first = asks[0].cause
+            after = Build(name=name, uid=str(uuid.uuid4()), request=request, causes=(first,), created_at=self._now())
+        else:
+            after = before
+        for ask in asks:
+            after = _with_cause(after, ask.cause)
+        if before is not None and after is before:
+            return before
+        after = self._put(connection, replace(after, open=True))
+        if after.state is State.QUEUED and (before is None or before.state is not State.QUEUED):
+            self._check_queue(connection, {ask.cause.by for ask in asks})
+        return after
+
+    def _check_queue(self, connection: sqlite3.Connection, askers: Iterable[str | None]) -> None:
+        """Raises QueueFull if the build just written was one too many."""
+        (queued,) = connection.execute("SELECT count(*) FROM builds WHERE state = 'queued'").fetchone()
+        if queued > self._max_queued:
+            raise QueueFull(f"{self._max_queued} builds are waiting already, and no more may (KILN_MAX_QUEUED).")
+        for by in askers:
+            if by is None or not by.startswith(("user:", "oidc:")):
+                continue
+            query = "SELECT count(*) FROM builds, json_each(askers) AS asker WHERE state = 'queued' AND asker.value = ?"
+            (theirs,) = connection.execute(query, (by,)).fetchone()
+            if theirs > self._max_queued_per_user:
+                limit = f"{self._max_queued_per_user} builds of {by} are waiting already"
+                raise QueueFull(f"{limit}, and no more may (KILN_MAX_QUEUED_PER_USER).", per_user=True)
+
+    def _find(self, connection: sqlite3.Connection, name: str) -> Build | None:
+        query = "SELECT name, record, revision FROM builds WHERE name = ?"
+        row: _Row | None = connection.execute(query, (name,)).fetchone()
+        return None if row is None else _decoded(row)
+
+    def _require(self, connection: sqlite3.Connection, name: str) -> Build:
+        build = self._find(connection, name)
+        if build is None:
+            raise NotFound(f"There is no build {name}.")
+        return build
+
+    def _put(self, connection: sqlite3.Connection, build: Build) -> Build:
+        """Writes a record, columns and all; returns it with its new revision."""
+        (revision,) = connection.execute("UPDATE clock SET revision = revision + 1 RETURNING revision").fetchone()
+        columns = {
+            "name": build.name,
+            "record": msgspec.json.encode(replace(build, revision="")),
+            "revision": revision,
+            "open": int(build.open),
+            "state": str(build.state),
+            "repository": build.request.repository,
+            "askers": msgspec.json.encode(sorted({cause.by for cause in build.unanswered if cause.by})).decode(),
+            "created": _microseconds(build.created_at),
+            "finished": build.status.finished_at and _microseconds(build.status.finished_at),
+        }
+        names, places = ", ".join(columns), ", ".join("?" * len(columns))
+        updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
+        connection.execute(
+            f"INSERT INTO builds ({names}) VALUES ({places}) ON CONFLICT (name) DO UPDATE SET {updates}",  # noqa: S608
+            tuple(columns.values()),
+        )
+        return replace(build, revision=str(revision))
+
+    # ---- The file ---------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Makes the tables. One process at a time: while the file turns to WAL, SQLite does not wait for anybody."""
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            connection = self.connect()
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                (version,) = connection.execute("PRAGMA user_version").fetchone()
+                if version > SCHEMA:
+                    raise EngineError(
+                        f"{self._path} was written by a newer Kiln (schema {version}; this one knows {SCHEMA}): "
+                        "run that one, or give this one another KILN_STATE_DIR."
+                    )
+                if version == 0:
+                    connection.execute("BEGIN IMMEDIATE")
+                    for statement in _TABLES:
+                        connection.execute(statement)
+                    connection.execute("COMMIT")
+            finally:
+                connection.close()
+        finally:
+            os.close(folder)
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """A connection to oneself; outside a transaction each statement sees all that was committed before it."""
+        with self._translated():
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self.connect()
+            try:
+                yield connection
+            except EngineError:  # an answer: nothing is wrong with the connection
+                connection.rollback()
+                self._idle.append(connection)
+                raise
+            except BaseException:
+                connection.close()
+                raise
+            self._idle.append(connection)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction: committed at the end, undone by any exception."""
+        if not self._writer.acquire(timeout=BUSY):
+            raise Unavailable(f"{self._path.name} is kept locked by another thread: try again.")
+        try:
+            with self._reading() as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+        finally:
+            self._writer.release()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            trouble = _TROUBLES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, f"fails: {error}")
+            raise Unavailable(f"The file of records, {self._path.name} in KILN_STATE_DIR, {trouble}.") from error
+
+    def _readable(self, rows: Iterable[_Row]) -> Iterator[Build]:
+        """Leaves out what this Kiln cannot read, and says so once: a newer one may have written it, and may be back."""
+        for row in rows:
+            try:
+                yield _decoded(row)
+            except Unavailable as error:
+                if (row[0], row[2]) not in self._reported:
+                    self._reported.add((row[0], row[2]))
+                    log.warning("%s It is left alone.", error, extra={"build": row[0]})
+
+
+def _with_cause(build: Build, cause: Cause) -> Build:
+    """The build with one more cause; the very same if it knows it. The first is kept for ever, and the latest are."""
+    if any((known.source, known.id) == (cause.source, cause.id) for known in build.causes):
+        return build
+    causes = (*build.causes, cause)
+    return replace(build, causes=(causes[0], *causes[1:][-(MAX_CAUSES - 1) :]))
+
+
+def _decoded(row: _Row) -> Build:
+    """Raises Unavailable for a record of another version, or one that cannot be read at all."""
+    name, record, revision = row
+    try:
+        version = msgspec.json.decode(record, type=_Versioned).version
+        if version != VERSION:
+            raise Unavailable(f"The record of {name} has version {version}, and this Kiln knows only {VERSION}.")
+        return replace(msgspec.json.decode(record, type=Build), revision=str(revision))
+    except UNREADABLE as error:
+        raise Unavailable(f"The record of {name} cannot be read: {error}.") from error
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+_Place = tuple[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)], str]
+"""Where a page ended: `created` and `name` of its last row."""
+
+
+def _cursor(created: int, name: str) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode((created, name))).decode()
+
+
+def _place(cursor: str) -> tuple[int, str]:
+    """Raises ValueError for what `_cursor` has not made."""
+    try:
+        place: tuple[int, str] = msgspec.json.decode(
+            base64.b64decode(cursor, altchars=b"-_", validate=True), type=_Place
+        )
+    except UNREADABLE as error:
+        raise ValueError("The cursor of a list is to be given back as it was received.") from error
+    return place
