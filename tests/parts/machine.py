@@ -7,7 +7,9 @@ and run from there, so that no service is left behind.
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import shutil
 import subprocess
 import tempfile
@@ -22,6 +24,8 @@ CACHE = ROOT / ".cache"
 BUILDX_SUITE = "trixie"
 """The Debian release whose docker-buildx also runs on Debian 12, which has none."""
 PLUGINS = Path("/usr/local/lib/docker/cli-plugins")
+SYSTEMD = Path("/run/systemd/system")
+GROUP = "docker"
 
 
 NO_DAEMON = "no Docker daemon answers"
@@ -42,7 +46,7 @@ class Step:
 def missing() -> list[Step]:
     """What stands between this machine and `docker buildx`, in the order in which it has to be done. Read only.
 
-    Raises MachineError for what no step here can cure.
+    Once these are done there may be more: look again. Raises MachineError for what no step here can cure.
     """
     absent = [name for name in ("docker", "dockerd", "git") if not _which(name)]
     steps = []
@@ -50,8 +54,10 @@ def missing() -> list[Step]:
         steps.append(Step(f"install Debian packages for {', '.join(absent)} with apt-get", _install))
     if absent or not _runs("docker", "buildx", "version"):
         steps.append(Step(f"put the docker-buildx plugin in {PLUGINS} unless its package is there", _install_buildx))
-    if "docker" in absent or not daemon_answers():
-        steps.append(Step("start the Docker daemon", _start_service))
+    if not absent and may_not_use_daemon() and _user() not in grp.getgrnam(GROUP).gr_mem:
+        steps.append(Step(f"add {_user()} to the group {GROUP}, which is as good as root", _join_group))
+    if not absent and not may_not_use_daemon() and not daemon_answers() and SYSTEMD.is_dir():
+        steps.append(Step("start the Docker daemon with systemctl", _start_service))
     if steps and os.geteuid() != 0 and not shutil.which("sudo"):
         wanted = "; ".join(step.sentence for step in steps)
         raise MachineError(f"needed, and only root can do it (there is no sudo here): {wanted}")
@@ -65,7 +71,7 @@ def problem() -> str | None:
     if not _runs("docker", "buildx", "version"):
         return "docker has no buildx plugin"
     if may_not_use_daemon():
-        return "the Docker daemon here lets only root and the group docker in"
+        return f"the Docker daemon here lets only root and the group {GROUP} in"
     return None if daemon_answers() else NO_DAEMON
 
 
@@ -94,7 +100,8 @@ def daemon() -> Iterator[None]:
     CACHE.mkdir(exist_ok=True)
     log = CACHE / "dockerd.log"
     with log.open("wb") as output:
-        child = subprocess.Popen([*_as_root(), program], stdout=output, stderr=output, start_new_session=True)
+        command = [*_as_root(), program, f"--group={os.getgid()}"]
+        child = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
         _await_daemon(child, log)
         yield
@@ -189,10 +196,16 @@ def _install_buildx() -> None:
     _check([*_as_root(), "install", "-D", str(plugin), str(PLUGINS / "docker-buildx")])
 
 
+def _join_group() -> None:
+    _check([*_as_root(), "usermod", "--append", "--groups", GROUP, _user()])
+
+
 def _start_service() -> None:
-    """By the init system, where one is running; otherwise `daemon` starts it, for as long as it is needed."""
-    if not daemon_answers() and Path("/run/systemd/system").is_dir():
-        _check([*_as_root(), "systemctl", "start", "docker"])
+    _check([*_as_root(), "systemctl", "start", "docker"])
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def _await_daemon(child: subprocess.Popen[bytes], log: Path) -> None:
