@@ -117,7 +117,10 @@ def _text(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(_text(text)).expanduser()
+    try:
+        return Path(_text(text)).expanduser()
+    except RuntimeError:
+        raise ValueError("must be a path without ~, as there is no such home directory here") from None
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,0 +1,209 @@
+"""The YAML file: triggers, sinks, hosts. Every error names its place, as in `triggers[0].push.branches`.
+
+YAML lets a key be written twice and keeps the last, which turns a slip of the editor into a rule that is silently gone;
+here it is an error, as is every key nobody knows. What only a later version can do is refused as well: a section that
+is accepted and does nothing is a promise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from builds.errors import RuleError
+from builds.repository import HostKind
+from builds.triggers import DEFAULT, Trigger, TriggerRule, load
+from eventing.sinks import Sink
+from kiln.errors import ConfigError
+from kiln.quantities import duration
+
+LARGEST = 2**18
+LATER = "is not in this version of Kiln"
+
+T = TypeVar("T")
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True):
+    """What the file says. `hosts` are by `host` or `host:port`; `allowed_images` are patterns."""
+
+    triggers: tuple[Trigger, ...] = DEFAULT
+    sinks: tuple[Sink, ...] = ()
+    hosts: Mapping[str, HostKind] = {}
+    insecure_registries: tuple[str, ...] = ()
+    allowed_images: tuple[str, ...] = ()
+
+
+class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: HostKind
+    statuses: bool = False
+
+
+class _Listed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: str
+    poll: str | int | None = None
+
+
+class _Private(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    match: str
+    use_by: tuple[str, ...]
+
+
+def read(path: Path | None) -> Config:
+    """The configuration in a file; the default one without. Raises ConfigError with all that is wrong."""
+    if path is None:
+        return Config()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"KILN_CONFIG: {path} cannot be read ({error.strerror})"]) from None
+    try:
+        return parse(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {problem}" for problem in error.problems) from None
+
+
+def parse(content: bytes) -> Config:
+    """The configuration in a YAML document. Raises ConfigError."""
+    document = _document(content)
+    if document is None:
+        return Config()
+    if not isinstance(document, dict):
+        raise ConfigError(["The file must be a mapping of sections, such as `sinks:`"])
+    reader = _Reader({str(name): value for name, value in document.items()})
+    config = reader.config()
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return config
+
+
+class _Reader:
+    """Goes through the sections, and notes what is wrong instead of stopping at it."""
+
+    def __init__(self, sections: dict[str, Any]) -> None:
+        self._sections = sections
+        self.problems: list[str] = []
+
+    def config(self) -> Config:
+        unknown = self._sections.keys() - {*Config.__struct_fields__, "repositories", "private"}
+        self.problems += [f"{name}: there is no such section" for name in sorted(unknown)]
+        self._refuse_later()
+        hosts = dict(self._hosts())
+        for name, host in hosts.items():
+            if host.statuses:
+                self.problems.append(f"hosts.{name}.statuses: setting commit statuses {LATER}")
+        return Config(
+            triggers=self._triggers(),
+            sinks=self._sinks(),
+            hosts={name: host.kind for name, host in hosts.items()},
+            insecure_registries=self._registries(),
+            allowed_images=tuple(self._items("allowed_images", str)),
+        )
+
+    def _refuse_later(self) -> None:
+        for number, repository in enumerate(self._items("repositories", _Listed)):
+            try:
+                duration(str(repository.poll or 0))
+            except ValueError as error:
+                self.problems.append(f"repositories[{number}].poll: {error}")
+        for section, what in (
+            ("repositories", "looking at repositories"),
+            ("private", "saying who may use credentials"),
+        ):
+            if self._sections.get(section):
+                self.problems.append(f"{section}: {what} {LATER}")
+
+    def _triggers(self) -> tuple[Trigger, ...]:
+        if "triggers" not in self._sections:
+            return DEFAULT
+        rules = list(self._items("triggers", TriggerRule))
+        try:
+            return load(rules)
+        except RuleError as error:
+            self.problems.append(f"triggers: {error}")
+            return ()
+
+    def _sinks(self) -> tuple[Sink, ...]:
+        for number, sink in enumerate(self._listed("sinks")):
+            if isinstance(sink, dict) and sink.get("format") == "cdevents":
+                self.problems.append(f"sinks[{number}].format: cdevents {LATER}")
+                sink["format"] = "kiln"
+        sinks = tuple(self._items("sinks", Sink))
+        for name, count in Counter(sink.name for sink in sinks).items():
+            if count > 1:
+                self.problems.append(f"sinks: there are {count} sinks called {name}")
+        return sinks
+
+    def _hosts(self) -> Iterator[tuple[str, _Host]]:
+        section = self._sections.get("hosts", {})
+        if not isinstance(section, dict):
+            self.problems.append("hosts: must be a mapping from host names, such as `git.example.edu: {kind: gitlab}`")
+            return
+        for name, value in section.items():
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9.-]+(?::[0-9]{1,5})?", name):
+                self.problems.append(f"hosts.{name}: must be a host name, with or without a port")
+            elif (host := self._converted(value, _Host, f"hosts.{name}")) is not None:
+                yield name.lower(), host
+
+    def _registries(self) -> tuple[str, ...]:
+        registries = tuple(self._items("insecure_registries", str))
+        for number, registry in enumerate(registries):
+            if not re.fullmatch(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", registry):
+                self.problems.append(f"insecure_registries[{number}]: must be host:port, without a scheme and a path")
+        return registries
+
+    def _items(self, section: str, kind: type[T]) -> Iterator[T]:
+        for number, value in enumerate(self._listed(section, tell=True)):
+            item = self._converted(value, kind, f"{section}[{number}]")
+            if item is not None:
+                yield item
+
+    def _listed(self, section: str, *, tell: bool = False) -> list[Any]:
+        value = self._sections.get(section, [])
+        if isinstance(value, list):
+            return value
+        if tell:
+            self.problems.append(f"{section}: must be a list")
+        return []
+
+    def _converted(self, value: object, kind: type[T], place: str) -> T | None:
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            what, _, where = str(error).removesuffix("`").partition(" - at `$")
+            self.problems.append(f"{place}{where}: {what}")
+            return None
+
+
+def _document(content: bytes) -> Any:
+    """The YAML document as plain values. Raises ConfigError."""
+    import yaml  # noqa: PLC0415  # only where there is a file
+
+    if len(content) > LARGEST:
+        raise ConfigError([f"The file is larger than {LARGEST // 2**10} KiB"])
+
+    class Loader(yaml.SafeLoader):  # not the one in C, which dies of deep nesting
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key `{key.value}` is there twice", key.start_mark
+                    )
+                if isinstance(key.value, str):
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep=deep)
+
+    try:
+        return yaml.load(content, Loader)  # noqa: S506  # it is a safe one
+    except yaml.MarkedYAMLError as error:
+        line = f"Line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError([f"{line}{error.problem or 'this is not YAML'}"]) from None
+    except RecursionError:
+        raise ConfigError(["The file is nested too deeply"]) from None
+    except Exception as error:  # noqa: BLE001  # PyYAML lets everything through that a value does not fit its tag with
+        raise ConfigError([f"The file is not YAML: {type(error).__name__}"]) from None
