@@ -41,7 +41,7 @@ _FORBIDDEN = re.compile(  # in strings (CloudEvents 1.0, §3.1): control charact
 )
 _PCHAR = r"[\w.~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2}"  # RFC 3986, §3.3
 _URI_REFERENCE = re.compile(  # possessive throughout: a long bad one must not take long
-    rf"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*+):|(?![^/?#]*+:))"
+    rf"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*+):|(?![^/?#:]*+:))"
     rf"(?://(?:{_PCHAR}|[\[\]])*+(?![^/?#]))?+(?:{_PCHAR}|/)*+(?:\?(?:{_PCHAR}|[/?])*+)?+(?:#(?:{_PCHAR}|[/?])*+)?+",
     re.ASCII,
 )

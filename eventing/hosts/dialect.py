@@ -12,7 +12,7 @@ from eventing.event import Event
 
 
 class Ignored(msgspec.Struct, frozen=True):
-    """A delivery that asks for nothing, and why, in a sentence. It is answered with 200: hosts disable hooks that fail."""
+    """A delivery that asks for nothing, and why, in a sentence. Its answer is 200: hosts disable hooks that fail."""
 
     reason: str
 

@@ -1,0 +1,608 @@
+"""Deliveries over real sockets: every way in which a sink can behave, and that none of them is another's trouble."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eventing.delivery import Courier, sinks_from_environment
+from eventing.errors import SinkError
+from eventing.event import Event
+from eventing.sinks import LONGEST_PAUSE, LONGEST_RETRY_AFTER, Outcome, Sink, judge, pause, seconds_until, wanted
+from eventing.transport import LANE_WIDTH
+from tests.parts.proxy import Proxy
+from tests.parts.sink import CUT, SILENT, TRICKLE, Answer, EventSink
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+CANARY = "canary-5c1d0f3e9b"
+
+
+def event(number: int = 1) -> Event:
+    return Event(
+        id=f"u.{number}.succeeded",
+        source="/kiln",
+        type="dev.kiln.build.succeeded.v1",
+        subject="build-x",
+        time=NOW,
+        datacontenttype="application/json",
+        extensions={"repository": "https://github.com/a/b", "reason": "none"},
+        data={"name": "build-x", "number": number},
+    )
+
+
+def send(courier: Courier, sink: Sink, sent: Event | None = None) -> Future[Outcome]:
+    outcome: Future[Outcome] = Future()
+    courier.send(sent or event(), sink, outcome.set_result)  # a second call would raise, and fail the test
+    return outcome
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def courier() -> Iterator[Courier]:
+    courier = Courier()
+    yield courier
+    courier.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[EventSink]:
+    with EventSink() as receiver:
+        yield receiver
+
+
+# --- what an answer means, and when it is tried again: pure
+
+
+@given(st.integers(100, 999))
+def test_what_a_status_means(status: int) -> None:
+    outcome = judge(status, 7.0)
+    assert outcome.status == status
+    assert outcome.delivered == (200 <= status <= 299) == (outcome.error is None)
+    assert outcome.final == (not (status in {404, 408, 409, 429} or 500 <= status <= 599))
+    assert outcome.retry_after == (None if outcome.final else 7.0)
+    assert outcome.error is None or str(status) in outcome.error
+
+
+@given(st.integers(0, 10_000), st.none() | st.floats(0, 1e9))
+def test_the_pause_grows_is_bounded_and_never_shorter_than_asked(tries: int, asked: float | None) -> None:
+    assert 1 <= pause(tries) <= pause(tries + 1) <= LONGEST_PAUSE
+    assert pause(tries, asked) == max(pause(tries), min(asked or 0, LONGEST_RETRY_AFTER))
+
+
+def test_pauses() -> None:
+    assert [pause(tries) for tries in (1, 2, 3, 9, 10, 100)] == [1, 2, 4, 256, 300, 300]
+    assert (pause(1, 60), pause(9, 60), pause(1, 86400)) == (60, 256, 3600)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("soon", None),
+        ("-1", None),
+        ("1.5", None),
+        ("²", None),
+        ("0", 0),
+        (" 120 ", 120),
+        ("9" * 5000, 3600),
+        ("Sun, 22 Nov 2026 12:01:30 GMT", 90),
+        ("Sunday, 22-Nov-26 12:01:30 GMT", 90),
+        ("Sun Nov 22 12:01:30 2026", 90),
+        ("Sun, 22 Nov 2026 11:00:00 GMT", 0),
+        ("Sun, 22 Nov 2099 11:00:00 GMT", 3600),
+        ("Sun, 22 Nov 99999999999999999999 11:00:00 GMT", None),
+    ],
+)
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert seconds_until(header, NOW) == seconds
+
+
+@given(st.text() | st.from_regex(r"[A-Z][a-z]{2}, [0-9-]{1,4} [A-Z][a-z]{2} [0-9]{1,6} [0-9:]{1,9} [A-Z+0-9-]{0,6}"))
+def test_any_retry_after_is_within_bounds(header: str) -> None:
+    seconds = seconds_until(header, NOW)
+    assert seconds is None or 0 <= seconds <= LONGEST_RETRY_AFTER
+
+
+def test_wanted() -> None:
+    sink = Sink(name="hub", url="https://hub.example/", types=("dev.kiln.build.succeeded.*", "dev.kiln.build.f*"))
+    assert wanted(sink, "dev.kiln.build.succeeded.v1")
+    assert wanted(sink, "dev.kiln.build.failed.v1")
+    assert not wanted(sink, "dev.kiln.build.started.v1")
+    assert not wanted(sink, "x.dev.kiln.build.succeeded.v1")
+    assert wanted(Sink(name="all", url="https://hub.example/"), "dev.kiln.build.started.v1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("name", "../x", "name"),
+        ("name", ".hidden", "name"),
+        ("name", "", "name"),
+        ("url", "ftp://hub.example/", "http"),
+        ("url", "hub.example", "http"),
+        ("url", "https:///x", "host"),
+        ("url", "https://hub.example:99999/", "malformed"),
+        ("url", f"https://me:{CANARY}@hub.example/", "headers/"),
+        ("extensions", {"data": "x"}, "extension"),
+        ("extensions", {"Upper": "x"}, "extension"),
+        ("extensions", {"id": "x"}, "extension"),
+        ("mode", "batch", "batch"),
+        ("tpyes", [], "tpyes"),
+    ],
+)
+def test_a_malformed_sink_is_refused_with_the_place(field: str, value: object, says: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=says) as refused:
+        msgspec.convert({"name": "hub", "url": "https://hub.example/", field: value}, Sink)
+    assert CANARY not in str(refused.value)
+
+
+def test_a_sink_shows_its_name_alone() -> None:
+    assert repr(Sink(name="hook", url=f"https://hooks.example/{CANARY}")) == "Sink('hook')"
+
+
+# --- what a SinkBinding injects
+
+
+def test_no_sink_in_the_environment() -> None:
+    assert sinks_from_environment({}) == []
+    assert sinks_from_environment({"K_SINK": " ", "K_CE_OVERRIDES": "x"}) == []
+
+
+def test_the_injected_sink(tmp_path: Path) -> None:
+    authority = make_authority(tmp_path)
+    further = tmp_path / "certs" / "deep"
+    further.mkdir(parents=True)
+    (further / "more.pem").write_text(authority)
+    environment = {
+        "K_SINK": "http://broker-ingress.knative-eventing.svc.cluster.local/ns/default",
+        "K_CE_OVERRIDES": '{"extensions": {"team": "stats"}}',
+        "K_CA_CERTS": authority,
+    }
+    (sink,) = sinks_from_environment(environment, certificates=tmp_path / "certs")
+    assert (sink.name, sink.url, sink.types) == ("k-sink", environment["K_SINK"], ("dev.kiln.build.*",))
+    assert sink.extensions == {"team": "stats"}
+    assert sink.token_file == "/oidc/token"
+    assert sink.ca is not None
+    assert sink.ca.count("BEGIN CERTIFICATE") == 2
+
+
+@pytest.mark.parametrize("overrides", ["", "{}", '{"extensions": null}', '{"extensions": {}, "later": 1}'])
+def test_overrides_that_add_nothing(overrides: str) -> None:
+    (sink,) = sinks_from_environment({"K_SINK": "http://sink.example", "K_CE_OVERRIDES": overrides})
+    assert (sink.extensions, sink.ca) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("K_SINK", "sink.example"),
+        ("K_SINK", f"http://me:{CANARY}@sink.example"),
+        ("K_CE_OVERRIDES", '{"extensions": {'),
+        ("K_CE_OVERRIDES", '"x"'),
+        ("K_CE_OVERRIDES", '{"extensions": []}'),
+        ("K_CE_OVERRIDES", '{"extensions": {"team": [1]}}'),
+        ("K_CE_OVERRIDES", '{"extensions": {"Team": "x"}}'),
+        ("K_CE_OVERRIDES", '{"extensions": {"source": "x"}}'),
+        ("K_CA_CERTS", "not a certificate"),
+        ("K_CA_CERTS", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"),
+        ("K_CA_CERTS", "ÄÖ"),
+    ],
+)
+def test_what_is_injected_malformed_is_named(name: str, value: str) -> None:
+    with pytest.raises(SinkError, match=name) as refused:
+        sinks_from_environment({"K_SINK": "http://sink.example", name: value})
+    assert CANARY not in str(refused.value)
+
+
+# --- one event to one sink
+
+
+def test_importing_it_imports_no_client() -> None:
+    program = "import sys, eventing.delivery; print({'aiohttp', 'asyncio', 'tenacity'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("mode", ["binary", "structured"])
+def test_an_event_arrives_as_it_is(courier: Courier, receiver: EventSink, mode: str) -> None:
+    sink = msgspec.convert(
+        {"name": "hub", "url": receiver.url, "mode": mode, "extensions": {"team": "stats", "reason": "ours"}}, Sink
+    )
+    assert send(courier, sink).result(15) == Outcome(delivered=True, final=True, status=202)
+    (received,) = receiver.received
+    assert received.path == "/events"
+    assert ("ce-id" in received.headers) == (mode == "binary")
+    (arrived,) = received.events
+    sent = event()
+    assert arrived == msgspec.structs.replace(sent, extensions={**sent.extensions, "team": "stats", "reason": "ours"})
+
+
+@pytest.mark.parametrize("status", [200, 201, 204, 299])
+def test_accepted(courier: Courier, receiver: EventSink, status: int) -> None:
+    receiver.answer(status)
+    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    assert len(receiver.received) == 1
+
+
+@pytest.mark.parametrize("status", [304, 400, 401, 403, 410, 413, 415, 422, 499, 600])
+def test_refused_for_good(courier: Courier, receiver: EventSink, status: int) -> None:
+    receiver.answer(then=status)
+    outcome = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+    assert (outcome.delivered, outcome.final, outcome.status) == (False, True, status)
+    assert len(receiver.received) == 1
+
+
+@pytest.mark.parametrize("status", [404, 408, 409, 429, 500, 503])
+def test_tried_again_in_one_burst_and_then_left_to_the_schedule(status: int) -> None:
+    with EventSink() as receiver:
+        receiver.answer(then=status)
+        courier = Courier()
+        try:
+            outcome = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+        finally:
+            courier.close()
+        assert (outcome.delivered, outcome.final, outcome.status) == (False, False, status)
+        assert len(receiver.received) == 3
+        assert len({one.events[0].id for one in receiver.received}) == 1
+
+
+def test_500_for_a_while(courier: Courier, receiver: EventSink) -> None:
+    receiver.answer(500, 500)
+    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    assert [one.status for one in receiver.received] == [500, 500, 202]
+
+
+def test_a_sink_that_refuses_connections_and_then_is_there(courier: Courier, receiver: EventSink) -> None:
+    receiver.refuse()
+    sink = Sink(name="hub", url=receiver.url)
+    outcome = send(courier, sink).result(15)
+    assert (outcome.delivered, outcome.final, outcome.status) == (False, False, None)
+    assert outcome.error is not None
+    assert "connection refused" in outcome.error
+    receiver.accept()
+    assert send(courier, sink).result(15).delivered
+
+
+def test_no_whole_answer_within_ten_seconds(courier: Courier) -> None:
+    faults = {
+        "silent": SILENT,
+        "trickle": TRICKLE,
+        "body": Answer(status=200, body=bytes(60), trickle_body=True),
+        "final": Answer(status=400, body=bytes(60), trickle_body=True),
+    }
+    receivers = {name: EventSink() for name in faults}
+    try:
+        began = time.monotonic()
+        outcomes = {}
+        for name, fault in faults.items():
+            receivers[name].answer(then=fault)
+            outcomes[name] = send(courier, Sink(name=name, url=receivers[name].url))
+        for name, outcome in outcomes.items():
+            assert outcome.result(15) == Outcome(delivered=False, final=False, error="no whole answer within 10 s"), (
+                name
+            )
+            assert 9 < time.monotonic() - began < 11.5, name
+            assert len(receivers[name].received) == 1, name
+    finally:
+        for receiver in receivers.values():
+            receiver.close()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        CUT,
+        Answer(raw=b""),
+        Answer(raw=b"HTTP/1.1 20"),
+        Answer(raw=b"SSH-2.0-OpenSSH_9.2\r\n"),
+        Answer(raw=b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"),
+        Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"),
+    ],
+    ids=["reset", "closed", "half a line", "not HTTP", "endless header", "bad length"],
+)
+def test_what_is_no_answer_is_tried_again(courier: Courier, receiver: EventSink, fault: Answer) -> None:
+    receiver.answer(then=fault)
+    outcome = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+    assert (outcome.delivered, outcome.final, outcome.status) == (False, False, None)
+    assert len(receiver.received) == 3
+
+
+def test_the_status_counts_although_the_body_breaks_off(courier: Courier, receiver: EventSink) -> None:
+    receiver.answer(Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nonly this"))
+    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+
+
+def test_no_more_of_a_body_is_read_than_its_bound(courier: Courier, receiver: EventSink) -> None:
+    receiver.answer(Answer(endless=True))
+    sink = Sink(name="hub", url=receiver.url)
+    assert send(courier, sink).result(5).delivered
+    assert send(courier, sink).result(5).delivered
+
+
+def test_a_redirect_is_not_followed(courier: Courier, receiver: EventSink) -> None:
+    with EventSink() as elsewhere:
+        receiver.answer(then=Answer(status=307, location=elsewhere.url))
+        outcome = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+        assert (outcome.final, outcome.status) == (True, 307)
+        assert outcome.error is not None
+        assert "redirects are not followed" in outcome.error
+        assert (len(receiver.received), elsewhere.received) == (1, [])
+
+
+def test_a_short_retry_after_is_kept_within_the_burst(courier: Courier, receiver: EventSink) -> None:
+    receiver.answer(Answer(status=503, retry_after="2"))
+    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    first, second = receiver.received
+    assert 2 <= second.at - first.at < 3
+
+
+def test_a_long_retry_after_is_left_to_the_schedule(courier: Courier, receiver: EventSink) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)
+    receiver.answer(Answer(status=429, retry_after="100"), Answer(status=429, retry_after=date))
+    sink = Sink(name="hub", url=receiver.url)
+    assert send(courier, sink).result(5).retry_after == 100
+    by_date = send(courier, sink).result(5)
+    assert by_date.retry_after is not None
+    assert 110 < by_date.retry_after <= 120
+    assert len(receiver.received) == 2
+
+
+# --- no sink is late because of another
+
+
+def test_others_are_not_late_while_one_is_silent_with_a_queue() -> None:
+    with EventSink() as silent, EventSink() as good:
+        silent.answer(then=SILENT)
+        courier = Courier()
+        waiting = [send(courier, Sink(name="silent", url=silent.url), event(n)) for n in range(100)]
+        silent.wait_for(lambda received: len(received) == LANE_WIDTH)
+        for number in range(20):
+            began = time.monotonic()
+            assert send(courier, Sink(name="good", url=good.url), event(number)).result(15).delivered
+            assert time.monotonic() - began < 1
+        assert silent.most_connections == LANE_WIDTH
+        began = time.monotonic()
+        courier.close()
+        assert time.monotonic() - began < 2
+        for outcome in waiting:
+            told = outcome.result(0)
+            assert (told.delivered, told.final) == (False, False)
+
+
+def test_others_are_not_late_while_names_do_not_resolve(receiver: EventSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More names than a loop's default executor has threads, each asked for many times."""
+    ask, answered = socket.getaddrinfo, threading.Event()
+    asked: list[str] = []
+
+    def look_up(host: str, *args: object, **kwargs: object) -> object:
+        if host.endswith(".example"):
+            asked.append(host)
+            answered.wait()
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return ask(host, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    courier = Courier()
+    try:
+        names = [f"hangs-{number}" for number in range(40)]
+        waiting = [
+            send(courier, Sink(name=name, url=f"http://{name}.example/"), event(number))
+            for number in range(10)
+            for name in names
+        ]
+        good = Sink(name="good", url=receiver.url.replace("127.0.0.1", "localhost"))
+        for number in range(10):
+            began = time.monotonic()
+            assert send(courier, good, event(number)).result(15).delivered
+            assert time.monotonic() - began < 1
+        began = time.monotonic()
+        courier.close()
+        assert time.monotonic() - began < 2
+        assert not any(outcome.result(0).delivered for outcome in waiting)
+        assert len(asked) == len(names)
+    finally:
+        answered.set()
+        courier.close()
+
+
+def test_a_burst_of_events_takes_few_connections(courier: Courier, receiver: EventSink) -> None:
+    sent = [send(courier, Sink(name="hub", url=receiver.url), event(number)) for number in range(1000)]
+    assert all(outcome.result(30).delivered for outcome in sent)
+    assert len({one.events[0].id for one in receiver.received}) == 1000
+    assert receiver.most_connections <= LANE_WIDTH
+
+
+def test_a_wire_that_is_cut_delays_or_drops(courier: Courier, receiver: EventSink) -> None:
+    with Proxy(("127.0.0.1", receiver.port)) as wire:
+        sink = Sink(name="hub", url=f"http://{wire.address}/")
+        wire.delay = 0.3
+        began = time.monotonic()
+        assert send(courier, sink).result(15).delivered
+        assert time.monotonic() - began > 0.6
+        wire.delay = 0.0
+        wire.cut()
+        assert send(courier, sink).result(15).delivered
+        wire.refuse()
+        assert not send(courier, sink).result(15).delivered
+        wire.accept()
+        assert send(courier, sink).result(15).delivered
+        wire.drop = True
+        assert send(courier, sink).result(15).error == "no whole answer within 10 s"
+
+
+# --- what goes with an event, and stays secret
+
+
+def test_headers_are_asked_for_at_each_try_and_do_not_replace_ours(receiver: EventSink) -> None:
+    secrets = iter("abc")
+
+    def headers(name: str) -> Mapping[str, str]:
+        assert name == "hub"
+        return {"Authorization": f"Bearer {next(secrets)}", "Ce-Id": "forged", "CONTENT-TYPE": "text/plain"}
+
+    receiver.answer(503)
+    courier = Courier(headers)
+    try:
+        assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    finally:
+        courier.close()
+    first, second = receiver.received
+    assert [one.headers["authorization"] for one in (first, second)] == ["Bearer a", "Bearer b"]
+    assert second.events[0].id == event().id
+
+
+def test_the_token_file_is_read_at_each_send(courier: Courier, receiver: EventSink, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    sink = Sink(name="k-sink", url=receiver.url, token_file=str(token))
+    assert send(courier, sink).result(15).delivered
+    for text in ("one", "two\n"):
+        token.write_text(text)
+        assert send(courier, sink).result(15).delivered
+    assert [one.headers.get("authorization") for one in receiver.received] == [None, "Bearer one", "Bearer two"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(status=400, body=CANARY.encode()),
+        Answer(raw=f"HTTP/1.1 500 {CANARY}\r\nContent-Length: 0\r\n\r\n".encode()),
+        Answer(raw=f"{CANARY}\r\n\r\n".encode()),
+        CUT,
+    ],
+)
+def test_no_secret_in_an_outcome_or_the_log(
+    receiver: EventSink, answer: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    receiver.answer(then=answer)
+    courier = Courier(lambda _: {"X-Token": CANARY})
+    try:
+        outcome = send(courier, Sink(name="hub", url=f"{receiver.url}?access_token={CANARY}")).result(15)
+    finally:
+        courier.close()
+    assert receiver.received[0].headers["x-token"] == CANARY
+    assert not outcome.delivered
+    assert CANARY not in repr(outcome)
+    assert CANARY not in caplog.text
+
+
+def refuse_to_say(_: str) -> Mapping[str, str]:
+    raise RuntimeError(f"cannot read {CANARY}")
+
+
+@pytest.mark.parametrize("headers", [refuse_to_say, lambda _: {"X-Token": f"{CANARY}\r\nX-Forged: 1"}])
+def test_headers_that_cannot_be_sent(
+    receiver: EventSink, headers: Callable[[str], Mapping[str, str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    courier = Courier(headers)
+    try:
+        outcome = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+    finally:
+        courier.close()
+    assert (outcome.delivered, outcome.final) == (False, False)
+    assert "Cannot send" in caplog.text
+    assert CANARY not in caplog.text + repr(outcome)
+    assert receiver.received == []
+
+
+def test_netrc_is_not_sent(
+    courier: Courier, receiver: EventSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text(f"machine 127.0.0.1 login me password {CANARY}\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    assert "authorization" not in receiver.received[0].headers
+
+
+def test_proxies_of_the_environment(courier: Courier, receiver: EventSink, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Sink(name="hub", url="http://sink.invalid:8080/events")
+    monkeypatch.setenv("HTTP_PROXY", f"127.0.0.1:{receiver.port}")
+    assert send(courier, sink).result(15).delivered
+    assert receiver.received[0].path == "http://sink.invalid:8080/events"
+    monkeypatch.setenv("HTTP_PROXY", f"http://me:{CANARY}@127.0.0.1:{receiver.port}")
+    assert send(courier, sink).result(15).delivered
+    assert receiver.received[1].headers["proxy-authorization"].startswith("Basic ")
+    monkeypatch.setenv("NO_PROXY", "sink.invalid")
+    unresolved = send(courier, sink).result(30)
+    assert not unresolved.delivered
+    assert len(receiver.received) == 2
+
+
+# --- TLS
+
+
+def make_authority(folder: Path) -> str:
+    """An authority, and a certificate of it for 127.0.0.1: `ca.pem`, `sink.pem`, `sink.key`. Returns the first."""
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    make = ["openssl", "req", "-x509", *key]
+    for arguments in (
+        ["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"],
+        [
+            *("-subj", "/CN=sink", "-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", "sink.key", "-out", "sink.pem"),
+        ],
+    ):
+        subprocess.run([*make, *arguments], cwd=folder, check=True, capture_output=True, timeout=30)
+    return (folder / "ca.pem").read_text()
+
+
+def test_a_certificate_nobody_vouches_for_and_then_its_authority(
+    courier: Courier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = make_authority(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(tmp_path / "sink.pem", tmp_path / "sink.key")
+    with EventSink(tls=server) as receiver:
+        distrusted = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+        assert (distrusted.delivered, distrusted.final, distrusted.status) == (False, False, None)
+        assert distrusted.error is not None
+        assert "certificate is not trusted" in distrusted.error
+        assert receiver.received == []
+
+        (sink,) = sinks_from_environment({"K_SINK": receiver.url, "K_CA_CERTS": authority})
+        assert send(courier, sink).result(15).delivered
+
+        renamed = msgspec.structs.replace(sink, url=receiver.url.replace("127.0.0.1", "localhost"))
+        assert not send(courier, renamed).result(15).delivered
+        assert len(receiver.received) == 1
+
+
+# --- the end
+
+
+def test_a_closed_courier_says_that_it_did_not_send(receiver: EventSink) -> None:
+    courier = Courier()
+    sink = Sink(name="hub", url=receiver.url)
+    assert send(courier, sink).result(15).delivered
+    receiver.answer(then=503)
+    sleeping = send(courier, sink)
+    receiver.wait_for(lambda received: len(received) == 2)
+    courier.close()
+    courier.close()
+    for outcome in (sleeping, send(courier, sink)):
+        assert outcome.result(0) == Outcome(delivered=False, final=False, error="Kiln stopped before it was delivered")
+    assert len(receiver.received) == 2
