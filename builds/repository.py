@@ -358,7 +358,7 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 # What is in a repository
 
 
-def ref_name(text: str) -> str:
+def checked_ref(text: str) -> str:
     """The ref as it was given: a full one (`refs/…`), or the name of a branch or tag. Raises Malformed.
 
     The rules of git-check-ref-format(1), and no leading `-`.
@@ -375,6 +375,11 @@ def ref_name(text: str) -> str:
     if malformed:
         raise Malformed("The ref is not a valid name of a branch or tag, nor a full ref such as refs/heads/main.")
     return text
+
+
+def short_name(ref: str) -> str:
+    """What people call a full ref by: `refs/heads/main` is `main`."""
+    return re.sub(r"^refs/(?:heads/|tags/)?", "", ref)
 
 
 def is_commit(text: str) -> bool:

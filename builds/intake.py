@@ -1,0 +1,203 @@
+"""The way in: what somebody wants becomes a request with a name, or an error that says why not.
+
+Every way in comes through here, so webhook, CloudEvent, API and command line meet one policy and name one build. All
+that can be judged without the network is judged before it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+import msgspec
+
+from builds.build import Cause, Kind, Request, build_name
+from builds.engines import Ask
+from builds.errors import Malformed
+from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, slug_for, tag_for
+from builds.repository import (
+    HostKind,
+    Policy,
+    Repository,
+    canonical,
+    checked_ref,
+    commit_id,
+    is_commit,
+    short_name,
+    subdirectory,
+)
+from builds.triggers import Template, Wanted
+
+MAX_TAGS = 20
+MAX_BUILD_ARGS = 50
+MAX_VALUE = 4096
+"""Characters of a build argument's value, and of an event's source and id: they are kept in the record."""
+
+
+class Resolved(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a ref points: its full name (`None` for a commit alone, and for a detached HEAD), and the commit."""
+
+    ref: str | None
+    commit: str
+
+
+class Resolver(Protocol):
+    """Asks a Git host where a ref points now."""
+
+    def resolve(self, repository: Repository, ref: str | None) -> Resolved:
+        """Of a full ref, a branch, a tag (a branch wins), or `None` for HEAD; tags peeled.
+
+        Raises builds.errors.UnknownRef, Unreachable, RepositoryRefused.
+        """
+
+
+class _Options(msgspec.Struct, frozen=True, kw_only=True):
+    subdir: str
+    build_args: Mapping[str, str]
+    image: str
+    tags: tuple[str, ...]
+
+
+class Intake:
+    """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`."""
+
+    def __init__(
+        self,
+        *,
+        instance: str,
+        policy: Policy,
+        hosts: Mapping[str, HostKind],
+        images: ImagePolicy,
+        resolver: Resolver,
+    ) -> None:
+        self._instance = instance
+        self._policy = policy
+        self._hosts = hosts
+        self._images = images
+        self._resolver = resolver
+
+    def repository(self, url: str) -> Repository:
+        """The repository by its canonical URL, whether or not it may be built. Raises RepositoryError."""
+        return canonical(url, self._hosts)
+
+    def ask(
+        self,
+        wanted: Wanted,
+        *,
+        source: str,
+        id: str,  # noqa: A002  (CloudEvents' word)
+        type: str,  # noqa: A002
+        by: str | None,
+        kind: Kind,
+        now: datetime,
+        traceparent: str | None = None,
+    ) -> Ask:
+        """What to hand to `Records.accept`. The rest is of the event that asks, as `builds.build.Cause` has it.
+
+        Raises any AskError of `builds.errors`. Looks up a ref only where no commit came with it.
+        """
+        if max(len(source), len(id)) > MAX_VALUE:
+            raise Malformed(f"The event's source or id is longer than {MAX_VALUE} characters.")
+        repository = self.repository(wanted.repository)
+        self._policy.check(repository)
+        where = self._where(repository, wanted)
+        options = self._options(wanted, repository, where)
+        request = Request(
+            repository=repository.url,
+            clone_url=repository.clone_url,
+            commit=where.commit,
+            image=options.image,
+            subdir=options.subdir,
+            build_args=options.build_args,
+        )
+        cause = Cause(
+            source=source,
+            id=id,
+            type=type,
+            by=by,
+            at=now,
+            kind=kind,
+            trigger=wanted.trigger,
+            ref=where.ref,
+            tags=options.tags,
+            push=wanted.push,
+            force=wanted.force,
+            traceparent=traceparent,
+        )
+        return Ask(name=build_name(self._instance, request), request=request, cause=cause)
+
+    def _where(self, repository: Repository, wanted: Wanted) -> Resolved:
+        ref = None if wanted.ref is None or wanted.ref == "HEAD" else checked_ref(wanted.ref)
+        commit = None if wanted.commit is None else commit_id(wanted.commit)
+        if ref is not None and is_commit(ref):
+            if commit is not None and commit != commit_id(ref):
+                raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
+            commit, ref = commit_id(ref), None
+        if commit and (ref is None or ref.startswith("refs/")):
+            return Resolved(ref=ref, commit=commit)
+        # Before anybody is asked over the network, with something in place of what only the answer will tell.
+        self._options(wanted, repository, Resolved(ref="refs/heads/main", commit="0" * 40))
+        found = self._resolver.resolve(repository, ref)
+        return Resolved(ref=found.ref, commit=commit or found.commit)
+
+    def _options(self, wanted: Wanted, repository: Repository, where: Resolved) -> _Options:
+        values = {
+            "repository": repository.url,
+            "commit": where.commit,
+            "slug": slug_for(self._images.prefix, repository).lstrip("-"),
+        }
+        if where.ref is not None:
+            values |= {"ref": where.ref, "ref_name": short_name(where.ref)}
+
+        def text(template: Template) -> str:
+            return template.fill(values.get).text()
+
+        subdir = subdirectory(text(wanted.subdir))
+        build_args = _build_args({name: text(value) for name, value in wanted.build_args.items()})
+        image = image_for(self._images.prefix, repository) if wanted.image is None else text(wanted.image)
+        return _Options(
+            subdir=subdir,
+            build_args=build_args,
+            image=self._images.check(image),
+            tags=_tags([text(tag) for tag in wanted.tags], own=tag_for(where.commit, subdir, build_args)),
+        )
+
+
+def merge(asks: Sequence[Ask]) -> list[Ask]:
+    """Those that one event makes of one request as one: the first, with the tags of all."""
+    merged: dict[tuple[str, str, str], Ask] = {}
+    for ask in asks:
+        key = (ask.name, ask.cause.source, ask.cause.id)
+        first = merged.setdefault(key, ask).cause
+        cause = msgspec.structs.replace(
+            first,
+            tags=tuple(dict.fromkeys((*first.tags, *ask.cause.tags))),
+            force=first.force or ask.cause.force,
+        )
+        merged[key] = msgspec.structs.replace(merged[key], cause=cause)
+    return list(merged.values())
+
+
+def _build_args(args: Mapping[str, str]) -> Mapping[str, str]:
+    if len(args) > MAX_BUILD_ARGS:
+        raise Malformed(f"There are more than {MAX_BUILD_ARGS} build arguments.")
+    for name, value in args.items():
+        if len(name) > MAX_VALUE or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise Malformed(
+                "The name of a build argument is made of letters, digits and '_', and begins with no digit."
+            )
+        if len(value) > MAX_VALUE or "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise Malformed(f"A build argument is text of at most {MAX_VALUE} characters, without NUL.")
+    return args
+
+
+def _tags(tags: Sequence[str], *, own: str) -> tuple[str, ...]:
+    """As they can be set, without the tag that the image has anyway."""
+    if len(tags) > MAX_TAGS:
+        raise Malformed(f"There are more than {MAX_TAGS} tags.")
+    legal = tuple(dict.fromkeys(tag for tag in map(legal_tag, tags) if tag != own))
+    if any(map(is_reserved, legal)):
+        raise Malformed("A tag that looks like a commit is for the image of that commit alone.")
+    return legal
