@@ -1,0 +1,255 @@
+"""What happens in the courier's thread: the exchanges themselves, on asyncio and aiohttp.
+
+Each sink has a lane of its own: its connections, its name look-ups and its limit of sends at a time. So the most that a
+sink can hold up is itself, and a thousand events for a silent one take `LANE_WIDTH` sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import functools
+import logging
+import os
+import socket
+import ssl
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+import msgspec
+import tenacity
+
+from eventing.event import Event
+from eventing.http import encode
+from eventing.sinks import STOPPED, Headers, Outcome, Sink, judge, seconds_until, unanswered
+
+log = logging.getLogger(__name__)
+
+TIMEOUT = 10.0
+"""Seconds for one exchange in all: look-up, connection, request and answer, however slowly it trickles."""
+LANE_WIDTH = 8
+"""Sends at a time to one sink."""
+ANSWER_READ = 64 * 1024
+"""Bytes of an answer's body that are read (and dropped), so that the connection can serve again."""
+BURST_TRIES, BURST_SECONDS = 3, 5.0
+"""One send bridges a blip by so many tries, none of them begun later than so long after the first."""
+
+
+class Transport:
+    """The loop and its lanes. `submit` and `stop` are for other threads, all else runs in the one that calls `run`."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
+        self._loop = _Loop()
+        self._lanes: dict[str, _Lane] = {}
+        self._sends: set[asyncio.Task[Outcome]] = set()
+
+    def run(self) -> None:
+        """Serves until `stop`."""
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    def submit(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
+        """Begins a send. `done` gets its outcome, whatever happens to it."""
+        self._loop.call_soon_threadsafe(self._begin, event, sink, done)
+
+    def stop(self) -> None:
+        """Ends every send and then the loop."""
+        try:
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _begin(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
+        def finished(task: asyncio.Task[Outcome]) -> None:
+            self._sends.discard(task)
+            done(_outcome_of(task))
+
+        task = self._loop.create_task(self._send(event, sink))
+        self._sends.add(task)
+        task.add_done_callback(finished)  # not in the coroutine: one that is cancelled before it began never runs
+
+    async def _end(self) -> None:
+        sends = tuple(self._sends)
+        for task in sends:
+            task.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+        for lane in self._lanes.values():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.5 / len(self._lanes)):
+                    await lane.session.close()
+        await self._loop.shutdown_default_executor()
+
+    async def _send(self, event: Event, sink: Sink) -> Outcome:
+        lane = self._lanes.get(sink.name) or self._lanes.setdefault(sink.name, _Lane())
+        event = msgspec.structs.replace(event, extensions={**event.extensions, **sink.extensions})
+
+        async def once() -> Outcome:
+            async with lane.places:  # given back between tries: a sleeper holds up nobody
+                return await _exchange(lane.session, event, sink, self._headers)
+
+        return await _burst(once)
+
+
+class _Lane:
+    def __init__(self) -> None:
+        self.places = asyncio.Semaphore(LANE_WIDTH)
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=LANE_WIDTH, resolver=aiohttp.ThreadedResolver()),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None),  # `_exchange` has its own: this one rounds up to whole seconds
+            auto_decompress=False,
+            # The proxies alone: aiohttp would also send what ~/.netrc has for that host, and fail beside our own token.
+            trust_env=False,
+        )
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Looks each name up in a thread of its own.
+
+    The default executor has a few threads for all, which names whose servers do not answer would fill for everybody,
+    and the interpreter waits for them at its end. aiohttp asks for one name once at a time, so a lane has one thread.
+    """
+
+    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:
+        answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def look_up() -> None:
+            try:
+                answer.set_result(socket.getaddrinfo(*args, **kwargs))
+            except (OSError, UnicodeError) as error:
+                answer.set_exception(error)
+
+        answer.set_running_or_notify_cancel()  # from here on nobody can cancel it under the thread's hands
+        threading.Thread(target=look_up, name="look-up", daemon=True).start()
+        return await asyncio.wrap_future(answer, loop=self)
+
+
+async def _burst(once: Callable[[], Any]) -> Outcome:
+    """A few tries, for a restart or a lost packet; as long between them as the sink asks, if that is soon."""
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        return max(0.5 * 2.0 ** (state.attempt_number - 1), _last(state).retry_after or 0.0)
+
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_result(lambda outcome: not outcome.final),
+        wait=wait,
+        stop=tenacity.stop_any(tenacity.stop_after_attempt(BURST_TRIES), tenacity.stop_before_delay(BURST_SECONDS)),
+        retry_error_callback=_last,
+    )
+    outcome: Outcome = await retrying(once)
+    return outcome
+
+
+def _last(state: tenacity.RetryCallState) -> Outcome:
+    assert state.outcome is not None  # noqa: S101 - tenacity asks only after a try
+    outcome: Outcome = state.outcome.result()
+    return outcome
+
+
+async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, headers: Headers) -> Outcome:
+    """One try."""
+    ours, body = encode(event, sink.mode)
+    try:
+        async with (
+            asyncio.timeout(TIMEOUT),
+            session.post(
+                sink.url,
+                data=body,
+                headers=_merged({"User-Agent": "kiln"}, _token(sink), headers(sink.name), ours),
+                allow_redirects=False,
+                ssl=_trust(sink.ca),
+                proxy=_proxy(sink.url),
+            ) as answer,
+        ):
+            await _drop(answer)
+            return judge(answer.status, seconds_until(answer.headers.get("Retry-After"), datetime.now(UTC)))
+    except (aiohttp.ClientError, OSError) as error:
+        return unanswered(_why(error))
+
+
+async def _drop(answer: aiohttp.ClientResponse) -> None:
+    """Reads the body to its end or its bound. A body that breaks off changes nothing: the status has been said."""
+    read = 0
+    with suppress(aiohttp.ClientPayloadError):
+        async for piece in answer.content.iter_any():
+            read += len(piece)
+            if read > ANSWER_READ:
+                answer.close()
+                return
+
+
+def _merged(*headers: Any) -> dict[str, str]:
+    """Later ones win, whatever their case."""
+    return {name.lower(): value for some in headers for name, value in some.items()}
+
+
+def _token(sink: Sink) -> dict[str, str]:
+    if sink.token_file is None or not (file := Path(sink.token_file)).exists():
+        return {}
+    return {"Authorization": f"Bearer {file.read_text().strip()}"}
+
+
+def _proxy(url: str) -> str | None:
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme)
+    if not proxy or proxy_bypass(parts.netloc):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+@functools.cache
+def _trust(ca: str | None) -> ssl.SSLContext:
+    """The system's authorities and the sink's own. (REQUESTS_CA_BUNDLE is not looked at: it would replace both.)"""
+    context = ssl.create_default_context()
+    if ca:
+        context.load_verify_locations(cadata=ca)
+    return context
+
+
+def _why(error: Exception) -> str:
+    """A sentence for a failed exchange, with nothing of `str(error)`: that may hold the URL or what the sink said."""
+    match error:
+        case TimeoutError():
+            why = f"no whole answer within {TIMEOUT:g} s"
+        case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as reason):
+            why = f"its TLS certificate is not trusted: {reason.verify_message.rstrip('.')}"
+        case aiohttp.ClientConnectorDNSError():
+            why = "its host name cannot be resolved"
+        case aiohttp.ClientHttpProxyError():
+            why = f"the proxy answered {error.status}"
+        case aiohttp.ClientProxyConnectionError():
+            why = f"the proxy cannot be reached: {_of_system(error)}"
+        case aiohttp.ClientConnectorError():
+            why = f"it cannot be reached: {_of_system(error)}"
+        case aiohttp.ClientConnectionError() | ConnectionError():
+            why = "the connection was closed before an answer came"
+        case aiohttp.ClientResponseError():
+            why = "its answer is not HTTP"
+        case _:
+            why = f"it could not be sent ({type(error).__name__})"
+    return why
+
+
+def _of_system(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else type(error).__name__
+
+
+def _outcome_of(task: asyncio.Task[Outcome]) -> Outcome:
+    if task.cancelled():
+        return STOPPED
+    if error := task.exception():  # a headers callable that fails, an event that cannot be encoded
+        # The message may hold a header's value, so only the kind and the place are told.
+        log.error("Cannot send: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+        return unanswered(f"it could not be sent ({type(error).__name__})")
+    return task.result()
