@@ -514,8 +514,7 @@ def _starts(waiting: Sequence[Build], look: _Look) -> Iterator[Action]:
 
 def asker(build: Build) -> str:
     """The one for whom the build is done: the first of the most urgent who wait."""
-    waiting = build.unanswered or build.causes
-    return next((str(cause.by) for cause in waiting if cause.kind is build.kind), "")
+    return next((str(cause.by) for cause in build.unanswered if cause.kind is build.kind), "")
 
 
 _URGENCY = {kind: place for place, kind in enumerate(Kind)}

@@ -22,6 +22,7 @@ from builds.build import (
     Result,
     Sighting,
     State,
+    Timings,
 )
 from builds.plan import (
     Action,
@@ -159,6 +160,18 @@ def test_a_build_that_pushes_share_with_a_person_is_the_persons() -> None:
     shared = build("b", pushed("1"), cause("2", by="user:z"))
     assert shared.kind is Kind.PERSON
     assert asker(shared) == "user:z"
+    assert asker(build("b", pushed("1"), answered=(pushed("1").key,))) == ""
+
+
+def test_the_oldest_is_the_one_that_was_asked_for_first_in_this_round() -> None:
+    again = replace(build("again", created=10), created_at=ago(9000))
+    assert started(decide(again, build("older", created=20), limits=Limits(builds_per_node=1))) == ["older"]
+
+
+def test_a_repository_that_was_never_served_comes_before_one_that_was() -> None:
+    once = Turns(starts=1, served={"of https://h/served": 1})
+    builds = [build("served", repository="https://h/served", created=99), build("never", repository="https://h/never")]
+    assert started(decide(*builds, limits=Limits(builds_per_node=1), turns=once)) == ["never"]
 
 
 def test_every_fourth_start_is_the_oldests() -> None:
@@ -196,12 +209,19 @@ def test_a_slot_stays_taken_while_nothing_is_seen_of_its_attempt() -> None:
     assert started(decide(build("live", attempts=(attempt(),)), build("next"), limits=Limits(builds_per_node=1))) == []
 
 
+def test_every_other_attempt_takes_one_slot() -> None:
+    limits = Limits(builds_per_node=3)
+    actions = decide(running("x"), *(build(name) for name in "abc"), limits=limits)
+    assert len(started(actions)) == 2
+
+
 def test_an_attempt_without_a_node_counts_on_every_node() -> None:
     roaming = build("roaming", attempts=(replace(attempt(), node=None),))
     pending = Sighting(build="roaming", attempt=1, phase=Phase.PENDING)
     limits = Limits(builds_per_node=1)
     nodes = [node("n1"), node("n2")]
     assert started(decide(roaming, build("next"), sightings=[pending], nodes=nodes, limits=limits)) == []
+    assert started(decide(roaming, build("next"), nodes=nodes, limits=limits)) == []
     placed = replace(pending, node="n1")
     assert Start(build="next", attempt=1, node="n2") in decide(
         roaming, build("next"), sightings=[placed], nodes=nodes, limits=limits
@@ -311,6 +331,23 @@ def test_the_engines_sentence_for_a_loss_is_told() -> None:
     assert report.outcome.message == "The node was drained."
 
 
+def test_an_uncounted_end_at_the_limit_is_tried_again() -> None:
+    third = running(attempts=(failed(1), failed(2), attempt(3, started_at=ago(5))), attempt=3)
+    report = only(decide(third, sightings=[sees(third, Phase.LOST)]))
+    assert isinstance(report, Report)
+    assert report.word is Word.RETRYING
+
+
+def test_what_the_builder_measured_is_kept() -> None:
+    live = running()
+    timings = Timings(fetch=1, build=2)
+    result = replace(INFRASTRUCTURE, timings=timings, out_of_memory=True, log_tail="Killed")
+    report = only(decide(live, sightings=[ended(live, result)]))
+    assert isinstance(report, Report)
+    assert report.outcome is not None
+    assert (report.outcome.timings, report.outcome.out_of_memory, report.outcome.log_tail) == (timings, True, "Killed")
+
+
 def test_an_end_without_a_result_is_infrastructure() -> None:
     live = running()
     report = only(decide(live, sightings=[ended(live, None)]))
@@ -325,6 +362,11 @@ def test_a_retry_waits_for_its_time_and_goes_elsewhere() -> None:
     nodes = [node("n1"), node("n2")]
     assert only(decide(again, nodes=nodes)) == Explain(build="b", waiting="Tried again after 12:00:05 UTC: gone")
     assert only(decide(again, nodes=nodes, now=NOW + timedelta(seconds=5))) == Start(build="b", attempt=2, node="n2")
+    silent = build(attempts=(failed(1, message=None),), attempt=2, not_before=NOW + timedelta(seconds=5))
+    waiting = "Tried again after 12:00:05 UTC: The last attempt failed."
+    assert only(decide(silent)) == Explain(build="b", waiting=waiting)
+    late = build(attempts=(failed(1),), attempt=2, not_before=ago(5))
+    assert only(decide(late, nodes=[])) == Explain(build="b", waiting="No node has a ready Docker daemon.")
     away = build(attempts=(failed(1, "n2"),), attempt=2)
     assert only(decide(away, nodes=nodes)) == Start(build="b", attempt=2, node="n1")
     assert only(decide(away, nodes=[node("n2")])) == Start(build="b", attempt=2, node="n2")
@@ -343,6 +385,9 @@ def test_after_running_out_of_memory_the_next_attempt_is_alone() -> None:
     other = running("other")
     crowded = decide(other, again, build("next"), sightings=[sees(other)])
     assert started(crowded) == [], "its node is kept free of newcomers until it is empty"
+    nodes = [node("n1"), node("n2")]
+    both = [running("x", node="n1"), running("y", node="n2")]
+    assert len(started(decide(*both, again, build("next"), build("more"), nodes=nodes))) == 1, "the other node is free"
     alone = running("alone", attempts=(attempt(1, started_at=ago(5), alone=True),))
     assert started(decide(alone, build("next"), sightings=[sees(alone)])) == []
     later = build("later", attempts=(memory, failed(2)), attempt=3)
@@ -404,7 +449,11 @@ def test_cancelled_between_the_written_start_and_the_attempt() -> None:
     written = build(attempts=(attempt(),), cancel=CANCEL)
     report = only(decide(written, sightings=[sees(written, Phase.ABSENT)]))
     assert isinstance(report, Report)
-    assert report.word is Word.CANCELLED
+    assert (report.word, report.attempt, report.outcome and report.outcome.state) == (
+        Word.CANCELLED,
+        1,
+        State.CANCELLED,
+    )
 
 
 def test_a_running_attempt_is_told_once_by_each_controller() -> None:
@@ -507,6 +556,12 @@ def test_nobody_can_tell_where_a_ref_came_back() -> None:
         build("z", pushed("3", before=B), commit=C),
     ]
     assert superseded(*round_about) == []
+    elsewhere = [
+        build("x", pushed("1"), commit=A),
+        build("y", pushed("2", before=A), pushed("4", before=C), commit=B),
+        build("z", pushed("3", before=B), commit=C),
+    ]
+    assert superseded(*elsewhere) == ["x"], "it went in circles since, and never came back here"
 
 
 def test_only_if_every_cause_is_a_push_that_has_moved_on() -> None:
@@ -598,6 +653,7 @@ def test_turns_are_bounded() -> None:
     for n in range(1200):
         turns = turns.after(build("b", cause(by=f"user:{n}")))
     assert turns.starts == 1200
+    assert turns.served["of https://github.com/a/b"] == 1200
     assert len(turns.served) == 1000
     assert turns.served["by user:1199"] == 1200
     assert "by user:1" not in turns.served

@@ -1,0 +1,184 @@
+"""What an action changes in a record, and what it announces with it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from builds.build import Build, Cancel, Cause, DeliveryState, Reason, State, Timings
+from builds.plan import Bury, Deliver, Explain, Outcome, Report, Settle, Start, Stop, Word
+from builds.record import advance, delivered, undelivered
+from eventing.event import Event
+from tests.builds.histories import IMAGE, NOW, ago, attempt, build, cause, failed, replace, running
+
+
+def announce(build: Build, word: Word, attempt: int, cause: Cause | None) -> list[tuple[Event, tuple[str, ...]]]:
+    """Every event says in its data what the record was when it was made."""
+    suffix = f".{cause.key}" if cause else ""
+    data = {"state": build.status.state, "outbox": len(build.status.outbox)}
+    id_ = f"{build.uid}.{attempt}.{word}{suffix}"
+    return [(Event(id=id_, source="/kiln", type=f"dev.kiln.build.{word}.v1", data=data), ("hub", "broker"))]
+
+
+def report(word: Word, number: int = 1, outcome: Outcome | None = None, **more: object) -> Report:
+    return Report(build="b", word=word, attempt=number, outcome=outcome, **more)  # type: ignore[arg-type]
+
+
+SUCCESS = Outcome(state=State.SUCCEEDED, image=IMAGE, timings=Timings(build=3), log_tail="done")
+
+
+def test_a_round_opens_with_nothing_left_of_the_last_but_its_history() -> None:
+    ended = build(
+        "b",
+        cause("1"),
+        cause("2"),
+        state=State.FAILED,
+        reason=Reason.TIMEOUT,
+        message="late",
+        attempt=2,
+        attempts=(failed(1), failed(2)),
+        answered=(cause("1").key,),
+        image=IMAGE,
+        finished_at=ago(9),
+        log_tail="x",
+    )
+    status = advance(ended, report(Word.QUEUED, 3), NOW, announce).status
+    assert (status.state, status.round, status.attempt, status.round_began_with) == (State.QUEUED, 2, 3, 3)
+    assert (status.reason, status.message, status.image, status.finished_at, status.log_tail) == (
+        None,
+        None,
+        None,
+        None,
+        "",
+    )
+    assert (status.attempts, status.answered, status.queued_at) == (ended.status.attempts, (cause("1").key,), NOW)
+
+
+def test_the_first_round_began_when_the_record_was_made() -> None:
+    fresh = build(round=0, queued_at=None, created=7)
+    assert advance(fresh, report(Word.QUEUED), NOW, announce).status.queued_at == ago(7)
+
+
+def test_a_start_is_written_before_anything_runs() -> None:
+    after = advance(build(), Start(build="b", attempt=1, node="n1", alone=True), NOW, announce)
+    assert after.live is not None
+    assert (after.live.number, after.live.node, after.live.alone, after.live.written_at) == (1, "n1", True, NOW)
+    assert after.status.state is State.QUEUED
+    assert after.status.outbox == ()
+
+
+def test_the_record_keeps_a_bounded_number_of_attempts() -> None:
+    old = build(attempts=tuple(failed(n) for n in range(1, 21)), attempt=21)
+    after = advance(old, Start(build="b", attempt=21, node="n1"), NOW, announce)
+    assert [attempt.number for attempt in after.status.attempts] == list(range(2, 22))
+
+
+def test_started() -> None:
+    written = build(attempts=(attempt(),), waiting="Waiting for a free build slot.")
+    status = advance(written, report(Word.STARTED, at=ago(3)), NOW, announce).status
+    assert (status.state, status.started_at, status.waiting) == (State.RUNNING, ago(3), None)
+    assert status.attempts[0].started_at == ago(3)
+
+
+def test_a_retry_closes_the_attempt_and_waits_for_the_next() -> None:
+    outcome = Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="m", counted=False, out_of_memory=True)
+    later = NOW + timedelta(seconds=10)
+    status = advance(running(), report(Word.RETRYING, outcome=outcome, retry_at=later), NOW, announce).status
+    assert (status.state, status.attempt, status.not_before, status.started_at) == (State.QUEUED, 2, later, None)
+    ended = status.attempts[0]
+    assert (ended.state, ended.reason, ended.message, ended.counted, ended.out_of_memory, ended.finished_at) == (
+        State.FAILED,
+        Reason.INFRASTRUCTURE,
+        "m",
+        False,
+        True,
+        NOW,
+    )
+
+
+def test_the_end_answers_everybody_and_is_announced_in_the_same_write() -> None:
+    live = running("b", cause("1"), cause("2"))
+    after = advance(live, report(Word.SUCCEEDED, outcome=SUCCESS, at=ago(1)), NOW, announce)
+    status = after.status
+    assert (status.state, status.image, status.finished_at, status.log_tail) == (
+        State.SUCCEEDED,
+        IMAGE,
+        ago(1),
+        "done",
+    )
+    assert after.unanswered == ()
+    assert status.attempts[0].timings == Timings(build=3)
+    [announcement] = status.outbox
+    assert announcement.event.data == {"state": State.SUCCEEDED, "outbox": 0}, "made from the record as it is then"
+    assert [(d.sink, d.event, d.due_at) for d in announcement.deliveries] == [
+        ("hub", "uid-b.1.succeeded", NOW),
+        ("broker", "uid-b.1.succeeded", NOW),
+    ]
+
+
+def test_who_asks_after_a_cancel_is_not_answered_by_it() -> None:
+    early, late = cause("1", at=ago(60)), cause("2", at=ago(5))
+    cancelled = build("b", early, late, cancel=Cancel(round=1, by=None, at=ago(10)))
+    outcome = Outcome(state=State.CANCELLED, reason=Reason.REQUESTED, message="m")
+    after = advance(cancelled, report(Word.CANCELLED, outcome=outcome), NOW, announce)
+    assert after.unanswered == (late,)
+    assert after.state is State.QUEUED
+    superseded = replace(outcome, reason=Reason.SUPERSEDED)
+    assert advance(cancelled, report(Word.CANCELLED, outcome=superseded), NOW, announce).unanswered == ()
+
+
+def test_joiners_get_an_event_of_their_own_each() -> None:
+    joiners = [cause("2"), cause("3")]
+    done = build("b", cause("1"), *joiners, state=State.SUCCEEDED, image=IMAGE, answered=(cause("1").key,))
+    image = replace(IMAGE, tags=("main",))
+    outcome = Outcome(state=State.SUCCEEDED, image=image)
+    answer = report(Word.SUCCEEDED, outcome=outcome, causes=tuple(joiner.key for joiner in joiners))
+    after = advance(done, answer, NOW, announce)
+    assert [a.event.id for a in after.status.outbox] == [f"uid-b.1.succeeded.{joiner.key}" for joiner in joiners]
+    assert (after.status.image, after.unanswered) == (image, ())
+
+
+def test_what_changes_nothing_else() -> None:
+    assert advance(build(), Explain(build="b", waiting="w"), NOW, announce).status.waiting == "w"
+    stopped = advance(running(), Stop(build="b", attempt=1, reason=Reason.REQUESTED), NOW, announce)
+    assert stopped.live is not None
+    assert stopped.live.stopping is Reason.REQUESTED
+    assert advance(build(), Settle(build="b"), NOW, announce).open is False
+    with pytest.raises(TypeError, match="Deliver"):
+        advance(build(), Deliver(build="b", event="e", sink="s"), NOW, announce)
+
+
+def test_an_announcement_leaves_the_outbox_when_every_sink_has_had_it() -> None:
+    ended = advance(running(), report(Word.SUCCEEDED, outcome=SUCCESS), NOW, announce)
+    event = ended.status.outbox[0].event.id
+    failing = undelivered(ended, event, "hub", NOW, error="answered 500", pause=timedelta(seconds=4))
+    hub, broker = failing.status.outbox[0].deliveries
+    assert (hub.tries, hub.error, hub.due_at, hub.state) == (
+        1,
+        "answered 500",
+        NOW + timedelta(seconds=4),
+        DeliveryState.PENDING,
+    )
+    assert (broker.tries, broker.state) == (0, DeliveryState.PENDING)
+    one = delivered(failing, event, "broker", NOW, error=None)
+    assert len(one.status.outbox) == 1
+    both = delivered(one, event, "hub", NOW, error=None)
+    assert both.status.outbox == ()
+    assert [(d.sink, d.state, d.tries, d.at, d.error) for d in both.status.deliveries] == [
+        ("hub", DeliveryState.DELIVERED, 2, NOW, None),
+        ("broker", DeliveryState.DELIVERED, 1, NOW, None),
+    ]
+    assert delivered(both, event, "hub", NOW, error=None) == both, "news that comes twice changes nothing"
+
+
+def test_a_dead_letter_keeps_why() -> None:
+    ended = advance(running(), report(Word.SUCCEEDED, outcome=SUCCESS), NOW, announce)
+    event = ended.status.outbox[0].event.id
+    refused = delivered(ended, event, "hub", NOW, error="answered 400", dead=True)
+    silent = undelivered(refused, event, "broker", NOW, error="no answer", pause=timedelta())
+    buried = advance(silent, Bury(build="b", event=event, sink="broker"), NOW, announce)
+    assert [(d.state, d.tries, d.error) for d in buried.status.deliveries] == [
+        (DeliveryState.DEAD, 1, "answered 400"),
+        (DeliveryState.DEAD, 1, "no answer"),
+    ]
