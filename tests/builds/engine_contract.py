@@ -1,0 +1,299 @@
+"""What every engine promises of its records, as tests that any engine can be put to.
+
+Subclass `RecordsContract`, give it a fixture `records` (a fresh engine that takes up to 5 queued builds, 2 of each
+person), and pytest does the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from builds.build import MAX_CAUSES, Build, State, Status
+from builds.engines import AlreadyEnded, Conflict, Engine, NotFound, QueueFull
+from tests.builds.making import AT, ask, ended
+
+
+def everything(records: Engine, **filters: object) -> list[str]:
+    """The names of the whole list, read three at a time."""
+    names, cursor = [], None
+    while True:
+        page = records.list(limit=3, cursor=cursor, **filters)  # type: ignore[arg-type]
+        names += [build.name for build in page.builds]
+        cursor = page.cursor
+        if cursor is None:
+            return names
+
+
+class RecordsContract:
+    def test_a_new_build_is_open_and_queued(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b", "1", by="token:ci")])
+        assert (build.state, build.open, build.status.round) == (State.QUEUED, True, 0)
+        assert build.uid
+        assert build.revision
+        assert [one.by for one in build.causes] == ["token:ci"]
+        assert records.get("b") == build
+        assert records.observe().builds == (build,)
+
+    def test_a_known_cause_changes_nothing(self, records: Engine) -> None:
+        first = records.accept([ask("b", "1")])
+        assert records.accept([ask("b", "1")]) == first
+        settled = records.write(ended(first[0]))
+        assert records.accept([ask("b", "1")]) == [settled]
+
+    def test_a_new_cause_joins(self, records: Engine) -> None:
+        (first,) = records.accept([ask("b", "1")])
+        (second,) = records.accept([ask("b", "2")])
+        assert [one.id for one in second.causes] == ["1", "2"]
+        assert second.uid == first.uid
+        assert second.revision != first.revision
+
+    def test_the_same_id_of_another_source_is_another_cause(self, records: Engine) -> None:
+        records.accept([ask("b", "1")])
+        other = ask("b", "1")
+        (build,) = records.accept([replace(other, cause=replace(other.cause, source="/elsewhere"))])
+        assert len(build.causes) == 2
+
+    def test_one_name_asked_for_twice_in_one_call_is_one_build(self, records: Engine) -> None:
+        builds = records.accept([ask("b", "1"), ask("c", "1"), ask("b", "2"), ask("b", "1")])
+        assert [build.name for build in builds] == ["b", "c", "b", "b"]
+        assert builds[0] == builds[2] == builds[3]
+        assert [one.id for one in builds[0].causes] == ["1", "2"]
+
+    @pytest.mark.parametrize("end", [State.FAILED, State.CANCELLED])
+    def test_a_new_cause_opens_an_ended_build_again(self, records: Engine, end: State) -> None:
+        (build,) = records.accept([ask("b", "1")])
+        records.write(ended(build, end))
+        assert records.observe().builds == ()
+        (again,) = records.accept([ask("b", "2")])
+        assert (again.open, again.state) == (True, State.QUEUED)
+        assert everything(records, state=State.QUEUED) == ["b"]
+        assert everything(records, state=end) == []
+
+    def test_a_succeeded_build_stays_succeeded_unless_forced(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b", "1")])
+        records.write(ended(build, State.SUCCEEDED))
+        (joined,) = records.accept([ask("b", "2")])
+        assert (joined.open, joined.state) == (True, State.SUCCEEDED)
+        (forced,) = records.accept([ask("b", "3", force=True)])
+        assert (forced.open, forced.state) == (True, State.QUEUED)
+
+    def test_the_first_and_the_latest_causes_are_kept(self, records: Engine) -> None:
+        build = records.accept([ask("b", str(n)) for n in range(MAX_CAUSES + 20)])[-1]
+        kept = [int(one.id) for one in build.causes]
+        assert kept == [0, *range(21, MAX_CAUSES + 20)]
+
+    # ---- Limits -----------------------------------------------------------------------------------------------------
+
+    def test_the_queue_is_bounded_and_nothing_is_half_made(self, records: Engine) -> None:
+        records.accept([ask(f"b{n}") for n in range(4)])
+        with pytest.raises(QueueFull) as full:
+            records.accept([ask("x"), ask("b0", "2"), ask("y")])
+        assert not full.value.per_user
+        assert everything(records) == ["b3", "b2", "b1", "b0"]
+        assert len(records.get("b0").causes) == 1
+
+    def test_joining_is_possible_when_the_queue_is_full_and_reopening_is_not(self, records: Engine) -> None:
+        (old,) = records.accept([ask("old")])
+        records.write(ended(old))
+        records.accept([ask(f"b{n}") for n in range(5)])
+        (joined,) = records.accept([ask("b0", "2")])
+        assert len(joined.causes) == 2
+        with pytest.raises(QueueFull):
+            records.accept([ask("old", "2")])
+        assert not records.get("old").open
+
+    def test_running_builds_are_not_in_the_queue(self, records: Engine) -> None:
+        for build in records.accept([ask(f"b{n}") for n in range(5)]):
+            records.write(replace(build, status=replace(build.status, state=State.RUNNING, round=1)))
+        assert records.accept([ask("x")])[0].state is State.QUEUED
+
+    @pytest.mark.parametrize("by", ["user:a", "oidc:a"])
+    def test_each_person_has_a_share(self, records: Engine, by: str) -> None:
+        records.accept([ask("b1", by=by), ask("b2", by=by)])
+        with pytest.raises(QueueFull) as full:
+            records.accept([ask("b3", by=by)])
+        assert full.value.per_user
+        assert records.accept([ask("b3", by=f"{by}b")])
+        assert records.accept([ask("b3", "2", by=by)]), "joining takes no place"
+
+    @pytest.mark.parametrize("by", [None, "token:a", "webhook:github.com", "sync"])
+    def test_only_people_have_a_share(self, records: Engine, by: str | None) -> None:
+        assert len(records.accept([ask(f"b{n}", by=by) for n in range(5)])) == 5
+
+    # ---- Writing ----------------------------------------------------------------------------------------------------
+
+    def test_a_write_replaces_the_controllers_part_alone(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        changed = replace(
+            build, status=Status(round=1, waiting="no node"), open=False, causes=(), created_at=AT, uid="other"
+        )
+        written = records.write(changed)
+        assert (written.status, written.open) == (changed.status, False)
+        assert (written.causes, written.uid, written.created_at) == (build.causes, build.uid, build.created_at)
+        assert records.get("b") == written
+
+    def test_a_write_fails_if_another_came_between(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b", "1")])
+        records.accept([ask("b", "2")])
+        with pytest.raises(Conflict):
+            records.write(ended(build))
+        current = records.get("b")
+        records.cancel("b", None)
+        with pytest.raises(Conflict):
+            records.write(ended(current))
+        assert records.get("b").open
+
+    def test_a_write_needs_a_record(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        records.forget(build)
+        with pytest.raises(NotFound):
+            records.write(build)
+
+    def test_the_revision_of_a_deleted_record_is_never_used_again(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        records.forget(build)
+        (again,) = records.accept([ask("b")])
+        assert again.uid != build.uid
+        with pytest.raises(Conflict):
+            records.write(build)
+
+    # ---- Cancelling -------------------------------------------------------------------------------------------------
+
+    def test_a_cancel_mark_is_for_its_round(self, records: Engine) -> None:
+        records.accept([ask("b")])
+        marked = records.cancel("b", "user:a")
+        assert marked.cancel is not None
+        assert (marked.cancel.round, marked.cancel.by) == (1, "user:a")
+        assert records.cancel("b", "user:z") == marked, "the first mark holds"
+
+    def test_a_build_that_waits_to_be_opened_again_is_cancelled_in_the_round_to_come(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        marked = records.cancel("b", None)
+        records.write(ended(marked, State.CANCELLED))
+        records.accept([ask("b", "2")])
+        again = records.cancel("b", None)
+        assert again.cancel is not None
+        assert again.cancel.round == 2
+        assert build.uid == again.uid
+
+    def test_what_has_ended_cannot_be_cancelled(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        records.write(ended(build))
+        with pytest.raises(AlreadyEnded):
+            records.cancel("b", None)
+        with pytest.raises(NotFound):
+            records.cancel("unknown", None)
+
+    # ---- Lists ------------------------------------------------------------------------------------------------------
+
+    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([None, *State])), max_size=12))
+    def test_pages_join_to_the_whole_list(self, records: Engine, wanted: list[tuple[str, State | None]]) -> None:
+        """Newest first; each build once; filters mean the same as looking at each build."""
+        for name in everything(records):
+            records.forget(records.get(name))
+        expected = []
+        for n, (repository, state) in enumerate(wanted):
+            (build,) = records.accept([ask(f"b{n}", repository=f"https://example.org/{repository}")])
+            if state is not None:
+                open_ = not state.ended
+                build = records.write(replace(ended(build, state), open=open_))
+            if state in (None, State.QUEUED):  # keep below the limit of the queue, and have one that was opened again
+                build = records.write(ended(build, State.FAILED))
+                if n % 5 == 0:
+                    (build,) = records.accept([ask(f"b{n}", "again")])
+            expected.insert(0, build)
+        assert everything(records) == [build.name for build in expected]
+        for state in State:
+            assert everything(records, state=state) == [b.name for b in expected if b.state is state]
+            for repository in ("https://example.org/a", "https://example.org/b"):
+                both = [b.name for b in expected if b.state is state and b.request.repository == repository]
+                assert everything(records, state=state, repository=repository) == both
+
+    def test_a_page_ends_where_the_list_does(self, records: Engine) -> None:
+        records.accept([ask(f"b{n}") for n in range(3)])
+        assert records.list(limit=3).cursor is None
+        assert records.list(limit=2).cursor is not None
+
+    @pytest.mark.parametrize(
+        "cursor", ["", "x", "!!!!", "bnVsbA==", "WzEsMl0=", "[1]", "é", "Wzk5OTk5OTk5OTk5OTk5OTk5OTk5LCJhIl0="]
+    )
+    def test_a_foreign_cursor_is_refused(self, records: Engine, cursor: str) -> None:
+        with pytest.raises(ValueError, match="cursor"):
+            records.list(cursor=cursor)
+
+    # ---- Waiting ----------------------------------------------------------------------------------------------------
+
+    def test_changed_answers_at_once_where_there_is_news(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        began = time.monotonic()
+        assert records.changed("b", "", 30) == build
+        assert records.changed("b", build.revision, 0.1) is None
+        assert time.monotonic() - began < 5
+        with pytest.raises(NotFound):
+            records.changed("unknown", "", 0.1)
+
+    def test_many_wait_for_one_change(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        seen: list[Build | None] = []
+        viewers = [
+            threading.Thread(target=lambda: seen.append(records.changed("b", build.revision, 30))) for _ in range(20)
+        ]
+        for viewer in viewers:
+            viewer.start()
+        records.accept([ask("another")])
+        (after,) = records.accept([ask("b", "2")])
+        for viewer in viewers:
+            viewer.join(30)
+        assert seen == [after] * 20
+
+    def test_a_waiting_controller_sees_a_change_a_wake_and_the_time(self, records: Engine) -> None:
+        records.observe()
+        _within(0.1, 5, lambda: records.wait(0.1))
+        for news in (lambda: records.accept([ask("b")]), records.wake):
+            records.observe()
+            threading.Timer(0.2, news).start()
+            _within(0.1, 5, lambda: records.wait(30))
+        records.observe()
+        records.accept([ask("c")])
+        _within(0, 5, lambda: records.wait(30))
+
+    # ---- Housekeeping -----------------------------------------------------------------------------------------------
+
+    def test_closed_builds_come_by_their_end_and_may_be_forgotten_meanwhile(self, records: Engine) -> None:
+        ends = [3, 1, 4, 0, 2]
+        for n in ends:
+            (build,) = records.accept([ask(f"b{n}")])
+            records.write(ended(build, at=AT + timedelta(hours=n)))
+        records.accept([ask("open")])
+        seen = []
+        for build in records.closed():
+            seen.append(build.name)
+            records.forget(build)
+        assert seen == [f"b{n}" for n in sorted(ends)]
+        assert everything(records) == ["open"]
+
+    def test_a_build_that_is_asked_for_again_is_not_forgotten(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b")])
+        settled = records.write(ended(build))
+        records.accept([ask("b", "2")])
+        records.forget(settled)
+        assert records.get("b").state is State.QUEUED
+
+    def test_no_log_is_no_line(self, records: Engine) -> None:
+        for name in ("b", "unknown", "..", "../../etc/passwd", "a\0b", ""):
+            assert list(records.log(name, 1)) == []
+
+
+def _within(least: float, most: float, call: Callable[[], object]) -> None:
+    began = time.monotonic()
+    call()
+    assert least <= time.monotonic() - began < most

@@ -1,0 +1,73 @@
+"""Asks, builds and local engines for tests of engines; light, because processes of their own import it too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from builds.build import Attempt, Build, Cause, Kind, Request, State
+from builds.builder.spec import Surroundings
+from builds.engines import Ask
+from builds.engines.local import LocalEngine
+
+BUILDER = Path(__file__).parent / "programs" / "builder.py"
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def cause(id_: str = "1", *, by: str | None = None, force: bool = False) -> Cause:
+    return Cause(source="/test", id=id_, type="test", by=by, at=AT, kind=Kind.PERSON, force=force)
+
+
+def ask(
+    name: str = "b",
+    id_: str = "1",
+    *,
+    by: str | None = None,
+    force: bool = False,
+    repository: str = "https://example.org/a",
+    args: Mapping[str, str] = {},
+) -> Ask:
+    request = Request(
+        repository=repository, clone_url=repository, commit="c" * 40, image="r.example/x", build_args=args
+    )
+    return Ask(name=name, request=request, cause=cause(id_, by=by, force=force))
+
+
+def ended(build: Build, state: State = State.FAILED, at: datetime = AT) -> Build:
+    """As the controller leaves it: everybody answered, settled."""
+    keys = tuple(one.key for one in build.causes)
+    status = replace(
+        build.status, state=state, round=max(build.status.round, 1), answered=keys, outbox=(), finished_at=at
+    )
+    return replace(build, status=status, open=False)
+
+
+def engine_in(state: Path, **more: Any) -> LocalEngine:
+    fields = {
+        "surroundings": Surroundings(docker_host=f"unix://{state}/docker.sock"),
+        "command": (sys.executable, str(BUILDER)),
+        **more,
+    }
+    return LocalEngine(state, **fields)
+
+
+def written(engine: LocalEngine, name: str, do: str = "succeed", number: int = 1) -> Build:
+    """A build with the start of an attempt in its record, as a controller leaves it before it calls `start`."""
+    (build,) = engine.accept([ask(name, args={"do": do})])
+    attempt = Attempt(number=number, node="local", written_at=datetime.now(UTC))
+    attempts = (*build.status.attempts, attempt)
+    return engine.write(
+        replace(build, status=replace(build.status, round=1, attempt=number, state=State.RUNNING, attempts=attempts))
+    )
+
+
+def begin(engine: LocalEngine, name: str = "b", do: str = "succeed") -> Build:
+    build = written(engine, name, do)
+    assert build.live is not None
+    engine.start(build, build.live)
+    return build

@@ -1,0 +1,45 @@
+"""Uses a local engine from a process of its own, so that tests can kill it, or have several; `main` has the words."""
+
+import sys
+import time
+from pathlib import Path
+
+from builds.engines import Ask
+from tests.builds.making import ask, begin, engine_in
+
+STATE = Path(sys.argv[2])
+
+
+def together(asks: list[Ask]) -> None:
+    """Each in a transaction of its own, begun when the test says so."""
+    engine = engine_in(STATE)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for one in asks:
+        engine.accept([one])
+
+
+def main() -> None:
+    match sys.argv[1], *sys.argv[3:]:
+        case "copies", number:
+            together([ask("b", "the-same")] * int(number))
+        case "events", first, number:
+            together([ask("b", f"event-{n}") for n in range(int(first), int(first) + int(number))])
+        case "builds", first, number:
+            together([ask(f"b{n}", f"event-{n}") for n in range(int(first), int(first) + int(number))])
+        case "accept", name:
+            engine_in(STATE).accept([ask(name)])
+        case "start", name:
+            engine = engine_in(STATE)
+            build = engine.get(name)
+            assert build.live is not None
+            engine.start(build, build.live)
+        case "control", name, do:
+            begin(engine_in(STATE), name, do)
+            print("started", flush=True)
+            time.sleep(600)
+        case other:
+            raise SystemExit(f"unknown: {other}")
+
+
+main()

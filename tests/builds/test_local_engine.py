@@ -1,0 +1,688 @@
+"""The local engine: the contract of all engines, then what is its own, with real processes, locks and kill -9."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from builds.build import Build, Phase, Sighting, State
+from builds.builder.spec import Spec, Surroundings
+from builds.engines import EngineError, NotFound, Unavailable
+from builds.engines.local import LocalEngine
+from builds.faults import Fault
+from tests.builds.engine_contract import RecordsContract, everything
+from tests.builds.making import AT, ask, begin, ended, engine_in, written
+
+ROOT = Path(__file__).resolve().parents[2]
+LIVE = (Phase.PENDING, Phase.RUNNING)
+
+
+def stop(engine: LocalEngine, build: Build) -> None:
+    assert build.live is not None
+    engine.stop(build, build.live)
+
+
+def sighted(engine: LocalEngine) -> Sighting:
+    (sighting,) = engine.observe().sightings
+    return sighting
+
+
+def awaited(engine: LocalEngine, *phases: Phase) -> Sighting:
+    """What is seen once the attempt is in one of the phases: the engine's own `wait` must tell of it in time."""
+    deadline = time.monotonic() + 20
+    while (sighting := sighted(engine)).phase not in phases:
+        assert time.monotonic() < deadline, f"still {sighting}"
+        began = time.monotonic()
+        engine.wait(10)
+        assert time.monotonic() - began < 9, f"was not told that it is no more {sighting.phase}"
+    return sighting
+
+
+def until(true: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def folder(state: Path, name: str = "b", number: int = 1) -> Path:
+    return state / "attempts" / f"{name}-{number}"
+
+
+def runs(state: Path, name: str = "b", number: int = 1) -> list[int]:
+    """The process ids of all builders that have run in the attempt's folder."""
+    return [int(line) for line in (folder(state, name, number) / "runs").read_text().split()]
+
+
+def drive(state: Path, *words: str, fault: str | None = None) -> subprocess.Popen[str]:
+    environment = {**os.environ, **({"KILN_FAULT": fault} if fault else {})}
+    command = [sys.executable, "-m", "tests.builds.programs.driver", words[0], str(state), *words[1:]]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    """A state folder; whatever still holds an attempt's lock at the end of the test is killed."""
+    yield tmp_path
+    for group in tmp_path.glob("attempts/*/group"):
+        with (group.parent / "lock").open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.killpg(int(group.read_text()), signal.SIGKILL)
+
+
+@pytest.fixture
+def engine(state: Path) -> Iterator[LocalEngine]:
+    engine = engine_in(state)
+    yield engine
+    engine.close()
+
+
+class TestContract(RecordsContract):
+    @pytest.fixture
+    def records(self, state: Path) -> Iterator[LocalEngine]:
+        engine = engine_in(state, max_queued=5, max_queued_per_user=2)
+        yield engine
+        engine.close()
+
+
+# ---- The file -------------------------------------------------------------------------------------------------------
+
+
+def together(state: Path, *commands: tuple[str, ...]) -> None:
+    """Several processes, begun at one moment."""
+    processes = [drive(state, *words) for words in commands]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.communicate("go\n", timeout=50)
+        assert process.returncode == 0
+
+
+def test_200_copies_over_two_processes_are_one_build_with_one_cause(state: Path, engine: LocalEngine) -> None:
+    together(state, ("copies", "100"), ("copies", "100"))
+    (build,) = engine.observe().builds
+    assert len(build.causes) == 1
+    assert build.revision == "1"
+
+
+def test_20_events_over_two_processes_are_20_causes(state: Path, engine: LocalEngine) -> None:
+    together(state, ("events", "0", "10"), ("events", "10", "10"))
+    (build,) = engine.observe().builds
+    assert {cause.id for cause in build.causes} == {f"event-{n}" for n in range(20)}
+
+
+def test_the_file_is_made_by_whoever_comes_first(state: Path) -> None:
+    together(state, *[("builds", str(10 * n), "10") for n in range(3)])
+    engine = engine_in(state)
+    assert len(everything(engine)) == 30
+    engine.close()
+
+
+def test_many_threads_share_an_engine(engine: LocalEngine) -> None:
+    """Writers that decide on what they have read: none is lost, none is in another's way for long."""
+    engine.accept([ask("b")])
+
+    def count() -> None:
+        for _ in range(10):
+            while True:
+                build = engine.get("b")
+                number = int(build.status.waiting or 0) + 1
+                try:
+                    engine.write(replace(build, status=replace(build.status, waiting=str(number))))
+                    break
+                except EngineError:
+                    continue
+
+    threads = [threading.Thread(target=count) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert engine.get("b").status.waiting == "80"
+
+
+@pytest.mark.parametrize(("fault", "survives"), [(Fault.WEB_ACCEPTING, False), (Fault.WEB_ACCEPTED, True)])
+def test_web_killed_while_it_accepts(state: Path, fault: Fault, survives: bool) -> None:
+    marker = state / "reached"
+    process = drive(state, "accept", "b", fault=f"{fault}:{marker}")
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert marker.exists()
+    engine = engine_in(state)
+    assert everything(engine) == (["b"] if survives else [])
+    (build,) = engine.accept([ask("b")])
+    assert len(build.causes) == 1
+    engine.close()
+
+
+def test_records_outlive_the_process(state: Path, engine: LocalEngine) -> None:
+    build = written(engine, "b")
+    engine.close()
+    again = engine_in(state)
+    assert again.get("b") == build
+    again.close()
+
+
+def test_a_newer_file_is_refused(state: Path, engine: LocalEngine) -> None:
+    with sqlite3.connect(state / "kiln.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(EngineError, match=r"written by a newer Kiln.*99"):
+        engine_in(state)
+
+
+def test_a_state_folder_that_cannot_be_is_said(state: Path) -> None:
+    (state / "file").write_text("")
+    with pytest.raises(Unavailable, match="KILN_STATE_DIR"):
+        engine_in(state / "file" / "below")
+    (state / "db").mkdir()
+    (state / "db" / "kiln.db").write_text("not a database at all " * 100)
+    with pytest.raises(Unavailable, match="is not a database"):
+        engine_in(state / "db")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"not JSON",
+        b"\xff\xfe",
+        b"[]",
+        b'{"version":1}',
+        b'{"version":1,"uid":"\xff"}',
+        b'{"version":2,"new":{}}',
+        b"[" * 50000,
+    ],
+)
+def test_a_record_that_cannot_be_read_is_left_alone_and_reported_once(
+    state: Path, engine: LocalEngine, caplog: pytest.LogCaptureFixture, record: bytes
+) -> None:
+    engine.accept([ask("a"), ask("b"), ask("c")])
+    connection = sqlite3.connect(state / "kiln.db")
+    with connection:
+        connection.execute("UPDATE builds SET record = ? WHERE name = 'b'", (record,))
+    caplog.set_level(logging.WARNING)
+    for _ in range(2):
+        assert [build.name for build in engine.observe().builds] == ["a", "c"]
+        assert everything(engine) == ["c", "a"]
+        assert list(engine.closed()) == []
+    assert [line.message for line in caplog.records] == [line for line in caplog.messages if "record of b" in line]
+    assert len(caplog.records) == 1
+    for call in (lambda: engine.get("b"), lambda: engine.accept([ask("b", "2")]), lambda: engine.cancel("b", None)):
+        with pytest.raises(Unavailable, match="record of b"):
+            call()
+    assert connection.execute("SELECT record FROM builds WHERE name = 'b'").fetchone() == (record,)
+    connection.close()
+
+
+def test_a_locked_or_full_or_read_only_file_is_unavailable(
+    state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builds.engines.local.store.BUSY", 0.1)
+    other = sqlite3.connect(state / "kiln.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="locked by another process"):
+        engine.accept([ask("b")])
+    assert everything(engine) == [], "reading goes on"
+    other.execute("ROLLBACK")
+    other.close()
+    engine.accept([ask("b")])
+
+    def limited(pragma: str) -> Callable[[], sqlite3.Connection]:
+        def connect() -> sqlite3.Connection:
+            connection = sqlite3.connect(state / "kiln.db", isolation_level=None, check_same_thread=False)
+            connection.execute(pragma)
+            return connection
+
+        return connect
+
+    engine.close()
+    for pragma, sentence in (("PRAGMA max_page_count = 1", "disk is full"), ("PRAGMA query_only = 1", "written")):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine._store, "connect", limited(pragma))
+            with pytest.raises(Unavailable, match=sentence):
+                engine.accept([ask("c" * 100, str(n)) for n in range(100)])
+    assert everything(engine) == ["b"]
+
+
+def test_ten_thousand_builds(engine: LocalEngine) -> None:
+    """The figures are for people; what is asserted is only that it works."""
+    (old,) = engine.accept([ask("old")])
+    record = ended(old)
+    with engine._store._writing() as connection:
+        for n in range(10_000):
+            name = f"build-{n:05}"
+            at = AT + timedelta(seconds=n)
+            engine._store._put(connection, replace(record, name=name, uid=name, created_at=at))
+    for n in range(20):
+        written(engine, f"open-{n}")
+
+    def timed(what: str, call: Callable[[], object]) -> None:
+        began = time.perf_counter()
+        for _ in range(10):
+            call()
+        print(f"10,000 builds: {what}: {(time.perf_counter() - began) * 100:.2f} ms")
+
+    timed("list, first 50", engine.list)
+    timed("list of one state", lambda: engine.list(state=State.FAILED))
+    timed("list of one repository", lambda: engine.list(repository="https://example.org/a"))
+    timed("list, nothing found", lambda: engine.list(repository="https://example.org/a", state=State.CANCELLED))
+    timed("observe, 20 open", engine.observe)
+    timed("get", lambda: engine.get("build-05000"))
+    timed("accept, joining", lambda: engine.accept([ask("open-1", str(time.monotonic_ns()))]))
+    timed("accept, known", lambda: engine.accept([ask("open-1")]))
+    began = time.perf_counter()
+    assert sum(1 for _ in engine.closed()) == 10_000
+    print(f"10,000 builds: all closed ones: {(time.perf_counter() - began) * 1000:.0f} ms")
+
+
+# ---- Attempts -------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_from_start_to_end(state: Path, engine: LocalEngine) -> None:
+    build = written(engine, "b")
+    assert sighted(engine).phase is Phase.ABSENT
+    assert build.live is not None
+    engine.start(build, build.live)
+    sighting = awaited(engine, Phase.ENDED)
+    assert (sighting.build, sighting.attempt, sighting.node) == ("b", 1, "local")
+    assert sighting.result is not None
+    assert sighting.result.state is State.SUCCEEDED
+    assert sighting.started_at is not None
+    assert sighting.ended_at is not None
+    assert build.live.written_at - timedelta(seconds=1) < sighting.started_at <= sighting.ended_at
+    spec = msgspec.json.decode((folder(state) / "spec.json").read_bytes(), type=Spec)
+    assert (spec.name, spec.attempt, spec.attempt_label) == ("b", 1, f"{build.uid}.1")
+    assert spec.request == build.request
+
+
+def test_starting_twice_starts_once(state: Path, engine: LocalEngine) -> None:
+    build = begin(engine, do="wait")
+    assert build.live is not None
+    engine.start(build, build.live)
+    awaited(engine, Phase.RUNNING)
+    other = engine_in(state)
+    other.start(build, build.live)
+    stop(engine, build)
+    awaited(engine, Phase.ENDED)
+    other.start(build, build.live)
+    assert sighted(other).phase is Phase.ENDED
+    assert len(runs(state)) == 1
+    other.close()
+
+
+def test_many_who_start_at_once_start_one(state: Path, engine: LocalEngine) -> None:
+    build = written(engine, "b", "wait")
+    live = build.live
+    assert live is not None
+    engines = [engine_in(state) for _ in range(6)]
+    gate = threading.Barrier(6)
+
+    def start(one: LocalEngine) -> None:
+        gate.wait()
+        while sighted(one).phase is Phase.ABSENT:
+            try:
+                one.start(build, live)
+            except Unavailable:  # another is just doing it
+                continue
+
+    threads = [threading.Thread(target=start, args=(one,)) for one in engines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    awaited(engine, Phase.RUNNING)
+    until((folder(state) / "ready").exists)
+    assert len(runs(state)) == 1
+    for one in engines:
+        one.close()
+
+
+@pytest.mark.parametrize("do", ["succeed", "wait"])
+@pytest.mark.parametrize("fault", [Fault.ENGINE_FOLDER_MADE, Fault.ENGINE_SPAWNED])
+def test_a_controller_killed_while_it_starts(state: Path, engine: LocalEngine, fault: Fault, do: str) -> None:
+    build = written(engine, "b", do)
+    marker = state / "reached"
+    process = drive(state, "start", "b", fault=f"{fault}:{marker}")
+    process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL
+    assert marker.exists()
+    if fault is Fault.ENGINE_FOLDER_MADE:
+        assert sighted(engine).phase is Phase.ABSENT
+    assert build.live is not None
+    engine.start(build, build.live)
+    if do == "wait":
+        awaited(engine, Phase.RUNNING)
+        until((folder(state) / "ready").exists)
+        stop(engine, build)
+    assert awaited(engine, Phase.ENDED).result is not None
+    assert len(runs(state)) == 1
+
+
+def test_a_running_attempt_is_adopted(state: Path) -> None:
+    controller = drive(state, "control", "b", "wait")
+    assert controller.stdout is not None
+    assert controller.stdout.readline() == "started\n"
+    until((folder(state) / "ready").exists)
+    os.kill(controller.pid, signal.SIGKILL)
+    controller.communicate(timeout=10)
+    engine = engine_in(state)
+    assert awaited(engine, Phase.RUNNING).started_at is not None
+    stop(engine, engine.get("b"))
+    sighting = awaited(engine, Phase.ENDED)
+    assert sighting.result is not None
+    assert sighting.result.state is State.CANCELLED
+    assert len(runs(state)) == 1
+    engine.close()
+
+
+def test_a_builder_that_dies_alone_takes_the_rest_along(state: Path, engine: LocalEngine) -> None:
+    begin(engine, do="stubborn")
+    until((folder(state) / "ready").exists)
+    child = int((folder(state) / "child").read_text())
+    (builder,) = runs(state)
+    os.kill(builder, signal.SIGKILL)
+    sighting = awaited(engine, Phase.ENDED)
+    assert sighting.result is None
+    until(lambda: not alive(child))
+
+
+def test_an_attempt_that_is_killed_whole_has_ended_without_a_result(state: Path, engine: LocalEngine) -> None:
+    begin(engine, do="wait")
+    until((folder(state) / "ready").exists)
+    (builder,) = runs(state)
+    os.killpg(builder, signal.SIGKILL)
+    sighting = awaited(engine, Phase.ENDED)
+    assert sighting.result is None
+    assert sighting.started_at is not None
+
+
+def test_a_builder_that_cannot_even_begin_is_not_tried_for_ever(state: Path, engine: LocalEngine) -> None:
+    build = begin(engine, do="break")
+    assert awaited(engine, Phase.ENDED).result is None
+    assert build.live is not None
+    engine.start(build, build.live)
+    assert sighted(engine).phase is Phase.ENDED
+    assert (folder(state) / "errors").read_text() == "cannot even begin\n"
+
+
+def test_a_builder_that_is_not_there_is_unavailable(state: Path) -> None:
+    engine = engine_in(state, command=("/nowhere/python",))
+    with pytest.raises(Unavailable, match="cannot be started"):
+        begin(engine)
+    assert sighted(engine).phase is Phase.ABSENT
+    engine.close()
+
+
+def test_stopping_is_for_what_is_alive(state: Path, engine: LocalEngine) -> None:
+    build = written(engine, "b", "wait")
+    stop(engine, build)
+    assert build.live is not None
+    engine.start(build, build.live)
+    awaited(engine, Phase.RUNNING)
+    until((folder(state) / "ready").exists)
+    child = int((folder(state) / "child").read_text())
+    stop(engine, build)
+    sighting = awaited(engine, Phase.ENDED)
+    assert sighting.result is not None
+    assert sighting.result.state is State.CANCELLED
+    until(lambda: not alive(child))
+    stop(engine, build)
+
+
+def test_an_id_in_a_folder_that_nothing_locks_is_never_signalled(state: Path, engine: LocalEngine) -> None:
+    """Process ids are used again: this one is now somebody else's."""
+    build = begin(engine)
+    awaited(engine, Phase.ENDED)
+    bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    (folder(state) / "group").write_text(str(bystander.pid))
+    stop(engine, build)
+    sighted(engine)
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+def test_what_does_not_stop_is_killed(state: Path) -> None:
+    later = timedelta()
+    engine = engine_in(state, now=lambda: datetime.now(UTC) + later)
+    build = begin(engine, do="stubborn")
+    until((folder(state) / "ready").exists)
+    child = int((folder(state) / "child").read_text())
+    later = timedelta(minutes=10)
+    assert sighted(engine).phase is Phase.RUNNING, "a long build is nobody's business here"
+    later = timedelta()
+    stop(engine, build)
+    assert sighted(engine).phase is Phase.RUNNING
+    later = timedelta(seconds=31)
+    assert awaited(engine, Phase.ENDED).result is None
+    until(lambda: not alive(child))
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"\xff",
+        b'{"state":"running"}',
+        b'{"state":"exploded"}',
+        b'{"state":"failed","message":"\xff"}',
+        b'{"state":"failed","x":' + b"[" * 60000,
+        b'{"state":"failed","message":"' + b"x" * 100_000 + b'"}',
+    ],
+    ids=range(9),
+)
+def test_a_result_that_is_none_is_no_result(state: Path, engine: LocalEngine, content: bytes) -> None:
+    begin(engine)
+    awaited(engine, Phase.ENDED)
+    (folder(state) / "result.json").write_bytes(content)
+    sighting = sighted(engine)
+    assert (sighting.phase, sighting.result) == (Phase.ENDED, None)
+
+
+def test_an_attempt_whose_folder_is_gone_is_lost_once_it_was_seen(state: Path, engine: LocalEngine) -> None:
+    build = begin(engine)
+    started_at = awaited(engine, Phase.ENDED).started_at
+    assert build.live is not None
+    seen = replace(build.live, started_at=started_at)
+    build = engine.write(replace(engine.get("b"), status=replace(build.status, attempts=(seen,))))
+    engine.forget_logs(build)
+    assert not folder(state).exists()
+    assert sighted(engine).phase is Phase.LOST
+
+
+def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: LocalEngine) -> None:
+    """Somebody deleted kiln.db and left the rest: the names are the same again, the builds are not."""
+    begin(engine)
+    awaited(engine, Phase.ENDED)
+    for path in state.glob("kiln.db*"):
+        path.unlink()
+    again = engine_in(state)
+    build = written(again, "b")
+    assert sighted(again).phase is Phase.ABSENT
+    assert build.live is not None
+    again.start(build, build.live)
+    awaited(again, Phase.ENDED)
+    assert json.loads((folder(state) / "spec.json").read_bytes())["attempt_label"] == f"{build.uid}.1"
+    assert len(runs(state)) == 1
+    again.close()
+
+
+def test_a_builder_gets_the_variables_it_needs_and_no_other(state: Path) -> None:
+    ours = {"PATH": os.environ["PATH"], "HOME": "/root", "https_proxy": "http://proxy:1", "SSL_CERT_FILE": "/ca"}
+    secret = {"KILN_SECRETS_DIR": "/secrets", "AWS_SECRET_ACCESS_KEY": "x", "K_SINK": "http://sink", "PYTHONPATH": "/p"}
+    engine = engine_in(state, environment={**ours, **secret, "KILN_FAULT": f"none:{state}/none"})
+    begin(engine, do="environment")
+    sighting = awaited(engine, Phase.ENDED)
+    assert sighting.result is not None
+    got = json.loads(sighting.result.message or "")
+    got.pop("LC_CTYPE", None)  # Python's own, where there is no locale
+    assert got == {**ours, "KILN_FAULT": f"none:{state}/none", "KILN_ATTEMPT_DIR": str(folder(state))}
+    engine.close()
+
+
+def test_an_engine_that_closes_leaves_its_attempts_alone(state: Path, engine: LocalEngine) -> None:
+    begin(engine, do="wait")
+    until((folder(state) / "ready").exists)
+    engine.close()
+    again = engine_in(state)
+    assert sighted(again).phase is Phase.RUNNING
+    again.close()
+
+
+def test_forgetting_deletes_all_that_belongs_to_a_build(state: Path, engine: LocalEngine) -> None:
+    build = begin(engine)
+    begin(engine, "b-1")  # a name that starts like an attempt of the other
+    awaited_all = time.monotonic() + 20
+    while any(sighting.phase is not Phase.ENDED for sighting in engine.observe().sightings):
+        assert time.monotonic() < awaited_all
+        engine.wait(5)
+    settled = engine.write(ended(engine.get("b")))
+    engine.forget_logs(settled)
+    engine.forget_logs(settled)
+    assert not folder(state).exists()
+    assert engine.get("b") == settled
+    engine.forget(settled)
+    with pytest.raises(NotFound):
+        engine.get(build.name)
+    assert folder(state, "b-1").exists()
+
+
+# ---- Logs -----------------------------------------------------------------------------------------------------------
+
+
+def line(number: int, text: str = "") -> bytes:
+    return msgspec.json.encode({"n": number, "phase": None, "text": text or f"line {number}"}) + b"\n"
+
+
+def numbers(engine: LocalEngine, after: int = 0) -> list[int]:
+    return [one.number for one in engine.log("b", 1, after)]
+
+
+def test_the_log_of_an_attempt(engine: LocalEngine) -> None:
+    begin(engine)
+    awaited(engine, Phase.ENDED)
+    lines = list(engine.log("b", 1))
+    assert [(one.attempt, one.number, one.phase, one.text) for one in lines] == [
+        (1, 1, "build", "one"),
+        (1, 2, "build", "two"),
+    ]
+    assert list(engine.log("b", 2)) == []
+
+
+def test_a_log_goes_on_where_a_reader_was(state: Path, engine: LocalEngine) -> None:
+    """From every place, also where lines are of very different lengths and some numbers were left out."""
+    folder(state).mkdir()
+    kept = [*range(1, 40), *range(1000, 1040)]
+    log = folder(state) / "log"
+    log.write_bytes(b"".join(line(n, "x" * (n % 7) ** 4) for n in kept))
+    for after in [*range(45), 999, *range(1000, 1045)]:
+        assert numbers(engine, after) == [n for n in kept if n > after]
+
+
+def test_a_torn_line_is_returned_when_it_is_whole(state: Path, engine: LocalEngine) -> None:
+    folder(state).mkdir()
+    log = folder(state) / "log"
+    whole = line(1) + line(2) + line(3)
+    for size in range(len(whole) + 1):
+        log.write_bytes(whole[:size])
+        complete = whole[:size].count(b"\n")
+        for after in range(4):
+            assert numbers(engine, after) == list(range(after + 1, complete + 1))
+
+
+def test_what_is_no_line_of_a_builder_is_left_out(state: Path, engine: LocalEngine) -> None:
+    folder(state).mkdir()
+    strange = b"Traceback\n\n[1]\n\xff\n" + b"[" * 50000 + b"\n" + b'{"n":"1","text":"x"}\n'
+    (folder(state) / "log").write_bytes(line(1) + strange + line(2) + strange + line(3))
+    for after in range(4):
+        assert numbers(engine, after) == list(range(after + 1, 4))
+
+
+def test_a_log_is_open_only_while_it_is_read(state: Path, engine: LocalEngine) -> None:
+    folder(state).mkdir()
+    (folder(state) / "log").write_bytes(line(1) * 10)
+
+    def opened() -> bool:
+        links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        return any(os.path.realpath(path) == str(folder(state) / "log") for path in links)
+
+    lines = engine.log("b", 1)
+    assert not opened()
+    next(lines)
+    assert opened()
+    lines.close()  # type: ignore[attr-defined]
+    assert not opened()
+
+
+# ---- The node -------------------------------------------------------------------------------------------------------
+
+
+def answering(listener: socket.socket, answer: bytes) -> threading.Thread:
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("status", "ready"), [(b"200 OK", True), (b"500 Internal Server Error", False)])
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+def test_the_node_is_ready_while_the_daemon_answers(
+    state: Path, family: socket.AddressFamily, status: bytes, ready: bool
+) -> None:
+    with socket.socket(family) as listener:
+        listener.bind(str(state / "d") if family is socket.AF_UNIX else ("127.0.0.1", 0))
+        listener.listen()
+        where = f"unix://{state}/d" if family is socket.AF_UNIX else f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        thread = answering(listener, b"HTTP/1.0 " + status + b"\r\n\r\nOK")
+        engine = engine_in(state, surroundings=Surroundings(docker_host=where))
+        (node,) = engine.observe().nodes
+        thread.join()
+        assert node.ready is ready
+        assert (node.why is None) is ready
+        assert engine.observe().nodes == (node,), "asked only once in a while"
+        engine.close()
+
+
+@pytest.mark.parametrize("where", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1", "ssh://host", "tcp://host", "x"])
+def test_a_node_without_a_daemon_says_why(state: Path, where: str) -> None:
+    engine = engine_in(state, surroundings=Surroundings(docker_host=where))
+    (node,) = engine.observe().nodes
+    assert (node.name, node.ready) == ("local", False)
+    assert where in (node.why or "")
+    engine.close()
