@@ -20,7 +20,7 @@ STRUCTURED = {"content-type": "application/cloudevents+json"}
 BATCH = {"content-type": "application/cloudevents-batch+json"}
 
 
-def binary(body: bytes = b"", content_type: str | None = "application/json", **attributes: str | None) -> Event:
+def binary(body: bytes = b"", content_type: str | None = "application/json", /, **attributes: str | None) -> Event:
     headers = {**HEADERS, **{f"ce-{name}": value for name, value in attributes.items()}, "content-type": content_type}
     (event,) = decode({name: value for name, value in headers.items() if value is not None}, body)
     return event
@@ -197,7 +197,7 @@ class TestAttributes:
     )
     def test_datacontenttype(self, media_type: str) -> None:
         with pytest.raises(DecodeError, match="datacontenttype"):
-            binary(content_type=media_type)
+            binary(b"", media_type)
         with pytest.raises(DecodeError, match="datacontenttype"):
             structured(datacontenttype=media_type)
 

@@ -1,0 +1,31 @@
+"""Fuzz targets of `kiln`: each takes any bytes, and may raise nothing."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from kiln import config, quantities, saved
+from kiln.client import messages
+from kiln.errors import CommandError, ConfigError
+
+
+def configuration(content: bytes) -> None:
+    with suppress(ConfigError):
+        config.parse(content)
+
+
+def durations_and_sizes(content: bytes) -> None:
+    text = content.decode("utf-8", "replace")
+    for read in (quantities.duration, quantities.size):
+        with suppress(ValueError):
+            read(text)
+
+
+def saved_requests(content: bytes) -> None:
+    with suppress(CommandError):
+        saved.parse(content)
+
+
+def server_sent_events(content: bytes) -> None:
+    for _ in messages(content.split(b"\n")):
+        pass
