@@ -1,0 +1,154 @@
+"""The rules of the house: imports, style, types, what pure modules may know, and that the docs tell everything."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import prometheus_client
+import pytest
+
+from builds.plan import Word
+from handlers.app import create_app
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES: list[str] = PROJECT["tool"]["importlinter"]["root_packages"]
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+TRACKED = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+FILES = [ROOT / name for name in TRACKED.split("\0") if name and (ROOT / name).is_file()]
+
+READS_ENVIRONMENT = {
+    "builds.builder",
+    "builds.clients.git",  # what git inherits
+    "builds.clients.registry",  # where docker's configuration lies
+    "builds.engines.local",  # what an attempt inherits
+    "builds.faults",
+    "kiln",
+}
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def within(module: str, roots: set[str]) -> bool:
+    return any(module == root or module.startswith(f"{root}.") for root in roots)
+
+
+@pytest.mark.timeout(600)
+def test_lint() -> None:
+    """Style, types and the contracts on imports: the commands are the Makefile's."""
+    done = subprocess.run(
+        ["make", "--old-file=.venv/complete", "--keep-going", "lint"],
+        cwd=ROOT,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_a_module_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    assert not text or ast.get_docstring(ast.parse(text))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_only_the_wiring_reads_the_environment(path: Path) -> None:
+    if not within(module_of(path), READS_ENVIRONMENT):
+        assert not re.search(r"\bos\.environ|\bgetenv\b", path.read_text())
+
+
+def pure_modules() -> list[str]:
+    contracts = PROJECT["tool"]["importlinter"]["contracts"]
+    return next(one["source_modules"] for one in contracts if one["name"].startswith("Policy"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_pure_modules_are_told_the_time(path: Path) -> None:
+    if within(module_of(path), {*pure_modules()}):
+        calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+        names = {node.func.attr for node in calls if isinstance(node.func, ast.Attribute)}
+        assert not names & {"now", "utcnow", "today"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_of)
+def test_what_is_offered_exists(path: Path) -> None:
+    module = importlib.import_module(module_of(path)) if "__all__" in path.read_text() else None
+    offered: list[str] = getattr(module, "__all__", [])
+    assert [name for name in offered if not hasattr(module, name)] == []
+    assert offered == sorted(offered)
+
+
+def test_the_tree_names_no_registry_of_packages_and_no_place_of_work() -> None:
+    registries = ["pypi" + ".org", "python" + "hosted", "(?<!no-emit-)index" + "-url", "find" + "-links"]
+    words = [*registries, "TO" + "DO", "FIX" + "ME"]
+    forbidden = re.compile("|".join([*words, r"/(?:root|work)/[a-z.]"]))
+    found = []
+    for path in FILES:
+        text = path.read_text(errors="replace") if path.suffix not in (".png", ".gz") else ""
+        found += [f"{path.relative_to(ROOT)}: {hit.group()}" for hit in forbidden.finditer(text)]
+    assert found == []
+
+
+def test_locks_hold_every_requirement_by_hash() -> None:
+    runtime, dev = ((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("runtime", "dev"))
+    pinned = re.compile(r"^([a-z0-9._-]+)==[^ ]+(?: ;[^\\]*)? \\\n    --hash=sha256:", re.MULTILINE)
+    wanted = [re.split(r"[<>=]", line)[0] for line in PROJECT["project"]["dependencies"]]
+    assert {*wanted} <= {*pinned.findall(runtime)} <= {*pinned.findall(dev)}
+    assert len(pinned.findall(dev)) == len(re.findall(r"^\S", dev, re.MULTILINE))
+
+
+# The documents tell all there is. ------------------------------------------------------------------------------------
+
+
+def document(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
+
+
+def routes() -> Iterator[str]:
+    app = create_app(cast("Any", SimpleNamespace(base_path="/")))
+    for rule in app.url_map.iter_rules():
+        methods = rule.methods or set()
+        for method in methods if methods == {"OPTIONS"} else methods - {"HEAD", "OPTIONS"}:
+            yield f"{method} {rule.rule}"
+    yield from ("GET /livez", "GET /readyz", "GET /metrics")
+
+
+@pytest.mark.parametrize("route", sorted({*routes()}))
+def test_every_route_is_documented(route: str) -> None:
+    assert f"`{route}`" in document("api.md")
+
+
+@pytest.mark.parametrize("word", [*(word.value for word in Word), "requested"])
+def test_every_event_type_is_documented(word: str) -> None:
+    assert f"`dev.kiln.build.{word}.v1`" in document("events.md")
+
+
+def metrics() -> set[str]:
+    for module in ("builds.metrics", "handlers.metrics"):
+        importlib.import_module(module)
+    return {metric.name for metric in prometheus_client.REGISTRY.collect() if metric.name.startswith("kiln_")}
+
+
+@pytest.mark.parametrize("name", sorted(metrics()))
+def test_every_metric_is_documented(name: str) -> None:
+    assert re.search(rf"`{name}(?:_total)?`", document("operations.md"))
+
+
+PAGES = [path for path in FILES if path.suffix == ".md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#]+)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []
