@@ -19,9 +19,7 @@ import msgspec
 
 from eventing.errors import SinkError
 from eventing.event import Event, Scalar
-from eventing.sinks import STOPPED, Headers, Outcome, Sink, pause, wanted
-
-__all__ = ["Courier", "Headers", "Outcome", "Sink", "pause", "sinks_from_environment", "wanted"]
+from eventing.sinks import STOPPED, Headers, Outcome, Sink
 
 
 class Courier:
