@@ -174,8 +174,8 @@ class _Reader:
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
-            what, _, where = str(error).removesuffix("`").partition(" - at `$")
-            self.problems.append(f"{place}{where}: {what}")
+            what, _, where = str(error).partition(" - at `$")
+            self.problems.append(f"{place}{where.rstrip('`')}: {what}")
             return None
 
 

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
+from builds.engines import EngineError
 from kiln import logs
 from kiln.ops import Ops
 from kiln.settings import Settings
@@ -56,7 +58,10 @@ class Web(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        return self._load()
+        try:
+            return self._load()
+        except EngineError as error:
+            raise AppImportError(str(error)) from error  # what gunicorn takes for "do not try that again"
 
     def _hooks(self) -> dict[str, Callable[..., None]]:
         def post_fork(_arbiter: Any, _worker: Any) -> None:

@@ -1,0 +1,132 @@
+"""`kiln check`: is everything in order, and what would this event build?
+
+A dry run goes the way of a real request as far as it can without asking anybody: decode or webhook dialect, triggers,
+policy, names. Signatures and tokens are not checked, refs are not looked up, nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from builds.build import Kind
+from builds.engines import Ask
+from builds.errors import AskError, BuildsError
+from builds.image import tag_for
+from builds.intake import Intake, Resolved
+from builds.repository import Repository
+from builds.triggers import Wanted, wanted
+from eventing.errors import EventError
+from eventing.event import Event
+from eventing.hosts import DIALECTS, Ignored
+from eventing.http import decode
+from kiln import saved, wiring
+from kiln.errors import KilnError
+from kiln.wiring import Kiln
+
+Say = Callable[[str], object]
+
+UNKNOWN = "0" * 40
+"""Stands for a commit that only a look-up would tell."""
+
+_MARKS = {"x-github-event": "github"}
+"""Headers by which a webhook is known when nobody says which route it came by."""
+
+
+def check(environ: Mapping[str, str], event: bytes | None, say: Say) -> int:
+    """Says what is wrong, or what `event` (a saved request) would build. Returns the exit status."""
+    try:
+        kiln = wiring.load(environ)
+        if event is None:
+            _describe(kiln, say)
+        else:
+            _dry_run(kiln, event, say)
+    except KilnError as error:
+        for problem in error.problems:
+            say(f"error: {problem}")
+        return 1
+    except (EventError, BuildsError) as error:
+        say(f"error: {error}")
+        return 1
+    return 0
+
+
+def _describe(kiln: Kiln, say: Say) -> None:
+    found, secrets = kiln.settings, kiln.secrets
+    alone = ", from this machine only" if found.loopback_only else ""
+    say(f"auth: {', '.join(found.auth)}{alone}; events: {', '.join(found.events_auth)}")
+    say(f"triggers: {', '.join(trigger.name for trigger in kiln.config.triggers) or 'none'}")
+    say(f"sinks: {', '.join(sink.name for sink in kiln.sinks) or 'none'}")
+    say(f"webhooks: {', '.join(word for word in DIALECTS if secrets.webhooks(word)) or 'none has a secret'}")
+    if "token" in found.auth + found.events_auth and not secrets.api_tokens():
+        say("warning: there is no token in api-tokens/, so nobody can come in")
+    say("everything is in order")
+
+
+def _dry_run(kiln: Kiln, content: bytes, say: Say) -> None:
+    events = _events(saved.parse(content), say)
+    intake = Intake(
+        instance=kiln.settings.instance,
+        policy=kiln.policy,
+        hosts=kiln.config.hosts,
+        images=kiln.images,
+        resolver=_Nobody(),
+    )
+    for event in events:
+        say(f"event {event.id}: {event.type} of {event.source}" + (f", {event.subject}" if event.subject else ""))
+        wants = wanted(kiln.config.triggers, event)
+        if not wants:
+            say("  no trigger wants it: nothing would be built")
+        for want in wants:
+            _tell(_ask(intake, want, event), want, say)
+
+
+def _events(request: saved.Saved, say: Say) -> list[Event]:
+    word = next((word for mark, word in _MARKS.items() if mark in request.headers), None)
+    if word is None:
+        return decode(request.headers, request.body)
+    found = DIALECTS[word].parse(request.headers, request.body)
+    if isinstance(found, Ignored):
+        say(f"{word} webhook: nothing would be built. {found.reason}")
+        return []
+    return found
+
+
+def _ask(intake: Intake, want: Wanted, event: Event) -> Ask | AskError:
+    try:
+        return intake.ask(
+            want, source=event.source, id=event.id, type=event.type, by=None, kind=Kind.PUSH, now=datetime.now(UTC)
+        )
+    except AskError as error:
+        return error
+
+
+def _tell(ask: Ask | AskError, want: Wanted, say: Say) -> None:
+    say(f"  by the trigger {want.trigger}" if want.trigger else "  as it asks itself")
+    if isinstance(ask, AskError):
+        say(f"    refused ({ask.status}): {ask}")
+        return
+    request, unknown = ask.request, ask.request.commit == UNKNOWN
+    told = {
+        "build": None if unknown else ask.name,
+        "repository": request.repository,
+        "ref": ask.cause.ref,
+        "commit": "to be looked up" if unknown else request.commit,
+        "subdir": request.subdir,
+        "build_args": ", ".join(f"{name}={value}" for name, value in request.build_args.items()),
+        "image": request.image
+        if unknown
+        else f"{request.image}:{tag_for(request.commit, request.subdir, request.build_args)}",
+        "tags": ", ".join(ask.cause.tags),
+    }
+    for name, value in told.items():
+        if value:
+            say(f"    {name}: {value}")
+
+
+class _Nobody:
+    """Resolves without asking: a full ref is taken for what it says, the rest for a branch."""
+
+    def resolve(self, repository: Repository, ref: str | None) -> Resolved:  # noqa: ARG002
+        full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
+        return Resolved(ref=full, commit=UNKNOWN)

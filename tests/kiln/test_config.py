@@ -1,0 +1,115 @@
+"""The YAML file: what it may say, and that every error names its place."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builds.repository import HostKind
+from kiln.config import Config, parse, read
+from kiln.errors import ConfigError
+
+DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
+
+
+def problems(text: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text.encode())
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "---\n", "sinks: []\n"])
+def test_a_file_that_says_nothing_is_the_default(text: str) -> None:
+    assert parse(text.encode()) == Config() == read(None)
+    assert [trigger.default_branch for trigger in Config().triggers] == [True]
+
+
+def test_the_example_of_the_docs_is_valid() -> None:
+    example = DOCS.read_text().partition("```yaml\n")[2].partition("```")[0]
+    config = parse(example.encode())
+    assert [trigger.name for trigger in config.triggers] == ["courses"]
+    assert [sink.name for sink in config.sinks] == ["hub"]
+    assert config.hosts == {"git.example.edu": HostKind.GITLAB}
+
+
+def test_no_triggers_is_not_the_default_trigger() -> None:
+    assert parse(b"triggers: []").triggers == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("- a", "The file must be a mapping of sections"),
+        ("a: [", "Line 1: "),
+        ("sinks: []\nsinks: []", "Line 2: the key `sinks` is there twice"),
+        ("hosts:\n  a.example: {kind: gitlab,\n   kind: gitea}", "Line 3: the key `kind` is there twice"),
+        ("sink: []", "sink: there is no such section"),
+        ("triggers:", "triggers: must be a list"),
+        ("triggers: [{name: a, psh: {}}]", "triggers[0]: Object contains unknown field `psh`"),
+        ("triggers: [{name: a}, {name: b, push: {branches: main}}]", "triggers[1].push.branches: Expected `array "),
+        ("triggers: [{name: a, push: {branches: [main, 1.0]}}]", "triggers[0].push.branches[1]: Expected `str`"),
+        ("triggers: [{name: a}, {name: a}]", "triggers: There are two triggers called 'a'"),
+        ("triggers: [{name: a, filters: [{exct: {type: x}}]}]", "triggers: Trigger 'a', filters[0].exct: "),
+        ("triggers: [{name: a, build: {image: '{x'}}]", "triggers: Trigger 'a', build.image: A single '{'"),
+        ("sinks: [{name: a, url: 'ftp://x/'}]", "sinks[0]: the URL of sink a must be http"),
+        ("sinks: [{name: a, url: 'http://x/'}, {name: a, url: 'http://y/'}]", "sinks: there are 2 sinks called a"),
+        ("hosts: [a.example]", "hosts: must be a mapping"),
+        ("hosts: {'https://a.example': {kind: gitlab}}", "hosts.https://a.example: must be a host name"),
+        ("hosts: {a.example: {kind: cvs}}", "hosts.a.example.kind: Invalid enum value 'cvs'"),
+        ("insecure_registries: ['http://a.example']", "insecure_registries[0]: must be host:port"),
+        ("allowed_images: [1]", "allowed_images[0]: Expected `str`"),
+        ("a: &a [*a]", "a: there is no such section"),
+        ("a: !!python/object:os.system {}", "Line 1: could not determine a constructor"),
+        ("a: !!bool x", "The file is not YAML"),
+        ("[" * 5000, "The file is nested too deeply"),
+    ],
+)
+def test_an_error_names_its_place(text: str, problem: str) -> None:
+    (told,) = problems(text)
+    assert told.startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("sinks: [{name: a, url: 'http://x/', format: cdevents}]", "sinks[0].format"),
+        ("hosts: {a.example: {kind: gitlab, statuses: true}}", "hosts.a.example.statuses"),
+        ("repositories: [{url: 'https://a.example/b', poll: 10m}]", "repositories"),
+        ("private: [{match: 'https://a.example/*', use_by: [webhooks]}]", "private"),
+    ],
+)
+def test_what_a_later_version_does_is_refused_and_not_ignored(text: str, place: str) -> None:
+    (told,) = problems(text)
+    assert told.startswith(f"{place}: ")
+    assert told.endswith("is not in this version of Kiln")
+
+
+def test_all_errors_are_told_together() -> None:
+    told = problems("sinks: [{name: a}, {url: 'http://x/'}]\nhosts: {a.example: {}}\nrepositories: [{poll: soon}]\n")
+    assert len(told) == 5
+
+
+def test_a_merge_key_is_no_doubled_key() -> None:
+    assert len(parse(b"sinks:\n- &a {name: a, url: 'http://x/'}\n- {<<: *a, name: b}\n").sinks) == 2
+
+
+def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"KILN_CONFIG: .* cannot be read"):
+        read(tmp_path / "absent.yaml")
+    path = tmp_path / "kiln.yaml"
+    path.write_text("sink: []")
+    with pytest.raises(ConfigError, match=f"{path}: sink: there is no such section"):
+        read(path)
+    path.write_text("#" * 300_000)
+    with pytest.raises(ConfigError, match="larger than 256 KiB"):
+        read(path)
+
+
+@given(st.binary() | st.text(alphabet="[]{}:,&*!<-?|>'\"#%@`\n abtriggesnk0").map(str.encode))
+def test_any_file_is_read_or_refused(content: bytes) -> None:
+    with suppress(ConfigError):
+        parse(content)
