@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 import rfc8785
@@ -109,7 +110,12 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 @lru_cache(maxsize=20_000)
 def _cause_key(source: str, id_: str) -> str:
     """Kept, because a plan over a thousand builds asks for it again and again."""
-    return hashlib.sha256(rfc8785.dumps([source, id_])).hexdigest()[:8]
+    return fingerprint([source, id_])[:8]
+
+
+def fingerprint(value: list[Any]) -> str:
+    """SHA-256 over RFC 8785 JSON, in hexadecimal: the same for equal values, whoever computes it."""
+    return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,7 +346,7 @@ def build_name(instance: str, request: Request) -> str:
     """
     args = {**request.build_args}
     where = (request.repository, request.commit, request.subdir)
-    digest = hashlib.sha256(rfc8785.dumps([1, instance, *where, args, request.image])).hexdigest()[:20]
+    digest = fingerprint([1, instance, *where, args, request.image])[:20]
     readable = re.sub(r"[^a-z0-9]+", "-", _last_parts(request.repository).lower()).strip("-")[:24].rstrip("-")
     return "-".join(part for part in ("build", readable, digest) if part)
 

@@ -12,8 +12,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
-import rfc8785
-
+from builds.build import fingerprint
 from builds.errors import Forbidden, Malformed, RuleError
 from builds.repository import HostKind, Repository, glob_match
 
@@ -61,7 +60,7 @@ def tag_for(commit: str, subdir: str = "", build_args: Mapping[str, str] | None 
     """
     if not subdir and not build_args:
         return commit
-    return f"{commit}-{hashlib.sha256(rfc8785.dumps([subdir, {**(build_args or {})}])).hexdigest()[:8]}"
+    return f"{commit}-{fingerprint([subdir, {**(build_args or {})}])[:8]}"
 
 
 def is_reserved(tag: str) -> bool:

@@ -248,24 +248,13 @@ def wanted(triggers: Sequence[Trigger], event: Event) -> list[Wanted]:
 def requested(data: object) -> Wanted:
     """The data of a `dev.kiln.build.requested.v1`. Raises Malformed."""
     try:
-        return _requested(msgspec.convert(data, BuildRequestBody))
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise _malformed(error) from None
+        return asked(msgspec.convert(data, BuildRequestBody))
+    except msgspec.ValidationError as error:
+        raise Malformed(f"This is no request for a build: {str(error)[:200]}.") from None
 
 
-def requested_json(body: bytes) -> Wanted:
-    """The same as the JSON API is sent it. Raises Malformed."""
-    try:
-        return _requested(msgspec.json.decode(body, type=BuildRequestBody))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _malformed(error) from None
-
-
-def _malformed(error: Exception) -> Malformed:
-    return Malformed(f"This is no request for a build: {str(error)[:200]}.")
-
-
-def _requested(body: BuildRequestBody) -> Wanted:
+def asked(body: BuildRequestBody) -> Wanted:
+    """What a request for a build wants; braces in it mean nothing."""
     return Wanted(
         repository=body.repository,
         ref=body.ref,

@@ -1,0 +1,269 @@
+"""A build as others see it: one JSON object, which the API answers with and events carry.
+
+The shape is written once, as the structs here; the JSON Schemas in `builds/schemas` are made of them
+(`python -m builds.schemas`) and shipped, because events name them in `dataschema`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from builds.build import Attempt, Build, Cause, Delivery, DeliveryState, Reason, State, Timings
+from builds.image import tag_for
+from builds.triggers import BuildRequestBody
+from eventing.event import Event, Scalar
+
+SCHEMAS = "https://kiln.dev/schemas/"
+"""Where the shipped schemas are, as identifiers: `build.v1.json` and `request.v1.json`."""
+DATASCHEMA = f"{SCHEMAS}build.v1.json"
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
+    """One try. `state` and `reason` are null until it has ended."""
+
+    number: int
+    node: str | None
+    state: State | None
+    reason: Reason | None
+    message: str | None
+    started_at: Instant | None
+    finished_at: Instant | None
+
+
+class ImageView(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the image goes: `repository` and `tag` are known from the start, the rest when it is there.
+
+    `reference` is `repository:tag@digest`; `tags` are further tags that were set on the same manifest.
+    """
+
+    reference: str | None
+    repository: str
+    tag: str
+    tags: tuple[str, ...]
+    digest: str | None
+
+
+class DurationsView(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds; null where the stage was not reached. All but `queued` are of the latest attempt."""
+
+    queued: float | None
+    fetch: float | None
+    build: float | None
+    push: float | None
+
+
+class CauseView(msgspec.Struct, frozen=True, kw_only=True):
+    """One event that asked."""
+
+    source: str
+    id: str
+    type: str
+    trigger: str | None
+    ref: str | None
+    by: str | None
+
+
+class LogView(msgspec.Struct, frozen=True, kw_only=True):
+    """`tail` is not there in lists."""
+
+    url: str
+    tail: str | UnsetType | None = UNSET
+
+
+class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
+    """One event given to one sink; `at` is when it was delivered or given up."""
+
+    sink: str
+    event: str
+    type: str
+    state: DeliveryState
+    tries: int
+    at: Instant | None
+    error: str | None
+
+
+class BuildView(msgspec.Struct, frozen=True, kw_only=True):
+    """A build of one image from one commit. Absent values are null, times RFC 3339 in UTC."""
+
+    name: str
+    state: State
+    reason: Reason | None
+    message: str | None
+    waiting: str | None
+    attempt: int
+    attempts: tuple[AttemptView, ...]
+    repository: str
+    ref: str | None
+    commit: str
+    subdir: str
+    image: ImageView
+    node: str | None
+    queued_at: Instant
+    started_at: Instant | None
+    finished_at: Instant | None
+    durations: DurationsView
+    causes: tuple[CauseView, ...]
+    log: LogView
+    deliveries: tuple[DeliveryView, ...]
+
+
+def as_json(build: Build, *, base: str = "/", tail: bool = True) -> dict[str, Any]:
+    """The build as plain JSON values; `base` is the base path, or a URL that ends in it, and `tail` the log's.
+
+    One that has ended and was asked for again is shown as queued for its next attempt from that moment, though no
+    controller may have seen it yet.
+    """
+    if build.reopened:
+        build = _asked_again(build)
+    plain: dict[str, Any] = msgspec.to_builtins(_view(build, base, tail=tail))
+    return plain
+
+
+def event(
+    build: Build, word: str, attempt: int, *, source: str, now: datetime, base: str = "/", cause: Cause | None = None
+) -> Event:
+    """The event `dev.kiln.build.<word>.v1` of a build as it is after the change that is told.
+
+    `cause` is the one who joined after the end and is answered by this event alone. Its id is the same whenever it is
+    made again: `<uid>.<attempt>.<word>`, and for such a cause `.<8 hex of it>`.
+    """
+    data: dict[str, Any] = msgspec.to_builtins(_view(build, base, tail=True))
+    reasons = (tried.reason for tried in build.status.attempts if tried.number == attempt)
+    traces = (asker.traceparent for asker in ((cause,) if cause else build.causes))
+    extensions: dict[str, Scalar | None] = {
+        "repository": build.request.repository,
+        "ref": cause.ref if cause else data["ref"],
+        "commit": build.request.commit,
+        "image": data["image"]["reference"],
+        "reason": data["reason"] or next(reasons, None),
+        "traceparent": next(filter(None, traces), None),
+        "partitionkey": build.request.repository,
+    }
+    return Event(
+        id=".".join([build.uid, str(attempt), word, *([cause.key] if cause else [])]),
+        source=source,
+        type=f"dev.kiln.build.{word}.v1",
+        subject=build.name,
+        time=now,
+        datacontenttype="application/json",
+        dataschema=DATASCHEMA,
+        extensions={name: value for name, value in extensions.items() if value is not None},
+        data=data,
+    )
+
+
+def schemas() -> dict[str, dict[str, Any]]:
+    """The JSON Schemas (draft 2020-12) by file name: of a build, and of a request for one."""
+    return {
+        name: {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "$id": f"{SCHEMAS}{name}",
+            **msgspec.json.schema(shape),
+        }
+        for name, shape in (("build.v1.json", BuildView), ("request.v1.json", BuildRequestBody))
+    }
+
+
+def _asked_again(build: Build) -> Build:
+    """As the controller will have it at the beginning of the next round."""
+    status = build.status
+    next_round = msgspec.structs.replace(
+        status,
+        state=State.QUEUED,
+        reason=None,
+        message=None,
+        waiting=None,
+        attempt=status.attempt + 1,
+        image=None,
+        queued_at=min(cause.at for cause in build.unanswered),
+        started_at=None,
+        finished_at=None,
+        log_tail="",
+    )
+    return msgspec.structs.replace(build, status=next_round)
+
+
+def _view(build: Build, base: str, *, tail: bool) -> BuildView:
+    status, request = build.status, build.request
+    latest = status.attempts[-1] if status.attempts and status.attempts[-1].number == status.attempt else None
+    queued_at = status.queued_at or build.created_at
+    url = f"{base.rstrip('/')}/api/v1/builds/{build.name}/log"
+    deliveries = [*status.deliveries, *(each for announced in status.outbox for each in announced.deliveries)]
+    return BuildView(
+        name=build.name,
+        state=status.state,
+        reason=status.reason,
+        message=status.message,
+        waiting=status.waiting,
+        attempt=status.attempt,
+        attempts=tuple(map(_attempt, status.attempts)),
+        repository=request.repository,
+        ref=build.causes[0].ref if build.causes else None,
+        commit=request.commit,
+        subdir=request.subdir,
+        image=_image(build),
+        node=latest.node if latest else None,
+        queued_at=queued_at,
+        started_at=status.started_at,
+        finished_at=status.finished_at,
+        durations=_durations(queued_at, status.started_at, latest.timings if latest else Timings()),
+        causes=tuple(map(_cause, build.causes)),
+        log=LogView(url=url, tail=(status.log_tail or None) if tail else UNSET),
+        deliveries=tuple(map(_delivery, deliveries)),
+    )
+
+
+def _image(build: Build) -> ImageView:
+    request, image = build.request, build.status.image
+    if image is not None and build.status.state is State.SUCCEEDED:
+        return ImageView(
+            reference=image.reference,
+            repository=image.repository,
+            tag=image.tag,
+            tags=image.tags,
+            digest=image.digest,
+        )
+    tag = tag_for(request.commit, request.subdir, request.build_args)
+    return ImageView(reference=None, repository=request.image, tag=tag, tags=(), digest=None)
+
+
+def _durations(queued_at: datetime, started_at: datetime | None, timings: Timings) -> DurationsView:
+    """A clock that was set back makes no time negative."""
+    queued = None if started_at is None else max(0.0, round((started_at - queued_at).total_seconds(), 3))
+    return DurationsView(queued=queued, fetch=timings.fetch, build=timings.build, push=timings.push)
+
+
+def _attempt(attempt: Attempt) -> AttemptView:
+    return AttemptView(
+        number=attempt.number,
+        node=attempt.node,
+        state=attempt.state,
+        reason=attempt.reason,
+        message=attempt.message,
+        started_at=attempt.started_at,
+        finished_at=attempt.finished_at,
+    )
+
+
+def _cause(cause: Cause) -> CauseView:
+    return CauseView(
+        source=cause.source, id=cause.id, type=cause.type, trigger=cause.trigger, ref=cause.ref, by=cause.by
+    )
+
+
+def _delivery(delivery: Delivery) -> DeliveryView:
+    return DeliveryView(
+        sink=delivery.sink,
+        event=delivery.event,
+        type=delivery.type,
+        state=delivery.state,
+        tries=delivery.tries,
+        at=delivery.at,
+        error=delivery.error,
+    )
