@@ -36,11 +36,14 @@ MAX_VALUE = 4096
 """Characters of a build argument's value, and of an event's source and id: they are kept in the record."""
 
 
-class Resolved(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a ref points: its full name (`None` for a commit alone, and for a detached HEAD), and the commit."""
+class Resolved(Protocol):
+    """Where a ref points: its full name (`None` for a detached HEAD), and the commit."""
 
-    ref: str | None
-    commit: str
+    @property
+    def ref(self) -> str | None: ...
+
+    @property
+    def commit(self) -> str: ...
 
 
 class Resolver(Protocol):
@@ -49,7 +52,7 @@ class Resolver(Protocol):
     def resolve(self, repository: Repository, ref: str | None) -> Resolved:
         """Of a full ref, a branch, a tag (a branch wins), or `None` for HEAD; tags peeled.
 
-        Raises builds.errors.UnknownRef, Unreachable, RepositoryRefused.
+        Raises builds.errors.UnknownRef, CannotBuild, Unreachable, RepositoryRefused.
         """
 
 
@@ -102,12 +105,12 @@ class Intake:
             raise Malformed(f"The event's source or id is longer than {MAX_VALUE} characters.")
         repository = self.repository(wanted.repository)
         self._policy.check(repository)
-        where = self._where(repository, wanted)
-        options = self._options(wanted, repository, where)
+        ref, commit = self._where(repository, wanted)
+        options = self._options(wanted, repository, ref, commit)
         request = Request(
             repository=repository.url,
             clone_url=repository.clone_url,
-            commit=where.commit,
+            commit=commit,
             image=options.image,
             subdir=options.subdir,
             build_args=options.build_args,
@@ -120,7 +123,7 @@ class Intake:
             at=now,
             kind=kind,
             trigger=wanted.trigger,
-            ref=where.ref,
+            ref=ref,
             tags=options.tags,
             push=wanted.push,
             force=wanted.force,
@@ -128,7 +131,7 @@ class Intake:
         )
         return Ask(name=build_name(self._instance, request), request=request, cause=cause)
 
-    def _where(self, repository: Repository, wanted: Wanted) -> Resolved:
+    def _where(self, repository: Repository, wanted: Wanted) -> tuple[str | None, str]:
         ref = None if wanted.ref is None or wanted.ref == "HEAD" else checked_ref(wanted.ref)
         commit = None if wanted.commit is None else commit_id(wanted.commit)
         if ref is not None and is_commit(ref):
@@ -136,20 +139,20 @@ class Intake:
                 raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
             commit, ref = commit_id(ref), None
         if commit and (ref is None or ref.startswith("refs/")):
-            return Resolved(ref=ref, commit=commit)
+            return ref, commit
         # Before anybody is asked over the network, with something in place of what only the answer will tell.
-        self._options(wanted, repository, Resolved(ref="refs/heads/main", commit="0" * 40))
+        self._options(wanted, repository, "refs/heads/main", "0" * 40)
         found = self._resolver.resolve(repository, ref)
-        return Resolved(ref=found.ref, commit=commit or found.commit)
+        return found.ref, commit or found.commit
 
-    def _options(self, wanted: Wanted, repository: Repository, where: Resolved) -> _Options:
+    def _options(self, wanted: Wanted, repository: Repository, ref: str | None, commit: str) -> _Options:
         values = {
             "repository": repository.url,
-            "commit": where.commit,
+            "commit": commit,
             "slug": slug_for(self._images.prefix, repository).lstrip("-"),
         }
-        if where.ref is not None:
-            values |= {"ref": where.ref, "ref_name": short_name(where.ref)}
+        if ref is not None:
+            values |= {"ref": ref, "ref_name": short_name(ref)}
 
         def text(template: Template) -> str:
             return template.fill(values.get).text()
@@ -161,7 +164,7 @@ class Intake:
             subdir=subdir,
             build_args=build_args,
             image=self._images.check(image),
-            tags=_tags([text(tag) for tag in wanted.tags], own=tag_for(where.commit, subdir, build_args)),
+            tags=_tags([text(tag) for tag in wanted.tags], own=tag_for(commit, subdir, build_args)),
         )
 
 
