@@ -59,9 +59,7 @@ def resumed(last_event_id: str | None, build: Build) -> Position | None:
     return int(match[1]), int(match[2])
 
 
-def follow(
-    records: Records, name: str, position: Position, shape: Callable[[Build], object], *, pace: float = LOOK
-) -> Iterator[bytes]:
+def follow(records: Records, name: str, position: Position, shape: Callable[[Build], object]) -> Iterator[bytes]:
     """The event stream of a build from `position` to its end; `shape` makes the JSON of a `state` event.
 
     Ends early, without a last `state`, when the record cannot be read: the viewer comes back with the position.
@@ -88,7 +86,7 @@ def follow(
             if time.monotonic() - spoke > KEEPALIVE:
                 yield b": waiting\n\n"
                 spoke = time.monotonic()
-            build = records.changed(name, build.revision, pace if build.live else IDLE) or build
+            build = records.changed(name, build.revision, LOOK if build.live else IDLE) or build
     except (NotFound, Unavailable):
         return
 

@@ -1,0 +1,60 @@
+"""The WSGI application: `create_app(services)`, and what holds for every request of it.
+
+Stateless: everything is in the records, so any number of these answer side by side. A route is found in one place per
+prefix: `events`, `webhooks`, `builds` (the JSON API) and `pages`.
+"""
+
+from __future__ import annotations
+
+import time
+
+from flask import Flask, Response, g, request
+
+from handlers import builds, events, metrics, pages, problems, webhooks
+from handlers.services import Services
+
+__all__ = ["Services", "create_app"]
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+def create_app(services: Services) -> Flask:
+    """The application for these services. Raises nothing; does no I/O until the first request."""
+    prefix = services.base_path.rstrip("/")
+    app = Flask("handlers", static_url_path=f"{prefix}/static")
+    app.extensions["kiln"] = services
+    app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
+    problems.register(app)
+    for part in (events, webhooks, builds, pages):
+        app.register_blueprint(part.routes, url_prefix=prefix or None)
+    app.before_request(_begin)
+    app.after_request(_finish)
+    return app
+
+
+def _begin() -> None:
+    g.began = time.perf_counter()
+
+
+def _finish(response: Response) -> Response:
+    """Headers that keep a hostile log line or repository name from being more than text, and one observation."""
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    if request.endpoint != "static":
+        response.headers.setdefault("Cache-Control", "no-store")
+    route = request.url_rule.rule if request.url_rule else "none"
+    request.environ.setdefault("kiln.log", {})["route"] = route
+    seconds = time.perf_counter() - g.get("began", time.perf_counter())
+    method = request.method if request.method in _METHODS else "other"
+    metrics.SECONDS.labels(route, method, response.status_code).observe(seconds)
+    return response
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"})

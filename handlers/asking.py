@@ -1,0 +1,56 @@
+"""From what came in to builds in the records: the one way, whichever route it came by.
+
+Everything that came together is checked before anything is written, and written together, so an answer is always about
+all of it and repeating a request is safe.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from flask import request
+
+from builds.build import Build, Kind
+from builds.engines import Ask
+from builds.intake import merge
+from builds.triggers import Wanted
+from eventing.event import Event
+from handlers import metrics
+from handlers.services import services
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def check(wanted: Wanted, event: Event, *, by: str | None, kind: Kind) -> Ask:
+    """What is wanted by an event, as a request that may be built. Raises AskError."""
+    held = services()
+    return held.intake.ask(
+        wanted,
+        source=event.source,
+        id=event.id,
+        type=event.type,
+        by=by,
+        kind=kind,
+        now=held.now(),
+        traceparent=traceparent(event),
+    )
+
+
+def accept(asks: Sequence[Ask], via: str) -> list[Build]:
+    """Writes them all or none; duplicates are the builds that there are. Raises EngineError."""
+    builds = services().records.accept(merge(asks))
+    metrics.ASKED.labels(via).inc(len(builds))
+    note(build=" ".join(dict.fromkeys(build.name for build in builds)))
+    return builds
+
+
+def traceparent(event: Event) -> str | None:
+    """The trace that the event is part of (https://www.w3.org/TR/trace-context/), by itself or by its transport."""
+    given = event.extensions.get("traceparent") or request.headers.get("traceparent")
+    return given if isinstance(given, str) and _TRACEPARENT.fullmatch(given) else None
+
+
+def note(**about: str) -> None:
+    """Adds to the log line of this request, which is written with the answer."""
+    request.environ.setdefault("kiln.log", {}).update(about)

@@ -1,0 +1,139 @@
+"""The JSON API: ask for a build, look at builds, follow a log, cancel.
+
+Other modules take their part from here (`shape`, `list_builds`, `cancel`), so that a page can never show or do what the
+API would not.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import msgspec
+from flask import Blueprint, Response, request, url_for
+
+from builds.build import Build, Kind, State
+from builds.engines import Page
+from builds.report import as_json
+from builds.triggers import REQUESTED, requested
+from eventing.event import Event
+from eventing.wire import load_json
+from handlers import asking, bodies, logs
+from handlers.auth import Identity
+from handlers.problems import BUSY, Problem
+from handlers.services import services
+
+routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
+
+MAX_LISTED = 200
+
+
+def location(name: str) -> str:
+    """The absolute path of a build in the API."""
+    return url_for("builds.one", name=name)
+
+
+def shape(build: Build, *, tail: bool = True) -> dict[str, object]:
+    """A build as the API says it (design: `builds.report`)."""
+    return as_json(build, base=services().base_path, tail=tail)
+
+
+def list_builds() -> Page:
+    """What the request's query asks for. Raises Problem 400."""
+    given = request.args
+    limit = given.get("limit", "50")
+    if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_LISTED:
+        raise Problem(400, f"limit must be a whole number from 1 to {MAX_LISTED}.")
+    state = given.get("state") or None
+    if state is not None and state not in [known.value for known in State]:
+        raise Problem(400, f"state must be one of {', '.join(State)}.")
+    repository = given.get("repository") or None
+    try:
+        return services().records.list(
+            repository=services().intake.repository(repository).url if repository else None,
+            state=State(state) if state else None,
+            limit=int(limit),
+            cursor=given.get("continue") or None,
+        )
+    except ValueError as error:
+        raise Problem(400, "continue must be what an earlier list gave as `continue`.") from error
+
+
+def cancel(name: str, identity: Identity) -> Build:
+    """Leaves the cancel mark. Who is no admin may do so only while every cause is theirs. Raises Problem 403."""
+    build = services().records.get(name)
+    if not identity.admin and any(cause.by != identity.by for cause in build.causes):
+        raise Problem(403, "Others have asked for this build too, so only an admin may cancel it.")
+    asking.note(build=name)
+    return services().records.cancel(name, identity.by)
+
+
+@routes.post("")
+def ask() -> Response:
+    identity = services().auth.admit(request)
+    wanted = requested(load_json(bodies.read_json(services().max_body)))
+    event = Event(source=url_for("builds.ask"), id=str(uuid.uuid4()), type=REQUESTED)
+    (build,) = asking.accept([asking.check(wanted, event, by=identity.by, kind=Kind.PERSON)], via="api")
+    return answer(shape(build), 202, {"Location": location(build.name)})
+
+
+@routes.get("")
+def listed() -> Response:
+    services().auth.admit(request)
+    page = list_builds()
+    return answer({"items": [shape(build, tail=False) for build in page.builds], "continue": page.cursor})
+
+
+@routes.get("/<name>")
+def one(name: str) -> Response:
+    services().auth.admit(request)
+    return answer(shape(services().records.get(name)))
+
+
+@routes.delete("/<name>")
+def cancelled(name: str) -> Response:
+    return answer(shape(cancel(name, services().auth.admit(request))), 202)
+
+
+@routes.get("/<name>/log")
+def log(name: str) -> Response:
+    """As server-sent events for who asks for those, else as the text that exists now."""
+    services().auth.admit(request)
+    build = services().records.get(name)
+    wanted = _attempt(build)
+    if "text/event-stream" in request.accept_mimetypes.values():
+        return _followed(build, wanted)
+    lines = services().records.log(name, wanted or build.status.attempt)
+    return Response((f"{line.text}\n" for line in lines), content_type="text/plain; charset=utf-8")
+
+
+def _attempt(build: Build) -> int | None:
+    """`?attempt=`. Raises Problem: 400 for no number, 404 for an attempt that there is not."""
+    text = request.args.get("attempt")
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
+        raise Problem(400, "attempt must be a number, from 1.")
+    if not 1 <= int(text) <= build.status.attempt:
+        raise Problem(404, f"There is no attempt {int(text)}: the latest is {build.status.attempt}.")
+    return int(text)
+
+
+def _followed(build: Build, wanted: int | None) -> Response:
+    """The stream, with a viewer's place that is given back when it is closed, whoever closes it."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    if request.method == "HEAD":
+        return Response(headers=headers, content_type="text/event-stream")
+    leave = services().viewers.enter()
+    if leave is None:
+        raise Problem(503, "As many logs are being followed as can be. Try again.", {"Retry-After": str(BUSY)})
+    start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (wanted or build.status.round_began_with, 0)
+    base = services().base_path
+    stream = logs.follow(services().records, build.name, start, lambda now: as_json(now, base=base, tail=False))
+    response = Response(stream, headers=headers, content_type="text/event-stream")
+    response.call_on_close(leave)
+    return response
+
+
+def answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(value), status, headers, content_type="application/json")

@@ -1,0 +1,68 @@
+"""CloudEvents over HTTP: binary, structured, batch, and the handshake of the webhook specification.
+
+The answer to a delivery has no body, whatever it says: Knative takes one for a reply and repeats the event when it is
+none. What was asked for is in `Location`.
+"""
+
+from __future__ import annotations
+
+from flask import Blueprint, Response, request
+
+from builds.build import Kind
+from builds.engines import Ask
+from builds.errors import AskError
+from builds.triggers import REQUESTED, wanted
+from eventing.errors import EventError
+from eventing.event import Event
+from eventing.http import decode
+from handlers import asking, bodies, metrics
+from handlers.builds import location
+from handlers.problems import Problem, problem_of
+from handlers.services import services
+
+routes = Blueprint("events", __name__)
+
+
+@routes.post("/events", provide_automatic_options=False)
+@routes.post("/", endpoint="root", provide_automatic_options=False)
+def receive() -> Response:
+    try:
+        return _receive()
+    except (Problem, AskError, EventError):
+        metrics.EVENTS.labels("events", "refused").inc()
+        raise
+
+
+def _receive() -> Response:
+    identity = services().events_auth.admit(request)
+    events = decode(dict(request.headers), bodies.read(services().max_body))
+    asking.note(event_id=" ".join(event.id for event in events))
+    asks: list[Ask] = []
+    for index, event in enumerate(events):
+        try:
+            asks += _asks(event, identity.by)
+        except (AskError, EventError) as error:
+            if len(events) == 1:
+                raise
+            problem = problem_of(error)
+            raise Problem(problem.status, f"event {index}: {problem.detail}", problem.headers) from error
+    metrics.EVENTS.labels("events", "accepted" if asks else "ignored").inc(len(events))
+    if not asks:
+        return Response(status=204)
+    first = asking.accept(asks, via="events")[0]
+    return Response(status=202, headers={"Location": location(first.name)})
+
+
+def _asks(event: Event, by: str | None) -> list[Ask]:
+    """What an event asks for. Raises AskError, DecodeError."""
+    somebody_waits = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
+    kind = Kind.PERSON if somebody_waits else Kind.PUSH
+    return [asking.check(found, event, by=by, kind=kind) for found in wanted(services().triggers, event)]
+
+
+@routes.route("/events", methods=["OPTIONS"], provide_automatic_options=False)
+@routes.route("/", methods=["OPTIONS"], provide_automatic_options=False, endpoint="handshake_root")
+def handshake() -> Response:
+    """CloudEvents webhooks 1.0, §4: anybody may send, as often as they like, if they are let in."""
+    allow = "POST, OPTIONS" if request.path.endswith("/events") else "GET, HEAD, POST, OPTIONS"
+    return Response(headers={"Allow": allow, "WebHook-Allowed-Origin": "*", "WebHook-Allowed-Rate": "*"})

@@ -1,0 +1,44 @@
+"""What the handlers work with: handed in whole, so that nothing here reads an environment or makes a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import cast
+
+from flask import current_app
+
+from builds.engines import Records
+from builds.intake import Intake
+from builds.triggers import Trigger
+from handlers.auth import Gate, Tokens
+from handlers.logs import Viewers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Sizes are bytes. `webhook_secrets` gives the valid secrets of a route's word, none where there are none; it and
+    `tokens` are asked on every request, so that a rotated secret holds at once."""
+
+    records: Records
+    intake: Intake
+    triggers: Sequence[Trigger]
+    webhook_secrets: Callable[[str], Sequence[bytes]]
+    tokens: Tokens
+    auth: Gate
+    events_auth: Gate
+    base_path: str = "/"
+    public_url: str | None = None
+    max_body: int = 2**20
+    max_viewers: int = 112
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    viewers: Viewers = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "viewers", Viewers(self.max_viewers))
+
+
+def services() -> Services:
+    """Of the application that answers the request."""
+    return cast("Services", current_app.extensions["kiln"])

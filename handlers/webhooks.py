@@ -1,0 +1,84 @@
+"""Webhooks of Git hosts. The signature is the only thing that counts: no token, no cookie, no address.
+
+Hosts disable a hook whose deliveries fail, and show the answer to the repository's owner. So a verified delivery that
+leads to nothing is a 200 that says why, also where it is our policy that refuses; but a secret speaks only for hosts of
+its own kind, and one that names another's repository is answered 403.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from flask import Blueprint, Response, request
+
+from builds.build import Kind
+from builds.engines import Ask
+from builds.errors import AskError
+from builds.repository import of_kind
+from builds.triggers import wanted
+from eventing.errors import EventError
+from eventing.event import Event
+from eventing.hosts import DIALECTS, Ignored, push_of
+from handlers import asking, bodies, metrics
+from handlers.builds import answer, location
+from handlers.problems import Problem
+from handlers.services import services
+
+routes = Blueprint("webhooks", __name__)
+
+REFUSED = (403, 422)
+"""Statuses of what our policy refuses: understood, and not done here."""
+
+
+@routes.post("/webhooks/<word>")
+def receive(word: str) -> Response:
+    via = word if word in DIALECTS else "unknown"
+    try:
+        response = _receive(word)
+    except (Problem, AskError, EventError):
+        metrics.EVENTS.labels(via, "refused").inc()
+        raise
+    metrics.EVENTS.labels(via, "accepted" if response.status_code == HTTPStatus.ACCEPTED else "ignored").inc()
+    return response
+
+
+def _receive(word: str) -> Response:
+    dialect = DIALECTS.get(word)
+    secrets = services().webhook_secrets(word) if dialect else ()
+    if dialect is None or not secrets:
+        raise Problem(403, "This Kiln has no secret for webhooks of this host.")
+    headers = dict(request.headers)
+    body = bodies.read(services().max_body)
+    dialect.verify(headers, body, secrets)
+    delivered = dialect.parse(headers, body)
+    if isinstance(delivered, Ignored):
+        return _nothing(delivered.reason)
+    asking.note(event_id=" ".join(event.id for event in delivered))
+    asks: list[Ask] = []
+    reason = "No trigger asks for a build of this."
+    for event in delivered:
+        try:
+            asks += _asks(event, word)
+        except AskError as error:
+            if error.status not in REFUSED:
+                raise
+            reason = str(error)
+    if not asks:
+        return _nothing(reason)
+    built = asking.accept(asks, via=word)
+    builds = [{"name": build.name, "location": location(build.name)} for build in built]
+    return answer({"builds": builds}, 202)
+
+
+def _asks(event: Event, word: str) -> list[Ask]:
+    """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
+    found = wanted(services().triggers, event)
+    push = push_of(event)
+    for url in {*(each.repository for each in found), *([push.repository] if push else [])}:
+        if not of_kind(services().intake.repository(url), word):
+            raise Problem(403, f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
+    return [asking.check(each, event, by=f"webhook:{word}", kind=Kind.PUSH) for each in found]
+
+
+def _nothing(reason: str) -> Response:
+    return answer({"builds": [], "reason": reason}, 200)

@@ -1,0 +1,223 @@
+"""A whole web over real parts: the local engine in a folder, the intake with its policy, git for look-ups."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from flask.testing import FlaskClient
+
+from builds.build import Attempt, Build, Image, Reason, State
+from builds.builder.spec import Surroundings
+from builds.clients.git import Resolver
+from builds.engines.local import LocalEngine
+from builds.image import ImagePolicy
+from builds.intake import Intake
+from builds.record import change
+from builds.repository import HostKind, Policy
+from builds.triggers import TriggerRule, load
+from handlers.app import Services, create_app
+from handlers.auth import Gate, gate
+
+PREFIX = "registry.example/kiln/"
+REPOSITORY = "https://github.com/octo/stats"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SECRET = b"a canary of the webhooks"
+TOKENS = {"ci": b"a canary of the tokens", "second": "zweites Kännchen".encode()}
+
+SPEAKER = """
+import json, pathlib, sys, time
+folder = pathlib.Path(sys.argv[1]).parent
+said = 0
+while not (folder / "enough").exists():
+    lines = (folder / "script").read_text().splitlines() if (folder / "script").exists() else []
+    for line in lines[said:]:
+        said += 1
+        print(json.dumps({"n": said, "phase": "building", "text": line}), flush=True)
+    time.sleep(0.01)
+"""
+"""A builder that says what is written into its folder, line by line, until it is told that it is enough."""
+
+
+def body(**changes: object) -> dict[str, object]:
+    return {"repository": REPOSITORY, "commit": COMMIT, **changes}
+
+
+def push(**changes: object) -> dict[str, object]:
+    """A push to the default branch as GitHub tells it."""
+    repository = {
+        "html_url": REPOSITORY,
+        "url": REPOSITORY,
+        "clone_url": f"{REPOSITORY}.git",
+        "full_name": "octo/stats",
+    }
+    repository |= {"default_branch": "main", "private": False, "name": "stats"}  # type: ignore[dict-item]
+    head = {"id": COMMIT, "added": [], "modified": ["README.md"], "removed": []}
+    facts = {"ref": "refs/heads/main", "before": "1" * 40, "after": COMMIT, "created": False, "deleted": False}
+    return {**facts, "forced": False, "head_commit": head, "commits": [head], "repository": repository, **changes}
+
+
+def signed(payload: object, *, event: str = "push", delivery: str = "d-1", secret: bytes = SECRET) -> dict[str, Any]:
+    """Arguments for a client's `post`."""
+    data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    headers = {
+        "Content-Type": "application/json",
+        "X-GitHub-Event": event,
+        "X-GitHub-Delivery": delivery,
+        "X-Hub-Signature-256": "sha256=" + hmac.new(secret, data, hashlib.sha256).hexdigest(),
+    }
+    return {"data": data, "headers": headers}
+
+
+def event(**changes: object) -> dict[str, object]:
+    """A request for a build as a structured CloudEvent."""
+    attributes = {"specversion": "1.0", "id": "e-1", "source": "/tests", "type": "dev.kiln.build.requested.v1"}
+    return {**attributes, "datacontenttype": "application/json", "data": body(), **changes}
+
+
+def structured(value: object, kind: str = "cloudevents") -> dict[str, Any]:
+    return {"data": json.dumps(value).encode(), "headers": {"Content-Type": f"application/{kind}+json"}}
+
+
+def bearer(name: str = "ci") -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKENS[name].decode()}".encode().decode("latin-1")}
+
+
+@dataclass
+class House:
+    """The application, its engine, and a hand on what a controller and a builder would do."""
+
+    folder: Path
+    engine: LocalEngine
+    services: Services
+    app: Flask
+    tokens: dict[str, bytes]
+
+    @property
+    def client(self) -> FlaskClient:
+        return self.app.test_client()
+
+    def builds(self) -> tuple[Build, ...]:
+        return self.engine.list(limit=200).builds
+
+    def ask(self, **changes: object) -> Build:
+        answer = self.client.post("/api/v1/builds", json=body(**changes))
+        assert answer.status_code == 202, answer.text
+        return self.engine.get(answer.json["name"])
+
+    def run(self, name: str) -> Build:
+        """Starts the attempt that the build waits for, as a controller would."""
+        build = self.engine.get(name)
+        now = self.services.now()
+        attempt = Attempt(number=build.status.attempt, node="local", written_at=now, started_at=now)
+        status = change(
+            build.status,
+            state=State.RUNNING,
+            round=max(1, build.status.round),
+            started_at=now,
+            attempts=(*build.status.attempts, attempt),
+        )
+        build = self.engine.write(change(build, status=status))
+        self.engine.start(build, attempt)
+        return build
+
+    def say(self, name: str, *lines: str, attempt: int = 1) -> None:
+        """Lets the builder say that, and waits until it has."""
+        folder = self.folder / "attempts" / f"{name}-{attempt}"
+        script = folder / "script"
+        before = script.read_text() if script.exists() else ""
+        draft = folder / "draft"
+        draft.write_text(before + "".join(f"{line}\n" for line in lines))
+        draft.replace(script)
+        self.until(lambda: len(list(self.engine.log(name, attempt))) >= before.count("\n") + len(lines))
+
+    def end(self, name: str, *, attempt: int = 1, retry: bool = False, state: State = State.SUCCEEDED) -> Build:
+        """Ends the attempt, and the build or only that attempt."""
+        (self.folder / "attempts" / f"{name}-{attempt}" / "enough").touch()
+        build = self.engine.get(name)
+        now = self.services.now()
+        *before, last = build.status.attempts
+        reason = Reason.INFRASTRUCTURE if retry else None
+        ended = change(last, state=State.FAILED if retry else state, reason=reason, finished_at=now)
+        status = change(build.status, attempts=(*before, ended))
+        if retry:
+            status = change(status, state=State.QUEUED, attempt=attempt + 1, started_at=None)
+        else:
+            image = Image(repository=build.request.image, tag=build.request.commit, digest="sha256:" + "a" * 64)
+            answered = tuple(cause.key for cause in build.causes)
+            status = change(status, state=state, finished_at=now, image=image, answered=answered)
+        return self.engine.write(change(build, status=status))
+
+    @staticmethod
+    def until(condition: Any, seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it never came to that"
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        for script in (self.folder / "attempts").iterdir():
+            (script / "enough").touch()
+        self.engine.close()
+
+
+def build_house(
+    folder: Path,
+    *,
+    auth: Sequence[str] = ("none",),
+    events_auth: Sequence[str] | None = None,
+    loopback_only: bool = False,
+    allowed: Sequence[str] = (),
+    triggers: Sequence[TriggerRule] | None = None,
+    hosts: Mapping[str, HostKind] | None = None,
+    max_queued: int = 1000,
+    auth_gate: Gate | None = None,
+    **changes: Any,
+) -> House:
+    engine = LocalEngine(
+        folder,
+        surroundings=Surroundings(),
+        max_queued=max_queued,
+        command=(sys.executable, "-c", SPEAKER),
+    )
+    policy = Policy(allowed=allowed)
+    intake = Intake(
+        instance="test", policy=policy, hosts=hosts or {}, images=ImagePolicy(PREFIX), resolver=Resolver(policy)
+    )
+
+    valid = dict(TOKENS)
+
+    def tokens() -> Mapping[str, bytes]:
+        return valid
+
+    services = Services(
+        **{
+            "records": engine,
+            "intake": intake,
+            "triggers": load(triggers),
+            "webhook_secrets": lambda word: (b"an old one", SECRET) if word == "github" else (),
+            "tokens": tokens,
+            "auth": auth_gate or gate(auth, tokens=tokens, loopback_only=loopback_only, pages=True),
+            "events_auth": gate(events_auth or auth, tokens=tokens, loopback_only=loopback_only),
+            **changes,
+        }
+    )
+    return House(folder, engine, services, create_app(services), valid)
+
+
+def frames(chunks: Iterator[bytes]) -> Iterator[dict[str, str]]:
+    """Server-sent events as their fields; comments as `{"comment": …}`."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n\n")
+        for frame in whole:
+            lines = frame.decode().split("\n")
+            yield {name or "comment": value for name, _, value in (line.partition(": ") for line in lines)}

@@ -1,0 +1,310 @@
+"""The JSON API: asking, looking, cancelling, and every refusal with its status and a sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from handlers.auth import Gate, Identity
+from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, bearer, body, push, signed
+from tests.parts.githost import GitHost
+
+
+def test_asking_answers_with_the_build_and_where_it_is(house: House) -> None:
+    answer = house.client.post("/api/v1/builds", json=body(subdir="course/", tags=["latest"], force=False))
+    assert answer.status_code == 202
+    assert answer.mimetype == "application/json"
+    build = answer.json
+    assert answer.headers["Location"] == f"/api/v1/builds/{build['name']}"
+    assert (build["state"], build["repository"], build["commit"]) == ("queued", REPOSITORY, COMMIT)
+    assert build["log"]["url"] == f"/api/v1/builds/{build['name']}/log"
+    again = house.client.get(answer.headers["Location"])
+    assert again.json == build
+    assert "Set-Cookie" not in again.headers
+
+
+def test_two_spellings_are_one_build(house: House) -> None:
+    names = {
+        house.ask(repository=url).name
+        for url in ("https://github.com/Octo/Stats.git", "https://GitHub.com/octo/stats/")
+    }
+    assert len(names) == 1
+
+
+def test_a_ref_is_looked_up_at_a_real_host(houses: Callable[..., House], tmp_path: Path) -> None:
+    with GitHost(tmp_path / "git") as host:
+        content = tmp_path / "content"
+        content.mkdir()
+        (content / "README.md").write_text("hello")
+        head = host.create("team/course", content)
+        house = houses(allowed=[f"{host.base}/**"])
+        answer = house.client.post("/api/v1/builds", json={"repository": host.url("team/course"), "ref": "main"})
+        assert answer.status_code == 202, answer.text
+        assert (answer.json["commit"], answer.json["ref"]) == (head, "refs/heads/main")
+        answer = house.client.post("/api/v1/builds", json={"repository": host.url("team/course"), "ref": "nowhere"})
+        assert answer.status_code == 422
+        assert "nowhere" in answer.json["detail"]
+    answer = house.client.post("/api/v1/builds", json={"repository": host.url("team/course"), "ref": "main"})
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"[]", 400),
+        (b"null", 400),
+        (b'"x"', 400),
+        (b"\xff", 400),
+        (b"[" * 100_000, 400),
+        (b'{"repository": NaN}', 400),
+        (b'{"repository": "https://github.com/a/b", "commit": 1' + b"0" * 5000 + b"}", 400),
+        (json.dumps({}).encode(), 400),
+        (json.dumps(body(repository=["x"])).encode(), 400),
+        (json.dumps(body(force="yes")).encode(), 400),
+        (json.dumps(body(unknown=1)).encode(), 400),
+        (json.dumps(body(build_args={"A": 1})).encode(), 400),
+        (json.dumps(body(tags="latest")).encode(), 400),
+        (json.dumps(body(repository="https://github.com/a/b\n")).encode(), 400),
+        (json.dumps(body(repository="https://github.com/a/\u0000b")).encode(), 400),
+        (json.dumps(body(repository="--upload-pack=touch")).encode(), 400),
+        (json.dumps(body(commit="HEAD")).encode(), 400),
+        (json.dumps(body(commit=None, ref="-x")).encode(), 400),
+        (json.dumps(body(commit=None, ref="a\nb")).encode(), 400),
+        (json.dumps(body(subdir="../..")).encode(), 400),
+        (json.dumps(body(subdir="/etc")).encode(), 400),
+        (json.dumps(body(repository="file:///etc")).encode(), 422),
+        (json.dumps(body(repository="http://169.254.169.254/latest")).encode(), 422),
+        (json.dumps(body(repository="https://2130706433/a/b")).encode(), 422),
+        (json.dumps(body(image="elsewhere.example/x")).encode(), 403),
+        (b"x" * (2**20 + 1), 413),
+    ],
+)
+def test_what_is_refused_starts_nothing(house: House, data: bytes, status: int) -> None:
+    answer = house.client.post("/api/v1/builds", data=data, content_type="application/json")
+    assert answer.status_code == status, answer.text
+    assert answer.mimetype == "application/problem+json"
+    assert (answer.json["status"], answer.json["type"]) == (status, "about:blank")
+    assert answer.json["detail"].strip()
+    assert not house.builds()
+
+
+def test_an_address_with_a_password_is_refused_without_repeating_it(house: House) -> None:
+    answer = house.client.post("/api/v1/builds", json=body(repository="https://ada:canary@github.com/a/b"))
+    assert answer.status_code in (400, 422)
+    assert "canary" not in answer.text
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_what_a_form_could_send_is_415(house: House, kind: str) -> None:
+    answer = house.client.post("/api/v1/builds", data=json.dumps(body()), content_type=kind)
+    assert answer.status_code == 415
+    assert not house.builds()
+
+
+def test_a_list_is_paged_newest_first(house: House) -> None:
+    names = [house.ask(subdir=str(number)).name for number in range(5)]
+    seen: list[str] = []
+    query = "?limit=2"
+    while True:
+        answer = house.client.get(f"/api/v1/builds{query}").json
+        seen += [item["name"] for item in answer["items"]]
+        assert all("tail" not in item["log"] for item in answer["items"])
+        if answer["continue"] is None:
+            break
+        query = f"?limit=2&continue={answer['continue']}"
+    assert seen == names[::-1]
+
+
+def test_a_list_is_filtered(house: House) -> None:
+    mine = house.ask()
+    house.ask(repository="https://github.com/octo/other")
+    spelled = house.client.get("/api/v1/builds", query_string={"repository": "https://GitHub.com/Octo/stats.git"})
+    assert [item["name"] for item in spelled.json["items"]] == [mine.name]
+    house.run(mine.name)
+    assert [item["name"] for item in house.client.get("/api/v1/builds?state=running").json["items"]] == [mine.name]
+    assert not house.client.get("/api/v1/builds?state=failed").json["items"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "limit=0",
+        "limit=201",
+        "limit=x",
+        "limit=-1",
+        "limit=٣",
+        "state=nonsense",
+        "continue=x",
+        "continue=\x00",
+        "repository=a",
+    ],
+)
+def test_a_malformed_query_is_400(house: House, query: str) -> None:
+    answer = house.client.get(f"/api/v1/builds?{query}")
+    assert answer.status_code == 400
+    assert answer.mimetype == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/v1/builds/none", "/api/v1/builds/none/log", "/nowhere", "/api/v1/builds/..%2f..%2fetc"]
+)
+def test_what_is_not_there_is_404(house: House, path: str) -> None:
+    answer = house.client.get(path)
+    assert answer.status_code == 404
+    assert answer.mimetype == "application/problem+json"
+
+
+def test_cancelling_leaves_a_mark_until_the_build_has_ended(house: House) -> None:
+    build = house.ask()
+    path = f"/api/v1/builds/{build.name}"
+    assert house.client.delete(path).status_code == 202
+    assert house.engine.get(build.name).cancel is not None
+    house.run(build.name)
+    house.end(build.name)
+    answer = house.client.delete(path)
+    assert answer.status_code == 409
+    assert answer.mimetype == "application/problem+json"
+    assert house.client.delete("/api/v1/builds/none").status_code == 404
+
+
+class Named:
+    """Somebody who is no admin."""
+
+    def __init__(self, by: str) -> None:
+        self.by = by
+
+    def identify(self, request: object) -> Identity:
+        return Identity(by=self.by)
+
+
+def test_who_is_no_admin_cancels_only_what_is_theirs_alone(houses: Callable[..., House]) -> None:
+    somebody = Named("user:ada")
+    house = houses(auth_gate=Gate((somebody,)))
+    build = house.ask()
+    somebody.by = "user:bob"
+    assert house.client.delete(f"/api/v1/builds/{build.name}").status_code == 403
+    house.ask()
+    assert house.client.delete(f"/api/v1/builds/{build.name}").status_code == 403
+    assert house.engine.get(build.name).cancel is None
+    somebody.by = "user:ada"
+    mine = house.ask(subdir="mine")
+    assert house.client.delete(f"/api/v1/builds/{mine.name}").status_code == 202
+
+
+def test_too_many_of_one_asker_are_429(houses: Callable[..., House]) -> None:
+    house = houses(auth_gate=Gate((Named("user:ada"),)))
+    for number in range(20):
+        house.ask(subdir=str(number))
+    answer = house.client.post("/api/v1/builds", json=body(subdir="one more"))
+    assert answer.status_code == 429
+    assert answer.headers["Retry-After"]
+
+
+def test_the_base_path_is_in_every_location(houses: Callable[..., House]) -> None:
+    house = houses(base_path="/services/binder/")
+    answer = house.client.post("/services/binder/api/v1/builds", json=body())
+    name = answer.json["name"]
+    assert answer.headers["Location"] == f"/services/binder/api/v1/builds/{name}"
+    assert answer.json["log"]["url"].startswith("/services/binder/api/")
+    hook = house.client.post("/services/binder/webhooks/github", **signed(push()))
+    assert hook.json["builds"][0]["location"] == f"/services/binder/api/v1/builds/{name}"
+    assert house.client.get("/services/binder/").status_code == 200
+    assert house.client.get("/services/binder").status_code in (200, 308)
+    assert house.client.get("/static/kiln.css").status_code == 404
+    with house.client.get("/services/binder/static/kiln.css") as style:
+        assert style.status_code == 200
+    for outside in ("/", "/api/v1/builds", "/services/binder/livez", "/services/binder/metrics"):
+        assert house.client.get(outside).status_code == 404
+
+
+def test_a_token_is_asked_for_and_rotates(houses: Callable[..., House]) -> None:
+    house = houses(auth=["token"])
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic Y2k6eA=="},
+        {"Authorization": "Bearer \xe9"},
+    ):
+        answer = house.client.get("/api/v1/builds", headers=headers)
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+        assert not any(token.decode() in answer.text for token in TOKENS.values())
+    for name in TOKENS:
+        answer = house.client.post("/api/v1/builds", json=body(subdir=name), headers=bearer(name))
+        assert answer.json["causes"][0]["by"] == f"token:{name}"
+    assert (
+        house.client.get("/api/v1/builds", headers={"Authorization": "bearer a canary of the tokens"}).status_code
+        == 200
+    )
+    del house.tokens["ci"]
+    assert house.client.get("/api/v1/builds", headers=bearer("ci")).status_code == 401
+    assert house.client.get("/api/v1/builds", headers=bearer("second")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "kiln.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "10.0.0.1:8000"},
+        {"Forwarded": "for=10.0.0.1"},
+        {"X-Forwarded-For": "10.0.0.1"},
+        {"X-Forwarded-Proto": "https"},
+        {"X-Real-IP": "10.0.0.1"},
+        {"Via": "1.1 proxy"},
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:9999"},
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/v1/builds", "/"])
+def test_where_nobody_is_asked_nobody_comes_from_elsewhere(
+    houses: Callable[..., House], headers: dict[str, str], path: str
+) -> None:
+    house = houses(loopback_only=True)
+    assert house.client.get(path, headers=headers).status_code == 403
+    assert house.client.post("/events", json={}, headers=headers).status_code == 403
+    assert houses().client.get(path, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:8000", "127.9.9.9", "[::1]:8000"])
+def test_this_machine_comes_in(houses: Callable[..., House], host: str) -> None:
+    headers = {"Host": host, "Origin": f"http://{host}"}
+    assert houses(loopback_only=True).client.get("/api/v1/builds", headers=headers).status_code == 200
+
+
+def test_every_answer_is_closed_to_scripts_and_frames(house: House) -> None:
+    for path in ("/", "/api/v1/builds", "/nowhere", "/static/kiln.js"):
+        with house.client.get(path) as answer:
+            headers = answer.headers
+        assert "script-src 'self'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_a_fault_of_ours_says_nothing_of_itself(houses: Callable[..., House], caplog: pytest.LogCaptureFixture) -> None:
+    def broken(word: str) -> tuple[bytes, ...]:
+        raise RuntimeError("a canary inside")
+
+    house = houses(webhook_secrets=broken)
+    answer = house.client.post("/webhooks/github", **signed(push()))
+    assert answer.status_code == 500
+    assert answer.mimetype == "application/problem+json"
+    assert "canary" not in answer.text
+    assert "a canary inside" in caplog.text
+
+
+def test_the_log_line_of_a_request_knows_event_and_build(house: House) -> None:
+    about: dict[str, str] = {}
+    answer = house.client.post("/webhooks/github", **signed(push()), environ_overrides={"kiln.log": about})
+    assert about == {"route": "/webhooks/<word>", "event_id": "d-1", "build": answer.json["builds"][0]["name"]}
+
+
+def test_gates_are_tried_in_order() -> None:
+    assert Gate((Named("user:ada"), Named("user:bob"))).admit(None).by == "user:ada"  # type: ignore[arg-type]

@@ -1,0 +1,181 @@
+"""CloudEvents in: what is accepted, what is refused for good, and that nothing of a refused request is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from builds.build import Kind
+from builds.triggers import TriggerRule
+from handlers.auth import gate
+from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, bearer, body, event, push, structured
+
+
+@pytest.mark.parametrize("path", ["/events", "/", "/events/"])
+def test_an_accepted_event_has_no_body_and_says_where_the_build_is(house: House, path: str) -> None:
+    answer = house.client.post(path, **structured(event()))
+    (build,) = house.builds()
+    assert (answer.status_code, answer.data) == (202, b"")
+    assert answer.headers["Location"] == f"/api/v1/builds/{build.name}"
+    assert house.client.get(answer.headers["Location"]).json["commit"] == COMMIT
+
+
+def test_a_duplicate_gets_the_same_answer_and_changes_nothing(house: House) -> None:
+    first, second = (house.client.post("/events", **structured(event())) for _ in range(2))
+    assert (first.status_code, first.headers["Location"]) == (second.status_code, second.headers["Location"])
+    assert [len(build.causes) for build in house.builds()] == [1]
+
+
+def test_binary_mode(house: House) -> None:
+    headers = {"Content-Type": "application/json", "ce-specversion": "1.0", "ce-id": "b-1", "ce-source": "/tests"}
+    headers |= {"ce-type": "dev.kiln.build.requested.v1", "traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    answer = house.client.post("/events", data=json.dumps(body()), headers=headers)
+    assert answer.status_code == 202
+    (cause,) = house.builds()[0].causes
+    assert (cause.source, cause.id, cause.by, cause.kind) == ("/tests", "b-1", None, Kind.PERSON)
+    assert cause.traceparent == headers["traceparent"]
+
+
+def test_a_push_goes_through_the_triggers_and_ranks_behind_people(house: House) -> None:
+    pushed = event(type="com.github.push", data=push(), source=REPOSITORY, id="delivery")
+    assert house.client.post("/events", **structured(pushed)).status_code == 202
+    (cause,) = house.builds()[0].causes
+    assert (cause.trigger, cause.ref, cause.kind) == ("default", "refs/heads/main", Kind.PUSH)
+
+
+@pytest.mark.parametrize(
+    "ignored",
+    [
+        event(type="dev.kiln.build.succeeded.v1"),
+        event(type="org.example.other"),
+        event(type="com.github.push", data=push(ref="refs/heads/side")),
+    ],
+)
+def test_what_no_trigger_wants_is_204(house: House, ignored: dict[str, object]) -> None:
+    answer = house.client.post("/events", **structured(ignored))
+    assert (answer.status_code, answer.data) == (204, b"")
+    assert not house.builds()
+
+
+def test_a_batch_is_taken_whole(house: House) -> None:
+    batch = [event(), event(id="e-2", data=body(subdir="other")), event(id="e-3", type="org.example.other")]
+    answer = house.client.post("/events", **structured(batch, "cloudevents-batch"))
+    assert answer.status_code == 202
+    first = house.client.get(answer.headers["Location"]).json
+    assert first["subdir"] in ("", None)
+    assert len(house.builds()) == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [
+        (event(id="e-2", data=body(repository="https://user:pw@github.com/a/b")), 422),
+        (event(id="e-2", data=body(image="elsewhere.example/x")), 403),
+        (event(id="e-2", data=body(subdir="../x")), 400),
+        ({"specversion": "1.0"}, 400),
+    ],
+)
+def test_a_batch_with_one_bad_event_does_nothing_and_names_it(
+    house: House, bad: dict[str, object], status: int
+) -> None:
+    answer = house.client.post("/events", **structured([event(), bad], "cloudevents-batch"))
+    assert answer.status_code in (status, 400) if status == 422 else answer.status_code == status
+    assert "event 1" in answer.json["detail"]
+    assert not house.builds()
+
+
+def test_an_empty_batch_asks_for_nothing(house: House) -> None:
+    assert house.client.post("/events", **structured([], "cloudevents-batch")).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("data", "kind", "status"),
+    [
+        (b"{", "application/cloudevents+json", 400),
+        (b"[]", "application/cloudevents+json", 400),
+        (b"[" * 100_000, "application/cloudevents+json", 400),
+        (b'{"a":' * 100_000, "application/cloudevents+json", 400),
+        (b"\xff\xfe", "application/cloudevents+json", 400),
+        (json.dumps(event(data={"repository": 5})).encode(), "application/cloudevents+json", 400),
+        (json.dumps(event(data=None)).encode(), "application/cloudevents+json", 400),
+        (json.dumps(event(id="a\nb")).encode(), "application/cloudevents+json", 400),
+        (
+            json.dumps(event(data=body(ref="--upload-pack=x", commit=None))).encode(),
+            "application/cloudevents+json",
+            400,
+        ),
+        (b"{}", "application/json", 415),
+        (b"hello", "text/plain", 415),
+        (b"x" * 2**21, "application/cloudevents+json", 413),
+    ],
+)
+def test_what_is_malformed_is_refused_for_good(house: House, data: bytes, kind: str, status: int) -> None:
+    answer = house.client.post("/events", data=data, headers={"Content-Type": kind})
+    assert answer.status_code == status, answer.text
+    assert answer.mimetype == "application/problem+json"
+    assert answer.json["status"] == status
+    assert answer.json["detail"]
+    assert not house.builds()
+
+
+def test_a_full_queue_is_503_with_a_time_and_nothing_half_made(houses: Callable[..., House]) -> None:
+    house = houses(max_queued=1)
+    batch = [event(), event(id="e-2", data=body(subdir="other"))]
+    answer = house.client.post("/events", **structured(batch, "cloudevents-batch"))
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    assert not house.builds()
+
+
+@pytest.mark.parametrize(("path", "allow"), [("/events", "POST, OPTIONS"), ("/", "GET, HEAD, POST, OPTIONS")])
+def test_handshake(house: House, path: str, allow: str) -> None:
+    answer = house.client.options(
+        path, headers={"WebHook-Request-Origin": "sender.example", "WebHook-Request-Rate": "9"}
+    )
+    assert answer.status_code == 200
+    assert answer.headers["Allow"] == allow
+    assert answer.headers["WebHook-Allowed-Origin"] == "*"
+    assert answer.headers["WebHook-Allowed-Rate"] == "*"
+
+
+def test_another_method_is_405_and_says_which(house: House) -> None:
+    answer = house.client.put("/events")
+    assert answer.status_code == 405
+    assert "POST" in answer.headers["Allow"]
+    assert answer.mimetype == "application/problem+json"
+
+
+def test_events_have_a_gate_of_their_own(houses: Callable[..., House]) -> None:
+    house = houses(auth=["none"], events_auth=["token"])
+    answer = house.client.post("/events", **structured(event()))
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    message: dict[str, Any] = structured(event())
+    for name in TOKENS:
+        message["headers"] |= bearer(name)
+        assert house.client.post("/events", **message).status_code == 202
+    assert house.builds()[0].causes[0].by == "token:ci"
+    wrong = house.client.post("/events", data=b"", headers={"Authorization": "Bearer n\xe9"})
+    assert wrong.status_code == 401
+
+
+def test_network_needs_nothing_else(houses: Callable[..., House]) -> None:
+    house = houses(auth=["token"], events_auth=["network"])
+    message: dict[str, Any] = structured(event())
+    message["headers"]["X-Forwarded-For"] = "10.0.0.1"
+    assert house.client.post("/events", **message).status_code == 202
+    with pytest.raises(ValueError, match="hub"):
+        gate(["hub"], tokens=dict)
+
+
+def test_a_template_that_lacks_a_value_is_named(houses: Callable[..., House]) -> None:
+    from builds.triggers import BuildTemplate  # noqa: PLC0415
+
+    rule = TriggerRule(name="courses", build=BuildTemplate(repository="{data.course.repository}"))
+    house = houses(triggers=[rule])
+    answer = house.client.post("/events", **structured(event(type="org.example.course", data={})))
+    assert answer.status_code == 422
+    assert "data.course.repository" in answer.json["detail"]

@@ -1,0 +1,177 @@
+"""A log as text and as server-sent events: the same numbers for everybody, resumable, over all attempts to the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from builds.build import Build, State
+from handlers import logs
+from tests.handlers.house import House, frames
+
+SSE = {"Accept": "text/event-stream"}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "LOOK", 0.02)
+
+
+@pytest.fixture
+def running(house: House) -> Build:
+    return house.run(house.ask().name)
+
+
+def stream(client: FlaskClient, name: str, **headers: str) -> tuple[TestResponse, Iterator[dict[str, str]]]:
+    answer = client.get(f"/api/v1/builds/{name}/log", headers={**SSE, **headers}, buffered=False)
+    return answer, frames(answer.response)  # type: ignore[arg-type]
+
+
+def said(frame: dict[str, str]) -> str:
+    line: str = json.loads(frame["data"])["line"]
+    return line
+
+
+def test_text_is_what_is_there_now(house: House, running: Build) -> None:
+    house.say(running.name, "one", "<b>zwei</b> \x1b[31mé")
+    answer = house.client.get(f"/api/v1/builds/{running.name}/log")
+    assert (answer.status_code, answer.content_type) == (200, "text/plain; charset=utf-8")
+    assert answer.text == "one\n<b>zwei</b> \x1b[31mé\n"
+
+
+def test_a_build_that_waits_has_an_empty_log(house: House) -> None:
+    assert house.client.get(f"/api/v1/builds/{house.ask().name}/log").text == ""
+
+
+def test_a_log_is_followed_from_the_first_line_to_the_end(house: House, running: Build) -> None:
+    house.say(running.name, "one", "two")
+    answer, events = stream(house.client, running.name)
+    with closing(answer):
+        assert answer.mimetype == "text/event-stream"
+        assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-cache", "no")
+        first = next(events)
+        assert (first["event"], json.loads(first["data"])["state"]) == ("state", "running")
+        assert "id" not in first
+        assert "tail" not in json.loads(first["data"])["log"]
+        assert [(frame["id"], said(frame)) for frame in (next(events), next(events))] == [
+            ("1:1", "one"),
+            ("1:2", "two"),
+        ]
+        house.say(running.name, "three")
+        three = next(events)
+        assert (three["event"], three["id"], json.loads(three["data"])) == (
+            "log",
+            "1:3",
+            {"line": "three", "phase": "building"},
+        )
+        house.end(running.name)
+        *_, last = events
+        assert (last["event"], json.loads(last["data"])["state"]) == ("state", "succeeded")
+
+
+def test_it_goes_on_into_the_next_attempt(house: House, running: Build) -> None:
+    house.say(running.name, "one")
+    answer, events = stream(house.client, running.name)
+    with closing(answer), ThreadPoolExecutor(1) as pool:
+        everything = pool.submit(list, events)
+        house.end(running.name, retry=True)
+        house.run(running.name)
+        house.say(running.name, "again", attempt=2)
+        house.end(running.name, attempt=2, state=State.FAILED)
+        seen = everything.result(timeout=20)
+    assert [frame["id"] for frame in seen if frame.get("event") == "log"] == ["1:1", "2:1"]
+    states = [json.loads(frame["data"])["state"] for frame in seen if frame.get("event") == "state"]
+    assert states[-1] == "failed"
+    assert states.count("failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ("1:1", ["1:2", "2:1", "2:2"]),
+        ("1:2", ["2:1", "2:2"]),
+        ("2:1", ["2:2"]),
+        ("2:2", []),
+        ("1:99", ["2:1", "2:2"]),
+        *(
+            (bad, ["1:1", "1:2", "2:1", "2:2"])
+            for bad in ("", "x", "1", "0:1", "-1:1", "3:1", "1:1 ", "٣:1", "9" * 99 + ":1")
+        ),
+    ],
+)
+def test_it_resumes_anywhere_and_after_nonsense_begins_anew(
+    house: House, running: Build, last: str, expected: list[str]
+) -> None:
+    house.say(running.name, "a", "b")
+    house.end(running.name, retry=True)
+    house.run(running.name)
+    house.say(running.name, "c", "d", attempt=2)
+    house.end(running.name, attempt=2)
+    answer, events = stream(house.client, running.name, **{"Last-Event-ID": last.encode().decode("latin-1")})
+    with closing(answer):
+        seen = list(events)
+    assert [frame["id"] for frame in seen if "id" in frame] == expected
+    assert seen[-1]["event"] == "state"
+
+
+def test_one_attempt_can_be_asked_for(house: House, running: Build) -> None:
+    house.say(running.name, "a")
+    house.end(running.name, retry=True)
+    house.run(running.name)
+    house.say(running.name, "b", attempt=2)
+    path = f"/api/v1/builds/{running.name}/log"
+    assert house.client.get(path).text == "b\n"
+    assert house.client.get(f"{path}?attempt=1").text == "a\n"
+    assert [house.client.get(f"{path}?attempt={bad}").status_code for bad in ("3", "0", "x", "-1", "")] == [
+        404,
+        404,
+        *[400] * 3,
+    ]
+
+
+def test_viewers_have_a_limit_and_every_place_is_given_back(houses: Callable[..., House]) -> None:
+    house = houses(max_viewers=2)
+    name = house.run(house.ask().name).name
+    for _ in range(3):
+        answers = [stream(house.client, name)[0] for _ in range(2)]
+        refused, _ = stream(house.client, name)
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"]
+        assert house.client.get(f"/api/v1/builds/{name}/log").status_code == 200
+        assert house.client.head(f"/api/v1/builds/{name}/log", headers=SSE).status_code == 200
+        next(iter(answers[0].response))
+        for answer in answers:  # one has been read from, the other never was
+            answer.close()
+            answer.close()
+
+
+def test_silence_is_broken(house: House, running: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "KEEPALIVE", 0.05)
+    answer, events = stream(house.client, running.name)
+    with closing(answer):
+        assert next(events)["event"] == "state"
+        assert "comment" in next(events)
+
+
+def test_a_hostile_line_is_one_line_of_json(house: House, running: Build) -> None:
+    hostile = "data: x\r\u2028\u0085 event: state</script>"
+    house.say(running.name, hostile.replace("\u2028", "").replace("\u0085", "").replace("\r", ""))
+    answer, events = stream(house.client, running.name)
+    with closing(answer):
+        next(events)
+        assert said(next(events)).startswith("data: x")
+
+
+def test_a_record_that_goes_away_ends_the_stream(house: House, running: Build) -> None:
+    answer, events = stream(house.client, running.name)
+    with closing(answer):
+        next(events)
+        house.end(running.name)
+        house.engine.forget(house.engine.get(running.name))
+        assert len(list(events)) <= 1
