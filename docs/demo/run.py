@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shlex
 import shutil
 import signal
@@ -26,7 +25,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import requests
-import yaml
 
 from eventing.http import encode
 from kiln.client import Server
@@ -34,7 +32,8 @@ from kiln.errors import KilnError
 from kiln.progress import printable
 from tests.parts import machine
 from tests.parts.githost import AUTHOR, GitHost
-from tests.parts.registry import Registry, free_port
+from tests.parts.installation import Installation, install
+from tests.parts.registry import Registry
 from tests.parts.sink import EventSink
 
 HERE = Path(__file__).resolve().parent
@@ -73,13 +72,12 @@ def printable_lines(text: str) -> str:
 
 @dataclass(frozen=True)
 class Parts:
-    """What runs. `kiln` is the URL of its web."""
+    """What runs."""
 
-    folder: Path
     registry: Registry
     host: GitHost
     sink: EventSink
-    kiln: str
+    kiln: Installation
 
 
 def prepare(said: Said) -> None:
@@ -126,89 +124,25 @@ def parts(said: Said, folder: Path) -> Iterator[Parts]:
         said.stage(f"A Git host at {host.base}")
         sink = running.enter_context(EventSink())
         said.stage(f"A receiver of events at {sink.url}")
-        url = running.enter_context(kiln(folder, registry, host, sink))
-        said.stage(f"Kiln at {url}: web and controller, from the Procfile")
-        yield Parts(folder, registry, host, sink, url)
-
-
-@contextmanager
-def kiln(folder: Path, registry: Registry, host: GitHost, sink: EventSink) -> Iterator[str]:
-    """Web and controller, as honcho starts them. Yields web's URL once it answers."""
-    config, secret = folder / "config.yaml", folder / "secrets/webhooks/github/demo"
-    config.write_text(
-        yaml.safe_dump(
-            {
+        kiln = install(
+            folder,
+            prefix=f"{registry.host}/",
+            config={
                 "hosts": {f"{host.address}:{host.port}": {"kind": "github"}},
                 "sinks": [{"name": "demo", "url": sink.url}],
-            }
+            },
+            env={"KILN_ALLOWED_REPOSITORIES": f"{host.base}/**,https://**"},
         )
-    )
-    secret.parent.mkdir(parents=True)
-    secret.write_text(secrets.token_urlsafe(32))
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/"
-    strangers = ("KILN_", "K_", "JUPYTERHUB_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(strangers)}
-    env |= {
-        "PATH": f"{Path(sys.executable).parent}:{env.get('PATH', os.defpath)}",
-        "KILN_IMAGE_PREFIX": f"{registry.host}/",
-        "KILN_ALLOWED_REPOSITORIES": f"{host.base}/**,https://**",
-        "KILN_CONFIG": str(config),
-        "KILN_SECRETS_DIR": str(folder / "secrets"),
-        "KILN_STATE_DIR": str(folder / "state"),
-        "KILN_OPS_PORT": "0",
-    }
-    log = folder / "kiln.log"
-    command = [sys.executable, "-m", "honcho", "start", "--procfile", str(ROOT / "Procfile"), "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        await_web(process, url, log)
-        yield url
-    finally:
-        cancel_all(url)
-        process.terminate()  # honcho ends what it started, in sessions of their own
-        process.wait(30)
-
-
-def await_web(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if requests.get(f"{url}api/v1/builds", timeout=5).ok:
-                return
-        except requests.RequestException:
-            time.sleep(0.1)
-    raise DemoError(f"Kiln does not start:\n{log.read_text(errors='replace')[-4000:]}")
-
-
-def cancel_all(url: str) -> None:
-    """An attempt outlives its controller on purpose; the demo's own must not outlive the demo."""
-    deadline = time.monotonic() + 20
-    try:
-        while live := [one for one in builds(url) if one["state"] in ("queued", "running")]:
-            for one in live:
-                requests.delete(f"{url}api/v1/builds/{one['name']}", timeout=5)
-            if time.monotonic() > deadline:
-                raise DemoError(f"{live[0]['name']} does not end")
-            time.sleep(0.2)
-    except requests.RequestException:
-        return  # web has gone already
-
-
-def builds(url: str) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = requests.get(f"{url}api/v1/builds", timeout=10).json()["items"]
-    return items
+        running.enter_context(kiln.running())
+        said.stage(f"Kiln at {kiln.url}: web and controller, from the Procfile")
+        yield Parts(registry, host, sink, kiln)
 
 
 def make_repository(running: Parts) -> Path:
     """A bare repository with a hook on the Git host, and a clone of it with the sample in it."""
     running.host.create(REPOSITORY)
     url, bare = running.host.url(REPOSITORY), running.host.bare(REPOSITORY)
-    secret = running.folder / "secrets/webhooks/github/demo"
-    arguments = shlex.join([f"{running.kiln}webhooks/github", str(secret), url])
+    arguments = shlex.join([f"{running.kiln.url}webhooks/github", str(running.kiln.webhook_secret), url])
     hook = bare / "hooks/post-receive"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(
@@ -216,7 +150,7 @@ def make_repository(running: Parts) -> Path:
         f"{arguments}\n"
     )
     hook.chmod(0o755)
-    clone = running.folder / "clone"
+    clone = running.kiln.folder / "clone"
     shutil.copytree(HERE / "sample", clone)
     shutil.copy(machine.program("busybox", "busybox-static"), clone / "busybox")
     git(clone, "init", "--quiet", "--initial-branch=main")
@@ -244,11 +178,11 @@ def git(folder: Path, *arguments: str) -> str:
 
 def follow(said: Said, running: Parts) -> dict[str, Any]:
     """Shows the build's states and log to its end, and returns it."""
-    found = builds(running.kiln)
+    found = running.kiln.builds()
     if not found:
         raise DemoError("the push asked for no build: see the webhook's answer above")
     build, shown = found[0], ""
-    for message in Server(running.kiln).follow(build["name"]):
+    for message in Server(running.kiln.url).follow(build["name"]):
         if message.kind == "log":
             said.detail(str(message.data["line"]))
             continue
@@ -292,8 +226,8 @@ def check_image(said: Said, running: Parts, build: dict[str, Any]) -> None:
 
 def stay(said: Said, running: Parts, clone: Path) -> None:
     """Until Ctrl-C. Further pushes and builds are told as their events come in."""
-    server = f"--server {running.kiln}"
-    said.stage(f"The page: {running.kiln}   Ctrl-C ends all of it. To try next, in another terminal:")
+    server = f"--server {running.kiln.url}"
+    said.stage(f"The page: {running.kiln.url}   Ctrl-C ends all of it. To try next, in another terminal:")
     said.detail(f"cd {clone} && git commit --allow-empty -m again && git push origin main")
     said.detail(f"{Path(sys.executable).parent}/kiln build {server} https://github.com/binder-examples/conda")
     known = len(running.sink.events)
