@@ -70,9 +70,14 @@ def web(**flags: Any) -> None:
 @settings_flags
 def controller(**flags: Any) -> None:
     """Run the builds that were asked for. One of these runs at a time."""
+    from builds.engines import EngineError  # noqa: PLC0415
     from kiln import wiring  # noqa: PLC0415
 
-    wiring.run_controller(wiring.load(environment(flags)))
+    kiln = wiring.load(environment(flags))
+    try:
+        wiring.run_controller(kiln)
+    except EngineError as error:
+        raise CommandError(str(error)) from error
 
 
 @commands.command()

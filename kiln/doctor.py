@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from builds.build import Kind
 from builds.engines import Ask
 from builds.errors import AskError, BuildsError
 from builds.image import tag_for
-from builds.intake import Intake, Resolved
+from builds.intake import Intake
 from builds.repository import Repository
 from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
@@ -124,9 +125,14 @@ def _tell(ask: Ask | AskError, want: Wanted, say: Say) -> None:
             say(f"    {name}: {value}")
 
 
+class _Supposed(NamedTuple):
+    ref: str | None
+    commit: str
+
+
 class _Nobody:
     """Resolves without asking: a full ref is taken for what it says, the rest for a branch."""
 
-    def resolve(self, repository: Repository, ref: str | None) -> Resolved:  # noqa: ARG002
+    def resolve(self, repository: Repository, ref: str | None) -> _Supposed:  # noqa: ARG002
         full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
-        return Resolved(ref=full, commit=UNKNOWN)
+        return _Supposed(ref=full, commit=UNKNOWN)

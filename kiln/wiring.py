@@ -218,7 +218,6 @@ def run_controller(kiln: Kiln) -> None:
         events=_events(kiln.settings),
     )
     port.waiting_for = None
-    log.info("Ready")
     try:
         with _the_only_one(kiln.settings.state_dir, stop):
             controller.run(stop)
@@ -259,7 +258,7 @@ def _events(found: Settings) -> Callable[[Build, Word, int, datetime, Cause | No
     from builds import report  # noqa: PLC0415
 
     def make(build: Build, word: Word, attempt: int, now: datetime, cause: Cause | None) -> Event:
-        return report.event(build, word, attempt, source=found.event_source, now=now, cause=cause)
+        return report.event(build, word, attempt, source=found.event_source, now=now, base=found.base_path, cause=cause)
 
     return make
 
@@ -272,6 +271,7 @@ def _the_only_one(state_dir: Path, stop: threading.Event) -> Iterator[None]:
         while not stop.is_set():
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                log.info("This is now the controller of %s", state_dir)
                 break
             except BlockingIOError:
                 if not told:

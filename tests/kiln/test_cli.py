@@ -1,0 +1,273 @@
+"""The command, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.parts.kiln import Kiln, Process, get, until
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+EVENT = {
+    "specversion": "1.0",
+    "id": "e-1",
+    "source": "/test",
+    "type": "dev.kiln.build.requested.v1",
+    "data": {"repository": "https://github.com/binder-examples/conda", "commit": COMMIT},
+}
+PUSH = {
+    "ref": "refs/heads/main",
+    "before": "f" * 40,
+    "after": COMMIT,
+    "head_commit": {"id": COMMIT},
+    "repository": {
+        "url": "https://github.com/Our-Org/course",
+        "clone_url": "https://github.com/Our-Org/course.git",
+        "default_branch": "main",
+    },
+}
+
+
+def webhook(push: dict[str, object], line: str = "\r\n") -> bytes:
+    head = [
+        "POST /webhooks/github HTTP/1.1",
+        "Host: kiln.example",
+        "Content-Type: application/json",
+        "X-GitHub-Event: push",
+        "X-GitHub-Delivery: d-1",
+    ]
+    return (line.join(head) + line * 2).encode() + json.dumps(push).encode()
+
+
+@pytest.fixture
+def kiln(tmp_path: Path) -> Iterator[Kiln]:
+    with Kiln(tmp_path) as installation:
+        yield installation
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    """One for all tests that only ask it things."""
+    with Kiln(tmp_path_factory.mktemp("web")) as installation:
+        yield installation.start("web")
+
+
+def test_help_names_the_commands(kiln: Kiln) -> None:
+    done = kiln.run("--help")
+    assert done.returncode == 0
+    assert all(f"  {command} " in done.stdout for command in ("build", "check", "controller", "send", "web"))
+
+
+def test_every_setting_is_an_option(kiln: Kiln) -> None:
+    done = kiln.run("check", "--image-prefix", "Upper.example/", KILN_IMAGE_PREFIX="registry.example/")
+    assert done.returncode == 1
+    assert "error: " in done.stdout
+    assert kiln.run("web", "--help").stdout.count("[KILN_") > 30
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bake"], ["build"], ["send", "/absent"], ["build", "https://a.example/b", "--x"]]
+)
+def test_misuse_is_status_2(kiln: Kiln, arguments: list[str]) -> None:
+    done = kiln.run(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["web", "controller", "check"])
+def test_a_typo_is_told_before_anything_starts(kiln: Kiln, command: str) -> None:
+    done = kiln.run(command, KILN_IMAGE_PREFX="x")
+    assert done.returncode == 1
+    assert "KILN_IMAGE_PREFX: there is no such setting; did you mean KILN_IMAGE_PREFIX?" in done.stdout + done.stderr
+
+
+def test_web_that_can_be_reached_refuses_to_start_unasked(kiln: Kiln) -> None:
+    done = kiln.run("web", KILN_HOST="0.0.0.0")
+    assert done.returncode == 1
+    assert "KILN_AUTH: must be set" in done.stderr
+
+
+# kiln check --------------------------------------------------------------------------------------------------------
+
+
+def test_check_says_that_everything_is_in_order(kiln: Kiln) -> None:
+    done = kiln.run("check")
+    assert done.returncode == 0
+    assert done.stdout.endswith("everything is in order\n")
+
+
+def test_check_tells_all_that_is_wrong_in_file_and_folder(kiln: Kiln, tmp_path: Path) -> None:
+    (tmp_path / "kiln.yaml").write_text("sink: []\ntriggers: [{name: a, pushh: {}}]\n")
+    (tmp_path / "secrets" / "api-tokens").mkdir(parents=True)
+    (tmp_path / "secrets" / "api-tokens" / "ci").touch()
+    done = kiln.run(
+        "check",
+        KILN_CONFIG=str(tmp_path / "kiln.yaml"),
+        KILN_SECRETS_DIR=str(tmp_path / "secrets"),
+        KILN_BANNED_REPOSITORIES="ftp:// x",
+        K_CE_OVERRIDES="{",
+        K_SINK="http://sink.example/",
+    )
+    assert done.returncode == 1
+    for told in ("sink: there is no such section", "triggers[0]: ", "api-tokens/ci: is empty", "K_CE_OVERRIDES"):
+        assert told in done.stdout
+
+
+def test_check_shows_what_a_saved_webhook_would_build(kiln: Kiln, tmp_path: Path) -> None:
+    for number, line in enumerate(("\r\n", "\n")):
+        saved = tmp_path / f"push-{number}.http"
+        saved.write_bytes(webhook(PUSH, line))
+        done = kiln.run("check", "--event", str(saved))
+        assert done.returncode == 0
+        assert "event d-1: com.github.push" in done.stdout
+        assert "    repository: https://github.com/our-org/course\n" in done.stdout
+        assert f":{COMMIT}\n" in done.stdout
+
+
+def test_check_shows_what_no_trigger_wants_and_what_policy_refuses(kiln: Kiln) -> None:
+    other = webhook(PUSH | {"ref": "refs/heads/other"})
+    assert "no trigger wants it" in kiln.run("check", "--event", "-", stdin=other).stdout
+    banned = kiln.run("check", "--event", "-", stdin=webhook(PUSH), KILN_BANNED_REPOSITORIES="https://github.com/**")
+    assert "refused (422): " in banned.stdout
+
+
+def test_check_shows_a_batch_and_what_would_be_looked_up(kiln: Kiln) -> None:
+    by_ref = EVENT | {"id": "e-2", "data": {"repository": "https://github.com/a/b", "ref": "main"}}
+    done = kiln.run("check", "--event", "-", stdin=json.dumps([EVENT, by_ref]).encode())
+    assert done.returncode == 0
+    assert "event e-1" in done.stdout
+    assert "event e-2" in done.stdout
+    assert "commit: to be looked up" in done.stdout
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"GET / HTTP/1.1\r\nbroken\r\n\r\n", b"\xff", webhook({})])
+def test_check_refuses_what_is_no_saved_request(kiln: Kiln, content: bytes) -> None:
+    done = kiln.run("check", "--event", "-", stdin=content)
+    assert done.returncode == 1
+    assert done.stdout.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+# kiln web ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_ops_port_answers(web: Process) -> None:
+    assert get(f"{web.ops}/livez") == (200, b"alive\n")
+    assert get(f"{web.ops}/readyz") == (200, b"ready\n")
+    assert b"kiln_http_request_seconds" in get(f"{web.ops}/metrics")[1]
+    assert get(f"{web.ops}/other")[0] == 404
+
+
+def test_send_prints_the_answer(kiln: Kiln, web: Process, tmp_path: Path) -> None:
+    saved = tmp_path / "event.json"
+    saved.write_text(json.dumps(EVENT))
+    done = kiln.run("send", str(saved), "--to", f"{web.url}events")
+    assert done.returncode == 0
+    assert done.stdout.startswith("202 ")
+    assert "Location: /api/v1/builds/build-binder-examples-conda-" in done.stdout
+    batch = kiln.run("send", "-", "--to", f"{web.url}events", stdin=json.dumps([EVENT, EVENT | {"id": "e-2"}]).encode())
+    assert batch.stdout.startswith("202 ")
+
+
+def test_send_of_what_is_refused_is_status_1(kiln: Kiln, web: Process) -> None:
+    done = kiln.run("send", "-", "--to", f"{web.url}events", stdin=b'{"specversion":"1.0"}')
+    assert done.returncode == 1
+    assert done.stdout.startswith("400 ")
+
+
+def test_requests_are_logged_as_json_with_event_and_build(kiln: Kiln, web: Process) -> None:
+    event = EVENT | {"id": "e-logged"}
+    kiln.run("send", "-", "--to", f"{web.url}events?secret=canary-3f", stdin=json.dumps(event).encode())
+    until(lambda: any(line.get("event_id") == "e-logged" for line in web.lines))
+    (line,) = [line for line in web.lines if line.get("event_id") == "e-logged"]
+    assert line["logger"] == "gunicorn.access"
+    assert line["status"] == 202
+    assert line["build"].startswith("build-binder-examples-conda-")
+    assert line["time"].endswith("Z")
+    assert "canary" not in web.log.read_text()
+
+
+def test_a_chunked_body_beyond_the_limit_is_413_and_not_cut_off(web: Process) -> None:
+    host, port = str(web.url).removeprefix("http://").rstrip("/").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(
+            b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/cloudevents+json\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"%x\r\n%s\r\n" % (2**16, b" " * 2**16)
+        connection.sendall(chunk * 17 + b"0\r\n\r\n")
+        assert connection.recv(64).startswith(b"HTTP/1.1 413 ")
+
+
+def test_sigterm_ends_web(kiln: Kiln) -> None:
+    assert kiln.start("web").stop() == 0
+
+
+def test_a_state_folder_that_cannot_be_used_is_told_in_a_sentence(kiln: Kiln, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    web = kiln.start("web", ready=False, KILN_STATE_DIR=str(tmp_path / "file" / "state"))
+    assert web.popen.wait(timeout=30) != 0
+    assert "(KILN_STATE_DIR) cannot be used" in web.log.read_text()
+    assert "Traceback" not in web.log.read_text()
+    done = kiln.run("controller", KILN_STATE_DIR=str(tmp_path / "file" / "state"), KILN_OPS_PORT="0")
+    assert done.returncode == 1
+    assert "kiln: " in done.stderr
+
+
+def test_an_ops_port_that_is_taken_is_told(kiln: Kiln) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = kiln.run("controller", KILN_OPS_PORT=str(taken.getsockname()[1]))
+    assert done.returncode == 1
+    assert "KILN_OPS_PORT: 127.0.0.1 port" in done.stderr
+
+
+# kiln controller ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_signals_end_the_controller(kiln: Kiln, how: signal.Signals) -> None:
+    controller = kiln.start("controller")
+    assert controller.stop(how) == 0
+    assert controller.lines[-1]["message"].startswith("Stopped")
+
+
+def test_a_second_controller_waits_for_the_first_to_end(kiln: Kiln) -> None:
+    first = kiln.start("controller")
+    second = kiln.start("controller")
+    until(lambda: any("Another controller" in line["message"] for line in second.lines))
+    first.stop(signal.SIGKILL)
+    until(lambda: any("is now the controller" in line["message"] for line in second.lines))
+    assert second.stop() == 0
+
+
+# kiln build --------------------------------------------------------------------------------------------------------
+
+
+def test_build_where_nobody_answers_is_status_1(kiln: Kiln) -> None:
+    done = kiln.run("build", "https://github.com/a/b", "--server", "http://127.0.0.1:9")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "kiln: http://127.0.0.1:9/ does not answer (ConnectionError)\n"
+
+
+def test_build_tells_why_it_was_refused(kiln: Kiln, web: Process) -> None:
+    done = kiln.run("build", "git@github.com:a/b.git", "--server", str(web.url))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "https://github.com/a/b" in done.stderr
+
+
+def test_a_token_is_read_from_a_file(tmp_path: Path) -> None:
+    tokens = tmp_path / "secrets" / "api-tokens"
+    tokens.mkdir(parents=True)
+    (tokens / "ci").write_text("canary-token\n")
+    with Kiln(tmp_path, KILN_AUTH="token", KILN_SECRETS_DIR=str(tmp_path / "secrets")) as kiln:
+        web = kiln.start("web")
+        arguments = ("send", "-", "--to", f"{web.url}events")
+        assert kiln.run(*arguments, stdin=json.dumps(EVENT).encode()).stdout.startswith("401 ")
+        with_token = kiln.run(*arguments, "--token-file", str(tokens / "ci"), stdin=json.dumps(EVENT).encode())
+        assert with_token.stdout.startswith("202 ")
+        assert "canary" not in web.log.read_text() + with_token.stdout + with_token.stderr

@@ -1,0 +1,116 @@
+"""Kiln's own processes, started as a person starts them: `python -m kiln web`, `controller`, and the other commands."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.parts.registry import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
+START_SECONDS = 30.0
+
+
+class Process:
+    """One that runs. `log` is the file of its lines."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], log: Path, url: str | None, ops: str) -> None:
+        self.popen, self.log, self.url, self.ops = popen, log, url, ops
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Ends it and returns its exit status (negative: the signal it died of)."""
+        if self.popen.poll() is None:
+            self.popen.send_signal(how)
+        return self.popen.wait(timeout=30)
+
+
+class Kiln:
+    """An installation: its state under `folder`, its settings as `KILN_*`. A context, at whose end all of it is stopped."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder = folder
+        self.settings = {
+            "KILN_IMAGE_PREFIX": "registry.invalid/",
+            "KILN_STATE_DIR": str(folder / "state"),
+            **settings,
+        }
+        self._processes: list[Process] = []
+
+    def __enter__(self) -> Kiln:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.stop(signal.SIGKILL)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {name: os.environ[name] for name in KEPT if name in os.environ} | self.settings
+
+    def start(self, command: str, *, ready: bool = True, **settings: str) -> Process:
+        """Starts `web` or `controller` with ports of its own; returns once it is ready, unless that is not awaited."""
+        port, ops = free_port(), free_port()
+        environment = self.environment | {"PORT": str(port), "KILN_OPS_PORT": str(ops)} | settings
+        log = self.folder / f"{command}-{len(self._processes)}.log"
+        with log.open("wb") as out:
+            popen = subprocess.Popen(
+                [sys.executable, "-m", "kiln", command], cwd=ROOT, env=environment, stdout=out, stderr=out
+            )
+        base = environment.get("KILN_BASE_PATH", "/")
+        url = f"http://127.0.0.1:{port}{base}" if command == "web" else None
+        process = Process(popen, log, url, f"http://127.0.0.1:{ops}")
+        self._processes.append(process)
+        if ready:
+            until(lambda: get(f"{process.ops}/readyz")[0] == 200 or popen.poll() is not None)
+            if popen.poll() is not None:
+                raise AssertionError(f"kiln {command} ended with {popen.returncode}: {log.read_text()}")
+        return process
+
+    def run(self, *arguments: str, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
+        """A command that ends by itself."""
+        done = subprocess.run(
+            [sys.executable, "-m", "kiln", *arguments],
+            cwd=ROOT,
+            env=self.environment | settings,
+            input=stdin,
+            capture_output=True,
+            timeout=50,
+            check=False,
+        )
+        return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    """Status and body; status 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+    except OSError:
+        return 0, b""
+
+
+def until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
+    """Waits for a condition. Raises AssertionError where it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds:g} s in vain")
+        time.sleep(0.02)
