@@ -200,7 +200,7 @@ class RecordsContract:
         """Newest first; each build once; filters mean the same as looking at each build."""
         for name in everything(records):
             records.forget(records.get(name))
-        expected = []
+        expected: list[Build] = []
         for n, (repository, state) in enumerate(wanted):
             (build,) = records.accept([ask(f"b{n}", repository=f"https://example.org/{repository}")])
             if state is not None:

@@ -52,7 +52,8 @@ class LocalEngine:
     ) -> None:
         root = state_dir.absolute()
         try:
-            (root / "attempts").mkdir(mode=0o700, parents=True, exist_ok=True)
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (root / "attempts").mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise Unavailable(f"The folder {root} (KILN_STATE_DIR) cannot be used: {error.strerror}.") from error
         self._store = Store(root / "kiln.db", max_queued=max_queued, max_queued_per_user=max_queued_per_user, now=now)

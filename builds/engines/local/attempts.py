@@ -237,14 +237,14 @@ class Attempts:
                 shutil.rmtree(self._root / f"{build.name}-{number}")
 
     def log(self, name: str, number: int, after: int) -> Iterator[LogLine]:
-        """The lines after line `after`; the file is open only while they are being read."""
-        if not re.fullmatch(r"[a-z0-9-]+", name):
+        """The lines after line `after`; the file is open only while they are being read. Raises Unavailable."""
+        if not re.fullmatch(r"[a-z0-9-]{1,63}", name):
             return
-        try:
-            file = (self._root / f"{name}-{number}" / "log").open("rb")
-        except FileNotFoundError:
-            return
-        with file:
+        with (
+            _unavailable("read"),
+            suppress(FileNotFoundError),
+            (self._root / f"{name}-{number}" / "log").open("rb") as file,
+        ):
             file.seek(_place_after(file, after))
             while line := file.readline():
                 said = _said(line)
