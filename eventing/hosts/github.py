@@ -65,9 +65,7 @@ class GitHub:
         if given is None:
             raise SignatureError("There is no X-Hub-Signature-256: give the webhook its secret.")
         said = given.encode(errors="replace")  # as bytes: comparing texts fails for those beyond ASCII
-        signatures = [
-            b"sha256=" + hmac.digest(secret, body, "sha256").hex().encode() for secret in secrets if secret
-        ]
+        signatures = [b"sha256=" + hmac.digest(secret, body, "sha256").hex().encode() for secret in secrets if secret]
         if not any([hmac.compare_digest(said, signature) for signature in signatures]):  # noqa: C419 - all of them, always
             raise SignatureError("X-Hub-Signature-256 was not made with this webhook's secret.")
 
