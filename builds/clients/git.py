@@ -90,9 +90,18 @@ class Git:
     A context manager: its folder (`home`) and all that was put there is gone afterwards.
     """
 
-    def __init__(self, policy: Policy, credentials: Sequence[Credential] = (), folder: str | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        credentials: Sequence[Credential] = (),
+        *,
+        folder: Path | None = None,
+        stdin: int | None = subprocess.DEVNULL,
+    ) -> None:
+        """`home` is made in `folder`; `stdin` is git's standard input, as `subprocess` takes it."""
         self._policy = policy
         self._credentials = credentials
+        self._stdin = stdin
         self._folder = tempfile.TemporaryDirectory(prefix="kiln-git-", dir=folder, ignore_cleanup_errors=True)
         self.home = Path(self._folder.name)
         self._permitted: dict[str, Repository] = {}
@@ -145,7 +154,7 @@ class Git:
             ["git", *arguments],  # noqa: S607 (the one on PATH)
             cwd=cwd or self.home,
             env=self.environment,
-            stdin=subprocess.DEVNULL,
+            stdin=self._stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
@@ -349,7 +358,11 @@ def _origin(repository: Repository) -> str:
 MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
     (r"returned error: 30\d|redirect", RepositoryRefused, "The Git host redirects, and redirects are not followed."),
     (r"transport '.*' not allowed|protocol '.*' is not supported", RepositoryRefused, "The protocol is not allowed."),
-    (r"not our ref|unadvertised object|not a tree|find remote ref", UnknownRef, "The repository has no such commit."),
+    (
+        r"not our ref|unadvertised object|not a tree|find remote ref|Needed a single revision",
+        UnknownRef,
+        "The repository has no such commit.",
+    ),
     (
         r"could not read (Username|Password)|Authentication failed|returned error: 40[13]",
         CannotBuild,
@@ -357,6 +370,7 @@ MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
     ),
     (r"repository '.*' not found|returned error: 4(04|10)", CannotBuild, "The Git host has no such repository."),
     (r"does not appear to be a git repository|is this a git repository", CannotBuild, "There is no Git repository."),
+    (r"bad config", CannotBuild, "The repository's .gitmodules cannot be read."),
     (r"does not support shallow", CannotBuild, "The Git host does not speak the smart HTTP protocol."),
     (r"No space left on device", TryAgain, "There is no space left for the repository."),
 )

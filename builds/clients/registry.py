@@ -12,7 +12,7 @@ import ipaddress
 import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -281,6 +281,13 @@ def read_config(path: Path) -> DockerConfig:
         return DockerConfig()
     except (OSError, msgspec.MsgspecError):
         raise Unreachable("The docker configuration with the registries' credentials cannot be read.") from None
+
+
+def secrets(config: str | os.PathLike[str] | None) -> Iterator[str]:
+    """All that must not be seen of a docker `config.json` (the user's own, if none is named). Raises Unreachable."""
+    for login in read_config(Path(config) if config else docker_folder() / "config.json").auths.values():
+        password = _user_and_password(login.auth)[1] if login.auth else ""
+        yield from filter(None, (login.auth, password, login.password, login.identitytoken))
 
 
 def _user_and_password(auth: str) -> tuple[str, str]:

@@ -1,0 +1,254 @@
+"""One attempt, from the spec to a digest: look, fetch, build, push, confirm, tag.
+
+The registry comes first, because an image that is there needs no build; what git may reach comes before anything is
+cloned. Each step either goes on or raises the `Failure` that says whose fault it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from builds.build import Image, Reason, Result, State, Timings
+from builds.builder import processes, tool
+from builds.builder.log import Log
+from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
+from builds.builder.redact import Redactor
+from builds.builder.source import Source
+from builds.builder.spec import Spec
+from builds.clients.git import Git, credentials
+from builds.clients.registry import Registry, RegistryError, docker_folder, secrets
+from builds.errors import AskError, BuildsError
+from builds.faults import Fault, reached
+from builds.image import tag_for
+from builds.repository import Policy
+
+LABEL_BUILD = "dev.kiln.build"
+LABEL_ATTEMPT = "dev.kiln.attempt"
+
+DAEMON_PATIENCE = 30.0
+"""Seconds to wait for a daemon that does not answer: it may be starting, or restarting."""
+
+
+def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
+    """The result, whatever became of it. When this returns, nothing that was started is left: no process, no file.
+
+    Temporary files are in a folder made in `inside`.
+    """
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="kiln-", dir=inside))
+    attempt = None
+    try:
+        known = msgspec.json.decode(spec.read_bytes(), type=Spec)
+        processes.limit(known.surroundings.timeout - (time.monotonic() - began))
+        attempt = Attempt(known, log, folder)
+        result = attempt.run()
+        processes.stop_listening()
+    except processes.Cancelled:
+        result = Result(state=State.CANCELLED, message="The build was told to stop.")
+    except processes.TimedOut:
+        result = Result(state=State.FAILED, reason=Reason.TIMEOUT, message=_too_long(known.surroundings.timeout))
+    except Failure as failure:
+        result = _failed(failure)
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and tried again)
+        log.say(traceback.format_exc())
+        result = _failed(Failure(INFRASTRUCTURE, f"The builder itself failed: {type(error).__name__}."))
+    processes.stop_listening()
+    ended = time.monotonic()
+    processes.end_session()
+    shutil.rmtree(folder, ignore_errors=True)
+    if result.message:
+        log.say(result.message)
+    log.close()
+    return msgspec.structs.replace(
+        result,
+        message=result.message and log.redact(result.message),
+        log_tail=log.tail,
+        timings=attempt.progress.timings(ended) if attempt else Timings(),
+        commit=attempt.spec.request.commit if attempt else None,
+    )
+
+
+def _failed(failure: Failure) -> Result:
+    return Result(
+        state=State.FAILED, reason=failure.reason, message=failure.message, out_of_memory=failure.out_of_memory
+    )
+
+
+def _too_long(seconds: float) -> str:
+    return f"The build took longer than the {seconds:.0f} s that it may take."
+
+
+class Attempt:
+    """Everything one attempt needs. `folder` is private and empty, and is removed by whoever made it."""
+
+    def __init__(self, spec: Spec, log: Log, folder: Path) -> None:
+        """Raises Failure."""
+        around = spec.surroundings
+        self.spec, self.log, self.folder = spec, log, folder
+        self.progress = tool.Progress(Stage.READY, time.monotonic())
+        with blamed():
+            self._docker = _docker_environment(spec, folder)
+            self._registry = Registry(around.registry_config, around.insecure_registries)
+            known = credentials(around.git_credentials)
+            passwords = (one.password for one in known)
+            log.redact = Redactor((*passwords, *secrets(around.registry_config)), spec.request.build_args)
+            policy = Policy(around.allowed_repositories, around.banned_repositories)
+            self._git = Git(policy, known, folder=folder, stdin=None)
+        self.tag = tag_for(spec.request.commit, spec.request.subdir, spec.request.build_args)
+
+    def run(self) -> Result:
+        """Raises Failure."""
+        with self._git, blamed():
+            if not self._found():
+                self._fetch()
+                self._await_daemon()
+                self._build()
+            digest = self._digest()
+            reached(Fault.BUILDER_PUSHED)
+            tags = self._set_tags()
+            reached(Fault.BUILDER_TAGGED)
+        request = self.spec.request
+        return Result(
+            state=State.SUCCEEDED,
+            image=Image(repository=request.image, tag=self.tag, digest=digest, tags=tags),
+        )
+
+    def _found(self) -> bool:
+        """Whether the image is there already: this build's, or, as nothing but the commit went into it, anybody's."""
+        request = self.spec.request
+        if self.spec.force:
+            return False
+        labels = self._registry.labels(request.image, self.tag)
+        if labels is None:
+            return False
+        owner = labels.get(LABEL_BUILD)
+        plain = not request.subdir and not request.build_args
+        if owner == self.spec.name or (owner is None and plain):
+            self.log.say(f"{request.image}:{self.tag} is in the registry: nothing to build.")
+            return True
+        return False
+
+    def _await_daemon(self) -> None:
+        deadline = time.monotonic() + DAEMON_PATIENCE
+        told = False
+        while (trouble := self._daemon_trouble()) is not None:
+            if time.monotonic() > deadline:
+                raise Failure(INFRASTRUCTURE, f"The Docker daemon does not answer: {trouble}")
+            if not told:
+                self.log.say(f"The Docker daemon does not answer; waiting up to {DAEMON_PATIENCE:.0f} s. {trouble}")
+            told = True
+            time.sleep(0.5)
+
+    def _daemon_trouble(self) -> str | None:
+        """Why the daemon does not answer; `None` if it does."""
+        command = ["docker", "version", "--format", "{{.Server.Version}}"]
+        try:
+            done = subprocess.run(
+                command, env={**os.environ, **self._docker}, capture_output=True, text=True, timeout=10, check=False
+            )
+        except FileNotFoundError:
+            raise Failure(INFRASTRUCTURE, "There is no docker command for the builder to use.") from None
+        except subprocess.TimeoutExpired:
+            return "It took the connection and said nothing."
+        return None if done.returncode == 0 else done.stderr.strip()[:300]
+
+    def _fetch(self) -> None:
+        request = self.spec.request
+        self.progress = tool.Progress(Stage.FETCH, time.monotonic())
+        self.log.phase = "fetch"
+        self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
+        Source(self._git).look_through(request.clone_url, request.commit)
+        reached(Fault.BUILDER_FETCHED)
+
+    def _build(self) -> None:
+        spec = self.spec
+        labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
+        env = {**self._git.environment, **self._docker}
+        image = f"{spec.request.image}:{self.tag}"
+        command = tool.command(spec.request, image, labels, self.folder)
+        tool.build(command, self.folder, env, self.progress, self.log)
+        self.progress.end(time.monotonic())
+        self.log.phase = None
+
+    def _digest(self) -> str:
+        manifest = self._registry.manifest(self.spec.request.image, self.tag)
+        if manifest is None:
+            raise Failure(INFRASTRUCTURE, "The image was pushed, but the registry does not have it.")
+        self.log.say(f"{self.spec.request.image}:{self.tag}@{manifest.digest}")
+        return manifest.digest
+
+    def _set_tags(self) -> tuple[str, ...]:
+        """Sets those further tags whose ref, if they have one, still points at the commit."""
+        request = self.spec.request
+        current = self._current_refs()
+        done: list[str] = []
+        for tag in self.spec.tags:
+            if tag.ref is not None and tag.ref not in current:
+                self.log.say(f"The tag {tag.name} is not set: {tag.ref} is no longer at this commit.")
+            elif tag.name not in (*done, self.tag):
+                self._registry.tag(request.image, self.tag, tag.name)
+                self.log.say(f"The tag {tag.name} is set.")
+                done.append(tag.name)
+        return tuple(done)
+
+    def _current_refs(self) -> set[str]:
+        """Those of the tags' refs that point at the commit now."""
+        request = self.spec.request
+        refs = sorted({tag.ref for tag in self.spec.tags if tag.ref})
+        if not refs:
+            return set()
+        self._git.permit(request.clone_url)
+        found = self._git.refs(request.clone_url, *refs, *(f"{ref}^{{}}" for ref in refs))
+        return {ref for ref in refs if found.get(f"{ref}^{{}}", found.get(ref)) == request.commit}
+
+
+@contextmanager
+def blamed() -> Iterator[None]:
+    """Turns the clients' errors into the failures that they stand for."""
+    try:
+        yield
+    except AskError as error:
+        raise refusal(error) from None
+    except (RegistryError, BuildsError) as error:
+        raise Failure(INFRASTRUCTURE, str(error)) from None
+
+
+def _docker_environment(spec: Spec, folder: Path) -> dict[str, str]:
+    """Which daemon, and a private copy of the registries' credentials: the mounted one may be read-only, and buildx
+    writes beside it."""
+    around = spec.surroundings
+    own = docker_folder()
+    found = {"DOCKER_CONFIG": str(own)}
+    if around.docker_host:
+        found["DOCKER_HOST"] = around.docker_host
+    if around.registry_config:
+        copy = folder / "docker"
+        copy.mkdir(mode=0o700)
+        (copy / "config.json").touch(mode=0o600)
+        (copy / "config.json").write_bytes(_without_context(Path(around.registry_config)))
+        (copy / "cli-plugins").symlink_to(own / "cli-plugins")
+        found["DOCKER_CONFIG"] = str(copy)
+    return found
+
+
+def _without_context(config: Path) -> bytes:
+    """A docker `config.json` that does not choose a daemon, whose address would not be there."""
+    try:
+        content = json.loads(config.read_bytes())
+        content.pop("currentContext", None)
+    except (OSError, ValueError, AttributeError):
+        raise Failure(
+            INFRASTRUCTURE, "The docker configuration with the registries' credentials cannot be read."
+        ) from None
+    return json.dumps(content).encode()

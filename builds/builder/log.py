@@ -1,0 +1,89 @@
+"""The log of an attempt: numbered lines of JSON on stdout, bounded, without secrets.
+
+A line is `{"n":<int from 1>,"phase":<str|null>,"text":<str>}`, written at once, so that whoever follows the log sees it
+and every reader has the same numbers. A log ends at 8 MiB; then the last lines are kept until the end is known, and
+one line says how many are missing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import BinaryIO
+
+import msgspec
+
+from builds.builder.redact import Redactor
+
+HEAD = 8 << 20
+"""Bytes written before lines are left out."""
+TAIL = 64 << 10
+"""Bytes of the last lines that are written nevertheless."""
+LONGEST = 4096
+"""Characters of a line."""
+SHORT_TAIL = 2048
+"""Bytes of the last lines that go into the result."""
+
+# Colours and cursor movements (ECMA-48), and control characters other than the tab.
+_CONTROLS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Log:
+    """Writes lines to `out`. `phase` is what they are about from now on: `fetch`, `build`, `push` or `None`."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self.phase: str | None = None
+        self.redact = Redactor()
+        self._out = out
+        self._number = 0
+        self._written = 0
+        self._held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._left_out = 0
+        self._first_left_out = 0
+        self._last: deque[str] = deque(maxlen=100)
+
+    def say(self, text: str) -> None:
+        """Adds what somebody said, line by line."""
+        for line in text.splitlines() or [""]:
+            self._line(clean(self.redact(line)))
+
+    def close(self) -> None:
+        """Writes what was kept back. Nothing may be added afterwards."""
+        if self._left_out:
+            text = f"[{self._left_out} lines left out: a log ends at {HEAD >> 20} MiB]"
+            self._out.write(self._encoded(self._first_left_out, text))
+        while self._held:
+            self._out.write(self._held.popleft())
+        self._out.flush()
+
+    @property
+    def tail(self) -> str:
+        """The last lines, at most 2 KiB of UTF-8."""
+        text = "\n".join(self._last)
+        return text.encode()[-SHORT_TAIL:].decode(errors="ignore")
+
+    def _line(self, text: str) -> None:
+        self._number += 1
+        self._last.append(text)
+        line = self._encoded(self._number, text)
+        if not self._held and not self._left_out and self._written + len(line) <= HEAD:
+            self._written += len(line)
+            self._out.write(line)
+            self._out.flush()
+            return
+        self._held.append(line)
+        self._held_bytes += len(line)
+        while self._held_bytes > TAIL:
+            self._first_left_out = self._first_left_out or self._number - len(self._held) + 1
+            self._held_bytes -= len(self._held.popleft())
+            self._left_out += 1
+
+    def _encoded(self, number: int, text: str) -> bytes:
+        return msgspec.json.encode({"n": number, "phase": self.phase, "text": text}) + b"\n"
+
+
+def clean(text: str) -> str:
+    """A line as plain text, cut where it is longer than anybody reads."""
+    text = _CONTROLS.sub("", text).encode(errors="replace").decode()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… [{len(text) - LONGEST} characters left out]"

@@ -1,0 +1,157 @@
+"""Whose fault it was: from the stage reached and what the tool said to a reason and a sentence.
+
+repo2docker ends with status 1 whatever happened. What BuildKit, git and docker say differs, and this is the one table
+of it. What no row knows is the repository's fault only once one of its own build steps ran: before that, an unknown
+complaint is ours, and is tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from builds.build import Reason, Result, State
+from builds.clients.git import diagnosis
+from builds.errors import AskError, TryAgain
+
+
+class Stage(StrEnum):
+    """How far an attempt has come. The words of the log's phases and of the timings, but for `READY`."""
+
+    READY = "ready"  # nothing of the repository has been touched
+    FETCH = "fetch"
+    BUILD = "build"  # fetched; its Dockerfile is made or read
+    STEP = "step"  # a step of its Dockerfile ran
+    PUSH = "push"
+
+
+class Failure(Exception):
+    """The attempt failed: `reason` is `repository` or `infrastructure`, and the message is for whoever asked."""
+
+    def __init__(self, reason: Reason, message: str, *, out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.out_of_memory = out_of_memory
+
+
+class Row(NamedTuple):
+    """What a pattern in the tool's words means in these stages. `sentence` comes before the words in the message."""
+
+    stages: Sequence[Stage]
+    pattern: str
+    reason: Reason
+    sentence: str
+    out_of_memory: bool = False
+
+
+ANY = tuple(Stage)
+BUILDING = (Stage.BUILD, Stage.STEP)
+REPOSITORY, INFRASTRUCTURE = Reason.REPOSITORY, Reason.INFRASTRUCTURE
+
+ROWS: Sequence[Row] = (
+    Row(ANY, r"no space left on device", INFRASTRUCTURE, "The disk is full."),
+    Row(
+        ANY,
+        r"Cannot connect to the Docker daemon|commandline client must be installed|buildx plugin must be installed"
+        r"|is the docker daemon running|code = Unavailable|error reading from server|transport is closing"
+        r"|docker\.sock: connect",
+        INFRASTRUCTURE,
+        "The Docker daemon does not answer, or went away.",
+    ),
+    Row(
+        BUILDING,
+        r"exit code: 137\b|signal: killed|cannot allocate memory",
+        INFRASTRUCTURE,
+        "A step was killed, most likely because there was not enough memory for it.",
+        out_of_memory=True,
+    ),
+    Row(
+        (Stage.PUSH,),
+        r"unauthorized|denied|no basic auth credentials|authentication required",
+        INFRASTRUCTURE,
+        "The registry does not let the image be pushed.",
+    ),
+    Row((Stage.PUSH,), r"", INFRASTRUCTURE, "The image could not be pushed to the registry."),
+    Row(
+        (Stage.FETCH,),
+        r"Failed to check out ref",
+        REPOSITORY,
+        "No branch or tag of the repository leads to the commit.",
+    ),
+    Row(
+        (Stage.FETCH,),
+        r"did not contain|not our ref|No url found for submodule|unable to find current revision in submodule",
+        REPOSITORY,
+        "A submodule of the repository cannot be fetched as the commit names it.",
+    ),
+    Row(BUILDING, r"did not complete successfully", REPOSITORY, "A step of the build failed."),
+    Row(
+        BUILDING,
+        r"dial tcp|i/o timeout|TLS handshake timeout|lookup .* (no such host|server misbehaving)|x509:"
+        r"|unexpected status.* 5\d\d|toomanyrequests|429 Too Many|connection reset|unexpected EOF",
+        INFRASTRUCTURE,
+        "What the build needs could not be reached by the Docker daemon.",
+    ),
+    Row(
+        BUILDING,
+        r"pull access denied|repository does not exist|manifest unknown|: not found$|invalid reference format"
+        r"|failed to parse stage name|no match for platform",
+        REPOSITORY,
+        "Something that the Dockerfile names is not there.",
+    ),
+    Row(
+        BUILDING,
+        r"dockerfile parse error|failed to read dockerfile|Dockerfile cannot be empty|no build stage"
+        r"|failed to (compute cache key|calculate checksum)|unknown instruction|requires (at least|exactly)",
+        REPOSITORY,
+        "The Dockerfile cannot be built.",
+    ),
+    Row(
+        ANY,
+        r"Subdirectory .* does not exist|No environment specification found",
+        REPOSITORY,
+        "The repository has nothing to build there.",
+    ),
+    Row(
+        BUILDING,
+        r"Error during build: (?!Command )",
+        REPOSITORY,
+        "repo2docker cannot make sense of the repository's configuration files.",
+    ),
+)
+
+
+def failure(stage: Stage, complaint: str, words: str) -> Failure:
+    """What a failed tool stands for. `complaint` is all that the tool itself said; `words` go into the message."""
+    for row in ROWS:
+        if stage in row.stages and re.search(row.pattern, complaint, re.IGNORECASE | re.MULTILINE):
+            return Failure(row.reason, _joined(row.sentence, words), out_of_memory=row.out_of_memory)
+    if stage is Stage.FETCH:
+        return refusal(diagnosis(complaint))
+    if stage is Stage.STEP:
+        return Failure(REPOSITORY, _joined("The build failed.", words))
+    return Failure(INFRASTRUCTURE, _joined("The build could not be carried out.", words))
+
+
+def refusal(error: AskError) -> Failure:
+    """What an error of the Git client stands for: what may be otherwise next time is not the repository's fault."""
+    return Failure(INFRASTRUCTURE if isinstance(error, TryAgain) else REPOSITORY, str(error))
+
+
+def _joined(sentence: str, words: str) -> str:
+    return f"{sentence} {words}".strip()
+
+
+def exit_status(result: Result) -> int:
+    """0 pushed or found; 64 `repository`; 69 `infrastructure`; 75 `timeout`; 143 after SIGTERM."""
+    if result.state is State.SUCCEEDED:
+        return os.EX_OK
+    if result.state is State.CANCELLED:
+        return 128 + signal.SIGTERM
+    statuses = {Reason.REPOSITORY: os.EX_USAGE, Reason.TIMEOUT: os.EX_TEMPFAIL}
+    return statuses.get(result.reason or Reason.INFRASTRUCTURE, os.EX_UNAVAILABLE)

@@ -1,0 +1,108 @@
+"""What the builder starts, and how all of it ends.
+
+Tools leave children behind when they are stopped (`docker buildx` does), so what belongs to an attempt is told by the
+session, which every child inherits and none here leaves. SIGTERM and the time limit arrive as exceptions in the main
+thread, wherever it waits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+GRACE = 4.0
+"""Seconds between SIGTERM and SIGKILL; all of it is over within 10."""
+
+
+class Stopped(BaseException):
+    """The attempt has to end now. Not an Exception, so that nothing on the way takes it for an error of its own."""
+
+
+class Cancelled(Stopped):
+    """By SIGTERM."""
+
+
+class TimedOut(Stopped):
+    """By the time limit."""
+
+
+def own_session() -> bool:
+    """Whether this process leads its session, or could begin one of its own: what is in it may be ended by it."""
+    if os.getsid(0) == os.getpid():
+        return True
+    try:
+        os.setsid()
+    except PermissionError:  # it leads a process group: started by hand from a shell
+        return False
+    return True
+
+
+def listen() -> None:
+    """From now on SIGTERM (or SIGINT) raises Cancelled, and the time limit TimedOut: once, whichever comes first."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, _stop)
+
+
+def limit(seconds: float) -> None:
+    """Sets the time limit, from now."""
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+
+
+def stop_listening() -> None:
+    """The end has come, one way or the other; it is not interrupted any more."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    stop_listening()
+    raise TimedOut if number == signal.SIGALRM else Cancelled
+
+
+def end_session() -> None:
+    """Ends every other process of this session, and returns when none is left: after `GRACE` seconds and a little."""
+    deadline = time.monotonic() + GRACE
+    others = _others()
+    _send(others, signal.SIGTERM)
+    while others:
+        time.sleep(0.02)
+        if time.monotonic() > deadline:
+            _send(others, signal.SIGKILL)
+        _reap()
+        others = _others()
+
+
+def _others() -> list[int]:
+    """The processes of this session that live, but for this one."""
+    me, session = os.getpid(), os.getsid(0)
+    pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if pid != me and _lives_in(session, pid)]
+
+
+def _lives_in(session: int, pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return os.getsid(pid) == session and state not in "ZX"
+    except OSError:
+        return False
+
+
+def _send(pids: list[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _reap() -> None:
+    """Where the builder is process 1 of a container, orphans become its children."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass

@@ -1,0 +1,52 @@
+"""The result of an attempt as a file of at most 4096 bytes, which is what Kubernetes keeps of a termination message."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from builds.build import Result
+
+MAX_BYTES = 4096
+MAX_MESSAGE = 1024
+"""Bytes of UTF-8."""
+
+
+def fitted(result: Result) -> bytes:
+    """As JSON, shortened until it fits: first the log's tail, from its beginning, then the message, then the tags."""
+    result = msgspec.structs.replace(result, message=_first_bytes(result.message, MAX_MESSAGE))
+    while len(encoded := msgspec.json.encode(result)) > MAX_BYTES:
+        result = _shorter(result)
+    return encoded
+
+
+def write(path: Path, result: Result) -> None:
+    """By rename, so that nobody reads half of it; in place where the path is a mount, as in a pod."""
+    content = fitted(result)
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with beside.open("xb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        path.write_bytes(content)
+
+
+def _shorter(result: Result) -> Result:
+    if result.log_tail:
+        return msgspec.structs.replace(result, log_tail=result.log_tail[len(result.log_tail) // 4 + 1 :])
+    if result.message:
+        return msgspec.structs.replace(result, message=result.message[: len(result.message) * 3 // 4])
+    image = result.image
+    tags = image.tags[: len(image.tags) // 2] if image else ()
+    return msgspec.structs.replace(result, image=msgspec.structs.replace(image, tags=tags)) if image else result
+
+
+def _first_bytes(text: str | None, most: int) -> str | None:
+    if text is None or len(text.encode(errors="replace")) <= most:
+        return text
+    return text.encode(errors="replace")[: most - 3].decode(errors="ignore") + "…"

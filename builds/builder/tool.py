@@ -1,0 +1,170 @@
+"""Runs `jupyter-repo2docker` as a program, and follows what it says.
+
+It is run rather than imported because it changes the working directory, the logger and `sys.excepthook` for good, and
+because what it starts must be ended with it. Its exit status says only whether it worked; how far it came and why it
+failed is read from the progress that BuildKit prints.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from builds.build import Request, Timings
+from builds.builder.log import Log, clean
+from builds.builder.outcome import Failure, Stage, failure
+
+LONGEST_READ = 1 << 20
+"""Bytes of one line that are kept in memory."""
+
+CONFIG = """\
+from repo2docker.contentproviders import Git
+
+c.Repo2Docker.content_providers = [Git]
+"""
+"""The other providers ask hosts of their own about every address, before they say that it is not theirs."""
+
+_STEP = re.compile(r"#(\d+) (\[(?:[^\]]* )?\d+/\d+\] .*)")
+_OUTPUT = re.compile(r"#(\d+) \d+\.\d+ (.*)")
+_STEP_ERROR = re.compile(r"#(\d+) ERROR: (.*)")
+_PUSHING = re.compile(r"#\d+ pushing ")
+
+
+class ToolLine(msgspec.Struct, frozen=True):
+    """A line of `--json-logs`. There may be an `exc_info`, which is a traceback of the tool's own code."""
+
+    message: str
+    phase: str | None = None
+
+
+class Progress:
+    """What is known of a run from the lines so far. `clock` gives seconds."""
+
+    def __init__(self, stage: Stage, began: float) -> None:
+        self.stage = stage
+        self._since: dict[Stage, float] = {stage: began}
+        self._ended: float | None = None
+        self._steps: dict[str, str] = {}
+        self._said: dict[str, str] = {}
+        self._failed_step = ""
+        self._complaints: list[str] = []
+
+    def take(self, line: str, phase: str | None, now: float) -> None:
+        """One line of text, with the phase that the tool gave it."""
+        if phase == "building" and self.stage is Stage.FETCH:
+            self._reach(Stage.BUILD, now)
+        if self.stage is Stage.FETCH or phase in (None, "failed"):
+            self._complaints.append(line)
+        elif step := _STEP.match(line):
+            self._steps[step[1]] = step[2]
+            if not re.match(r"\[.*\] FROM ", step[2]):
+                self._reach(Stage.STEP, now)
+        elif _PUSHING.match(line):
+            self._reach(Stage.PUSH, now)
+        elif error := _STEP_ERROR.match(line):
+            self._failed_step = error[1]
+            self._complaints.append(error[2])
+        elif output := _OUTPUT.match(line):
+            self._said[output[1]] = output[2].strip() or self._said.get(output[1], "")
+        elif line.startswith(("ERROR: ", "error: ")):
+            self._complaints.append(line.partition(": ")[2])
+
+    def end(self, now: float) -> None:
+        self._ended = now
+
+    def timings(self, now: float) -> Timings:
+        """Seconds for each stage that was reached; the last one goes on until `end`, or now."""
+        end = now if self._ended is None else self._ended
+        begun = [
+            (stage, self._since[stage]) for stage in (Stage.FETCH, Stage.BUILD, Stage.PUSH) if stage in self._since
+        ]
+        ends = [*(since for _, since in begun[1:]), end]
+        spent = {stage.value: round(stop - since, 3) for (stage, since), stop in zip(begun, ends, strict=False)}
+        return Timings(fetch=spent.get("fetch"), build=spent.get("build"), push=spent.get("push"))
+
+    def failure(self) -> Failure:
+        """Why the tool failed, in its own words."""
+        said = self._said.get(self._failed_step, "")
+        complaints = [*self._complaints, said] if "space left" in said else self._complaints
+        return failure(self.stage, "\n".join(complaints), self._words(said))
+
+    def _words(self, said: str) -> str:
+        step = self._steps.get(self._failed_step)
+        telling = [line for line in self._complaints if line.strip() and not _ARGV.search(line)]
+        last = telling[-1].removeprefix("failed to solve: ").strip() if telling else ""
+        words = ": ".join(part for part in (step, last) if part)
+        return f"{words}; its last line: {said}" if said else words
+
+    def _reach(self, stage: Stage, now: float) -> None:
+        if list(Stage).index(stage) > list(Stage).index(self.stage):
+            self.stage = stage
+            self._since[stage] = now
+
+
+_ARGV = re.compile(r"Command '?\[.* returned non-zero exit status")
+
+
+def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress: Progress, log: Log) -> None:
+    """Runs the tool in `folder`, which is private. Raises Failure."""
+    here, temporary = folder / "empty", folder / "tmp"  # the tool runs any `repo2docker_config.py` where it is started
+    here.mkdir()
+    temporary.mkdir()
+    child = subprocess.Popen(
+        command,
+        cwd=here,
+        env={**env, "TMPDIR": str(temporary), "DOCKER_BUILDKIT": "1", "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert child.stdout is not None  # noqa: S101 (it is a pipe)
+    while raw := child.stdout.readline(LONGEST_READ):
+        line = tool_line(raw)
+        for text in line.message.splitlines():
+            progress.take(clean(text), line.phase, time.monotonic())
+            log.phase = phase_of(progress.stage)
+            log.say(text)
+    status = child.wait()
+    if status < 0 or status == 143:  # noqa: PLR2004 (128 + SIGTERM)
+        time.sleep(0.5)  # whoever ended it may have meant us as well, and then we hear of it here
+    if status == -9:  # noqa: PLR2004 (SIGKILL)
+        raise failure(progress.stage, "signal: killed", "")
+    if status:
+        raise progress.failure()
+
+
+def command(request: Request, image: str, labels: Mapping[str, str], folder: Path) -> list[str]:
+    """The command line that builds the commit and pushes it as `image` (with its tag)."""
+    config = folder / "config.py"
+    config.write_text(CONFIG)
+    beside = Path(sys.executable).with_name("jupyter-repo2docker")
+    program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
+    arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]
+    arguments += ["--user-id", "1000", "--user-name", "jovyan", "--no-run", "--json-logs", "--push"]
+    for name, value in labels.items():
+        arguments += ["--label", f"{name}={value}"]
+    for name, value in request.build_args.items():
+        arguments += ["--build-arg", f"{name}={value}"]
+    if request.subdir:
+        arguments += ["--subdir", request.subdir]
+    return [*arguments, "--", request.clone_url]
+
+
+def tool_line(raw: bytes) -> ToolLine:
+    """A line of the tool's output. What is not in its JSON form comes from what it runs, and is text."""
+    try:
+        return msgspec.json.decode(raw, type=ToolLine)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return ToolLine(raw.decode(errors="replace"))
+
+
+def phase_of(stage: Stage) -> str | None:
+    """As it stands in the log."""
+    return {Stage.READY: None, Stage.STEP: "build"}.get(stage, stage.value)
