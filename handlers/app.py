@@ -30,10 +30,11 @@ def create_app(services: Services) -> Flask:
     prefix = services.base_path.rstrip("/")
     app = Flask("handlers", static_url_path=f"{prefix}/static")
     app.extensions["kiln"] = services
+    app.config["MAX_CONTENT_LENGTH"] = services.max_body  # for the pages' forms; all else is read by `bodies`
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     problems.register(app)
     for part in (events, webhooks, builds, pages):
-        app.register_blueprint(part.routes, url_prefix=prefix or None)
+        app.register_blueprint(part.routes, url_prefix=f"{prefix}{part.routes.url_prefix or ''}" or None)
     app.before_request(_begin)
     app.after_request(_finish)
     return app

@@ -55,7 +55,8 @@ def problem_of(error: Exception) -> Problem:
             return _of_engine(error)
         case HTTPException():
             kept = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
-            return Problem(error.code or 500, error.description or "", kept)
+            said = "There is nothing at this address." if error.code == HTTPStatus.NOT_FOUND else error.description
+            return Problem(error.code or 500, said or "", kept)
     raise error
 
 

@@ -179,7 +179,7 @@ class Named:
     def __init__(self, by: str) -> None:
         self.by = by
 
-    def identify(self, request: object) -> Identity:
+    def identify(self, request: object) -> Identity:  # noqa: ARG002
         return Identity(by=self.by)
 
 

@@ -1,0 +1,182 @@
+"""What only a real server shows: chunked bodies, streams that are not held back, viewers who leave, two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+
+from tests.handlers.house import House, event, push, signed
+
+ROOT = Path(__file__).parents[2]
+TYPE = {"Content-Type": "application/cloudevents+json"}
+SSE = {"Accept": "text/event-stream"}
+LIMIT = 100_000
+
+
+@contextmanager
+def served(folder: Path, viewers: int = 4) -> Iterator[int]:
+    """A web process over a house's folder; yields its port."""
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "--bind",
+        "127.0.0.1:0",
+        "--worker-class",
+        "gthread",
+        "--threads",
+        "12",
+    ]
+    command += ["--no-control-socket", "--graceful-timeout", "1", "tests.handlers.served:application"]
+    environment = {**os.environ, "HOUSE": str(folder), "HOUSE_VIEWERS": str(viewers), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = ""
+        for line in process.stderr:
+            said += line
+            listening = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", line)
+            if listening:
+                break
+        else:
+            pytest.fail(said)
+        rest: list[str] = []
+        reader = threading.Thread(target=rest.extend, args=(process.stderr,))
+        reader.start()
+        try:
+            yield int(listening[1])
+        finally:
+            process.terminate()
+            process.wait(20)
+            reader.join()
+        assert not [line for line in rest if "Traceback" in line], "".join(rest)
+
+
+@pytest.fixture
+def web(house: House) -> Iterator[int]:
+    with served(house.folder) as port:
+        yield port
+
+
+def ask(port: int, method: str, path: str, body: object = None, **more: object) -> tuple[int, dict[str, str], bytes]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request(method, path, body, **more)  # type: ignore[arg-type]
+    answer = connection.getresponse()
+    headers = {name.title(): value for name, value in answer.getheaders()}
+    content = answer.read()
+    connection.close()
+    return answer.status, headers, content
+
+
+def padded(size: int) -> bytes:
+    envelope = json.dumps(event(data={"repository": "https://github.com/a/b", "commit": "1" * 40})).encode()
+    return envelope + b" " * (size - len(envelope))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(("size", "status"), [(LIMIT, 202), (LIMIT + 1, 413), (5 * LIMIT, 413)])
+def test_a_body_over_the_limit_is_never_cut_and_taken(
+    house: House, web: int, chunked: bool, size: int, status: int
+) -> None:
+    body = padded(size)
+    pieces = iter([body[start : start + 7000] for start in range(0, size, 7000)])
+    answered, headers, content = ask(
+        web, "POST", "/events", pieces if chunked else body, headers=TYPE, encode_chunked=chunked
+    )
+    assert answered == status
+    if status == 202:
+        assert content == b""
+        assert headers["Content-Length"] == "0"
+    assert len(house.builds()) == (status == 202)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n{}\r\n0\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n5\r\n{}",
+        b"Content-Length: 500\r\n\r\n{}",
+    ],
+)
+def test_a_body_that_breaks_off_is_400_and_nothing_is_done(house: House, web: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", web), timeout=20) as connection:
+        head = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/cloudevents+json\r\n"
+        connection.sendall(head + sent)
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(65536).split(b" ")[1] == b"400"
+    assert not house.builds()
+
+
+def test_two_processes_make_one_build_of_many_copies(house: House) -> None:
+    with ExitStack() as stack:
+        ports = [stack.enter_context(served(house.folder)) for _ in range(2)]
+
+        def deliver(number: int) -> int:
+            delivery = signed(push(), delivery=f"d-{number % 20}")
+            return ask(ports[number % 2], "POST", "/webhooks/github", delivery["data"], headers=delivery["headers"])[0]
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(deliver, range(200))) == {202}
+    (build,) = house.builds()
+    assert len(build.causes) == 20
+
+
+def follow(port: int, name: str, **headers: str) -> tuple[HTTPConnection, HTTPResponse]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", f"/api/v1/builds/{name}/log", headers={**SSE, **headers})
+    return connection, connection.getresponse()
+
+
+def ids(answer: HTTPResponse) -> Iterator[str]:
+    for line in answer:
+        if line.startswith(b"id: "):
+            yield line[4:].decode().strip()
+
+
+def test_a_line_is_there_when_it_is_said_and_another_process_goes_on_with_it(houses: Callable[..., House]) -> None:
+    house = houses()
+    name = house.run(house.ask().name).name
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(served(house.folder)) for _ in range(2))
+        connection, answer = follow(first, name)
+        house.say(name, "one", "two")
+        seen = ids(answer)
+        assert [next(seen), next(seen)] == ["1:1", "1:2"]
+        connection.close()
+        connection, answer = follow(second, name, **{"Last-Event-ID": "1:1"})
+        house.say(name, "three")
+        house.end(name)
+        assert list(ids(answer)) == ["1:2", "1:3"]
+        connection.close()
+
+
+def test_who_leaves_makes_room(house: House) -> None:
+    name = house.run(house.ask().name).name
+    with served(house.folder, viewers=1) as port:
+        connection, answer = follow(port, name)
+        assert answer.status == 200
+        refused, second = follow(port, name)
+        assert (second.status, second.getheader("Retry-After")) == (503, "30")
+        refused.close()
+        assert ask(port, "GET", "/api/v1/builds")[0] == 200
+        answer.close()
+        connection.close()
+
+        def let_in() -> bool:
+            connection, answer = follow(port, name)
+            connection.close()
+            answer.close()
+            return answer.status == 200
+
+        house.until(let_in, 20)

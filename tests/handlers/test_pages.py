@@ -1,0 +1,193 @@
+"""The pages: what a person sees and may do, and that what is hostile stays text."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from handlers.auth import SESSION, session
+from handlers.pages import CSRF, plain
+from tests.handlers.house import COMMIT, REPOSITORY, House, body
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+TOKEN = "a canary of the tokens"
+
+
+def form(page: TestResponse) -> str:
+    found = re.search(r'name="form" value="([\w-]+)"', page.text)
+    assert found, page.text
+    return found[1]
+
+
+def sign_in(client: FlaskClient, token: str = TOKEN, **more: str) -> TestResponse:
+    page = client.get("/", headers=HTML)
+    return client.post("/login", data={"form": form(page), "token": token, **more}, headers=HTML)
+
+
+def test_an_empty_house_says_how_to_begin(house: House) -> None:
+    page = house.client.get("/", headers=HTML)
+    assert (page.status_code, page.mimetype) == (200, "text/html")
+    assert "Nothing has been built yet" in page.text
+
+
+def test_builds_are_listed_filtered_and_paged(house: House) -> None:
+    names = [house.ask(subdir=str(number)).name for number in range(3)]
+    house.run(names[0])
+    page = house.client.get("/", headers=HTML).text
+    assert all(f'href="/builds/{name}"' in page for name in names)
+    assert REPOSITORY in page
+    assert COMMIT[:7] in page
+    running = house.client.get("/?state=running&repository=https://github.com/OCTO/stats", headers=HTML).text
+    assert names[0] in running
+    assert names[1] not in running
+    first = house.client.get("/?limit=2", headers=HTML).text
+    older = re.search(r'rel="next" href="([^"]+)"', first)
+    assert older
+    assert names[0] not in first
+    assert names[0] in house.client.get(older[1].replace("&amp;", "&") + "&limit=2", headers=HTML).text
+
+
+def test_a_build_is_told_whole_without_javascript(house: House) -> None:
+    build = house.run(house.ask(tags=["course"]).name)
+    house.say(build.name, "Step 1", "Step 2")
+    live = house.client.get(f"/builds/{build.name}", headers=HTML).text
+    assert 'http-equiv="refresh"' in live
+    assert f'data-follow="/api/v1/builds/{build.name}/log"' in live
+    assert "Step 2" in live
+    house.end(build.name)
+    ended = house.client.get(f"/builds/{build.name}", headers=HTML).text
+    assert 'http-equiv="refresh"' not in ended
+    assert "data-follow" not in ended
+    assert f"{build.request.image}:{COMMIT}@sha256:{'a' * 64}" in ended
+    assert "Cancel this build" not in ended
+
+
+def test_what_is_hostile_is_text(house: House) -> None:
+    build = house.run(house.ask(subdir="<script>alert(1)</script>").name)
+    house.say(build.name, "<img src=x onerror=alert(1)>\x1b]0;title\x07\x1b[31mred\x1b[0m", "\u202eturned")
+    for path in ("/", f"/builds/{build.name}", "/?repository=https://github.com/%22%3E%3Cscript%3E/x"):
+        page = house.client.get(path, headers=HTML)
+        assert "<script>" not in page.text
+        assert "<img" not in page.text
+        assert "\x1b" not in page.text
+        assert "\u202e" not in page.text
+        assert " style=" not in page.text
+        assert " onclick" not in page.text
+    assert "&lt;img src=x onerror=alert(1)&gt;red" in house.client.get(f"/builds/{build.name}", headers=HTML).text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a\rb", "b"), ("a\r", "a"), ("\x1b[1;31mx\x1b[m", "x"), ("\x00\x07\x9bx", "x"), ("tab\there", "tab\there")],
+)
+def test_a_line_is_as_a_terminal_leaves_it(text: str, shown: str) -> None:
+    assert plain(text) == shown
+
+
+def test_what_is_missing_is_a_page_for_browsers_only(house: House) -> None:
+    page = house.client.get("/builds/none", headers=HTML)
+    assert (page.status_code, page.mimetype) == (404, "text/html")
+    assert house.client.get("/nowhere", headers=HTML).mimetype == "text/html"
+    assert house.client.get("/builds/none").mimetype == "application/problem+json"
+    assert house.client.get("/api/v1/builds/none", headers=HTML).mimetype == "application/problem+json"
+
+
+def test_cancelling_from_the_page_takes_its_form(house: House) -> None:
+    client = house.client
+    build = house.ask()
+    page = client.get(f"/builds/{build.name}", headers=HTML)
+    path = f"/builds/{build.name}/cancel"
+    assert client.post(path, data={"form": "x" * 43}, headers=HTML).status_code == 403
+    for foreign in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "same-site"}):
+        assert client.post(path, data={"form": form(page)}, headers={**HTML, **foreign}).status_code == 403
+    assert house.client.post(path, data={"form": ""}, headers=HTML).status_code == 403
+    assert house.engine.get(build.name).cancel is None
+    answer = client.post(path, data={"form": form(page)}, headers=HTML)
+    assert (answer.status_code, answer.headers["Location"]) == (303, f"/builds/{build.name}")
+    assert house.engine.get(build.name).cancel is not None
+    house.run(build.name)
+    house.end(build.name)
+    assert client.post(path, data={"form": form(page)}, headers=HTML).status_code == 303
+
+
+def test_a_token_is_exchanged_for_a_cookie_that_is_not_the_token(houses: Callable[..., House]) -> None:
+    house = houses(auth=["token"])
+    client = house.client
+    assert client.get("/", headers=HTML).status_code == 401
+    assert client.get("/").mimetype == "application/problem+json"
+    wrong = sign_in(client, "wrong")
+    assert wrong.status_code == 401
+    assert "There is no such token" in wrong.text
+    answer = sign_in(client)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert "Path=/" in cookie
+    assert "Secure" not in cookie
+    assert TOKEN not in cookie
+    assert client.get("/", headers=HTML).status_code == 200
+    assert client.get("/api/v1/builds").status_code == 200
+    assert client.post("/events", json={}).status_code == 401
+    house.tokens["ci"] = b"rotated"
+    assert client.get("/", headers=HTML).status_code == 401
+
+
+def test_the_cookie_does_for_other_replicas_and_for_nobody_else(houses: Callable[..., House]) -> None:
+    first, second = houses(auth=["token"]), houses(auth=["token"])
+    client = first.client
+    sign_in(client)
+    value = client.get_cookie(SESSION)
+    assert value is not None
+    for given, status in (
+        (value.value, 200),
+        (value.value[:-1] + ("0" if value.value[-1] != "0" else "1"), 401),
+        (session("ci", b"a canary of the tokens", int(time.time()) - 1), 401),
+        (value.value.replace("ci.", "second."), 401),
+        ("ci..", 401),
+        ("ci.99999999999." + "é", 401),
+        ("", 401),
+    ):
+        other = second.client
+        other.set_cookie(SESSION, given)
+        assert other.get("/api/v1/builds").status_code == status, given
+
+
+def test_a_cookie_from_another_site_changes_nothing(houses: Callable[..., House]) -> None:
+    house = houses(auth=["token"])
+    client = house.client
+    sign_in(client)
+    assert client.post("/api/v1/builds", json=body(), headers={"Origin": "https://evil.example"}).status_code == 403
+    assert not house.builds()
+    assert client.post("/api/v1/builds", json=body(), headers={"Origin": "http://localhost"}).status_code == 202
+
+
+def test_signing_in_leads_back_to_the_build_and_out_again(houses: Callable[..., House]) -> None:
+    house = houses(auth=["token"], public_url="https://kiln.example/base/", base_path="/base/")
+    client = house.client
+    page = client.get("/base/builds/some-build", headers=HTML)
+    assert page.status_code == 401
+    assert 'name="build" value="some-build"' in page.text
+    data = {"form": form(page), "token": TOKEN, "build": "some-build"}
+    client.set_cookie(CSRF, form(page), path="/base/")
+    answer = client.post("/base/login", data=data, headers=HTML)
+    assert answer.headers["Location"] == "/base/builds/some-build"
+    cookie = answer.headers["Set-Cookie"]
+    assert "Secure" in cookie
+    assert "Path=/base/" in cookie
+    evil = client.post("/base/login", data={**data, "build": "//evil.example"}, headers=HTML)
+    assert not evil.headers["Location"].startswith(("//", "http"))
+    out = client.post("/base/logout", data=data, headers=HTML)
+    assert out.status_code == 303
+    assert f"{SESSION}=;" in out.headers["Set-Cookie"]
+
+
+def test_a_login_that_no_page_of_ours_sent_is_refused(houses: Callable[..., House]) -> None:
+    answer = houses(auth=["token"]).client.post("/login", data={"token": TOKEN}, headers=HTML)
+    assert answer.status_code == 403
+    assert "Set-Cookie" not in answer.headers
