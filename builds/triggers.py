@@ -91,7 +91,7 @@ class Field(msgspec.Struct, frozen=True):
     name: str
 
 
-EARLY = re.compile(r"[a-z0-9]+|data(?:\.[A-Za-z0-9_-]+)+")
+EARLY = re.compile(r"data(?:\.[A-Za-z0-9_-]+)+|(?!data$)[a-z][a-z0-9]*")
 """Of the event: context attributes and extensions by name, and values inside its data."""
 LATE = frozenset({"repository", "ref", "ref_name", "commit", "slug"})
 """Of the request, once it is known."""

@@ -17,7 +17,7 @@ from builds.repository import canonical
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "data" / "names.json").read_text())
 
-TEXT = st.text(st.characters(exclude_categories=("Cs",)))
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def request_of(vector: list[Any]) -> tuple[str, Request]:

@@ -1,0 +1,399 @@
+"""Which events ask for which builds, and that a template is a text with gaps and nothing more."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builds.build import Push
+from builds.errors import AskError, CannotBuild, Malformed, RuleError
+from builds.triggers import DEFAULT, Template, Trigger, TriggerRule, Wanted, load, plain, template, wanted
+from eventing.event import Event
+
+SAMPLES = Path(__file__).parents[1] / "eventing" / "samples" / "github"
+COMMIT = "a" * 40
+BEFORE = "b" * 40
+
+
+def triggers(text: str) -> tuple[Trigger, ...]:
+    return load(msgspec.convert(yaml.safe_load(text), tuple[TriggerRule, ...]))
+
+
+def event(data: object = None, *, type: str = "org.example.course", **more: Any) -> Event:  # noqa: A002
+    return Event(id="1", source="https://example.org/courses", type=type, data=data, **more)
+
+
+def push(ref: str = "refs/heads/main", *, files: list[str] | None = None, **changes: Any) -> Event:
+    """A push of one commit, as GitHub sends it."""
+    commit = {"id": COMMIT, "added": files or ["a"], "modified": [], "removed": []}
+    data = {
+        "ref": ref,
+        "before": BEFORE,
+        "after": COMMIT,
+        "created": False,
+        "deleted": False,
+        "forced": False,
+        "head_commit": commit,
+        "commits": [commit],
+        "repository": {
+            "clone_url": "https://github.com/Our-Org/Stats.git",
+            "url": "https://github.com/our-org/stats",
+            "default_branch": "main",
+            "pushed_at": 1772366400,
+        },
+        **changes,
+    }
+    return Event(id="1", source="https://github.com/our-org/stats", type="com.github.push", subject=ref, data=data)
+
+
+def texts(want: Wanted) -> tuple[str, dict[str, str], str | None, tuple[str, ...]]:
+    return (
+        want.subdir.text(),
+        {name: value.text() for name, value in want.build_args.items()},
+        None if want.image is None else want.image.text(),
+        tuple(tag.text() for tag in want.tags),
+    )
+
+
+# Without triggers
+
+
+def test_by_default_a_push_to_the_default_branch_is_built_at_its_commit() -> None:
+    (want,) = wanted(DEFAULT, push())
+    assert want == Wanted(
+        repository="https://github.com/Our-Org/Stats.git",
+        ref="refs/heads/main",
+        commit=COMMIT,
+        trigger="default",
+        push=Push(before=BEFORE, at=datetime(2026, 3, 1, 12, tzinfo=UTC)),
+    )
+    assert load(None) is DEFAULT
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        push("refs/heads/other"),
+        push("refs/tags/main"),
+        push("refs/heads/feature/main"),
+        push(after="0" * 40, deleted=True, head_commit=None),
+        event({"repository": {"clone_url": "https://github.com/a/b"}}),
+        event(type="com.github.release.published"),
+    ],
+)
+def test_by_default_nothing_else_is_built(other: Event) -> None:
+    assert wanted(DEFAULT, other) == []
+
+
+def test_an_empty_list_of_triggers_builds_nothing() -> None:
+    assert wanted(load([]), push()) == []
+
+
+def test_knative_spells_the_same_push_otherwise() -> None:
+    other = msgspec.structs.replace(push(), type="dev.knative.source.github.push")
+    assert wanted(DEFAULT, other) == wanted(DEFAULT, push())
+
+
+def test_real_pushes() -> None:
+    built = {}
+    for name in ("push", "push-annotated-tag", "push-deleted", "push-forced", "push-new-branch", "push-tag"):
+        data = json.loads((SAMPLES / f"{name}.json").read_text())
+        sample = Event(id="1", source=data["repository"]["url"], type="com.github.push", subject=data["ref"], data=data)
+        found = wanted(triggers("[{name: all}]"), sample)
+        built[name] = [(want.ref, want.commit) for want in found]
+        if found:
+            assert found[0].commit == data["head_commit"]["id"]
+    assert built["push-deleted"] == []
+    assert all(len(found) == 1 for name, found in built.items() if name != "push-deleted")
+
+
+# Pushes
+
+
+@pytest.mark.parametrize(
+    ("rule", "ref", "is_wanted"),
+    [
+        ("{branches: [main]}", "refs/heads/main", True),
+        ("{branches: [main]}", "refs/heads/maintenance", False),
+        ("{branches: [main]}", "refs/tags/main", False),
+        ('{branches: ["release/*"]}', "refs/heads/release/1", True),
+        ('{branches: ["release/*"]}', "refs/heads/release/1/2", False),
+        ('{branches: ["release/**"]}', "refs/heads/release/1/2", True),
+        ('{tags: ["v*"]}', "refs/tags/v1", True),
+        ('{tags: ["v*"]}', "refs/heads/v1", False),
+        ('{tags: ["v*"], branches: [main]}', "refs/heads/main", True),
+        ('{tags: ["v*"], branches: [main]}', "refs/tags/v1", True),
+        ("{branches: []}", "refs/heads/main", False),
+        ("{}", "refs/heads/main", True),
+        ("{}", "refs/tags/v1", True),
+    ],
+)
+def test_branches_and_tags(rule: str, ref: str, is_wanted: bool) -> None:
+    assert bool(wanted(triggers(f"[{{name: a, push: {rule}}}]"), push(ref))) is is_wanted
+
+
+def test_paths() -> None:
+    rules = triggers('[{name: a, push: {paths: ["binder/**", "*.yml"]}}]')
+
+    def built(**changes: Any) -> bool:
+        return bool(wanted(rules, push(**changes)))
+
+    assert built(files=["binder/environment.yml"])
+    assert built(files=["README.md", "environment.yml"])
+    assert not built(files=["README.md", "docs/binder/x", "docs/environment.yml"])
+    twenty = [{"id": COMMIT, "added": ["README.md"], "modified": [], "removed": []}] * 20
+    assert built(commits=twenty), "a list that may have been cut can hide anything"
+    assert built(files=["README.md"], forced=True)
+    assert built(files=["README.md"], created=True, before="0" * 40)
+    assert built(ref="refs/tags/v1", files=["README.md"]), "a tag changes no files"
+
+
+def test_with_push_only_pushes_match() -> None:
+    rules = triggers('[{name: a, push: {}, build: {repository: "https://github.com/a/b"}}]')
+    assert wanted(rules, event()) == []
+    assert len(wanted(rules, push())) == 1
+
+
+def test_all_filters_must_hold() -> None:
+    rules = triggers(
+        """
+        - name: courses
+          filters:
+            - exact: {type: com.github.push}
+            - any: [{prefix: {source: "https://github.com/our-org/"}}, {suffix: {subject: /course}}]
+        """
+    )
+    assert len(wanted(rules, push())) == 1
+    assert wanted(rules, msgspec.structs.replace(push(), source="https://github.com/other/stats")) == []
+    assert wanted(rules, event()) == []
+
+
+def test_each_trigger_that_matches_asks() -> None:
+    rules = triggers("[{name: a}, {name: b, build: {subdir: x}}, {name: c, push: {tags: [v1]}}]")
+    assert [want.trigger for want in wanted(rules, push())] == ["a", "b"]
+
+
+def test_a_push_to_be_built_elsewhere_gives_neither_ref_nor_commit() -> None:
+    rules = triggers('[{name: a, build: {repository: "https://github.com/our-org/environment"}}]')
+    (want,) = wanted(rules, push())
+    assert (want.repository, want.ref, want.commit, want.push) == (
+        "https://github.com/our-org/environment",
+        None,
+        None,
+        None,
+    )
+    (want,) = wanted(triggers('[{name: a, build: {ref: "refs/heads/stable"}}]'), push())
+    assert (want.ref, want.commit, want.push) == ("refs/heads/stable", None, None)
+    spelled = "https://github.com/{data.repository.name}"
+    same = push(repository={"clone_url": "https://github.com/A/B.git", "name": "a/b"})
+    (want,) = wanted(triggers(f'[{{name: a, build: {{repository: "{spelled}"}}}}]'), same)
+    assert (want.ref, want.commit) == ("refs/heads/main", COMMIT)
+
+
+# Templates
+
+
+COURSE = {"course": {"repository": "https://git.example/a", "ref": "main", "year": 2026, "open": True, "x": None}}
+
+
+def test_values_of_an_event() -> None:
+    rules = triggers(
+        """
+        - name: courses
+          build:
+            repository: "{data.course.repository}"
+            ref: "{data.course.ref}"
+            subdir: "{subject}/{level}"
+            build_args: {YEAR: "{data.course.year}", OPEN: "{data.course.open}", BRACES: "{{x}}"}
+            image: "registry.example/{data.course.ref}"
+            tags: ["{type}", "{id}"]
+            force: true
+        """
+    )
+    (want,) = wanted(rules, event(COURSE, subject="s", extensions={"level": 3}))
+    assert (want.repository, want.ref, want.commit, want.force) == ("https://git.example/a", "main", None, True)
+    assert texts(want) == (
+        "s/3",
+        {"YEAR": "2026", "OPEN": "true", "BRACES": "{x}"},
+        "registry.example/main",
+        ("org.example.course", "1"),
+    )
+
+
+def test_values_of_a_push() -> None:
+    rules = triggers('[{name: a, build: {ref: "{ref}", commit: "{commit}", tags: ["{ref_name}"]}}]')
+    (want,) = wanted(rules, push("refs/heads/feature/x"))
+    assert (want.ref, want.commit) == ("refs/heads/feature/x", COMMIT)
+    assert want.push is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["data.course.x", "data.course.none", "data.course", "data.course.ref.length", "subject", "ref", "slug"]
+)
+def test_a_missing_value_is_named(name: str) -> None:
+    rules = triggers(f'[{{name: a, build: {{repository: "https://git.example/{{{name}}}"}}}}]')
+    with pytest.raises(CannotBuild, match=re.escape(f"{{{name}}}")) as caught:
+        wanted(rules, event(COURSE))
+    assert caught.value.status == 422
+
+
+def test_no_repository_is_an_error_that_names_the_trigger() -> None:
+    with pytest.raises(CannotBuild, match="'somewhere' names no repository"):
+        wanted(triggers("[{name: somewhere}]"), event())
+
+
+def test_what_is_filled_in_is_never_read_as_a_template() -> None:
+    rules = triggers('[{name: a, build: {repository: "https://x/{data.a}", subdir: "{data.a}", tags: ["{data.a}"]}}]')
+    (want,) = wanted(rules, event({"a": "{commit}{data.b}{{"}))
+    assert want.repository == "https://x/{commit}{data.b}{{"
+    assert texts(want) == ("{commit}{data.b}{{", {}, None, ("{commit}{data.b}{{",))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "}",
+        "a{b",
+        "{}",
+        "{0}",
+        "{data}",
+        "{data.}",
+        "{data..a}",
+        "{data[a]}",
+        "{source.__class__}",
+        "{source!r}",
+        "{source:>99999999}",
+        "{ source }",
+        "{Source}",
+        "{no_such}",
+        "{data.a\n}",
+        "{%s}",
+    ],
+)
+def test_what_is_no_template(text: str) -> None:
+    with pytest.raises(RuleError):
+        template(text)
+    with pytest.raises(RuleError, match=r"Trigger 'a', build\.tags\[1\]: "):
+        load([msgspec.convert({"name": "a", "build": {"tags": ["x", text]}}, TriggerRule)])
+
+
+@given(st.text())
+def test_a_template_is_read_or_refused_and_never_evaluated(text: str) -> None:
+    try:
+        read = template(text)
+    except RuleError:
+        return
+    filled = read.fill(lambda name: f"<{name}>").text()
+    assert filled == re.sub(
+        r"\{\{|\}\}|\{([^{}]*)\}", lambda found: f"<{found[1]}>" if found[1] is not None else found[0][0], text
+    )
+
+
+@given(st.text(), st.text())
+def test_a_value_goes_in_as_it_is(text: str, value: str) -> None:
+    assert (
+        template("{data.x}-{commit}").fill({"data.x": value}.get).fill({"commit": text}.get).text() == f"{value}-{text}"
+    )
+    assert plain(text).fill(lambda _: "never").text() == text
+    assert Template(()).text() == ""
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ([{"name": "a"}, {"name": "a"}], "two triggers called 'a'"),
+        ([{"name": "a", "filters": [{"exact": {"type": "x"}}, {"sql": "true"}]}], r"Trigger 'a', filters\[1\]"),
+        ([{"name": "a", "build": {"build_args": {"X": "{"}}}], r"Trigger 'a', build.build_args.X"),
+    ],
+)
+def test_rules_that_cannot_be_understood(rules: list[object], words: str) -> None:
+    with pytest.raises(RuleError, match=words):
+        load(msgspec.convert(rules, tuple[TriggerRule, ...]))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{}, {"name": ""}, {"name": "a b"}, {"name": "a", "filter": []}, {"name": "a", "push": {"branch": ["x"]}}],
+)
+def test_rules_of_another_shape(rule: object) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(rule, TriggerRule)
+
+
+# Requests, and events of our own
+
+
+def test_a_request_needs_no_trigger() -> None:
+    body = {
+        "repository": "https://git.example/a",
+        "ref": "main",
+        "subdir": "x",
+        "build_args": {"A": "{commit}"},
+        "image": "r.example/a",
+        "tags": ["{ref_name}"],
+        "force": True,
+    }
+    (want,) = wanted((), event(body, type="dev.kiln.build.requested.v1"))
+    assert (want.repository, want.ref, want.force, want.trigger) == ("https://git.example/a", "main", True, None)
+    assert texts(want) == ("x", {"A": "{commit}"}, "r.example/a", ("{ref_name}",)), "nobody's words are a template"
+    nulls = {"repository": "https://git.example/a", **dict.fromkeys(["ref", "subdir", "build_args", "image", "tags"])}
+    (want,) = wanted((), event(nulls, type="dev.kiln.build.requested.v1"))
+    assert want == Wanted(repository="https://git.example/a", subdir=plain(""))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        [],
+        "x",
+        b"{}",
+        {},
+        {"repository": 1},
+        {"repository": "x", "ref": 1},
+        {"repository": "x", "ref": ["a"]},
+        {"repository": "x", "tags": "main"},
+        {"repository": "x", "tags": [1]},
+        {"repository": "x", "build_args": {"A": 1}},
+        {"repository": "x", "force": "yes"},
+        {"repository": "x", "reff": "main"},
+        {"repository": "x", "a" * 100_000: 1},
+    ],
+    ids=lambda data: ascii(data)[:60],
+)
+def test_a_request_of_another_shape(data: object) -> None:
+    with pytest.raises(Malformed) as caught:
+        wanted((), event(data, type="dev.kiln.build.requested.v1"))
+    assert caught.value.status == 400
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("word", ["succeeded.v1", "queued.v1", "requested.v2"])
+def test_nothing_else_of_ours_starts_anything(word: str) -> None:
+    rules = triggers('[{name: a, build: {repository: "https://github.com/a/b"}}]')
+    assert wanted(rules, event(type=f"dev.kiln.build.{word}")) == []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON, st.sampled_from(["dev.kiln.build.requested.v1", "org.example.course"]))
+def test_any_data_is_wanted_or_refused(data: object, type_: str) -> None:
+    rules = triggers('[{name: a, build: {repository: "{data.a.b}", ref: "{data.a}"}}]')
+    try:
+        wanted(rules, event(data, type=type_))
+    except AskError:
+        return
