@@ -40,7 +40,7 @@ class Process:
 
 
 class Kiln:
-    """An installation: its state under `folder`, its settings as `KILN_*`. A context, at whose end all of it is stopped."""
+    """An installation: its state under `folder`, its settings as `KILN_*`. A context that stops it all."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
@@ -49,13 +49,13 @@ class Kiln:
             "KILN_STATE_DIR": str(folder / "state"),
             **settings,
         }
-        self._processes: list[Process] = []
+        self.processes: list[Process] = []
 
     def __enter__(self) -> Kiln:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self._processes:
+        for process in self.processes:
             process.stop(signal.SIGKILL)
 
     @property
@@ -66,7 +66,7 @@ class Kiln:
         """Starts `web` or `controller` with ports of its own; returns once it is ready, unless that is not awaited."""
         port, ops = free_port(), free_port()
         environment = self.environment | {"PORT": str(port), "KILN_OPS_PORT": str(ops)} | settings
-        log = self.folder / f"{command}-{len(self._processes)}.log"
+        log = self.folder / f"{command}-{len(self.processes)}.log"
         with log.open("wb") as out:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "kiln", command], cwd=ROOT, env=environment, stdout=out, stderr=out
@@ -74,7 +74,7 @@ class Kiln:
         base = environment.get("KILN_BASE_PATH", "/")
         url = f"http://127.0.0.1:{port}{base}" if command == "web" else None
         process = Process(popen, log, url, f"http://127.0.0.1:{ops}")
-        self._processes.append(process)
+        self.processes.append(process)
         if ready:
             until(lambda: get(f"{process.ops}/readyz")[0] == 200 or popen.poll() is not None)
             if popen.poll() is not None:
