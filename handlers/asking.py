@@ -19,6 +19,9 @@ from eventing.event import Event
 from handlers import metrics
 from handlers.services import services
 
+MAX_NOTE = 1000
+"""Characters of one value in the log: a batch has many ids, and its sender chose them."""
+
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -52,5 +55,6 @@ def traceparent(event: Event) -> str | None:
 
 
 def note(**about: str) -> None:
-    """Adds to the log line of this request, which is written with the answer."""
-    request.environ.setdefault("kiln.log", {}).update(about)
+    """Adds to the log line of this request, which the server writes (`kiln.gunicorn`) from the environ's `kiln.log`."""
+    noted = {name: value[:MAX_NOTE] for name, value in about.items()}
+    request.environ.setdefault("kiln.log", {}).update(noted)

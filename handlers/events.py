@@ -9,7 +9,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, request
 
 from builds.build import Kind
-from builds.engines import Ask
+from builds.engines import Ask, EngineError
 from builds.errors import AskError
 from builds.triggers import REQUESTED, wanted
 from eventing.errors import EventError
@@ -28,7 +28,7 @@ routes = Blueprint("events", __name__)
 def receive() -> Response:
     try:
         return _receive()
-    except (Problem, AskError, EventError):
+    except (Problem, AskError, EngineError, EventError):
         metrics.EVENTS.labels("events", "refused").inc()
         raise
 
@@ -46,11 +46,11 @@ def _receive() -> Response:
                 raise
             problem = problem_of(error)
             raise Problem(problem.status, f"event {index}: {problem.detail}", problem.headers) from error
-    metrics.EVENTS.labels("events", "accepted" if asks else "ignored").inc(len(events))
-    if not asks:
+    builds = asking.accept(asks, via="events") if asks else []
+    metrics.EVENTS.labels("events", "accepted" if builds else "ignored").inc(len(events))
+    if not builds:
         return Response(status=204)
-    first = asking.accept(asks, via="events")[0]
-    return Response(status=202, headers={"Location": location(first.name)})
+    return Response(status=202, headers={"Location": location(builds[0].name)})
 
 
 def _asks(event: Event, by: str | None) -> list[Ask]:

@@ -12,7 +12,7 @@ from http import HTTPStatus
 from flask import Blueprint, Response, request
 
 from builds.build import Kind
-from builds.engines import Ask
+from builds.engines import Ask, EngineError
 from builds.errors import AskError
 from builds.repository import of_kind
 from builds.triggers import wanted
@@ -35,7 +35,7 @@ def receive(word: str) -> Response:
     via = word if word in DIALECTS else "unknown"
     try:
         response = _receive(word)
-    except (Problem, AskError, EventError):
+    except (Problem, AskError, EngineError, EventError):
         metrics.EVENTS.labels(via, "refused").inc()
         raise
     metrics.EVENTS.labels(via, "accepted" if response.status_code == HTTPStatus.ACCEPTED else "ignored").inc()

@@ -28,18 +28,8 @@ LIMIT = 100_000
 @contextmanager
 def served(folder: Path, viewers: int = 4) -> Iterator[int]:
     """A web process over a house's folder; yields its port."""
-    command = [
-        sys.executable,
-        "-m",
-        "gunicorn",
-        "--bind",
-        "127.0.0.1:0",
-        "--worker-class",
-        "gthread",
-        "--threads",
-        "12",
-    ]
-    command += ["--no-control-socket", "--graceful-timeout", "1", "tests.handlers.served:application"]
+    options = "--bind 127.0.0.1:0 --worker-class gthread --threads 12 --no-control-socket --graceful-timeout 1"
+    command = [sys.executable, "-m", "gunicorn", *options.split(), "tests.handlers.served:application"]
     environment = {**os.environ, "HOUSE": str(folder), "HOUSE_VIEWERS": str(viewers), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
