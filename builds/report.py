@@ -121,8 +121,7 @@ def as_json(build: Build, *, base: str = "/", tail: bool = True) -> dict[str, An
     """
     if build.reopened:
         build = _asked_again(build)
-    plain: dict[str, Any] = msgspec.to_builtins(_view(build, base, tail=tail))
-    return plain
+    return _plain(_view(build, base, tail=tail))
 
 
 def event(
@@ -133,7 +132,7 @@ def event(
     `cause` is the one who joined after the end and is answered by this event alone. Its id is the same whenever it is
     made again: `<uid>.<attempt>.<word>`, and for such a cause `.<8 hex of it>`.
     """
-    data: dict[str, Any] = msgspec.to_builtins(_view(build, base, tail=True))
+    data = _plain(_view(build, base, tail=True))
     reasons = (tried.reason for tried in build.status.attempts if tried.number == attempt)
     traces = (asker.traceparent for asker in ((cause,) if cause else build.causes))
     extensions: dict[str, Scalar | None] = {
@@ -168,6 +167,12 @@ def schemas() -> dict[str, dict[str, Any]]:
         }
         for name, shape in (("build.v1.json", BuildView), ("request.v1.json", BuildRequestBody))
     }
+
+
+def _plain(view: BuildView) -> dict[str, Any]:
+    """As it is after a journey: what is sent now and what a record gives back later are equal."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(view))
+    return plain
 
 
 def _asked_again(build: Build) -> Build:

@@ -1,0 +1,281 @@
+"""Every way in meets one policy and names one build."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builds.build import Kind, Push
+from builds.engines import Ask
+from builds.errors import (
+    AskError,
+    CannotBuild,
+    Forbidden,
+    Malformed,
+    RepositoryRefused,
+    TryAgain,
+    UnknownRef,
+    Unreachable,
+)
+from builds.image import ImagePolicy
+from builds.intake import Intake, merge
+from builds.repository import HostKind, Policy, Repository
+from builds.triggers import BuildRequestBody, Wanted, asked, plain, template
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+COMMIT = "a" * 40
+
+
+class Resolved(NamedTuple):
+    ref: str | None
+    commit: str
+
+
+class Refs:
+    """A Git host with a few refs, which remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+
+    def resolve(self, repository: Repository, ref: str | None) -> Resolved:
+        self.asked.append((repository.url, ref))
+        if repository.host == "away.example":
+            raise Unreachable("away.example does not answer.", retry_after=5)
+        try:
+            return {
+                None: Resolved("refs/heads/main", "1" * 40),
+                "main": Resolved("refs/heads/main", "1" * 40),
+                "feature/x": Resolved("refs/heads/feature/x", "2" * 40),
+                "refs/tags/v1": Resolved("refs/tags/v1", "3" * 40),
+            }[ref]
+        except KeyError:
+            raise UnknownRef("There is no such branch or tag.") from None
+
+
+def intake(refs: Refs | None = None, **more: Any) -> Intake:
+    given: dict[str, Any] = {
+        "instance": "local",
+        "policy": Policy(banned=["https://github.com/evil/**"]),
+        "hosts": {"git.example.edu": HostKind.GITLAB},
+        "images": ImagePolicy("r.example/org/", ["r.example/courses/*"]),
+        "resolver": refs or Refs(),
+    }
+    return Intake(**{**given, **more})
+
+
+def ask(want: Wanted, refs: Refs | None = None, **more: Any) -> Ask:
+    who: dict[str, Any] = {
+        "source": "/api",
+        "id": "1",
+        "type": "dev.kiln.build.requested.v1",
+        "by": "user:ada",
+        "kind": Kind.PERSON,
+        "now": NOW,
+    }
+    return intake(refs).ask(want, **{**who, **more})
+
+
+def body(repository: str = "https://github.com/a/b", **more: Any) -> Wanted:
+    return asked(msgspec.convert({"repository": repository, **more}, BuildRequestBody))
+
+
+def test_what_was_wanted_becomes_a_request_and_a_cause() -> None:
+    found = ask(
+        body("https://GitHub.com/A/B/", commit=COMMIT.upper(), ref="refs/heads/main", tags=["x/y"], force=True),
+        traceparent="00-1-2-03",
+    )
+    assert found.request.repository == "https://github.com/a/b"
+    assert found.request.clone_url == "https://github.com/a/b.git"
+    assert found.request.commit == COMMIT
+    assert found.request.image == "r.example/org/a-2db-d44362"
+    assert found.name.startswith("build-a-b-")
+    cause = found.cause
+    assert (cause.source, cause.id, cause.type) == ("/api", "1", "dev.kiln.build.requested.v1")
+    assert (cause.by, cause.kind, cause.at) == ("user:ada", Kind.PERSON, NOW)
+    assert (cause.ref, cause.tags, cause.force, cause.traceparent) == ("refs/heads/main", ("x-y",), True, "00-1-2-03")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        body("https://GitHub.com/a/b/", commit=COMMIT),
+        body("https://github.com/A/B.git", ref=COMMIT.upper()),
+        body(commit=COMMIT, ref=COMMIT),
+        body(commit=COMMIT, ref="refs/tags/v9", subdir="./.", build_args={}, tags=["x"], force=True),
+        body(commit=COMMIT, image="r.example/org/a-2db-d44362"),
+        Wanted(repository="https://github.com/a/b", commit=COMMIT, ref="refs/heads/x", push=Push(before=None)),
+    ],
+)
+def test_one_name_however_it_is_asked_for(other: Wanted) -> None:
+    refs = Refs()
+    assert ask(other, refs).name == ask(body(commit=COMMIT)).name
+    assert refs.asked == [], "a commit that came along needs no look-up"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        body(commit="b" * 40),
+        body(commit=COMMIT, subdir="x"),
+        body(commit=COMMIT, build_args={"A": ""}),
+        body(commit=COMMIT, image="r.example/org/x"),
+        body("https://github.com/a/c", commit=COMMIT),
+    ],
+)
+def test_another_request_is_another_build(other: Wanted) -> None:
+    assert ask(other).name != ask(body(commit=COMMIT)).name
+
+
+def test_another_instance_has_other_builds() -> None:
+    one, other = (
+        intake(instance=name).ask(body(commit=COMMIT), source="/", id="1", type="t", by=None, kind=Kind.PUSH, now=NOW)
+        for name in ("local", "ns/kiln")
+    )
+    assert one.request == other.request
+    assert one.name != other.name
+
+
+@pytest.mark.parametrize(
+    ("want", "ref", "commit", "looked_up"),
+    [
+        (body(), "refs/heads/main", "1" * 40, None),
+        (body(ref="HEAD"), "refs/heads/main", "1" * 40, None),
+        (body(ref="feature/x"), "refs/heads/feature/x", "2" * 40, "feature/x"),
+        (body(ref="refs/tags/v1"), "refs/tags/v1", "3" * 40, "refs/tags/v1"),
+        (body(ref="feature/x", commit=COMMIT), "refs/heads/feature/x", COMMIT, "feature/x"),
+    ],
+)
+def test_a_ref_is_looked_up_where_it_must_be(want: Wanted, ref: str, commit: str, looked_up: str | None) -> None:
+    refs = Refs()
+    found = ask(want, refs)
+    assert (found.cause.ref, found.request.commit) == (ref, commit)
+    assert refs.asked == [("https://github.com/a/b", looked_up)]
+
+
+def test_an_unknown_ref_and_a_host_that_does_not_answer() -> None:
+    with pytest.raises(CannotBuild) as unknown:
+        ask(body(ref="nothing"))
+    assert unknown.value.status == 422
+    with pytest.raises(Unreachable) as away:
+        ask(body("https://away.example/a"))
+    assert (away.value.status, away.value.retry_after) == (503, 5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "status"),
+    [
+        ({"repository": "--upload-pack=x"}, AskError, 400),
+        ({"repository": "git@github.com:a/b"}, RepositoryRefused, 422),
+        ({"repository": "https://u:p@github.com/a/b"}, RepositoryRefused, 422),
+        ({"repository": "file:///etc"}, RepositoryRefused, 422),
+        ({"repository": "http://169.254.169.254/x"}, RepositoryRefused, 422),
+        ({"repository": "https://github.com/Evil/b"}, RepositoryRefused, 422),
+        ({"ref": "--upload-pack=x"}, Malformed, 400),
+        ({"ref": "a\nb"}, Malformed, 400),
+        ({"ref": ""}, Malformed, 400),
+        ({"commit": "abc"}, Malformed, 400),
+        ({"commit": COMMIT, "ref": "b" * 40}, Malformed, 400),
+        ({"subdir": "../x"}, Malformed, 400),
+        ({"subdir": "/x"}, Malformed, 400),
+        ({"image": "r.example/org/a:latest"}, Malformed, 400),
+        ({"image": "r.example/other/a"}, Forbidden, 403),
+        ({"build_args": {"A=B": ""}}, Malformed, 400),
+        ({"build_args": {"--x": ""}}, Malformed, 400),
+        ({"build_args": {"A": "a\0b"}}, Malformed, 400),
+        ({"build_args": {"A": "\ud800"}}, Malformed, 400),
+        ({"build_args": {"A": "a" * 5000}}, Malformed, 400),
+        ({"build_args": {f"A{number}": "" for number in range(51)}}, Malformed, 400),
+        ({"tags": [""]}, Malformed, 400),
+        ({"tags": ["b" * 40]}, Malformed, 400),
+        ({"tags": [str(number) for number in range(21)]}, Malformed, 400),
+    ],
+    ids=lambda value: ascii(value)[:60],
+)
+def test_what_is_refused_is_refused_before_anybody_is_asked(
+    fields: dict[str, Any], kind: type[AskError], status: int
+) -> None:
+    refs = Refs()
+    with pytest.raises(kind) as caught:
+        ask(body(**fields), refs)
+    assert caught.value.status == status
+    assert refs.asked == []
+
+
+def test_an_event_that_would_swell_the_record() -> None:
+    with pytest.raises(Malformed):
+        ask(body(commit=COMMIT), id="x" * 5000)
+
+
+def test_a_template_is_filled_with_what_the_look_up_told() -> None:
+    found = ask(
+        Wanted(
+            repository="https://github.com/a/b",
+            ref="feature/x",
+            image=template("r.example/courses/{slug}"),
+            tags=(template("{ref_name}"), template("c-{commit}")),
+            subdir=template("{ref_name}"),
+            build_args={"FROM": template("{repository}@{ref}")},
+        )
+    )
+    assert found.request.image == "r.example/courses/a-2db-d44362"
+    assert found.request.subdir == "feature/x"
+    assert found.request.build_args == {"FROM": "https://github.com/a/b@refs/heads/feature/x"}
+    assert found.cause.tags == ("feature-x", "c-" + "2" * 40)
+
+
+def test_the_commit_alone_is_a_tag_that_the_image_has_anyway() -> None:
+    want = Wanted(repository="https://github.com/a/b", ref="feature/x", tags=(template("{commit}"), plain("x")))
+    assert ask(want).cause.tags == ("x",)
+
+
+def test_a_value_that_is_still_missing_is_named() -> None:
+    want = Wanted(repository="https://github.com/a/b", commit=COMMIT, tags=(template("{ref_name}"),))
+    with pytest.raises(CannotBuild, match=r"\{ref_name\}"):
+        ask(want)
+
+
+def test_a_trigger_cannot_push_outside_either() -> None:
+    with pytest.raises(Forbidden):
+        ask(Wanted(repository="https://github.com/a/b", commit=COMMIT, image=template("evil.example/{slug}")))
+
+
+def test_two_triggers_that_want_one_request_are_one_ask() -> None:
+    one, other, third = (
+        ask(body(commit=COMMIT, tags=["a"])),
+        ask(body(commit=COMMIT, tags=["b", "a"], force=True)),
+        ask(body(commit=COMMIT, subdir="x")),
+    )
+    merged = merge([one, third, other])
+    assert [each.name for each in merged] == [one.name, third.name]
+    assert (merged[0].cause.tags, merged[0].cause.force) == (("a", "b"), True)
+    assert merge([one, ask(body(commit=COMMIT), id="2")])[1].cause.id == "2"
+
+
+WORDS = st.text() | st.sampled_from(["https://github.com/a/b", "main", "refs/heads/main", COMMIT, "x", "{commit}"])
+
+
+@given(
+    st.builds(
+        BuildRequestBody,
+        repository=WORDS,
+        ref=st.none() | WORDS,
+        commit=st.none() | WORDS,
+        subdir=st.none() | WORDS,
+        build_args=st.none() | st.dictionaries(WORDS, WORDS, max_size=2),
+        image=st.none() | WORDS,
+        tags=st.none() | st.lists(WORDS, max_size=2).map(tuple),
+    )
+)
+def test_any_request_is_named_or_refused(request_body: BuildRequestBody) -> None:
+    try:
+        found = ask(asked(request_body))
+    except TryAgain:
+        pytest.fail("Whatever is in a request, it is no reason to try again.")
+    except AskError:
+        return
+    assert ask(asked(request_body)) == found
