@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.parts.registry import free_port
 
@@ -51,7 +51,7 @@ class Kiln:
         }
         self.processes: list[Process] = []
 
-    def __enter__(self) -> Kiln:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

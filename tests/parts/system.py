@@ -1,0 +1,291 @@
+"""All of Kiln on one machine: a Git host, a registry, sinks, web and controller, every one of them the real thing.
+
+    with System(folder, registry=registry, host=host) as system:
+        system.start("web")
+        system.start("controller")
+        commit = system.commit("ada/page", {"Dockerfile": "FROM scratch\\nCOPY Dockerfile /\\n"})
+        name = system.deliver(system.push("ada/page", commit)).json()["builds"][0]["name"]
+        build = system.ended(name)
+
+Waiting is always for a condition. At its end nothing runs that was started here: web and controller, and the builders,
+which outlive their controller on purpose.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import chdir, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from docs.demo import github
+from eventing.event import Event
+from tests.parts import machine
+from tests.parts.githost import GitHost, commit
+from tests.parts.kiln import Kiln, Process, until
+from tests.parts.registry import Registry
+from tests.parts.sink import EventSink
+
+ENDED = ("succeeded", "failed", "cancelled")
+NONE = "0" * 40
+PATIENCE = 50.0
+"""Seconds that a build may take, on a machine that does much else."""
+
+SMALL = "FROM scratch\nCOPY page /page\n"
+"""A Dockerfile that needs nothing and runs nothing."""
+RUNNING = 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sleep", "{seconds}"]\n'
+"""One whose step takes a while."""
+
+MANIFESTS = ", ".join(
+    [
+        "application/vnd.oci.image.index.v1+json",
+        "application/vnd.oci.image.manifest.v1+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+        "application/vnd.docker.distribution.manifest.v2+json",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """One delivery of a Git host, as often as it is sent."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class System(Kiln):
+    """Kiln with what is around it. `sinks` are the names of those to have; `through` is the registry's address, where
+    there is something in between. Web is open to this machine, and its images have a prefix of their own."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        registry: Registry,
+        host: GitHost,
+        sinks: Sequence[str] = ("first", "second"),
+        config: Mapping[str, object] = {},
+        through: str | None = None,
+        **settings: str,
+    ) -> None:
+        self.registry, self.host = registry, host
+        self.prefix = f"{through or registry.host}/{secrets.token_hex(4)}/"
+        self.sinks = {name: EventSink() for name in sinks}
+        self.webhook_secret = secrets.token_urlsafe(32)
+        self.token: str | None = None
+        self.web: list[Process] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {
+            "hosts": {f"{host.address}:{host.port}": {"kind": "github"}},
+            "sinks": [{"name": name, "url": sink.url} for name, sink in self.sinks.items()],
+            **config,
+        }
+        (folder / "config.yaml").write_text(yaml.safe_dump(written))
+        self.secrets = folder / "secrets"
+        (self.secrets / "webhooks/github").mkdir(parents=True)
+        (self.secrets / "webhooks/github/main").write_text(self.webhook_secret)
+        own = {
+            "KILN_IMAGE_PREFIX": self.prefix,
+            "KILN_CONFIG": str(folder / "config.yaml"),
+            "KILN_SECRETS_DIR": str(self.secrets),
+            "KILN_ALLOWED_REPOSITORIES": f"{host.base}/**,https://**",
+        }
+        super().__init__(folder, **(own | settings))
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.stop()  # web passes the signal on to its worker
+        for session in self.sessions():
+            for pid in members(session):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        for sink in self.sinks.values():
+            sink.close()
+
+    def start(self, command: str, *, ready: bool = True, **settings: str) -> Process:
+        process = super().start(command, ready=ready, **settings)
+        if command == "web":
+            self.web.append(process)
+        return process
+
+    @property
+    def url(self) -> str:
+        """Of the web that was started last."""
+        url = self.web[-1].url
+        assert url
+        return url
+
+    # What is asked of it ----------------------------------------------------------------------------------------------
+
+    def commit(self, path: str, files: Mapping[str, str | bytes], **options: Any) -> str:
+        """A new commit on `main` (or `branch`) that holds just these files; the repository is made where it is not.
+
+        What names a `page` and has none gets one of its own, so that two repositories never give the same image.
+        """
+        if not self.host.bare(path).exists():
+            self.host.create(path)
+        with tempfile.TemporaryDirectory() as work:
+            for name, content in {"page": secrets.token_hex(8), **files}.items():
+                file = Path(work) / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content.encode() if isinstance(content, str) else content)
+            return commit(self.host.bare(path), Path(work), **options)
+
+    def running(self, path: str, seconds: float, **files: str) -> str:
+        """A commit whose build has a step that takes that long. The number tells its process from all others."""
+        busybox = machine.program("busybox", "busybox-static").read_bytes()
+        return self.commit(path, {"Dockerfile": RUNNING.format(seconds=seconds), "busybox": busybox, **files})
+
+    def push(self, path: str, commit: str, *, before: str = NONE, ref: str = "refs/heads/main") -> Webhook:
+        """What GitHub would send of that push."""
+        with chdir(self.host.bare(path)):
+            body = json.dumps(github.payload(self.host.url(path), before, commit, ref)).encode()
+        return Webhook(github.delivery(self.webhook_secret.encode(), "push", body), body)
+
+    def deliver(self, webhook: Webhook, url: str | None = None) -> requests.Response:
+        target = f"{url or self.url}webhooks/github"
+        return http("POST", target, data=webhook.body, headers=dict(webhook.headers))
+
+    def ask(self, url: str | None = None, **body: object) -> requests.Response:
+        return http("POST", f"{url or self.url}api/v1/builds", json=body, headers=self.authorization)
+
+    def build(self, path: str, commit: str, **options: Any) -> str:
+        """Asks for a build of a commit and returns its name."""
+        answer = self.ask(repository=self.host.url(path), commit=commit, **options)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["name"])
+
+    def cancel(self, name: str) -> requests.Response:
+        return http("DELETE", f"{self.url}api/v1/builds/{name}", headers=self.authorization)
+
+    # What can be seen of it -------------------------------------------------------------------------------------------
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
+    def get(self, path: str, **headers: str) -> requests.Response:
+        return http("GET", f"{self.url}{path}", headers=self.authorization | headers)
+
+    def one(self, name: str) -> dict[str, Any]:
+        answer = self.get(f"api/v1/builds/{name}")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def listed(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.get("api/v1/builds?limit=200").json()["items"]
+        return found
+
+    def log(self, name: str) -> str:
+        return self.get(f"api/v1/builds/{name}/log").text
+
+    def wait(self, name: str, what: Callable[[dict[str, Any]], object], seconds: float = PATIENCE) -> dict[str, Any]:
+        """The build, as soon as that holds for it."""
+        found: dict[str, Any] = {}
+
+        def holds() -> object:
+            found.update(self.one(name))
+            return what(found)
+
+        try:
+            until(holds, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: {json.dumps(found, indent=1)}\n{self.log(name)}\n{self.tails()}") from None
+        return found
+
+    def ended(self, name: str, seconds: float = PATIENCE) -> dict[str, Any]:
+        """The build at its end, when every sink has had what it is to have."""
+        return self.wait(name, lambda build: build["state"] in ENDED and settled(build), seconds)
+
+    def step_runs(self, name: str, seconds: float) -> None:
+        """Waits until the step of `running` runs."""
+        self.wait(name, lambda _: sleepers(seconds))
+
+    def events(self, sink: str, name: str, word: str | None = None) -> list[Event]:
+        """What a sink has taken of a build; the same event as often as it came."""
+        kind = f"dev.kiln.build.{word}.v1"
+        taken = [event for event in self.sinks[sink].events if event.subject == name]
+        return [event for event in taken if word is None or event.type == kind]
+
+    def taken(self, sink: str, name: str, word: str, number: int) -> None:
+        """Waits until the sink has taken so many different events of that kind."""
+        until(lambda: len({event.id for event in self.events(sink, name, word)}) == number)
+
+    def arrived(self, sink: str, name: str, word: str, seconds: float = 10.0) -> Event:
+        """The event, as soon as the sink has taken it."""
+        self.sinks[sink].wait_for(lambda _: self.events(sink, name, word), seconds)
+        return self.events(sink, name, word)[0]
+
+    def attempts(self, name: str) -> list[Path]:
+        """The folders of its attempts."""
+        return sorted((Path(self.settings["KILN_STATE_DIR"]) / "attempts").glob(f"{name}-*"))
+
+    def sessions(self, name: str = "") -> list[int]:
+        """The sessions of all attempts there were, or of one build's."""
+        found = []
+        for folder in self.attempts(name or "*"):
+            with suppress(FileNotFoundError, ValueError):
+                found.append(int((folder / "group").read_text()))
+        return found
+
+    def digest(self, image: str, tag: str) -> str | None:
+        """What the registry says of it; `image` with or without the registry. `None` where it has no such tag."""
+        path = image.partition("/")[2]
+        url = f"http://{self.registry.host}/v2/{path}/manifests/{tag}"
+        answer = http("HEAD", url, headers={"Accept": MANIFESTS})
+        return answer.headers.get("Docker-Content-Digest") if answer.ok else None
+
+    def tails(self) -> str:
+        """The ends of the processes' logs, for a test that fails."""
+        return "\n".join(f"{one.log.name}: {one.log.read_text(errors='replace')[-2000:]}" for one in self.processes)
+
+
+def http(verb: str, url: str, **options: Any) -> requests.Response:
+    """One request, with a time limit and without redirects."""
+    return requests.request(verb, url, **({"timeout": 20, "allow_redirects": False} | options))
+
+
+def settled(build: Mapping[str, Any]) -> bool:
+    return all(delivery["state"] != "pending" for delivery in build["deliveries"])
+
+
+def members(session: int) -> list[int]:
+    """The processes of a session that are not just waiting to be reaped."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and os.getsid(int(entry.name)) == session:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                found += [int(entry.name)] if state not in "ZX" else []
+    return found
+
+
+def sleepers(seconds: float) -> list[int]:
+    """Processes that sleep for exactly that long, in whatever container."""
+    command = f"\0sleep\0{seconds}\0"
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and command in (entry / "cmdline").read_text(errors="replace"):
+                found.append(int(entry.name))
+    return found
+
+
+def lateness(event: Event, sink: EventSink) -> float:
+    """Seconds from when the event was made to when the sink had it first."""
+    at = next(one.at for one in sink.received if event.id in [each.id for each in one.events])
+    assert isinstance(event.time, datetime)
+    return time.time() - (time.monotonic() - at) - event.time.timestamp()
