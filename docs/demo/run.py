@@ -119,6 +119,7 @@ def parts(said: Said, folder: Path) -> Iterator[Parts]:
     """All that runs, until the end of the context."""
     with ExitStack() as running:
         registry = running.enter_context(Registry(folder / "registry"))
+        running.callback(forget_images, registry.host)
         said.stage(f"A registry at {registry.host}")
         host = running.enter_context(GitHost(folder / "git"))
         said.stage(f"A Git host at {host.base}")
@@ -216,12 +217,22 @@ def check_image(said: Said, running: Parts, build: dict[str, Any]) -> None:
     if digest != image["digest"]:
         raise DemoError(f"the event names {image['digest']}, the registry {digest} ({answer.status_code})")
     reference = f"{name}@{digest}"
+    forget_images(registry)  # the daemon that built it has it still: the pull must bring it anew
     pulled = subprocess.run(["docker", "pull", reference], check=False, capture_output=True, text=True)
     if pulled.returncode:
         raise DemoError(f"docker pull {reference}: {pulled.stderr.strip()}")
     said.stage(f"docker pull {reference}")
     said.detail(pulled.stdout.strip())
-    subprocess.run(["docker", "rmi", "--force", reference], check=False, capture_output=True)
+
+
+def forget_images(registry: str) -> None:
+    """Takes from the daemon what was built here for that registry, and nothing else."""
+    shape = "{{.Repository}} {{.Tag}} {{.Digest}}"
+    command = ["docker", "image", "ls", "--digests", "--format", shape, "--filter", f"reference={registry}/*"]
+    listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
+    for name, tag, digest in (line.split() for line in listed.splitlines()):
+        reference = f"{name}@{digest}" if tag == "<none>" else f"{name}:{tag}"
+        subprocess.run(["docker", "image", "rm", "--force", reference], check=False, capture_output=True)
 
 
 def stay(said: Said, running: Parts, clone: Path) -> None:

@@ -1,0 +1,30 @@
+"""Runs the benchmarks, or those that are named: `python -m tests.bench webhooks starts`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+
+from tests.bench import building, records, web
+
+BENCHMARKS: Mapping[str, Callable[[], None]] = {
+    "build": building.against_bare,
+    "webhooks": web.webhooks,
+    "starts": web.starts,
+    "memory": web.memory,
+    "stored": records.stored,
+    "plan": records.plans,
+}
+
+
+def main(wanted: list[str]) -> None:
+    unknown = {*wanted} - {*BENCHMARKS}
+    if unknown:
+        sys.exit(f"There is no {', '.join(sorted(unknown))}; there is {', '.join(BENCHMARKS)}.")
+    for name in wanted or BENCHMARKS:
+        run = BENCHMARKS[name]
+        print(f"{name}: {(sys.modules[run.__module__].__doc__ or '').splitlines()[0]}", flush=True)
+        run()
+
+
+main(sys.argv[1:])

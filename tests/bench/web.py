@@ -1,0 +1,201 @@
+"""Web: from a webhook to its 202, from the start to the first answer, and the memory of each process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from docs.demo.github import delivery
+from tests.bench import empty
+from tests.bench.figures import beside, median, percentile
+from tests.parts.installation import Installation, install
+from tests.parts.machine import ROOT
+from tests.parts.registry import free_port
+
+SENDERS = 8
+EACH = 100
+STARTS = 5
+ZERO = "0" * 40
+FREE = {"KILN_MAX_QUEUED": "1000000", "KILN_MAX_QUEUED_PER_USER": "1000000", "KILN_LOG_LEVEL": "warning"}
+
+
+def webhooks() -> None:
+    """8 senders on connections that stay open; every webhook is another push, so every one is a durable write."""
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
+        kiln = install(Path(name), prefix="registry.example/", env=FREE)
+        port = free_port()
+        with kiln.started(kiln.command("web")) as web, _process(empty.command(port)):
+            _await(port)
+            secret = kiln.webhook_secret.read_bytes()
+            ours: list[float] = []
+            bare: list[float] = []
+            for turn in range(4):
+                ours += _load(kiln.port, "/webhooks/github", partial(_push, secret, turn))
+                bare += _load(port, "/", partial(_push, secret, turn))
+            beside("webhook to 202, median", median(ours), median(bare), "ms", "empty Flask route", 1000)
+            beside("webhook to 202, p99", percentile(ours, 99), percentile(bare, 99), "ms", "empty Flask route", 1000)
+            _repeated(kiln, secret)
+            print(f"  web's memory after it: {_pss(web.pid):.0f} MB (PSS)")
+
+
+def _repeated(kiln: Installation, secret: bytes) -> None:
+    """The same delivery again and again: nothing is written."""
+    headers, body = _push(secret, 0, 1)
+    again = _load(kiln.port, "/webhooks/github", lambda _: (headers, body))
+    beside("the same one, median and p99", median(again), percentile(again, 99), "ms", "(p99)", 1000)
+
+
+def starts() -> None:
+    """From the start of the process to the first answer on its port; for Kiln to `/readyz` too."""
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
+        ours: list[float] = []
+        ready: list[float] = []
+        control: list[float] = []
+        bare: list[float] = []
+        for turn in range(STARTS + 1):  # the first one warms the caches
+            listening = until_answered(empty.command(port := free_port()), os.environ, {"/": port})
+            folder = Path(name) / str(turn)
+            folder.mkdir()
+            ops = free_port()
+            kiln = install(folder, prefix="registry.example/", env={"KILN_OPS_PORT": str(ops)})
+            web = until_answered(
+                kiln.command("web"), kiln.env, {"/livez": ops, "/readyz": ops, "/api/v1/builds": kiln.port}
+            )
+            controller = until_answered(kiln.command("controller"), kiln.env, {"/readyz": ops})
+            if turn:
+                bare += listening.values()
+                ours.append(web["/livez"])
+                ready.append(max(web.values()))
+                control += controller.values()
+        beside("web: start to /livez", median(ours), median(bare), "s", "empty Flask app answers")
+        beside("web: start to ready", median(ready), median(bare), "s", "empty Flask app answers")
+        beside("controller: start to ready", median(control), median(bare), "s", "empty Flask app answers")
+
+
+def memory() -> None:
+    """Of idle processes that have answered once. PSS counts what is shared in parts."""
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
+        port, ops = free_port(), free_port()
+        kiln = install(Path(name), prefix="registry.example/", env={"KILN_OPS_PORT": str(ops)})
+        with _process(empty.command(port)) as bare:
+            _await(port)
+            theirs = _pss(bare.pid)
+        with kiln.started(kiln.command("web")) as web:
+            beside("web", _pss(web.pid), theirs, "MB", "empty Flask app")
+        with _process(kiln.command("controller"), dict(kiln.env)) as controller:
+            _await(ops, "/readyz")
+            time.sleep(2)
+            beside("controller", _pss(controller.pid), theirs, "MB", "empty Flask app")
+
+
+Request = tuple[dict[str, str], bytes]
+
+
+def _push(secret: bytes, turn: int, number: int) -> Request:
+    """A small push of a commit of its own."""
+    number += turn * 10**6
+    commit = f"{number + 1:040x}"  # none is all zeros, which would be a deletion
+    page = "https://github.com/example/course"
+    said = {
+        "ref": "refs/heads/main",
+        "before": ZERO,
+        "after": commit,
+        "created": False,
+        "deleted": False,
+        "forced": False,
+    }
+    known = {"url": page, "html_url": page, "clone_url": f"{page}.git", "default_branch": "main", "private": False}
+    head = {"id": commit, "message": "x", "added": [], "removed": [], "modified": ["a.ipynb"]}
+    full = {"full_name": "example/course", "name": "course", "pushed_at": 1_700_000_000 + number % 10**6}
+    body = json.dumps({**said, "repository": {**known, **full}, "head_commit": head, "commits": [head]}).encode()
+    return delivery(secret, "push", body), body
+
+
+def _load(port: int, path: str, make: Callable[[int], Request]) -> list[float]:
+    """Seconds of each of `SENDERS * EACH` requests, which all must be answered 202."""
+    seconds: list[float] = []
+    wrong: list[str] = []
+
+    def send(sender: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for number in range(EACH):
+            headers, body = make(sender * EACH + number)
+            began = time.perf_counter()
+            connection.request("POST", path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            seconds.append(time.perf_counter() - began)
+            if answer.status != http.client.ACCEPTED:
+                wrong.append(f"{answer.status} {content[:300]!r}")
+        connection.close()
+
+    threads = [threading.Thread(target=send, args=(sender,)) for sender in range(SENDERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if wrong or len(seconds) < SENDERS * EACH:
+        raise RuntimeError(f"{len(wrong)} were not answered 202: {wrong[:1]}")
+    return seconds
+
+
+@contextmanager
+def _process(command: list[str], env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process and all its children, ended at the end."""
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)} if env is None else env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def until_answered(command: list[str], env: object, paths: dict[str, int]) -> dict[str, float]:
+    """Seconds from the start until each path on its port is answered with 200."""
+    assert isinstance(env, dict | os._Environ)
+    began = time.perf_counter()
+    with _process(command, {**env, "PYTHONPATH": str(ROOT)}):
+        return {path: _await(port, path) - began for path, port in paths.items()}
+
+
+def _await(port: int, path: str = "/") -> float:
+    """When it was first answered with 200 (`time.perf_counter`)."""
+    deadline = time.perf_counter() + 60
+    while time.perf_counter() < deadline:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", path)
+            if connection.getresponse().status == http.client.OK:
+                return time.perf_counter()
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.005)
+    sys.exit(f"nothing answers {path} on port {port}")
+
+
+def _pss(pid: int) -> float:
+    """MB of a process and its children."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(_pss(int(child)) for child in children)
