@@ -277,7 +277,7 @@ def repository_pattern(text: str) -> str:
     scheme, netloc, path = whole[1].lower(), whole[2].lower(), (whole[3] or "").rstrip("/")
     if netloc in KNOWN_HOSTS:
         path = path.lower()
-    return f"{scheme}://{netloc}{re.sub(r'(?<=[^/])[.]git$', '', path)}"
+    return f"{scheme}://{netloc}{re.sub(r'(?<=[^/])(?:[.]git)+$', '', path)}"
 
 
 class Policy:
