@@ -6,6 +6,7 @@ A log is text from a stranger's repository: on its way to a terminal it loses ev
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -40,7 +41,8 @@ class Progress:
         if self._terminal:
             self._shown += 1
             frame = _FRAMES[self._shown % len(_FRAMES)]
-            self._out.write(f"\r\x1b[K{frame} {self._state}, {time.monotonic() - self._began:.0f} s")
+            line = f"{frame} {time.monotonic() - self._began:.0f} s, {self._state}"
+            self._out.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")  # a wrapped line would stay
             self._out.flush()
 
     def _change(self, build: dict[str, Any]) -> None:

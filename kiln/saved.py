@@ -6,6 +6,7 @@ it went over the wire (request line optional, header lines, an empty line, body)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -28,20 +29,14 @@ def parse(content: bytes) -> Saved:
     start = content.lstrip()[:1]
     if start in (b"{", b"["):
         return Saved(headers={"content-type": STRUCTURED if start == b"{" else BATCH}, body=content)
-    head, empty_line, body = content.replace(b"\r\n", b"\n", _lines_of_head(content)).partition(b"\n\n")
-    if not empty_line:
+    end = re.search(rb"\r?\n\r?\n", content)
+    if end is None:
         raise CommandError("The file holds neither JSON nor an HTTP request with an empty line before its body")
-    lines = head.decode("latin-1").split("\n")
-    if " " in lines[0].partition(":")[0]:
-        lines = lines[1:]  # the request line
+    lines = re.split(r"\r?\n", content[: end.start()].decode("latin-1"))
+    if re.fullmatch(r"[A-Z]+ \S+ HTTP/[0-9.]+", lines[0]):
+        del lines[0]
     fields = [line.partition(":") for line in lines]
-    wrong = next((line for line, (name, colon, _) in zip(lines, fields, strict=True) if not colon or not name), None)
-    if wrong is not None:
+    if not all(name and colon for name, colon, _ in fields):
         raise CommandError("The file starts like an HTTP request, but has a header line that is not `Name: value`")
-    return Saved(headers={name.strip().lower(): value.strip() for name, _, value in fields}, body=body)
-
-
-def _lines_of_head(content: bytes) -> int:
-    """How many line ends of CRLF form the head has: those of the body are left as they are."""
-    end = content.find(b"\r\n\r\n")
-    return content.count(b"\r\n", 0, end + 4) if end >= 0 else 0
+    headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+    return Saved(headers=headers, body=content[end.end() :])

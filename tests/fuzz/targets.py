@@ -11,11 +11,21 @@ from pathlib import Path
 from tests.fuzz.decode import decode_http
 from tests.fuzz.filters import filters
 from tests.fuzz.github import github_webhook
+from tests.fuzz.targets_builds import build_request, pattern, repository_url, trigger_template
+from tests.fuzz.written import configuration, durations_and_sizes, saved_requests, server_sent_events
 
 CORPUS = Path(__file__).parent / "corpus"
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "build_request": build_request,
     "decode_http": decode_http,
     "filters": filters,
     "github_webhook": github_webhook,
+    "pattern": pattern,
+    "repository_url": repository_url,
+    "trigger_template": trigger_template,
+    "configuration": configuration,
+    "durations_and_sizes": durations_and_sizes,
+    "saved_requests": saved_requests,
+    "server_sent_events": server_sent_events,
 }

@@ -1,4 +1,4 @@
-"""Fuzz targets of `kiln`: each takes any bytes, and may raise nothing."""
+"""`kiln`: what people write or save (YAML, durations, requests) and what a server streams to the command line."""
 
 from __future__ import annotations
 
