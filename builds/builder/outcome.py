@@ -58,10 +58,10 @@ ROWS: Sequence[Row] = (
     Row(
         ANY,
         r"Cannot connect to the Docker daemon|commandline client must be installed|buildx plugin must be installed"
-        r"|is the docker daemon running|code = Unavailable|error reading from server|transport is closing"
-        r"|docker\.sock: connect",
+        r"|is the docker daemon running|code = Unavailable|failed to receive status|error reading from server"
+        r"|transport is closing|docker\.sock: connect",
         INFRASTRUCTURE,
-        "The Docker daemon does not answer, or went away.",
+        "The Docker daemon does not answer, or the connection to it was lost.",
     ),
     Row(
         BUILDING,
@@ -89,7 +89,7 @@ ROWS: Sequence[Row] = (
         REPOSITORY,
         "A submodule of the repository cannot be fetched as the commit names it.",
     ),
-    Row(BUILDING, r"did not complete successfully", REPOSITORY, "A step of the build failed."),
+    Row(BUILDING, r"did not complete successfully|executor failed running", REPOSITORY, "A step of the build failed."),
     Row(
         BUILDING,
         r"dial tcp|i/o timeout|TLS handshake timeout|lookup .* (no such host|server misbehaving)|x509:"
@@ -118,33 +118,35 @@ ROWS: Sequence[Row] = (
         "The repository has nothing to build there.",
     ),
     Row(
-        BUILDING,
-        r"Error during build: (?!Command )",
+        (Stage.FETCH, Stage.BUILD),
+        r"^Error during build: (?!Command |Failed to |\[Errno)",
         REPOSITORY,
         "repo2docker cannot make sense of the repository's configuration files.",
     ),
 )
 
 
-def failure(stage: Stage, complaint: str, words: str) -> Failure:
-    """What a failed tool stands for. `complaint` is all that the tool itself said; `words` go into the message."""
+def failure(stage: Stage, complaints: Sequence[str], step: str = "") -> Failure:
+    """What a failed tool stands for. `complaints` are all that the tool itself said, `step` tells of the failed one.
+
+    In the message is the step, or else the complaint that gave the reason.
+    """
     for row in ROWS:
-        if stage in row.stages and re.search(row.pattern, complaint, re.IGNORECASE | re.MULTILINE):
-            return Failure(row.reason, _joined(row.sentence, words), out_of_memory=row.out_of_memory)
+        telling = [line for line in complaints if re.search(row.pattern, line, re.IGNORECASE)]
+        if telling and stage in row.stages:
+            words = step or telling[0].removeprefix("Error during build: ")
+            return Failure(row.reason, f"{row.sentence} {words}", out_of_memory=row.out_of_memory)
     if stage is Stage.FETCH:
-        return refusal(diagnosis(complaint))
+        return refusal(diagnosis("\n".join(complaints)))
+    words = step or (complaints[-1] if complaints else "It said nothing.")
     if stage is Stage.STEP:
-        return Failure(REPOSITORY, _joined("The build failed.", words))
-    return Failure(INFRASTRUCTURE, _joined("The build could not be carried out.", words))
+        return Failure(REPOSITORY, f"The build failed. {words}")
+    return Failure(INFRASTRUCTURE, f"The build could not be carried out. {words}")
 
 
 def refusal(error: AskError) -> Failure:
     """What an error of the Git client stands for: what may be otherwise next time is not the repository's fault."""
     return Failure(INFRASTRUCTURE if isinstance(error, TryAgain) else REPOSITORY, str(error))
-
-
-def _joined(sentence: str, words: str) -> str:
-    return f"{sentence} {words}".strip()
 
 
 def exit_status(result: Result) -> int:

@@ -34,6 +34,7 @@ c.Repo2Docker.content_providers = [Git]
 _STEP = re.compile(r"#(\d+) (\[(?:[^\]]* )?\d+/\d+\] .*)")
 _OUTPUT = re.compile(r"#(\d+) \d+\.\d+ (.*)")
 _STEP_ERROR = re.compile(r"#(\d+) ERROR: (.*)")
+_COMMAND_LINE = re.compile(r"Error during build: Command '\[.*\]' (returned non-zero exit|died with)")
 _PUSHING = re.compile(r"#\d+ pushing ")
 
 
@@ -92,23 +93,23 @@ class Progress:
     def failure(self) -> Failure:
         """Why the tool failed, in its own words."""
         said = self._said.get(self._failed_step, "")
-        complaints = [*self._complaints, said] if "space left" in said else self._complaints
-        return failure(self.stage, "\n".join(complaints), self._words(said))
+        complaints = [line.strip().removeprefix("failed to solve: ") for line in self._complaints if line.strip()]
+        if "no space left" in said.lower():
+            complaints.append(said)
+        return failure(self.stage, complaints, self._step(complaints, said))
 
-    def _words(self, said: str) -> str:
+    def _step(self, complaints: Sequence[str], said: str) -> str:
+        """The step that failed, how, and what it said last; empty where no step did."""
         step = self._steps.get(self._failed_step)
-        telling = [line for line in self._complaints if line.strip() and not _ARGV.search(line)]
-        last = telling[-1].removeprefix("failed to solve: ").strip() if telling else ""
-        words = ": ".join(part for part in (step, last) if part)
-        return f"{words}; its last line: {said}" if said else words
+        if step is None:
+            return ""
+        how = re.search(r"exit code: \d+$", complaints[-1])  # before it is the command, which the step's name has too
+        return f"{step}: {how[0] if how else complaints[-1]}" + (f"; its last line: {said}" if said else "")
 
     def _reach(self, stage: Stage, now: float) -> None:
         if list(Stage).index(stage) > list(Stage).index(self.stage):
             self.stage = stage
             self._since[stage] = now
-
-
-_ARGV = re.compile(r"Command '?\[.* returned non-zero exit status")
 
 
 def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress: Progress, log: Log) -> None:
@@ -127,6 +128,8 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
     assert child.stdout is not None  # noqa: S101 (it is a pipe)
     while raw := child.stdout.readline(LONGEST_READ):
         line = tool_line(raw)
+        if _COMMAND_LINE.match(line.message):  # what failed has been said, and this is only how it was called
+            continue
         for text in line.message.splitlines():
             progress.take(clean(text), line.phase, time.monotonic())
             log.phase = phase_of(progress.stage)
@@ -135,7 +138,7 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
     if status < 0 or status == 143:  # noqa: PLR2004 (128 + SIGTERM)
         time.sleep(0.5)  # whoever ended it may have meant us as well, and then we hear of it here
     if status == -9:  # noqa: PLR2004 (SIGKILL)
-        raise failure(progress.stage, "signal: killed", "")
+        raise failure(progress.stage, ["signal: killed"])
     if status:
         raise progress.failure()
 

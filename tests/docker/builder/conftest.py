@@ -1,0 +1,57 @@
+"""A Git host and a registry for all tests of the builder, and the builder itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from builds.build import Request
+from builds.builder.spec import Surroundings
+from tests.parts.building import Builder
+from tests.parts.githost import GitHost
+from tests.parts.registry import Registry
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
+    with GitHost(tmp_path_factory.mktemp("git")) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with Registry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry
+
+
+@pytest.fixture
+def builder(tmp_path: Path, host: GitHost) -> Builder:
+    return Builder(tmp_path, Surroundings(allowed_repositories=(f"{host.base}/**",)))
+
+
+@pytest.fixture
+def path(request: pytest.FixtureRequest) -> str:
+    """A repository's path that no other test uses."""
+    return f"tests/{request.node.name}".replace("[", "-").rstrip("]").replace("_", "-").lower()
+
+
+def asked(
+    host: GitHost,
+    path: str,
+    commit: str,
+    registry: Registry,
+    *,
+    subdir: str = "",
+    build_args: Mapping[str, str] = {},
+) -> Request:
+    """To build that commit of a repository of the host."""
+    return Request(
+        repository=f"{host.base}/{path}",
+        clone_url=host.url(path),
+        commit=commit,
+        image=f"{registry.host}/{path}",
+        subdir=subdir,
+        build_args=build_args,
+    )

@@ -1,0 +1,64 @@
+"""Every folder of `tests/repositories`, built for real: what it says in `expect.yaml` must come of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builds.build import Result
+from builds.clients.registry import Registry as Client
+from builds.image import tag_for
+from tests.docker.builder.conftest import asked
+from tests.parts.building import REPOSITORIES, Attempt, Builder, repository
+from tests.parts.githost import GitHost, commit
+from tests.parts.registry import Registry
+
+STATUS = {None: 0, "repository": 64, "infrastructure": 69}
+
+
+@pytest.mark.parametrize("case", sorted(path.name for path in REPOSITORIES.iterdir()))
+def test_repository(case: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path) -> None:
+    expected = repository(case, tmp_path / "content", registry.host)
+    host.create(path)
+    head = commit(host.bare(path), tmp_path / "content", links=expected.get("links"))
+    digests = []
+    for build in expected["builds"]:
+        subdir, arguments = build.get("subdir", ""), build.get("build_args", {})
+        request = asked(host, path, head, registry, subdir=subdir, build_args=arguments)
+        attempt = builder.run(request)
+        result = attempt.result
+        _check(build, attempt)
+        in_registry = Client().manifest(request.image, tag_for(head, subdir, arguments))
+        assert (in_registry and in_registry.digest) == (result.image and result.image.digest)
+        digests.append(result.image and result.image.digest)
+        _check_log(attempt, result)
+    pushed = [digest for digest in digests if digest]
+    assert len(set(pushed)) == len(pushed), "different builds of one commit are different images"
+
+
+def _check(expected: dict[str, Any], attempt: Attempt) -> None:
+    result = attempt.result
+    assert result.state == expected["state"], result
+    assert result.reason == expected.get("reason"), result
+    assert attempt.status == STATUS[expected.get("reason")]
+    assert result.out_of_memory == expected.get("out_of_memory", False)
+    assert re.search(expected.get("message", ""), result.message or ""), result.message
+    for pattern in expected.get("log", ()):
+        assert re.search(pattern, attempt.text)
+
+
+def _check_log(attempt: Attempt, result: Result) -> None:
+    numbers = [line["n"] for line in attempt.lines]
+    assert numbers[0] == 1
+    assert numbers == sorted(set(numbers)), "numbers go on, also where lines were left out"
+    assert {line["phase"] for line in attempt.lines} <= {None, "fetch", "build", "push"}
+    assert (attempt.folder / "log").stat().st_size < 9 << 20
+    assert (attempt.folder / "result.json").stat().st_size <= 4096
+    assert len(result.log_tail.encode()) <= 2048
+    assert attempt.text.endswith(result.log_tail.splitlines()[-1])
+    assert (attempt.folder / "errors").read_text() == ""
+    assert attempt.members() == []
+    assert attempt.left_behind() == []

@@ -1,0 +1,152 @@
+"""Runs the builder as an engine does, and the folders of `tests/repositories` as repositories.
+
+A case is `tests/repositories/<case>/`: the repository as a folder, and `expect.yaml`, what must come of it. In its
+files `@REGISTRY@` stands for the test's registry, `@UNIQUE@` for a text that no other run has (or the daemon would
+remember the step). A static busybox is put where `expect.yaml` says: binaries are not kept here.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from builds.build import Request, Result
+from builds.builder.spec import Spec, Surroundings, Tag
+from tests.parts import machine
+
+REPOSITORIES = Path(__file__).resolve().parents[1] / "repositories"
+
+
+@dataclass
+class Attempt:
+    """A builder that runs, or has run."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    status: int | None = None
+
+    def wait(self, seconds: float = 50) -> Result:
+        """Its result, when it has ended."""
+        self.status = self.process.wait(seconds)
+        return self.result
+
+    @property
+    def result(self) -> Result:
+        return msgspec.json.decode((self.folder / "result.json").read_bytes(), type=Result)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The log so far."""
+        whole = (self.folder / "log").read_bytes().rpartition(b"\n")[0]
+        return [msgspec.json.decode(line) for line in whole.splitlines()]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(line["text"] for line in self.lines)
+
+    @property
+    def everything(self) -> str:
+        """All that it has written anywhere, for finding what should not be there."""
+        return "".join(path.read_text(errors="replace") for path in self.folder.iterdir() if path.name != "spec.json")
+
+    def until(self, text: str, seconds: float = 40) -> None:
+        """Waits for the log to hold the text."""
+        until(lambda: text in self.text or self.process.poll() is not None, seconds)
+        assert text in self.text, self.text
+
+    def members(self) -> list[int]:
+        """The live processes of its session."""
+        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return [pid for pid in pids if _lives_in(self.process.pid, pid)]
+
+    def left_behind(self) -> list[str]:
+        """Files that it made and did not remove."""
+        return sorted(str(path) for path in (self.folder / "tmp").rglob("*"))
+
+
+@dataclass
+class Builder:
+    """Starts builders, each in a folder of its own below `folder`."""
+
+    folder: Path
+    surroundings: Surroundings
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def start(
+        self,
+        request: Request,
+        *,
+        name: str = "build-x-0",
+        force: bool = False,
+        tags: tuple[Tag, ...] = (),
+        **around: Any,
+    ) -> Attempt:
+        """Returns at once. `around` replaces parts of the surroundings."""
+        folder = self.folder / f"attempt-{len(list(self.folder.glob('attempt-*')))}"
+        (folder / "tmp").mkdir(parents=True)
+        surroundings = msgspec.structs.replace(self.surroundings, **around)
+        spec = Spec(
+            name=name,
+            attempt=1,
+            attempt_label="uid.1",
+            request=request,
+            tags=tags,
+            force=force,
+            surroundings=surroundings,
+        )
+        (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
+        environment = {**os.environ, **self.environment, "TMPDIR": str(folder / "tmp")}
+        command = [sys.executable, "-m", "builds.builder", str(folder / "spec.json"), str(folder / "result.json")]
+        with (folder / "log").open("wb") as log, (folder / "errors").open("wb") as errors:
+            process = subprocess.Popen(command, stdout=log, stderr=errors, env=environment, start_new_session=True)
+        return Attempt(process, folder)
+
+    def run(self, request: Request, **options: Any) -> Attempt:
+        """Returns when it has ended."""
+        attempt = self.start(request, **options)
+        attempt.wait()
+        return attempt
+
+
+def repository(case: str, target: Path, registry: str) -> dict[str, Any]:
+    """Copies a case's repository to `target`, which is made, and returns what is expected of it."""
+    shutil.copytree(REPOSITORIES / case, target, ignore=shutil.ignore_patterns("expect.yaml"), symlinks=True)
+    expected: dict[str, Any] = yaml.safe_load((REPOSITORIES / case / "expect.yaml").read_text())
+    unique = secrets.token_hex(8)
+    for path in target.rglob("*"):
+        if path.is_file():
+            path.write_text(path.read_text().replace("@REGISTRY@", registry).replace("@UNIQUE@", unique))
+    for folder in expected.get("busybox", []):
+        put_busybox(target / folder)
+    return expected
+
+
+def put_busybox(folder: Path) -> None:
+    """A static busybox, for images that are made from nothing."""
+    shutil.copy(machine.program("busybox", package="busybox-static"), folder / "busybox")
+
+
+def until(condition: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.02)
+
+
+def _lives_in(session: int, pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return os.getsid(pid) == session and state not in "ZX"
+    except OSError:
+        return False
