@@ -258,12 +258,6 @@ def _reach(piece: str, text: str, places: set[int]) -> set[int]:
     return reached
 
 
-def patterns(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Patterns as they are written in settings: comma-separated, or a list."""
-    items = value.split(",") if isinstance(value, str) else value
-    return tuple(item.strip() for item in items if item.strip())
-
-
 def repository_pattern(text: str) -> str:
     """A pattern as canonical URLs are written, so that capitals, `.git` or a last `/` do not keep it from matching.
 

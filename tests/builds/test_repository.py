@@ -20,7 +20,6 @@ from builds.repository import (
     glob_match,
     is_public,
     of_kind,
-    patterns,
     short_name,
     subdirectory,
 )
@@ -341,11 +340,6 @@ def test_patterns_are_read_as_canonical_urls_are_written() -> None:
     assert refusal("https://github.com/evil/b", "https://**", banned=("https://github.com/EVIL/*",)) is not None
     with pytest.raises(RuleError, match="scheme"):
         Policy(["github.com/our-org/*"])
-
-
-def test_settings_give_patterns_as_a_list_or_comma_separated() -> None:
-    assert patterns("https://a/*, https://b/**,") == ("https://a/*", "https://b/**")
-    assert patterns(["https://a/*"]) == ("https://a/*",)
 
 
 def test_a_name_that_leads_into_a_private_network_is_permitted_only_where_it_is_named() -> None:
