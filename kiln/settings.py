@@ -216,7 +216,10 @@ def _image_prefix(text: str) -> str:
     return text
 
 
-AUTH_CHOICES = "token (secrets in api-tokens/) or none (everybody who can reach it may use it)"
+AUTH_CHOICES = (
+    "token (secrets in api-tokens/) or none (everybody who can reach it may use it); "
+    "hub and oidc come with a later version"
+)
 
 SETTINGS: tuple[Setting, ...] = (
     Setting(

@@ -76,6 +76,8 @@ def load(environ: Mapping[str, str]) -> Kiln:
     if names.count("k-sink") > 1:
         problems.append("sinks: k-sink is the name of the one that K_SINK injects")
     _or_note(problems, lambda: secrets.check(words=DIALECTS, sinks=names))
+    if found.registry_config is not None and not found.registry_config.is_file():
+        problems.append(f"KILN_REGISTRY_CONFIG: {found.registry_config} is not a file")
     if problems or policy is None or images is None:
         raise KilnError(problems)
     return Kiln(
@@ -221,6 +223,9 @@ def run_controller(kiln: Kiln) -> None:
     try:
         with _the_only_one(kiln.settings.state_dir, stop):
             controller.run(stop)
+    except Exception:
+        log.critical("The controller failed; started again, it goes on from the records", exc_info=True)
+        raise
     finally:
         courier.close()
         records.close()

@@ -112,9 +112,16 @@ def test_check_tells_all_that_is_wrong_in_file_and_folder(kiln: Kiln, tmp_path: 
         KILN_BANNED_REPOSITORIES="ftp:// x",
         K_CE_OVERRIDES="{",
         K_SINK="http://sink.example/",
+        KILN_REGISTRY_CONFIG=str(tmp_path / "absent.json"),
     )
     assert done.returncode == 1
-    for told in ("sink: there is no such section", "triggers[0]: ", "api-tokens/ci: is empty", "K_CE_OVERRIDES"):
+    for told in (
+        "KILN_REGISTRY_CONFIG: ",
+        "sink: there is no such section",
+        "triggers[0]: ",
+        "api-tokens/ci: is empty",
+        "K_CE_OVERRIDES",
+    ):
         assert told in done.stdout
 
 
