@@ -23,7 +23,7 @@ def main(wanted: list[str]) -> None:
         sys.exit(f"There is no {', '.join(sorted(unknown))}; there is {', '.join(BENCHMARKS)}.")
     for name in wanted or BENCHMARKS:
         run = BENCHMARKS[name]
-        print(f"{name}: {(sys.modules[run.__module__].__doc__ or '').splitlines()[0]}", flush=True)
+        print(f"{name}: {(run.__doc__ or '').splitlines()[0]}", flush=True)
         run()
 
 

@@ -106,7 +106,8 @@ def daemon() -> Iterator[None]:
         _await_daemon(child, log)
         yield
     finally:
-        subprocess.run([*_as_root(), "kill", str(child.pid)], check=False, stderr=subprocess.DEVNULL)
+        end = [*_as_root(), "sh", "-c", f"kill {child.pid}"]  # of the shell: the program may not be there
+        subprocess.run(end, check=False, stderr=subprocess.DEVNULL)
         child.wait(30)
 
 
