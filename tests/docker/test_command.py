@@ -11,12 +11,13 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
 from tests.parts import machine
-from tests.parts.githost import GitHost
+from tests.parts.githost import GitHost, commit
 from tests.parts.kiln import ROOT, Kiln, Process, until
 from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
@@ -49,8 +50,15 @@ class Parts:
         url = f"http://{self.registry.host}/v2/{path}/manifests/{tag}"
         return requests.head(url, headers={"Accept": MANIFESTS}, timeout=10).headers.get("Docker-Content-Digest")
 
-    def state(self, name: str) -> str:
-        return str(requests.get(f"{self.web.url}api/v1/builds/{name}", timeout=10).json()["state"])
+    def build(self, name: str) -> dict[str, Any]:
+        answer: dict[str, Any] = requests.get(f"{self.web.url}api/v1/builds/{name}", timeout=10).json()
+        return answer
+
+
+def taken_apart(reference: str) -> tuple[str, str, str]:
+    """Repository, tag and digest of what `kiln build` printed."""
+    image, tag, digest = re.fullmatch(r"(.+):([0-9a-f]{40})@(sha256:[0-9a-f]{64})\n", reference).groups()
+    return image, tag, digest
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +75,26 @@ def test_it_ends_with_the_image_in_the_registry(parts: Parts) -> None:
     url = parts.repository("good", "echo a line of the build")
     done = parts.kiln.run("build", url, "--server", str(parts.web.url), "--tag", "course-main")
     assert done.returncode == 0, done.stderr
-    image, tag, digest = re.fullmatch(r"(.+):([0-9a-f]{40})@(sha256:[0-9a-f]{64})\n", done.stdout).groups()
+    image, tag, digest = taken_apart(done.stdout)
     assert parts.digest(image, tag) == parts.digest(image, "course-main") == digest
     assert "a line of the build" in done.stderr
     assert done.stderr.splitlines()[-1] == "[succeeded]"
 
 
-def test_asking_again_is_answered_with_the_same_image(parts: Parts) -> None:
+def test_asking_again_is_answered_with_the_same_image_and_sets_further_tags(parts: Parts) -> None:
     url = parts.repository("again", "echo once")
-    first, second = (parts.kiln.run("build", url, "--server", str(parts.web.url)) for _ in range(2))
-    assert first.stdout == second.stdout
+    server = ("--server", str(parts.web.url))
+    first, second = parts.kiln.run("build", url, *server), parts.kiln.run("build", url, *server, "--tag", "later")
     assert (first.returncode, second.returncode) == (0, 0)
+    assert first.stdout == second.stdout
+    image, tag, digest = taken_apart(first.stdout)
+    until(lambda: parts.digest(image, "later") == digest)
+    commit(parts.host.bare("test/again"), parts.folder / "again", message="The branch moves on")
+    old = {"repository": url, "ref": "refs/heads/main", "commit": tag, "tags": ["yesterday"]}
+    requests.post(f"{parts.web.url}api/v1/builds", json=old, timeout=10).raise_for_status()
+    parts.kiln.run("build", url, *server, "--ref", tag, "--tag", "last")
+    until(lambda: parts.digest(image, "last") == digest)
+    assert parts.digest(image, "yesterday") is None
 
 
 def test_a_repository_at_fault_is_status_1_and_its_error_is_told(parts: Parts) -> None:
@@ -114,8 +131,8 @@ def test_ctrl_c_leaves_the_build_to_go_on_and_says_how_to_cancel_it(parts: Parts
     name = re.match(r"(build-\S+): ", told)[1]
     assert f"curl -X DELETE {parts.web.url}api/v1/builds/{name}\n" in told
     assert "Traceback" not in told
-    assert parts.state(name) == "running"
-    until(lambda: parts.state(name) == "succeeded")
+    assert parts.build(name)["state"] == "running"
+    until(lambda: parts.build(name)["state"] == "succeeded")
 
 
 class building:  # noqa: N801
