@@ -141,12 +141,15 @@ class System(Kiln):
                 file = Path(work) / name
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content.encode() if isinstance(content, str) else content)
+                file.chmod(0o755)
             return commit(self.host.bare(path), Path(work), **options)
 
-    def running(self, path: str, seconds: float, **files: str) -> str:
-        """A commit whose build has a step that takes that long. The number tells its process from all others."""
+    def running(self, path: str, seconds: int) -> tuple[str, str]:
+        """A commit whose build has a step that sleeps for about that long, and for how long exactly: that tells its
+        process from all others, and the step from those that Docker has in its cache."""
+        exactly = f"{seconds}.{secrets.randbelow(10**9):09}"
         busybox = machine.program("busybox", "busybox-static").read_bytes()
-        return self.commit(path, {"Dockerfile": RUNNING.format(seconds=seconds), "busybox": busybox, **files})
+        return self.commit(path, {"Dockerfile": RUNNING.format(seconds=exactly), "busybox": busybox}), exactly
 
     def push(self, path: str, commit: str, *, before: str = NONE, ref: str = "refs/heads/main") -> Webhook:
         """What GitHub would send of that push."""
@@ -210,9 +213,10 @@ class System(Kiln):
         """The build at its end, when every sink has had what it is to have."""
         return self.wait(name, lambda build: build["state"] in ENDED and settled(build), seconds)
 
-    def step_runs(self, name: str, seconds: float) -> None:
+    def step_runs(self, name: str, seconds: str) -> None:
         """Waits until the step of `running` runs."""
-        self.wait(name, lambda _: sleepers(seconds))
+        build = self.wait(name, lambda build: sleepers(seconds) or build["state"] in ENDED)
+        assert build["state"] == "running", self.log(name)
 
     def events(self, sink: str, name: str, word: str | None = None) -> list[Event]:
         """What a sink has taken of a build; the same event as often as it came."""
@@ -250,7 +254,8 @@ class System(Kiln):
 
     def tails(self) -> str:
         """The ends of the processes' logs, for a test that fails."""
-        return "\n".join(f"{one.log.name}: {one.log.read_text(errors='replace')[-2000:]}" for one in self.processes)
+        alive = [one for one in self.processes if one.popen.poll() is None]
+        return "\n".join(f"{one.log.name}: {one.log.read_text(errors='replace')[-1500:]}" for one in alive)
 
 
 def http(verb: str, url: str, **options: Any) -> requests.Response:
@@ -273,7 +278,7 @@ def members(session: int) -> list[int]:
     return found
 
 
-def sleepers(seconds: float) -> list[int]:
+def sleepers(seconds: str) -> list[int]:
     """Processes that sleep for exactly that long, in whatever container."""
     command = f"\0sleep\0{seconds}\0"
     found = []
