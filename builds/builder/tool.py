@@ -121,8 +121,7 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
         command,
         cwd=here,
         env={**env, "TMPDIR": str(temporary), "DOCKER_BUILDKIT": "1", "PYTHONUNBUFFERED": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.PIPE,  # standard input is inherited: it is the attempt's lock
         stderr=subprocess.STDOUT,
     )
     assert child.stdout is not None  # noqa: S101 (it is a pipe)
