@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo test lint bench fuzz mutants locks clean
+.PHONY: help venv demo test lint style format types imports bench fuzz mutants locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile
@@ -30,10 +30,18 @@ demo: venv  ## from a git push to a pushed image, on this machine
 test: venv  ## every tier that this machine can run
 	@$(BIN)/python -m tests.run
 
-lint: venv  ## style, types, and which way imports point
+lint: style format types imports  ## style, types, and which way imports point
+
+style: venv
 	$(BIN)/ruff check
+
+format: venv
 	$(BIN)/ruff format --check
+
+types: venv
 	$(BIN)/mypy
+
+imports: venv
 	$(BIN)/lint-imports
 
 bench: venv  ## figures, each beside what it is compared with

@@ -116,7 +116,7 @@ def document(name: str) -> str:
 
 
 def routes() -> Iterator[str]:
-    app = create_app(cast("Any", SimpleNamespace(base_path="/")))
+    app = create_app(cast("Any", SimpleNamespace(base_path="/", max_body=0)))
     for rule in app.url_map.iter_rules():
         methods = rule.methods or set()
         for method in methods if methods == {"OPTIONS"} else methods - {"HEAD", "OPTIONS"}:

@@ -20,7 +20,6 @@ import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,21 +31,15 @@ from kiln.errors import KilnError
 from kiln.progress import printable
 from tests.parts import machine
 from tests.parts.githost import AUTHOR, GitHost
-from tests.parts.installation import Installation, install
-from tests.parts.registry import Registry
-from tests.parts.sink import EventSink
+from tests.parts.kiln import Process, get, until
+from tests.parts.registry import Registry, free_port
+from tests.parts.system import System
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 EXIT = os.environ.get("DEMO_EXIT") == "1"
 YES = EXIT or os.environ.get("DEMO_YES") == "1"
 REPOSITORY = "demo/sample"
-MANIFESTS = (
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-)
 
 
 class DemoError(Exception):
@@ -68,16 +61,6 @@ class Said:
 
 def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.splitlines())
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What runs."""
-
-    registry: Registry
-    host: GitHost
-    sink: EventSink
-    kiln: Installation
 
 
 def prepare(said: Said) -> None:
@@ -115,7 +98,7 @@ def again_in_group() -> NoReturn:
 
 
 @contextmanager
-def parts(said: Said, folder: Path) -> Iterator[Parts]:
+def parts(said: Said, folder: Path) -> Iterator[System]:
     """All that runs, until the end of the context."""
     with ExitStack() as running:
         registry = running.enter_context(Registry(folder / "registry"))
@@ -123,27 +106,49 @@ def parts(said: Said, folder: Path) -> Iterator[Parts]:
         said.stage(f"A registry at {registry.host}")
         host = running.enter_context(GitHost(folder / "git"))
         said.stage(f"A Git host at {host.base}")
-        sink = running.enter_context(EventSink())
-        said.stage(f"A receiver of events at {sink.url}")
-        kiln = install(
-            folder,
-            prefix=f"{registry.host}/",
-            config={
-                "hosts": {f"{host.address}:{host.port}": {"kind": "github"}},
-                "sinks": [{"name": "demo", "url": sink.url}],
-            },
-            env={"KILN_ALLOWED_REPOSITORIES": f"{host.base}/**,https://**"},
+        system = System(folder, registry=registry, host=host, sinks=["demo"], KILN_IMAGE_PREFIX=f"{registry.host}/")
+        running.enter_context(system)
+        said.stage(f"A receiver of events at {system.sinks['demo'].url}")
+        start_procfile(system)
+        said.stage(f"Kiln at {system.url}: web and controller, from the Procfile")
+        yield system
+
+
+def start_procfile(system: System) -> None:
+    """Web and controller as honcho starts them, which ends what it started. Returns once web answers."""
+    (system.folder / "docker.json").write_text("{}")
+    port, log = free_port(), system.folder / "kiln.log"
+    strangers = ("KILN_", "K_", "JUPYTERHUB_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(strangers)} | system.settings
+    env |= {
+        "PATH": f"{Path(sys.executable).parent}:{env.get('PATH', os.defpath)}",
+        "KILN_OPS_PORT": "0",
+        "KILN_REGISTRY_CONFIG": str(system.folder / "docker.json"),
+    }
+    command = [sys.executable, "-m", "honcho", "start", "--procfile", str(ROOT / "Procfile"), "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=system.folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for us: we end it in our order
         )
-        running.enter_context(kiln.running())
-        said.stage(f"Kiln at {kiln.url}: web and controller, from the Procfile")
-        yield Parts(registry, host, sink, kiln)
+    web = Process(process, log, f"http://127.0.0.1:{port}/", "")
+    system.processes.append(web)
+    system.web.append(web)
+    until(lambda: process.poll() is not None or get(f"{system.url}api/v1/builds")[0] == requests.codes.ok)
+    if process.poll() is not None:
+        raise DemoError(f"Kiln does not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def make_repository(running: Parts) -> Path:
+def make_repository(system: System) -> Path:
     """A bare repository with a hook on the Git host, and a clone of it with the sample in it."""
-    running.host.create(REPOSITORY)
-    url, bare = running.host.url(REPOSITORY), running.host.bare(REPOSITORY)
-    arguments = shlex.join([f"{running.kiln.url}webhooks/github", str(running.kiln.webhook_secret), url])
+    system.host.create(REPOSITORY)
+    url, bare = system.host.url(REPOSITORY), system.host.bare(REPOSITORY)
+    arguments = shlex.join([f"{system.url}webhooks/github", str(system.secrets / "webhooks/github/main"), url])
     hook = bare / "hooks/post-receive"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(
@@ -151,7 +156,7 @@ def make_repository(running: Parts) -> Path:
         f"{arguments}\n"
     )
     hook.chmod(0o755)
-    clone = running.kiln.folder / "clone"
+    clone = system.folder / "clone"
     shutil.copytree(HERE / "sample", clone)
     shutil.copy(machine.program("busybox", "busybox-static"), clone / "busybox")
     git(clone, "init", "--quiet", "--initial-branch=main")
@@ -177,13 +182,13 @@ def git(folder: Path, *arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def follow(said: Said, running: Parts) -> dict[str, Any]:
+def follow(said: Said, system: System) -> dict[str, Any]:
     """Shows the build's states and log to its end, and returns it."""
-    found = running.kiln.builds()
+    found = system.listed()
     if not found:
         raise DemoError("the push asked for no build: see the webhook's answer above")
     build, shown = found[0], ""
-    for message in Server(running.kiln.url).follow(build["name"]):
+    for message in Server(system.url).follow(build["name"]):
         if message.kind == "log":
             said.detail(str(message.data["line"]))
             continue
@@ -194,9 +199,9 @@ def follow(said: Said, running: Parts) -> dict[str, Any]:
     return build
 
 
-def show_event(said: Said, running: Parts, build: dict[str, Any]) -> None:
+def show_event(said: Said, system: System, build: dict[str, Any]) -> None:
     """Waits for the completion event and prints it as it was received."""
-    event = running.sink.wait_for_event(f"dev.kiln.build.{build['state']}.v1", timeout=30)
+    event = system.sinks["demo"].wait_for_event(f"dev.kiln.build.{build['state']}.v1", timeout=30)
     said.stage("The completion event, as the receiver got it")
     _, body = encode(event, "structured")
     shown = json.loads(body)
@@ -204,20 +209,15 @@ def show_event(said: Said, running: Parts, build: dict[str, Any]) -> None:
     said.detail(json.dumps(shown, indent=2))
 
 
-def check_image(said: Said, running: Parts, build: dict[str, Any]) -> None:
+def check_image(said: Said, system: System, build: dict[str, Any]) -> None:
     """Pulls the image by its digest, and holds the digest against the registry's own."""
     image = build["image"]
-    name, registry = image["repository"], running.registry.host
-    answer = requests.head(
-        f"http://{registry}/v2/{name.removeprefix(registry + '/')}/manifests/{image['tag']}",
-        headers={"Accept": ", ".join(MANIFESTS)},
-        timeout=10,
-    )
-    digest = answer.headers.get("Docker-Content-Digest")
+    name = image["repository"]
+    digest = system.digest(name, image["tag"])
     if digest != image["digest"]:
-        raise DemoError(f"the event names {image['digest']}, the registry {digest} ({answer.status_code})")
+        raise DemoError(f"the event names {image['digest']}, the registry {digest}")
     reference = f"{name}@{digest}"
-    forget_images(registry)  # the daemon that built it has it still: the pull must bring it anew
+    forget_images(system.registry.host)  # the daemon that built it has it still: the pull must bring it anew
     pulled = subprocess.run(["docker", "pull", reference], check=False, capture_output=True, text=True)
     if pulled.returncode:
         raise DemoError(f"docker pull {reference}: {pulled.stderr.strip()}")
@@ -235,16 +235,16 @@ def forget_images(registry: str) -> None:
         subprocess.run(["docker", "image", "rm", "--force", reference], check=False, capture_output=True)
 
 
-def stay(said: Said, running: Parts, clone: Path) -> None:
+def stay(said: Said, system: System, clone: Path) -> None:
     """Until Ctrl-C. Further pushes and builds are told as their events come in."""
-    server = f"--server {running.kiln.url}"
-    said.stage(f"The page: {running.kiln.url}   Ctrl-C ends all of it. To try next, in another terminal:")
+    server = f"--server {system.url}"
+    said.stage(f"The page: {system.url}   Ctrl-C ends all of it. To try next, in another terminal:")
     said.detail(f"cd {clone} && git commit --allow-empty -m again && git push origin main")
     said.detail(f"{Path(sys.executable).parent}/kiln build {server} https://github.com/binder-examples/conda")
-    known = len(running.sink.events)
+    known = len(system.sinks["demo"].events)
     while True:
         time.sleep(0.5)
-        events = running.sink.events
+        events = system.sinks["demo"].events
         for event in events[known:]:
             said.stage(f"{event.type} {event.subject} {event.attribute('image') or ''}")
         known = len(events)
@@ -257,23 +257,24 @@ def demo() -> None:
         said.stage("Docker with buildx")
         started.enter_context(machine.daemon())
         folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="kiln-demo-")))
-        running = started.enter_context(parts(said, folder))
+        system = started.enter_context(parts(said, folder))
         started.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # from here on: clean up in peace
-        clone = make_repository(running)
-        said.stage(f"git push to {running.host.url(REPOSITORY)}")
+        clone = make_repository(system)
+        said.stage(f"git push to {system.host.url(REPOSITORY)}")
         said.detail(git(clone, "push", "origin", "main"))
-        build = follow(said, running)
-        show_event(said, running, build)
+        build = follow(said, system)
+        show_event(said, system, build)
         if build["state"] != "succeeded":
             raise DemoError(f"the build {build['state']}: {build['message']}")
-        check_image(said, running, build)
+        check_image(said, system, build)
         if not EXIT:
-            stay(said, running, clone)
+            stay(said, system, clone)
 
 
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job would ignore
     try:
         demo()
     except (DemoError, machine.MachineError, KilnError, AssertionError) as error:

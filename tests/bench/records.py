@@ -18,7 +18,7 @@ from builds.engines.local import LocalEngine
 from builds.plan import Facts, Limits, plan
 from tests.bench import web
 from tests.bench.figures import beside, median
-from tests.parts.installation import install
+from tests.parts.kiln import Kiln
 from tests.parts.registry import free_port
 
 MANY, FEW = 10_000, 10
@@ -36,7 +36,7 @@ def _measured(number: int) -> dict[str, float]:
     """Seconds, with so many builds that have ended."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         folder, ops = Path(name), free_port()
-        kiln = install(folder, prefix="registry.example/", env={"KILN_OPS_PORT": str(ops)})
+        kiln = Kiln(folder, KILN_OPS_PORT=str(ops))
         engine = LocalEngine(folder / "state", surroundings=Surroundings(), max_queued=10**6, max_queued_per_user=10**6)
         try:
             _store(engine, number)
@@ -47,9 +47,8 @@ def _measured(number: int) -> dict[str, float]:
             }
         finally:
             engine.close()
-        started = [
-            web.until_answered(kiln.command("controller"), kiln.env, {"/readyz": ops})["/readyz"] for _ in range(3)
-        ]
+        command, paths = web.command("controller"), {"/readyz": ops}
+        started = [web.until_answered(command, kiln.environment, paths)["/readyz"] for _ in range(3)]
         return {**found, "controller: start to ready": median(started)}
 
 

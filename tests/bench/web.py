@@ -5,21 +5,22 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import signal
+import secrets
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from docs.demo.github import delivery
 from tests.bench import empty
 from tests.bench.figures import beside, median, percentile
-from tests.parts.installation import Installation, install
+from tests.parts.kiln import Kiln
 from tests.parts.machine import ROOT
 from tests.parts.registry import free_port
 
@@ -33,26 +34,28 @@ FREE = {"KILN_MAX_QUEUED": "1000000", "KILN_MAX_QUEUED_PER_USER": "1000000", "KI
 def webhooks() -> None:
     """8 senders on connections that stay open; every webhook is another push, so every one is a durable write."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
-        kiln = install(Path(name), prefix="registry.example/", env=FREE)
-        port = free_port()
-        with kiln.started(kiln.command("web")) as web, _process(empty.command(port)):
+        folder, secret, port = Path(name), secrets.token_bytes(16).hex().encode(), free_port()
+        (folder / "secrets/webhooks/github").mkdir(parents=True)
+        (folder / "secrets/webhooks/github/main").write_bytes(secret)
+        with Kiln(folder, KILN_SECRETS_DIR=str(folder / "secrets"), **FREE) as kiln, _process(empty.command(port), {}):
             _await(port)
-            secret = kiln.webhook_secret.read_bytes()
+            web = kiln.start("web")
+            ours_at = urlsplit(web.url or "").port or 0
             ours: list[float] = []
             bare: list[float] = []
             for turn in range(4):
-                ours += _load(kiln.port, "/webhooks/github", partial(_push, secret, turn))
+                ours += _load(ours_at, "/webhooks/github", partial(_push, secret, turn))
                 bare += _load(port, "/", partial(_push, secret, turn))
             beside("webhook to 202, median", median(ours), median(bare), "ms", "empty Flask route", 1000)
             beside("webhook to 202, p99", percentile(ours, 99), percentile(bare, 99), "ms", "empty Flask route", 1000)
-            _repeated(kiln, secret)
-            print(f"  web's memory after it: {_pss(web.pid):.0f} MB (PSS)")
+            _repeated(ours_at, secret)
+            print(f"  web's memory after it: {_pss(web.popen.pid):.0f} MB (PSS)")
 
 
-def _repeated(kiln: Installation, secret: bytes) -> None:
+def _repeated(port: int, secret: bytes) -> None:
     """The same delivery again and again: nothing is written."""
     headers, body = _push(secret, 0, 1)
-    again = _load(kiln.port, "/webhooks/github", lambda _: (headers, body))
+    again = _load(port, "/webhooks/github", lambda _: (headers, body))
     print(f"  the same one again: median {median(again) * 1000:.2f} ms, p99 {percentile(again, 99) * 1000:.2f} ms")
 
 
@@ -64,15 +67,12 @@ def starts() -> None:
         control: list[float] = []
         bare: list[float] = []
         for turn in range(STARTS + 1):  # the first one warms the caches
-            listening = until_answered(empty.command(port := free_port()), os.environ, {"/": port})
-            folder = Path(name) / str(turn)
-            folder.mkdir()
-            ops = free_port()
-            kiln = install(folder, prefix="registry.example/", env={"KILN_OPS_PORT": str(ops)})
-            web = until_answered(
-                kiln.command("web"), kiln.env, {"/livez": ops, "/readyz": ops, "/api/v1/builds": kiln.port}
-            )
-            controller = until_answered(kiln.command("controller"), kiln.env, {"/readyz": ops})
+            listening = until_answered(empty.command(port := free_port()), {}, {"/": port})
+            port, ops = free_port(), free_port()
+            kiln = Kiln(Path(name) / str(turn), PORT=str(port), KILN_OPS_PORT=str(ops))
+            paths = {"/livez": ops, "/readyz": ops, "/api/v1/builds": port}
+            web = until_answered(command("web"), kiln.environment, paths)
+            controller = until_answered(command("controller"), kiln.environment, {"/readyz": ops})
             if turn:
                 bare += listening.values()
                 ours.append(web["/livez"])
@@ -86,17 +86,18 @@ def starts() -> None:
 def memory() -> None:
     """Of idle processes that have answered once. PSS counts what is shared in parts."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
-        port, ops = free_port(), free_port()
-        kiln = install(Path(name), prefix="registry.example/", env={"KILN_OPS_PORT": str(ops)})
-        with _process(empty.command(port)) as bare:
+        port = free_port()
+        with _process(empty.command(port), {}) as bare, Kiln(Path(name)) as kiln:
             _await(port)
-            theirs = _pss(bare.pid)
-        with kiln.started(kiln.command("web")) as web:
-            beside("web", _pss(web.pid), theirs, "MB", "empty Flask app")
-        with _process(kiln.command("controller"), dict(kiln.env)) as controller:
-            _await(ops, "/readyz")
-            time.sleep(2)
-            beside("controller", _pss(controller.pid), theirs, "MB", "empty Flask app")
+            for what in ("web", "controller"):
+                process = kiln.start(what)
+                time.sleep(2)  # what it does at its start is done
+                beside(what, _pss(process.popen.pid), _pss(bare.pid), "MB", "empty Flask app")
+
+
+def command(name: str) -> list[str]:
+    """`kiln web` or `kiln controller`."""
+    return [sys.executable, "-m", "kiln", name]
 
 
 Request = tuple[dict[str, str], bytes]
@@ -151,11 +152,11 @@ def _load(port: int, path: str, make: Callable[[int], Request]) -> list[float]:
 
 
 @contextmanager
-def _process(command: list[str], env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A process and all its children, ended at the end."""
+def _process(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A process, with this environment beside ours; ended by SIGTERM."""
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": str(ROOT)} if env is None else env,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -164,15 +165,14 @@ def _process(command: list[str], env: dict[str, str] | None = None) -> Iterator[
     try:
         yield process
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.terminate()
         process.wait(30)
 
 
-def until_answered(command: list[str], env: object, paths: dict[str, int]) -> dict[str, float]:
+def until_answered(command: list[str], env: Mapping[str, str], paths: Mapping[str, int]) -> dict[str, float]:
     """Seconds from the start until each path on its port is answered with 200."""
-    assert isinstance(env, dict | os._Environ)
     began = time.perf_counter()
-    with _process(command, {**env, "PYTHONPATH": str(ROOT)}):
+    with _process(command, env):
         return {path: _await(port, path) - began for path, port in paths.items()}
 
 
