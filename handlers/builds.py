@@ -129,7 +129,11 @@ def _followed(build: Build, wanted: int | None) -> Response:
         raise Problem(503, "As many logs are being followed as can be. Try again.", {"Retry-After": str(BUSY)})
     start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (wanted or build.status.round_began_with, 0)
     base = services().base_path
-    stream = logs.follow(services().records, build.name, start, lambda now: as_json(now, base=base, tail=False))
+
+    def shaped(now: Build) -> object:
+        return as_json(now, base=base, tail=False)
+
+    stream = logs.follow(services().records, build.name, start, shaped, services().stopping)
     response = Response(stream, headers=headers, content_type="text/event-stream")
     response.call_on_close(leave)
     return response

@@ -23,7 +23,7 @@ KEEPALIVE = 10.0
 noticed by writing to them."""
 LOOK = 0.5
 """Seconds between two looks at a log that grows."""
-IDLE = 5.0
+IDLE = 2.0
 """Seconds to wait for a change of the record while no attempt runs."""
 
 Position = tuple[int, int]
@@ -59,17 +59,24 @@ def resumed(last_event_id: str | None, build: Build) -> Position | None:
     return int(match[1]), int(match[2])
 
 
-def follow(records: Records, name: str, position: Position, shape: Callable[[Build], object]) -> Iterator[bytes]:
+def follow(
+    records: Records,
+    name: str,
+    position: Position,
+    shape: Callable[[Build], object],
+    stopping: threading.Event,
+) -> Iterator[bytes]:
     """The event stream of a build from `position` to its end; `shape` makes the JSON of a `state` event.
 
-    Ends early, without a last `state`, when the record cannot be read: the viewer comes back with the position.
+    Ends early, without a last `state`, when the record cannot be read or web is `stopping`: the viewer comes back with
+    the position.
     """
     attempt, line = position
     told: bytes | None = None
     spoke = time.monotonic()
     try:
         build: Build = records.get(name)
-        while True:
+        while not stopping.is_set():
             state = msgspec.json.encode(shape(build))
             if state != told and not build.state.ended:
                 yield _frame("state", state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +33,8 @@ class Services:
     public_url: str | None = None
     max_body: int = 2**20
     max_viewers: int = 112
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when web is told to end: the streams end with it, and their viewers go on at another replica."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     viewers: Viewers = field(init=False)
 

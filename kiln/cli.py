@@ -63,7 +63,7 @@ def web(**flags: Any) -> None:
     from kiln.gunicorn import Web  # noqa: PLC0415
 
     kiln = wiring.load(environment(flags))
-    Web(kiln.settings, wiring.ops(kiln, "web"), lambda: wiring.app(kiln)).run()
+    Web(kiln.settings, wiring.ops(kiln, "web"), lambda stopping: wiring.app(kiln, stopping)).run()
 
 
 @commands.command()

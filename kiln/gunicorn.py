@@ -8,9 +8,12 @@ Flask is there. Nothing is read from gunicorn's own files or variables: `KILN_*`
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
@@ -47,10 +50,14 @@ class KilnLogger(Logger):  # type: ignore[misc]
 
 
 class Web(BaseApplication):  # type: ignore[misc]
-    """gunicorn with `settings`; `load` makes the WSGI application, in the worker, where `ops` answers as well."""
+    """gunicorn with `settings`; `load` makes the WSGI application, in the worker, where `ops` answers as well.
 
-    def __init__(self, settings: Settings, ops: Ops, load: Callable[[], Any]) -> None:
+    What it is given is set when the worker is told to end, so that streams do not use up the grace.
+    """
+
+    def __init__(self, settings: Settings, ops: Ops, load: Callable[[threading.Event], Any]) -> None:
         self._settings, self._ops, self._load = settings, ops, load
+        self._stopping = threading.Event()
         super().__init__(prog="kiln web")
 
     def load_config(self) -> None:
@@ -59,7 +66,7 @@ class Web(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Any:
         try:
-            return self._load()
+            return self._load(self._stopping)
         except EngineError as error:
             raise AppImportError(str(error)) from error  # what gunicorn takes for "do not try that again"
 
@@ -67,8 +74,14 @@ class Web(BaseApplication):  # type: ignore[misc]
         def post_fork(_arbiter: Any, _worker: Any) -> None:
             self._ops.serve()
 
-        def post_worker_init(_worker: Any) -> None:
+        def post_worker_init(worker: Any) -> None:
             self._ops.waiting_for = None
+
+            def end(number: int, frame: FrameType | None) -> None:
+                self._stopping.set()
+                worker.handle_exit(number, frame)
+
+            signal.signal(signal.SIGTERM, end)
 
         return {"post_fork": post_fork, "post_worker_init": post_worker_init}
 

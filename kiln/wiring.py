@@ -122,8 +122,8 @@ def ops(kiln: Kiln, process: Process) -> Ops:
 # Web ---------------------------------------------------------------------------------------------------------------
 
 
-def app(kiln: Kiln) -> Flask:
-    """The WSGI application. Raises EngineError where the records cannot be used."""
+def app(kiln: Kiln, stopping: threading.Event) -> Flask:
+    """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
     from handlers.app import Services, create_app  # noqa: PLC0415
     from handlers.auth import gate  # noqa: PLC0415
 
@@ -142,6 +142,7 @@ def app(kiln: Kiln) -> Flask:
             public_url=found.public_url,
             max_body=found.max_body,
             max_viewers=found.max_viewers,
+            stopping=stopping,
         )
     )
 

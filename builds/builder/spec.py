@@ -42,7 +42,13 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings) -> Spec:
-    """The spec of an attempt: a pure function of the record, so that a second leader writes the same."""
+    """The spec of an attempt: a pure function of the record, so that a second leader writes the same.
+
+    Stored Git credentials go along only if a webhook is among those who ask: it proved that the repository's own host
+    sent it. Anybody else could name a private repository that they may not see.
+    """
+    if not any((cause.by or "").startswith("webhook:") for cause in build.unanswered):
+        surroundings = msgspec.structs.replace(surroundings, git_credentials=None)
     tags = {(tag, cause.ref): Tag(name=tag, ref=cause.ref) for cause in build.causes for tag in cause.tags}
     return Spec(
         name=build.name,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from kiln.gunicorn import GRACE
 from tests.parts.kiln import Kiln, Process, get, until
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -213,6 +216,21 @@ def test_a_chunked_body_beyond_the_limit_is_413_and_not_cut_off(web: Process) ->
 
 def test_sigterm_ends_web(kiln: Kiln) -> None:
     assert kiln.start("web").stop() == 0
+
+
+def test_sigterm_ends_web_at_once_although_somebody_follows_a_log(kiln: Kiln) -> None:
+    web = kiln.start("web")
+    body = json.dumps(EVENT["data"]).encode()
+    ask = urllib.request.Request(f"{web.url}api/v1/builds", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(ask, timeout=10) as answer:
+        url = f"{str(web.url).rstrip('/')}{json.load(answer)['log']['url']}"
+    follow = urllib.request.Request(url, headers={"Accept": "text/event-stream"})
+    with urllib.request.urlopen(follow, timeout=20) as stream:
+        assert stream.readline() == b"event: state\n"
+        began = time.monotonic()
+        assert web.stop() == 0
+        assert time.monotonic() - began < GRACE / 2
+        assert b"event: state" not in stream.read(), "a build that has not ended has no last state"
 
 
 def test_a_state_folder_that_cannot_be_used_is_told_in_a_sentence(kiln: Kiln, tmp_path: Path) -> None:

@@ -1,0 +1,38 @@
+"""What a builder is handed."""
+
+from __future__ import annotations
+
+import pytest
+
+from builds.builder.spec import Surroundings, Tag, spec_for
+from tests.builds.histories import attempt, build, cause, pushed, replace
+
+AROUND = Surroundings(git_credentials="/secrets/git-credentials", timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("by", "given"),
+    [("webhook:github", True), ("user:webhook:github", False), ("token:ci", False), ("sync", False), (None, False)],
+)
+def test_stored_git_credentials_are_for_webhooks_only(by: str | None, given: bool) -> None:
+    asked = build("b", replace(cause("1"), by=by))
+    expected = AROUND if given else replace(AROUND, git_credentials=None)
+    assert spec_for(asked, attempt(), AROUND).surroundings == expected
+
+
+def test_a_webhook_that_was_answered_long_ago_lends_nobody_its_credentials() -> None:
+    asked = build("b", pushed("1"), cause("2", by="user:a"), answered=(pushed("1").key,))
+    assert spec_for(asked, attempt(), AROUND).surroundings.git_credentials is None
+    assert spec_for(build("b", pushed("1"), cause("2")), attempt(), AROUND).surroundings.git_credentials is not None
+
+
+def test_every_cause_has_its_tags_and_force_is_for_those_who_wait() -> None:
+    causes = (cause("1", tags=("main",), force=True), cause("2", tags=("main", "v1"), ref="refs/tags/v1"))
+    spec = spec_for(build("b", *causes), attempt(3), AROUND)
+    assert spec.tags == (
+        Tag(name="main", ref="refs/heads/main"),
+        Tag(name="main", ref="refs/tags/v1"),
+        Tag(name="v1", ref="refs/tags/v1"),
+    )
+    assert (spec.attempt, spec.attempt_label, spec.force) == (3, "uid-b.3", True)
+    assert spec_for(build("b", *causes, answered=(causes[0].key,)), attempt(), AROUND).force is False
