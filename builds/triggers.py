@@ -329,9 +329,13 @@ def _same(one: str, other: str) -> bool:
         return False
 
 
-def _push_values(push: PushFacts) -> dict[str, str]:
-    values = {"repository": push.repository, "ref": push.ref, "ref_name": short_name(push.ref)}
-    return values | ({"commit": push.commit} if push.commit else {})
+def _push_values(push: PushFacts) -> dict[str, str | None]:
+    return {
+        "repository": push.repository,
+        "ref": push.ref,
+        "ref_name": short_name(push.ref),
+        "commit": push.commit,
+    }
 
 
 def _value(event: Event, name: str) -> str | None:

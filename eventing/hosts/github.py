@@ -183,7 +183,7 @@ def _header(named: Mapping[str, str], name: str) -> str:
 
 
 def _payload(named: Mapping[str, str], body: bytes) -> dict[str, object]:
-    media_type = essence(named.get("content-type", ""))
+    media_type = essence(_header(named, "Content-Type"))
     if media_type == "application/x-www-form-urlencoded":
         body = _form_payload(body)
     elif media_type != "application/json":
@@ -196,7 +196,7 @@ def _payload(named: Mapping[str, str], body: bytes) -> dict[str, object]:
 
 def _form_payload(body: bytes) -> bytes:
     try:
-        ((name, payload),) = parse_qsl(body.decode(), strict_parsing=True, errors="strict", max_num_fields=1)
+        ((name, payload),) = parse_qsl(body.decode(), errors="strict", max_num_fields=1)
     except ValueError:
         raise DecodeError("This form does not hold one field in UTF-8.") from None
     if name != "payload":

@@ -197,6 +197,8 @@ def test_a_push_to_be_built_elsewhere_gives_neither_ref_nor_commit() -> None:
     same = push(repository={"clone_url": "https://github.com/A/B.git", "name": "a/b"})
     (want,) = wanted(triggers(f'[{{name: a, build: {{repository: "{spelled}"}}}}]'), same)
     assert (want.ref, want.commit) == ("refs/heads/main", COMMIT)
+    (want,) = wanted(triggers('[{name: a, build: {repository: "git@github.com:our-org/stats"}}]'), push())
+    assert (want.ref, want.commit, want.push) == (None, None, None), "that names no repository at all"
 
 
 # Templates
@@ -234,6 +236,8 @@ def test_values_of_a_push() -> None:
     (want,) = wanted(rules, push("refs/heads/feature/x"))
     assert (want.ref, want.commit) == ("refs/heads/feature/x", COMMIT)
     assert want.push is not None
+    (want,) = wanted(triggers('[{name: a, build: {ref: "refs/heads/for-{ref_name}"}}]'), push())
+    assert want.ref == "refs/heads/for-main"
 
 
 @pytest.mark.parametrize(
@@ -337,6 +341,7 @@ def test_a_request_needs_no_trigger() -> None:
     body = {
         "repository": "https://git.example/a",
         "ref": "main",
+        "commit": COMMIT,
         "subdir": "x",
         "build_args": {"A": "{commit}"},
         "image": "r.example/a",
@@ -344,7 +349,8 @@ def test_a_request_needs_no_trigger() -> None:
         "force": True,
     }
     (want,) = wanted((), event(body, type="dev.kiln.build.requested.v1"))
-    assert (want.repository, want.ref, want.force, want.trigger) == ("https://git.example/a", "main", True, None)
+    assert (want.repository, want.ref, want.commit) == ("https://git.example/a", "main", COMMIT)
+    assert (want.force, want.trigger) == (True, None)
     assert texts(want) == ("x", {"A": "{commit}"}, "r.example/a", ("{ref_name}",)), "nobody's words are a template"
     nulls = {"repository": "https://git.example/a", **dict.fromkeys(["ref", "subdir", "build_args", "image", "tags"])}
     (want,) = wanted((), event(nulls, type="dev.kiln.build.requested.v1"))
@@ -375,7 +381,7 @@ def test_a_request_of_another_shape(data: object) -> None:
     with pytest.raises(Malformed) as caught:
         wanted((), event(data, type="dev.kiln.build.requested.v1"))
     assert caught.value.status == 400
-    assert len(str(caught.value)) < 300
+    assert re.fullmatch(r"This is no request for a build: (Expected|Object) .{1,200}\.", str(caught.value))
 
 
 @pytest.mark.parametrize("word", ["succeeded.v1", "queued.v1", "requested.v2"])

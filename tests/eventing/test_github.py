@@ -107,6 +107,18 @@ class TestSignature:
             assert refused.value.status == 401
             assert good.removeprefix("sha256=") not in str(refused.value)
 
+    @pytest.mark.parametrize(
+        ("sent", "sentence"),
+        [
+            ({}, "There is no X-Hub-Signature-256: give the webhook its secret."),
+            (signed(b"y"), "X-Hub-Signature-256 was not made with this webhook's secret."),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, sent: dict[str, str], sentence: str) -> None:
+        with pytest.raises(SignatureError) as refused:
+            GITHUB.verify(sent, b"x", [SECRET])
+        assert str(refused.value) == sentence
+
     @given(st.dictionaries(st.just("x-hub-signature-256") | st.text(), st.text()), st.binary(), st.lists(st.binary()))
     def test_whatever_is_sent(self, headers: dict[str, str], body: bytes, secrets: list[bytes]) -> None:
         with pytest.raises((SignatureError, DecodeError)):
@@ -132,22 +144,26 @@ class TestEvents:
         (event,) = GITHUB.parse(headers(**{"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}), body)  # type: ignore[misc]
         assert event == parse(sample("push"))
 
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"payload",
-            b"payload=",
-            b"payload=%FF",
-            b"payload=\xff",
-            b"load={}",
-            b"payload={}&payload={}",
-            b"payload={}&a=b",
-        ],
-    )
-    def test_bad_form(self, body: bytes) -> None:
-        with pytest.raises(DecodeError):
-            GITHUB.parse(headers(**{"Content-Type": "application/x-www-form-urlencoded"}), body)
+    def test_form_with_anything_else(self) -> None:
+        form = headers("star", **{"Content-Type": "application/x-www-form-urlencoded"})
+        good = b"payload=" + quote('{"repository": {"url": "https://h.example/r"}, "a": "%"}').encode()
+        assert isinstance(GITHUB.parse(form, good), list)
+        one = "This form does not hold one field in UTF-8."
+        for body, sentence in {
+            b"": one,
+            b"payload": one,
+            b"payload=": one,
+            good.replace(b"%25", b"%FF"): one,
+            good.replace(b"%25", b"\xff"): one,
+            good + b"&" + good: one,
+            good + b"&a=b": one,
+            good + b"&a=": one,
+            good + b"&": one,
+            b"over" + good: "The field of this form is not called payload.",
+        }.items():
+            with pytest.raises(DecodeError) as refused:
+                GITHUB.parse(form, body)
+            assert str(refused.value) == sentence
 
     @pytest.mark.parametrize("event", ["ping", "create", "delete"])
     def test_ignored(self, event: str) -> None:
@@ -156,7 +172,8 @@ class TestEvents:
         assert ignored.reason.endswith(".")
 
     def test_deletion_is_ignored(self) -> None:
-        assert isinstance(GITHUB.parse(headers(), (SAMPLES / "push-deleted.json").read_bytes()), Ignored)
+        ignored = Ignored("A deleted branch or tag leaves nothing to build.")
+        assert GITHUB.parse(headers(), (SAMPLES / "push-deleted.json").read_bytes()) == ignored
 
     def test_others_can_be_filtered(self) -> None:
         event = parse(sample("release"), "release")
@@ -169,6 +186,7 @@ class TestEvents:
             ("pull_request", {"action": "opened", "number": 7}, "com.github.pull_request.opened", "7"),
             ("workflow_run", {"action": "done", "workflow": {"name": "CI"}}, "com.github.workflow_run.done", "CI"),
             ("workflow_dispatch", {"workflow": "b.yml"}, "com.github.workflow_dispatch", "b.yml"),
+            ("workflow_dispatch", {"workflow": ""}, "com.github.workflow_dispatch", None),
             ("deployment", {"action": "created", "deployment": {"id": 5}}, "com.github.deployment", "5"),
             ("deployment_status", {"deployment_status": {"state": "x"}}, "com.github.deployment_status.x", None),
             ("membership", {"action": "added", "scope": "team"}, "com.github.membership.team.added", None),
@@ -198,7 +216,25 @@ class TestEvents:
         for value in (None, ""):
             with pytest.raises(DecodeError) as refused:
                 GITHUB.parse(headers(**{name: value}), json.dumps(sample("push")).encode())
-            assert refused.value.status == 400
+            assert (refused.value.status, str(refused.value)) == (400, f"The header {name} is missing.")
+
+    @pytest.mark.parametrize(
+        ("sent", "body", "sentence"),
+        [
+            (headers("a push"), b"{}", "X-GitHub-Event is no event's name."),
+            (headers(**{"Content-Type": "text/xml"}), b"{}", "Set the webhook's content type to application/json."),
+            (headers(), b"[]", "The payload is not a JSON object."),
+            (
+                headers(),
+                b'{"repository": {"url": "/"}}',
+                "This is no push of GitHub's: Object missing required field `clone_url` - at `$.repository`.",
+            ),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, sent: dict[str, str], body: bytes, sentence: str) -> None:
+        with pytest.raises(DecodeError) as refused:
+            GITHUB.parse(sent, body)
+        assert str(refused.value) == sentence
 
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff", b'{"a":1,"a":2}', b"{}", b"[" * 100_000])
     def test_bad_body(self, body: bytes) -> None:
