@@ -16,7 +16,7 @@ from builds.faults import Fault
 from tests.parts.githost import GitHost
 from tests.parts.kiln import Process, until
 from tests.parts.registry import Registry
-from tests.parts.system import SMALL, System, http, members, sleepers
+from tests.parts.system import SMALL, System, Webhook, http, members, sleepers
 
 WORDS = ("queued", "started", "succeeded")
 
@@ -43,13 +43,13 @@ def test_killed_at_any_point_the_build_ends_once(
     crashing: System, controllers: list[Process], point: Fault, tmp_path: Path
 ) -> None:
     marker = tmp_path / "reached"
-    fault = {"KILN_FAULT": f"{point}:{marker}"}
+    fault = f"{point}:{marker}"
     path = f"ada/{point}"
     commit = crashing.commit(path, {"Dockerfile": SMALL})
     webhook = crashing.push(path, commit)
-    controllers.append(crashing.start("controller", ready=False, **fault))
+    controllers.append(crashing.start("controller", ready=False, KILN_FAULT=fault))
     if point.startswith("web-"):
-        web = crashing.start("web", **fault)
+        web = crashing.start("web", KILN_FAULT=fault)
         with pytest.raises(requests.ConnectionError):
             crashing.deliver(webhook, web.url)
         # gunicorn has another worker in no time, which cannot die there again; the host's redelivery meets that.
@@ -59,7 +59,7 @@ def test_killed_at_any_point_the_build_ends_once(
     if point.startswith(("controller-", "engine-")):
         assert controllers[0].popen.wait(30) == -signal.SIGKILL
         before = crashing.one(name)
-        controllers.append(crashing.start("controller", **fault))
+        controllers.append(crashing.start("controller", KILN_FAULT=fault))
         assert crashing.one(name)["attempts"][: len(before["attempts"])][:-1] == before["attempts"][:-1]
     build = crashing.ended(name)
 
@@ -78,18 +78,18 @@ def test_killed_at_any_point_the_build_ends_once(
         # Which attempt failed is told too; a builder that had not begun has not been seen to start.
         assert len([kind for kind, _ in distinct if kind == "dev.kiln.build.succeeded.v1"]) == 1
         assert {kind.split(".")[3] for kind, _ in distinct} == {*words}
-        assert len({id.split(".")[0] for _, id in distinct}) == 1
+        assert len({made.split(".")[0] for _, made in distinct}) == 1
         # At least once: again only what was under way when somebody died.
         assert len(events) - len(distinct) <= (2 if point.startswith("controller-") else 0), events
     assert {*of_sinks[0]} == {*of_sinks[1]}
 
 
-def answered(system: System, webhook: object, web: Process) -> requests.Response:
+def answered(system: System, webhook: Webhook, web: Process) -> requests.Response:
     found: list[requests.Response] = []
 
     def asked() -> bool:
         with contextlib.suppress(requests.ConnectionError):
-            found.append(system.deliver(webhook, web.url))  # type: ignore[arg-type]
+            found.append(system.deliver(webhook, web.url))
         return bool(found)
 
     until(asked)
