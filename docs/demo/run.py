@@ -19,7 +19,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -228,7 +228,8 @@ def check_image(said: Said, system: System, build: dict[str, Any]) -> None:
 def forget_images(registry: str) -> None:
     """Takes from the daemon what was built here for that registry, and nothing else."""
     shape = "{{.Repository}} {{.Tag}} {{.Digest}}"
-    command = ["docker", "image", "ls", "--digests", "--format", shape, "--filter", f"reference={registry}/*"]
+    filters = [f"--filter=reference={registry}/{path}" for path in ("*", "*/*")]
+    command = ["docker", "image", "ls", "--digests", "--format", shape, *filters]
     listed = subprocess.run(command, check=False, capture_output=True, text=True).stdout
     for name, tag, digest in (line.split() for line in listed.splitlines()):
         reference = f"{name}@{digest}" if tag == "<none>" else f"{name}:{tag}"
@@ -268,7 +269,8 @@ def demo() -> None:
             raise DemoError(f"the build {build['state']}: {build['message']}")
         check_image(said, system, build)
         if not EXIT:
-            stay(said, system, clone)
+            with suppress(KeyboardInterrupt):
+                stay(said, system, clone)
 
 
 def main() -> int:
@@ -281,7 +283,9 @@ def main() -> int:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nEverything is stopped.")
+        return 130
+    finally:
+        print("\nEverything that was started is stopped.", flush=True)
     return 0
 
 

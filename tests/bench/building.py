@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from docs.demo.run import HERE as DEMO
+from docs.demo.run import forget_images
 from tests.bench.figures import beside, median
 from tests.parts import machine
 from tests.parts.githost import GitHost
@@ -25,6 +27,7 @@ def against_bare() -> None:
     """From a webhook to the completion event at its receiver, against bare repo2docker; each turn is a new commit."""
     with (
         machine.daemon(),
+        ExitStack() as parts,
         tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
         Registry(Path(name) / "registry") as registry,
         GitHost(Path(name) / "git") as host,
@@ -36,6 +39,7 @@ def against_bare() -> None:
         sources["busybox"] = machine.program("busybox", "busybox-static").read_bytes()
         ours: list[float] = []
         bare: list[float] = []
+        parts.callback(forget_images, registry.host)
         for _ in range(TURNS + 1):  # the first one warms the caches
             bare.append(_bare(system, _commit(system, sources)))
             ours.append(_kiln(system, _commit(system, sources)))
