@@ -167,6 +167,7 @@ class Attempt:
         request = self.spec.request
         self.progress = tool.Progress(Stage.FETCH, time.monotonic())
         self.log.phase = "fetch"
+        self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
         Source(self._git).look_through(request.clone_url, request.commit)
         reached(Fault.BUILDER_FETCHED)

@@ -65,6 +65,12 @@ ROWS: Sequence[Row] = (
     ),
     Row(
         BUILDING,
+        r"^runc run failed: .* error running hook",
+        INFRASTRUCTURE,
+        "The Docker daemon could not start a step.",
+    ),
+    Row(
+        BUILDING,
         r"exit code: 137\b|signal: killed|cannot allocate memory",
         INFRASTRUCTURE,
         "A step was killed, most likely because there was not enough memory for it.",
@@ -134,7 +140,7 @@ def failure(stage: Stage, complaints: Sequence[str], step: str = "") -> Failure:
     for row in ROWS:
         telling = [line for line in complaints if re.search(row.pattern, line, re.IGNORECASE)]
         if telling and stage in row.stages:
-            words = step or telling[0].removeprefix("Error during build: ")
+            words = step or telling[-1].removeprefix("Error during build: ")
             return Failure(row.reason, f"{row.sentence} {words}", out_of_memory=row.out_of_memory)
     if stage is Stage.FETCH:
         return refusal(diagnosis("\n".join(complaints)))

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from builds.builder.outcome import Failure, Stage, failure
 LONGEST_READ = 1 << 20
 """Bytes of one line that are kept in memory."""
 
+LINES_HEARD = 20
+"""Of each step: what it said last tells why it failed."""
+
 CONFIG = """\
 from repo2docker.contentproviders import Git
 
@@ -35,6 +39,8 @@ _STEP = re.compile(r"#(\d+) (\[(?:[^\]]* )?\d+/\d+\] .*)")
 _OUTPUT = re.compile(r"#(\d+) \d+\.\d+ (.*)")
 _STEP_ERROR = re.compile(r"#(\d+) ERROR: (.*)")
 _COMMAND_LINE = re.compile(r"Error during build: Command '\[.*\]' (returned non-zero exit|died with)")
+_BY_THE_DAEMON = re.compile(r"no space left on device|^runc run failed: .* error running hook", re.IGNORECASE)
+"""What a step says although it is none of its doing."""
 _PUSHING = re.compile(r"#\d+ pushing ")
 
 
@@ -53,7 +59,7 @@ class Progress:
         self._since: dict[Stage, float] = {stage: began}
         self._ended: float | None = None
         self._steps: dict[str, str] = {}
-        self._said: dict[str, str] = {}
+        self._said: dict[str, deque[str]] = {}
         self._failed_step = ""
         self._complaints: list[str] = []
 
@@ -73,7 +79,7 @@ class Progress:
             self._failed_step = error[1]
             self._complaints.append(error[2])
         elif output := _OUTPUT.match(line):
-            self._said[output[1]] = output[2].strip() or self._said.get(output[1], "")
+            self._said.setdefault(output[1], deque(maxlen=LINES_HEARD)).append(output[2].strip())
         elif line.startswith(("ERROR: ", "error: ")):
             self._complaints.append(line.partition(": ")[2])
 
@@ -92,24 +98,24 @@ class Progress:
 
     def failure(self) -> Failure:
         """Why the tool failed, in its own words."""
-        said = self._said.get(self._failed_step, "")
+        said = [line for line in self._said.get(self._failed_step, ()) if line]
         complaints = [line.strip().removeprefix("failed to solve: ") for line in self._complaints if line.strip()]
-        if "no space left" in said.lower():
-            complaints.append(said)
+        complaints[:0] = [line for line in said if _BY_THE_DAEMON.search(line)]
         return failure(self.stage, complaints, self._step(complaints, said))
 
-    def _step(self, complaints: Sequence[str], said: str) -> str:
+    def _step(self, complaints: Sequence[str], said: Sequence[str]) -> str:
         """The step that failed, how, and what it said last; empty where no step did."""
         step = self._steps.get(self._failed_step)
         if step is None:
             return ""
         how = re.search(r"exit code: \d+$", complaints[-1])  # before it is the command, which the step's name has too
-        return f"{step}: {how[0] if how else complaints[-1]}" + (f"; its last line: {said}" if said else "")
+        return f"{step}: {how[0] if how else complaints[-1]}" + (f"; its last line: {said[-1]}" if said else "")
 
     def _reach(self, stage: Stage, now: float) -> None:
         if list(Stage).index(stage) > list(Stage).index(self.stage):
             self.stage = stage
             self._since[stage] = now
+            self._complaints.clear()  # whatever it was, it went on
 
 
 def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress: Progress, log: Log) -> None:

@@ -8,6 +8,7 @@ remember the step). A static busybox is put where `expect.yaml` says: binaries a
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -56,14 +57,24 @@ class Attempt:
         return "\n".join(line["text"] for line in self.lines)
 
     @property
+    def written(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_file() and path.name != "spec.json"]
+
+    @property
     def everything(self) -> str:
         """All that it has written anywhere, for finding what should not be there."""
-        return "".join(path.read_text(errors="replace") for path in self.folder.iterdir() if path.name != "spec.json")
+        return "".join(path.read_text(errors="replace") for path in self.written)
 
-    def until(self, text: str, seconds: float = 40) -> None:
-        """Waits for the log to hold the text."""
-        until(lambda: text in self.text or self.process.poll() is not None, seconds)
-        assert text in self.text, self.text
+    def until(self, pattern: str, seconds: float = 40) -> None:
+        """Waits for a line of the log that the pattern is found in."""
+        until(lambda: self._holds(pattern) or self.process.poll() is not None, seconds)
+        assert self._holds(pattern), self.text
+
+    def until_step_says(self, word: str) -> None:
+        self.until(rf"^#\d+ [\d.]+ {word}$")
+
+    def _holds(self, pattern: str) -> bool:
+        return re.search(pattern, self.text, re.MULTILINE) is not None
 
     def members(self) -> list[int]:
         """The live processes of its session."""

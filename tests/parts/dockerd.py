@@ -1,7 +1,7 @@
 """A Docker daemon of a test's own, which may be stopped, frozen and filled up without harm to the machine's.
 
-It shares the machine's bridge (`docker0`), so that RUN steps work, and leaves the firewall alone. Needs root, as `dockerd`
-does.
+It shares the machine's bridge (`docker0`), so that RUN steps work, and leaves the firewall alone. It needs root, as any
+`dockerd` does.
 """
 
 from __future__ import annotations
@@ -69,11 +69,7 @@ class Dockerd:
         if self._process:
             self._process.send_signal(signal.SIGSTOP)
 
-    def __enter__(self) -> Dockerd:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self.stop()
         for path in _mounted_below(str(self.folder), self._short.name):
             subprocess.run(["umount", "--lazy", path], check=True)

@@ -32,7 +32,7 @@ class GitHost:
 
     What a path prefix has in `passwords` it takes to come in (`user`, `password`); what is in `redirects` is answered
     with 302 to there; what is in `hanging` is accepted and never answered. All may be changed while it runs. `requests`
-    are the targets asked for so far.
+    are the targets asked for so far, `credentials` those among them that came with one.
     """
 
     def __init__(self, root: Path, address: str = "127.0.0.1") -> None:
@@ -41,6 +41,7 @@ class GitHost:
         self.redirects: dict[str, str] = {}
         self.hanging: set[str] = set()
         self.requests: list[str] = []
+        self.credentials: list[str] = []
         self.released = threading.Event()
         host = self
 
@@ -132,6 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         host, path = self.served_by, urlsplit(self.path).path
         host.requests.append(self.path)
+        if "Authorization" in self.headers:
+            host.credentials.append(self.path)
         with tempfile.TemporaryFile() as body:
             self._read_body(body)
             if _under(path, host.hanging) is not None:

@@ -39,10 +39,15 @@ class Registry:
             "log": {"level": "warn", "accesslog": {"disabled": True}},
         }
         if users:
-            (folder / "htpasswd").write_text("".join(f"{name}:{_bcrypt(word)}\n" for name, word in users.items()))
+            self.let_in(users)
             config["auth"] = {"htpasswd": {"realm": "test", "path": str(folder / "htpasswd")}}
         self._config = folder / "config.json"
         self._config.write_text(json.dumps(config))  # which is YAML as well
+
+    def let_in(self, users: Mapping[str, str]) -> None:
+        """These, and no others from now on."""
+        lines = [f"{name}:{_bcrypt(password)}\n" for name, password in users.items()]
+        (self.folder / "htpasswd").write_text("".join(lines))
 
     def start(self) -> None:
         """Returns when it answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def builder(tmp_path: Path, host: GitHost) -> Builder:
 @pytest.fixture
 def path(request: pytest.FixtureRequest) -> str:
     """A repository's path that no other test uses."""
-    return f"tests/{request.node.name}".replace("[", "-").rstrip("]").replace("_", "-").lower()
+    return f"tests/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"
 
 
 def asked(

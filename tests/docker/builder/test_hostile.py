@@ -1,0 +1,169 @@
+"""Repositories that lead elsewhere, or try to. Nothing of them is fetched, and a sentence says why."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from pathlib import Path
+
+import pytest
+
+from builds.build import Reason, Request
+from builds.repository import is_public
+from tests.docker.builder.conftest import asked
+from tests.parts.building import Attempt, Builder, put_busybox
+from tests.parts.githost import GitHost, commit
+from tests.parts.registry import Registry
+
+COMMIT = "1" * 40
+
+
+def refused(attempt: Attempt) -> str:
+    """The sentence with which it was refused as the repository's fault."""
+    result = attempt.result
+    assert attempt.status == 64, result
+    assert result.reason is Reason.REPOSITORY
+    assert result.image is None
+    assert attempt.members() == []
+    assert attempt.left_behind() == []
+    return result.message or ""
+
+
+def named(url: str, registry: Registry, head: str = COMMIT) -> Request:
+    return Request(repository=url, clone_url=url, commit=head, image=f"{registry.host}/hostile/image")
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("--upload-pack=touch /tmp/kiln-owned", "space"),
+        ("--upload-pack=touch${IFS}/tmp/kiln-owned", "does not begin with '-'"),
+        ("ext::sh -c touch% /tmp/kiln-owned", "space"),
+        ("ext::touch%20/tmp/kiln-owned", "remote helpers"),
+        ("file:///etc", "only https is"),
+        ("https://ada:canary-pw@example.org/a/b", "must not hold a user name or password"),
+        ("http://169.254.169.254/latest/meta-data", "private network"),
+        ("https://2130706433/a/b", "private network"),
+        ("https://[::ffff:127.0.0.1]/a/b", "private network"),
+        ("git@example.org:ada/private.git", "https://example.org/ada/private"),
+    ],
+)
+def test_an_address_is_refused_before_git_sees_it(
+    url: str, sentence: str, builder: Builder, host: GitHost, registry: Registry
+) -> None:
+    attempt = builder.run(named(url, registry))
+    assert sentence in refused(attempt)
+    assert "canary-pw" not in attempt.everything
+    assert not Path("/tmp/kiln-owned").exists()
+
+
+def test_a_name_that_leads_to_this_machine(builder: Builder, host: GitHost, registry: Registry) -> None:
+    url = f"https://{private_name()}:{host.port}/a/b"
+    before = len(host.requests)
+    attempt = builder.run(named(url, registry), allowed_repositories=("https://**",))
+    assert "leads to" in refused(attempt)
+    assert len(host.requests) == before
+
+
+def private_name() -> str:
+    """A name that does not look it, and resolves to an address of this machine or its network."""
+    for name in (socket.gethostname(), "ip6-localhost", "ip6-loopback"):
+        try:
+            addresses = {entry[4][0] for entry in socket.getaddrinfo(name, None)}
+        except OSError:
+            continue
+        if not any(is_public(ipaddress.ip_address(str(address).partition("%")[0])) for address in addresses):
+            return name
+    pytest.skip("no name in /etc/hosts leads to this machine")
+
+
+def test_a_redirect_is_not_followed(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/Dockerfile").write_text("FROM scratch\n")
+    head = host.create(f"{path}-target", tmp_path / "content")
+    host.redirects[f"/{path}.git"] = host.url(f"{path}-target")
+    message = refused(builder.run(asked(host, path, head, registry)))
+    assert "redirects are not followed" in message
+    assert not any(f"{path}-target" in target for target in host.requests)
+
+
+@pytest.fixture
+def part(path: str, host: GitHost, tmp_path: Path) -> tuple[str, str]:
+    """A repository to be used as a submodule: its path and its commit."""
+    (tmp_path / "part").mkdir()
+    put_busybox(tmp_path / "part")
+    return f"{path}-part", host.create(f"{path}-part", tmp_path / "part")
+
+
+def with_submodule(host: GitHost, path: str, content: Path, address: str, target: str) -> str:
+    """A repository whose image is made of what is in its submodule `part`; its commit is returned."""
+    content.mkdir()
+    (content / "Dockerfile").write_text('FROM scratch\nCOPY part/busybox /bin/sh\nRUN echo "from the submodule"\n')
+    (content / ".gitmodules").write_text(f'[submodule "part"]\n\tpath = part\n\turl = {address}\n')
+    host.create(path)
+    return commit(host.bare(path), content, links={"part": target})
+
+
+@pytest.mark.parametrize("spelling", ["absolute", "relative"])
+def test_a_permitted_submodule_is_built(
+    spelling: str, path: str, part: tuple[str, str], builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    address = host.url(part[0]) if spelling == "absolute" else f"../{part[0].rpartition('/')[2]}.git"
+    head = with_submodule(host, path, tmp_path / "content", address, part[1])
+    attempt = builder.run(asked(host, path, head, registry))
+    assert attempt.status == 0, attempt.result
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("https://192.168.7.7/a/b", "private network"),
+        ("https://elsewhere.example/a/b", "not among"),
+        ("../../../../elsewhere.example/a/b", "A submodule"),
+        ("file:///etc", "only https is"),
+        ("/etc", "whole address"),
+        ("ext::touch%20/tmp/kiln-owned", "remote helpers"),
+        ("--upload-pack=touch${IFS}/tmp/kiln-owned", "A submodule"),
+        ("git@example.org:ada/part.git", "https://example.org/ada/part"),
+    ],
+)
+def test_a_submodule_is_held_to_the_same_policy(
+    address: str, sentence: str,
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path,
+) -> None:  # fmt: skip
+    head = with_submodule(host, path, tmp_path / "content", address, COMMIT)
+    attempt = builder.run(asked(host, path, head, registry))
+    assert sentence in refused(attempt)
+    assert "Cloning" not in attempt.text, "it is known before anything is cloned"
+    assert not Path("/tmp/kiln-owned").exists()
+
+
+def test_submodules_of_submodules_are_held_to_it_too(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    inner = with_submodule(host, f"{path}-inner", tmp_path / "inner", "https://10.0.0.1/a/b", COMMIT)
+    head = with_submodule(host, path, tmp_path / "content", host.url(f"{path}-inner"), inner)
+    assert "private network" in refused(builder.run(asked(host, path, head, registry)))
+
+
+def test_a_chain_of_submodules_has_an_end(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    head = COMMIT
+    for depth in range(12):
+        address = host.url(f"{path}-{depth - 1}")
+        head = with_submodule(host, f"{path}-{depth}", tmp_path / f"content-{depth}", address, head)
+    assert "deeper than 10 levels" in refused(builder.run(asked(host, f"{path}-11", head, registry)))
+
+
+@pytest.mark.parametrize("missing", ["repository", "commit", "submodule's commit"])
+def test_what_is_not_there(
+    missing: str, path: str, part: tuple[str, str], builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    target = COMMIT if missing.startswith("submodule") else part[1]
+    head = with_submodule(host, path, tmp_path / "content", host.url(part[0]), target)
+    where = f"{path}-nowhere" if missing == "repository" else path
+    message = refused(builder.run(asked(host, where, COMMIT if missing == "commit" else head, registry)))
+    assert "no such repository" in message or "no such commit" in message
