@@ -27,6 +27,7 @@ OPEN = 1_000
 
 
 def stored() -> None:
+    """With 10,000 builds that have ended, against 10."""
     few, many = _measured(FEW), _measured(MANY)
     for what, seconds in many.items():
         beside(what, seconds, few[what], "ms", f"with {FEW} stored", 1000)
