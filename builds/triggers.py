@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, cast
+from typing import Annotated
 
 import msgspec
 
@@ -110,10 +110,13 @@ class Template(msgspec.Struct, frozen=True):
 
     def text(self) -> str:
         """Raises CannotBuild, naming the value, where one is missing."""
-        for piece in self.pieces:
-            if isinstance(piece, Field):
-                raise CannotBuild(f"The trigger's template needs {{{piece.name}}}, and this event does not have it.")
-        return "".join(cast("tuple[str, ...]", self.pieces))
+        return "".join(map(self._known, self.pieces))
+
+    @staticmethod
+    def _known(piece: str | Field) -> str:
+        if isinstance(piece, Field):
+            raise CannotBuild(f"The trigger's template needs {{{piece.name}}}, and this event does not have it.")
+        return piece
 
     @staticmethod
     def _filled(piece: str | Field, lookup: Lookup) -> str | Field:
@@ -198,13 +201,18 @@ def load(rules: Sequence[TriggerRule] | None) -> tuple[Trigger, ...]:
 
 
 def _load(rule: TriggerRule) -> Trigger:
-    def read(place: str, text: str | None) -> Template | None:
+    build = rule.build
+
+    def read(place: str, text: str) -> Template:
         try:
-            return None if text is None else template(text)
+            return template(text)
         except RuleError as error:
             raise RuleError(f"Trigger '{rule.name}', build.{place}: {error}") from None
 
-    build = rule.build
+    def given(name: str) -> Template | None:
+        text: str | None = getattr(build, name)
+        return None if text is None else read(name, text)
+
     try:
         filters = tuple(parse(value, f"filters[{index}]") for index, value in enumerate(rule.filters))
     except FilterError as error:
@@ -213,13 +221,13 @@ def _load(rule: TriggerRule) -> Trigger:
         name=rule.name,
         filters=filters,
         push=rule.push,
-        repository=read("repository", build.repository),
-        ref=read("ref", build.ref),
-        commit=read("commit", build.commit),
-        subdir=read("subdir", build.subdir or "") or Template(()),
-        build_args={name: read(f"build_args.{name}", text) or Template(()) for name, text in build.build_args.items()},
-        image=read("image", build.image),
-        tags=tuple(read(f"tags[{index}]", text) or Template(()) for index, text in enumerate(build.tags)),
+        repository=given("repository"),
+        ref=given("ref"),
+        commit=given("commit"),
+        subdir=given("subdir") or Template(()),
+        build_args={name: read(f"build_args.{name}", text) for name, text in build.build_args.items()},
+        image=given("image"),
+        tags=tuple(read(f"tags[{index}]", text) for index, text in enumerate(build.tags)),
         force=build.force,
     )
 
