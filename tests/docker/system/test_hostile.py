@@ -87,7 +87,7 @@ def check(answer: requests.Response) -> str:
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert PASSWORD not in answer.text
     detail: str = answer.json()["detail"]
-    assert re.match(r"[A-Za-z].* .*\.", detail), detail
+    assert re.match(r"\S+ .*\.", detail), detail
     return detail
 
 
