@@ -12,6 +12,7 @@ help:  ## what there is
 
 venv: .venv/complete  ## .venv with everything in it, by hash
 
+# The stamp comes last: what was broken off before it is begun anew.
 .venv/complete: requirements/dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Kiln needs Python 3.11 or newer as $(PYTHON); name another with make PYTHON=..."; exit 1; }
@@ -19,7 +20,8 @@ venv: .venv/complete  ## .venv with everything in it, by hash
 		echo "Python's venv module is missing: installing the package python3-venv"; \
 		$(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq -y --no-install-recommends python3-venv; } || \
 		{ echo "Install the venv module of $(PYTHON) (on Debian and Ubuntu: python3-venv), then start again."; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) .venv
+	@rm -f $@
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
