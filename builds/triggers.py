@@ -247,7 +247,7 @@ def wanted(triggers: Sequence[Trigger], event: Event) -> list[Wanted]:
     if event.type.startswith(OURS):
         return []
     push = push_of(event)
-    if push is not None and (push.deleted or push.commit is None):
+    if push is not None and push.commit is None:
         return []
     matching = (trigger for trigger in triggers if _matches(trigger, event, push))
     return [_wanted(trigger, event, push) for trigger in matching]

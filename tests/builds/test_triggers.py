@@ -94,6 +94,10 @@ def test_by_default_nothing_else_is_built(other: Event) -> None:
     assert wanted(DEFAULT, other) == []
 
 
+def test_a_tag_that_stands_for_no_commit_is_not_built() -> None:
+    assert wanted(triggers("[{name: all}]"), push("refs/tags/tree", head_commit=None)) == []
+
+
 def test_an_empty_list_of_triggers_builds_nothing() -> None:
     assert wanted(load([]), push()) == []
 
