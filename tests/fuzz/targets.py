@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.fuzz.builder import git_words, tool_output
 from tests.fuzz.decode import decode_http
 from tests.fuzz.filters import filters
 from tests.fuzz.github import github_webhook
@@ -20,9 +21,11 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "build_request": build_request,
     "decode_http": decode_http,
     "filters": filters,
+    "git_words": git_words,
     "github_webhook": github_webhook,
     "pattern": pattern,
     "repository_url": repository_url,
+    "tool_output": tool_output,
     "trigger_template": trigger_template,
     "configuration": configuration,
     "durations_and_sizes": durations_and_sizes,

@@ -1,0 +1,177 @@
+"""The Git client against a Git host: refs, credentials, and everything that it must not do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from builds.clients import git as client
+from builds.clients.git import Git, Resolved, Resolver, credential_for, credentials
+from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
+from builds.repository import Policy, canonical
+from tests.parts.githost import GitHost, git
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
+    folder = tmp_path_factory.mktemp("git")
+    (folder / "content").mkdir()
+    (folder / "content/README").write_text("Something")
+    with GitHost(folder / "host") as host:
+        head = host.create("ada/page", folder / "content")
+        bare = host.bare("ada/page")
+        git("tag", "-m", "Annotated", "v1", head, cwd=bare)
+        git("update-ref", "refs/heads/feat/v1", head, cwd=bare)
+        git("update-ref", "refs/heads/both", head, cwd=bare)
+        git("tag", "both", git("commit-tree", f"{head}^{{tree}}", "-m", "Other", cwd=bare), cwd=bare)
+        git("update-ref", "refs/heads/refs/heads/deep", head, cwd=bare)
+        host.redirects["/ada/moved.git"] = host.url("ada/page")
+        host.hanging.add("/ada/hanging.git")
+        host.create("ada/empty")
+        yield host
+
+
+@pytest.fixture(scope="module")
+def head(host: GitHost) -> str:
+    return git("rev-parse", "main", cwd=host.bare("ada/page"))
+
+
+@pytest.fixture
+def policy(host: GitHost) -> Policy:
+    return Policy([f"{host.base}/**", "http://localhost:*/**"])
+
+
+@pytest.mark.parametrize(
+    ("ref", "full"),
+    [
+        (None, "refs/heads/main"),
+        ("HEAD", "refs/heads/main"),
+        ("main", "refs/heads/main"),
+        ("feat/v1", "refs/heads/feat/v1"),
+        ("v1", "refs/tags/v1"),
+        ("refs/tags/v1", "refs/tags/v1"),
+        ("both", "refs/heads/both"),
+        ("refs/heads/refs/heads/deep", "refs/heads/refs/heads/deep"),
+    ],
+)
+def test_refs_are_exact_and_tags_are_peeled(
+    ref: str | None, full: str, host: GitHost, head: str, policy: Policy
+) -> None:
+    assert Resolver(policy).resolve(canonical(host.url("ada/page")), ref) == Resolved(full, head)
+
+
+@pytest.mark.parametrize("digits", [40, 64])
+def test_a_commit_is_not_looked_up(digits: int, host: GitHost, policy: Policy) -> None:
+    before = len(host.requests)
+    assert Resolver(policy).resolve(canonical(host.url("ada/page")), "A" * digits) == Resolved(None, "a" * digits)
+    assert len(host.requests) == before
+
+
+@pytest.mark.parametrize("ref", ["no-such", "1", "deep", "refs/heads/*", "*", "--all", "heads/main"])
+def test_an_unknown_ref(ref: str, host: GitHost, policy: Policy) -> None:
+    with pytest.raises(UnknownRef):
+        Resolver(policy).resolve(canonical(host.url("ada/page")), ref)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "sentence"),
+    [
+        ("ada/nowhere", CannotBuild, "no such repository"),
+        ("ada/moved", RepositoryRefused, "redirects are not followed"),
+        ("ada/empty", UnknownRef, "empty"),
+    ],
+)
+def test_what_cannot_be_resolved(
+    path: str, error: type[AskError], sentence: str, host: GitHost, policy: Policy
+) -> None:
+    with pytest.raises(error, match=sentence):
+        Resolver(policy).resolve(canonical(host.url(path)), None)
+
+
+def test_a_host_that_never_answers(host: GitHost, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "RESOLVE_TIMEOUT", 0.5)
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="in time"):
+        Resolver(policy).resolve(canonical(host.url("ada/hanging")), None)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_host_that_is_not_there(policy: Policy, host: GitHost) -> None:
+    away = Policy(["http://127.0.0.1:1/**"])
+    with pytest.raises(Unreachable):
+        Resolver(away).resolve(canonical("http://127.0.0.1:1/a/b"), None)
+
+
+def test_only_what_was_permitted_can_be_reached(host: GitHost, policy: Policy) -> None:
+    """Not the same host by another name, and not another repository where only one is permitted."""
+    with Git(policy) as own:
+        own.permit(host.url("ada/page"))
+        for url in (host.url("ada/empty"), f"http://localhost:{host.port}/ada/page.git"):
+            with pytest.raises(Unreachable, match=client.NOWHERE):
+                own.run("ls-remote", "--", url)
+        with pytest.raises(RepositoryRefused):
+            own.run("ls-remote", "--", f"file://{host.bare('ada/page')}")
+        with pytest.raises(RepositoryRefused):
+            own.run("ls-remote", "--", "ext::true")
+
+
+def test_a_name_is_resolved_once(host: GitHost, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Git(policy) as own:
+        own.permit(f"http://localhost:{host.port}/ada/page.git")
+        own.permit(f"http://localhost:{host.port}/ada/empty.git")
+        config = (own.home / "gitconfig").read_text()
+        assert f"curloptResolve = localhost:{host.port}:" in config
+        assert own.refs(f"http://localhost:{host.port}/ada/page.git", "refs/heads/main")
+
+
+def test_behind_a_proxy_names_are_not_resolved_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("NO_PROXY", "")
+    with Git(Policy()) as own:
+        own.permit("https://no-such-name.invalid/a/b.git")
+        config = (own.home / "gitconfig").read_text()
+        assert f"no-such-name.invalid:443:{client.NOWHERE}" in config
+        assert 'proxy = "http://127.0.0.1:1"' in config
+        with pytest.raises(Unreachable, match=r"127\.0\.0\.1 port 1"):
+            own.run("ls-remote", "--", "https://no-such-name.invalid/a/b.git")
+
+
+def test_credentials_are_for_their_host_and_path(tmp_path: Path) -> None:
+    lines = ["https://ada:one@github.com/Our-Org", "https://ada:tw%2Fo@github.com/our-org/name.git", "not a line"]
+    lines += [
+        "https://ada:three@gitlab.com",
+        "http://ada:four@git.example:8080/x",
+        "https://[::1/x",
+        "https://ada@h.example",
+    ]
+    (tmp_path / "main").write_text("\n".join(lines) + "\n")
+    (tmp_path / ".hidden").write_text("https://ada:hidden@github.com\n")
+    known = credentials(tmp_path)
+
+    def password(url: str) -> str | None:
+        found = credential_for(canonical(url), known)
+        return found and found.password
+
+    assert password("https://github.com/our-org/other") == "one"
+    assert password("https://github.com/our-org/name") == "tw/o"
+    assert password("https://github.com/our-organisation/name") is None
+    assert password("https://gitlab.com/any/thing") == "three"
+    assert password("http://git.example:8080/x/y") == "four"
+    assert password("http://git.example/x/y") is None
+    assert password("https://git.example:8080/x/y") is None
+    assert password("https://h.example/x") is None
+    assert credentials(None) == credentials(tmp_path / "nowhere") == ()
+
+
+def test_a_credential_is_used(host: GitHost, policy: Policy, tmp_path: Path) -> None:
+    host.create("ada/private")
+    host.passwords["/ada/private.git"] = ("ada", "pässword:/ @")
+    with pytest.raises(CannotBuild, match="credential"):
+        Resolver(policy).resolve(canonical(host.url("ada/private")), None)
+    (tmp_path / "main").write_text(f"http://ada:p%C3%A4ssword%3A%2F%20%40@127.0.0.1:{host.port}/ada/private\n")
+    with pytest.raises(UnknownRef, match="empty"):
+        Resolver(policy, lambda: credentials(tmp_path)).resolve(canonical(host.url("ada/private")), None)

@@ -1,0 +1,40 @@
+"""What a build says and what a repository holds, as the builder reads it."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+
+from builds.builder.log import Log
+from builds.builder.outcome import Stage
+from builds.builder.redact import Redactor
+from builds.builder.source import resolved
+from builds.builder.tool import Progress, tool_line
+from builds.clients.git import diagnosis
+from builds.errors import RepositoryRefused
+
+SECRET = "canary-\u00e9/+ 7f3a"
+
+
+def tool_output(data: bytes) -> None:
+    """The tool's output, line by line: read, followed, logged without the secret, and blamed on somebody."""
+    out = io.BytesIO()
+    log = Log(out)
+    log.redact = Redactor([SECRET], {"NAME": "1"})
+    progress = Progress(Stage.FETCH, 0.0)
+    for raw in [*data.splitlines(), SECRET.encode()]:
+        line = tool_line(raw)
+        for text in line.message.splitlines():
+            progress.take(text, line.phase, 1.0)
+            log.say(text)
+    log.close()
+    assert SECRET.encode() not in out.getvalue()
+    assert progress.failure().message
+
+
+def git_words(data: bytes) -> None:
+    """What git complains of, and a submodule's relative address."""
+    text = data.decode(errors="replace")
+    assert str(diagnosis(text))
+    with suppress(RepositoryRefused):
+        resolved("https://git.example/owner/name", text)
