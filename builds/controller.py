@@ -50,6 +50,7 @@ IDLE = 5.0
 BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
 HOUSEKEEPING = timedelta(minutes=10)
+"""Between two looks at what has ended; less where it is to be kept for less than that."""
 
 
 class Courier(Protocol):
@@ -345,7 +346,8 @@ class Controller:
     def _tidy(self) -> None:
         """Deletes what is over its time. The clock may have been set back: then it is done once more."""
         now = self._clock()
-        if self._tidied is not None and timedelta() <= now - self._tidied < HOUSEKEEPING:
+        pause = max(timedelta(seconds=IDLE), min(HOUSEKEEPING, self._limits.history, self._limits.log_history))
+        if self._tidied is not None and timedelta() <= now - self._tidied < pause:
             return
         self._tidied = now
         for build in self._engine.closed():
