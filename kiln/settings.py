@@ -200,11 +200,29 @@ def _url(text: str) -> str:
         valid = url.scheme in ("http", "https") and url.hostname and (url.port is None or url.port)
     except ValueError:
         valid = False
-    if not valid or " " in text:
+    if not valid or not _is_source(text):
         raise ValueError("must be a URL such as https://kiln.example/")
     if url.username is not None or url.query or url.fragment:
         raise ValueError("must be a URL without user, query and fragment")
     return text
+
+
+def _source(text: str) -> str:
+    if not _is_source(text):
+        raise ValueError("must be a URI or a path, such as https://kiln.example/ or /kiln")
+    return text
+
+
+def _is_source(text: str) -> bool:
+    """Whether an event could be sent with it: what is wrong here would be wrong with each of them."""
+    from eventing.errors import DecodeError  # noqa: PLC0415  # only where it is set
+    from eventing.http import event_of  # noqa: PLC0415
+
+    try:
+        event_of({"specversion": "1.0", "id": "1", "source": text, "type": "test"})
+    except DecodeError:
+        return False
+    return True
 
 
 def _image_prefix(text: str) -> str:
@@ -258,7 +276,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(name="KILN_PUBLIC_URL", read=_url, default=None, says="Where people and hosts reach web from outside."),
     Setting(
         name="KILN_EVENT_SOURCE",
-        read=_text,
+        read=_source,
         default=None,
         says="`source` of the events sent; when unset the public URL, or `/kiln` without one.",
     ),
