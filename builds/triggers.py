@@ -79,7 +79,7 @@ class BuildRequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     build_args: dict[str, str] | None = None
     image: str | None = None
     tags: tuple[str, ...] | None = None
-    force: bool = False
+    force: bool | None = None
 
 
 # Templates
@@ -271,7 +271,7 @@ def asked(body: BuildRequestBody) -> Wanted:
         build_args={name: plain(text) for name, text in (body.build_args or {}).items()},
         image=None if body.image is None else plain(body.image),
         tags=tuple(map(plain, body.tags or ())),
-        force=body.force,
+        force=bool(body.force),
     )
 
 

@@ -34,6 +34,11 @@ def test_two_spellings_are_one_build(house: House) -> None:
     assert len(names) == 1
 
 
+def test_null_stands_for_absent(house: House) -> None:
+    absent = dict.fromkeys(("ref", "subdir", "build_args", "image", "tags", "force"))
+    assert house.ask(**absent).name == house.ask().name
+
+
 def test_a_ref_is_looked_up_at_a_real_host(houses: Callable[..., House], tmp_path: Path) -> None:
     with GitHost(tmp_path / "git") as host:
         content = tmp_path / "content"
