@@ -30,7 +30,7 @@ def main(spec: str, target: str) -> int:
         from builds.builder.outcome import exit_status  # noqa: PLC0415
         from builds.builder.result import write  # noqa: PLC0415
 
-        log = Log(sys.stdout.buffer)
+        log = Log(os.fdopen(1, "wb", closefd=False))  # not Python's own, whose state would be in the exit status
         result = attempted(Path(spec), log, folder)
         write(Path(target), result)
         reached(Fault.BUILDER_RESULT_WRITTEN)

@@ -45,25 +45,25 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
 
     Temporary files are in a folder made in `inside`.
     """
-    began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="kiln-", dir=inside))
     attempt = None
     try:
-        known = msgspec.json.decode(spec.read_bytes(), type=Spec)
-        processes.limit(known.surroundings.timeout - (time.monotonic() - began))
-        attempt = Attempt(known, log, folder)
-        result = attempt.run()
+        try:
+            known = msgspec.json.decode(spec.read_bytes(), type=Spec)
+            processes.limit(known.surroundings.timeout)
+            attempt = Attempt(known, log, folder)
+            result = attempt.run()
+        except Failure as failure:
+            result = _failed(failure)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and tried again)
+            log.say(traceback.format_exc())
+            result = _failed(Failure(INFRASTRUCTURE, f"The builder itself failed: {type(error).__name__}."))
         processes.stop_listening()
     except processes.Cancelled:
         result = Result(state=State.CANCELLED, message="The build was told to stop.")
     except processes.TimedOut:
-        result = Result(state=State.FAILED, reason=Reason.TIMEOUT, message=_too_long(known.surroundings.timeout))
-    except Failure as failure:
-        result = _failed(failure)
-    except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and tried again)
-        log.say(traceback.format_exc())
-        result = _failed(Failure(INFRASTRUCTURE, f"The builder itself failed: {type(error).__name__}."))
-    processes.stop_listening()
+        sentence = f"The build took longer than the {known.surroundings.timeout:.0f} s that it may take."
+        result = Result(state=State.FAILED, reason=Reason.TIMEOUT, message=sentence)
     ended = time.monotonic()
     processes.end_session()
     shutil.rmtree(folder, ignore_errors=True)
@@ -83,10 +83,6 @@ def _failed(failure: Failure) -> Result:
     return Result(
         state=State.FAILED, reason=failure.reason, message=failure.message, out_of_memory=failure.out_of_memory
     )
-
-
-def _too_long(seconds: float) -> str:
-    return f"The build took longer than the {seconds:.0f} s that it may take."
 
 
 class Attempt:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from contextlib import suppress
 from typing import BinaryIO
 
 import msgspec
@@ -52,10 +53,9 @@ class Log:
         """Writes what was kept back. Nothing may be added afterwards."""
         if self._left_out:
             text = f"[{self._left_out} lines left out: a log ends at {HEAD >> 20} MiB]"
-            self._out.write(self._encoded(self._first_left_out, text))
+            self._write(self._encoded(self._first_left_out, text))
         while self._held:
-            self._out.write(self._held.popleft())
-        self._out.flush()
+            self._write(self._held.popleft())
 
     @property
     def tail(self) -> str:
@@ -69,8 +69,7 @@ class Log:
         line = self._encoded(self._number, text)
         if not self._held and not self._left_out and self._written + len(line) <= HEAD:
             self._written += len(line)
-            self._out.write(line)
-            self._out.flush()
+            self._write(line)
             return
         self._held.append(line)
         self._held_bytes += len(line)
@@ -78,6 +77,12 @@ class Log:
             self._first_left_out = self._first_left_out or self._number - len(self._held) + 1
             self._held_bytes -= len(self._held.popleft())
             self._left_out += 1
+
+    def _write(self, line: bytes) -> None:
+        """A log that nobody can take any more, or that no disk has room for, is no reason to end without a result."""
+        with suppress(OSError):
+            self._out.write(line)
+            self._out.flush()
 
     def _encoded(self, number: int, text: str) -> bytes:
         return msgspec.json.encode({"n": number, "phase": self.phase, "text": text}) + b"\n"

@@ -85,15 +85,15 @@ ROWS: Sequence[Row] = (
     Row((Stage.PUSH,), r"", INFRASTRUCTURE, "The image could not be pushed to the registry."),
     Row(
         (Stage.FETCH,),
-        r"Failed to check out ref",
+        r"Could not parse object",
         REPOSITORY,
         "No branch or tag of the repository leads to the commit.",
     ),
     Row(
         (Stage.FETCH,),
-        r"did not contain|not our ref|No url found for submodule|unable to find current revision in submodule",
+        r"No url found for submodule",
         REPOSITORY,
-        "A submodule of the repository cannot be fetched as the commit names it.",
+        "A submodule has no address.",
     ),
     Row(BUILDING, r"did not complete successfully|executor failed running", REPOSITORY, "A step of the build failed."),
     Row(

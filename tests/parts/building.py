@@ -101,9 +101,10 @@ class Builder:
         name: str = "build-x-0",
         force: bool = False,
         tags: tuple[Tag, ...] = (),
+        log: Path | None = None,
         **around: Any,
     ) -> Attempt:
-        """Returns at once. `around` replaces parts of the surroundings."""
+        """Returns at once. `log` is where its output goes; `around` replaces parts of the surroundings."""
         folder = self.folder / f"attempt-{len(list(self.folder.glob('attempt-*')))}"
         (folder / "tmp").mkdir(parents=True)
         surroundings = msgspec.structs.replace(self.surroundings, **around)
@@ -119,8 +120,8 @@ class Builder:
         (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
         environment = {**os.environ, **self.environment, "TMPDIR": str(folder / "tmp")}
         command = [sys.executable, "-m", "builds.builder", str(folder / "spec.json"), str(folder / "result.json")]
-        with (folder / "log").open("wb") as log, (folder / "errors").open("wb") as errors:
-            process = subprocess.Popen(command, stdout=log, stderr=errors, env=environment, start_new_session=True)
+        with (log or folder / "log").open("wb") as output, (folder / "errors").open("wb") as errors:
+            process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment, start_new_session=True)
         return Attempt(process, folder)
 
     def run(self, request: Request, **options: Any) -> Attempt:

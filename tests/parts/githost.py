@@ -31,7 +31,8 @@ class GitHost:
     """Serves the bare repositories under `root` at `http://<address>:<port>/<path>.git` until `close`.
 
     What a path prefix has in `passwords` it takes to come in (`user`, `password`); what is in `redirects` is answered
-    with 302 to there; what is in `hanging` is accepted and never answered. All may be changed while it runs. `requests`
+    with 302 to there; what is in `hanging` is accepted and never answered; what is in
+    `old` is served by protocol 0, which gives only what refs point at. All may be changed while it runs. `requests`
     are the targets asked for so far, `credentials` those among them that came with one.
     """
 
@@ -40,6 +41,7 @@ class GitHost:
         self.passwords: dict[str, tuple[str, str]] = {}
         self.redirects: dict[str, str] = {}
         self.hanging: set[str] = set()
+        self.old: set[str] = set()
         self.requests: list[str] = []
         self.credentials: list[str] = []
         self.released = threading.Event()
@@ -167,14 +169,14 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Authorization") == "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
     def _run(self, body: IO[bytes]) -> None:
-        target = urlsplit(self.path)
+        host, target = self.served_by, urlsplit(self.path)
         env = {
             **{name: value for name, value in os.environ.items() if not name.startswith("GIT_")},
             "GIT_CONFIG_GLOBAL": "/dev/null",
             "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_PROJECT_ROOT": str(self.served_by.root),
+            "GIT_PROJECT_ROOT": str(host.root),
             "GIT_HTTP_EXPORT_ALL": "1",
-            "GIT_PROTOCOL": self.headers.get("Git-Protocol", ""),
+            "GIT_PROTOCOL": "" if _under(target.path, host.old) else self.headers.get("Git-Protocol", ""),
             "REQUEST_METHOD": self.command,
             "PATH_INFO": target.path,
             "QUERY_STRING": target.query,

@@ -152,3 +152,12 @@ def test_a_password_that_is_changed_before_the_push(path: str, builder: Builder,
         attempt.wait()
     assert "does not let the image be pushed" in ours(attempt)
     assert canary not in attempt.everything
+
+
+def test_a_log_that_no_disk_has_room_for(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    head = repository(host, path, tmp_path / "content", "exit 5")
+    attempt = builder.run(asked(host, path, head, registry), log=Path("/dev/full"))
+    assert attempt.status == 64, (attempt.folder / "errors").read_text()
+    assert "exit code: 5" in (attempt.result.message or "")

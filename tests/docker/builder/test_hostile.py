@@ -12,7 +12,7 @@ from builds.build import Reason, Request
 from builds.repository import is_public
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
-from tests.parts.githost import GitHost, commit
+from tests.parts.githost import GitHost, commit, git
 from tests.parts.registry import Registry
 
 COMMIT = "1" * 40
@@ -167,3 +167,26 @@ def test_what_is_not_there(
     where = f"{path}-nowhere" if missing == "repository" else path
     message = refused(builder.run(asked(host, where, COMMIT if missing == "commit" else head, registry)))
     assert "no such repository" in message or "no such commit" in message
+
+
+def test_a_commit_that_no_branch_leads_to(
+    path: str, part: tuple[str, str], builder: Builder, host: GitHost, registry: Registry
+) -> None:
+    """git can fetch it, the tool cannot."""
+    bare = host.bare(part[0])
+    head = git("commit-tree", f"{part[1]}^{{tree}}", "-m", "Proposed", cwd=bare)
+    git("update-ref", "refs/pull/1/head", head, cwd=bare)
+    assert "No branch or tag" in refused(builder.run(asked(host, part[0], head, registry)))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_host_that_gives_only_what_refs_point_at(
+    there: bool, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    head = host.create(path, tmp_path / "content")
+    commit(host.bare(path), tmp_path / "content", message="The next one")
+    host.old.add(f"/{path}.git")
+    attempt = builder.run(asked(host, path, head if there else COMMIT, registry))
+    assert attempt.status == (0 if there else 64), attempt.text
