@@ -280,7 +280,7 @@ def members(session: int) -> list[int]:
 
 def sleepers(seconds: str) -> list[int]:
     """Processes that sleep for exactly that long, in whatever container."""
-    command = f"\0sleep\0{seconds}\0"
+    command = f"sleep\0{seconds}\0"
     found = []
     for entry in Path("/proc").iterdir():
         with suppress(OSError):

@@ -95,6 +95,22 @@ def test_asked_for_again_after_a_cancel(system: System) -> None:
     assert [attempt["state"] for attempt in build["attempts"]] == ["cancelled", "succeeded"]
 
 
+def test_a_newer_push_takes_its_place(tmp_path: Path, registry: Registry, host: GitHost) -> None:
+    """Both were pushed while no controller ran; the later one was told first."""
+    with System(tmp_path, registry=registry, host=host) as system:
+        system.start("web")
+        old = system.commit("ada/superseded", {"Dockerfile": SMALL})
+        new = system.commit("ada/superseded", {"Dockerfile": SMALL})
+        pushes = [system.push("ada/superseded", old), system.push("ada/superseded", new, before=old)]
+        latest, superseded = (system.deliver(push).json()["builds"][0]["name"] for push in reversed(pushes))
+        system.start("controller")
+        assert system.ended(latest)["state"] == "succeeded"
+        build = system.ended(superseded)
+        assert (build["state"], build["reason"], build["attempts"]) == ("cancelled", "superseded", [])
+        for sink in system.sinks:
+            assert system.arrived(sink, superseded, "cancelled").extensions["reason"] == "superseded"
+
+
 @pytest.mark.parametrize("state", ["succeeded", "failed"])
 def test_what_has_ended_stays_so(system: System, state: str) -> None:
     name = system.build(

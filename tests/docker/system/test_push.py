@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import requests
 
 from docs.demo import github
+from tests.parts import machine
 from tests.parts.system import SMALL, System, Webhook, http
 
 
@@ -134,3 +135,20 @@ def test_force_builds_anew(system: System) -> None:
     assert system.build("ada/forced", commit, force=True) == name
     found = system.wait(name, lambda build: build["attempt"] == 2 and build["state"] == "succeeded")
     assert [attempt["number"] for attempt in found["attempts"]] == [1, 2]
+
+
+def test_a_step_that_fails_is_told_at_once(system: System) -> None:
+    busybox = machine.program("busybox", "busybox-static").read_bytes()
+    dockerfile = "FROM scratch\nCOPY busybox /bin/sh\nRUN echo the dog ate it >&2 && exit 7\n"
+    commit = system.commit("ada/failing", {"Dockerfile": dockerfile, "busybox": busybox})
+    (name,) = names(system.deliver(system.push("ada/failing", commit)))
+    build = system.ended(name)
+    assert (build["state"], build["reason"], build["attempt"]) == ("failed", "repository", 1)
+    assert "exit code: 7" in build["message"]
+    assert "the dog ate it" in build["message"]
+    for sink in system.sinks:
+        event = system.arrived(sink, name, "failed")
+        assert isinstance(event.data, dict)
+        assert (event.extensions["reason"], event.data["message"]) == ("repository", build["message"])
+        assert "image" not in event.extensions
+    assert system.digest(build["image"]["repository"], commit) is None
