@@ -8,27 +8,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.fuzz.asked import build_request, pattern, repository_url, trigger_template
 from tests.fuzz.builder import git_words, tool_output
 from tests.fuzz.decode import decode_http
 from tests.fuzz.filters import filters
 from tests.fuzz.github import github_webhook
-from tests.fuzz.targets_builds import build_request, pattern, repository_url, trigger_template
 from tests.fuzz.written import configuration, durations_and_sizes, saved_requests, server_sent_events
 
 CORPUS = Path(__file__).parent / "corpus"
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "build_request": build_request,
+    "configuration": configuration,
     "decode_http": decode_http,
+    "durations_and_sizes": durations_and_sizes,
     "filters": filters,
     "git_words": git_words,
     "github_webhook": github_webhook,
     "pattern": pattern,
     "repository_url": repository_url,
-    "tool_output": tool_output,
-    "trigger_template": trigger_template,
-    "configuration": configuration,
-    "durations_and_sizes": durations_and_sizes,
     "saved_requests": saved_requests,
     "server_sent_events": server_sent_events,
+    "tool_output": tool_output,
+    "trigger_template": trigger_template,
 }

@@ -1,4 +1,4 @@
-"""Fuzz targets of `builds`: each takes any bytes, and lets nothing out but the errors that the package declares."""
+"""`builds`: what is asked for, by whom one need not trust: addresses, patterns, templates, requests."""
 
 from __future__ import annotations
 
