@@ -55,23 +55,23 @@ class Source:
         run = self._git.run
         kind = "sha256" if len(commit) > 40 else "sha1"  # noqa: PLR2004 (hex digits of SHA-1)
         run("init", "--quiet", "--bare", f"--object-format={kind}", str(bare))
-        run("config", "remote.origin.url", url, cwd=bare)
+        run("config", "remote.origin.url", url, at=bare)
         options = ("--quiet", "--no-tags", "--filter=blob:none", "--no-write-fetch-head")
         try:
-            run("fetch", *options, "--depth=1", "--", "origin", commit, cwd=bare)
+            run("fetch", *options, "--depth=1", "--", "origin", commit, at=bare)
         except UnknownRef as error:
             if "unadvertised" not in str(error):
                 raise
             # A host that gives only what branches and tags lead to; so all of that.
-            run("fetch", *options, "--", "origin", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", cwd=bare)
-            run("rev-parse", "--verify", f"{commit}^{{commit}}", cwd=bare)
+            run("fetch", *options, "--", "origin", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", at=bare)
+            run("rev-parse", "--verify", f"{commit}^{{commit}}", at=bare)
 
     def _submodules(self, bare: Path, commit: str) -> Iterator[tuple[str, list[str]]]:
         """Every address in `.gitmodules`, with the commits that are wanted from it; nothing if the tree links to none.
 
         A name may be configured more than once and git takes one of them; here all count.
         """
-        listed = self._git.run("ls-tree", "-r", "-z", "--full-tree", commit, cwd=bare).decode(errors="surrogateescape")
+        listed = self._git.run("ls-tree", "-r", "-z", "--full-tree", commit, at=bare).decode(errors="surrogateescape")
         entries = {path: meta.split() for meta, _, path in (entry.partition("\t") for entry in listed.split("\0"))}
         links = {path: meta[2] for path, meta in entries.items() if meta[:2] == ["160000", "commit"]}
         if not links:
@@ -92,7 +92,7 @@ class Source:
 
     def _settings(self, bare: Path, commit: str) -> Iterator[tuple[str, str, str]]:
         """Name, variable and value of each setting in `.gitmodules`, read as git reads it."""
-        output = self._git.run("config", "--blob", f"{commit}:.gitmodules", "--list", "-z", cwd=bare)
+        output = self._git.run("config", "--blob", f"{commit}:.gitmodules", "--list", "-z", at=bare)
         for setting in output.decode(errors="surrogateescape").split("\0"):
             key, _, value = setting.partition("\n")
             named = re.fullmatch(r"submodule\.(.+)\.([^.]+)", key, re.DOTALL)

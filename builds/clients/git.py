@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import selectors
 import signal
 import socket
 import subprocess
@@ -46,6 +47,10 @@ RESOLVE_TIMEOUT = 8.0
 LOOKUPS_PER_HOST = 4
 """How many `Resolver` look-ups ask one host at the same time."""
 
+MAX_OUTPUT, MAX_REFS, MAX_COMPLAINT = 64 << 20, 1 << 20, 16 << 10
+"""Bytes that git may print: at all (the names of half a million files), of refs, and of a complaint. More is a host or
+a repository that wants our memory."""
+
 SETTINGS = """\
 [core]
 	hooksPath = /dev/null
@@ -68,7 +73,10 @@ SETTINGS = """\
 	auto = false
 [protocol]
 	allow = never
+[safe]
+	bareRepository = explicit
 """
+"""The last one because files of a repository can look like a Git directory, with a configuration that runs commands."""
 
 
 class Credential(NamedTuple):
@@ -131,6 +139,7 @@ class Git:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_LFS_SKIP_SMUDGE": "1",
             "GIT_TERMINAL_PROMPT": "0",
+            "BUILDX_GIT_INFO": "false",  # or buildx runs git in the folder that it builds
         }
 
     def permit(self, url: str, deadline: float | None = None) -> Repository:
@@ -148,25 +157,29 @@ class Git:
         self._write()
         return repository
 
-    def run(self, *arguments: str, cwd: Path | None = None, deadline: float | None = None) -> bytes:
-        """What git printed. Raises what `diagnosis` makes of its complaint; Unreachable at the deadline."""
+    def run(
+        self, *arguments: str, at: Path | None = None, deadline: float | None = None, most: int = MAX_OUTPUT
+    ) -> bytes:
+        """What git printed, at most so many bytes; `at` is the bare repository that it works on.
+
+        Raises what `diagnosis` makes of its complaint; CannotBuild for more output, Unreachable at the deadline.
+        """
         child = subprocess.Popen(
-            ["git", *arguments],  # noqa: S607 (the one on PATH)
-            cwd=cwd or self.home,
+            ["git", *([f"--git-dir={at}"] if at else []), *arguments],  # noqa: S607 (the one on PATH)
+            cwd=self.home,
             env=self.environment,
             stdin=self._stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             process_group=0,
         )
-        try:
-            output, complaint = child.communicate(timeout=_remaining(deadline))
-        except subprocess.TimeoutExpired:
-            raise Unreachable("The Git host did not answer in time.") from None
-        finally:
-            if child.returncode is None:  # its transport helpers hold the pipes, so they have to end as well
-                os.killpg(child.pid, signal.SIGKILL)
-                child.communicate()
+        with child:
+            try:
+                output, complaint = _heard(child, deadline, most)
+                child.wait()
+            finally:
+                if child.returncode is None:  # its transport helpers have to end as well
+                    os.killpg(child.pid, signal.SIGKILL)
         if child.returncode:
             raise diagnosis(complaint.decode(errors="replace"))
         return output
@@ -177,9 +190,9 @@ class Git:
         `HEAD` may be asked for; where it is a branch, that is added under the name `HEAD:`. git-ls-remote(1) matches by
         suffix, so its answer is filtered here.
         """
-        output = self.run("ls-remote", "--symref", "--", url, *wanted, deadline=deadline).decode(errors="replace")
+        output = self.run("ls-remote", "--symref", "--", url, *wanted, deadline=deadline, most=MAX_REFS)
         found = {}
-        for line in output.splitlines():
+        for line in output.decode(errors="replace").splitlines():
             value, _, name = line.partition("\t")
             if value.startswith("ref: ") and name == "HEAD":
                 found["HEAD:"] = value.removeprefix("ref: ")
@@ -217,6 +230,35 @@ class Git:
                 sections.append(f"\textraHeader = Authorization: Basic {token}\n")
         with open(self._config, "w", opener=_private, encoding="utf-8") as file:
             file.write("".join(sections))
+
+
+def _heard(child: subprocess.Popen[bytes], deadline: float | None, most: int) -> tuple[bytes, bytes]:
+    """Output and complaint to their end; of the complaint the last part, where git says what is wrong.
+
+    `communicate` takes whatever a host sends. Raises CannotBuild, Unreachable.
+    """
+    assert child.stdout is not None  # noqa: S101 (it is a pipe)
+    assert child.stderr is not None  # noqa: S101
+    output, complaint = bytearray(), b""
+    with selectors.DefaultSelector() as selector:
+        for pipe in (child.stdout, child.stderr):
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
+            left = _remaining(deadline)
+            ready = selector.select(left)
+            if left == 0.0 or not ready:
+                raise Unreachable("The Git host did not answer in time.")
+            for key, _ in ready:
+                piece = os.read(key.fd, 1 << 16)
+                if not piece:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is child.stderr:
+                    complaint = (complaint + piece)[-MAX_COMPLAINT:]
+                else:
+                    output += piece
+                if len(output) > most:
+                    raise CannotBuild(f"The repository, or its host, has more to tell than {most >> 20} MiB of names.")
+    return bytes(output), complaint
 
 
 class Resolved(NamedTuple):

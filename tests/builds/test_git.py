@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -175,3 +179,55 @@ def test_a_credential_is_used(host: GitHost, policy: Policy, tmp_path: Path) -> 
     (tmp_path / "main").write_text(f"http://ada:p%C3%A4ssword%3A%2F%20%40@127.0.0.1:{host.port}/ada/private\n")
     with pytest.raises(UnknownRef, match="empty"):
         Resolver(policy, lambda: credentials(tmp_path)).resolve(canonical(host.url("ada/private")), None)
+
+
+def test_what_only_looks_like_a_git_directory_is_none(host: GitHost, policy: Policy, tmp_path: Path) -> None:
+    """Files of a repository can; whatever runs git among them would run what their configuration says."""
+    looks = tmp_path / "looks"
+    shutil.copytree(host.bare("ada/page"), looks)
+    marker = tmp_path / "ran"
+    git("config", "core.bare", "false", cwd=looks)
+    git("config", "core.worktree", ".", cwd=looks)
+    git("config", "core.fsmonitor", f"touch {marker}; false", cwd=looks)
+    git("status", cwd=looks)
+    assert marker.exists(), "this is how it works where nothing is done about it"
+    marker.unlink()
+    with Git(policy) as own:
+        done = subprocess.run(["git", "status"], cwd=looks, env=own.environment, capture_output=True, check=False)
+    assert b"safe.bareRepository" in done.stderr
+    assert not marker.exists()
+
+
+def test_a_host_that_complains_at_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """git repeats what a host says of an error; looking through it must not take longer for its length."""
+    words = b"transport 'repository '" * 200_000
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(500)
+            self.send_header("Content-Type", "text/plain")
+            self.send_header("Content-Length", str(len(words)))
+            self.end_headers()
+            self.wfile.write(words)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    base = f"http://127.0.0.1:{server.server_address[1]}"
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="error: 500") as raised:
+        Resolver(Policy([f"{base}/**"])).resolve(canonical(f"{base}/a/b"), None)
+    assert time.monotonic() - begun < 5
+    assert len(str(raised.value)) < 1000
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_host_with_more_refs_than_anybody_reads(
+    host: GitHost, policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "MAX_REFS", 20)
+    with pytest.raises(CannotBuild, match="more to tell"):
+        Resolver(policy).resolve(canonical(host.url("ada/page")), "main")
