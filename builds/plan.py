@@ -551,7 +551,7 @@ class _Slots:
         return any(self._free.values())
 
     def take(self, build: Build, *, alone: bool) -> str | None:
-        """The node for the build's next attempt, or `None`.
+        """The node for the build's next attempt, or `None`; asked only while a slot is left.
 
         The same repository comes back to the node that has its layers, and goes to the next in its own order when that
         one is full; away from nodes where this round has failed, as long as there are others. One that must be alone
@@ -564,14 +564,13 @@ class _Slots:
             if self._free[node] >= need:
                 self._free[node] -= need
                 return node
-        if alone and ranked:
-            self._free[ranked[0]] = 0
+        self._free[ranked[0]] = 0
         return None
 
 
 def rendezvous(key: str, node: str) -> int:
     """Highest-random-weight hashing (Thaler and Ravishankar, 1998): each key has its own order of nodes."""
-    return int.from_bytes(hashlib.blake2b(f"{key}\0{node}".encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(f"{key}\0{node}".encode(), digest_size=8).digest())
 
 
 def _why_waiting(build: Build, look: _Look) -> str:
