@@ -1,4 +1,4 @@
-"""The folder of secrets: `webhooks/<word>/<any>`, `api-tokens/<name>`, `git-credentials/<any>`, `headers/<sink>`.
+"""The folder of secrets: `webhooks/<word>/<any>`, `api-tokens/<name>`, `git-credentials`, `headers/<sink>`.
 
 A file is a secret. Files are looked at on every use and read again when they changed, so that a rotated Secret (in
 Kubernetes a swapped symlink) holds from then on without a restart. What is wrong with a file is told at the start;
@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kiln.errors import SecretsError
@@ -55,9 +55,8 @@ class Secrets:
 
     @property
     def git_credentials(self) -> Path | None:
-        """The folder of files in git's store format, where there is one."""
-        folder = None if self.root is None else self.root / "git-credentials"
-        return folder if folder is not None and folder.is_dir() else None
+        """Where credentials in git's store format are, if anywhere: a file, or a folder of such files."""
+        return None if self.root is None else self.root / "git-credentials"
 
     def check(self, *, words: Collection[str], sinks: Collection[str]) -> None:
         """Raises SecretsError with all that is wrong; `words` are the webhook routes, `sinks` the sinks there are."""
@@ -66,9 +65,12 @@ class Secrets:
         if not self.root.is_dir():
             raise SecretsError([f"KILN_SECRETS_DIR: {self.root} is not a folder"])
         problems = [*_strangers(self.root, FOLDERS), *_strangers(self.root / "webhooks", words)]
-        problems += [f"{path}: must be a folder of secrets" for path in self._folders() if not path.is_dir()]
-        for folder in self._folders():
-            problems += [f"{path}: {wrong}" for path, wrong in _load(folder)[1].items()]
+        for path in self._folders():
+            if path.is_dir() or path == self.git_credentials:
+                files = _visible(path) if path.is_dir() else [path]
+                problems += [f"{file}: {wrong}" for file, wrong in _load(files)[1].items()]
+            else:
+                problems.append(f"{path}: must be a folder of secrets")
         problems += _strangers(self.root / "headers", sinks)
         if problems:
             raise SecretsError(problems)
@@ -88,7 +90,7 @@ class Secrets:
             before = self._read.get(folder)
             if before is not None and before[0] == seen:
                 return before[1]
-        values, wrong = _load(path)
+        values, wrong = _load(_visible(path))
         for file, problem in wrong.items():
             log.error("The secret %s is left out: %s", file, problem)
         with self._lock:
@@ -103,13 +105,13 @@ def _strangers(folder: Path, known: Collection[str]) -> Iterator[str]:
             yield f"{path}: nothing reads this; known here: {', '.join(sorted(known)) or 'none'}"
 
 
-def _load(folder: Path) -> tuple[dict[str, bytes], dict[Path, str]]:
-    """The secrets of one folder by file name, and what is wrong with the others."""
+def _load(files: Iterable[Path]) -> tuple[dict[str, bytes], dict[Path, str]]:
+    """The secrets in these files by file name, and what is wrong with the others."""
     values: dict[str, bytes] = {}
     wrong: dict[Path, str] = {}
-    for path in _visible(folder):
+    for path in files:
         try:
-            values[path.name] = _secret(path, header=folder.name == "headers")
+            values[path.name] = _secret(path, header=path.parent.name == "headers")
         except OSError as error:
             wrong[path] = f"cannot be read ({error.strerror})"
         except ValueError as error:

@@ -118,7 +118,7 @@ def _text(text: str) -> str:
 
 def _path(text: str) -> Path:
     try:
-        return Path(_text(text)).expanduser()
+        return Path(_text(text)).expanduser().absolute()  # builders have another working directory
     except RuntimeError:
         raise ValueError("must be a path without ~, as there is no such home directory here") from None
 

@@ -107,7 +107,7 @@ def _registry_config(found: Settings, environ: Mapping[str, str]) -> str | None:
     if found.registry_config is not None:
         return str(found.registry_config)
     usual = Path(environ.get("DOCKER_CONFIG") or Path("~/.docker").expanduser()) / "config.json"
-    return str(usual) if usual.is_file() else None
+    return str(usual.absolute()) if usual.is_file() else None
 
 
 def ops(kiln: Kiln, process: Process) -> Ops:

@@ -24,7 +24,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """A docker `config.json`."""
     docker_host: str | None = None
     git_credentials: str | None = None
-    """A folder of files in git's store format."""
+    """A file in git's store format, or a folder of them."""
     timeout: float = 3600.0
     """Seconds that the whole attempt may take."""
 

@@ -315,11 +315,12 @@ def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) 
 # Credentials
 
 
-def credentials(folder: str | os.PathLike[str] | None) -> tuple[Credential, ...]:
-    """What is in a folder of files in the format of git-credential-store(1). Other lines are passed over."""
-    if folder is None or not Path(folder).is_dir():
+def credentials(place: str | os.PathLike[str] | None) -> tuple[Credential, ...]:
+    """What is in a file in the format of git-credential-store(1), or a folder of them. Other lines are passed over."""
+    if place is None or not Path(place).exists():
         return ()
-    files = sorted(file for file in Path(folder).iterdir() if file.is_file() and not file.name.startswith("."))
+    inside = sorted(Path(place).iterdir()) if Path(place).is_dir() else [Path(place)]
+    files = [file for file in inside if file.is_file() and not file.name.startswith(".")]
     lines = (line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines())
     return tuple(credential for line in lines if (credential := _credential(line)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from builds.clients.git import credentials
 from kiln.errors import SecretsError
 from kiln.secrets import Secrets
 
@@ -30,13 +31,24 @@ def test_without_a_folder_there_are_no_secrets() -> None:
     secrets = Secrets(None)
     secrets.check(words=WORDS, sinks=SINKS)
     assert (secrets.webhooks("github"), secrets.api_tokens(), secrets.headers("hub")) == ((), {}, {})
-    assert secrets.git_credentials is None
+    assert credentials(secrets.git_credentials) == ()
 
 
 def test_a_file_is_the_secret_without_one_trailing_newline(tmp_path: Path) -> None:
     put(tmp_path, "api-tokens/ci", "s3cret\n\n")
     put(tmp_path, "api-tokens/raw", b"\xff\x00")
     assert Secrets(tmp_path).api_tokens() == {"ci": b"s3cret\n", "raw": b"\xff\x00"}
+
+
+@pytest.mark.parametrize("name", ["git-credentials", "git-credentials/host"])
+def test_git_credentials_are_a_file_or_a_folder_of_files(tmp_path: Path, name: str) -> None:
+    path = put(tmp_path, name, "https://ada:canary-0b1e@git.example.edu/team\n")
+    secrets = Secrets(tmp_path)
+    secrets.check(words=WORDS, sinks=SINKS)
+    (found,) = credentials(secrets.git_credentials)
+    assert (found.user, found.password) == ("ada", "canary-0b1e")
+    path.write_text("\n")
+    assert problems(tmp_path) == f"{path}: is empty"
 
 
 def test_every_file_of_a_route_is_valid(tmp_path: Path) -> None:

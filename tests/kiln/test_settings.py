@@ -157,6 +157,11 @@ def test_a_word_whose_part_is_not_here_yet_is_refused_as_such(name: str, word: s
     assert "is not in this version of Kiln" in problem
 
 
+def test_a_relative_path_is_from_here_for_builders_too() -> None:
+    settings = read(LEAST | {"KILN_SECRETS_DIR": "secrets", "KILN_REGISTRY_CONFIG": "config.json"})
+    assert (settings.secrets_dir, settings.registry_config) == (Path.cwd() / "secrets", Path.cwd() / "config.json")
+
+
 def test_a_base_path_gets_its_slashes() -> None:
     settings = read(LEAST | {"KILN_BASE_PATH": "services/binder", "KILN_AUTH": "none"})
     assert settings.base_path == "/services/binder/"
