@@ -97,7 +97,9 @@ def test_while_pushing(path: str, builder: Builder, host: GitHost, tmp_path: Pat
     with Registry(tmp_path / "registry") as registry:
         (tmp_path / "content").mkdir()
         put_busybox(tmp_path / "content")
-        (tmp_path / "content/Dockerfile").write_text("FROM scratch\nCOPY busybox /bin/sh\nRUN echo begun; sleep 2\n")
+        unique = secrets.token_hex(8)
+        dockerfile = f"FROM scratch\nCOPY busybox /bin/sh\nENV RUN={unique}\nRUN echo begun; sleep 2\n"
+        (tmp_path / "content/Dockerfile").write_text(dockerfile)
         head = host.create(path, tmp_path / "content")
         attempt = builder.start(asked(host, path, head, registry))
         attempt.until_step_says("begun")
