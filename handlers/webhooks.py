@@ -2,11 +2,14 @@
 
 Hosts disable a hook whose deliveries fail, and show the answer to the repository's owner. So a verified delivery that
 leads to nothing is a 200 that says why, also where it is our policy that refuses; but a secret speaks only for hosts of
-its own kind, and one that names another's repository is answered 403.
+its own kind, and one that names another's repository is answered 403. What one trigger asks for and may not have is no
+reason to leave out what the others ask for: GitHub does not send it again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from flask import Blueprint, Response, request
@@ -15,7 +18,7 @@ from builds.build import Kind
 from builds.engines import Ask, EngineError
 from builds.errors import AskError
 from builds.repository import of_kind
-from builds.triggers import wanted
+from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hosts import DIALECTS, Ignored, push_of
@@ -55,29 +58,40 @@ def _receive(word: str) -> Response:
         return _nothing(delivered.reason)
     asking.note(event_id=" ".join(event.id for event in delivered))
     asks: list[Ask] = []
-    reason = "No trigger asks for a build of this."
+    refusals: list[str] = []
     for event in delivered:
-        try:
-            asks += _asks(event, word)
-        except AskError as error:
-            if error.status not in REFUSED:
-                raise
-            reason = str(error)
+        with _collected(refusals):
+            for each in _wanted(event, word):
+                with _collected(refusals):
+                    asks.append(asking.check(each, event, by=f"webhook:{word}", kind=Kind.PUSH))
+    if refusals:
+        asking.note(refused=" ".join(refusals))
     if not asks:
-        return _nothing(reason)
+        return _nothing(refusals[-1] if refusals else "No trigger asks for a build of this.")
     built = asking.accept(asks, via=word)
     builds = [{"name": build.name, "location": location(build.name)} for build in built]
     return answer({"builds": builds}, 202)
 
 
-def _asks(event: Event, word: str) -> list[Ask]:
+@contextmanager
+def _collected(refusals: list[str]) -> Iterator[None]:
+    """Goes on where policy refuses."""
+    try:
+        yield
+    except AskError as error:
+        if error.status not in REFUSED:
+            raise
+        refusals.append(str(error))
+
+
+def _wanted(event: Event, word: str) -> list[Wanted]:
     """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
     found = wanted(services().triggers, event)
     push = push_of(event)
     for url in {*(each.repository for each in found), *([push.repository] if push else [])}:
         if not of_kind(services().intake.repository(url), word):
             raise Problem(403, f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
-    return [asking.check(each, event, by=f"webhook:{word}", kind=Kind.PUSH) for each in found]
+    return found
 
 
 def _nothing(reason: str) -> Response:

@@ -10,6 +10,7 @@ import pytest
 
 from builds.build import Kind
 from builds.repository import HostKind
+from builds.triggers import BuildTemplate, TriggerRule
 from tests.handlers.house import COMMIT, REPOSITORY, SECRET, House, push, signed
 
 
@@ -81,6 +82,16 @@ def test_what_policy_refuses_is_200_so_that_the_host_keeps_the_hook(houses: Call
     assert answer.status_code == 200
     assert REPOSITORY in answer.json["reason"]
     assert not house.builds()
+
+
+def test_what_one_trigger_may_not_have_is_no_reason_to_leave_out_the_others(houses: Callable[..., House]) -> None:
+    elsewhere = TriggerRule(name="elsewhere", build=BuildTemplate(image="elsewhere.example/x"))
+    house = houses(triggers=[elsewhere, TriggerRule(name="all")])
+    answer = house.client.post("/webhooks/github", **signed(push()))
+    assert answer.status_code == 202
+    (build,) = house.builds()
+    assert [cause.trigger for cause in build.causes] == ["all"]
+    assert [named["name"] for named in answer.json["builds"]] == [build.name]
 
 
 @pytest.mark.parametrize("where", ["https://gitlab.com/octo/stats", "https://git.example.edu/octo/stats"])
