@@ -7,18 +7,24 @@ Flask is there. Nothing is read from gunicorn's own files or variables: `KILN_*`
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from builds.engines import EngineError
 from kiln import logs
@@ -47,6 +53,52 @@ class KilnLogger(Logger):  # type: ignore[misc]
         known = {"status": int(status), "seconds": round(request_time.total_seconds(), 4)}
         about = environ.get("kiln.log", {})
         self.access_log.info("%s %s %s", method, path, status, extra={**known, **about})
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """gunicorn's threads, none of which anybody can keep for ever.
+
+    gunicorn waits without end for the rest of a request and for who takes an answer, so as many senders as there are
+    threads, each silent after a word, would be the end of web. And it waits for a client to close the connection in the
+    one thread that accepts all others.
+    """
+
+    patience = 30.0
+    """Seconds in which a request has to be there whole, and a piece of an answer has to be taken."""
+    linger = 1.0
+    """Seconds for the client to close after us, so that it reads the answer though not all of its body was read."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._reading: dict[Any, float] = {}
+
+    def handle(self, conn: Any) -> Any:
+        self._reading[conn] = time.monotonic() + self.patience
+        try:
+            kept = super().handle(conn)
+        finally:
+            self._reading.pop(conn, None)
+        if kept is False:
+            util.close_graceful(conn.sock, self.linger)
+            conn.close = lambda graceful=False: None  # noqa: ARG005  # it is done
+        return kept
+
+    def handle_request(self, req: Any, conn: Any) -> Any:
+        if not any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") for name, _ in req.headers):
+            self._reading.pop(conn, None)
+        conn.sock.settimeout(self.patience)
+        try:
+            return super().handle_request(req, conn)
+        except TimeoutError as error:
+            raise BrokenPipeError(errno.EPIPE, "The answer is not taken") from error  # which is no news to gunicorn
+
+    def murder_pending(self) -> None:
+        """The main thread does this every second. A shutdown wakes the thread that waits for more."""
+        super().murder_pending()
+        for conn, deadline in list(self._reading.items()):
+            if time.monotonic() > deadline:
+                with suppress(OSError):
+                    conn.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Web(BaseApplication):  # type: ignore[misc]
@@ -93,7 +145,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "bind": f"{host}:{settings.port}",
         "backlog": 512,
         "workers": 1,
-        "worker_class": "gthread",
+        "worker_class": Worker,
         "threads": settings.threads,
         "worker_connections": settings.threads + 512,
         "worker_tmp_dir": str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,

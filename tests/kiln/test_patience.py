@@ -1,0 +1,92 @@
+"""Senders and readers that are slow, or never done: each can keep a thread of web for a while, none for ever."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.parts.kiln import ROOT
+
+THREADS = 4
+ENOUGH = 12.0
+"""Seconds: much more than a worker's patience here, much less than gunicorn's own."""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    options = (
+        f"--bind 127.0.0.1:0 --worker-class tests.kiln.impatient.Impatient --threads {THREADS} --no-control-socket"
+    )
+    command = [sys.executable, "-m", "gunicorn", *options.split(), "tests.kiln.impatient:application"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        listening = None
+        while listening is None:
+            listening = re.search(r"Listening at: http://127\.0\.0\.1:(\d+)", process.stderr.readline())
+            assert process.poll() is None
+        yield int(listening[1])
+        process.terminate()
+        rest = process.stderr.read()
+    assert "Traceback" not in rest, rest
+
+
+def answer(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") -> bytes:
+    with socket.create_connection(("127.0.0.1", port), ENOUGH) as connection:
+        connection.sendall(request)
+        return connection.recv(4096)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-",
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n1",
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n1",
+        b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+def test_as_many_as_there_are_threads_keep_nobody_out(port: int, words: bytes) -> None:
+    with ExitStack() as stack:
+        for _ in range(THREADS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))).sendall(words)
+        begun = time.monotonic()
+        assert answer(port).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - begun < ENOUGH
+
+
+def trickle(port: int) -> None:
+    """Each piece comes in time, and the whole does not."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(100):
+            connection.sendall(b"1")
+            time.sleep(0.1)
+
+
+def test_a_trickle_is_no_request_either(port: int) -> None:
+    begun = time.monotonic()
+    with pytest.raises(OSError, match=r"Broken pipe|reset by peer"):
+        trickle(port)
+    assert time.monotonic() - begun < ENOUGH / 2
+
+
+def test_who_does_not_close_a_connection_delays_nobody(port: int) -> None:
+    with ExitStack() as stack:
+        for _ in range(2 * THREADS):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        begun = time.monotonic()
+        assert answer(port).startswith(b"HTTP/1.1 200")
+        assert time.monotonic() - begun < 5
+
+
+def test_a_whole_request_is_answered(port: int) -> None:
+    said = answer(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+    assert said.endswith(b"\r\n3\n")
