@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -113,6 +114,15 @@ class System(Kiln):
                     os.kill(pid, signal.SIGKILL)
         for sink in self.sinks.values():
             sink.close()
+        self._remove_images()
+
+    def _remove_images(self) -> None:
+        """From the machine's daemon; one of a test's own goes with all that it has."""
+        if "KILN_DOCKER_HOST" not in self.settings:
+            query = ["docker", "images", "--quiet", "--no-trunc", f"--filter=reference={self.prefix}*"]
+            found = subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()
+            if found:
+                subprocess.run(["docker", "rmi", "--force", *{*found}], check=True, capture_output=True)
 
     def start(self, command: str, *, ready: bool = True, **settings: str) -> Process:
         process = super().start(command, ready=ready, **settings)

@@ -213,7 +213,7 @@ def failing_build(scene: Scene) -> str:
 
 
 def private_commit(system: System, path: str, end: str) -> tuple[str, str]:
-    seconds = f"1.{secrets.randbelow(10**9):09}"
+    seconds = f"2.{secrets.randbelow(10**9):09}"
     busybox = machine.program("busybox", "busybox-static").read_bytes()
     files: dict[str, str | bytes] = {"Dockerfile": DOCKERFILE.format(seconds=seconds, end=end), "busybox": busybox}
     return system.commit(path, files), seconds
