@@ -21,6 +21,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from builds.errors import (
     UnknownRef,
     Unreachable,
 )
+from builds.removal import remove
 from builds.repository import Policy, Repository, canonical, is_commit
 
 NOWHERE = "255.255.255.255"
@@ -110,8 +112,7 @@ class Git:
         self._policy = policy
         self._credentials = credentials
         self._stdin = stdin
-        self._folder = tempfile.TemporaryDirectory(prefix="kiln-git-", dir=folder, ignore_cleanup_errors=True)
-        self.home = Path(self._folder.name)
+        self.home = Path(tempfile.mkdtemp(prefix="kiln-git-", dir=folder))
         self._permitted: dict[str, Repository] = {}
         self._resolved: dict[str, Sequence[str]] = {}
         self._write()
@@ -122,7 +123,8 @@ class Git:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._folder.cleanup()
+        with suppress(OSError):
+            remove(self.home)
 
     @property
     def environment(self) -> dict[str, str]:

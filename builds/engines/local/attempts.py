@@ -19,7 +19,6 @@ import fcntl
 import logging
 import os
 import re
-import shutil
 import signal
 import subprocess
 import threading
@@ -38,6 +37,7 @@ from builds.builder.spec import Surroundings, spec_for
 from builds.engines import LogLine, Unavailable
 from builds.engines.local.store import UNREADABLE
 from builds.faults import Fault, reached
+from builds.removal import remove
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class _Folder:
         """Takes out everything but the lock, which is in hand."""
         for path in self.path.iterdir():
             if path.name != "lock":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                remove(path) if path.is_dir() else path.unlink()
 
 
 class Attempts:
@@ -233,8 +233,10 @@ class Attempts:
     def remove(self, build: Build) -> None:
         """Deletes the folders of all attempts so far. Raises Unavailable."""
         for number in range(1, build.status.attempt + 1):
-            with _unavailable("deleted"), suppress(FileNotFoundError):
-                shutil.rmtree(self._root / f"{build.name}-{number}")
+            folder = self._root / f"{build.name}-{number}"
+            with _unavailable("deleted"):
+                if folder.exists():
+                    remove(folder)
 
     def log(self, name: str, number: int, after: int) -> Iterator[LogLine]:
         """The lines after line `after`; the file is open only while they are being read. Raises Unavailable."""
