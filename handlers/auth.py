@@ -51,12 +51,7 @@ class Authenticator(Protocol):
 class Anyone:
     """`none`: everybody is let in and everybody is an admin. `network`: the same, a NetworkPolicy stands before it."""
 
-    loopback_only: bool = False
-    """`none` only because nothing can reach in: refuse what looks as if it came from elsewhere."""
-
-    def identify(self, request: Request) -> Identity | None:
-        if self.loopback_only:
-            _refuse_foreigners(request)
+    def identify(self, request: Request) -> Identity | None:  # noqa: ARG002
         return Identity(by=None, admin=True)
 
 
@@ -85,7 +80,7 @@ class Session:
     def identify(self, request: Request) -> Identity | None:
         name, _, rest = request.cookies.get(SESSION, "").rpartition(".")[0].rpartition(".")
         token = self.tokens().get(name)
-        if token is None or not rest.isascii() or not rest.isdigit() or int(rest) < time.time():
+        if token is None or not re.fullmatch(r"[0-9]{1,12}", rest) or int(rest) < time.time():
             return None
         if not hmac.compare_digest(request.cookies[SESSION].encode(), session(name, token, int(rest)).encode()):
             return None
@@ -116,7 +111,7 @@ class Gate:
         raise Problem(401, f"The token {said}: send Authorization: Bearer and one of this Kiln's API tokens.", headers)
 
 
-def gate(words: Iterable[str], *, tokens: Tokens, loopback_only: bool = False, pages: bool = False) -> Gate:
+def gate(words: Iterable[str], *, tokens: Tokens, pages: bool = False) -> Gate:
     """The gate for the words of `KILN_AUTH` or `KILN_EVENTS_AUTH`; with `pages` people may come by the pages' cookie.
 
     Raises ValueError for a word that is not in this version.
@@ -126,7 +121,7 @@ def gate(words: Iterable[str], *, tokens: Tokens, loopback_only: bool = False, p
         if word == "token":
             ways += [Bearer(tokens), Session(tokens)] if pages else [Bearer(tokens)]
         elif word in ("none", "network"):
-            ways.append(Anyone(loopback_only=loopback_only and word == "none"))
+            ways.append(Anyone())
         else:
             raise ValueError(f"{word} is not in this version of Kiln")
     return Gate(tuple(ways))
@@ -152,7 +147,8 @@ def foreign_origin(request: Request) -> bool:
     return origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
 
 
-def _refuse_foreigners(request: Request) -> None:
+def refuse_foreigners(request: Request) -> None:
+    """Raises Problem 403 for whatever looks as if it did not come from this machine."""
     hint = "This Kiln asks nobody who they are, so it answers this machine only; KILN_AUTH says who else may come in."
     if not _loopback(request.headers.get("Host", "")):
         raise Problem(403, f"The Host of the request is not this machine. {hint}")

@@ -158,6 +158,12 @@ def test_the_cookie_does_for_other_replicas_and_for_nobody_else(houses: Callable
         assert other.get("/api/v1/builds").status_code == status, given
 
 
+def test_a_cookie_with_a_number_that_nobody_reads(houses: Callable[..., House]) -> None:
+    house = houses(auth=["token"])
+    headers = {"Cookie": f"{SESSION}=ci.{'9' * 5000}.0"}
+    assert house.app.test_client(use_cookies=False).get("/", headers=headers).status_code == 401
+
+
 def test_a_cookie_from_another_site_changes_nothing(houses: Callable[..., House]) -> None:
     house = houses(auth=["token"])
     client = house.client
