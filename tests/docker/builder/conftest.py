@@ -1,9 +1,9 @@
-"""A Git host and a registry for all tests of the builder, and the builder itself."""
+"""The builder, for all tests of it."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,18 +13,6 @@ from builds.builder.spec import Surroundings
 from tests.parts.building import Builder
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
-    with GitHost(tmp_path_factory.mktemp("git")) as host:
-        yield host
-
-
-@pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    with Registry(tmp_path_factory.mktemp("registry")) as registry:
-        yield registry
 
 
 @pytest.fixture

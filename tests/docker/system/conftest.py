@@ -29,18 +29,6 @@ TRIGGERS = [
 
 
 @pytest.fixture(scope="session")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    with Registry(tmp_path_factory.mktemp("registry")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
-    with GitHost(tmp_path_factory.mktemp("git")) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, registry: Registry, host: GitHost) -> Iterator[System]:
     """Two processes of web, a controller, two sinks."""
     config = {"triggers": _with(host.base, TRIGGERS)}
