@@ -468,10 +468,19 @@ def _leads_to(start: str, goal: str, pushes: Sequence[_Pushed]) -> bool:
 
 
 def _deliveries(build: Build, look: _Look) -> Iterator[Action]:
-    """Events that are due at a sink. Every one is tried at least once, however late we are."""
+    """Events that are due at a sink. Every one is tried at least once, however late we are.
+
+    The first tries of a build's events are made one after the other, so that a sink that answers hears of them in
+    their order; one that fails holds none of the later ones up.
+    """
+    untried: set[str] = set()
     for announcement in build.status.outbox:
         for delivery in announcement.deliveries:
-            if delivery.state is not DeliveryState.PENDING or (delivery.event, delivery.sink) in look.facts.sending:
+            if delivery.state is not DeliveryState.PENDING or delivery.sink in untried:
+                continue
+            if not delivery.tries:
+                untried.add(delivery.sink)
+            if (delivery.event, delivery.sink) in look.facts.sending:
                 continue
             if delivery.tries and look.now - announcement.at >= look.limits.delivery_period:
                 yield Bury(build=build.name, event=delivery.event, sink=delivery.sink)

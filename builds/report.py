@@ -101,7 +101,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     repository: str
     ref: str | None
     commit: str
-    subdir: str
+    subdir: str | None
     image: ImageView
     node: str | None
     queued_at: Instant
@@ -211,7 +211,7 @@ def _view(build: Build, base: str, *, tail: bool) -> BuildView:
         repository=request.repository,
         ref=build.causes[0].ref if build.causes else None,
         commit=request.commit,
-        subdir=request.subdir,
+        subdir=request.subdir or None,
         image=_image(build),
         node=latest.node if latest else None,
         queued_at=queued_at,

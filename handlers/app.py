@@ -11,7 +11,8 @@ import time
 from flask import Flask, Response, g, request
 
 from handlers import builds, events, metrics, pages, problems, webhooks
-from handlers.services import Services
+from handlers.auth import refuse_foreigners
+from handlers.services import Services, services
 
 __all__ = ["Services", "create_app"]
 
@@ -25,12 +26,12 @@ HEADERS = {
 }
 
 
-def create_app(services: Services) -> Flask:
+def create_app(held: Services) -> Flask:
     """The application for these services. Raises nothing; does no I/O until the first request."""
-    prefix = services.base_path.rstrip("/")
+    prefix = held.base_path.rstrip("/")
     app = Flask("handlers", static_url_path=f"{prefix}/static")
-    app.extensions["kiln"] = services
-    app.config["MAX_CONTENT_LENGTH"] = services.max_body  # for the pages' forms; all else is read by `bodies`
+    app.extensions["kiln"] = held
+    app.config["MAX_CONTENT_LENGTH"] = held.max_body  # for the pages' forms; all else is read by `bodies`
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     problems.register(app)
     for part in (events, webhooks, builds, pages):
@@ -42,10 +43,14 @@ def create_app(services: Services) -> Flask:
 
 def _begin() -> None:
     g.began = time.perf_counter()
+    if services().loopback_only:
+        refuse_foreigners(request)
 
 
 def _finish(response: Response) -> Response:
     """Headers that keep a hostile log line or repository name from being more than text, and one observation."""
+    if response.content_length == 0:
+        response.headers.pop("Content-Type", None)  # nothing is not HTML
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     if request.endpoint != "static":

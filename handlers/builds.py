@@ -25,7 +25,7 @@ from handlers.services import services
 
 routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
 
-MAX_LISTED = 200
+MAX_LISTED = 1000
 
 
 def location(name: str) -> str:
@@ -42,7 +42,7 @@ def list_builds() -> Page:
     """What the request's query asks for. Raises Problem 400."""
     given = request.args
     limit = given.get("limit", "50")
-    if not re.fullmatch(r"[0-9]{1,3}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_LISTED:
+    if not re.fullmatch(r"[0-9]{1,4}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_LISTED:
         raise Problem(400, f"limit must be a whole number from 1 to {MAX_LISTED}.")
     state = given.get("state") or None
     if state is not None and state not in [known.value for known in State]:

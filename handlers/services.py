@@ -29,6 +29,8 @@ class Services:
     tokens: Tokens
     auth: Gate
     events_auth: Gate
+    loopback_only: bool = False
+    """Nobody is asked who they are because nothing can reach in: refuse what looks as if it came from elsewhere."""
     base_path: str = "/"
     public_url: str | None = None
     max_body: int = 2**20

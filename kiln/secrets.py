@@ -19,6 +19,8 @@ from kiln.errors import SecretsError
 log = logging.getLogger("kiln.secrets")
 
 FOLDERS = ("webhooks", "api-tokens", "git-credentials", "headers")
+LATER = frozenset({"statuses", "gitlab", "gitea", "forgejo", "bitbucket", "bitbucket-server"})
+"""Known names for parts that are not in this version: a folder that serves a newer one as well is no mistake."""
 LARGEST = 64 * 2**10
 
 _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x20-\x7e]*?)[ \t]*")
@@ -99,9 +101,11 @@ class Secrets:
 
 
 def _strangers(folder: Path, known: Collection[str]) -> Iterator[str]:
-    """Names that nothing will ever read: a typo, or a part that is not in this version."""
+    """Names that nothing will ever read."""
     for path in _visible(folder):
-        if path.name not in known:
+        if path.name in LATER:
+            log.warning("The secrets in %s are for a part that is not in this version of Kiln.", path)
+        elif path.name not in known:
             yield f"{path}: nothing reads this; known here: {', '.join(sorted(known)) or 'none'}"
 
 

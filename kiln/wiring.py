@@ -128,7 +128,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     from handlers.auth import gate  # noqa: PLC0415
 
     found = kiln.settings
-    gate_for = functools.partial(gate, tokens=kiln.secrets.api_tokens, loopback_only=found.loopback_only)
+    gate_for = functools.partial(gate, tokens=kiln.secrets.api_tokens)
     return create_app(
         Services(
             records=engine(kiln),
@@ -138,6 +138,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             tokens=kiln.secrets.api_tokens,
             auth=gate_for(found.auth, pages=True),
             events_auth=gate_for(found.events_auth),
+            loopback_only=found.loopback_only,
             base_path=found.base_path,
             public_url=found.public_url,
             max_body=found.max_body,

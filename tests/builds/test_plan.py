@@ -623,6 +623,29 @@ def test_a_build_stays_until_every_sink_has_its_events() -> None:
     assert decide(announced(to("hub")), sending=frozenset({("e", "hub")})) == []
 
 
+def test_the_first_tries_at_one_sink_are_in_the_order_of_the_events() -> None:
+    def outbox(**first: object) -> Build:
+        events = [
+            Announcement(
+                event=Event(id=id_, source="/kiln", type="t"),
+                at=NOW,
+                deliveries=tuple(
+                    Delivery(sink=sink, event=id_, type="t", due_at=NOW, **(first if id_ == "e1" else {}))
+                    for sink in ("hub", "broker")
+                ),
+            )
+            for id_ in ("e1", "e2")
+        ]
+        return build(state=State.FAILED, answered=(cause().key,), outbox=tuple(events))
+
+    hub, broker = (Deliver(build="b", event="e1", sink=sink) for sink in ("hub", "broker"))
+    assert decide(outbox()) == [hub, broker]
+    assert decide(outbox(), sending=frozenset({("e1", "hub")})) == [broker], "the second waits while the first is sent"
+    second = [replace(hub, event="e2"), replace(broker, event="e2")]
+    assert decide(outbox(tries=1), sending=frozenset({("e1", "hub"), ("e1", "broker")})) == second
+    assert decide(outbox(state=DeliveryState.DELIVERED)) == second
+
+
 def test_a_dead_letter_after_the_period_but_never_untried() -> None:
     old = ago(Limits().delivery_period.total_seconds())
     assert only(decide(announced(to(tries=1), at=old))) == Bury(build="b", event="e", sink="hub")

@@ -205,8 +205,9 @@ def build_house(
             "triggers": load(triggers),
             "webhook_secrets": lambda word: (b"an old one", SECRET) if word == "github" else (),
             "tokens": tokens,
-            "auth": auth_gate or gate(auth, tokens=tokens, loopback_only=loopback_only, pages=True),
-            "events_auth": gate(events_auth or auth, tokens=tokens, loopback_only=loopback_only),
+            "auth": auth_gate or gate(auth, tokens=tokens, pages=True),
+            "events_auth": gate(events_auth or auth, tokens=tokens),
+            "loopback_only": loopback_only,
             **changes,
         }
     )

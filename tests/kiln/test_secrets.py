@@ -95,16 +95,23 @@ def test_what_is_wrong_is_told_together_and_never_what_a_file_holds(tmp_path: Pa
     put(tmp_path, "headers/hub", "canary-7c1e without a colon")
     put(tmp_path, "headers/hubb", "A: b")
     put(tmp_path, "webhooks/github", "canary-91ff")
-    put(tmp_path, "webhooks/gitlab/x", "s")
+    put(tmp_path, "webhooks/gitlap/x", "s")
     put(tmp_path, "api-token/ci", "s")
     told = problems(tmp_path)
     assert f"{tmp_path}/api-tokens/ci: is empty" in told
     assert f"{tmp_path}/headers/hub: line 1 is not of the form `Name: value`" in told
     assert f"{tmp_path}/headers/hubb: nothing reads this; known here: hub" in told
     assert f"{tmp_path}/webhooks/github: must be a folder of secrets" in told
-    assert f"{tmp_path}/webhooks/gitlab: nothing reads this" in told
+    assert f"{tmp_path}/webhooks/gitlap: nothing reads this" in told
     assert f"{tmp_path}/api-token: nothing reads this" in told
     assert "canary" not in told
+
+
+def test_secrets_for_a_later_version_are_no_mistake(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    put(tmp_path, "webhooks/gitlab/x", "s")
+    put(tmp_path, "statuses/github.com", "s")
+    Secrets(tmp_path).check(words=WORDS, sinks=SINKS)
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
 def test_the_folder_must_be_there(tmp_path: Path) -> None:
