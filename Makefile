@@ -52,7 +52,7 @@ bench: venv  ## figures, each beside what it is compared with
 fuzz: venv  ## ten minutes for each parser
 	@$(BIN)/python -m tests.fuzz
 
-mutants: venv  ## deletes and changes rules of the pure policy, one by one, and looks which no test misses
+mutants: venv  ## changes the rules of the policy one by one and lists what no test notices: tests/mutants.md says why
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
 
