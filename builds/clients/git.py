@@ -31,6 +31,7 @@ from urllib.request import getproxies, proxy_bypass
 from builds.errors import (
     AskError,
     CannotBuild,
+    Malformed,
     RepositoryError,
     RepositoryRefused,
     TryAgain,
@@ -38,7 +39,7 @@ from builds.errors import (
     Unreachable,
 )
 from builds.removal import remove
-from builds.repository import Policy, Repository, canonical, is_commit
+from builds.repository import Policy, Repository, canonical, checked_ref, is_commit
 
 NOWHERE = "255.255.255.255"
 """An address to which every connection fails at once."""
@@ -305,13 +306,23 @@ def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) 
         found = git.refs(url, "HEAD", deadline=deadline)
         if "HEAD" not in found:
             raise UnknownRef("The repository has no default branch: it may be empty.")
-        return Resolved(found.get("HEAD:"), found["HEAD"])
+        return Resolved(_branch(found.get("HEAD:")), found["HEAD"])
     names = [ref] if ref.startswith("refs/") else [f"refs/heads/{ref}", f"refs/tags/{ref}"]
     found = git.refs(url, *names, *(f"{name}^{{}}" for name in names), deadline=deadline)
     for name in names:
         if name in found:
             return Resolved(name, found.get(f"{name}^{{}}", found[name]))
     raise UnknownRef(f"The repository has no branch or tag '{ref}'.")
+
+
+def _branch(name: str | None) -> str | None:
+    """What a host says that its HEAD is: git believes anything. Raises CannotBuild."""
+    try:
+        if name is None or checked_ref(name).startswith("refs/"):
+            return name
+    except Malformed:
+        pass
+    raise CannotBuild("The repository's default branch has a name that no branch can have.")
 
 
 # Credentials

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -213,16 +214,11 @@ def test_a_host_that_complains_at_length(monkeypatch: pytest.MonkeyPatch) -> Non
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-    base = f"http://127.0.0.1:{server.server_address[1]}"
     begun = time.monotonic()
-    with pytest.raises(Unreachable, match="error: 500") as raised:
+    with serving(Handler) as base, pytest.raises(Unreachable, match="error: 500") as raised:
         Resolver(Policy([f"{base}/**"])).resolve(canonical(f"{base}/a/b"), None)
     assert time.monotonic() - begun < 5
     assert len(str(raised.value)) < 1000
-    server.shutdown()
-    server.server_close()
 
 
 def test_a_host_with_more_refs_than_anybody_reads(
@@ -231,3 +227,48 @@ def test_a_host_with_more_refs_than_anybody_reads(
     monkeypatch.setattr(client, "MAX_REFS", 20)
     with pytest.raises(CannotBuild, match="more to tell"):
         Resolver(policy).resolve(canonical(host.url("ada/page")), "main")
+
+
+@pytest.mark.parametrize("name", ["refs/heads/\x1b[31m", f"refs/heads/{'a' * 300}", "--upload-pack=x", "main"])
+def test_a_host_that_lies_about_its_head(name: str) -> None:
+    """git passes on whatever it is told by protocol version 2."""
+    told = _packet(b"1" * 40 + f" HEAD symref-target:{name}\n".encode()) + b"0000"
+    said = [b"# service=git-upload-pack\n", None, b"version 2\n", b"ls-refs=unborn\n", b"object-format=sha1\n", None]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._say("advertisement", b"".join(b"0000" if each is None else _packet(each) for each in said))
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self._say("result", told)
+
+        def _say(self, kind: str, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", f"application/x-git-upload-pack-{kind}")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with serving(Handler) as base, pytest.raises(CannotBuild, match="no branch can have"):
+        Resolver(Policy([f"{base}/**"])).resolve(canonical(f"{base}/a/b"), None)
+
+
+def _packet(line: bytes) -> bytes:
+    """gitprotocol-common(5), pkt-line."""
+    return b"%04x" % (len(line) + 4) + line
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server with those manners; yields its URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
