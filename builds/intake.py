@@ -33,7 +33,7 @@ from builds.triggers import Template, Wanted
 MAX_TAGS = 20
 MAX_BUILD_ARGS = 50
 MAX_VALUE = 4096
-"""Characters of a build argument's value, and of an event's source and id: they are kept in the record."""
+"""Characters of a build argument's value, and of an event's source, id and type: they are kept in the record."""
 
 
 class Resolved(Protocol):
@@ -101,8 +101,8 @@ class Intake:
 
         Raises any AskError of `builds.errors`. Looks up a ref only where no commit came with it.
         """
-        if max(len(source), len(id)) > MAX_VALUE:
-            raise Malformed(f"The event's source or id is longer than {MAX_VALUE} characters.")
+        if max(len(source), len(id), len(type)) > MAX_VALUE:
+            raise Malformed(f"The event's source, id or type is longer than {MAX_VALUE} characters.")
         repository = self.repository(wanted.repository)
         self._policy.check(repository)
         ref, commit = self._where(repository, wanted)

@@ -244,6 +244,13 @@ def test_a_trigger_cannot_push_outside_either() -> None:
         ask(Wanted(repository="https://github.com/a/b", commit=COMMIT, image=template("evil.example/{slug}")))
 
 
+@pytest.mark.parametrize("attribute", ["source", "id", "type"])
+def test_what_a_record_keeps_of_an_event_has_a_bound(attribute: str) -> None:
+    assert ask(body(commit=COMMIT), **{attribute: "x" * 4096})
+    with pytest.raises(Malformed, match="longer than 4096"):
+        ask(body(commit=COMMIT), **{attribute: "x" * 4097})
+
+
 def test_two_triggers_that_want_one_request_are_one_ask() -> None:
     one, other, third = (
         ask(body(commit=COMMIT, tags=["a"])),
