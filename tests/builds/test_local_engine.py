@@ -198,6 +198,17 @@ def test_a_newer_file_is_refused(state: Path, engine: LocalEngine) -> None:
         engine_in(state)
 
 
+def test_records_are_nobody_elses_business(state: Path) -> None:
+    folder = state / "open"
+    folder.mkdir(mode=0o755)
+    engine = engine_in(folder)
+    engine.accept([ask()])
+    assert {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir()} == dict.fromkeys(
+        ("attempts", "kiln.db", "kiln.db-wal", "kiln.db-shm"), 0
+    )
+    engine.close()
+
+
 def test_a_state_folder_that_cannot_be_is_said(state: Path) -> None:
     (state / "file").write_text("")
     with pytest.raises(Unavailable, match="KILN_STATE_DIR"):

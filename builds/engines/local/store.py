@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -257,6 +257,8 @@ class Store:
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
+            with suppress(OSError):  # SQLite would let others read it, where the folder lets them in
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
             connection = self.connect()
             try:
                 connection.execute("PRAGMA journal_mode = WAL")
