@@ -25,8 +25,8 @@ LONGEST = 4096
 SHORT_TAIL = 2048
 """Bytes of the last lines that go into the result."""
 
-# Colours and cursor movements (ECMA-48), and control characters other than the tab.
-_CONTROLS = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f]")
+# Colours and cursor movements (ECMA-48, also in the form of one character), and control characters other than the tab.
+_CONTROLS = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Log:

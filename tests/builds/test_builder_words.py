@@ -64,7 +64,7 @@ def written(log: Log, out: io.BytesIO) -> list[dict[str, object]]:
 def test_lines_are_numbered_and_have_a_phase() -> None:
     out = io.BytesIO()
     log = Log(out)
-    log.say("one\ntwo\r\n\x1b[31mthree\x1b[0m\x00")
+    log.say("one\ntwo\r\n\x1b[31mthree\x1b[0m\x9b31m\x90\x00")
     log.phase = "build"
     log.say("")
     assert written(log, out) == [
