@@ -6,11 +6,13 @@ none. What was asked for is in `Location`.
 
 from __future__ import annotations
 
+import time
+
 from flask import Blueprint, Response, request
 
 from builds.build import Kind
 from builds.engines import Ask, EngineError
-from builds.errors import AskError
+from builds.errors import AskError, TryAgain
 from builds.triggers import REQUESTED, wanted
 from eventing.errors import EventError
 from eventing.event import Event
@@ -21,6 +23,10 @@ from handlers.problems import Problem, problem_of
 from handlers.services import services
 
 routes = Blueprint("events", __name__)
+
+CHECKING = 8.0
+"""Seconds after which no further event of a batch is begun with: each may look up a ref, at a host that takes its time,
+and a body has room for thousands of them."""
 
 
 @routes.post("/events", provide_automatic_options=False)
@@ -38,8 +44,11 @@ def _receive() -> Response:
     events = decode(dict(request.headers), bodies.read(services().max_body))
     asking.note(event_id=" ".join(event.id for event in events))
     asks: list[Ask] = []
+    began = time.monotonic()
     for index, event in enumerate(events):
         try:
+            if time.monotonic() - began > CHECKING:
+                raise TryAgain("Looking up the refs of this batch takes too long; send fewer events at once.")
             asks += _asks(event, identity.by)
         except (AskError, EventError) as error:
             if len(events) == 1:

@@ -10,6 +10,7 @@ import pytest
 
 from builds.build import Kind
 from builds.triggers import TriggerRule
+from handlers import events
 from handlers.auth import gate
 from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, bearer, body, event, push, structured
 
@@ -84,6 +85,15 @@ def test_a_batch_with_one_bad_event_does_nothing_and_names_it(
     answer = house.client.post("/events", **structured([event(), bad], "cloudevents-batch"))
     assert answer.status_code in (status, 400) if status == 422 else answer.status_code == status
     assert "event 1" in answer.json["detail"]
+    assert not house.builds()
+
+
+def test_a_batch_that_takes_too_long_is_put_off_whole(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "CHECKING", -1.0)
+    answer = house.client.post("/events", **structured([event(), event(id="e-2")], "cloudevents-batch"))
+    assert answer.status_code == 503
+    assert "fewer events" in answer.json["detail"]
+    assert int(answer.headers["Retry-After"]) > 0
     assert not house.builds()
 
 
