@@ -84,7 +84,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return kept
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        if not any(name in ("CONTENT-LENGTH", "TRANSFER-ENCODING") for name, _ in req.headers):
+        bodies = [value for name, value in req.headers if name in ("CONTENT-LENGTH", "TRANSFER-ENCODING")]
+        if bodies in ([], ["0"]):
             self._reading.pop(conn, None)
         conn.sock.settimeout(self.patience)
         try:
