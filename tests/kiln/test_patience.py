@@ -40,7 +40,7 @@ def port() -> Iterator[int]:
 def answer(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") -> bytes:
     with socket.create_connection(("127.0.0.1", port), ENOUGH) as connection:
         connection.sendall(request)
-        return connection.recv(4096)
+        return b"".join(iter(lambda: connection.recv(4096), b""))
 
 
 @pytest.mark.parametrize(
