@@ -353,7 +353,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_PENDING_GRACE",
         read=_period(),
         default="60s",
-        says="Engine `kubernetes`: how long a pod may be pending before it is judged.",
+        says="How long an attempt may take to be started before it counts as failed; engine `kubernetes`: a pod, to "
+        "leave pending.",
     ),
     Setting(
         name="KILN_DELIVERY_PERIOD",
