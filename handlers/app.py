@@ -49,7 +49,7 @@ def _begin() -> None:
 
 def _finish(response: Response) -> Response:
     """Headers that keep a hostile log line or repository name from being more than text, and one observation."""
-    if response.content_length == 0:
+    if not response.response and request.method != "HEAD":
         response.headers.pop("Content-Type", None)  # nothing is not HTML
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)

@@ -19,7 +19,7 @@ from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, bearer, body
 def test_an_accepted_event_has_no_body_and_says_where_the_build_is(house: House, path: str) -> None:
     answer = house.client.post(path, **structured(event()))
     (build,) = house.builds()
-    assert (answer.status_code, answer.data) == (202, b"")
+    assert (answer.status_code, answer.data, answer.content_type) == (202, b"", None)
     assert answer.headers["Location"] == f"/api/v1/builds/{build.name}"
     assert house.client.get(answer.headers["Location"]).json["commit"] == COMMIT
 
