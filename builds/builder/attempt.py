@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -31,6 +30,7 @@ from builds.clients.registry import Registry, RegistryError, docker_folder, secr
 from builds.errors import AskError, BuildsError
 from builds.faults import Fault, reached
 from builds.image import tag_for
+from builds.removal import remove
 from builds.repository import Policy
 
 LABEL_BUILD = "dev.kiln.build"
@@ -66,7 +66,8 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
         result = Result(state=State.FAILED, reason=Reason.TIMEOUT, message=sentence)
     ended = time.monotonic()
     processes.end_session()
-    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        remove(folder)
     if result.message:
         log.say(result.message)
     log.close()

@@ -28,12 +28,30 @@ LONGEST_READ = 1 << 20
 LINES_HEARD = 20
 """Of each step: what it said last tells why it failed."""
 
+COMPLAINTS_HEARD = 200
+"""Of the tool, and of git, which repeats whatever a host says."""
+
 CONFIG = """\
+import os
+
 from repo2docker.contentproviders import Git
 
-c.Repo2Docker.content_providers = [Git]
+
+class Inside(Git):
+    def fetch(self, spec, output_dir, yield_output=False):
+        yield from super().fetch(spec, output_dir, yield_output)
+        root = os.path.realpath(output_dir)
+        for folder in (os.path.join(root, SUBDIR, name) for name in ("", "binder", ".binder")):
+            names = os.listdir(folder) if os.path.isdir(folder) else ()
+            for path in (folder, *(os.path.join(folder, name) for name in names)):
+                if os.path.exists(path) and os.path.commonpath((root, os.path.realpath(path))) != root:
+                    raise ValueError(f"{os.path.relpath(path, root)!r} is a link that leads out of the repository")
+
+
+c.Repo2Docker.content_providers = [Inside]
 """
-"""The other providers ask hosts of their own about every address, before they say that it is not theirs."""
+"""The other providers ask hosts of their own about every address, before they say that it is not theirs. And the tool
+reads its files, and takes the folder to build, on this machine and wherever a link leads: to our secrets."""
 
 _STEP = re.compile(r"#(\d+) (\[(?:[^\]]* )?\d+/\d+\] .*)")
 _OUTPUT = re.compile(r"#(\d+) \d+\.\d+ (.*)")
@@ -61,7 +79,7 @@ class Progress:
         self._steps: dict[str, str] = {}
         self._said: dict[str, deque[str]] = {}
         self._failed_step = ""
-        self._complaints: list[str] = []
+        self._complaints: deque[str] = deque(maxlen=COMPLAINTS_HEARD)
 
     def take(self, line: str, phase: str | None, now: float) -> None:
         """One line of text, with the phase that the tool gave it."""
@@ -151,7 +169,7 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
 def command(request: Request, image: str, labels: Mapping[str, str], folder: Path) -> list[str]:
     """The command line that builds the commit and pushes it as `image` (with its tag)."""
     config = folder / "config.py"
-    config.write_text(CONFIG)
+    config.write_text(f"SUBDIR = {request.subdir!r}\n{CONFIG}")
     beside = Path(sys.executable).with_name("jupyter-repo2docker")
     program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -190,3 +191,70 @@ def test_a_host_that_gives_only_what_refs_point_at(
     host.old.add(f"/{path}.git")
     attempt = builder.run(asked(host, path, head if there else COMMIT, registry))
     assert attempt.status == (0 if there else 64), attempt.text
+
+
+@pytest.mark.parametrize(
+    ("link", "subdir"),
+    [
+        ("Dockerfile", ""),
+        ("apt.txt", ""),
+        ("environment.yml", ""),
+        ("binder/apt.txt", ""),
+        (".binder", ""),
+        ("course", "course"),
+        ("course/apt.txt", "course"),
+        ("course", "course/deeper"),
+    ],
+)
+def test_a_link_that_leads_out_of_the_repository(
+    link: str, subdir: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    (secret / "deeper").mkdir(parents=True)
+    for folder in (secret, secret / "deeper"):
+        (folder / "canary").write_text("canary-of-the-machine")
+        (folder / "Dockerfile").write_text("FROM scratch\nCOPY canary /\n")
+    at = tmp_path / "content" / link
+    at.parent.mkdir(parents=True)
+    at.symlink_to(secret / "canary" if "." in at.name[1:] or at.name == "Dockerfile" else secret)
+    attempt = builder.run(asked(host, path, host.create(path, tmp_path / "content"), registry, subdir=subdir))
+    assert "leads out of the repository" in refused(attempt)
+    assert "canary" not in attempt.text
+
+
+def test_a_link_that_stays_inside_or_leads_nowhere(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    content = tmp_path / "content"
+    (content / "docker").mkdir(parents=True)
+    (content / "docker/Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    (content / "binder").symlink_to("docker")
+    (content / "Dockerfile").symlink_to("docker/Dockerfile")
+    (content / "data").symlink_to("/home/jovyan/data")
+    attempt = builder.run(asked(host, path, host.create(path, content), registry))
+    assert attempt.status == 0, attempt.text
+
+
+def test_a_tree_of_a_thousand_levels(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    """Git takes it; whatever comes of it, there is a result, and nothing is left."""
+    host.create(path)
+    bare = host.bare(path)
+    (tmp_path / "entry").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    blob = git("hash-object", "-w", str(tmp_path / "entry"), cwd=bare)
+    entry = f"100644 blob {blob}\tDockerfile\n"
+    top = mktree(bare, entry)
+    for _ in range(1500):
+        top = mktree(bare, f"{entry}040000 tree {top}\ta\n")
+    head = git("commit-tree", top, "-m", "Deep", cwd=bare)
+    git("update-ref", "refs/heads/main", head, cwd=bare)
+    attempt = builder.run(asked(host, path, head, registry))
+    assert attempt.result.state.ended
+    assert attempt.left_behind() == []
+    assert attempt.members() == []
+
+
+def mktree(bare: Path, entries: str) -> str:
+    done = subprocess.run(["git", "mktree"], cwd=bare, input=entries, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
