@@ -22,6 +22,9 @@ from eventing.event import Event
 VERSION = 1
 """Of the stored record. An engine leaves a record of another version alone and reports it."""
 
+MAX_OUTBOX = 50
+"""Events of one build that may wait for a sink, each kept whole. Who asks for more is told to come back later."""
+
 MAX_CAUSES = 100
 """How many causes a record keeps: the first and the latest ones."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -18,8 +19,8 @@ from typing import Protocol
 import msgspec
 
 from builds import metrics
-from builds.build import Build, Cause, Image, State
-from builds.engines import Conflict, Engine, EngineError, NotFound, Unavailable
+from builds.build import Build, Cause, Image, Phase, State
+from builds.engines import Conflict, Engine, EngineError, NotFound, Unavailable, World
 from builds.faults import Fault, reached
 from builds.plan import (
     Action,
@@ -49,6 +50,7 @@ IDLE = 5.0
 """Seconds between two looks when nothing is open and nothing happens."""
 BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
+UNDER_WAY = (Phase.PENDING, Phase.RUNNING)
 HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
 
@@ -87,6 +89,7 @@ class Controller:
         confirmer: Confirmer,
         events: Callable[[Build, Word, int, datetime, Cause | None], Event],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         self._limits = limits
@@ -95,6 +98,8 @@ class Controller:
         self._confirmer = confirmer
         self._events = events
         self._clock = clock
+        self._monotonic = monotonic
+        self._first_seen: dict[tuple[str, int], float] = {}
         self._turns = Turns()
         self._stopped: set[tuple[str, int]] = set()
         self._troubles: dict[tuple[str, int], str] = {}
@@ -149,11 +154,19 @@ class Controller:
                 confirming=frozenset(self._confirming),
                 sending=frozenset(self._sending),
                 stopped=frozenset(self._stopped),
+                watched=self._watched(world),
                 turns=self._turns,
             )
             actions = plan(facts, self._limits, self._clock())
             changed = [self._act(builds[action.build], action) for action in actions]
             return any(changed)
+
+    def _watched(self, world: World) -> dict[tuple[str, int], timedelta]:
+        """Since when each attempt has been seen under way."""
+        now = self._monotonic()
+        seen = {(sighting.build, sighting.attempt) for sighting in world.sightings if sighting.phase in UNDER_WAY}
+        self._first_seen = {key: self._first_seen.get(key, now) for key in seen}
+        return {key: timedelta(seconds=now - since) for key, since in self._first_seen.items()}
 
     # ---- Actions --------------------------------------------------------------------------------------------------
 

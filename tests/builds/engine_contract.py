@@ -16,8 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, Build, State, Status
+from builds.build import MAX_CAUSES, MAX_OUTBOX, Announcement, Build, Delivery, State, Status
 from builds.engines import AlreadyEnded, Conflict, Engine, NotFound, QueueFull
+from eventing.event import Event
 from tests.builds.making import AT, ask, ended
 
 
@@ -114,6 +115,15 @@ class RecordsContract:
         for build in records.accept([ask(f"b{n}") for n in range(5)]):
             records.write(replace(build, status=replace(build.status, state=State.RUNNING, round=1)))
         assert records.accept([ask("x")])[0].state is State.QUEUED
+
+    def test_who_asks_comes_back_later_where_too_many_events_wait_for_a_sink(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b", "1")])
+        waiting = Delivery(sink="away", event="e", type="t", due_at=AT)
+        announcement = Announcement(event=Event(id="e", source="/s", type="t"), at=AT, deliveries=(waiting,))
+        records.write(replace(build, status=replace(build.status, outbox=(announcement,) * MAX_OUTBOX)))
+        with pytest.raises(QueueFull):
+            records.accept([ask("b", "2")])
+        assert records.accept([ask("b", "1")])[0].causes == build.causes, "who is known is told the same as before"
 
     @pytest.mark.parametrize("by", ["user:a", "oidc:a"])
     def test_each_person_has_a_share(self, records: Engine, by: str) -> None:

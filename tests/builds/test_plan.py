@@ -488,24 +488,24 @@ def test_a_cancel_wins_over_retries_but_not_over_an_end(
 
 def test_the_backstop_behind_the_builders_own_limit() -> None:
     limits = Limits(build_timeout=timedelta(minutes=1))
-    late = running(attempts=(attempt(1, started_at=ago(181), written_at=ago(900)),))
-    assert only(decide(late, sightings=[sees(late)], limits=limits)) == Stop(
-        build="b", attempt=1, reason=Reason.TIMEOUT
-    )
-    on_time = running(attempts=(attempt(1, started_at=ago(180), written_at=ago(900)),))
-    assert decide(on_time, sightings=[sees(on_time)], limits=limits) == []
-    stopped = running(attempts=(attempt(1, started_at=ago(181), stopping=Reason.TIMEOUT),))
-    report = only(decide(stopped, sightings=[ended(stopped, Result(state=State.CANCELLED))], limits=limits))
-    assert isinstance(report, Report)
-    assert report.outcome is not None
-    assert (report.word, report.outcome.reason) == (Word.FAILED, Reason.TIMEOUT)
-    never_ran = build(attempts=(attempt(1, written_at=ago(181)),))
-    seen = sees(never_ran, Phase.PENDING, started_at=None)
-    assert only(decide(never_ran, sightings=[seen], limits=limits)) == Stop(build="b", attempt=1, reason=Reason.TIMEOUT)
-    absent = sees(never_ran, Phase.ABSENT, started_at=None)
-    report = only(decide(never_ran, sightings=[absent], limits=limits))
-    assert isinstance(report, Report)
-    assert (report.word, report.outcome and report.outcome.reason) == (Word.FAILED, Reason.TIMEOUT)
+    live = running(attempts=(attempt(1, started_at=ago(9000), written_at=ago(9000)),))
+    stop = Stop(build="b", attempt=1, reason=Reason.TIMEOUT)
+
+    def after(seconds: float, of: Build, phase: Phase = Phase.RUNNING) -> list[Action]:
+        watched = {("b", 1): timedelta(seconds=seconds)}
+        return decide(of, sightings=[sees(of, phase)], limits=limits, watched=watched)
+
+    assert after(180, live) == []
+    assert only(after(181, live)) == stop
+    assert decide(live, sightings=[sees(live)], limits=limits) == [], "whatever the time of day says"
+    never_ran = build(attempts=(attempt(),))
+    assert only(after(181, never_ran, Phase.PENDING)) == stop
+    for phase in (Phase.ENDED, Phase.ABSENT):
+        stopped = running(attempts=(attempt(1, started_at=ago(181), stopping=Reason.TIMEOUT),))
+        result = Result(state=State.CANCELLED) if phase is Phase.ENDED else None
+        report = only(decide(stopped, sightings=[sees(stopped, phase, result)], limits=limits))
+        assert isinstance(report, Report)
+        assert (report.word, report.outcome and report.outcome.reason) == (Word.FAILED, Reason.TIMEOUT)
 
 
 # ---- Superseded ---------------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ class Real:
     number: int
     node: str
     alone: bool
+    created: timedelta
     phase: Phase = Phase.PENDING
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -113,6 +114,7 @@ class World(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = START
+        self.elapsed = timedelta()
         self.records: dict[str, Build] = {}
         self.attempts: dict[tuple[str, int], Real] = {}
         self.ever_started: set[tuple[str, int]] = set()
@@ -142,6 +144,7 @@ class World(RuleBasedStateMachine):
     def restart(self) -> None:
         """A new controller knows nothing but the records."""
         self.turns = Turns()
+        self.first_seen: dict[tuple[str, int], timedelta] = {}
         self.stopped: set[tuple[str, int]] = set()
         self.sending: set[tuple[str, str]] = set()
         self.confirming: set[str] = set()
@@ -253,6 +256,7 @@ class World(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 15, 90, 400, 3000, 9000]))
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
+        self.elapsed += timedelta(seconds=seconds)
 
     @rule(hours=st.sampled_from([-48, -1, 1, 48]))
     def clock_jumps(self, hours: int) -> None:
@@ -301,6 +305,8 @@ class World(RuleBasedStateMachine):
             if real is None:
                 sightings.append(Sighting(build=build.name, attempt=build.live.number, phase=Phase.ABSENT))
             else:
+                if real.exists:
+                    self.first_seen.setdefault((real.build, real.number), self.elapsed)
                 sightings.append(
                     Sighting(
                         build=real.build,
@@ -320,6 +326,7 @@ class World(RuleBasedStateMachine):
             confirming=frozenset(self.confirming),
             sending=frozenset(self.sending),
             stopped=frozenset(self.stopped),
+            watched={key: self.elapsed - since for key, since in self.first_seen.items()},
             turns=self.turns,
         )
 
@@ -393,6 +400,10 @@ class World(RuleBasedStateMachine):
             case Settle():
                 assert build.state.ended
                 assert not build.unanswered
+            case Stop(reason=Reason.TIMEOUT):
+                real = self.attempts[action.build, action.attempt]
+                late = self.elapsed - real.created > self.limits.build_timeout
+                assert late or real.told_to_stop, "ended by a clock that was set"
             case Stop() | Explain() | Report():
                 pass
             case _:
@@ -407,7 +418,13 @@ class World(RuleBasedStateMachine):
         self.ever_started.add(key)
         others = [real for real in self.existing() if real.build == build.name]
         assert not others, "two attempts at one build at the same time"
-        self.attempts[key] = Real(build=build.name, number=action.attempt, node=action.node or "", alone=action.alone)
+        self.attempts[key] = Real(
+            build=build.name,
+            number=action.attempt,
+            node=action.node or "",
+            alone=action.alone,
+            created=self.elapsed,
+        )
 
     def announce(
         self, build: Build, word: Word, attempt: int, cause: Cause | None

@@ -23,7 +23,7 @@ from typing import Annotated
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, VERSION, Build, Cancel, Cause, State
+from builds.build import MAX_CAUSES, MAX_OUTBOX, VERSION, Build, Cancel, Cause, State
 from builds.engines import AlreadyEnded, Ask, Conflict, EngineError, NotFound, Page, QueueFull, Unavailable
 from builds.faults import Fault, reached
 
@@ -198,6 +198,8 @@ class Store:
             after = _with_cause(after, ask.cause)
         if before is not None and after is before:
             return before
+        if before is not None and len(before.status.outbox) >= MAX_OUTBOX:
+            raise QueueFull(f"{MAX_OUTBOX} events of this build wait for a sink that does not take them.")
         after = self._put(connection, replace(after, open=True))
         if after.state is State.QUEUED and (before is None or before.state is not State.QUEUED):
             self._check_queue(connection, {ask.cause.by for ask in asks})
