@@ -22,12 +22,9 @@ from cloudevents.core.v1.event import CloudEvent
 
 from eventing.errors import DecodeError, EncodeError, NotACloudEvent
 from eventing.event import CONTEXT, Event
-from eventing.wire import essence, is_json, is_media_type, load_json, lowered
+from eventing.wire import BATCH, STRUCTURED, essence, is_json, is_media_type, load_json, lowered
 
 Mode = Literal["binary", "structured"]
-
-STRUCTURED = "application/cloudevents+json"
-BATCH = "application/cloudevents-batch+json"
 
 MAX_NAME = 40
 """Characters of an extension's name. The specification advises 20, so a few more are no reason to lose an event."""

@@ -1,4 +1,4 @@
-"""What senders put on the wire, read strictly: header names in one case, JSON without surprises.
+"""What senders put on the wire, read strictly: media types, header names in one case, JSON without surprises.
 
 Two readers of one message must never understand two things, so a key or a header that is there twice is refused, and
 nothing gets in that could not be sent out again: no NaN, no half of a surrogate pair, no bottomless nesting.
@@ -13,6 +13,9 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from eventing.errors import DecodeError
+
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
 
 MAX_DEPTH = 100
 """Arrays and objects inside each other. Well below what Python's recursion limit leaves to any caller."""

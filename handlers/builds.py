@@ -34,7 +34,7 @@ def location(name: str) -> str:
 
 
 def shape(build: Build, *, tail: bool = True) -> dict[str, object]:
-    """A build as the API says it (design: `builds.report`)."""
+    """A build as the API says it (its form: `builds.report`)."""
     return as_json(build, base=services().base_path, tail=tail)
 
 

@@ -23,6 +23,7 @@ from flask import Blueprint, Response, make_response, redirect, render_template,
 
 from builds.build import Build, State
 from builds.engines import AlreadyEnded
+from builds.repository import short_name
 from handlers import problems
 from handlers.auth import SESSION, SESSION_SECONDS, Identity, foreign_origin, name_of, session
 from handlers.builds import cancel, list_builds, shape
@@ -186,7 +187,7 @@ def lasted(build: Mapping[str, Any]) -> str:
 @routes.app_template_filter()
 def branch(ref: str | None) -> str:
     """A ref as people say it."""
-    return re.sub(r"^refs/(heads|tags)/", "", ref or "")
+    return short_name(ref or "")
 
 
 @routes.app_template_test()

@@ -11,10 +11,8 @@ from collections.abc import Mapping
 
 import msgspec
 
+from eventing.wire import BATCH, STRUCTURED
 from kiln.errors import CommandError
-
-STRUCTURED = "application/cloudevents+json"
-BATCH = "application/cloudevents-batch+json"
 
 
 class Saved(msgspec.Struct, frozen=True, kw_only=True):
