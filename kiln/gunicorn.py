@@ -1,8 +1,8 @@
 """Web's server: gunicorn with one process and many threads.
 
-One process, because the metrics and the cache of lists are its own and a viewer costs a thread, not a process; more of
-it means more replicas. The application is imported in the worker, after the socket listens: a probe is answered before
-Flask is there. Nothing is read from gunicorn's own files or variables: `KILN_*` is the only place to look.
+One process, because the metrics are its own and a viewer costs a thread, not a process; more of it means more replicas.
+The application is imported in the worker, after the socket listens: a probe is answered before Flask is there. Nothing
+is read from gunicorn's own files or variables: `KILN_*` is the only place to look.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "timeout": 60,  # of the worker's heartbeat, not of a request
         "graceful_timeout": GRACE,
         "keepalive": 65,  # longer than the usual proxy's 60, so that it is the proxy that closes
-        "limit_request_line": 8190,  # /build/git/<a whole URL, quoted>
+        "limit_request_line": 8190,  # ?repository=<a whole URL, quoted>
         "limit_request_fields": 100,
         "limit_request_field_size": 8190,
         "forwarded_allow_ips": "",  # nobody may say which scheme or path it was
