@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 
 from flask import Request
 
+from builds.repository import is_loopback
 from handlers.problems import Problem
 
 Tokens = Callable[[], Mapping[str, bytes]]
@@ -161,7 +161,6 @@ def refuse_foreigners(request: Request) -> None:
 def _loopback(host: str) -> bool:
     """Whether a `Host` header (with or without port) names this machine."""
     try:
-        name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:
         return False

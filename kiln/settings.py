@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from builds.repository import is_loopback
 from kiln.errors import SettingsError
 from kiln.quantities import duration, size
 
@@ -499,16 +500,6 @@ def _ways_in(values: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[
         yield "KILN_PUBLIC_URL is not this machine's own"
     if any(name.startswith("JUPYTERHUB_") for name in environ):
         yield "a JupyterHub started it"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host (name or address, without port and brackets) can be reached from this machine only."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _either(words: Iterable[str]) -> str:

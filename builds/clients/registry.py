@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import ipaddress
 import os
 import re
 import subprocess
@@ -19,6 +18,8 @@ from urllib.parse import urlencode
 
 import msgspec
 import requests
+
+from builds.repository import is_loopback
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -332,10 +333,7 @@ def _host(image: str) -> str:
 
 def _is_loopback(host: str) -> bool:
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return name == "localhost"
+    return is_loopback(name.strip("[]"))
 
 
 def _cause(error: BaseException) -> str:
