@@ -46,7 +46,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """Adds what somebody said, line by line."""
-        for line in text.splitlines() or [""]:
+        for line in lines_of(text) or [""]:
             self._line(clean(self.redact(line)))
 
     def close(self) -> None:
@@ -86,6 +86,16 @@ class Log:
 
     def _encoded(self, number: int, text: str) -> bytes:
         return msgspec.json.encode({"n": number, "phase": self.phase, "text": text}) + b"\n"
+
+
+def lines_of(text: str) -> list[str]:
+    """A text's lines as a terminal has them. `str.splitlines` knows further ends of lines, like U+2028, with which a
+    step of a Dockerfile could say what looks like a line of BuildKit's own."""
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
+
+
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def clean(text: str) -> str:

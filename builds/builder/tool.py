@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from builds.build import Request, Timings
-from builds.builder.log import Log, clean
+from builds.builder.log import Log, clean, lines_of
 from builds.builder.outcome import Failure, Stage, failure
 
 LONGEST_READ = 1 << 20
@@ -153,7 +153,7 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
         line = tool_line(raw)
         if _COMMAND_LINE.match(line.message):  # what failed has been said, and this is only how it was called
             continue
-        for text in line.message.splitlines():
+        for text in lines_of(line.message):
             progress.take(clean(text), line.phase, time.monotonic())
             log.phase = phase_of(progress.stage)
             log.say(text)

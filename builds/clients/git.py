@@ -19,7 +19,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -277,9 +276,8 @@ class Resolver:
     def __init__(self, policy: Policy, credentials: Callable[[], Sequence[Credential]] = tuple) -> None:
         self._policy = policy
         self._credentials = credentials
-        self._turns: defaultdict[str, threading.BoundedSemaphore] = defaultdict(
-            lambda: threading.BoundedSemaphore(LOOKUPS_PER_HOST)
-        )
+        # Hosts that share one wait for each other now and then; one for each would grow with what strangers name.
+        self._turns = [threading.BoundedSemaphore(LOOKUPS_PER_HOST) for _ in range(64)]
 
     def resolve(self, repository: Repository, ref: str | None) -> Resolved:
         """`ref` is a full ref, the name of a branch or tag (a branch wins), a whole commit id, or `None` for HEAD.
@@ -289,7 +287,7 @@ class Resolver:
         if ref and is_commit(ref):
             return Resolved(None, ref.lower())
         deadline = time.monotonic() + RESOLVE_TIMEOUT
-        turn = self._turns[repository.host]
+        turn = self._turns[hash(repository.host) % len(self._turns)]
         if not turn.acquire(timeout=RESOLVE_TIMEOUT):
             raise Unreachable(f"Too much is being asked of {repository.host} at the moment.")
         try:

@@ -75,6 +75,13 @@ def test_lines_are_numbered_and_have_a_phase() -> None:
     ]
 
 
+def test_only_what_ends_a_line_on_a_terminal_ends_one() -> None:
+    out = io.BytesIO()
+    log = Log(out)
+    log.say("#8 0.1 x\u2028#9 pushing layers\x0b\x0c\x85\x1c\n\nlast")
+    assert [line["text"] for line in written(log, out)] == ["#8 0.1 x\u2028#9 pushing layers", "", "last"]
+
+
 @pytest.mark.parametrize("lines", [3, 40, 400, 4000])
 def test_a_long_log_keeps_its_head_and_its_tail(lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "HEAD", 1000)
@@ -106,7 +113,8 @@ def test_any_text_can_be_logged(text: str) -> None:
     out = io.BytesIO()
     log = Log(out)
     log.say(text)
-    assert [line["n"] for line in written(log, out)] == list(range(1, len(text.splitlines() or [""]) + 1))
+    ends = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").count("\n")
+    assert [line["n"] for line in written(log, out)] == list(range(1, ends + 2))
     assert len(log.tail.encode()) <= logs.SHORT_TAIL
 
 
