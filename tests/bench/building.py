@@ -9,10 +9,11 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 from docs.demo.run import HERE as DEMO
 from docs.demo.run import forget_images
-from tests.bench.figures import beside, median
+from tests.bench.figures import beside
 from tests.parts import machine
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry

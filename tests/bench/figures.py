@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)
 
 
 def percentile(values: Sequence[float], percent: int) -> float:

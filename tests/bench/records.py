@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from msgspec.structs import replace
 
@@ -17,7 +18,7 @@ from builds.engines import Ask
 from builds.engines.local import LocalEngine
 from builds.plan import Facts, Limits, plan
 from tests.bench import web
-from tests.bench.figures import beside, median
+from tests.bench.figures import beside
 from tests.parts.kiln import Kiln
 from tests.parts.registry import free_port
 

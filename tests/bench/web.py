@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from urllib.parse import urlsplit
 
 from docs.demo.github import delivery
 from tests.bench import empty
-from tests.bench.figures import beside, median, percentile
+from tests.bench.figures import beside, percentile
 from tests.parts.kiln import Kiln
 from tests.parts.machine import ROOT
 from tests.parts.registry import free_port

@@ -28,9 +28,9 @@ from builds.engines.local import LocalEngine
 from builds.faults import Fault
 from tests.builds.engine_contract import RecordsContract, everything
 from tests.builds.making import AT, ask, begin, ended, engine_in, written
+from tests.parts.kiln import until
 
 ROOT = Path(__file__).resolve().parents[2]
-LIVE = (Phase.PENDING, Phase.RUNNING)
 
 
 def stop(engine: LocalEngine, build: Build) -> None:
@@ -52,13 +52,6 @@ def awaited(engine: LocalEngine, *phases: Phase) -> Sighting:
         engine.wait(10)
         assert time.monotonic() - began < 9, f"was not told that it is no more {sighting.phase}"
     return sighting
-
-
-def until(true: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def alive(pid: int) -> bool:

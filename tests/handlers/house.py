@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from builds.repository import HostKind, Policy
 from builds.triggers import TriggerRule, load
 from handlers.app import Services, create_app
 from handlers.auth import Gate, gate
+from tests.parts.kiln import until
 
 PREFIX = "registry.example/kiln/"
 REPOSITORY = "https://github.com/octo/stats"
@@ -137,7 +137,7 @@ class House:
         draft = folder / "draft"
         draft.write_text(before + "".join(f"{line}\n" for line in lines))
         draft.replace(script)
-        self.until(lambda: len(list(self.engine.log(name, attempt))) >= before.count("\n") + len(lines))
+        until(lambda: len(list(self.engine.log(name, attempt))) >= before.count("\n") + len(lines))
 
     def end(self, name: str, *, attempt: int = 1, retry: bool = False, state: State = State.SUCCEEDED) -> Build:
         """Ends the attempt, and the build or only that attempt."""
@@ -155,13 +155,6 @@ class House:
             answered = tuple(cause.key for cause in build.causes)
             status = change(status, state=state, finished_at=now, image=image, answered=answered)
         return self.engine.write(change(build, status=status))
-
-    @staticmethod
-    def until(condition: Any, seconds: float = 10) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "it never came to that"
-            time.sleep(0.01)
 
     def close(self) -> None:
         for script in (self.folder / "attempts").iterdir():

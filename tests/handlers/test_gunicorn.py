@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.handlers.house import House, event, push, signed
+from tests.parts.kiln import until
 
 ROOT = Path(__file__).parents[2]
 TYPE = {"Content-Type": "application/cloudevents+json"}
@@ -169,4 +170,4 @@ def test_who_leaves_makes_room(house: House) -> None:
             answer.close()
             return answer.status == 200
 
-        house.until(let_in, 20)
+        until(let_in, 20)

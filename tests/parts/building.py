@@ -13,8 +13,7 @@ import secrets
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ import yaml
 from builds.build import Request, Result
 from builds.builder.spec import Spec, Surroundings, Tag
 from tests.parts import machine
+from tests.parts.kiln import until
 
 REPOSITORIES = Path(__file__).resolve().parents[1] / "repositories"
 
@@ -147,13 +147,6 @@ def repository(case: str, target: Path, registry: str) -> dict[str, Any]:
 def put_busybox(folder: Path) -> None:
     """A static busybox, for images that are made from nothing."""
     shutil.copy(machine.program("busybox", package="busybox-static"), folder / "busybox")
-
-
-def until(condition: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def _lives_in(session: int, pid: int) -> bool:

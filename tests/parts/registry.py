@@ -85,12 +85,6 @@ class Registry:
         else:
             subprocess.run(["docker", "pause", str(self._container)], check=True, capture_output=True)
 
-    def resume(self) -> None:
-        if self._process:
-            self._process.send_signal(signal.SIGCONT)
-        else:
-            subprocess.run(["docker", "unpause", str(self._container)], check=True, capture_output=True)
-
     def status(self) -> int | None:
         """Of `GET /v2/`; `None` where nothing answers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)

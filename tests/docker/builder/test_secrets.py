@@ -18,8 +18,9 @@ import msgspec
 
 from builds.builder.spec import Spec, Surroundings
 from tests.docker.builder.conftest import asked
-from tests.parts.building import Attempt, Builder, put_busybox, until
+from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost, commit
+from tests.parts.kiln import until
 from tests.parts.registry import Registry
 
 

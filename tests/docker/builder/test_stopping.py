@@ -12,8 +12,9 @@ import pytest
 
 from builds.build import Reason, State
 from tests.docker.builder.conftest import asked
-from tests.parts.building import Attempt, Builder, put_busybox, until
+from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost
+from tests.parts.kiln import until
 from tests.parts.registry import Registry
 
 PROMISED = 10.0
