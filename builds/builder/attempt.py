@@ -247,6 +247,6 @@ def _without_context(config: Path) -> bytes:
         content.pop("currentContext", None)
     except (OSError, ValueError, AttributeError):
         raise Failure(
-            INFRASTRUCTURE, "The docker configuration with the registries' credentials cannot be read."
+            INFRASTRUCTURE, f"The docker configuration {config} cannot be read, or is not what docker writes."
         ) from None
     return json.dumps(content).encode()

@@ -281,7 +281,7 @@ def read_config(path: Path) -> DockerConfig:
     except FileNotFoundError:
         return DockerConfig()
     except (OSError, msgspec.MsgspecError):
-        raise Unreachable("The docker configuration with the registries' credentials cannot be read.") from None
+        raise Unreachable(f"The docker configuration {path} cannot be read, or is not what docker writes.") from None
 
 
 def secrets(config: str | os.PathLike[str] | None) -> Iterator[str]:
