@@ -48,11 +48,6 @@ class _Listed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     poll: str | int | None = None
 
 
-class _Private(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    match: str
-    use_by: tuple[str, ...]
-
-
 def read(path: Path | None) -> Config:
     """The configuration in a file; the default one without. Raises ConfigError with all that is wrong."""
     if path is None:

@@ -193,7 +193,9 @@ class Attempts:
                 return seen
             result = folder.result
             if result is None:
-                log.warning("No result; the builder's last words may be in %s", folder["errors"], extra=_extra(build))
+                log.warning(
+                    "No result; the builder's last words may be in %s", folder["errors"], extra={"build": build.name}
+                )
             at = _written(folder["result.json"])
             return msgspec.structs.replace(seen, phase=Phase.ENDED, ended_at=at, result=result)
 
@@ -365,7 +367,3 @@ def _unavailable(done: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(f"The attempt's folder or process cannot be {done}: {error.strerror or error}.") from error
-
-
-def _extra(build: Build) -> dict[str, str]:
-    return {"build": build.name}
