@@ -474,7 +474,8 @@ def _unknown(environ: Mapping[str, str]) -> Iterable[str]:
             continue
         if _OF_A_SERVICE.fullmatch(name) or value.startswith("tcp://"):
             continue  # Kubernetes injects these for every Service of a name like ours
-        nearest = difflib.get_close_matches(name, _BY_NAME, n=1)
+        bare = name.removeprefix("KILN_")  # of the one for the port
+        nearest = [bare] if bare in _BY_NAME else difflib.get_close_matches(name, _BY_NAME, n=1)
         yield f"{name}: there is no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 

@@ -63,7 +63,7 @@ class Kiln(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(environ: Mapping[str, str]) -> Kiln:
-    """Reads environment, file and secrets. Raises KilnError with all that is wrong in any of them."""
+    """Reads the environment, then file and secrets. Raises KilnError with all that is wrong in it, or else in them."""
     found = settings.read(environ)
     problems: list[str] = []
     configured = _or_note(problems, lambda: config.read(found.config)) or Config()

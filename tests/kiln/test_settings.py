@@ -72,6 +72,7 @@ def test_an_empty_value_is_an_unset_one() -> None:
         ("KILN_IMAGEPREFIX", "KILN_IMAGE_PREFIX"),
         ("KILN_MAX_QUEUE", "KILN_MAX_QUEUED"),
         ("KILN_ATUH", "KILN_AUTH"),
+        ("KILN_PORT", "PORT"),
     ],
 )
 def test_an_unknown_name_is_an_error_that_suggests_the_nearest(typo: str, meant: str) -> None:
