@@ -53,7 +53,7 @@ class Supersede(StrEnum):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator has set (design of each: docs/settings.md)."""
+    """What the operator has set; docs/settings.md says what each is for."""
 
     builds_per_node: int = 2
     max_attempts: int = 3
