@@ -287,7 +287,7 @@ class Controller:
                 log.warning(
                     "The registry does not say whether the image is there: %s", error, extra={"build": build.name}
                 )
-                threading.Event().wait(BUSY)
+                time.sleep(BUSY)  # or it would be asked again at once
             finally:
                 self._confirming.discard(build.name)
                 self._engine.wake()

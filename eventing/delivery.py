@@ -5,7 +5,8 @@ may be hundreds of such sends: as threads they would be the shared bottleneck. I
 sinks. What lasts longer than a blip is not retried here: the outcome goes back to whoever keeps the durable schedule
 (`eventing.sinks.pause`), so nothing is lost with this process.
 
-Importing this module is cheap. The HTTP client (0.6 s) comes with the first `Courier`, for web never has one.
+Importing this module is cheap. The HTTP client (0.6 s) comes with the first `Courier`, for web never has one. The sink
+that the environment brings is read here too: its certificates are files.
 """
 
 from __future__ import annotations
