@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from builds.build import Kind
+from builds.clients.git import Resolved
 from builds.engines import Ask
 from builds.errors import AskError, BuildsError
 from builds.image import tag_for
@@ -66,13 +66,7 @@ def _describe(kiln: Kiln, say: Say) -> None:
 
 def _dry_run(kiln: Kiln, content: bytes, say: Say) -> None:
     events = _events(saved.parse(content), say)
-    intake = Intake(
-        instance=kiln.settings.instance,
-        policy=kiln.policy,
-        hosts=kiln.config.hosts,
-        images=kiln.images,
-        resolver=_Nobody(),
-    )
+    intake = wiring.intake(kiln, _Nobody())
     for event in events:
         say(f"event {event.id}: {event.type} of {event.source}" + (f", {event.subject}" if event.subject else ""))
         wants = wanted(kiln.config.triggers, event)
@@ -125,14 +119,9 @@ def _tell(ask: Ask | AskError, want: Wanted, say: Say) -> None:
             say(f"    {name}: {value}")
 
 
-class _Supposed(NamedTuple):
-    ref: str | None
-    commit: str
-
-
 class _Nobody:
     """Resolves without asking: a full ref is taken for what it says, the rest for a branch."""
 
-    def resolve(self, repository: Repository, ref: str | None) -> _Supposed:  # noqa: ARG002
+    def resolve(self, repository: Repository, ref: str | None) -> Resolved:  # noqa: ARG002
         full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
-        return _Supposed(ref=full, commit=UNKNOWN)
+        return Resolved(full, UNKNOWN)

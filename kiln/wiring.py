@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from builds.builder.spec import Surroundings
     from builds.confirm import Confirmer
     from builds.engines.local import LocalEngine
-    from builds.intake import Intake
+    from builds.intake import Intake, Resolver
     from builds.plan import Limits, Word
     from eventing.event import Event
 
@@ -124,6 +124,7 @@ def ops(kiln: Kiln, process: Process) -> Ops:
 
 def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
+    from builds.clients.git import Resolver  # noqa: PLC0415
     from handlers.app import Services, create_app  # noqa: PLC0415
     from handlers.auth import gate  # noqa: PLC0415
 
@@ -132,7 +133,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     return create_app(
         Services(
             records=engine(kiln),
-            intake=intake(kiln),
+            # Without stored credentials: those serve verified webhooks, which bring their commit.
+            intake=intake(kiln, Resolver(kiln.policy)),
             triggers=kiln.config.triggers,
             webhook_secrets=kiln.secrets.webhooks,
             tokens=kiln.secrets.api_tokens,
@@ -148,9 +150,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     )
 
 
-def intake(kiln: Kiln) -> Intake:
-    """The way in. Its look-ups use no stored credential: those serve verified webhooks, which bring their commit."""
-    from builds.clients.git import Resolver  # noqa: PLC0415
+def intake(kiln: Kiln, resolver: Resolver) -> Intake:
+    """The way in."""
     from builds.intake import Intake  # noqa: PLC0415
 
     return Intake(
@@ -158,7 +159,7 @@ def intake(kiln: Kiln) -> Intake:
         policy=kiln.policy,
         hosts=kiln.config.hosts,
         images=kiln.images,
-        resolver=Resolver(kiln.policy),
+        resolver=resolver,
     )
 
 
