@@ -15,7 +15,7 @@ import msgspec
 
 from builds.build import Cause, Kind, Request, build_name
 from builds.engines import Ask
-from builds.errors import Malformed
+from builds.errors import Forbidden, Malformed
 from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, slug_for, tag_for
 from builds.repository import (
     HostKind,
@@ -25,10 +25,13 @@ from builds.repository import (
     checked_ref,
     commit_id,
     is_commit,
+    of_kind,
     short_name,
     subdirectory,
 )
 from builds.triggers import Template, Wanted
+from eventing.event import Event
+from eventing.hosts import push_of
 
 MAX_TAGS = 20
 MAX_BUILD_ARGS = 50
@@ -84,6 +87,16 @@ class Intake:
     def repository(self, url: str) -> Repository:
         """The repository by its canonical URL, whether or not it may be built. Raises RepositoryError."""
         return canonical(url, self._hosts)
+
+    def vouch(self, word: str, event: Event, found: Sequence[Wanted]) -> None:
+        """Whether a webhook's route may speak for the repositories that its event, and what is wanted by it, name.
+
+        Raises Forbidden where one is on a host of another kind, RepositoryError.
+        """
+        push = push_of(event)
+        for url in {*(each.repository for each in found), *([push.repository] if push else [])}:
+            if not of_kind(self.repository(url), word):
+                raise Forbidden(f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
 
     def ask(
         self,

@@ -16,12 +16,11 @@ from flask import Blueprint, Response, request
 
 from builds.build import Kind
 from builds.engines import Ask, EngineError
-from builds.errors import AskError
-from builds.repository import of_kind
+from builds.errors import AskError, Forbidden
 from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
 from eventing.event import Event
-from eventing.hosts import DIALECTS, Ignored, push_of
+from eventing.hosts import DIALECTS, Ignored
 from handlers import asking, bodies, metrics
 from handlers.builds import answer, location
 from handlers.problems import Problem
@@ -87,10 +86,10 @@ def _collected(refusals: list[str]) -> Iterator[None]:
 def _wanted(event: Event, word: str) -> list[Wanted]:
     """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
     found = wanted(services().triggers, event)
-    push = push_of(event)
-    for url in {*(each.repository for each in found), *([push.repository] if push else [])}:
-        if not of_kind(services().intake.repository(url), word):
-            raise Problem(403, f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
+    try:
+        services().intake.vouch(word, event, found)
+    except Forbidden as error:
+        raise Problem(error.status, str(error)) from None
     return found
 
 

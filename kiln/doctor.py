@@ -65,21 +65,22 @@ def _describe(kiln: Kiln, say: Say) -> None:
 
 
 def _dry_run(kiln: Kiln, content: bytes, say: Say) -> None:
-    events = _events(saved.parse(content), say)
+    request = saved.parse(content)
+    word = next((word for mark, word in _MARKS.items() if mark in request.headers), None)
+    events = decode(request.headers, request.body) if word is None else _delivered(word, request, say)
     intake = wiring.intake(kiln, _Nobody())
     for event in events:
         say(f"event {event.id}: {event.type} of {event.source}" + (f", {event.subject}" if event.subject else ""))
         wants = wanted(kiln.config.triggers, event)
+        if word is not None:
+            intake.vouch(word, event, wants)
         if not wants:
             say("  no trigger wants it: nothing would be built")
         for want in wants:
             _tell(_ask(intake, want, event), want, say)
 
 
-def _events(request: saved.Saved, say: Say) -> list[Event]:
-    word = next((word for mark, word in _MARKS.items() if mark in request.headers), None)
-    if word is None:
-        return decode(request.headers, request.body)
+def _delivered(word: str, request: saved.Saved, say: Say) -> list[Event]:
     found = DIALECTS[word].parse(request.headers, request.body)
     if isinstance(found, Ignored):
         say(f"{word} webhook: nothing would be built. {found.reason}")

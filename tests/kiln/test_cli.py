@@ -144,6 +144,10 @@ def test_check_shows_what_no_trigger_wants_and_what_policy_refuses(kiln: Kiln) -
     assert "no trigger wants it" in kiln.run("check", "--event", "-", stdin=other).stdout
     banned = kiln.run("check", "--event", "-", stdin=webhook(PUSH), KILN_BANNED_REPOSITORIES="https://github.com/**")
     assert "refused (422): " in banned.stdout
+    stranger = PUSH | {"repository": PUSH["repository"] | {"clone_url": "https://gitlab.com/our-org/course.git"}}
+    refused = kiln.run("check", "--event", "-", stdin=webhook(stranger))
+    assert refused.returncode == 1
+    assert "error: The repository is on no github host" in refused.stdout
 
 
 def test_check_shows_a_batch_and_what_would_be_looked_up(kiln: Kiln) -> None:
