@@ -6,6 +6,7 @@ Exit status: 0 done, 1 it went wrong (a sentence on standard error says what), 2
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,7 +126,8 @@ def build(server: str | None, token_file: Path | None, build_args: tuple[str, ..
                 if message.kind == "state":
                     made = message.data
     except KeyboardInterrupt:
-        click.echo(f"The build goes on. To cancel it: curl -X DELETE {location}", err=True)
+        header = f' -H "Authorization: Bearer $(cat {shlex.quote(str(token_file))})"' if token_file else ""
+        click.echo(f"The build goes on. To cancel it: curl -X DELETE{header} {shlex.quote(location)}", err=True)
         return 130
     if made["state"] == "succeeded":
         click.echo(made["image"]["reference"])
