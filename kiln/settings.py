@@ -324,7 +324,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_MAX_QUEUED_PER_USER",
         read=_number(1, 1_000_000),
         default="20",
-        says="How many of them may be one asker's; what comes beyond is answered 429.",
+        says="How many of them may be one person's (`user:…` or `oidc:…` in `causes[].by`; tokens and webhooks have no "
+        "share); what comes beyond is answered 429.",
     ),
     Setting(
         name="KILN_MAX_ATTEMPTS",

@@ -17,6 +17,7 @@ import pytest
 
 from builds.plan import Word
 from handlers.app import create_app
+from kiln.cli import commands
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -132,6 +133,11 @@ def test_every_route_is_documented(route: str) -> None:
 @pytest.mark.parametrize("word", [*(word.value for word in Word), "requested"])
 def test_every_event_type_is_documented(word: str) -> None:
     assert f"`dev.kiln.build.{word}.v1`" in document("events.md")
+
+
+@pytest.mark.parametrize("command", sorted(commands.commands))
+def test_every_command_is_documented(command: str) -> None:
+    assert f"`kiln {command}" in document("cli.md")
 
 
 def metrics() -> set[str]:
