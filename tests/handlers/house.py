@@ -37,14 +37,14 @@ SPEAKER = """
 import json, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1]).parent
 said = 0
-while not (folder / "enough").exists():
+while folder.exists() and not (folder / "enough").exists():
     lines = (folder / "script").read_text().splitlines() if (folder / "script").exists() else []
     for line in lines[said:]:
         said += 1
         print(json.dumps({"n": said, "phase": "building", "text": line}), flush=True)
     time.sleep(0.01)
 """
-"""A builder that says what is written into its folder, line by line, until it is told that it is enough."""
+"""A builder that says what is written into its folder, line by line, until that is enough, or the folder is gone."""
 
 
 def body(**changes: object) -> dict[str, object]:
