@@ -279,10 +279,11 @@ class Controller:
 
     def _confirm(self, build: Build) -> bool:
         self._confirming.add(build.name)
+        asking = tuple(cause.key for cause in build.unanswered)
 
         def ask() -> None:
             try:
-                self._confirmations[build.name] = Confirmation(image=self._confirmer(build))
+                self._confirmations[build.name] = Confirmation(image=self._confirmer(build), causes=asking)
             except Exception as error:  # noqa: BLE001  (whatever it is, the question stays open and is asked again)
                 log.warning(
                     "The registry does not say whether the image is there: %s", error, extra={"build": build.name}

@@ -66,9 +66,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
-    """What the registry says of a build's image: `image`, or `None` where it has gone."""
+    """What the registry says of a build's image: `image`, or `None` where it has gone.
+
+    `causes`: keys of those for whom it was asked, and whose tags are set. Who joins meanwhile needs another answer.
+    """
 
     image: Image | None
+    causes: tuple[str, ...]
 
 
 class Turns(msgspec.Struct, frozen=True, kw_only=True):
@@ -350,7 +354,8 @@ def _of_round(build: Build) -> list[Attempt]:
 def _answer(build: Build, facts: Facts) -> Action | None:
     """Somebody asked for an image that is there already: they get it at once, if the registry still has it."""
     confirmation = facts.confirmations.get(build.name)
-    if confirmation is None:
+    answered = tuple(cause.key for cause in build.unanswered if confirmation and cause.key in confirmation.causes)
+    if confirmation is None or not answered:
         return None if build.name in facts.confirming else Confirm(build=build.name)
     if confirmation.image is None:
         return _queue(build)
@@ -359,7 +364,7 @@ def _answer(build: Build, facts: Facts) -> Action | None:
         word=Word.SUCCEEDED,
         attempt=build.status.attempt,
         outcome=Outcome(state=State.SUCCEEDED, image=confirmation.image),
-        causes=tuple(cause.key for cause in build.unanswered),
+        causes=answered,
     )
 
 

@@ -15,6 +15,7 @@ from builds.build import (
     Cancel,
     Delivery,
     DeliveryState,
+    Image,
     Kind,
     Node,
     Phase,
@@ -120,13 +121,27 @@ class TestJoiners:
         assert decide(self.done, confirming=frozenset({"b"})) == []
 
     def test_answered_at_once_if_it_is_still_there(self) -> None:
-        report = only(decide(self.done, confirmations={"b": Confirmation(image=IMAGE)}))
+        confirmation = Confirmation(image=IMAGE, causes=(cause("2").key,))
+        report = only(decide(self.done, confirmations={"b": confirmation}))
         outcome = Outcome(state=State.SUCCEEDED, image=IMAGE)
         assert report == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=outcome, causes=(cause("2").key,))
 
     def test_built_again_if_it_has_gone(self) -> None:
-        report = only(decide(self.done, confirmations={"b": Confirmation(image=None)}))
+        confirmation = Confirmation(image=None, causes=(cause("2").key,))
+        report = only(decide(self.done, confirmations={"b": confirmation}))
         assert report == Report(build="b", word=Word.QUEUED, attempt=2)
+
+    def test_who_joins_while_the_registry_is_asked_needs_an_answer_of_their_own(self) -> None:
+        more = replace(self.done, causes=(*self.done.causes, cause("3")))
+        report = only(decide(more, confirmations={"b": Confirmation(image=IMAGE, causes=(cause("2").key,))}))
+        assert isinstance(report, Report)
+        assert report.causes == (cause("2").key,)
+
+    @pytest.mark.parametrize("image", [IMAGE, None])
+    def test_an_answer_for_others_is_none(self, image: Image | None) -> None:
+        others = {"b": Confirmation(image=image, causes=(cause("1").key,))}
+        assert only(decide(self.done, confirmations=others)) == Confirm(build="b")
+        assert decide(self.done, confirmations=others, confirming=frozenset({"b"})) == []
 
 
 # ---- Order and slots ----------------------------------------------------------------------------------------------

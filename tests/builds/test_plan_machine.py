@@ -148,6 +148,7 @@ class World(RuleBasedStateMachine):
         self.stopped: set[tuple[str, int]] = set()
         self.sending: set[tuple[str, str]] = set()
         self.confirming: set[str] = set()
+        self.asked: dict[str, tuple[str, ...]] = {}
         self.confirmations: dict[str, Confirmation] = {}
 
     # ---- What people and hosts do ---------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ class World(RuleBasedStateMachine):
     def registry_answers(self) -> None:
         for name in sorted(self.confirming):
             image = self.records[name].status.image if name in self.images else None
-            self.confirmations[name] = Confirmation(image=image)
+            self.confirmations[name] = Confirmation(image=image, causes=self.asked[name])
         self.confirming.clear()
 
     def facts(self, blind: bool) -> Facts:
@@ -350,6 +351,7 @@ class World(RuleBasedStateMachine):
             case Confirm():
                 assert build.state is State.SUCCEEDED
                 self.confirming.add(build.name)
+                self.asked[build.name] = tuple(cause.key for cause in build.unanswered)
                 return False
             case Start() if build.live is not None:
                 assert (build.live.number, build.live.node) == (action.attempt, action.node)
@@ -387,6 +389,8 @@ class World(RuleBasedStateMachine):
                 assert build.status.state is State.QUEUED
                 assert not cancelled, "started after a cancel"
                 assert action.attempt == build.status.attempt
+            case Report(causes=joined) if joined:
+                assert set(joined) <= set(self.asked[build.name]), "answered, and the registry was never asked for them"
             case Report(word=Word.RETRYING):
                 assert action.outcome is not None
                 assert action.outcome.reason is Reason.INFRASTRUCTURE
