@@ -8,7 +8,6 @@ what came in; every round begins with a look at everything that is open.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,10 +111,10 @@ class Controller:
         self._tidied: datetime | None = None
         self._open = False
 
-    def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set. Attempts that run then go on; the next controller adopts them."""
+    def run(self, over: Callable[[], bool]) -> None:
+        """Until it is `over`. Attempts that run then go on; the next controller adopts them."""
         try:
-            while not stop.is_set():
+            while not over():
                 self._engine.wait(self._turn())
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)

@@ -20,6 +20,7 @@ class Fault(StrEnum):
     CONTROLLER_START_WRITTEN = "controller-start-written"  # the attempt is in the record, not started
     ENGINE_FOLDER_MADE = "engine-folder-made"  # the attempt's folder is there, its process is not
     ENGINE_SPAWNED = "engine-spawned"  # the builder runs
+    ENGINE_JOB_MADE = "engine-job-made"  # the attempt's Job is there
     BUILDER_LOCKED = "builder-locked"  # the builder has its locks
     BUILDER_FETCHED = "builder-fetched"  # the commit and its submodules have been looked at
     BUILDER_PUSHED = "builder-pushed"  # the image is in the registry, the tags are not set
@@ -29,6 +30,11 @@ class Fault(StrEnum):
     CONTROLLER_SENT = "controller-sent"  # a sink has it, the record does not say so
     CONTROLLER_DELIVERED = "controller-delivered"  # the record says so, the build is not settled
     CONTROLLER_SETTLED = "controller-settled"
+
+
+ONLY_LOCAL = frozenset({Fault.ENGINE_FOLDER_MADE, Fault.ENGINE_SPAWNED})
+ONLY_KUBERNETES = frozenset({Fault.ENGINE_JOB_MADE})
+"""Points that the other engine never gets to."""
 
 
 def reached(point: Fault) -> None:
@@ -41,3 +47,4 @@ def reached(point: Fault) -> None:
     except FileExistsError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(137)  # process 1 of a container cannot kill itself, but all else in it dies with it

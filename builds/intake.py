@@ -35,6 +35,8 @@ from eventing.hosts import push_of
 
 MAX_TAGS = 20
 MAX_BUILD_ARGS = 50
+MAX_ARGS_BYTES = 32 * 1024
+"""Of all names and values of build arguments together: a record, and a list's part of it, has a limit."""
 MAX_VALUE = 4096
 """Characters of a build argument's value, and of an event's source, id and type: they are kept in the record."""
 
@@ -199,6 +201,8 @@ def merge(asks: Sequence[Ask]) -> list[Ask]:
 def _build_args(args: Mapping[str, str]) -> Mapping[str, str]:
     if len(args) > MAX_BUILD_ARGS:
         raise Malformed(f"There are more than {MAX_BUILD_ARGS} build arguments.")
+    if sum(len(name) + len(value.encode(errors="replace")) for name, value in args.items()) > MAX_ARGS_BYTES:
+        raise Malformed(f"The build arguments are longer than {MAX_ARGS_BYTES >> 10} KiB together.")
     for name, value in args.items():
         if len(name) > MAX_VALUE or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             raise Malformed(

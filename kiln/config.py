@@ -76,6 +76,16 @@ def parse(content: bytes) -> Config:
     return config
 
 
+def pod_template(path: Path) -> object:
+    """The YAML document in the file of KILN_POD_TEMPLATE. Raises ConfigError."""
+    try:
+        return _document(path.read_bytes())
+    except OSError as error:
+        raise ConfigError([f"KILN_POD_TEMPLATE: {path} cannot be read ({error.strerror})"]) from None
+    except ConfigError as error:
+        raise ConfigError(f"KILN_POD_TEMPLATE: {path}: {problem}" for problem in error.problems) from None
+
+
 class _Reader:
     """Goes through the sections, and notes what is wrong instead of stopping at it."""
 

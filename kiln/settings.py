@@ -64,7 +64,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: Path
     namespace: str | None
     instance: str
+    anchor: str | None
     builder_image: str | None
+    pod_template: Path | None
     docker_host: str | None
     registry_config: Path | None
     fault: str | None
@@ -243,9 +245,10 @@ AUTH_CHOICES = (
 SETTINGS: tuple[Setting, ...] = (
     Setting(
         name="KILN_ENGINE",
-        read=_one_of("local", later=["kubernetes"]),
+        read=_one_of("local", "kubernetes"),
         default="local",
-        says="Where records are kept and attempts run: `local` is this machine's Docker.",
+        says="Where records are kept and attempts run: `local` is this machine and its Docker, `kubernetes` the "
+        "cluster that Kiln runs in; the chart sets all that is for it.",
     ),
     Setting(
         name="KILN_IMAGE_PREFIX",
@@ -397,19 +400,39 @@ SETTINGS: tuple[Setting, ...] = (
         default="~/.local/state/kiln",
         says="Engine `local`: the folder of records and attempts, shared by web and controller.",
     ),
-    Setting(name="KILN_NAMESPACE", read=_text, default=None, says="Engine `kubernetes`: the namespace."),
+    Setting(
+        name="KILN_NAMESPACE",
+        read=_text,
+        default=None,
+        says="Engine `kubernetes`: the namespace of records and attempts; when unset the pod's own.",
+    ),
     Setting(
         name="KILN_INSTANCE",
         read=_text,
         default="local",
-        says="Which Kiln this is; a part of every build's name.",
+        says="Which Kiln this is; a part of every build's name. Engine `kubernetes`: `<namespace>/<release>`.",
+    ),
+    Setting(
+        name="KILN_ANCHOR",
+        read=_text,
+        default=None,
+        says="Engine `kubernetes`: name of the ConfigMap that owns all records, and of the Lease by which one "
+        "controller leads.",
     ),
     Setting(name="KILN_BUILDER_IMAGE", read=_text, default=None, says="Engine `kubernetes`: the builder's image."),
+    Setting(
+        name="KILN_POD_TEMPLATE",
+        read=_path,
+        default=None,
+        says="Engine `kubernetes`: a YAML file with what build pods are made from, a PodTemplateSpec with a container "
+        "called `builder`.",
+    ),
     Setting(
         name="KILN_DOCKER_HOST",
         read=_text,
         default=None,
-        says="Docker daemon that builds, such as `unix:///run/docker.sock`; when unset as the `docker` command does.",
+        says="Docker daemon that builds, such as `unix:///run/docker.sock`; when unset as the `docker` command does, "
+        "with engine `kubernetes` the one whose socket is in the pod.",
     ),
     Setting(
         name="KILN_REGISTRY_CONFIG",
@@ -457,6 +480,8 @@ def read(environ: Mapping[str, str]) -> Settings:
     if not environ.get("KILN_IMAGE_PREFIX"):
         problems.append("KILN_IMAGE_PREFIX: must be set, such as registry.example/org/")
     problems.extend(_who_may_not(values, environ))
+    if values.get("engine") == "kubernetes":
+        problems.extend(_what_a_cluster_needs(values))
     if problems:
         raise SettingsError(problems)
     auth = values["auth"] or ("none",)
@@ -490,6 +515,14 @@ def _who_may_not(values: Mapping[str, Any], environ: Mapping[str, str]) -> Itera
         words = values.get(_BY_NAME[name].field) or ()
         if "token" in words and not environ.get("KILN_SECRETS_DIR"):
             yield f"{name}: token needs KILN_SECRETS_DIR, a folder with api-tokens/<name> in it"
+
+
+def _what_a_cluster_needs(values: Mapping[str, Any]) -> Iterable[str]:
+    """What the chart sets, and web and controller must agree on."""
+    if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9.-]+", values.get("instance") or ""):
+        yield "KILN_INSTANCE: must be <namespace>/<release> with KILN_ENGINE kubernetes"
+    if values.get("anchor") is None:
+        yield "KILN_ANCHOR: must be set with KILN_ENGINE kubernetes, to the name of a ConfigMap and a Lease"
 
 
 def _ways_in(values: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[str]:

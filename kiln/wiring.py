@@ -9,13 +9,15 @@ from __future__ import annotations
 import fcntl
 import functools
 import logging
+import secrets
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from builds.build import Build, Cause
     from builds.builder.spec import Surroundings
     from builds.confirm import Confirmer
+    from builds.engines import Engine, Records
+    from builds.engines.kubernetes import KubernetesEngine, KubernetesRecords
     from builds.engines.local import LocalEngine
     from builds.intake import Intake, Resolver
     from builds.plan import Limits, Word
@@ -70,12 +74,12 @@ def load(environ: Mapping[str, str]) -> Kiln:
     injected = _or_note(problems, lambda: sinks_from_environment(found.sink_binding)) or []
     policy = _or_note(problems, lambda: Policy(found.allowed_repositories, found.banned_repositories))
     images = _or_note(problems, lambda: ImagePolicy(found.image_prefix, configured.allowed_images))
-    secrets = Secrets(found.secrets_dir)
+    folder = Secrets(found.secrets_dir)
     sinks = (*injected, *configured.sinks)
     names = [sink.name for sink in sinks]
     if names.count("k-sink") > 1:
         problems.append("sinks: k-sink is the name of the one that K_SINK injects")
-    _or_note(problems, lambda: secrets.check(words=DIALECTS, sinks=names))
+    _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names))
     if found.registry_config is not None and not found.registry_config.is_file():
         problems.append(f"KILN_REGISTRY_CONFIG: {found.registry_config} is not a file")
     if problems or policy is None or images is None:
@@ -83,7 +87,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
     return Kiln(
         settings=found,
         config=configured,
-        secrets=secrets,
+        secrets=folder,
         policy=policy,
         images=images,
         sinks=sinks,
@@ -132,7 +136,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     gate_for = functools.partial(gate, tokens=kiln.secrets.api_tokens)
     return create_app(
         Services(
-            records=engine(kiln),
+            records=records(kiln),
             # Without stored credentials: those serve verified webhooks, which bring their commit.
             intake=intake(kiln, Resolver(kiln.policy)),
             triggers=kiln.config.triggers,
@@ -163,8 +167,12 @@ def intake(kiln: Kiln, resolver: Resolver) -> Intake:
     )
 
 
-def engine(kiln: Kiln) -> LocalEngine:
-    """Raises EngineError."""
+def records(kiln: Kiln) -> Records:
+    """The records, for those who ask for builds. Raises EngineError."""
+    return _local(kiln) if kiln.settings.engine == "local" else _in_cluster(kiln)
+
+
+def _local(kiln: Kiln) -> LocalEngine:
     from builds.engines.local import LocalEngine  # noqa: PLC0415
 
     return LocalEngine(
@@ -175,7 +183,49 @@ def engine(kiln: Kiln) -> LocalEngine:
     )
 
 
+def _in_cluster(kiln: Kiln) -> KubernetesRecords:
+    from builds.engines.kubernetes import KubernetesRecords  # noqa: PLC0415
+
+    return KubernetesRecords(**_where(kiln))
+
+
+def _controlling(kiln: Kiln) -> KubernetesEngine:
+    """Raises EngineError, KilnError."""
+    from builds.engines.kubernetes import KubernetesEngine, TemplateError, checked, mounted  # noqa: PLC0415
+
+    found = kiln.settings
+    if found.builder_image is None or found.pod_template is None:
+        raise CommandError("KILN_BUILDER_IMAGE and KILN_POD_TEMPLATE must be set for the controller")
+    try:
+        template = checked(config.pod_template(found.pod_template))
+    except TemplateError as error:
+        raise CommandError(f"KILN_POD_TEMPLATE: {found.pod_template}: {error}") from None
+    return KubernetesEngine(
+        **_where(kiln),
+        template=template,
+        image=found.builder_image,
+        surroundings=mounted(surroundings(kiln), template, docker_host=found.docker_host),
+        lease=str(found.anchor),
+        identity=f"{socket.gethostname()}-{secrets.token_hex(4)}",
+    )
+
+
+def _where(kiln: Kiln) -> dict[str, Any]:
+    """What web and controller must agree on. Raises Unavailable without a cluster."""
+    from builds.engines.kubernetes import Release, connect  # noqa: PLC0415
+
+    found = kiln.settings
+    return {
+        "api": connect(found.namespace),
+        "release": Release(name=found.instance.partition("/")[2]),
+        "anchor": found.anchor,
+        "max_queued": found.max_queued,
+        "max_queued_per_user": found.max_queued_per_user,
+    }
+
+
 def surroundings(kiln: Kiln) -> Surroundings:
+    """Those of a builder on this machine."""
     from builds.builder.spec import Surroundings  # noqa: PLC0415
 
     found, credentials = kiln.settings, kiln.secrets.git_credentials
@@ -211,28 +261,46 @@ def run_controller(kiln: Kiln) -> None:
     from builds.controller import Controller  # noqa: PLC0415
     from eventing.delivery import Courier  # noqa: PLC0415
 
-    records = engine(kiln)
-    wakers.append(records.wake)
     courier = Courier(kiln.secrets.headers)
-    controller = Controller(
-        records,
-        limits=limits(kiln.settings),
-        sinks=kiln.sinks,
-        courier=courier,
-        confirmer=_confirmer(kiln),
-        events=_events(kiln.settings),
-    )
-    port.waiting_for = None
     try:
-        with _the_only_one(kiln.settings.state_dir, stop):
-            controller.run(stop)
+        with _engine(kiln, stop) as (engine, leading):
+            wakers.append(engine.wake)
+            port.waiting_for = None
+            while not stop.is_set():
+                with leading() as over:
+                    # A new one for each term: what another did meanwhile is not in the memory of an old one.
+                    Controller(
+                        engine,
+                        limits=limits(kiln.settings),
+                        sinks=kiln.sinks,
+                        courier=courier,
+                        confirmer=_confirmer(kiln),
+                        events=_events(kiln.settings),
+                    ).run(over)
     except Exception:
         log.critical("The controller failed; started again, it goes on from the records", exc_info=True)
         raise
     finally:
         courier.close()
-        records.close()
     log.info("Stopped; builds that run go on")
+
+
+Over = Callable[[], bool]
+"""Whether this controller has to end: it was told to, or another one leads."""
+
+
+@contextmanager
+def _engine(kiln: Kiln, stop: threading.Event) -> Iterator[tuple[Engine, Callable[[], AbstractContextManager[Over]]]]:
+    """The engine, and what waits until this is the one controller that acts."""
+    if kiln.settings.engine == "local":
+        local = _local(kiln)
+        with closing(local):
+            yield local, lambda: _the_only_one(kiln.settings.state_dir, stop)
+    else:
+        cluster = _controlling(kiln)
+        with closing(cluster):
+            cluster.begin()
+            yield cluster, lambda: cluster.leading(stop)
 
 
 def limits(found: Settings) -> Limits:
@@ -272,7 +340,7 @@ def _events(found: Settings) -> Callable[[Build, Word, int, datetime, Cause | No
 
 
 @contextmanager
-def _the_only_one(state_dir: Path, stop: threading.Event) -> Iterator[None]:
+def _the_only_one(state_dir: Path, stop: threading.Event) -> Iterator[Over]:
     """Waits until no other controller has this folder, or until `stop`."""
     with (state_dir / "controller.lock").open("wb") as file:
         told = False
@@ -286,4 +354,4 @@ def _the_only_one(state_dir: Path, stop: threading.Event) -> Iterator[None]:
                     log.warning("Another controller runs in %s; this one waits for its end", state_dir)
                 told = True
                 stop.wait(0.2)
-        yield
+        yield stop.is_set

@@ -11,7 +11,7 @@ import fcntl
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from builds.builder import processes
@@ -23,7 +23,7 @@ def main(spec: str, target: str) -> int:
     if not processes.own_session():
         sys.exit("The builder ends whatever is in its session, so it needs one of its own: setsid --wait COMMAND")
     processes.listen()
-    with _locked(os.environ.get("KILN_ATTEMPT_DIR")) as folder:
+    with _locked(os.environ.get("KILN_ATTEMPT_DIR")) as folder, _in_use(os.environ.get("KILN_IN_USE")):
         reached(Fault.BUILDER_LOCKED)
         from builds.builder.attempt import attempted  # noqa: PLC0415
         from builds.builder.log import Log  # noqa: PLC0415
@@ -54,6 +54,22 @@ def _locked(folder: str | None) -> Iterator[str | None]:
             if _is(int(entry.name), shared):
                 os.dup2(int(entry.name), 0)
         yield folder
+
+
+@contextmanager
+def _in_use(path: str | None) -> Iterator[None]:
+    """Holds a shared lock on a file beside the daemon's socket: a daemon that is to stop waits for those who build.
+
+    One that does not wait any more, or has not made the file yet, is no reason not to try.
+    """
+    if path is None:
+        yield
+        return
+    with ExitStack() as held:
+        with suppress(OSError):
+            file = held.enter_context(Path(path).open("rb"))
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
 
 
 def _is(descriptor: int, path: Path) -> bool:

@@ -20,6 +20,8 @@ HEAD = 8 << 20
 """Bytes written before lines are left out."""
 TAIL = 64 << 10
 """Bytes of the last lines that are written nevertheless."""
+FRAME = 40
+"""Bytes that a container runtime adds to each line. They count: a kubelet serves no more than 10 MiB of a log."""
 LONGEST = 4096
 """Characters of a line."""
 SHORT_TAIL = 2048
@@ -67,8 +69,8 @@ class Log:
         self._number += 1
         self._last.append(text)
         line = self._encoded(self._number, text)
-        if not self._held and not self._left_out and self._written + len(line) <= HEAD:
-            self._written += len(line)
+        if not self._held and not self._left_out and self._written + len(line) + FRAME <= HEAD:
+            self._written += len(line) + FRAME
             self._write(line)
             return
         self._held.append(line)

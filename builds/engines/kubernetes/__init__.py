@@ -1,0 +1,18 @@
+"""The engine of a cluster: records in ConfigMaps, attempts as Jobs beside the Docker daemons of a DaemonSet.
+
+    store                     web's half: create, get, list and patch records
+    engine                    the controller's half: watches, Jobs, the Lease
+    records, jobs, sightings  a build as a ConfigMap, an attempt as a Job, what pods and Events say: pure
+    logs, shared              what many readers share
+    api, watch, lease         Kubernetes, as far as it is spoken to
+
+Web and controller meet only in the records; whoever holds the Lease acts on them. Nothing here needs more than a
+namespace: no object of the cluster is read or made.
+"""
+
+from builds.engines.kubernetes.engine import KubernetesEngine
+from builds.engines.kubernetes.jobs import TemplateError, checked, mounted
+from builds.engines.kubernetes.records import Release
+from builds.engines.kubernetes.store import KubernetesRecords, connect
+
+__all__ = ["KubernetesEngine", "KubernetesRecords", "Release", "TemplateError", "checked", "connect", "mounted"]

@@ -1,0 +1,365 @@
+"""The controller's half: what is, from watches; and what is to be, as Jobs. Only the one who holds the Lease writes.
+
+Watches lag behind. What this process has written itself is laid over what they show until they show something newer,
+or a slot would be given twice. What has left a watch is asked for once more before it counts as gone. A new leader
+reads everything anew before it acts, because the one before it may have written in the last instant.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from builds.build import Attempt, Build, Phase, Sighting
+from builds.builder.spec import Surroundings, spec_for
+from builds.engines import Conflict, Unavailable, World
+from builds.engines.kubernetes import jobs, sightings
+from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
+from builds.engines.kubernetes.lease import Lease
+from builds.engines.kubernetes.records import (
+    COMPONENT,
+    LABEL_OPEN,
+    Manifest,
+    Release,
+    build_of,
+    selector,
+    summary_of,
+)
+from builds.engines.kubernetes.store import KubernetesRecords, translated
+from builds.engines.kubernetes.watch import Watch
+from builds.faults import Fault, reached
+
+log = logging.getLogger(__name__)
+
+DAEMON = "dockerd"
+UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
+"""Pods that may still change: those that have ended are looked at once more, and then they are history."""
+SETTLING = 2.0
+"""Seconds that the Job controller and the watch usually need to show the pod of a new Job."""
+ASK_AGAIN = 3.0
+"""Seconds between two looks at what is said of an attempt that does not begin."""
+
+Key = tuple[str, int]
+
+
+class KubernetesEngine(KubernetesRecords):
+    """An `Engine` in a namespace. `template` is the operator's pod template, `image` the builder's.
+
+    `lease` names the Lease by which one of several controllers leads; `identity` is this one's.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        release: Release,
+        *,
+        template: Manifest,
+        image: str,
+        surroundings: Surroundings,
+        lease: str,
+        identity: str,
+        anchor: str | None = None,
+        max_queued: int = 1000,
+        max_queued_per_user: int = 20,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """Raises TemplateError."""
+        super().__init__(
+            api, release, anchor=anchor, max_queued=max_queued, max_queued_per_user=max_queued_per_user, now=now
+        )
+        self._template = jobs.checked(template)
+        self._image = image
+        self._surroundings = surroundings
+        self._woken = threading.Event()
+        ours = selector(release.of(COMPONENT))
+        self._records = Watch(api, "configmaps", labels=f"{ours},{LABEL_OPEN}", changed=self.wake)
+        self._pods = Watch(api, "pods", labels=ours, fields=UNENDED, changed=self.wake)
+        self._daemons = Watch(api, "pods", labels=selector(release.of(DAEMON)), changed=self.wake)
+        self._lease = Lease(api, lease, identity, changed=self.wake)
+        self._own = _Own()
+        self._decoded: dict[str, Build] = {}
+        self._attempts: dict[Key, _Attempt] = {}
+        self._with_jobs: dict[str, list[str]] = {}
+
+    # ---- Leading ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def leading(self, stop: threading.Event) -> Iterator[Callable[[], bool]]:
+        """Waits until this is the one that leads, or until `stop`. Gives a question: is that over?
+
+        The watches are kept warm meanwhile, and everything is read anew before the first look.
+        """
+        while not (stop.is_set() or (self._lease.leading and self._anew())):
+            self.wait(1.0)
+        if not stop.is_set():
+            log.info("This controller leads")
+        yield lambda: stop.is_set() or not self._lease.leading
+        if not stop.is_set():
+            log.warning("This controller does not lead any more")
+
+    def begin(self) -> None:
+        """Starts the watches and stands for the lease."""
+        for watch in (self._records, self._pods, self._daemons):
+            watch.start()
+        self._lease.start()
+
+    def close(self) -> None:
+        """Another controller may lead at once. Attempts go on."""
+        self._lease.stop()
+        for watch in (self._records, self._pods, self._daemons):
+            watch.stop()
+        super().close()
+
+    def _anew(self) -> bool:
+        """Forgets what this process knew of an earlier term, and reads what is; whether that could be done."""
+        self._own = _Own()
+        self._attempts = {}
+        try:
+            for watch in (self._records, self._pods, self._daemons):
+                watch.fresh(timeout=5.0)
+                watch.take_deleted()
+        except ApiError as error:
+            log.warning("What there is cannot be read: %s", error)
+            return False
+        return True
+
+    # ---- Engine -----------------------------------------------------------------------------------------------------
+
+    def observe(self) -> World:
+        self._must_lead()
+        with translated():
+            deleted = tuple(self._deleted())
+            builds = self._open()
+            pods = {key: pod for pod in self._pods.objects().values() if (key := sightings.attempt_of(pod))}
+            live = [(build, build.live) for build in builds if build.live is not None]
+            self._attempts = {
+                key: self._attempts.get(key) or _Attempt()
+                for key in ((build.name, attempt.number) for build, attempt in live if attempt)
+            }
+            seen = tuple(self._sighting(build, attempt, pods) for build, attempt in live if attempt)
+        daemons = self._daemons.objects().values()
+        nodes = sightings.nodes_of(daemons)
+        return World(builds=builds, sightings=seen, nodes=nodes, scalable=True, deleted=deleted)
+
+    def write(self, build: Build) -> Build:
+        self._must_lead()
+        with translated():
+            try:
+                written = self._put(build)
+            except Conflict:
+                self._reread(build)
+                raise
+        self._own.wrote(build.revision, written)
+        self._must_lead()  # or nothing may follow from it here: who leads now will see it
+        return written
+
+    def start(self, build: Build, attempt: Attempt) -> None:
+        self._must_lead()
+        job = jobs.job(
+            build,
+            attempt,
+            spec_for(build, attempt, self._surroundings),
+            template=self._template,
+            image=self._image,
+            release=self._release,
+            owner={"apiVersion": "v1", "kind": "ConfigMap", "name": build.name, "uid": build.uid},
+        )
+        with translated():
+            try:
+                self._api.create("jobs", job)
+            except AlreadyExists:
+                self._must_be_ours(build, attempt)
+        reached(Fault.ENGINE_JOB_MADE)
+        known = self._attempts.setdefault((build.name, attempt.number), _Attempt())
+        known.made_at = time.monotonic()
+
+    def stop(self, build: Build, attempt: Attempt) -> None:
+        self._must_lead()
+        with translated():
+            pod = self._asked_pod(build, attempt)
+            if pod is not None and sightings.terminal(pod):
+                return
+            if pod is not None and sightings.began(pod):
+                # Not the Job's, nor its deletion: those would take the log and the result with them.
+                self._patch_away(pod)
+            else:
+                self._delete_job(jobs.job_name(build.name, attempt.number))
+
+    def forget(self, build: Build) -> None:
+        """Jobs and pods are owned by the record and go with it; not if somebody has asked again meanwhile."""
+        self._must_lead()
+        with translated(), suppress(Absent, Conflict409):
+            self._api.delete("configmaps", build.name, uid=build.uid, resource_version=build.revision)
+
+    def forget_logs(self, build: Build) -> None:
+        self._must_lead()
+        with translated():
+            for name in self._with_jobs.pop(build.name, ()):
+                self._delete_job(name)
+
+    def closed(self) -> Iterator[Build]:
+        """As lists show them: with all that housekeeping asks for. Nothing of it is kept."""
+        with translated():
+            self._with_jobs = self._jobs_by_build()
+            labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
+            found = []
+            for stored in self._api.list("configmaps", labels=labels, metadata_only=True):
+                build = self._readable(stored["metadata"], summary_of)
+                if build is not None and build.status.finished_at is not None:
+                    found.append((build.status.finished_at, build.name, build))
+        yield from (build for *_, build in sorted(found, key=lambda one: one[:2]))
+
+    def wait(self, timeout: float) -> None:
+        self._woken.wait(timeout)
+        self._woken.clear()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    # ---- What is ----------------------------------------------------------------------------------------------------
+
+    def _open(self) -> tuple[Build, ...]:
+        """The open records, oldest first, with what this process has written over what the watch has seen."""
+        decoded: dict[str, Build] = {}
+        for name, stored in self._records.objects().items():
+            known = self._decoded.get(name)
+            if known is not None and known.revision == stored["metadata"]["resourceVersion"]:
+                decoded[name] = known
+            elif (build := self._readable(stored, build_of)) is not None:
+                decoded[name] = build
+        self._decoded = decoded
+        builds = self._own.over(decoded)
+        return tuple(sorted(builds, key=lambda build: (build.created_at, build.name)))
+
+    def _deleted(self) -> Iterator[Build]:
+        """Open records that have gone, by the word of the API server: leaving the watch means settled, mostly."""
+        for stored in self._records.take_deleted():
+            name, uid = stored["metadata"]["name"], stored["metadata"]["uid"]
+            try:
+                now = self._api.read("configmaps", name, metadata_only=True)["metadata"]
+            except Absent:
+                now = {}
+            if now.get("uid") == uid:
+                continue
+            self._own.forget(name)
+            build = self._readable(stored, build_of)
+            if build is not None:
+                yield build
+
+    def _sighting(self, build: Build, attempt: Attempt, pods: Mapping[Key, Manifest]) -> Sighting:
+        known = self._attempts[build.name, attempt.number]
+        pod = pods.get((build.name, attempt.number))
+        if pod is None or pod["metadata"]["labels"].get(jobs.LABEL_UID) != build.uid:
+            pod = known.ended
+        if pod is None and known.made_at is not None and time.monotonic() - known.made_at < SETTLING:
+            return Sighting(build=build.name, attempt=attempt.number, phase=Phase.PENDING, waiting=sightings.BEING_MADE)
+        if pod is None:
+            pod = self._asked_pod(build, attempt)
+            if pod is not None and sightings.terminal(pod):
+                known.ended = pod
+        if pod is None:
+            return self._without_pod(build, attempt, known)
+        return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
+
+    def _without_pod(self, build: Build, attempt: Attempt, known: _Attempt) -> Sighting:
+        started = attempt.started_at is not None
+        try:
+            job = self._api.read("jobs", jobs.job_name(build.name, attempt.number))
+        except Absent:
+            job = None
+        if job is None or job["metadata"].get("labels", {}).get(jobs.LABEL_UID) != build.uid:
+            phase = Phase.LOST if started else Phase.ABSENT
+            gone = "The build's Job has gone: it was deleted." if started else None
+            return Sighting(build=build.name, attempt=attempt.number, phase=phase, waiting=gone)
+        return sightings.of_job(build, attempt.number, job, self._events_of(known, job, "Job"), started=started)
+
+    def _events_of(self, known: _Attempt, thing: Manifest, kind: str) -> list[Manifest]:
+        """What was said of an attempt that has not begun; asked for now and then."""
+        if kind == "Pod" and (sightings.terminal(thing) or sightings.began(thing)):
+            return []
+        if time.monotonic() - known.asked_at > ASK_AGAIN:
+            name = thing["metadata"]["name"]
+            fields = f"involvedObject.kind={kind},involvedObject.name={name}"
+            known.said = list(self._api.list("events", fields=fields))
+            known.asked_at = time.monotonic()
+        return known.said
+
+    def _asked_pod(self, build: Build, attempt: Attempt) -> Manifest | None:
+        """The attempt's pod by the word of the API server."""
+        found = list(self._api.list("pods", labels=selector(jobs.labels(build, attempt))))
+        return max(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+
+    # ---- Pieces -----------------------------------------------------------------------------------------------------
+
+    def _must_lead(self) -> None:
+        if not self._lease.leading:
+            raise Unavailable("This controller does not lead.")
+
+    def _reread(self, build: Build) -> None:
+        """After a conflict: or the next look would decide on the same again, until the watch has caught up."""
+        now = self._find(build.name)
+        if now is not None:
+            self._own.wrote(build.revision, now)
+
+    def _must_be_ours(self, build: Build, attempt: Attempt) -> None:
+        """A Job of that name is there. Raises Unavailable where it is an earlier record's, which is on its way out."""
+        name = jobs.job_name(build.name, attempt.number)
+        labels = self._api.read("jobs", name, metadata_only=True)["metadata"].get("labels", {})
+        if labels.get(jobs.LABEL_UID) != build.uid:
+            raise Unavailable(f"The Job {name} belongs to an earlier record of that name, and is still being deleted.")
+
+    def _patch_away(self, pod: Manifest) -> None:
+        """SIGTERM now; the kubelet keeps the pod, its log and its result."""
+        with suppress(Absent):
+            self._api.patch("pods", pod["metadata"]["name"], {"spec": {"activeDeadlineSeconds": 1}})
+
+    def _delete_job(self, name: str) -> None:
+        with suppress(Absent):
+            self._api.delete("jobs", name)
+
+    def _jobs_by_build(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for job in self._api.list("jobs", labels=selector(self._release.of(COMPONENT)), metadata_only=True):
+            found.setdefault(job["metadata"]["labels"][jobs.LABEL_BUILD], []).append(job["metadata"]["name"])
+        return found
+
+
+class _Attempt:
+    """What this process knows of an attempt besides what the watches show."""
+
+    def __init__(self) -> None:
+        self.made_at: float | None = None
+        self.ended: Manifest | None = None
+        self.said: list[dict[str, Any]] = []
+        self.asked_at = float("-inf")
+
+
+class _Own:
+    """What this process has written, for as long as the watch shows something older."""
+
+    def __init__(self) -> None:
+        self._written: dict[str, tuple[Build, set[str]]] = {}
+
+    def wrote(self, before: str, written: Build) -> None:
+        """`before` is the revision that it was decided on."""
+        _, older = self._written.get(written.name, (written, set()))
+        self._written[written.name] = (written, older | {before})
+
+    def forget(self, name: str) -> None:
+        self._written.pop(name, None)
+
+    def over(self, seen: Mapping[str, Build]) -> list[Build]:
+        """The open builds as they are now, as far as is known here."""
+        now = dict(seen)
+        for name, (written, older) in list(self._written.items()):
+            shown = seen.get(name)
+            if shown is None or shown.revision not in older:
+                del self._written[name]
+            else:
+                now[name] = written
+        return [build for build in now.values() if build.open]

@@ -1,0 +1,154 @@
+"""An attempt as a Job: pure.
+
+What the operator decides about build pods (resources, tolerations, volumes, …) comes as a pod template; what must be so
+for a build to be safe, pinned and found again is put on top of it here and cannot be configured away. The same record
+gives the same Job, so that any leader can complete a start that another one wrote.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from builds.build import Attempt, Build
+from builds.builder.spec import Spec, Surroundings
+from builds.engines.kubernetes.records import COMPONENT, Manifest, Release
+from builds.plan import BACKSTOP
+
+LABEL_BUILD = "kiln.dev/build"
+LABEL_ATTEMPT = "kiln.dev/attempt"
+LABEL_UID = "kiln.dev/uid"
+"""The record's: another record of the same name, made after the first was deleted, has other attempts."""
+
+CONTAINER = "builder"
+SPEC = "kiln.dev/spec"
+SPEC_FOLDER = "/etc/kiln/build"
+RESULT = "/dev/termination-log"
+
+# Where the chart's template mounts things in the build pod.
+SOCKET_FOLDER = "/run/kiln"
+DOCKER_HOST = f"unix://{SOCKET_FOLDER}/docker.sock"
+IN_USE = f"{SOCKET_FOLDER}/builds.lock"
+REGISTRY_CONFIG = "/etc/kiln/registry/config.json"
+GIT_CREDENTIALS = "/etc/kiln/git-credentials"
+
+
+class TemplateError(ValueError):
+    """The pod template cannot be used, with a sentence that says why."""
+
+
+def job_name(build: str, attempt: int) -> str:
+    return f"{build}-{attempt}"
+
+
+def labels(build: Build, attempt: Attempt) -> dict[str, str]:
+    """By which an attempt's Job and pod are found."""
+    return {LABEL_BUILD: build.name, LABEL_ATTEMPT: str(attempt.number), LABEL_UID: build.uid}
+
+
+def checked(template: object) -> Manifest:
+    """The pod template (core/v1 PodTemplateSpec), if a builder can run in it. Raises TemplateError."""
+    if not isinstance(template, dict) or not isinstance(template.get("spec"), dict):
+        raise TemplateError("it must be a PodTemplateSpec: a mapping with `spec`")
+    containers = template["spec"].get("containers")
+    names = [one.get("name") for one in containers if isinstance(one, dict)] if isinstance(containers, list) else []
+    if names.count(CONTAINER) != 1:
+        raise TemplateError(f"spec.containers must have one container called {CONTAINER}")
+    return template
+
+
+def mounted(surroundings: Surroundings, template: Manifest, *, docker_host: str | None) -> Surroundings:
+    """The surroundings as they are in a pod of this template: its own paths, and only what it mounts."""
+    folders = [mount.get("mountPath", "").rstrip("/") for mount in _builder(template).get("volumeMounts", [])]
+    has_registry = str(PurePosixPath(REGISTRY_CONFIG).parent) in folders
+    return msgspec.structs.replace(
+        surroundings,
+        docker_host=docker_host or DOCKER_HOST,
+        registry_config=REGISTRY_CONFIG if has_registry else None,
+        git_credentials=GIT_CREDENTIALS if GIT_CREDENTIALS in folders else None,
+    )
+
+
+def job(
+    build: Build,
+    attempt: Attempt,
+    spec: Spec,
+    *,
+    template: Manifest,
+    image: str,
+    release: Release,
+    owner: Manifest,
+) -> dict[str, Any]:
+    """The Job of one attempt; `owner` is the reference to its record."""
+    own = {**release.labels(COMPONENT), **labels(build, attempt)}
+    pod = copy.deepcopy(dict(template))
+    metadata = pod.setdefault("metadata", {})
+    metadata["labels"] = {**metadata.get("labels", {}), **own}
+    metadata["annotations"] = {
+        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+        **metadata.get("annotations", {}),
+        SPEC: msgspec.json.encode(spec).decode(),
+    }
+    pod["spec"] |= {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "activeDeadlineSeconds": int(spec.surroundings.timeout + BACKSTOP.total_seconds()),
+        "containers": [_container(one, image) for one in pod["spec"]["containers"]],
+        "volumes": [*pod["spec"].get("volumes", []), _spec_volume()],
+    }
+    if attempt.node is not None:
+        pod["spec"]["affinity"] = pinned(pod["spec"].get("affinity") or {}, attempt.node)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": job_name(build.name, attempt.number), "labels": own, "ownerReferences": [dict(owner)]},
+        "spec": {"backoffLimit": 0, "completions": 1, "parallelism": 1, "template": pod},
+    }
+
+
+def pinned(affinity: Manifest, node: str) -> dict[str, Any]:
+    """The affinity with one node required beside all that it requires.
+
+    Terms are alternatives, and what is in one term must hold together, so the node goes into each of them
+    (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#NodeSelectorTerm). By
+    `metadata.name`, which is the node's own, and not by a label that may say something else.
+    """
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    here = {"key": "metadata.name", "operator": "In", "values": [node]}
+    node_affinity = affinity.get("nodeAffinity") or {}
+    terms = (node_affinity.get(required) or {}).get("nodeSelectorTerms") or [{}]
+    both = [{**term, "matchFields": [*term.get("matchFields", []), here]} for term in terms]
+    return {**affinity, "nodeAffinity": {**node_affinity, required: {"nodeSelectorTerms": both}}}
+
+
+def _builder(template: Manifest) -> Manifest:
+    found: Manifest = next(one for one in template["spec"]["containers"] if one["name"] == CONTAINER)
+    return found
+
+
+def _container(container: dict[str, Any], image: str) -> dict[str, Any]:
+    if container["name"] != CONTAINER:
+        return container
+    return {
+        **container,
+        "image": image,
+        "env": [*container.get("env", []), {"name": "KILN_IN_USE", "value": IN_USE}],
+        "command": ["python", "-m", "builds.builder"],
+        "args": [f"{SPEC_FOLDER}/spec.json", RESULT],
+        "terminationMessagePath": RESULT,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": [
+            *container.get("volumeMounts", []),
+            {"name": "kiln-spec", "mountPath": SPEC_FOLDER, "readOnly": True},
+        ],
+    }
+
+
+def _spec_volume() -> dict[str, Any]:
+    """The spec is in the pod itself, so there is no second object that could be missing."""
+    item = {"path": "spec.json", "fieldRef": {"fieldPath": f"metadata.annotations['{SPEC}']"}}
+    return {"name": "kiln-spec", "downwardAPI": {"items": [item]}}

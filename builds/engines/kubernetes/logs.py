@@ -1,0 +1,194 @@
+"""The logs of attempts, as the kubelet serves them, for any number of readers at the price of one.
+
+A log that somebody reads is copied into a file as it grows: first what is there now, then what follows. Readers read
+the file. When an attempt has ended its log is read once more, to the end, so that what is read then is complete. A log
+that nobody has asked for during a while is let go.
+
+The builder numbers its lines, so what the kubelet serves twice is told from what is new.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from builds.engines import LogLine, Unavailable, logfile
+from builds.engines.kubernetes.api import Absent, Api, ApiError, Busy, Invalid, Stream
+from builds.engines.kubernetes.jobs import CONTAINER, LABEL_ATTEMPT, LABEL_BUILD
+from builds.engines.kubernetes.records import selector
+
+log = logging.getLogger(__name__)
+
+IDLE = 30.0
+"""Seconds without a reader after which a log is let go."""
+AGAIN = 1.0
+"""Seconds between two tries to get a log that is not there yet, or whose stream broke."""
+OVERLAP = 3
+"""Seconds that are read twice where a stream goes on from what was there: clocks are not counted on."""
+
+Key = tuple[str, int]
+
+
+class Logs:
+    """Of all builds; safe to use from many threads."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._folder = tempfile.TemporaryDirectory(prefix="kiln-logs-")
+        self._lock = threading.Lock()
+        self._copies: dict[Key, _Copy] = {}
+
+    def lines(self, build: str, attempt: int, after: int, *, ended: bool) -> Iterator[LogLine]:
+        """What exists now and comes after line `after`; all of it where the attempt has `ended`. Raises Unavailable."""
+        copy = self._copy((build, attempt))
+        copy.refresh(ended=ended)
+        yield from copy.lines(after)
+
+    def close(self) -> None:
+        with self._lock:
+            copies, self._copies = list(self._copies.values()), {}
+        for copy in copies:
+            copy.close()
+        self._folder.cleanup()
+
+    def _copy(self, key: Key) -> _Copy:
+        with self._lock:
+            idle = [other for other, copy in self._copies.items() if other != key and copy.idle > IDLE]
+            gone = [self._copies.pop(other) for other in idle]
+            copy = self._copies.get(key)
+            if copy is None:
+                path = Path(self._folder.name) / f"{key[0]}-{key[1]}"
+                copy = self._copies[key] = _Copy(self._api, key, path)
+        for other in gone:
+            other.close()
+        return copy
+
+
+class _Copy:
+    """One attempt's log. `refresh` is called by readers, and is where it is decided what has to be asked."""
+
+    def __init__(self, api: Api, key: Key, path: Path) -> None:
+        self._api = api
+        self._key = key
+        self._path = path
+        self._path.touch(mode=0o600)
+        self._lock = threading.Lock()
+        self._appending = threading.Lock()
+        self._last = 0
+        self._complete = False
+        self._asked = float("-inf")
+        self._read = time.monotonic()
+        self._stream: Stream | None = None
+        self._follower: threading.Thread | None = None
+        self._closed = False
+
+    @property
+    def idle(self) -> float:
+        """Seconds since somebody read it."""
+        return time.monotonic() - self._read
+
+    def lines(self, after: int) -> Iterator[LogLine]:
+        try:
+            with self._path.open("rb") as file:
+                yield from logfile.lines(file, self._key[1], after)
+        except FileNotFoundError:
+            return  # let go in the same instant: the reader comes back
+
+    def refresh(self, *, ended: bool) -> None:
+        """Raises Unavailable."""
+        self._read = time.monotonic()
+        if self._complete or (self._following and not ended):
+            return
+        with self._lock:
+            if self._complete or self._closed or (self._following and not ended):
+                return
+            if not ended and time.monotonic() - self._asked < AGAIN:
+                return
+            began = self._asked = time.monotonic()
+            pod = self._pod()
+            there = pod is not None and self._snapshot(pod)
+            if ended:
+                self._complete = True
+                self._stop_following()
+            elif pod is not None and there:
+                self._follow(pod, began)
+
+    def close(self) -> None:
+        self._closed = True
+        self._stop_following()
+        self._path.unlink(missing_ok=True)
+
+    @property
+    def _following(self) -> bool:
+        return self._follower is not None and self._follower.is_alive()
+
+    def _pod(self) -> str | None:
+        build, attempt = self._key
+        labels = selector({LABEL_BUILD: build, LABEL_ATTEMPT: str(attempt)})
+        try:
+            found = [one["metadata"]["name"] for one in self._api.list("pods", labels=labels, metadata_only=True)]
+        except ApiError as error:
+            raise Unavailable(f"The build's pod cannot be looked up: {error}") from error
+        return found[-1] if found else None
+
+    def _snapshot(self, pod: str) -> bool:
+        """Takes what is there now; `False` where there is no log."""
+        path = self._api.path("pods", pod, "log")
+        try:
+            content = self._api.request("GET", path, query={"container": CONTAINER})
+        except (Absent, Invalid):
+            return False  # it has gone, or its container waits to start
+        except Busy as error:
+            if error.status is None:
+                raise Unavailable(f"The log cannot be read: {error}") from error
+            log.warning("The log of %s cannot be had from its node: %s", pod, error)
+            return False
+        except ApiError as error:
+            raise Unavailable(f"The log cannot be read: {error}") from error
+        self._append(content.splitlines(keepends=True))
+        return True
+
+    def _follow(self, pod: str, since: float) -> None:
+        self._follower = threading.Thread(target=self._copying, args=(pod, since), name=f"log {pod}", daemon=True)
+        self._follower.start()
+
+    def _copying(self, pod: str, since: float) -> None:
+        query = {
+            "container": CONTAINER,
+            "follow": "true",
+            "sinceSeconds": str(math.ceil(time.monotonic() - since) + OVERLAP),
+        }
+        try:
+            with self._api.stream(self._api.path("pods", pod, "log"), query=query) as stream:
+                self._stream = stream
+                for line in stream.lines():
+                    self._append([line + b"\n"])
+                    if self._closed or self.idle > IDLE:
+                        return
+        except ApiError as error:
+            log.debug("The stream of %s's log broke: %s", pod, error)
+        finally:
+            self._stream = None
+
+    def _stop_following(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.close()
+
+    def _append(self, lines: list[bytes]) -> None:
+        """Those that are new, in order; the follower may still be at it while the last snapshot is taken."""
+        with self._appending:
+            new = []
+            for line in lines:
+                number = logfile.number(line)
+                if number is not None and number > self._last:
+                    new.append(line)
+                    self._last = number
+            if new and not self._closed:
+                with self._path.open("ab") as file:
+                    file.write(b"".join(new))

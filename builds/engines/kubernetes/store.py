@@ -1,0 +1,356 @@
+"""Web's half of the engine: records as ConfigMaps, by nothing but create, get, list and patch.
+
+Asking for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Only who finds
+the record there reads it, adds the cause and patches it under the revision that was read. Lists and the length of the
+queue come from answers that all requests of this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within
+what two seconds bring.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+
+from builds.build import Build, State
+from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Unavailable, pages
+from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
+from builds.engines.kubernetes.logs import Logs
+from builds.engines.kubernetes.records import (
+    COMPONENT,
+    LABEL_REPOSITORY,
+    LABEL_STATE,
+    Manifest,
+    Release,
+    Unreadable,
+    build_of,
+    hashed,
+    made_at,
+    manifest,
+    patch,
+    selector,
+    summary_of,
+)
+from builds.engines.kubernetes.shared import Shared
+from builds.engines.kubernetes.sightings import moment
+from builds.engines.marks import askers, cancelled, joined, limited, newly_queued, queue_full, share_full
+from builds.faults import Fault, reached
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FRESH = 2.0
+"""Seconds for which a list is believed."""
+LOOK = 0.5
+"""Seconds between two looks at a record that somebody waits for."""
+CERTAIN = 0.2
+"""Seconds for which the length of the queue is believed where it means that somebody is refused."""
+UNSEEN = timedelta(seconds=20)
+"""After which a record that no controller has touched, or a Lease that nobody renews, is worth a word."""
+PATIENCE = 4.0
+"""Seconds for which a write that met another one is tried again: Git hosts wait ten for their answer."""
+
+
+_ALL = "all"
+_KEPT = ("name", "uid", "resourceVersion", "annotations")
+"""Of an object's metadata, for as long as a list is believed."""
+
+
+def connect(namespace: str | None) -> Api:
+    """The API server of the cluster that this runs in, or that kubectl would speak to. Raises Unavailable."""
+    try:
+        return Api.connect(namespace=namespace)
+    except ApiError as error:
+        raise Unavailable(str(error)) from error
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A build in a list: its place, and its metadata to make the rest of."""
+
+    place: pages.Place
+    metadata: Manifest
+
+
+class _Queue:
+    """Who waits: how many builds, and how many of each person; counted, and since then what this process has added."""
+
+    def __init__(self, waiting: Iterable[Build]) -> None:
+        self.length = 0
+        self.shares = Counter[str]()
+        self._lock = threading.Lock()
+        for build in waiting:
+            self.add(build)
+
+    def add(self, build: Build) -> None:
+        with self._lock:
+            self.length += 1
+            self.shares.update(by for by in askers(build) if limited(by))
+
+
+class KubernetesRecords:
+    """`Records` in a namespace. `anchor` names the ConfigMap that owns all of the release; without one records stay.
+
+    Raises Unavailable where the API server cannot be reached, and for whatever else it refuses.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        release: Release,
+        *,
+        anchor: str | None = None,
+        max_queued: int = 1000,
+        max_queued_per_user: int = 20,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._api = api
+        self._release = release
+        self._anchor = anchor
+        self._owner: Manifest | None = None
+        self._max_queued = max_queued
+        self._max_queued_per_user = max_queued_per_user
+        self._now = now
+        self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH)
+        self._queues: Shared[_Queue] = Shared(FRESH)
+        self._seen: Shared[Build] = Shared(LOOK)
+        self._leaders: Shared[str] = Shared(FRESH)
+        self._logs = Logs(api)
+        self._reported: set[tuple[str, str]] = set()
+
+    def close(self) -> None:
+        self._logs.close()
+
+    # ---- Records ----------------------------------------------------------------------------------------------------
+
+    def accept(self, asks: Sequence[Ask]) -> list[Build]:
+        groups: dict[str, list[Ask]] = {}
+        for ask in asks:
+            groups.setdefault(ask.name, []).append(ask)
+        with translated():
+            full = self._full(groups)
+            reached(Fault.WEB_ACCEPTING)
+            builds = {name: self._join(name, group, full.get(name)) for name, group in groups.items()}
+        reached(Fault.WEB_ACCEPTED)
+        return [builds[ask.name] for ask in asks]
+
+    def get(self, name: str) -> Build:
+        with translated():
+            build = self._require(name)
+            unseen = build.status.round == 0 and self._now() - build.created_at > UNSEEN
+            why = self._leaders.get(_ALL, self._leaderless) if unseen and self._anchor else ""
+        return replace(build, status=replace(build.status, waiting=why)) if why else build
+
+    def list(
+        self, *, repository: str | None = None, state: State | None = None, limit: int = 50, cursor: str | None = None
+    ) -> Page:
+        after = None if cursor is None else pages.place(cursor)
+        with translated():
+            entries = self._lists.get((repository, state), lambda: self._listed(repository, state))
+        rest = [entry for entry in entries if after is None or entry.place < after]
+        builds = tuple(self._readable(entry.metadata, summary_of) for entry in rest[:limit])
+        more = len(rest) > limit
+        return Page(
+            builds=tuple(build for build in builds if build is not None),
+            cursor=pages.cursor(rest[limit - 1].place) if more else None,
+        )
+
+    def cancel(self, name: str, by: str | None) -> Build:
+        with translated():
+            for attempt in _meeting_others():
+                with attempt:
+                    before = self._require(name)
+                    after = cancelled(before, by, self._now())
+                    return before if after is before else self._put(after)
+        raise AssertionError("tenacity returns or raises")
+
+    def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
+        build = self._recent(name)
+        tried = next((one for one in build.status.attempts if one.number == attempt), None)
+        if tried is None:
+            return
+        yield from self._logs.lines(name, attempt, after, ended=tried.state is not None)
+
+    def changed(self, name: str, since: str, timeout: float) -> Build | None:
+        deadline = time.monotonic() + timeout
+        while True:
+            build = self._recent(name)
+            if build.revision != since:
+                return build
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            time.sleep(min(left, LOOK))
+
+    # ---- Asking -----------------------------------------------------------------------------------------------------
+
+    def _join(self, name: str, asks: Sequence[Ask], full: QueueFull | None) -> Build:
+        """One record with the causes of all `asks`. Where the queue is full, only what does not make it longer."""
+        if full is None:
+            with suppress(Conflict):
+                return self._queued(self._create(joined(None, asks, uid=str, now=self._now())))
+        for attempt in _meeting_others():
+            with attempt:
+                before = self._find(name)
+                after = joined(before, asks, uid=str, now=self._now())
+                if after is before:
+                    return after
+                news = newly_queued(before, after)
+                if full is not None and news:
+                    raise full
+                written = self._create(after) if before is None else self._put(after)
+                return self._queued(written) if news else written
+        raise AssertionError("tenacity returns or raises")
+
+    def _queued(self, build: Build) -> Build:
+        self._queues.get(_ALL, self._counted).add(build)
+        return build
+
+    def _create(self, build: Build) -> Build:
+        """Raises Conflict where there is a record of that name."""
+        try:
+            return self._written(self._api.create("configmaps", manifest(build, self._release, self._owned_by())))
+        except AlreadyExists as error:
+            raise Conflict(f"There is a record of {build.name} already.") from error
+
+    def _put(self, build: Build) -> Build:
+        """Raises Conflict where the record is not of the build's revision any more, NotFound where it has gone."""
+        try:
+            return self._written(self._api.patch("configmaps", build.name, patch(build)))
+        except Conflict409 as error:
+            raise Conflict(f"The record of {build.name} has changed since revision {build.revision}.") from error
+        except Absent as error:
+            raise NotFound(f"There is no build {build.name}.") from error
+
+    def _written(self, stored: Manifest) -> Build:
+        build = build_of(stored)
+        self._seen.forget(build.name)
+        self._lists.clear()
+        return build
+
+    def _owned_by(self) -> Manifest | None:
+        """The anchor, read once: without its uid nothing would go away with the release."""
+        if self._anchor is not None and self._owner is None:
+            try:
+                self._owner = self._api.read("configmaps", self._anchor, metadata_only=True)
+            except Absent as error:
+                raise Unavailable(
+                    f"The ConfigMap {self._anchor} (KILN_ANCHOR) is not in the namespace {self._api.namespace}: "
+                    "the chart makes it, and it owns all records."
+                ) from error
+        return self._owner
+
+    def _leaderless(self) -> str:
+        """Why nobody looks at the records, as far as web can know; empty where somebody does."""
+        assert self._anchor is not None  # noqa: S101  (or nobody asks)
+        try:
+            spec = self._api.read("leases", self._anchor).get("spec") or {}
+        except Absent:
+            return f"No controller can lead: the Lease {self._anchor} has gone. `helm upgrade` makes it again."
+        holder, renewed = spec.get("holderIdentity"), moment(spec.get("renewTime"))
+        if holder and renewed and self._now() - renewed < UNSEEN:
+            return ""
+        return f"No controller leads: nobody renews the Lease {self._anchor}. Look at the controller's pods."
+
+    # ---- The queue's limits -----------------------------------------------------------------------------------------
+
+    def _full(self, groups: Mapping[str, Sequence[Ask]]) -> Mapping[str, QueueFull]:
+        """Which of these have no room, if they are new. Nobody is refused for what was so two seconds ago."""
+        full = self._without_room(groups, self._queues.get(_ALL, self._counted))
+        return full and self._without_room(groups, self._queues.get(_ALL, self._counted, max_age=CERTAIN))
+
+    def _without_room(self, groups: Mapping[str, Sequence[Ask]], queue: _Queue) -> Mapping[str, QueueFull]:
+        full: dict[str, QueueFull] = {}
+        room, shares = self._max_queued - queue.length, Counter(queue.shares)
+        for name, asks in groups.items():
+            people = {ask.cause.by for ask in asks if ask.cause.by is not None and limited(ask.cause.by)}
+            over = next((by for by in sorted(people) if shares[by] >= self._max_queued_per_user), None)
+            if room <= 0:
+                full[name] = queue_full(self._max_queued)
+            elif over is not None:
+                full[name] = share_full(over, self._max_queued_per_user)
+            room -= 1
+            shares.update(people)
+        return full
+
+    def _counted(self) -> _Queue:
+        entries = self._listed(None, State.QUEUED)
+        return _Queue(filter(None, (self._readable(entry.metadata, summary_of) for entry in entries)))
+
+    # ---- Reading ----------------------------------------------------------------------------------------------------
+
+    def _find(self, name: str) -> Build | None:
+        try:
+            stored = self._api.read("configmaps", name)
+        except Absent:
+            return None
+        labels = stored["metadata"].get("labels", {})
+        ours = self._release.of(COMPONENT)
+        return build_of(stored) if labels.items() >= ours.items() else None
+
+    def _require(self, name: str) -> Build:
+        build = self._find(name)
+        if build is None:
+            raise NotFound(f"There is no build {name}.")
+        return build
+
+    def _recent(self, name: str) -> Build:
+        """The record as all who wait for it share it."""
+        with translated():
+            return self._seen.get(name, lambda: self._require(name))
+
+    def _listed(self, repository: str | None, state: State | None) -> tuple[_Entry, ...]:
+        """All of them, newest first: the API server lists by name, so what comes first is known only at the end."""
+        wanted = {LABEL_STATE: state and str(state), LABEL_REPOSITORY: repository and hashed(repository)}
+        labels = {**self._release.of(COMPONENT), **{name: value for name, value in wanted.items() if value}}
+        found = []
+        for stored in self._api.list("configmaps", labels=selector(labels), metadata_only=True):
+            metadata = {name: stored["metadata"].get(name) for name in _KEPT}
+            made = self._readable(metadata, made_at)
+            if made is not None:
+                found.append(_Entry((pages.microseconds(made), metadata["name"]), metadata))
+        return tuple(sorted(found, key=lambda entry: entry.place, reverse=True))
+
+    def _readable(self, stored: Manifest, read: Callable[[Manifest], T]) -> T | None:
+        """`None`, and a word in the log, once, for what this Kiln cannot read: a newer one may have written it."""
+        try:
+            return read(stored)
+        except Unreadable as error:
+            metadata = stored.get("metadata", stored)
+            which = (str(metadata["name"]), str(metadata["resourceVersion"]))
+            if which not in self._reported:
+                self._reported.add(which)
+                log.warning("%s It is left alone.", error, extra={"build": which[0]})
+            return None
+
+
+def _meeting_others() -> Retrying:
+    """Tries a change again that met another one, from what is there then."""
+    return Retrying(
+        retry=retry_if_exception_type(Conflict),
+        wait=wait_random_exponential(multiplier=0.02, max=0.5),
+        stop=stop_after_delay(PATIENCE),
+        retry_error_callback=_given_up,
+    )
+
+
+def _given_up(_: RetryCallState) -> NoReturn:
+    raise Unavailable("The record is being changed by many at once: try again.")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """What the API server answers, as who asks an engine is told."""
+    try:
+        yield
+    except ApiError as error:
+        raise Unavailable(f"The Kubernetes API does not do what is needed: {error}") from error
