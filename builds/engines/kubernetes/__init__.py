@@ -1,0 +1,1 @@
+"""Builds as Jobs of a cluster, records as its ConfigMaps."""
