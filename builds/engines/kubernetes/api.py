@@ -259,12 +259,13 @@ class Api:
         """Raises AlreadyExists, and all that any call here raises: Forbidden, Invalid, Busy."""
         return _decoded(self.request("POST", self.path(kind), body=body))
 
-    def read(self, kind: str, name: str, *, metadata_only: bool = False) -> Object:
+    def read(self, kind: str, name: str, *, metadata_only: bool = False, timeout: float | None = None) -> Object:
         """Raises Absent."""
-        return _decoded(self.request("GET", self.path(kind, name), accept=METADATA if metadata_only else JSON))
+        accept = METADATA if metadata_only else JSON
+        return _decoded(self.request("GET", self.path(kind, name), accept=accept, timeout=timeout))
 
     def patch(self, kind: str, name: str, body: Object, *, timeout: float | None = None) -> Object:
-        """A merge patch (RFC 7386). Raises Absent, Conflict409 (if `metadata.resourceVersion` is in it, and another)."""
+        """A merge patch (RFC 7386). Raises Absent, and Conflict409 if it names another `resourceVersion`."""
         path = self.path(kind, name)
         return _decoded(self.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=timeout))
 
