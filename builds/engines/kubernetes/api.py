@@ -1,0 +1,484 @@
+"""The Kubernetes API as far as Kiln speaks it: JSON over HTTP, in one namespace.
+
+From the official client come the parts that are hard to get right: finding the cluster, its certificates and tokens,
+and the pool of connections. The models are left out: they cost 1.2 s to import (0.3 s for what is used here) and a
+quarter of one to read a list of 500 objects, to say what a dictionary says. Even so nothing of it is imported before
+`connect`, which a server calls when its socket already listens.
+
+Nothing here waits for ever: every exchange has a limit in all, from the connection to the last byte of the answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+import urllib3
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    NameResolutionError,
+    NewConnectionError,
+    ProtocolError,
+    ReadTimeoutError,
+    SSLError,
+)
+
+if TYPE_CHECKING:
+    from kubernetes.client.configuration import Configuration
+
+TIMEOUT = 5.0
+"""Seconds for one exchange: the senders of webhooks wait ten for an answer of which this is a part."""
+SILENCE = 90.0
+"""Seconds without a byte after which a stream counts as broken, unless told otherwise."""
+CONNECTIONS = 64
+"""That are kept for the next request; there can be more at a time."""
+KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
+"""Seconds and probes: a peer that is gone without a word is missed after 25 s."""
+CHUNK = 64 << 10
+EXCERPT = 256
+"""Characters that are kept of an answer that is not the API server's own, but of something before it."""
+
+GROUPS = {
+    "configmaps": "/api/v1",
+    "events": "/api/v1",
+    "jobs": "/apis/batch/v1",
+    "leases": "/apis/coordination.k8s.io/v1",
+    "pods": "/api/v1",
+}
+"""The kinds of objects, and where they are served."""
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+ANY = {"Accept": "*/*"}
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+Object = dict[str, Any]
+"""As the API server writes it."""
+T = TypeVar("T")
+
+
+class ApiError(Exception):
+    """Root of what is raised here. The sentence is the API server's own where it gave one.
+
+    ApiError
+     ├── Absent         404  no such object, or no such namespace
+     ├── AlreadyExists  409  the name is taken
+     ├── Conflict409    409  the object is not the one, or no longer as, the request was made for
+     ├── Forbidden      401, 403  the roles, a policy or a quota do not permit it
+     ├── Invalid        400, 413, 422  no such object can be
+     ├── Gone           410  that resourceVersion or continue token is too old (.token goes on with the list)
+     └── Busy           429, 5xx, no whole answer: try again (.retry_after, in seconds, where it was said)
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Absent(ApiError):
+    pass
+
+
+class AlreadyExists(ApiError):
+    pass
+
+
+class Conflict409(ApiError):
+    pass
+
+
+class Forbidden(ApiError):
+    pass
+
+
+class Invalid(ApiError):
+    pass
+
+
+class Gone(ApiError):
+    def __init__(self, message: str, *, status: int | None = None, token: str = "") -> None:
+        super().__init__(message, status=status)
+        self.token = token
+
+
+class Busy(ApiError):
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float | None = None) -> None:
+        super().__init__(message, status=status)
+        self.retry_after = retry_after
+
+
+BY_STATUS: dict[int, type[ApiError]] = {
+    400: Invalid,
+    401: Forbidden,
+    403: Forbidden,
+    404: Absent,
+    409: Conflict409,
+    413: Invalid,
+    422: Invalid,
+}
+
+
+class _Details(msgspec.Struct):
+    retry_after: float | None = msgspec.field(default=None, name="retryAfterSeconds")
+
+
+class _ListMeta(msgspec.Struct):
+    version: str = msgspec.field(default="", name="resourceVersion")
+    token: str = msgspec.field(default="", name="continue")
+
+
+class Status(msgspec.Struct):
+    """What the API server answers in place of an object (`meta/v1`)."""
+
+    message: str = ""
+    reason: str = ""
+    code: int = 0
+    details: _Details | None = None
+    metadata: _ListMeta | None = None
+
+    def error(self, code: int, retry_after: float | None = None) -> ApiError:
+        """The error for it; `code` and `retry_after` are those of the HTTP answer."""
+        message = self.message or f"The Kubernetes API server answered {code}."
+        if code == 401:  # noqa: PLR2004
+            message = f"The Kubernetes API server does not accept the credentials: {message}"
+        if code == 410:  # noqa: PLR2004
+            return Gone(message, status=code, token=self.metadata.token if self.metadata else "")
+        if code == 429 or code >= 500:  # noqa: PLR2004
+            said = self.details.retry_after if self.details else None
+            return Busy(message, status=code, retry_after=retry_after if said is None else said)
+        if self.reason == "AlreadyExists":
+            return AlreadyExists(message, status=code)
+        return BY_STATUS.get(code, ApiError)(message, status=code)
+
+
+class ListPage(msgspec.Struct):
+    """A part of a list, and the resourceVersion of the list: a watch from there on misses nothing."""
+
+    items: list[Object]
+    metadata: _ListMeta
+
+
+def failure(code: int, body: bytes, retry_after: str | None = None) -> ApiError:
+    """What an answer that is no success means."""
+    try:
+        status = msgspec.json.decode(body, type=Status)
+    except msgspec.MsgspecError:  # of a proxy or load balancer: a page, or nothing
+        said = " ".join(body.decode(errors="replace").split())[:EXCERPT]
+        status = Status(message=f"The Kubernetes API server answered {code}" + (f": {said}" if said else "."))
+    seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+    return status.error(code, seconds)
+
+
+class Stream:
+    """An answer that goes on. `close` may come from another thread, and ends it at once."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse, host: str, silence: float) -> None:
+        self._response = response
+        self._host = host
+        self._silence = silence
+        self._closed = False
+        _limit(response, silence)
+
+    def lines(self) -> Iterator[bytes]:
+        """Each line without its end, until the other side or `close` ends it. Raises Busy if the connection breaks."""
+        pieces: list[bytes] = []
+        for chunk in self._chunks():
+            first, *others = chunk.split(b"\n")
+            pieces.append(first)
+            if others:
+                yield b"".join(pieces)
+                yield from others[:-1]
+                pieces = [others[-1]]
+        if not self._closed and (rest := b"".join(pieces)):
+            yield rest
+
+    def close(self) -> None:
+        self._closed = True
+        with suppress(OSError, RuntimeError, ValueError):  # it has ended already
+            self._response.shutdown()
+
+    def _chunks(self) -> Iterator[bytes]:
+        try:
+            while chunk := self._response.read1(CHUNK):
+                if self._closed:  # what is read then was never decrypted
+                    return
+                yield chunk
+        except (HTTPError, OSError, ValueError) as error:
+            if not self._closed:
+                raise _busy(self._host, error, self._silence) from None
+
+
+class Api:
+    """The API server of `configuration`, in one namespace. For any number of threads.
+
+    `timeout` are the seconds that one exchange may take in all; each call can have its own.
+    """
+
+    def __init__(self, configuration: Configuration, namespace: str, *, timeout: float = TIMEOUT) -> None:
+        from kubernetes.client.rest import RESTClientObject  # noqa: PLC0415 (see above)
+        from kubernetes.utils.keepalive import tcp_keepalive_socket_options  # noqa: PLC0415
+
+        configuration.connection_pool_maxsize = CONNECTIONS
+        configuration.socket_options = tcp_keepalive_socket_options(**KEEPALIVE)
+        self.namespace = namespace
+        self.host = configuration.host.rstrip("/")
+        self._configuration = configuration
+        self._pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+        self._timeout = timeout
+
+    @classmethod
+    def connect(cls, *, namespace: str | None = None, timeout: float = TIMEOUT) -> Api:
+        """As the service account in a pod, elsewhere as kubectl would. Raises ApiError if there is neither.
+
+        Without `namespace`: the pod's own, or that of kubectl's current context.
+        """
+        from kubernetes.client.configuration import Configuration  # noqa: PLC0415 (see above)
+
+        configuration = Configuration()
+        own = _configure(configuration)
+        return cls(configuration, namespace or own(), timeout=timeout)
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def path(self, kind: str, *parts: str) -> str:
+        """Of the kind's objects, of one of them by name, or of what it has (`path("pods", name, "log")`)."""
+        return "/".join((GROUPS[kind], "namespaces", self.namespace, kind, *(quote(part, safe="") for part in parts)))
+
+    # Objects. --------------------------------------------------------------------------------------------------------
+
+    def create(self, kind: str, body: Object) -> Object:
+        """Raises AlreadyExists, and all that any call here raises: Forbidden, Invalid, Busy."""
+        return _decoded(self.request("POST", self.path(kind), body=body))
+
+    def read(self, kind: str, name: str, *, metadata_only: bool = False, timeout: float | None = None) -> Object:
+        """Raises Absent."""
+        accept = METADATA if metadata_only else JSON
+        return _decoded(self.request("GET", self.path(kind, name), accept=accept, timeout=timeout))
+
+    def patch(self, kind: str, name: str, body: Object, *, timeout: float | None = None) -> Object:
+        """A merge patch (RFC 7386). Raises Absent, and Conflict409 if it names another `resourceVersion`."""
+        path = self.path(kind, name)
+        return _decoded(self.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=timeout))
+
+    def delete(self, kind: str, name: str, *, uid: str | None = None, resource_version: str | None = None) -> None:
+        """It, and then all that it owns. Raises Absent, Conflict409 if it is not the one that was meant."""
+        given = {"uid": uid, "resourceVersion": resource_version}
+        preconditions = {what: value for what, value in given.items() if value is not None}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        self.request("DELETE", self.path(kind, name), body={**options, "preconditions": preconditions})
+
+    def list(
+        self,
+        kind: str,
+        *,
+        labels: str | None = None,
+        fields: str | None = None,
+        metadata_only: bool = False,
+        limit: int = 500,
+    ) -> Iterator[Object]:
+        """In order of their names, each once."""
+        for page in self.pages(kind, labels=labels, fields=fields, metadata_only=metadata_only, limit=limit):
+            yield from page.items
+
+    def pages(
+        self,
+        kind: str,
+        *,
+        labels: str | None = None,
+        fields: str | None = None,
+        metadata_only: bool = False,
+        limit: int = 500,
+    ) -> Iterator[ListPage]:
+        """A list in parts, as of the moment of the first one.
+
+        A reader that takes minutes gets the later parts as they are by then: the API server has forgotten how they
+        were, and says from where to go on.
+        """
+        accept = METADATA_LIST if metadata_only else JSON
+        query: dict[str, object] = {"labelSelector": labels, "fieldSelector": fields, "limit": limit, "continue": None}
+        while True:
+            try:
+                answer = self.request("GET", self.path(kind), accept=accept, query=query)
+            except Gone as gone:
+                if not gone.token or gone.token == query["continue"]:
+                    raise
+                query["continue"] = gone.token
+                continue
+            page = _decode(answer, ListPage)
+            yield page
+            if not page.metadata.token:
+                return
+            query["continue"] = page.metadata.token
+
+    # Exchanges. ------------------------------------------------------------------------------------------------------
+
+    def get(self, path: str, **query: object) -> bytes:
+        return self.request("GET", path, query=query)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: object | None = None,
+        content_type: str | None = None,
+        accept: str | None = None,
+        query: Mapping[str, object] | None = None,
+        timeout: float | None = None,
+    ) -> bytes:
+        """The body of the answer. Raises the error that any other answer, or none, means.
+
+        A GET whose connection breaks is sent once more: connections are kept, and the other side may just have ended
+        one. Anything else might be done twice by that.
+        """
+        limit = self._timeout if timeout is None else timeout
+        deadline = time.monotonic() + limit
+        headers = {"Accept": accept or JSON, "Content-Type": content_type or JSON}
+        sent = None if body is None else msgspec.json.encode(body)
+        tries = 2 if method == "GET" else 1
+        while True:
+            tries -= 1
+            try:
+                response = self._open(method, self._url(path, query), deadline, headers=headers, body=sent)
+                return _whole(response, deadline)
+            except (HTTPError, OSError) as error:
+                if not tries or not isinstance(error, ProtocolError):
+                    raise _busy(self.host, error, limit) from None
+
+    @contextmanager
+    def stream(
+        self, path: str, query: Mapping[str, object] | None = None, *, silence: float = SILENCE
+    ) -> Iterator[Stream]:
+        """An answer that goes on: a watch, or a log that is followed. Raises as `request` does.
+
+        After `silence` seconds without a byte it counts as broken.
+        """
+        try:
+            response = self._open("GET", self._url(path, query), time.monotonic() + self._timeout, headers=ANY)
+        except (HTTPError, OSError) as error:
+            raise _busy(self.host, error, self._timeout) from None
+        try:
+            yield Stream(response, self.host, silence)
+        finally:
+            response.close()  # not back to the pool: nobody knows what would still come
+
+    def _url(self, path: str, query: Mapping[str, object] | None) -> str:
+        asked = urlencode({name: value for name, value in (query or {}).items() if value is not None})
+        return f"{self.host}{path}" + (f"?{asked}" if asked else "")
+
+    def _open(
+        self, method: str, url: str, deadline: float, *, headers: Mapping[str, str], body: bytes | None = None
+    ) -> urllib3.BaseHTTPResponse:
+        """The answer up to its head, if it is a success. Raises ApiError for any other; HTTPError, OSError for none."""
+        response = self._pool.request(
+            method,
+            url,
+            body=body,
+            headers={**headers, "User-Agent": "kiln", **self._authorization()},
+            timeout=urllib3.Timeout(total=_left(deadline)),
+            retries=False,
+            redirect=False,
+            preload_content=False,
+        )
+        if response.status >= 300:  # noqa: PLR2004
+            raise failure(response.status, _whole(response, deadline), response.headers.get("Retry-After"))
+        return response
+
+    def _authorization(self) -> dict[str, str]:
+        """For this request: a service account's token is another one every hour, and is read again every minute."""
+        try:
+            settings = self._configuration.auth_settings()
+        except Exception as error:  # noqa: BLE001 (a file, or a program that a kubeconfig names)
+            raise Busy(f"The credentials for the Kubernetes API server cannot be read: {error}.") from None
+        token = settings.get("BearerToken")
+        return {"Authorization": token["value"].strip()} if token and token["value"] else {}
+
+
+def _configure(configuration: Configuration) -> Callable[[], str]:
+    """Fills it in; what it returns tells the namespace that goes with it."""
+    from kubernetes import config  # noqa: PLC0415 (see above)
+
+    try:
+        config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    except config.ConfigException as error:
+        inside = str(error).rstrip(".")
+    else:
+        return lambda: NAMESPACE_FILE.read_text().strip()
+    try:
+        config.load_kube_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+        _, current = config.list_kube_config_contexts()  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError) as error:
+        outside = str(error).rstrip(".")
+        tried = f"neither by a service account ({inside}) nor by a kubeconfig ({outside})"
+        raise ApiError(f"No Kubernetes API server can be found, {tried}.") from None
+    return lambda: current["context"].get("namespace") or "default"
+
+
+def _whole(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    """The body. It may trickle: the limit is on all of it, not on each piece."""
+    chunks = []
+    try:
+        while chunk := response.read1(CHUNK):
+            chunks.append(chunk)
+            _limit(response, _left(deadline))
+    except BaseException:
+        response.close()
+        raise
+    return b"".join(chunks)
+
+
+def _left(deadline: float) -> float:
+    """Seconds; never none, for that would be no limit."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _limit(response: urllib3.BaseHTTPResponse, seconds: float) -> None:
+    """The seconds that the next piece may take. (Without a connection it has been read, or keeps the limit it has.)"""
+    sock = getattr(response.connection, "sock", None)
+    if sock is not None:
+        sock.settimeout(seconds)
+
+
+def _decoded(body: bytes) -> Object:
+    return _decode(body, Object)
+
+
+def _decode(body: bytes, form: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=form)
+    except msgspec.MsgspecError as error:
+        raise Busy(f"The answer is not one of a Kubernetes API server: {error}.") from None
+
+
+def _busy(host: str, error: Exception, limit: float) -> Busy:
+    return Busy(f"The Kubernetes API server at {host} {_why(error, limit)}.")
+
+
+def _why(error: Exception, limit: float) -> str:
+    match error:
+        case ConnectTimeoutError() | ReadTimeoutError() | TimeoutError():
+            why = f"gave no whole answer within {limit:g} s"
+        case NameResolutionError():
+            why = "cannot be reached: its name cannot be resolved"
+        case NewConnectionError():
+            cause = error.__cause__ or error.__context__
+            why = f"cannot be reached: {getattr(cause, 'strerror', None) or 'no connection'}"
+        case SSLError():
+            why = f"cannot be trusted: {error.args[0] if error.args else error}"
+        case ProtocolError() | OSError():
+            why = "ended the connection before its answer was whole"
+        case _:
+            why = f"gave no answer ({type(error).__name__})"
+    return why

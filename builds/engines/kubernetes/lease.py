@@ -1,0 +1,226 @@
+"""Which one of several controllers acts: the holder of a Lease that renews it.
+
+https://kubernetes.io/docs/concepts/architecture/leases/#leader-election
+
+The rules are client-go's, and like there no clock is compared with another machine's: a candidate counts the seconds
+for which the record has stood still *as it sees it*, and the leader counts from *before* it sent the renewal that
+succeeded. So the leader stops `duration - stop_after` seconds before anybody may follow it, even if it cannot reach the
+API server at all. Each write carries the resourceVersion it was decided on: of two that see an expired Lease, one gets
+it.
+
+The Lease itself is the installation's. It is never created here, so that no role needs to.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import msgspec
+
+from builds.engines.kubernetes.api import Absent, Api, ApiError, Conflict409, Object
+
+log = logging.getLogger(__name__)
+
+AFTER_CONFLICT = 0.1
+"""Seconds. Somebody else wrote first, and what they wrote decides."""
+NEVER = -math.inf
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The Lease's `spec`. An empty holder has let go of it."""
+
+    holder_identity: str | None = None
+    lease_duration_seconds: int | None = None
+    acquire_time: str | None = None
+    renew_time: str | None = None
+    lease_transitions: int | None = None
+
+
+def held(record: Record, identity: str, duration: float, now: datetime) -> Record:
+    """The record with which `identity` takes or keeps the Lease."""
+    time_ = _micro(now)
+    mine = record.holder_identity == identity
+    before = record.lease_transitions or 0
+    changes = 0 if mine or record.acquire_time is None else 1
+    return Record(
+        holder_identity=identity,
+        lease_duration_seconds=math.ceil(duration),
+        acquire_time=record.acquire_time if mine and record.acquire_time else time_,
+        renew_time=time_,
+        lease_transitions=before + changes,
+    )
+
+
+def released(record: Record, now: datetime) -> Record:
+    """The record that lets the next one take it without waiting."""
+    return msgspec.structs.replace(record, holder_identity="", lease_duration_seconds=1, renew_time=_micro(now))
+
+
+def remaining(record: Record, identity: str, seen: float, now: float, duration: float) -> float:
+    """Seconds until `identity` may take it: none if it is free or its own, else as long as the holder said it holds.
+
+    `seen` is when, on the clock of `now`, the record was first seen as it is.
+    """
+    if not record.holder_identity or record.holder_identity == identity:
+        return 0.0
+    return max(seen + (record.lease_duration_seconds or duration) - now, 0.0)
+
+
+class Lease:
+    """The Lease `name`, for the candidate `identity`, which must be a new one for every process.
+
+    It is renewed every `retry` seconds and is free `duration` seconds after the last renewal. `changed` is called from
+    the Lease's thread when leadership begins, or is seen to have ended.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        name: str,
+        identity: str,
+        *,
+        duration: float = 9.0,
+        stop_after: float = 6.0,
+        retry: float = 2.0,
+        monotonic: Callable[[], float] = time.monotonic,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        if not 0 < retry < stop_after < duration:
+            raise ValueError("A Lease is renewed before its leader must stop, and that is before it expires.")
+        self.name = name
+        self.term = 0
+        """Grows each time that leadership begins: whoever acts must look at everything anew then."""
+        self._api = api
+        self._identity = identity
+        self._duration = duration
+        self._stop_after = stop_after
+        self._retry = retry
+        self._monotonic = monotonic
+        self._changed = changed
+        self._until = NEVER
+        self._led = False
+        self._record: Record | None = None  # as last seen; to be looked at before anything else if there is none
+        self._version = ""
+        self._seen = NEVER
+        self._trouble: str | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends leadership and lets the next one take over at once. Whoever acts must have stopped before."""
+        self._stopping.set()
+        self._thread.join()
+        self._until = NEVER
+        self._notice()
+        try:
+            self._release()
+        except ApiError as error:
+            log.warning("The Lease %s is not released and will be free in %g s: %s", self.name, self._duration, error)
+
+    @property
+    def leading(self) -> bool:
+        """To be asked before each act, for it can end without any word from outside."""
+        return self._monotonic() < self._until and not self._stopping.is_set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the Lease can be neither read nor written now; `None` if it can."""
+        return self._trouble
+
+    def holder(self) -> str | None:
+        """Who holds it, or did last, as the API server has it now. Raises ApiError."""
+        return _record_of(self._api.read("leases", self.name)).holder_identity or None
+
+    # In its thread. --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            pause = self._turn()
+            self._notice()
+
+    def _turn(self) -> float:
+        """One look, and one write if it is ours or free; the seconds until the next one."""
+        try:
+            record = self._current()
+            wait = remaining(record, self._identity, self._seen, self._monotonic(), self._duration)
+            if not wait:
+                self._take(record)
+        except Conflict409:
+            self._record = None
+            return AFTER_CONFLICT
+        except ApiError as error:
+            self._fails(error)
+            return self._retry / 4 if self.leading else self._retry
+        self._works()
+        return min(wait or self._retry, self._retry)
+
+    def _current(self) -> Record:
+        """As it is known, if it is ours: then nobody else writes. Else as it is now."""
+        if self._record is not None and self._record.holder_identity == self._identity:
+            return self._record
+        return self._saw(self._api.read("leases", self.name, timeout=self._retry))
+
+    def _saw(self, lease: Object) -> Record:
+        record = _record_of(lease)
+        if record != self._record:
+            self._record, self._seen = record, self._monotonic()
+        self._version = lease["metadata"]["resourceVersion"]
+        return record
+
+    def _take(self, record: Record) -> None:
+        """Takes it, or keeps it. What counts is the moment before the request: the answer may be long on its way."""
+        sent = self._monotonic()
+        self._write(held(record, self._identity, self._duration, datetime.now(UTC)))
+        if not self.leading:
+            self.term += 1
+        self._until = sent + self._stop_after
+
+    def _release(self) -> None:
+        record = self._saw(self._api.read("leases", self.name, timeout=self._retry))
+        if record.holder_identity == self._identity:
+            self._write(released(record, datetime.now(UTC)))
+
+    def _write(self, record: Record) -> None:
+        body = {"metadata": {"resourceVersion": self._version}, "spec": msgspec.to_builtins(record)}
+        self._saw(self._api.patch("leases", self.name, body, timeout=self._retry))
+
+    def _notice(self) -> None:
+        leading = self.leading
+        if leading != self._led:
+            self._led = leading
+            log.info("%s %s, by the Lease %s.", self._identity, "leads" if leading else "leads no longer", self.name)
+            self._changed()
+
+    def _fails(self, error: ApiError) -> None:
+        if isinstance(error, Absent):  # whoever makes it anew makes it free
+            self._record, self._until = None, NEVER
+            hint = "Without it no controller starts builds; the chart makes it: upgrade or reinstall the release"
+            message = f"The Lease {self.name} in the namespace {self._api.namespace} is not there. {hint}."
+        else:
+            message = str(error)
+        if message != self._trouble:
+            log.warning("The Lease %s can be neither read nor written: %s", self.name, message)
+        self._trouble = message
+
+    def _works(self) -> None:
+        if self._trouble is not None:
+            log.info("The Lease %s can be read and written again.", self.name)
+        self._trouble = None
+
+
+def _record_of(lease: Object) -> Record:
+    return msgspec.convert(lease.get("spec") or {}, Record)
+
+
+def _micro(moment: datetime) -> str:
+    """A `MicroTime`."""
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"

@@ -1,0 +1,273 @@
+"""A copy of all objects of a kind that a selector takes in, kept up to date by a thread: list once, then watch.
+
+https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
+
+The official client has such a thing too, which asks a server that is in trouble a thousand times a second. Here the
+policy is one list of waits: a watch that held for a while is resumed at once from the last resourceVersion, and
+whatever ends sooner (an error, a connection that breaks, a server that closes) is tried again after a random wait that
+grows. A list is only asked for when there is nothing to resume from: at first, after "410 Gone", and when somebody
+wants to be sure of what is (`fresh`).
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+import tenacity
+
+from builds.engines.kubernetes.api import SILENCE, Api, ApiError, Busy, Gone, Object, Status, Stream
+
+log = logging.getLogger(__name__)
+
+SECONDS = (240.0, 300.0)
+"""For which a watch is asked for. The server ends it then; not all at the same time after a restart."""
+HELD = 5.0
+"""Seconds that a watch must have lasted to be resumed without a wait."""
+FIRST, MOST = 0.5, 10.0
+"""Seconds that the first wait is at most, and the longest."""
+LEAST = 0.1
+REMEMBERED = 300.0
+"""Seconds for which what was deleted is kept for somebody to ask. A standby's never are asked for."""
+
+WAIT = tenacity.wait_random_exponential(multiplier=FIRST, min=LEAST, max=MOST)
+
+
+class _Event(msgspec.Struct):
+    """A line of a watch."""
+
+    type: str
+    object: msgspec.Raw
+
+
+class _Meta(msgspec.Struct):
+    version: str = msgspec.field(default="", name="resourceVersion")
+
+
+class _Bookmark(msgspec.Struct):
+    metadata: _Meta
+
+
+class _Trouble(NamedTuple):
+    message: str
+    at: datetime
+    since: float
+
+
+class Watch:
+    """`changed` is called from the watch's thread after each change; it must not block.
+
+    After `silence` seconds without a word from the API server, which sends a bookmark every minute, the connection
+    counts as broken.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        kind: str,
+        *,
+        labels: str | None = None,
+        fields: str | None = None,
+        changed: Callable[[], None],
+        silence: float = SILENCE,
+    ) -> None:
+        self.synced = threading.Event()
+        """Set once it has listed."""
+        self._api = api
+        self._kind = kind
+        self._labels = labels
+        self._fields = fields
+        self._changed = changed
+        self._silence = silence
+        self._lock = threading.Condition()
+        self._objects: dict[str, Object] = {}
+        self._deleted: deque[tuple[float, Object]] = deque()
+        self._version: str | None = None
+        self._trouble: _Trouble | None = None
+        self._asked = self._served = 0  # lists that somebody waits for, and those of them that are done
+        self._stream: Stream | None = None
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"watch {kind}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when its thread has ended."""
+        self._stopping.set()
+        self._interrupt()
+        self._thread.join()
+
+    def objects(self) -> dict[str, Object]:
+        """By name, as they are now. The dictionary is the caller's, the objects are everybody's: not to be changed."""
+        with self._lock:
+            return dict(self._objects)
+
+    def take_deleted(self) -> list[Object]:
+        """Those that left the watch since it was last asked, as they were last seen.
+
+        Deleted, or no longer what the selectors select: only a GET can tell.
+        """
+        with self._lock:
+            taken, self._deleted = self._deleted, deque()
+        return [each for _, each in taken]
+
+    def fresh(self, timeout: float) -> None:
+        """Returns once it has listed anew, so that it shows at least all that was written before the call.
+
+        Raises Busy if that took longer than `timeout` seconds.
+        """
+        with self._lock:
+            self._asked += 1
+            asked = self._asked
+        self._interrupt()
+        with self._lock:
+            if not self._lock.wait_for(lambda: self._served >= asked, timeout):
+                why = self.trouble or "the Kubernetes API server has not answered"
+                raise Busy(f"No fresh list of {self._kind} within {timeout:g} s: {why}")
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it does not follow the API server now, and since when; `None` while it does."""
+        trouble = self._trouble
+        if trouble is None:
+            return None
+        return f"The watch of {self._kind} has failed since {trouble.at:%H:%M:%S} UTC: {trouble.message}"
+
+    @property
+    def age(self) -> float:
+        """Seconds for which it has failed; 0 while it follows."""
+        trouble = self._trouble
+        return time.monotonic() - trouble.since if trouble else 0.0
+
+    # In its thread. --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        patiently = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(ApiError) | tenacity.retry_if_result(lambda held: not held),
+            wait=_wait,
+            sleep=tenacity.sleep_using_event(self._wake),
+            stop=tenacity.stop_when_event_set(self._stopping),
+            retry_error_callback=lambda _: None,
+        )
+        while not self._stopping.is_set():
+            patiently(self._once)
+
+    def _once(self) -> bool:
+        """Whether the watch held."""
+        self._wake.clear()
+        began = time.monotonic()
+        try:
+            if self._version is None or self._served < self._asked:
+                self._list()
+            self._follow()
+        except Gone:
+            self._version = None
+            raise
+        except ApiError as error:
+            self._failed(str(error))
+            raise
+        return time.monotonic() - began >= HELD
+
+    def _list(self) -> None:
+        """All of them, as of now: without a resourceVersion the answer is no older than the question."""
+        asked = self._asked
+        objects: dict[str, Object] = {}
+        version = ""
+        for page in self._api.pages(self._kind, labels=self._labels, fields=self._fields):
+            objects |= {each["metadata"]["name"]: each for each in page.items}
+            version = version or page.metadata.version
+        with self._lock:
+            for name, old in self._objects.items():
+                if name not in objects or objects[name]["metadata"]["uid"] != old["metadata"]["uid"]:
+                    self._remember(old)
+            self._objects, self._version, self._served = objects, version, asked
+            self._lock.notify_all()
+        self._well()
+        self.synced.set()
+        self._changed()
+
+    def _follow(self) -> None:
+        """Until the stream ends, whoever ends it. Raises Gone if there is nothing to resume from."""
+        query = {
+            "watch": "true",
+            "resourceVersion": self._version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": int(random.uniform(*SECONDS)),  # noqa: S311
+            "labelSelector": self._labels,
+            "fieldSelector": self._fields,
+        }
+        with self._api.stream(self._api.path(self._kind), query, silence=self._silence) as stream:
+            if self._hold(stream):
+                self._well()
+                for line in stream.lines():
+                    self._apply(line)
+        self._stream = None
+
+    def _hold(self, stream: Stream) -> bool:
+        """Lets `_interrupt` end the stream, unless it has been called already: then it is not wanted."""
+        with self._lock:
+            self._stream = stream
+            return not self._wake.is_set() and not self._stopping.is_set()
+
+    def _interrupt(self) -> None:
+        with self._lock:
+            self._wake.set()
+            if self._stream is not None:
+                self._stream.close()
+
+    def _apply(self, line: bytes) -> None:
+        try:
+            event = msgspec.json.decode(line, type=_Event)
+            if event.type == "ERROR":
+                status = msgspec.json.decode(event.object, type=Status)
+                raise status.error(status.code)
+            if event.type == "BOOKMARK":
+                self._version = msgspec.json.decode(event.object, type=_Bookmark).metadata.version
+                return
+            thing = msgspec.json.decode(event.object, type=Object)
+        except msgspec.MsgspecError as error:
+            raise Busy(f"The Kubernetes API server sent half an event: {error}.") from None
+        name = thing["metadata"]["name"]
+        with self._lock:
+            if event.type == "DELETED":
+                self._objects.pop(name, None)
+                self._remember(thing)
+            else:
+                self._objects[name] = thing
+            self._version = thing["metadata"]["resourceVersion"]
+        self._changed()
+
+    def _remember(self, deleted: Object) -> None:
+        now = time.monotonic()
+        self._deleted.append((now, deleted))
+        while self._deleted[0][0] < now - REMEMBERED:
+            self._deleted.popleft()
+
+    def _failed(self, message: str) -> None:
+        before = self._trouble
+        if before is None:
+            log.warning("The watch of %s fails: %s", self._kind, message)
+            self._trouble = _Trouble(message, datetime.now(UTC), time.monotonic())
+        else:
+            self._trouble = before._replace(message=message)
+
+    def _well(self) -> None:
+        if self._trouble is not None:
+            log.info("The watch of %s is back after %.0f s.", self._kind, self.age)
+            self._trouble = None
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """Seconds until the next try: what the policy says, or longer if the API server asked for that."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after if isinstance(error, Busy) else None
+    return max(WAIT(state), asked or 0.0)
