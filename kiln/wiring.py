@@ -213,13 +213,14 @@ def run_controller(kiln: Kiln) -> None:
 
     records = engine(kiln)
     wakers.append(records.wake)
-    courier = Courier(kiln.secrets.headers)
+    courier, confirmer = Courier(kiln.secrets.headers), _confirmer(kiln)
     controller = Controller(
         records,
         limits=limits(kiln.settings),
         sinks=kiln.sinks,
         courier=courier,
-        confirmer=_confirmer(kiln),
+        confirmer=confirmer,
+        inspector=confirmer.inspect,
         events=_events(kiln.settings),
     )
     port.waiting_for = None
@@ -244,6 +245,7 @@ def limits(found: Settings) -> Limits:
         build_timeout=timedelta(seconds=found.build_timeout),
         supersede=Supersede(found.supersede),
         pending_grace=timedelta(seconds=found.pending_grace),
+        scale_up_after=timedelta(seconds=found.scale_up_after),
         delivery_period=timedelta(seconds=found.delivery_period),
         log_history=timedelta(seconds=found.log_history),
         history=timedelta(seconds=found.history),
