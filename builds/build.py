@@ -160,6 +160,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     commit: str | None = None
     timings: Timings = Timings()
     log_tail: str = ""
+    counted: bool = True
+    """Whether a failure counts against `KILN_MAX_ATTEMPTS`: that the daemon went away is nobody's fault."""
     out_of_memory: bool = False
     """The daemon, or a step in it, was killed for its memory: the next attempt gets a node of its own."""
 
@@ -174,7 +176,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     stopping: Reason | None = None
-    """Why it has been told to stop; `None` while it has not."""
+    """Why it has been told to stop; `None` while it has not. `infrastructure`: it was given up before it ran."""
     state: State | None = None
     """`None` until it has ended."""
     reason: Reason | None = None
@@ -183,6 +185,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it counts against `KILN_MAX_ATTEMPTS`: what a drain or a daemon's restart took does not."""
     alone: bool = False
     """It has its node to itself, because one before it ran out of memory."""
+    unfit: bool = False
+    """Its node could not take it: others are kept away from there for a while."""
     out_of_memory: bool = False
     timings: Timings = Timings()
 
@@ -329,6 +333,14 @@ class Phase(StrEnum):
     LOST = "lost"  # taken away: drain, eviction, deletion
 
 
+class Trouble(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a pending attempt will not come to run, as far as can be known. `message` is a sentence."""
+
+    message: str
+    elsewhere: bool
+    """Another node may do better; otherwise no node cures it, and only time or an operator can."""
+
+
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine sees of one attempt now."""
 
@@ -339,8 +351,12 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     result: Result | None = None
+    result_lost: bool = False
+    """Its result cannot be read though it may have ended well: the registry knows."""
     waiting: str | None = None
-    """Why it is pending, in a sentence."""
+    """Why it is pending, or how it was lost, in a sentence."""
+    trouble: Trouble | None = None
+    """What keeps a pending one from running, if it is more than a matter of time."""
 
 
 def build_name(instance: str, request: Request) -> str:

@@ -1,18 +1,22 @@
-"""Is the image of an ended build still there? Then later causes are answered with it, instead of building it again.
+"""What the registry knows: is the image of an ended build still there, and did an attempt that says nothing push one?
 
-They may want tags of their own. Such a tag is set only while the cause's ref still points at the commit, as after a
-build: a tag like `course:main` must never go back to where the branch was yesterday.
+In the one case later causes are answered with it, in the other the build has succeeded; nothing is built again.
+
+Those who asked may want tags of their own. Such a tag is set only while the cause's ref still points at the commit, as
+after a build: a tag like `course:main` must never go back to where the branch was yesterday.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from builds.build import Build, Cause, Image
+from builds.build import Attempt, Build, Cause, Image
+from builds.builder.spec import LABEL_ATTEMPT, attempt_label
 from builds.clients.registry import Registry
 from builds.errors import AskError, TryAgain
+from builds.image import tag_for
 from builds.intake import Resolver
 from builds.repository import HostKind, canonical
 
@@ -28,15 +32,38 @@ class Confirmer:
         self._hosts = hosts
 
     def __call__(self, build: Build) -> Image | None:
-        """The image with the tags that are set now, or `None` where it has gone. Raises RegistryError, TryAgain."""
+        """The build's image with the tags that are set now, or `None` where it has gone.
+
+        Raises RegistryError, TryAgain.
+        """
         image = build.status.image
         if image is None:
             return None
         registry = self._registry()
         if registry.manifest(image.repository, image.digest) is None:
             return None
+        return self._tagged(registry, build, image, build.unanswered)
+
+    def inspect(self, build: Build, attempt: Attempt) -> Image | None:
+        """The image that this very attempt has pushed, with the tags that are set now; `None` where it has not.
+
+        Raises RegistryError, TryAgain.
+        """
+        request = build.request
+        registry, tag = self._registry(), tag_for(request.commit, request.subdir, request.build_args)
+        manifest = registry.manifest(request.image, tag)
+        if manifest is None:
+            return None
+        labels = registry.labels(request.image, manifest.digest)
+        if labels is None or labels.get(LABEL_ATTEMPT) != attempt_label(build, attempt):
+            return None
+        image = Image(repository=request.image, tag=tag, digest=manifest.digest)
+        return self._tagged(registry, build, image, build.causes)
+
+    def _tagged(self, registry: Registry, build: Build, image: Image, causes: Sequence[Cause]) -> Image:
+        """The image with the tags that these causes want as well, as far as they may be set."""
         tags = dict.fromkeys(image.tags)
-        for cause in build.unanswered:
+        for cause in causes:
             wanted = [tag for tag in cause.tags if tag not in tags]
             if wanted and self._is_current(build, cause):
                 for tag in wanted:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
 from builds import metrics
-from builds.build import Build, Cause, Image, Phase, State
+from builds.build import Attempt, Build, Cause, Image, Phase, Sighting, State
 from builds.engines import Conflict, Engine, EngineError, NotFound, Unavailable, World
 from builds.faults import Fault, reached
 from builds.plan import (
@@ -30,26 +30,30 @@ from builds.plan import (
     Facts,
     Forget,
     ForgetLogs,
+    Inspect,
+    Inspection,
     Limits,
     Report,
     Start,
     Stop,
     Turns,
     Word,
+    deleted,
     expired,
     plan,
 )
-from builds.record import advance, delivered, undelivered
+from builds.record import Announce, advance, delivered, undelivered
 from eventing.event import Event
 from eventing.sinks import Outcome, Sink, pause, wanted
 
 log = logging.getLogger(__name__)
 
+K = TypeVar("K")
+
 IDLE = 5.0
 """Seconds between two looks when nothing is open and nothing happens."""
 BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
-UNDER_WAY = (Phase.PENDING, Phase.RUNNING)
 HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
 
@@ -61,9 +65,15 @@ class Courier(Protocol):
 
 
 class Confirmer(Protocol):
-    """Asks the registry. Raises any exception where it cannot know."""
+    """Asks the registry whether a build's image is still there. Raises any exception where it cannot know."""
 
     def __call__(self, build: Build, /) -> Image | None: ...
+
+
+class Inspector(Protocol):
+    """Asks the registry for the image that an attempt has pushed. Raises any exception where it cannot know."""
+
+    def __call__(self, build: Build, attempt: Attempt, /) -> Image | None: ...
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,6 +96,7 @@ class Controller:
         sinks: Sequence[Sink],
         courier: Courier,
         confirmer: Confirmer,
+        inspector: Inspector,
         events: Callable[[Build, Word, int, datetime, Cause | None], Event],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
@@ -95,10 +106,11 @@ class Controller:
         self._sinks: Mapping[str, Sink] = {sink.name: sink for sink in sinks}
         self._courier = courier
         self._confirmer = confirmer
+        self._inspector = inspector
         self._events = events
         self._clock = clock
         self._monotonic = monotonic
-        self._first_seen: dict[tuple[str, int], float] = {}
+        self._first_seen: dict[tuple[str, int, Phase], float] = {}
         self._turns = Turns()
         self._stopped: set[tuple[str, int]] = set()
         self._troubles: dict[tuple[str, int], str] = {}
@@ -107,9 +119,12 @@ class Controller:
         self._unrecorded: list[Told] = []
         self._confirming: set[str] = set()
         self._confirmations: dict[str, Confirmation] = {}
+        self._inspecting: set[tuple[str, int]] = set()
+        self._inspections: dict[tuple[str, int], Inspection] = {}
         self._registry = ThreadPoolExecutor(2, thread_name_prefix="confirm")
         self._tidied: datetime | None = None
         self._open = False
+        self._unavailable = ""
 
     def run(self, over: Callable[[], bool]) -> None:
         """Until it is `over`. Attempts that run then go on; the next controller adopts them."""
@@ -126,8 +141,12 @@ class Controller:
                 pass
             self._tidy()
         except Unavailable as error:
-            log.warning("The records cannot be reached: %s", error)
+            if str(error) != self._unavailable:  # one that stands by says the same for weeks
+                log.warning("There is nothing to be done now: %s", error)
+            self._unavailable = str(error)
+            self._count(())
             return BUSY
+        self._unavailable = ""
         return BUSY if self._open else IDLE
 
     def look(self) -> bool:
@@ -136,21 +155,21 @@ class Controller:
             world = self._engine.observe()
             self._open = bool(world.builds)
             builds = {build.name: build for build in world.builds}
+            self._drop({*builds} - {build.name for build in world.deleted})
+            for build in world.deleted:
+                self._deleted(build)
             self._count(world.builds)
             if self._record_told(builds):
                 return True
-            sightings = tuple(
-                msgspec.structs.replace(sighting, waiting=self._troubles.get((sighting.build, sighting.attempt)))
-                if sighting.waiting is None
-                else sighting
-                for sighting in world.sightings
-            )
             facts = Facts(
                 builds=world.builds,
-                sightings=sightings,
+                sightings=tuple(map(self._with_trouble, world.sightings)),
                 nodes=world.nodes,
+                scalable=world.scalable,
                 confirmations=dict(self._confirmations),
                 confirming=frozenset(self._confirming),
+                inspections=dict(self._inspections),
+                inspecting=frozenset(self._inspecting),
                 sending=frozenset(self._sending),
                 stopped=frozenset(self._stopped),
                 watched=self._watched(world),
@@ -160,12 +179,27 @@ class Controller:
             changed = [self._act(builds[action.build], action) for action in actions]
             return any(changed)
 
+    def _with_trouble(self, sighting: Sighting) -> Sighting:
+        """Why an attempt could not be started is known here, and by nobody else."""
+        if sighting.waiting or sighting.phase is not Phase.ABSENT:
+            return sighting
+        return msgspec.structs.replace(sighting, waiting=self._troubles.get((sighting.build, sighting.attempt)))
+
     def _watched(self, world: World) -> dict[tuple[str, int], timedelta]:
-        """Since when each attempt has been seen under way."""
+        """For how long each attempt has been seen in the phase that it is in."""
         now = self._monotonic()
-        seen = {(sighting.build, sighting.attempt) for sighting in world.sightings if sighting.phase in UNDER_WAY}
+        seen = {(sighting.build, sighting.attempt, sighting.phase) for sighting in world.sightings}
         self._first_seen = {key: self._first_seen.get(key, now) for key in seen}
-        return {key: timedelta(seconds=now - since) for key, since in self._first_seen.items()}
+        return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_seen.items()}
+
+    def _drop(self, open_: set[str]) -> None:
+        """Forgets what was known of builds that are not open any more: some end without a word of ours."""
+        self._stopped = {key for key in self._stopped if key[0] in open_}
+        self._troubles = {key: why for key, why in self._troubles.items() if key[0] in open_}
+        for name in {*self._confirmations} - open_:
+            del self._confirmations[name]
+        for key in [key for key in (*self._inspections,) if key[0] not in open_]:
+            del self._inspections[key]
 
     # ---- Actions --------------------------------------------------------------------------------------------------
 
@@ -177,8 +211,8 @@ class Controller:
                     return self._start(build, action)
                 case Deliver():
                     return self._deliver(build, action)
-                case Confirm():
-                    return self._confirm(build)
+                case Confirm() | Inspect():
+                    return self._ask_registry(build, action)
                 case _:
                     after = self._write(build, action)
                     self._after(after, action)
@@ -192,14 +226,16 @@ class Controller:
 
     def _write(self, build: Build, action: Action) -> Build:
         now = self._clock()
+        return self._engine.write(advance(build, action, now, self._announce(now)))
 
+    def _announce(self, now: datetime) -> Announce:
         def announce(
             after: Build, word: Word, attempt: int, cause: Cause | None
         ) -> list[tuple[Event, tuple[str, ...]]]:
             event = self._events(after, word, attempt, now, cause)
             return [(event, tuple(name for name, sink in self._sinks.items() if wanted(sink, event.type)))]
 
-        return self._engine.write(advance(build, action, now, announce))
+        return announce
 
     def _after(self, build: Build, action: Action) -> None:
         """What follows a write: the effect, and what is worth telling."""
@@ -219,6 +255,14 @@ class Controller:
     def _reported(self, build: Build, report: Report) -> None:
         reached(Fault.CONTROLLER_END_WRITTEN if report.word.terminal else Fault.CONTROLLER_ANNOUNCED)
         self._confirmations.pop(build.name, None)
+        self._inspections.pop((build.name, report.attempt), None)
+        self._told_of(build, report)
+        if report.outcome is not None and not report.causes:
+            self._stopped.discard((build.name, report.attempt))
+            self._troubles.pop((build.name, report.attempt), None)
+
+    def _told_of(self, build: Build, report: Report) -> None:
+        """In the log, and in the metrics."""
         outcome = report.outcome
         log.info(
             "Build %s%s",
@@ -228,8 +272,6 @@ class Controller:
         )
         if outcome is None or report.causes:
             return
-        self._stopped.discard((build.name, report.attempt))
-        self._troubles.pop((build.name, report.attempt), None)
         metrics.ATTEMPTS.labels(outcome.state, outcome.reason or "").inc()
         if report.word.terminal:
             metrics.ENDED.labels(outcome.state, outcome.reason or "").inc()
@@ -276,24 +318,59 @@ class Controller:
         self._told.put(told)
         self._engine.wake()
 
-    def _confirm(self, build: Build) -> bool:
-        self._confirming.add(build.name)
+    def _ask_registry(self, build: Build, action: Confirm | Inspect) -> bool:
+        """On a thread of its own: a registry may take long to answer, and no look waits for it."""
+        if isinstance(action, Inspect):
+            self._ask(build, self._inspecting, (build.name, action.attempt), self._inspect)
+        else:
+            self._ask(build, self._confirming, build.name, self._confirm)
+        return False
+
+    def _confirm(self, build: Build) -> None:
         asking = tuple(cause.key for cause in build.unanswered)
+        self._confirmations[build.name] = Confirmation(image=self._confirmer(build), causes=asking)
+
+    def _inspect(self, build: Build) -> None:
+        if (live := build.live) is not None:
+            self._inspections[build.name, live.number] = Inspection(image=self._inspector(build, live))
+
+    def _ask(self, build: Build, asking: set[K], key: K, question: Callable[[Build], None]) -> None:
+        asking.add(key)
 
         def ask() -> None:
             try:
-                self._confirmations[build.name] = Confirmation(image=self._confirmer(build), causes=asking)
+                question(build)
             except Exception as error:  # noqa: BLE001  (whatever it is, the question stays open and is asked again)
                 log.warning(
                     "The registry does not say whether the image is there: %s", error, extra={"build": build.name}
                 )
                 time.sleep(BUSY)  # or it would be asked again at once
             finally:
-                self._confirming.discard(build.name)
+                asking.discard(key)
                 self._engine.wake()
 
         self._registry.submit(ask)
-        return False
+
+    def _deleted(self, build: Build) -> None:
+        """Tells of the end of a build whose record has gone. There is nothing to write it into: it is sent once."""
+        log.warning("The record of an open build was deleted", extra={"build": build.name})
+        report = deleted(build)
+        if report is None:
+            return
+        now = self._clock()
+        after = advance(build, report, now, self._announce(now))
+        for announcement in after.status.outbox[len(build.status.outbox) :]:
+            for delivery in announcement.deliveries:
+                self._send_once(announcement.event, self._sinks[delivery.sink], build.name)
+        self._told_of(after, report)
+
+    def _send_once(self, event: Event, sink: Sink, build: str) -> None:
+        def done(outcome: Outcome) -> None:
+            metrics.DELIVERIES.labels(_word(outcome)).inc()
+            if not outcome.delivered:
+                self._dead(build, event.id, sink.name, outcome.error or "refused")
+
+        self._courier.send(event, sink, done)
 
     # ---- Deliveries -----------------------------------------------------------------------------------------------
 
@@ -346,7 +423,7 @@ class Controller:
 
     def _count_try(self, told: Told) -> None:
         outcome = told.outcome
-        metrics.DELIVERIES.labels("delivered" if outcome.delivered else "refused" if outcome.final else "failed").inc()
+        metrics.DELIVERIES.labels(_word(outcome)).inc()
         if outcome.final and not outcome.delivered:
             self._dead(told.build, told.event, told.sink, outcome.error or "refused")
 
@@ -376,3 +453,8 @@ class Controller:
         states = [build.state for build in builds]
         for state in (State.QUEUED, State.RUNNING):
             metrics.BUILDS.labels(state).set(states.count(state))
+
+
+def _word(outcome: Outcome) -> str:
+    """As the metric has it."""
+    return "delivered" if outcome.delivered else "refused" if outcome.final else "failed"

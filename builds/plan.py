@@ -40,6 +40,10 @@ BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(minutes=5)
 BACKSTOP = timedelta(seconds=120)
 """After the builder's own time limit, before it is stopped from outside."""
+LEFT_OUT = timedelta(minutes=5)
+"""For so long no attempt is sent to a node that could not take one."""
+PATIENCE = timedelta(minutes=10)
+"""With an attempt that has no node: a machine has to be ordered, to boot, and to pull the daemon's image."""
 OLDEST_EVERY = 4
 """Every fourth start goes to the build that has waited longest, whoever asked, so that nobody starves."""
 
@@ -60,6 +64,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     build_timeout: timedelta = timedelta(hours=1)
     supersede: Supersede = Supersede.QUEUED
     pending_grace: timedelta = timedelta(seconds=60)
+    scale_up_after: timedelta = timedelta(seconds=30)
     delivery_period: timedelta = timedelta(hours=24)
     log_history: timedelta = timedelta(hours=24)
     history: timedelta = timedelta(days=7)
@@ -73,6 +78,12 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
     image: Image | None
     causes: tuple[str, ...]
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """What the registry says of an attempt whose result is lost: the image that it pushed, or `None`."""
+
+    image: Image | None
 
 
 class Turns(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,21 +104,31 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is, at one moment. `sightings` holds at most one for each build: that of its live attempt."""
+    """What is, at one moment.
+
+    `sightings` holds at most one for each build, that of its live attempt, and those of attempts that are still under
+    way though their record has gone.
+    """
 
     builds: Sequence[Build] = ()
     sightings: Sequence[Sighting] = ()
     nodes: Sequence[Node] = ()
+    scalable: bool = False
+    """An attempt without a node may bring one."""
     confirmations: Mapping[str, Confirmation] = {}
     """Answers of the registry, by build."""
     confirming: frozenset[str] = frozenset()
     """Builds about which the registry is just being asked."""
+    inspections: Mapping[tuple[str, int], Inspection] = {}
+    """Answers of the registry, by (build, attempt)."""
+    inspecting: frozenset[tuple[str, int]] = frozenset()
+    """(build, attempt) about which the registry is just being asked."""
     sending: frozenset[tuple[str, str]] = frozenset()
     """(event id, sink) that are under way."""
     stopped: frozenset[tuple[str, int]] = frozenset()
     """(build, attempt) that this controller has told to stop."""
     watched: Mapping[tuple[str, int], timedelta] = {}
-    """For how long this controller has seen (build, attempt) under way, by a clock that nobody sets."""
+    """For how long this controller has seen (build, attempt) in its present phase, by a clock that nobody sets."""
     turns: Turns = Turns()
 
 
@@ -154,10 +175,15 @@ class Start(Action, frozen=True, kw_only=True):
 
 
 class Stop(Action, frozen=True, kw_only=True):
-    """Write down why, then tell the attempt to end."""
+    """Write down why, then tell the attempt to end.
+
+    `infrastructure` gives up one that does not come to run; `message` says why, `unfit` that its node is the reason.
+    """
 
     attempt: int
     reason: Reason
+    message: str | None = None
+    unfit: bool = False
 
 
 class Report(Action, frozen=True, kw_only=True):
@@ -174,6 +200,8 @@ class Report(Action, frozen=True, kw_only=True):
     retry_at: datetime | None = None
     at: datetime | None = None
     """When it happened, where that is known better than by the moment of writing."""
+    node: str | None = None
+    """Where it happened, if the record does not know: the attempt was not pinned."""
 
 
 class Explain(Action, frozen=True, kw_only=True):
@@ -184,6 +212,12 @@ class Explain(Action, frozen=True, kw_only=True):
 
 class Confirm(Action, frozen=True, kw_only=True):
     """Ask the registry whether the image is still there, and set the tags that later causes want."""
+
+
+class Inspect(Action, frozen=True, kw_only=True):
+    """Ask the registry whether the attempt pushed its image, and set the tags that the causes want."""
+
+    attempt: int
 
 
 class Deliver(Action, frozen=True, kw_only=True):
@@ -240,6 +274,11 @@ def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
     return ForgetLogs(build=build.name) if age >= limits.log_history else None
 
 
+def deleted(build: Build) -> Report | None:
+    """What is to be told of an open build whose record was deleted: its end, unless it has been announced before."""
+    return None if build.status.state.ended else _cancelled(build, build.status.attempt, Reason.DELETED)
+
+
 class _Look:
     """One look at the world: what every rule may ask."""
 
@@ -249,9 +288,15 @@ class _Look:
         self.now = now
         self.pushes = _pushes(facts.builds)
         self._sightings = {(sighting.build, sighting.attempt): sighting for sighting in facts.sightings}
+        self.holders = _holders(self)
+        self.left_out = _left_out(facts.builds, now)
 
     def sighting(self, build: Build, attempt: Attempt) -> Sighting | None:
         return self._sightings.get((build.name, attempt.number))
+
+    def watched(self, build: Build, attempt: Attempt) -> timedelta:
+        """For how long the attempt has been seen as it is seen now."""
+        return self.facts.watched.get((build.name, attempt.number), timedelta())
 
 
 # ---- One build ----------------------------------------------------------------------------------------------------
@@ -280,47 +325,107 @@ def _queue(build: Build) -> Report:
 
 def _under_way(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Action | None:
     """What a live attempt needs. Whoever follows the events sees a start before each end, however short it was."""
+    node = None if live.node else sighting.node
     if live.started_at is None and sighting.started_at is not None:
-        return Report(build=build.name, word=Word.STARTED, attempt=live.number, at=sighting.started_at)
+        return Report(build=build.name, word=Word.STARTED, attempt=live.number, at=sighting.started_at, node=node)
     if sighting.phase in (Phase.ENDED, Phase.LOST):
-        report = _end(build, live, _outcome(live, sighting), look)
-        return msgspec.structs.replace(report, at=sighting.ended_at)
-    reason = live.stopping or _unwanted(build, look) or _overdue(build, live, look)
+        end = _ended(build, live, sighting, look)
+        return msgspec.structs.replace(end, at=sighting.ended_at, node=node) if isinstance(end, Report) else end
+    stop = _stop(build, live, sighting, look)
     if sighting.phase is Phase.ABSENT:
-        return _complete(build, live, reason, sighting, look)
-    if reason and (live.stopping is None or (build.name, live.number) not in look.facts.stopped):
-        return Stop(build=build.name, attempt=live.number, reason=reason)
-    return _explain(build, sighting.waiting)
+        return _complete(build, live, stop, sighting, look)
+    if stop and (live.stopping is None or (build.name, live.number) not in look.facts.stopped):
+        return stop
+    return _explain(build, sighting.trouble.message if sighting.trouble else sighting.waiting)
 
 
-def _complete(build: Build, live: Attempt, reason: Reason | None, sighting: Sighting, look: _Look) -> Action:
+def _ended(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Action | None:
+    """An end is read from the result; if that is lost, the registry is asked first, however long it takes to answer."""
+    attempt = (build.name, live.number)
+    inspection = look.facts.inspections.get(attempt)
+    if sighting.phase is Phase.ENDED and sighting.result is None and sighting.result_lost and inspection is None:
+        return None if attempt in look.facts.inspecting else Inspect(build=build.name, attempt=live.number)
+    return _end(build, live, _outcome(live, sighting, inspection), look)
+
+
+def _stop(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Stop | None:
+    """Why a live attempt is to end, if it is: a reason that was written down stays."""
+    if live.stopping:
+        return Stop(build=build.name, attempt=live.number, reason=live.stopping, message=live.message, unfit=live.unfit)
+    reason = _unwanted(build, look)
+    if reason is None and sighting.phase is Phase.RUNNING:
+        reason = _overdue(build, live, look)
+    if reason is None and sighting.phase is Phase.PENDING:
+        return _give_up(build, live, sighting, look)
+    return Stop(build=build.name, attempt=live.number, reason=reason) if reason else None
+
+
+def _give_up(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Stop | None:
+    """Takes back an attempt that does not come to run, so that there can be another, elsewhere or later.
+
+    One without a node is there to wait for one, and for the daemon on it: what other nodes might cure does not count.
+    """
+    trouble, waited = sighting.trouble, look.watched(build, live)
+    judged = trouble is not None and not (live.node is None and trouble.elsewhere)
+    given_up = Stop(build=build.name, attempt=live.number, reason=Reason.INFRASTRUCTURE)
+    if trouble and judged and waited > look.limits.pending_grace:
+        return msgspec.structs.replace(given_up, message=trouble.message, unfit=trouble.elsewhere)
+    if waited > (PATIENCE if live.node is None else look.limits.build_timeout + BACKSTOP):
+        why = trouble.message if trouble else sighting.waiting
+        message = "No node came to run it." if live.node is None else "It did not come to run."
+        return msgspec.structs.replace(given_up, message=" ".join(filter(None, [message, why])))
+    return None
+
+
+def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting, look: _Look) -> Action:
     """A start that was written and not carried out, perhaps by a controller that died in between."""
-    if reason:
-        return _cancelled(build, live.number, reason)
-    if look.now - live.written_at > look.limits.pending_grace:
-        return _end(build, live, _infrastructure(sighting.waiting or "The attempt could not be started."), look)
-    return Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
+    if stop and stop.reason is not Reason.INFRASTRUCTURE:
+        return _cancelled(build, live.number, stop.reason)
+    if stop:
+        why = stop.message
+    elif look.watched(build, live) > look.limits.pending_grace:
+        why = sighting.waiting or "The attempt could not be started."
+    elif _came_late(build, live, look):
+        why = "The node was taken meanwhile."
+    else:
+        return Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
+    return _end(build, live, _uncounted(why), look)
 
 
-def _infrastructure(message: str, *, counted: bool = True) -> Outcome:
-    return Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, counted=counted)
+def _infrastructure(message: str) -> Outcome:
+    return Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message)
 
 
-def _outcome(live: Attempt, sighting: Sighting) -> Outcome:
+def _uncounted(message: str | None) -> Outcome:
+    """Nobody could have done better: it is lost to a drain, or to scheduling."""
+    return Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, counted=False)
+
+
+def _outcome(live: Attempt, sighting: Sighting, inspection: Inspection | None) -> Outcome:
     """Reads an attempt's end. Success beats a stop that came late, and so does a fault of the repository."""
     result = sighting.result
     if sighting.phase is Phase.LOST:
-        outcome = _infrastructure(sighting.waiting or "The attempt was taken away before it ended.", counted=False)
+        outcome = _uncounted(sighting.waiting or "The attempt was taken away before it ended.")
+    elif result is None and inspection and inspection.image:
+        outcome = Outcome(state=State.SUCCEEDED, image=inspection.image)
     elif result is None:
-        outcome = _infrastructure("The builder ended without saying how.")
+        outcome = _infrastructure(sighting.waiting or "The builder ended without saying how.")
     elif result.state is State.CANCELLED:
-        outcome = _infrastructure("The attempt was terminated from outside.", counted=False)
+        outcome = _uncounted("The attempt was terminated from outside.")
     else:
-        outcome = Outcome(state=result.state, reason=result.reason, message=result.message, image=result.image)
+        outcome = Outcome(
+            state=result.state,
+            reason=result.reason,
+            message=result.message,
+            image=result.image,
+            counted=result.counted,
+        )
     if result is not None:
         outcome = msgspec.structs.replace(
             outcome, timings=result.timings, log_tail=result.log_tail, out_of_memory=result.out_of_memory
         )
+    if live.stopping is Reason.INFRASTRUCTURE and outcome.reason is Reason.INFRASTRUCTURE:
+        return msgspec.structs.replace(outcome, message=live.message, counted=False)
     if live.stopping and outcome.reason is Reason.INFRASTRUCTURE:
         return _stopped(outcome, live.stopping)
     return outcome
@@ -384,14 +489,14 @@ def _unwanted(build: Build, look: _Look) -> Reason | None:
 
 def _overdue(build: Build, live: Attempt, look: _Look) -> Reason | None:
     """The backstop behind the builder's own time limit. Not by the time of day: a clock that is set ends no build."""
-    watched = look.facts.watched.get((build.name, live.number), timedelta())
-    return Reason.TIMEOUT if watched > look.limits.build_timeout + BACKSTOP else None
+    return Reason.TIMEOUT if look.watched(build, live) > look.limits.build_timeout + BACKSTOP else None
 
 
 _WHY_STOPPED = {
     Reason.REQUESTED: "Cancelled on request.",
     Reason.SUPERSEDED: "A newer push to the same ref took its place.",
     Reason.TIMEOUT: "The build took longer than it may.",
+    Reason.DELETED: "Its record was deleted.",
 }
 
 
@@ -510,22 +615,60 @@ def _due(at: datetime | None, now: datetime, longest: timedelta) -> bool:
 def _starts(waiting: Sequence[Build], look: _Look) -> Iterator[Action]:
     """Fills the free slots, in order; tells those who are left why they wait."""
     slots = _Slots(look)
-    turns = look.facts.turns
     due = [build for build in waiting if _due(build.status.not_before, look.now, MAX_BACKOFF)]
-    started = set()
-    while due and slots.left:
-        build = min(due, key=lambda build: _rank(build, turns))
-        due.remove(build)
-        alone = any(attempt.out_of_memory for attempt in _of_round(build)[-1:])
-        node = slots.take(build, alone=alone)
-        if node is not None:
-            turns = turns.after(build)
-            started.add(build.name)
-            yield Start(build=build.name, attempt=build.status.attempt, node=node, alone=alone)
+    starts = [*_placed(due, slots, look.facts.turns)] or [*_unplaced(due, slots, look)]
+    yield from starts
+    started = {start.build for start in starts}
     for build in waiting:
         explain = None if build.name in started else _explain(build, _why_waiting(build, look))
         if explain:
             yield explain
+
+
+def _placed(due: Sequence[Build], slots: _Slots, turns: Turns) -> Iterator[Start]:
+    left = list(due)
+    while left and slots.left:
+        build = min(left, key=lambda build: _rank(build, turns))
+        left.remove(build)
+        alone = _to_be_alone(build)
+        node = slots.take(build, alone=alone)
+        if node is not None:
+            turns = turns.after(build)
+            yield Start(build=build.name, attempt=build.status.attempt, node=node, alone=alone)
+
+
+def _unplaced(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Start]:
+    """Where no node is ready, one attempt without any: an autoscaler sees it wait, and brings a node.
+
+    It may come to each of the nodes that there are, so it needs a slot on all of them.
+    """
+    after = look.limits.scale_up_after
+    if (
+        not look.facts.scalable
+        or any(node.ready for node in look.facts.nodes)
+        or any(map(_has_no_node, look.facts.builds))
+    ):
+        return
+    if any(_due(_waits_since(build) + after, look.now, after) for build in due):
+        build = min(due, key=lambda build: _rank(build, look.facts.turns))
+        alone = _to_be_alone(build)
+        if slots.on_all(alone=alone):
+            yield Start(build=build.name, attempt=build.status.attempt, node=None, alone=alone)
+
+
+def _has_no_node(build: Build) -> bool:
+    return build.live is not None and build.live.node is None
+
+
+def _waits_since(build: Build) -> datetime:
+    status = build.status
+    return max(filter(None, (status.queued_at or build.created_at, status.not_before)))
+
+
+def _to_be_alone(build: Build) -> bool:
+    """Whether the last attempt that came to something ran out of memory."""
+    told = [attempt for attempt in _of_round(build) if attempt.counted or attempt.out_of_memory]
+    return any(attempt.out_of_memory for attempt in told[-1:])
 
 
 def asker(build: Build) -> str:
@@ -545,22 +688,86 @@ def _rank(build: Build, turns: Turns) -> tuple[object, ...]:
     return (_URGENCY[build.kind], by, of, *age)
 
 
+class _Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that has slots: from the moment that it is in the record, until it is known not to be any more."""
+
+    node: str | None
+    slots: int
+    order: tuple[bool, datetime, str]
+    """Who came first: what exists before what is only written down, then as they were written."""
+
+
+def _holders(look: _Look) -> Sequence[_Holder]:
+    live = [(build, build.live) for build in look.facts.builds if build.live]
+    known = {(build.name, attempt.number) for build, attempt in live}
+    orphans = [
+        _Holder(node=sighting.node, slots=1, order=(False, look.now, sighting.build))
+        for sighting in look.facts.sightings
+        if sighting.phase in (Phase.PENDING, Phase.RUNNING) and (sighting.build, sighting.attempt) not in known
+    ]
+    return [*(_holder(build, attempt, look) for build, attempt in live), *orphans]
+
+
+def _holder(build: Build, live: Attempt, look: _Look) -> _Holder:
+    sighting = look.sighting(build, live)
+    return _Holder(
+        node=live.node or (sighting.node if sighting else None),
+        slots=look.limits.builds_per_node if live.alone else 1,
+        order=(sighting is not None and sighting.phase is Phase.ABSENT, live.written_at, build.name),
+    )
+
+
+def _came_late(build: Build, live: Attempt, look: _Look) -> bool:
+    """Whether a written start has no slot: a controller that was paused may have written it long after it decided so,
+    when another had given the slot away."""
+    own = _holder(build, live, look)
+    taken = _taken(holder for holder in look.holders if holder.order < own.order)
+    nodes = {own.node} if own.node else {None, *taken}
+    return any(own.slots > look.limits.builds_per_node - _on(node, taken) for node in nodes)
+
+
+def _taken(holders: Iterable[_Holder]) -> Counter[str | None]:
+    taken: Counter[str | None] = Counter()
+    for holder in holders:
+        taken[holder.node] += holder.slots
+    return taken
+
+
+def _on(node: str | None, taken: Counter[str | None]) -> int:
+    """The slots taken on a node. What no node has yet may come to any of them, so it counts on each."""
+    return taken[node] + (taken[None] if node else 0)
+
+
+def _left_out(builds: Iterable[Build], now: datetime) -> Mapping[str, str]:
+    """The nodes that have not been able to take an attempt lately, each with a sentence that says so."""
+    left_out: dict[str, tuple[datetime, str]] = {}
+    for build in builds:
+        for attempt in build.status.attempts:
+            node, until = attempt.node, (attempt.finished_at or now) + LEFT_OUT
+            if attempt.unfit and node and not _due(until, now, LEFT_OUT):
+                time = f" until {until:%H:%M:%S} UTC" if attempt.finished_at else ""
+                said = (until, f"Node {node} is left out{time}: {attempt.message}")
+                left_out[node] = max(said, left_out.get(node, said))
+    return {node: sentence for node, (_, sentence) in left_out.items()}
+
+
 class _Slots:
     """The free slots of each ready node. An attempt has its slot from the moment that it is in the record."""
 
     def __init__(self, look: _Look) -> None:
         self._per_node = look.limits.builds_per_node
-        taken: Counter[str | None] = Counter()
-        for build in look.facts.builds:
-            if live := build.live:
-                sighting = look.sighting(build, live)
-                taken[live.node or (sighting.node if sighting else None)] += self._per_node if live.alone else 1
-        # One that no node has yet may come to any of them, so it counts on each.
+        taken = _taken(look.holders)
+        nodes = {None, *taken, *(node.name for node in look.facts.nodes)}
+        self._least = min(self._per_node - _on(node, taken) for node in nodes)
         self._free = {
-            node.name: max(0, self._per_node - taken[node.name] - taken[None])
+            node.name: max(0, self._per_node - _on(node.name, taken))
             for node in look.facts.nodes
-            if node.ready
+            if node.ready and node.name not in look.left_out
         }
+
+    def on_all(self, *, alone: bool) -> bool:
+        """Whether there is room for an attempt on whatever node it comes to."""
+        return self._least >= (self._per_node if alone else 1)
 
     @property
     def left(self) -> bool:
@@ -595,7 +802,9 @@ def _why_waiting(build: Build, look: _Look) -> str:
     if not_before and not _due(not_before, look.now, MAX_BACKOFF):
         last = next((a.message for a in reversed(build.status.attempts) if a.message), "The last attempt failed.")
         return f"Tried again after {not_before:%H:%M:%S} UTC: {last}"
-    nodes = look.facts.nodes
-    if not any(node.ready for node in nodes):
-        return " ".join(["No node has a ready Docker daemon.", *sorted({node.why for node in nodes if node.why})])
-    return "Waiting for a free build slot."
+    ready = [node.name for node in look.facts.nodes if node.ready]
+    if not ready:
+        reasons = {node.why for node in look.facts.nodes if node.why}
+        return " ".join(["No node has a ready Docker daemon.", *sorted(reasons)])
+    left_out = [look.left_out[node] for node in sorted(ready) if node in look.left_out]
+    return " ".join([*(["Waiting for a free build slot."] if len(left_out) < len(ready) else []), *left_out])

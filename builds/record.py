@@ -42,7 +42,7 @@ def advance(build: Build, action: Action, now: datetime, announce: Announce) -> 
         case Start():
             return _status(build, attempts=(*build.status.attempts, _attempt(action, now))[-MAX_ATTEMPTS_KEPT:])
         case Stop():
-            return _live(build, stopping=action.reason)
+            return _live(build, stopping=action.reason, message=action.message, unfit=action.unfit)
         case Explain():
             return _status(build, waiting=action.waiting)
         case Bury():
@@ -98,6 +98,8 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
     at = report.at or now
     if report.causes:
         return _answered(build, report, now, announce)
+    if report.node and build.live:
+        build = _live(build, node=report.node)
     if report.word is Word.QUEUED:
         after = _queued(build, report, at)
     elif report.word is Word.STARTED:
@@ -166,12 +168,13 @@ def _answered(build: Build, report: Report, now: datetime, announce: Announce) -
 
 
 def _close_attempt(build: Build, report: Report, at: datetime) -> Build:
-    """Writes into the live attempt, if there is one, how it ended."""
-    outcome = report.outcome
-    if outcome is None or build.live is None:
+    """Writes into the live attempt, if there is one, how it ended. A node that has run it was fit for it after all."""
+    outcome, live = report.outcome, build.live
+    if outcome is None or live is None:
         return build
     return _live(
         build,
+        unfit=live.unfit and live.started_at is None,
         finished_at=at,
         state=State.FAILED if report.word is Word.RETRYING else outcome.state,
         reason=outcome.reason,

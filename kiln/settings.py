@@ -358,8 +358,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_PENDING_GRACE",
         read=_period(),
         default="60s",
-        says="How long an attempt may take to be started before it counts as failed; engine `kubernetes`: a pod, to "
-        "leave pending.",
+        says="How long an attempt may take to be started, or (engine `kubernetes`) its pod may stay pending with "
+        "something in its way, before it is given up and tried again; that does not count.",
     ),
     Setting(
         name="KILN_DELIVERY_PERIOD",

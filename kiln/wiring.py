@@ -261,7 +261,7 @@ def run_controller(kiln: Kiln) -> None:
     from builds.controller import Controller  # noqa: PLC0415
     from eventing.delivery import Courier  # noqa: PLC0415
 
-    courier = Courier(kiln.secrets.headers)
+    courier, confirmer = Courier(kiln.secrets.headers), _confirmer(kiln)
     try:
         with _engine(kiln, stop) as (engine, leading):
             wakers.append(engine.wake)
@@ -274,7 +274,8 @@ def run_controller(kiln: Kiln) -> None:
                         limits=limits(kiln.settings),
                         sinks=kiln.sinks,
                         courier=courier,
-                        confirmer=_confirmer(kiln),
+                        confirmer=confirmer,
+                        inspector=confirmer.inspect,
                         events=_events(kiln.settings),
                     ).run(over)
     except Exception:
@@ -312,6 +313,7 @@ def limits(found: Settings) -> Limits:
         build_timeout=timedelta(seconds=found.build_timeout),
         supersede=Supersede(found.supersede),
         pending_grace=timedelta(seconds=found.pending_grace),
+        scale_up_after=timedelta(seconds=found.scale_up_after),
         delivery_period=timedelta(seconds=found.delivery_period),
         log_history=timedelta(seconds=found.log_history),
         history=timedelta(seconds=found.history),

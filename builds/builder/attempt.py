@@ -24,7 +24,7 @@ from builds.builder.log import Log
 from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
 from builds.builder.redact import Redactor
 from builds.builder.source import Source
-from builds.builder.spec import Spec
+from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec
 from builds.clients.git import Git, credentials
 from builds.clients.registry import Registry, RegistryError, docker_folder, secrets
 from builds.errors import AskError, BuildsError
@@ -32,9 +32,6 @@ from builds.faults import Fault, reached
 from builds.image import tag_for
 from builds.removal import remove
 from builds.repository import Policy
-
-LABEL_BUILD = "dev.kiln.build"
-LABEL_ATTEMPT = "dev.kiln.attempt"
 
 DAEMON_PATIENCE = 30.0
 """Seconds to wait for a daemon that does not answer: it may be starting, or restarting."""
@@ -82,7 +79,11 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
 
 def _failed(failure: Failure) -> Result:
     return Result(
-        state=State.FAILED, reason=failure.reason, message=failure.message, out_of_memory=failure.out_of_memory
+        state=State.FAILED,
+        reason=failure.reason,
+        message=failure.message,
+        counted=failure.counted,
+        out_of_memory=failure.out_of_memory,
     )
 
 
@@ -141,7 +142,7 @@ class Attempt:
         told = False
         while (trouble := self._daemon_trouble()) is not None:
             if time.monotonic() > deadline:
-                raise Failure(INFRASTRUCTURE, f"The Docker daemon does not answer: {trouble}")
+                raise Failure(INFRASTRUCTURE, f"The Docker daemon does not answer: {trouble}", counted=False)
             if not told:
                 self.log.say(f"The Docker daemon does not answer; waiting up to {DAEMON_PATIENCE:.0f} s. {trouble}")
             told = True

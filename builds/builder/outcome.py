@@ -30,13 +30,17 @@ class Stage(StrEnum):
 
 
 class Failure(Exception):
-    """The attempt failed: `reason` is `repository` or `infrastructure`, and the message is for whoever asked."""
+    """The attempt failed: `reason` is `repository` or `infrastructure`, and the message is for whoever asked.
 
-    def __init__(self, reason: Reason, message: str, *, out_of_memory: bool = False) -> None:
+    What is not `counted` is tried again whatever came before: the daemon went away.
+    """
+
+    def __init__(self, reason: Reason, message: str, *, out_of_memory: bool = False, counted: bool = True) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.out_of_memory = out_of_memory
+        self.counted = counted
 
 
 class Row(NamedTuple):
@@ -47,6 +51,7 @@ class Row(NamedTuple):
     reason: Reason
     sentence: str
     out_of_memory: bool = False
+    counted: bool = True
 
 
 ANY = tuple(Stage)
@@ -62,12 +67,14 @@ ROWS: Sequence[Row] = (
         r"|transport is closing|docker\.sock: connect",
         INFRASTRUCTURE,
         "The Docker daemon does not answer, or the connection to it was lost.",
+        counted=False,
     ),
     Row(
         BUILDING,
         r"^runc run failed: .* error running hook",
         INFRASTRUCTURE,
         "The Docker daemon could not start a step.",
+        counted=False,
     ),
     Row(
         BUILDING,
@@ -141,7 +148,8 @@ def failure(stage: Stage, complaints: Sequence[str], step: str = "") -> Failure:
         telling = [line for line in complaints if re.search(row.pattern, line, re.IGNORECASE)]
         if telling and stage in row.stages:
             words = step or telling[-1].removeprefix("Error during build: ")
-            return Failure(row.reason, f"{row.sentence} {words}", out_of_memory=row.out_of_memory)
+            message = f"{row.sentence} {words}"
+            return Failure(row.reason, message, out_of_memory=row.out_of_memory, counted=row.counted)
     if stage is Stage.FETCH:
         return refusal(diagnosis("\n".join(complaints)))
     words = step or (complaints[-1] if complaints else "It said nothing.")

@@ -6,6 +6,10 @@ import msgspec
 
 from builds.build import Attempt, Build, Request
 
+LABEL_BUILD = "dev.kiln.build"
+LABEL_ATTEMPT = "dev.kiln.attempt"
+"""Of an image: the build's name, and `<uid>.<number>` of the attempt that pushed it."""
+
 
 class Tag(msgspec.Struct, frozen=True, kw_only=True):
     """A further tag, set only while `ref` (if there is one) still points at the commit."""
@@ -41,6 +45,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     surroundings: Surroundings = Surroundings()
 
 
+def attempt_label(build: Build, attempt: Attempt) -> str:
+    """No other attempt ever has it, whatever becomes of the record."""
+    return f"{build.uid}.{attempt.number}"
+
+
 def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings) -> Spec:
     """The spec of an attempt: a pure function of the record, so that a second leader writes the same.
 
@@ -53,7 +62,7 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings) -> Spec
     return Spec(
         name=build.name,
         attempt=attempt.number,
-        attempt_label=f"{build.uid}.{attempt.number}",
+        attempt_label=attempt_label(build, attempt),
         request=build.request,
         tags=tuple(tags.values()),
         force=any(cause.force for cause in build.unanswered),

@@ -79,7 +79,12 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     builds: tuple[Build, ...]
     sightings: tuple[Sighting, ...]
+    """Also of attempts under way whose record has gone: they have their slot until they end."""
     nodes: tuple[Node, ...]
+    deleted: tuple[Build, ...] = ()
+    """As they last were: open builds whose record somebody has deleted by hand. Each is told once."""
+    scalable: bool = False
+    """An attempt that no node has yet can bring one: an autoscaler sees that it waits."""
 
 
 class Records(Protocol):

@@ -22,6 +22,7 @@ from builds.build import (
     Sighting,
     State,
     Status,
+    Trouble,
 )
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -87,6 +88,14 @@ def sees(of: Build, phase: Phase = Phase.RUNNING, result: Result | None = None, 
     assert of.live is not None
     fields: dict[str, object] = {"node": of.live.node, "started_at": of.live.started_at, **more}
     return Sighting(build=of.name, attempt=of.live.number, phase=phase, result=result, **fields)  # type: ignore[arg-type]
+
+
+def unpinned(number: int = 1, **more: object) -> Attempt:
+    return replace(attempt(number, **more), node=None)
+
+
+ELSEWHERE = Trouble(message="0/3 nodes are available.", elsewhere=True)
+NOWHERE = Trouble(message='secret "push" not found.', elsewhere=False)
 
 
 def node(name: str = "n1", *, ready: bool = True, why: str | None = None) -> Node:

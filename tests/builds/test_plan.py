@@ -24,6 +24,7 @@ from builds.build import (
     Sighting,
     State,
     Timings,
+    Trouble,
 )
 from builds.plan import (
     Action,
@@ -35,6 +36,8 @@ from builds.plan import (
     Facts,
     Forget,
     ForgetLogs,
+    Inspect,
+    Inspection,
     Limits,
     Outcome,
     Report,
@@ -45,14 +48,17 @@ from builds.plan import (
     Turns,
     Word,
     asker,
+    deleted,
     expired,
     plan,
     rendezvous,
 )
 from eventing.event import Event
 from tests.builds.histories import (
+    ELSEWHERE,
     IMAGE,
     NOW,
+    NOWHERE,
     ago,
     attempt,
     build,
@@ -63,7 +69,12 @@ from tests.builds.histories import (
     replace,
     running,
     sees,
+    unpinned,
 )
+
+
+ONE = Limits(builds_per_node=1)
+CANCEL = Cancel(round=1, by="user:a", at=ago(1))
 
 
 def decide(
@@ -88,6 +99,18 @@ def started(actions: Sequence[Action]) -> list[str]:
 def only(actions: Sequence[Action]) -> Action:
     assert len(actions) == 1, actions
     return actions[0]
+
+
+def uncounted(action: Action) -> str | None:
+    """The message of an attempt that ends as infrastructure's fault, does not count, and is followed by another."""
+    assert isinstance(action, Report), action
+    assert action.outcome is not None
+    assert (action.word, action.outcome.reason, action.outcome.counted) == (
+        Word.RETRYING,
+        Reason.INFRASTRUCTURE,
+        False,
+    ), action
+    return action.outcome.message
 
 
 # ---- Rounds -------------------------------------------------------------------------------------------------------
@@ -364,6 +387,12 @@ def test_what_the_builder_measured_is_kept() -> None:
     assert (report.outcome.timings, report.outcome.out_of_memory, report.outcome.log_tail) == (timings, True, "Killed")
 
 
+def test_a_daemon_that_goes_away_does_not_count() -> None:
+    third = running(attempts=(failed(1), failed(2), attempt(3, started_at=ago(5))), attempt=3)
+    result = replace(INFRASTRUCTURE, counted=False)
+    assert uncounted(only(decide(third, sightings=[ended(third, result)]))) == "registry away"
+
+
 def test_an_end_without_a_result_is_infrastructure() -> None:
     live = running()
     report = only(decide(live, sightings=[ended(live, None)]))
@@ -406,6 +435,12 @@ def test_after_running_out_of_memory_the_next_attempt_is_alone() -> None:
     assert len(started(decide(*both, again, build("next"), build("more"), nodes=nodes))) == 1, "the other node is free"
     alone = running("alone", attempts=(attempt(1, started_at=ago(5), alone=True),))
     assert started(decide(alone, build("next"), sightings=[sees(alone)])) == []
+    lost = build("lost", attempts=(memory, failed(2, "n2", counted=False)), attempt=3)
+    assert only(decide(lost)) == Start(build="lost", attempt=3, node="n1", alone=True), "it has not been alone yet"
+    both_ = failed(2, out_of_memory=True, counted=False)
+    assert only(decide(replace(lost, status=replace(lost.status, attempts=(failed(1), both_))))) == Start(
+        build="lost", attempt=3, node="n1", alone=True
+    )
     later = build("later", attempts=(memory, failed(2)), attempt=3)
     assert only(decide(later)) == Start(build="later", attempt=3, node="n1")
 
@@ -420,18 +455,16 @@ def test_a_written_start_is_completed_on_the_same_node() -> None:
 
 
 def test_a_start_that_cannot_be_carried_out_is_given_up_after_the_grace() -> None:
-    written = build(attempts=(attempt(1, written_at=ago(61)),))
-    report = only(decide(written, sightings=[sees(written, Phase.ABSENT, waiting="No space left on device.")]))
-    assert isinstance(report, Report)
-    assert report.word is Word.RETRYING
-    assert report.outcome is not None
-    assert report.outcome.message == "No space left on device."
-    report = only(decide(written, sightings=[sees(written, Phase.ABSENT)]))
-    assert isinstance(report, Report)
-    assert report.outcome is not None
-    assert report.outcome.message == "The attempt could not be started."
-    on_time = build(attempts=(attempt(1, written_at=ago(60)),))
-    assert started(decide(on_time, sightings=[sees(on_time, Phase.ABSENT)])) == ["b"]
+    """Counted from when this controller has seen it: neither a clock that was set nor one that comes late ends it."""
+    written = build(attempts=(attempt(1, written_at=ago(9000)),))
+
+    def after(seconds: float, waiting: str | None = None) -> Action:
+        watched = {("b", 1): timedelta(seconds=seconds)}
+        return only(decide(written, sightings=[sees(written, Phase.ABSENT, waiting=waiting)], watched=watched))
+
+    assert after(60) == Start(build="b", attempt=1, node="n1")
+    assert uncounted(after(61, "No space left on device.")) == "No space left on device."
+    assert uncounted(after(61)) == "The attempt could not be started."
 
 
 def test_nothing_is_done_about_an_attempt_that_cannot_be_seen() -> None:
@@ -445,9 +478,296 @@ def test_why_an_attempt_is_pending_is_told() -> None:
     assert decide(replace(pending, status=replace(pending.status, waiting=seen.waiting)), sightings=[seen]) == []
 
 
-# ---- Cancel and time limit ----------------------------------------------------------------------------------------
+# ---- Attempts that do not come to run -----------------------------------------------------------------------------
 
-CANCEL = Cancel(round=1, by="user:a", at=ago(1))
+
+def pends(of: Build, trouble: Trouble | None = None, seconds: float = 61, **more: object) -> list[Action]:
+    """What is decided about an attempt that has been seen pending for so long."""
+    sighting = sees(of, Phase.PENDING, trouble=trouble, **more)
+    return decide(of, sightings=[sighting], watched={("b", 1): timedelta(seconds=seconds)})
+
+
+def test_what_is_in_its_way_is_told_at_once_and_it_is_given_up_after_the_grace() -> None:
+    pending = build(attempts=(attempt(),))
+    stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE)
+    for trouble in (ELSEWHERE, NOWHERE):
+        assert only(pends(pending, trouble, 60, waiting="x")) == Explain(build="b", waiting=trouble.message)
+        given_up = replace(stop, message=trouble.message, unfit=trouble.elsewhere)
+        assert only(pends(pending, trouble)) == given_up
+    assert only(pends(pending, waiting="Pulling the image.")) == Explain(build="b", waiting="Pulling the image.")
+    assert pends(pending) == []
+
+
+def test_a_reason_to_stop_that_is_there_comes_first() -> None:
+    cancelled = build(attempts=(attempt(),), cancel=CANCEL)
+    assert only(pends(cancelled, ELSEWHERE)) == Stop(build="b", attempt=1, reason=Reason.REQUESTED)
+
+
+@pytest.mark.parametrize(
+    ("phase", "result"),
+    [
+        (Phase.ABSENT, None),
+        (Phase.LOST, None),
+        (Phase.ENDED, None),
+        (Phase.ENDED, Result(state=State.CANCELLED)),
+        (Phase.ENDED, Result(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="daemon away")),
+    ],
+)
+def test_an_attempt_that_was_given_up_is_tried_again_and_does_not_count(phase: Phase, result: Result | None) -> None:
+    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", unfit=True)
+    given_up = build(attempts=(live,))
+    assert uncounted(only(decide(given_up, sightings=[sees(given_up, phase, result)]))) == "no room"
+    cancelled = replace(given_up, cancel=CANCEL)
+    report = only(decide(cancelled, sightings=[sees(cancelled, phase, result)]))
+    assert isinstance(report, Report)
+    assert report.outcome is not None
+    assert (report.word, report.outcome.reason) == (Word.CANCELLED, Reason.REQUESTED)
+
+
+@pytest.mark.parametrize(
+    ("result", "word"),
+    [
+        (Result(state=State.SUCCEEDED, image=IMAGE), Word.SUCCEEDED),
+        (Result(state=State.FAILED, reason=Reason.REPOSITORY), Word.FAILED),
+        (Result(state=State.FAILED, reason=Reason.TIMEOUT), Word.FAILED),
+    ],
+)
+def test_an_end_in_the_last_moment_is_an_end(result: Result, word: Word) -> None:
+    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", started_at=ago(9))
+    given_up = build(attempts=(live,), state=State.RUNNING)
+    report = only(decide(given_up, sightings=[ended(given_up, result)]))
+    assert isinstance(report, Report)
+    assert report.outcome is not None
+    assert (report.word, report.outcome.reason, report.outcome.message) == (word, result.reason, None)
+
+
+def test_a_stop_that_is_repeated_says_the_same() -> None:
+    given_up = build(attempts=(attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", unfit=True),))
+    again = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="no room", unfit=True)
+    assert only(pends(given_up, NOWHERE, 1)) == again
+
+
+def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None:
+    unfit = build("unfit", attempts=(failed(1, unfit=True, message="No room.", finished_at=NOW),), attempt=2)
+    waiting = "Node n1 is left out until 12:05:00 UTC: No room."
+
+    def after(minutes: float, *nodes: Node) -> list[Action]:
+        return decide(unfit, build("b"), nodes=nodes, now=NOW + timedelta(minutes=minutes))
+
+    explain = [Explain(build=name, waiting=waiting) for name in ("unfit", "b")]
+    assert after(0, node("n1")) == explain
+    assert after(4.99, node("n1")) == explain
+    assert len(started(after(5, node("n1")))) == 2
+    assert len(started(after(-1, node("n1")))) == 2, "a clock that was set back leaves out no node"
+    both = after(0, node("n1"), node("n2"))
+    assert [action.node for action in both if isinstance(action, Start)] == ["n2", "n2"]
+    crowded = decide(unfit, running("live", node="n2"), nodes=[node("n1"), node("n2")], limits=ONE)
+    assert only(crowded) == Explain(build="unfit", waiting=f"Waiting for a free build slot. {waiting}")
+    gone = decide(unfit, nodes=[node("n1", ready=False, why="n1 is away.")])
+    assert only(gone) == Explain(build="unfit", waiting="No node has a ready Docker daemon. n1 is away.")
+
+
+def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> None:
+    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
+    actions = decide(build("unfit", attempts=(live,)), build("b"))
+    assert only(actions) == Explain(build="b", waiting="Node n1 is left out: No room.")
+
+
+def test_the_last_attempt_that_a_node_could_not_take_counts() -> None:
+    attempts = tuple(failed(n, unfit=True, message=f"m{n}", finished_at=ago(at)) for n, at in ((1, 240), (2, 60)))
+    waiting = "Node n1 is left out until 12:04:00 UTC: m2"
+    assert only(decide(build(attempts=attempts, attempt=3))) == Explain(build="b", waiting=waiting)
+    assert only(decide(build(attempts=attempts[::-1], attempt=3))) == Explain(build="b", waiting=waiting)
+
+
+# ---- Scale from zero ----------------------------------------------------------------------------------------------
+
+
+def scaled(*builds: Build, **more: object) -> list[Action]:
+    return decide(*builds, **{"nodes": (), "scalable": True, **more})  # type: ignore[arg-type]
+
+
+def test_where_no_node_is_ready_one_attempt_is_started_without() -> None:
+    builds = [build("sync", cause(kind=Kind.SYNC), created=30), build("person", created=1)]
+    waiting = "No node has a ready Docker daemon."
+    start, explain = scaled(*builds)
+    assert start == Start(build="person", attempt=1, node=None), "whoever is first in the order"
+    assert explain == Explain(build="sync", waiting=waiting)
+    for reason in (
+        decide(*builds, nodes=()),
+        scaled(*builds, limits=Limits(scale_up_after=timedelta(seconds=31))),
+        scaled(*builds, build("live", attempts=(unpinned(),))),
+    ):
+        assert [type(action) for action in reason] == [Explain, Explain]
+    assert only(scaled(builds[0], nodes=[node(ready=False)])) == Start(build="sync", attempt=1, node=None)
+    assert only(scaled(builds[0], nodes=[node(), node("n2", ready=False)])) == Start(build="sync", attempt=1, node="n1")
+
+
+def test_a_node_that_is_left_out_is_a_node() -> None:
+    unfit = build("unfit", attempts=(failed(1, unfit=True, message="No room.", finished_at=NOW),), attempt=2)
+    assert started(scaled(unfit, nodes=[node()])) == []
+
+
+def test_they_wait_since_they_were_asked_for_or_since_the_last_try() -> None:
+    again = build(attempts=(failed(1),), attempt=2, not_before=ago(29), created=900)
+    assert started(scaled(again)) == []
+    assert started(scaled(again, now=NOW + timedelta(seconds=1))) == ["b"]
+    later = build(queued_at=ago(29), created=900)
+    assert started(scaled(later)) == []
+    assert started(scaled(later, now=NOW - timedelta(minutes=5))) == ["b"], "a clock that was set back stops nothing"
+    fresh = replace(build(queued_at=None), created_at=ago(30))
+    assert started(scaled(fresh)) == ["b"]
+
+
+def test_it_needs_a_slot_on_each_node_that_it_may_come_to() -> None:
+    drained, limits = node(ready=False), Limits(builds_per_node=1)
+    assert started(scaled(running("live"), build(), nodes=[drained], limits=limits)) == []
+    assert started(scaled(running("live"), build(), limits=limits)) == [], "one that nobody lists any more"
+    assert started(scaled(running("live"), build(), nodes=[drained])) == ["b"]
+    memory = build(attempts=(failed(1, out_of_memory=True),), attempt=2)
+    assert started(scaled(running("live"), memory, nodes=[drained])) == []
+    assert only(scaled(memory)) == Start(build="b", attempt=2, node=None, alone=True)
+
+
+def test_an_attempt_without_a_node_is_not_judged_by_nodes_but_has_its_time() -> None:
+    roaming = build(attempts=(unpinned(),))
+    assert only(pends(roaming, ELSEWHERE, 600)) == Explain(build="b", waiting=ELSEWHERE.message)
+    stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE)
+    said = f"No node came to run it. {ELSEWHERE.message}"
+    assert only(pends(roaming, ELSEWHERE, 601)) == replace(stop, message=said)
+    assert only(pends(roaming, None, 601, waiting="Booting.")) == replace(
+        stop, message="No node came to run it. Booting."
+    )
+    assert only(pends(roaming, NOWHERE)) == replace(stop, message=NOWHERE.message)
+
+
+def test_the_node_that_it_came_to_is_told_with_its_start_or_end() -> None:
+    roaming = build(attempts=(unpinned(),))
+    seen = sees(roaming, Phase.RUNNING, node="n7", started_at=ago(3))
+    assert only(decide(roaming, sightings=[seen])) == Report(
+        build="b", word=Word.STARTED, attempt=1, at=ago(3), node="n7"
+    )
+    report = only(decide(roaming, sightings=[sees(roaming, Phase.LOST, node="n7")]))
+    assert isinstance(report, Report)
+    assert report.node == "n7"
+    pinned = build(attempts=(attempt(),))
+    report = only(decide(pinned, sightings=[sees(pinned, Phase.LOST)]))
+    assert isinstance(report, Report)
+    assert report.node is None, "the record knows"
+
+
+# ---- Slots that were given away -----------------------------------------------------------------------------------
+
+
+def written(name: str, number: int = 1, at: float = 30, **more: object) -> Build:
+    return build(name, attempts=(attempt(number, written_at=ago(at), **more),), attempt=number)
+
+
+def absent(*builds: Build) -> list[Sighting]:
+    return [sees(one, Phase.ABSENT) for one in builds]
+
+
+def test_a_start_that_was_written_too_late_gives_way() -> None:
+    """Two leaders, one of them paused between its decision and its write, have each given the slot away."""
+    first, second = written("second", at=40), written("first", at=30)
+    actions = decide(first, second, sightings=absent(first, second), limits=ONE)
+    assert actions[0] == Start(build="second", attempt=1, node="n1")
+    assert uncounted(actions[1]) == "The node was taken meanwhile."
+    same = [written("b"), written("a")]
+    actions = decide(*same, sightings=absent(*same), limits=ONE)
+    assert started(actions) == ["a"]
+
+
+@pytest.mark.parametrize("phase", [Phase.PENDING, Phase.RUNNING, None])
+def test_what_runs_has_its_slot_whenever_it_was_written(phase: Phase | None) -> None:
+    early, late = written("early", at=900), written("late", at=1)
+    seen = [sees(late, phase)] if phase else []
+    actions = decide(early, late, sightings=[*absent(early), *seen], limits=ONE)
+    assert uncounted(only(actions)) == "The node was taken meanwhile."
+    assert started(decide(early, late, sightings=[*absent(early), *seen])) == ["early"]
+
+
+def test_slots_elsewhere_are_not_in_its_way() -> None:
+    other = running("other", node="n2")
+    mine = written("mine")
+    assert started(decide(mine, other, sightings=[*absent(mine), sees(other)], limits=ONE)) == ["mine"]
+
+
+def test_one_that_is_to_be_alone_gives_way_to_any_and_any_to_it() -> None:
+    other = running("other")
+    alone = build("alone", attempts=(attempt(alone=True),))
+    assert uncounted(decide(alone, other, sightings=[*absent(alone), sees(other)])[0]) is not None
+    mine = written("mine", at=1)
+    assert uncounted(decide(mine, alone, sightings=[*absent(mine), sees(alone)])[0]) is not None
+
+
+def test_one_without_a_node_gives_way_if_it_would_be_too_much_on_any() -> None:
+    roaming = build("roaming", attempts=(unpinned(),))
+    other = running("other", node="n2")
+    actions = decide(roaming, other, sightings=[*absent(roaming), sees(other)], limits=ONE)
+    assert uncounted(actions[0]) is not None
+    assert started(decide(roaming, other, sightings=[*absent(roaming), sees(other)])) == ["roaming"]
+    second = build("second", attempts=(unpinned(written_at=ago(1)),))
+    actions = decide(roaming, second, sightings=absent(roaming, second), limits=ONE)
+    assert (started(actions), uncounted(actions[1])) == (["roaming"], "The node was taken meanwhile.")
+
+
+def test_what_runs_without_a_record_has_its_slot() -> None:
+    orphan = Sighting(build="deleted", attempt=3, phase=Phase.RUNNING, node="n1")
+    assert started(decide(build(), sightings=[orphan], limits=ONE)) == []
+    assert started(decide(build(), sightings=[orphan])) == ["b"]
+    assert started(decide(build(), sightings=[replace(orphan, phase=Phase.PENDING)], limits=ONE)) == []
+    for phase in (Phase.ENDED, Phase.LOST, Phase.ABSENT):
+        assert started(decide(build(), sightings=[replace(orphan, phase=phase)], limits=ONE)) == ["b"]
+    last = build("last", attempts=(failed(1),), attempt=2)
+    assert started(decide(last, sightings=[replace(orphan, build="last", attempt=1)], limits=ONE)) == []
+
+
+# ---- Results that are lost ----------------------------------------------------------------------------------------
+
+
+def test_the_registry_is_asked_about_a_lost_result() -> None:
+    live = running()
+    lost = ended(live, None, result_lost=True)
+    assert only(decide(live, sightings=[lost])) == Inspect(build="b", attempt=1)
+    assert decide(live, sightings=[lost], inspecting=frozenset({("b", 1)})) == []
+    other = {("b", 2): Inspection(image=IMAGE)}
+    assert only(decide(live, sightings=[lost], inspections=other)) == Inspect(build="b", attempt=1)
+    pushed_ = only(decide(live, sightings=[lost], inspections={("b", 1): Inspection(image=IMAGE)}))
+    success = Outcome(state=State.SUCCEEDED, image=IMAGE)
+    assert pushed_ == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=success, at=ago(1))
+    for waiting, message in [(None, "The builder ended without saying how."), ("Exit 137.", "Exit 137.")]:
+        seen = replace(lost, waiting=waiting)
+        report = only(decide(live, sightings=[seen], inspections={("b", 1): Inspection(image=None)}))
+        assert isinstance(report, Report)
+        assert report.outcome == Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message)
+    read = replace(lost, result=INFRASTRUCTURE)
+    assert isinstance(only(decide(live, sightings=[read])), Report)
+    gone = replace(lost, phase=Phase.LOST)
+    assert isinstance(only(decide(live, sightings=[gone])), Report)
+
+
+def test_what_was_pushed_beats_a_cancel_that_came_late() -> None:
+    live = running(cancel=CANCEL)
+    lost = ended(live, None, result_lost=True)
+    report = only(decide(live, sightings=[lost], inspections={("b", 1): Inspection(image=IMAGE)}))
+    assert isinstance(report, Report)
+    assert report.word is Word.SUCCEEDED
+
+
+# ---- Deleted records ----------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_record_is_a_cancellation_unless_its_end_was_told() -> None:
+    outcome = Outcome(state=State.CANCELLED, reason=Reason.DELETED, message="Its record was deleted.")
+    told = Report(build="b", word=Word.CANCELLED, attempt=2, outcome=outcome)
+    assert deleted(build(attempt=2)) == told
+    assert deleted(running(attempt=2)) == told
+    for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+        assert deleted(build(state=state)) is None
+
+
+# ---- Cancel and time limit ----------------------------------------------------------------------------------------
 
 
 def test_cancelled_while_queued() -> None:
@@ -514,7 +834,9 @@ def test_the_backstop_behind_the_builders_own_limit() -> None:
     assert only(after(181, live)) == stop
     assert decide(live, sightings=[sees(live)], limits=limits) == [], "whatever the time of day says"
     never_ran = build(attempts=(attempt(),))
-    assert only(after(181, never_ran, Phase.PENDING)) == stop
+    assert after(180, never_ran, Phase.PENDING) == []
+    given_up = replace(stop, reason=Reason.INFRASTRUCTURE, message="It did not come to run.")
+    assert only(after(181, never_ran, Phase.PENDING)) == given_up
     for phase in (Phase.ENDED, Phase.ABSENT):
         stopped = running(attempts=(attempt(1, started_at=ago(181), stopping=Reason.TIMEOUT),))
         result = Result(state=State.CANCELLED) if phase is Phase.ENDED else None

@@ -33,8 +33,10 @@ from builds.build import (
     Result,
     Sighting,
     State,
+    Trouble,
 )
 from builds.plan import (
+    LEFT_OUT,
     MAX_UNCOUNTED,
     Action,
     Bury,
@@ -43,6 +45,8 @@ from builds.plan import (
     Deliver,
     Explain,
     Facts,
+    Inspect,
+    Inspection,
     Limits,
     Report,
     Settle,
@@ -51,11 +55,13 @@ from builds.plan import (
     Supersede,
     Turns,
     Word,
+    deleted,
     plan,
 )
 from builds.record import advance, delivered, undelivered
 from eventing.event import Event
 
+TROUBLES = (None, Trouble(message="no room", elsewhere=True), Trouble(message="no secret", elsewhere=False))
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SINKS = ("hub", "broker")
 COMMITS = tuple(f"{n}" * 40 for n in range(1, 5))
@@ -69,17 +75,20 @@ class Crashed(Exception):
 
 @dataclass
 class Real:
-    """An attempt as it really is."""
+    """An attempt as it really is. `build` is the uid of its record, which may have gone."""
 
     build: str
     number: int
-    node: str
+    node: str | None
     alone: bool
     created: timedelta
     phase: Phase = Phase.PENDING
     started_at: datetime | None = None
     ended_at: datetime | None = None
     result: Result | None = None
+    result_lost: bool = False
+    pushed: bool = False
+    trouble: Trouble | None = None
     told_to_stop: bool = False
 
     @property
@@ -117,7 +126,8 @@ class World(RuleBasedStateMachine):
         self.elapsed = timedelta()
         self.records: dict[str, Build] = {}
         self.attempts: dict[tuple[str, int], Real] = {}
-        self.ever_started: set[tuple[str, int]] = set()
+        self.decided: list[tuple[Build, Start]] = []
+        self.deleted: list[Build] = []
         self.stories: dict[str, Story] = defaultdict(Story)
         self.nodes = {"n1": True, "n2": True}
         self.images: set[str] = set()
@@ -131,8 +141,10 @@ class World(RuleBasedStateMachine):
         per_node=st.integers(1, 3),
         attempts=st.integers(1, 3),
         supersede=st.sampled_from(list(Supersede)),
+        scalable=st.booleans(),
     )
-    def set_up(self, per_node: int, attempts: int, supersede: Supersede) -> None:
+    def set_up(self, per_node: int, attempts: int, supersede: Supersede, scalable: bool) -> None:
+        self.scalable = scalable
         self.limits = Limits(
             builds_per_node=per_node,
             max_attempts=attempts,
@@ -144,12 +156,15 @@ class World(RuleBasedStateMachine):
     def restart(self) -> None:
         """A new controller knows nothing but the records."""
         self.turns = Turns()
-        self.first_seen: dict[tuple[str, int], timedelta] = {}
+        self.first_seen: dict[tuple[str, int, Phase], timedelta] = {}
         self.stopped: set[tuple[str, int]] = set()
         self.sending: set[tuple[str, str]] = set()
         self.confirming: set[str] = set()
         self.asked: dict[str, tuple[str, ...]] = {}
         self.confirmations: dict[str, Confirmation] = {}
+        self.inspecting: set[tuple[str, int]] = set()
+        self.inspections: dict[tuple[str, int], Inspection] = {}
+        self.deleted.clear()
 
     # ---- What people and hosts do ---------------------------------------------------------------------------------
 
@@ -192,7 +207,7 @@ class World(RuleBasedStateMachine):
         known = self.records.get(name)
         if known is None:
             request = Request(repository=repository, clone_url=repository, commit=commit, image="r/x")
-            known = Build(name=name, uid=f"uid-{name}", request=request, causes=(), created_at=self.now)
+            known = Build(name=name, uid=f"{name}#{self.counter}", request=request, causes=(), created_at=self.now)
         self.put(msgspec.structs.replace(known, causes=(*known.causes, cause), open=True))
 
     @precondition(lambda self: self.records)
@@ -203,21 +218,57 @@ class World(RuleBasedStateMachine):
             mark = Cancel(round=max(1, build.status.round), by=None, at=self.now)
             self.put(msgspec.structs.replace(build, cancel=mark))
 
+    @precondition(lambda self: any(build.open for build in self.records.values()))
+    @rule(data=st.data())
+    def record_is_deleted(self, data: st.DataObject) -> None:
+        """By hand. Its attempt goes on until it has been ended with it; nothing is left of it in the controller."""
+        name = data.draw(st.sampled_from(sorted(name for name, build in self.records.items() if build.open)))
+        build = self.records.pop(name)
+        self.deleted.append(build)
+        for real in self.existing():
+            if real.build == build.uid:
+                real.told_to_stop, real.alone = True, False
+        self.sending = {(event, sink) for event, sink in self.sending if self.announced[event][0] != build.uid}
+        self.stopped = {key for key in self.stopped if key[0] != name}
+        self.inspecting = {key for key in self.inspecting if key[0] != name}
+        self.inspections = {key: said for key, said in self.inspections.items() if key[0] != name}
+        self.confirming.discard(name)
+        self.confirmations.pop(name, None)
+        self.images.discard(name)
+
     # ---- What happens to attempts, nodes and sinks ----------------------------------------------------------------
 
     def existing(self) -> list[Real]:
         return [real for real in self.attempts.values() if real.exists]
 
     @precondition(lambda self: self.existing())
-    @rule(data=st.data(), end=st.sampled_from(ENDS))
-    def attempt_ends(self, data: st.DataObject, end: Result | None) -> None:
-        self.end(data.draw(st.sampled_from(self.existing())), end)
+    @rule(data=st.data(), end=st.sampled_from(ENDS), lost=st.booleans())
+    def attempt_ends(self, data: st.DataObject, end: Result | None, lost: bool) -> None:
+        real = data.draw(st.sampled_from(self.existing()))
+        self.place(real, data.draw(st.sampled_from(sorted(self.nodes))))
+        self.end(real, end, lost=lost)
+
+    def place(self, real: Real, node: str) -> None:
+        real.node = real.node or node
+
+    @precondition(lambda self: any(real.node is None for real in self.existing()))
+    @rule(data=st.data())
+    def attempt_comes_to_a_node(self, data: st.DataObject) -> None:
+        """Whichever it is: one without a node has its slot on each."""
+        real = data.draw(st.sampled_from([real for real in self.existing() if real.node is None]))
+        self.place(real, data.draw(st.sampled_from(sorted(self.nodes))))
+
+    @precondition(lambda self: self.existing())
+    @rule(data=st.data(), trouble=st.sampled_from(TROUBLES))
+    def attempt_has_trouble(self, data: st.DataObject, trouble: Trouble | None) -> None:
+        data.draw(st.sampled_from(self.existing())).trouble = trouble
 
     @precondition(lambda self: self.existing())
     @rule(data=st.data())
     def attempt_runs(self, data: st.DataObject) -> None:
         real = data.draw(st.sampled_from(self.existing()))
         if real.phase is Phase.PENDING:
+            self.place(real, data.draw(st.sampled_from(sorted(self.nodes))))
             real.phase, real.started_at = Phase.RUNNING, self.now
 
     @precondition(lambda self: self.existing())
@@ -229,21 +280,31 @@ class World(RuleBasedStateMachine):
         else:
             self.end(real, result(State.CANCELLED))
 
-    def end(self, real: Real, end: Result | None) -> None:
+    def end(self, real: Real, end: Result | None, *, lost: bool = False) -> None:
         real.started_at = real.started_at or self.now
-        real.phase, real.ended_at, real.result = Phase.ENDED, self.now, end
+        real.phase, real.ended_at = Phase.ENDED, self.now
+        real.result, real.result_lost = (None if lost else end), lost
         if end is not None and end.state is State.SUCCEEDED:
-            self.images.add(real.build)
+            real.pushed = True
+            self.images.add(real.build.partition("#")[0])
 
     @precondition(lambda self: any(real.told_to_stop for real in self.existing()))
     @rule(data=st.data())
     def stop_takes_effect(self, data: st.DataObject) -> None:
-        stopping = [real for real in self.existing() if real.told_to_stop]
-        self.end(data.draw(st.sampled_from(stopping)), result(State.CANCELLED))
+        """What is pending is deleted, and may be seen as lost or not at all then."""
+        real = data.draw(st.sampled_from([real for real in self.existing() if real.told_to_stop]))
+        if real.phase is Phase.PENDING:
+            real.phase = data.draw(st.sampled_from([Phase.LOST, Phase.ABSENT]))
+        else:
+            self.end(real, result(State.CANCELLED))
 
     @rule(name=st.sampled_from(["n1", "n2"]))
     def node_changes(self, name: str) -> None:
         self.nodes[name] = not self.nodes[name]
+
+    @rule()
+    def no_node_is_ready(self) -> None:
+        self.nodes = dict.fromkeys(self.nodes, False)
 
     @rule(name=st.sampled_from(SINKS))
     def sink_changes(self, name: str) -> None:
@@ -278,6 +339,22 @@ class World(RuleBasedStateMachine):
             self.look(crash_at=after, before_effect=before_effect)
         self.restart()
 
+    @rule()
+    def controller_is_paused(self) -> None:
+        """It has decided on starts, and has not written them. Another takes over."""
+        actions = plan(self.facts(blind=False), self.limits, self.now)
+        self.decided = [(self.records[start.build], start) for start in actions if isinstance(start, Start)]
+        self.restart()
+
+    @precondition(lambda self: self.decided)
+    @rule()
+    def paused_controller_goes_on(self) -> None:
+        """It writes what the records' revisions let it write; that it does not lead any more stops it after that."""
+        for build, start in self.decided:
+            if self.records.get(build.name) == build and build.live is None:
+                self.put(advance(build, start, self.now, self.announce))
+        self.decided = []
+
     @precondition(lambda self: self.sending)
     @rule(doubled=st.booleans())
     def deliveries_end(self, doubled: bool) -> None:
@@ -287,9 +364,14 @@ class World(RuleBasedStateMachine):
                 self.received[sink].setdefault(event, self.announced[event][0])
         self.sending.clear()
 
-    @precondition(lambda self: self.confirming)
+    @precondition(lambda self: self.confirming or self.inspecting)
     @rule()
     def registry_answers(self) -> None:
+        for name, number in sorted(self.inspecting):
+            real = self.attempts[self.records[name].uid, number]
+            image = ENDS[0] and ENDS[0].image if real.pushed else None
+            self.inspections[name, number] = Inspection(image=image)
+        self.inspecting.clear()
         for name in sorted(self.confirming):
             image = self.records[name].status.image if name in self.images else None
             self.confirmations[name] = Confirmation(image=image, causes=self.asked[name])
@@ -298,40 +380,54 @@ class World(RuleBasedStateMachine):
     def facts(self, blind: bool) -> Facts:
         """What can be seen; `blind`: half of the attempts cannot be seen just now."""
         builds = tuple(build for build in self.records.values() if build.open)
-        sightings = []
-        for build in builds:
-            if build.live is None or (blind and hash(build.name) % 2):
-                continue
-            real = self.attempts.get((build.name, build.live.number))
-            if real is None:
-                sightings.append(Sighting(build=build.name, attempt=build.live.number, phase=Phase.ABSENT))
-            else:
-                if real.exists:
-                    self.first_seen.setdefault((real.build, real.number), self.elapsed)
-                sightings.append(
-                    Sighting(
-                        build=real.build,
-                        attempt=real.number,
-                        phase=real.phase,
-                        node=real.node,
-                        started_at=real.started_at,
-                        ended_at=real.ended_at,
-                        result=real.result,
-                    )
-                )
+        sightings = [
+            self.sighting(build.name, build.uid, build.live.number)
+            for build in builds
+            if build.live is not None and not (blind and int(build.name[-1]) % 2)
+        ]
+        uids = {build.uid for build in self.records.values()}
+        sightings += [
+            self.sighting(real.build, real.build, real.number) for real in self.existing() if real.build not in uids
+        ]
+        seen = {(one.build, one.attempt, one.phase) for one in sightings}
+        self.first_seen = {key: self.first_seen.get(key, self.elapsed) for key in seen}
         return Facts(
             builds=builds,
             sightings=sightings,
             nodes=[Node(name=name, ready=ready) for name, ready in self.nodes.items()],
+            scalable=self.scalable,
             confirmations=dict(self.confirmations),
             confirming=frozenset(self.confirming),
+            inspections=dict(self.inspections),
+            inspecting=frozenset(self.inspecting),
             sending=frozenset(self.sending),
             stopped=frozenset(self.stopped),
-            watched={key: self.elapsed - since for key, since in self.first_seen.items()},
+            watched={key[:2]: self.elapsed - since for key, since in self.first_seen.items()},
             turns=self.turns,
         )
 
+    def sighting(self, name: str, uid: str, number: int) -> Sighting:
+        real = self.attempts.get((uid, number))
+        if real is None:
+            return Sighting(build=name, attempt=number, phase=Phase.ABSENT)
+        return Sighting(
+            build=name,
+            attempt=number,
+            phase=real.phase,
+            node=real.node,
+            started_at=real.started_at,
+            ended_at=real.ended_at,
+            result=real.result,
+            result_lost=real.result_lost,
+            trouble=real.trouble if real.phase is Phase.PENDING else None,
+        )
+
     def look(self, *, blind: bool = False, crash_at: int = -1, before_effect: bool = False) -> bool:
+        for build in self.deleted:
+            report = deleted(build)
+            if report is not None:
+                advance(build, report, self.now, self.announce)
+        self.deleted.clear()
         facts = self.facts(blind)
         actions = plan(facts, self.limits, self.now)
         on_records = [action.build for action in actions if not isinstance(action, Deliver | Bury)]
@@ -353,6 +449,11 @@ class World(RuleBasedStateMachine):
                 self.confirming.add(build.name)
                 self.asked[build.name] = tuple(cause.key for cause in build.unanswered)
                 return False
+            case Inspect():
+                real = self.attempts[build.uid, action.attempt]
+                assert real.result_lost
+                self.inspecting.add((build.name, action.attempt))
+                return False
             case Start() if build.live is not None:
                 assert (build.live.number, build.live.node) == (action.attempt, action.node)
             case Bury():
@@ -365,6 +466,7 @@ class World(RuleBasedStateMachine):
                 build = self.put(advance(build, action, self.now, self.announce))
                 if isinstance(action, Report):
                     self.confirmations.pop(build.name, None)
+                    self.inspections.pop((build.name, action.attempt), None)
                 if isinstance(action, Start):
                     self.turns = self.turns.after(build)
         if crash and before_effect:
@@ -372,9 +474,8 @@ class World(RuleBasedStateMachine):
         if isinstance(action, Start):
             self.start(build, action)
         elif isinstance(action, Stop):
-            real = self.attempts.get((build.name, action.attempt))
-            if real:
-                real.told_to_stop = True
+            real = self.attempts[build.uid, action.attempt]
+            real.told_to_stop = True
             self.stopped.add((build.name, action.attempt))
         if crash:
             raise Crashed
@@ -385,7 +486,7 @@ class World(RuleBasedStateMachine):
         cancelled = build.cancel is not None and build.cancel.round == build.status.round
         match action:
             case Start():
-                assert self.nodes[action.node or ""], "started on a node that is not ready"
+                self.check_node(action.node)
                 assert build.status.state is State.QUEUED
                 assert not cancelled, "started after a cancel"
                 assert action.attempt == build.status.attempt
@@ -395,6 +496,11 @@ class World(RuleBasedStateMachine):
                 assert action.outcome is not None
                 assert action.outcome.reason is Reason.INFRASTRUCTURE
                 assert not cancelled, "tried again after a cancel"
+                self.check_counted(build, action)
+            case Report(word=Word.FAILED, outcome=outcome) if outcome and outcome.reason is Reason.INFRASTRUCTURE:
+                self.check_counted(build, action)
+            case Report(word=Word.SUCCEEDED) if not action.causes:
+                assert self.attempts[build.uid, action.attempt].pushed
             case Report(word=Word.CANCELLED):
                 assert action.outcome is not None
                 if action.outcome.reason is Reason.REQUESTED:
@@ -405,27 +511,55 @@ class World(RuleBasedStateMachine):
                 assert build.state.ended
                 assert not build.unanswered
             case Stop(reason=Reason.TIMEOUT):
-                real = self.attempts[action.build, action.attempt]
+                real = self.attempts[build.uid, action.attempt]
                 late = self.elapsed - real.created > self.limits.build_timeout
                 assert late or real.told_to_stop, "ended by a clock that was set"
+            case Stop(reason=Reason.INFRASTRUCTURE):
+                real = self.attempts[build.uid, action.attempt]
+                late = self.elapsed - real.created > self.limits.pending_grace
+                assert late or real.told_to_stop, "given up before its time"
+                assert build.live is not None
+                assert not action.unfit or build.live.node is not None, "no node is to blame"
             case Stop() | Explain() | Report():
                 pass
             case _:
                 raise AssertionError(f"unexpected {action}")
 
+    def check_node(self, node: str | None) -> None:
+        """Where an attempt must never be sent to."""
+        live = [build.live for build in self.records.values() if build.live]
+        if node is None:
+            assert self.scalable
+            assert not any(self.nodes.values()), "without a node although one is ready"
+            assert all(attempt.node for attempt in live), "two without a node"
+            return
+        assert self.nodes[node], "started on a node that is not ready"
+        tried = [attempt for build in self.records.values() if build.open for attempt in build.status.attempts]
+        unfit = [attempt.finished_at for attempt in tried if attempt.unfit and attempt.node == node]
+        assert all(at and not timedelta() <= self.now - at < LEFT_OUT for at in unfit), "sent where there is no room"
+
+    def check_counted(self, build: Build, report: Report) -> None:
+        """Only what the builder itself says, or leaves unsaid, counts."""
+        real = self.attempts.get((build.uid, report.attempt))
+        assert report.outcome is not None
+        if report.outcome.counted:
+            assert real is not None
+            assert real.phase is Phase.ENDED, "lost to scheduling, and counted"
+            assert real.result is None or real.result.state is State.FAILED
+            assert not real.pushed, "it was pushed, and called a failure"
+
     def start(self, build: Build, action: Start) -> None:
         """As an engine does it: the same attempt twice is one attempt."""
-        key = (build.name, action.attempt)
+        key = (build.uid, action.attempt)
         if key in self.attempts:
+            assert self.attempts[key].phase is not Phase.ABSENT, "what was given up is begun again"
             return
-        assert key not in self.ever_started, "an attempt's number was used twice"
-        self.ever_started.add(key)
-        others = [real for real in self.existing() if real.build == build.name]
+        others = [real for real in self.existing() if real.build == build.uid]
         assert not others, "two attempts at one build at the same time"
         self.attempts[key] = Real(
-            build=build.name,
+            build=build.uid,
             number=action.attempt,
-            node=action.node or "",
+            node=action.node,
             alone=action.alone,
             created=self.elapsed,
         )
@@ -435,16 +569,18 @@ class World(RuleBasedStateMachine):
     ) -> list[tuple[Event, tuple[str, ...]]]:
         id_ = f"{build.uid}.{attempt}.{word}" + (f".{cause.key}" if cause else "")
         assert self.announced.get(id_) is None, f"{id_} announced twice"
-        self.announced[id_] = (build.name, self.now)
+        self.announced[id_] = (build.uid, self.now)
         if cause is None:
             self.heard(build, word, attempt)
         return [(Event(id=id_, source="/kiln", type=f"dev.kiln.build.{word}.v1"), SINKS)]
 
     def heard(self, build: Build, word: Word, attempt: int) -> None:
         """The order of events that a follower may rely on."""
-        words = self.stories[build.name].words
+        words = self.stories[build.uid].words
         last = words[-1] if words else None
-        if last is None or last[0].terminal:
+        if last is None and build.status.reason is Reason.DELETED:
+            pass  # before anybody had seen it
+        elif last is None or last[0].terminal:
             assert word is Word.QUEUED, f"{word} after the end"
         else:
             assert word is not Word.QUEUED, "queued twice in one round"
@@ -456,7 +592,8 @@ class World(RuleBasedStateMachine):
 
     def deliver(self, event: str, sink: str) -> None:
         """One try at a delivery ends, and the record hears of it."""
-        build = self.records[self.announced[event][0]]
+        build = self.by_uid(event)
+        assert build is not None
         if self.sinks_up[sink]:
             kind = self.announced[event][0]
             assert self.received[sink].setdefault(event, kind) == kind
@@ -464,6 +601,10 @@ class World(RuleBasedStateMachine):
         else:
             pause = timedelta(seconds=60)
             self.put(undelivered(build, event, sink, self.now, error="no answer", pause=pause))
+
+    def by_uid(self, event: str) -> Build | None:
+        """The record that an event is about, unless it has gone."""
+        return next((b for b in self.records.values() if b.uid == self.announced[event][0]), None)
 
     def put(self, build: Build) -> Build:
         self.records[build.name] = build
@@ -473,10 +614,8 @@ class World(RuleBasedStateMachine):
 
     @invariant()
     def slots_are_never_exceeded(self) -> None:
-        by_node: dict[str, list[Real]] = defaultdict(list)
-        for real in self.existing():
-            by_node[real.node].append(real)
-        for reals in by_node.values():
+        for node in self.nodes:
+            reals = [real for real in self.existing() if real.node in (node, None)]
             assert len(reals) <= self.limits.builds_per_node
             assert len(reals) == 1 or not any(real.alone for real in reals)
 
@@ -492,7 +631,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def an_end_stays(self) -> None:
         for build in self.records.values():
-            words = self.stories[build.name].words
+            words = self.stories[build.uid].words
             if words and words[-1][0].terminal:
                 assert build.status.state == State(words[-1][0])
 
@@ -514,14 +653,15 @@ class World(RuleBasedStateMachine):
         self.sinks_up = dict.fromkeys(SINKS, True)
         for _ in range(400):
             for real in self.existing():
+                self.place(real, "n1")
                 self.end(real, result(State.CANCELLED if real.told_to_stop else State.SUCCEEDED))
             self.deliveries_end(doubled=False)
             self.registry_answers()
             changed = self.look()
-            if not changed and not self.sending and not self.confirming:
+            if not changed and not self.sending and not self.confirming and not self.inspecting:
                 if not any(build.open for build in self.records.values()):
                     break
-                self.now += timedelta(seconds=61)
+                self.time_passes(61)
         for build in self.records.values():
             assert not build.open, f"{build.name} never settled: {build.status}"
             assert not self.existing()
@@ -530,7 +670,9 @@ class World(RuleBasedStateMachine):
                 assert event in self.received[sink] or self.buried(event, sink), f"{sink} never got {event}"
 
     def buried(self, event: str, sink: str) -> bool:
-        build = self.records[self.announced[event][0]]
+        build = self.by_uid(event)
+        if build is None:
+            return True  # with its record
         kept = [d for d in build.status.deliveries if (d.event, d.sink) == (event, sink)]
         return not kept or kept[0].state is DeliveryState.DEAD
 

@@ -10,7 +10,7 @@ from builds.build import Build, Cancel, Cause, DeliveryState, Reason, State, Tim
 from builds.plan import Bury, Deliver, Explain, Outcome, Report, Settle, Start, Stop, Word
 from builds.record import advance, delivered, undelivered
 from eventing.event import Event
-from tests.builds.histories import IMAGE, NOW, ago, attempt, build, cause, failed, replace, running
+from tests.builds.histories import IMAGE, NOW, ago, attempt, build, cause, failed, replace, running, unpinned
 
 
 def announce(build: Build, word: Word, attempt: int, cause: Cause | None) -> list[tuple[Event, tuple[str, ...]]]:
@@ -79,6 +79,29 @@ def test_started() -> None:
     status = advance(written, report(Word.STARTED, at=ago(3)), NOW, announce).status
     assert (status.state, status.started_at, status.waiting) == (State.RUNNING, ago(3), None)
     assert status.attempts[0].started_at == ago(3)
+
+
+def test_a_start_tells_where_an_attempt_that_was_not_pinned_has_come_to() -> None:
+    written = build(attempts=(unpinned(),))
+    assert advance(written, report(Word.STARTED, node="n7"), NOW, announce).status.attempts[0].node == "n7"
+    pinned = build(attempts=(attempt(),))
+    assert advance(pinned, report(Word.STARTED), NOW, announce).status.attempts[0].node == "n1"
+
+
+def test_who_gives_an_attempt_up_writes_down_why() -> None:
+    stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
+    given_up = advance(build(attempts=(attempt(),)), stop, NOW, announce)
+    assert given_up.live is not None
+    assert (given_up.live.stopping, given_up.live.message, given_up.live.unfit) == (
+        Reason.INFRASTRUCTURE,
+        "No room.",
+        True,
+    )
+    outcome = Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="No room.", counted=False)
+    retrying = report(Word.RETRYING, outcome=outcome, retry_at=NOW, node=None)
+    assert advance(given_up, retrying, NOW, announce).status.attempts[0].unfit
+    came_to_run = advance(given_up, report(Word.STARTED), NOW, announce)
+    assert not advance(came_to_run, retrying, NOW, announce).status.attempts[0].unfit, "its node has taken it"
 
 
 def test_a_retry_closes_the_attempt_and_waits_for_the_next() -> None:
