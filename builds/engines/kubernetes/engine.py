@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -278,7 +278,7 @@ class KubernetesEngine(KubernetesRecords):
             return Sighting(build=build.name, attempt=attempt.number, phase=phase, waiting=gone)
         return sightings.of_job(build, attempt.number, job, self._events_of(known, job, "Job"), started=started)
 
-    def _events_of(self, known: _Attempt, thing: Manifest, kind: str) -> list[Manifest]:
+    def _events_of(self, known: _Attempt, thing: Manifest, kind: str) -> Sequence[Manifest]:
         """What was said of an attempt that has not begun; asked for now and then."""
         if kind == "Pod" and (sightings.terminal(thing) or sightings.began(thing)):
             return []

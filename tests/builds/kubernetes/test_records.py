@@ -67,7 +67,11 @@ def largest() -> Build:
         sink="hub", event="e" * 60, type="t" * 30, state=DeliveryState.DEAD, due_at=NOW, at=NOW, error="e" * 500
     )
     status = replace(
-        made.status, attempts=attempts, deliveries=(done,) * MAX_DELIVERIES_KEPT, log_tail="t" * 2048, message="m" * 1024
+        made.status,
+        attempts=attempts,
+        deliveries=(done,) * MAX_DELIVERIES_KEPT,
+        log_tail="t" * 2048,
+        message="m" * 1024,
     )
     made = replace(made, revision="1", status=status)
     outbox = tuple(announced(made, number) for number in range(MAX_OUTBOX + MAX_CAUSES))

@@ -110,7 +110,12 @@ PENDING = {"waiting": {"reason": "ContainerCreating"}}
         ),
         (
             pod(state=PENDING),
-            [event("FailedMount", 'MountVolume.SetUp failed for volume "r" : references non-existent secret key: a.json')],
+            [
+                event(
+                    "FailedMount",
+                    'volume "r" : references non-existent secret key: a.json',
+                )
+            ],
             False,
             "lacks the key a.json",
         ),
@@ -132,7 +137,10 @@ def test_why_a_pod_does_not_begin(found: Any, events: list[Any], elsewhere: bool
 
 
 def test_the_newest_event_counts() -> None:
-    old, new = event("FailedMount", "hostPath type check failed: /a", 90), event("FailedMount", 'secret "b" not found', 5)
+    old, new = (
+        event("FailedMount", "hostPath type check failed: /a", 90),
+        event("FailedMount", 'secret "b" not found', 5),
+    )
     assert "Secret b" in seen(pod(state=PENDING), new, old).waiting
 
 
