@@ -162,8 +162,13 @@ class Status(msgspec.Struct):
 class ListPage(msgspec.Struct):
     """A part of a list, and the resourceVersion of the list: a watch from there on misses nothing."""
 
-    items: list[Object]
     metadata: _ListMeta
+    found: list[Object] | None = msgspec.field(name="items")
+
+    @property
+    def items(self) -> list[Object]:
+        """An empty list of metadata is `null`."""
+        return self.found or []
 
 
 def failure(code: int, body: bytes, retry_after: str | None = None) -> ApiError:

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from msgspec.structs import replace
+
 from builds.build import Attempt, Build, Phase, Sighting
 from builds.builder.spec import Surroundings, spec_for
 from builds.engines import Conflict, Unavailable, World
@@ -95,6 +97,7 @@ class KubernetesEngine(KubernetesRecords):
         The watches are kept warm meanwhile, and everything is read anew before the first look.
         """
         while not (stop.is_set() or (self._lease.leading and self._anew())):
+            self._woken.clear()
             self.wait(1.0)
         if not stop.is_set():
             log.info("This controller leads")
@@ -132,6 +135,7 @@ class KubernetesEngine(KubernetesRecords):
 
     def observe(self) -> World:
         self._must_lead()
+        self._woken.clear()
         with translated():
             deleted = tuple(self._deleted())
             builds = self._open()
@@ -150,11 +154,12 @@ class KubernetesEngine(KubernetesRecords):
         self._must_lead()
         with translated():
             try:
-                written = self._put(build)
+                written = self._put(replace(self._stored(build), status=build.status, open=build.open))
             except Conflict:
                 self._reread(build)
                 raise
         self._own.wrote(build.revision, written)
+        self._queues.clear()
         self._must_lead()  # or nothing may follow from it here: who leads now will see it
         return written
 
@@ -195,6 +200,8 @@ class KubernetesEngine(KubernetesRecords):
         self._must_lead()
         with translated(), suppress(Absent, Conflict409):
             self._api.delete("configmaps", build.name, uid=build.uid, resource_version=build.revision)
+        self._lists.clear()
+        self._queues.clear()
 
     def forget_logs(self, build: Build) -> None:
         self._must_lead()
@@ -216,7 +223,6 @@ class KubernetesEngine(KubernetesRecords):
 
     def wait(self, timeout: float) -> None:
         self._woken.wait(timeout)
-        self._woken.clear()
 
     def wake(self) -> None:
         self._woken.set()
@@ -300,6 +306,16 @@ class KubernetesEngine(KubernetesRecords):
         if not self._lease.leading:
             raise Unavailable("This controller does not lead.")
 
+    def _stored(self, build: Build) -> Build:
+        """The record as it was stored under the build's revision: web's part of it is not ours to change."""
+        for known in (self._own.latest(build.name), self._decoded.get(build.name)):
+            if known is not None and known.revision == build.revision:
+                return known
+        stored = self._require(build.name)
+        if stored.revision != build.revision:
+            raise Conflict(f"The record of {build.name} has changed since revision {build.revision}.")
+        return stored
+
     def _reread(self, build: Build) -> None:
         """After a conflict: or the next look would decide on the same again, until the watch has caught up."""
         now = self._find(build.name)
@@ -349,6 +365,10 @@ class _Own:
         """`before` is the revision that it was decided on."""
         _, older = self._written.get(written.name, (written, set()))
         self._written[written.name] = (written, older | {before})
+
+    def latest(self, name: str) -> Build | None:
+        written = self._written.get(name)
+        return None if written is None else written[0]
 
     def forget(self, name: str) -> None:
         self._written.pop(name, None)

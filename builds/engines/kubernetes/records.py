@@ -15,6 +15,7 @@ import base64
 import binascii
 import hashlib
 import lzma
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -31,6 +32,9 @@ LABEL_STATE = "kiln.dev/state"
 LABEL_REPOSITORY = "kiln.dev/repository"
 LABEL_OPEN = "kiln.dev/open"
 SUMMARY = "kiln.dev/summary"
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+"""Of a record, as `builds.build.build_name` makes it."""
 
 Manifest = Mapping[str, Any]
 """A Kubernetes object as plain JSON values."""

@@ -43,6 +43,12 @@ class Shared(Generic[T]):
                 answer.at = began
             return answer.value
 
+    def known(self, key: Hashable) -> T | None:
+        """The answer that there is, however old."""
+        with self._lock:
+            answer = self._answers.get(key)
+        return None if answer is None else answer.value
+
     def forget(self, key: Hashable) -> None:
         """The next who asks gets a new answer: this process has just changed it."""
         with self._lock:

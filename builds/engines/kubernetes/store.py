@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
@@ -29,6 +29,7 @@ from builds.engines.kubernetes.records import (
     COMPONENT,
     LABEL_REPOSITORY,
     LABEL_STATE,
+    NAME,
     Manifest,
     Release,
     Unreadable,
@@ -137,9 +138,9 @@ class KubernetesRecords:
         for ask in asks:
             groups.setdefault(ask.name, []).append(ask)
         with translated():
-            full = self._full(groups)
+            self._check_room(groups)
             reached(Fault.WEB_ACCEPTING)
-            builds = {name: self._join(name, group, full.get(name)) for name, group in groups.items()}
+            builds = {name: self._join(name, group) for name, group in groups.items()}
         reached(Fault.WEB_ACCEPTED)
         return [builds[ask.name] for ask in asks]
 
@@ -174,7 +175,10 @@ class KubernetesRecords:
         raise AssertionError("tenacity returns or raises")
 
     def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
-        build = self._recent(name)
+        try:
+            build = self._recent(name)
+        except NotFound:
+            return
         tried = next((one for one in build.status.attempts if one.number == attempt), None)
         if tried is None:
             return
@@ -193,26 +197,24 @@ class KubernetesRecords:
 
     # ---- Asking -----------------------------------------------------------------------------------------------------
 
-    def _join(self, name: str, asks: Sequence[Ask], full: QueueFull | None) -> Build:
-        """One record with the causes of all `asks`. Where the queue is full, only what does not make it longer."""
-        if full is None:
-            with suppress(Conflict):
-                return self._queued(self._create(joined(None, asks, uid=str, now=self._now())))
+    def _join(self, name: str, asks: Sequence[Ask]) -> Build:
+        """One record with the causes of all `asks`: made, or if it is there joined."""
+        with suppress(Conflict):
+            return self._queued(self._create(joined(None, asks, uid=str, now=self._now())))
         for attempt in _meeting_others():
             with attempt:
                 before = self._find(name)
                 after = joined(before, asks, uid=str, now=self._now())
                 if after is before:
                     return after
-                news = newly_queued(before, after)
-                if full is not None and news:
-                    raise full
                 written = self._create(after) if before is None else self._put(after)
-                return self._queued(written) if news else written
+                return self._queued(written) if newly_queued(before, after) else written
         raise AssertionError("tenacity returns or raises")
 
     def _queued(self, build: Build) -> Build:
-        self._queues.get(_ALL, self._counted).add(build)
+        queue = self._queues.known(_ALL)
+        if queue is not None:
+            queue.add(build)
         return build
 
     def _create(self, build: Build) -> Build:
@@ -263,24 +265,32 @@ class KubernetesRecords:
 
     # ---- The queue's limits -----------------------------------------------------------------------------------------
 
-    def _full(self, groups: Mapping[str, Sequence[Ask]]) -> Mapping[str, QueueFull]:
-        """Which of these have no room, if they are new. Nobody is refused for what was so two seconds ago."""
-        full = self._without_room(groups, self._queues.get(_ALL, self._counted))
-        return full and self._without_room(groups, self._queues.get(_ALL, self._counted, max_age=CERTAIN))
+    def _check_room(self, groups: Mapping[str, Sequence[Ask]]) -> None:
+        """Raises QueueFull, before anything is written, if these builds would make the queue too long.
 
-    def _without_room(self, groups: Mapping[str, Sequence[Ask]], queue: _Queue) -> Mapping[str, QueueFull]:
-        full: dict[str, QueueFull] = {}
-        room, shares = self._max_queued - queue.length, Counter(queue.shares)
-        for name, asks in groups.items():
-            people = {ask.cause.by for ask in asks if ask.cause.by is not None and limited(ask.cause.by)}
-            over = next((by for by in sorted(people) if shares[by] >= self._max_queued_per_user), None)
-            if room <= 0:
-                full[name] = queue_full(self._max_queued)
-            elif over is not None:
-                full[name] = share_full(over, self._max_queued_per_user)
-            room -= 1
-            shares.update(people)
-        return full
+        Mostly one look at what is known says that they do not. Otherwise it is counted anew, and which of them are new:
+        nobody is refused for what was so two seconds ago.
+        """
+        news = {name: {ask.cause.by for ask in asks} for name, asks in groups.items()}
+        if self._without_room(news.values(), self._queues.get(_ALL, self._counted)) is None:
+            return
+        befores = {name: self._find(name) for name in groups}
+        for name, before in befores.items():
+            if not newly_queued(before, joined(before, groups[name], uid=str, now=self._now())):
+                del news[name]
+        full = self._without_room(news.values(), self._queues.get(_ALL, self._counted, max_age=CERTAIN))
+        if full is not None:
+            raise full
+
+    def _without_room(self, news: Collection[set[str | None]], queue: _Queue) -> QueueFull | None:
+        """What is full, if that many more builds (each given by who asks for it) were to wait."""
+        if news and queue.length + len(news) > self._max_queued:
+            return queue_full(self._max_queued)
+        shares = Counter(by for who in news for by in who if by is not None and limited(by))
+        for by, number in shares.items():
+            if queue.shares[by] + number > self._max_queued_per_user:
+                return share_full(by, self._max_queued_per_user)
+        return None
 
     def _counted(self) -> _Queue:
         entries = self._listed(None, State.QUEUED)
@@ -289,6 +299,8 @@ class KubernetesRecords:
     # ---- Reading ----------------------------------------------------------------------------------------------------
 
     def _find(self, name: str) -> Build | None:
+        if not NAME.fullmatch(name):
+            return None
         try:
             stored = self._api.read("configmaps", name)
         except Absent:
