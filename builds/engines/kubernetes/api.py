@@ -10,6 +10,7 @@ Nothing here waits for ever: every exchange has a limit in all, from the connect
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -356,7 +357,7 @@ class Api:
                 response = self._open(method, self._url(path, query), deadline, headers=headers, body=sent)
                 return _whole(response, deadline)
             except (HTTPError, OSError) as error:
-                if not tries or not isinstance(error, ProtocolError):
+                if not tries or not _broke(error):
                     raise _busy(self.host, error, limit) from None
 
     @contextmanager
@@ -473,17 +474,25 @@ def _busy(host: str, error: Exception, limit: float) -> Busy:
 
 def _why(error: Exception, limit: float) -> str:
     match error:
-        case ConnectTimeoutError() | ReadTimeoutError() | TimeoutError():
-            why = f"gave no whole answer within {limit:g} s"
         case NameResolutionError():
             why = "cannot be reached: its name cannot be resolved"
-        case NewConnectionError():
+        case NewConnectionError():  # to urllib3 that is a timeout too
             cause = error.__cause__ or error.__context__
             why = f"cannot be reached: {getattr(cause, 'strerror', None) or 'no connection'}"
-        case SSLError():
-            why = f"cannot be trusted: {error.args[0] if error.args else error}"
-        case ProtocolError() | OSError():
+        case ConnectTimeoutError() | ReadTimeoutError() | TimeoutError():
+            why = f"gave no whole answer within {limit:g} s"
+        case SSLError(args=[ssl.SSLCertVerificationError() as cause, *_]):
+            why = f"cannot be trusted: {cause.verify_message.rstrip('.')}"
+        case _ if _broke(error):
             why = "ended the connection before its answer was whole"
         case _:
             why = f"gave no answer ({type(error).__name__})"
     return why
+
+
+def _broke(error: Exception) -> bool:
+    """Whether a connection that there was has ended; over TLS that can be an error of TLS."""
+    match error:
+        case SSLError(args=[ssl.SSLEOFError() | ssl.SSLZeroReturnError(), *_]):
+            return True
+    return isinstance(error, ProtocolError | ConnectionError)

@@ -1,0 +1,285 @@
+"""The watch against a real API server, with a bad network or something else before it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from urllib.parse import urlsplit
+
+import pytest
+from kubernetes.client.configuration import Configuration
+
+from builds.engines.kubernetes.api import Api, Busy
+from builds.engines.kubernetes.watch import Watch
+from tests.cluster.plumbing.conftest import Configured
+from tests.cluster.plumbing.things import config_map
+from tests.parts.front import Answer, Asked, Front
+from tests.parts.kiln import until
+from tests.parts.proxy import Proxy
+
+EXPIRED = (
+    b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",'
+    b'"message":"The resourceVersion for the provided watch is too old.","reason":"Expired","code":410}}\n'
+)
+"""As etcd's compaction makes the API server say it."""
+
+Watching = Callable[..., Watch]
+
+
+@pytest.fixture
+def watching() -> Iterator[Watching]:
+    """Starts a watch of the namespace's config maps that are `mine`, and stops it after the test."""
+    with ExitStack() as stack:
+
+        def make(api: Api, **options: object) -> Watch:
+            given = {"labels": "mine=yes", "changed": lambda: None, **options}
+            watch = Watch(api, "configmaps", **given)  # type: ignore[arg-type]
+            watch.start()
+            stack.callback(watch.stop)
+            return watch
+
+        yield make
+
+
+@pytest.fixture
+def proxy(front: Front) -> Iterator[Proxy]:
+    """A network that can fail, before something that counts and can answer otherwise, before the API server."""
+    with Proxy(("127.0.0.1", front.port)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(proxy: Proxy, namespace: str) -> Iterator[Api]:
+    api = Api(Configuration(host=f"http://127.0.0.1:{proxy.port}"), namespace, timeout=1.0)
+    yield api
+    api.close()
+
+
+def mine(name: str) -> dict[str, object]:
+    return config_map(name, mine="yes")
+
+
+def shows(watch: Watch, *names: str) -> bool:
+    return {*watch.objects()} == {*names}
+
+
+def test_it_shows_what_there_is_and_what_becomes_of_it(api: Api, watching: Watching) -> None:
+    api.create("configmaps", mine("a"))
+    api.create("configmaps", config_map("another"))
+    changes = threading.Semaphore(0)
+    watch = watching(api, changed=changes.release)
+    assert watch.synced.wait(5)
+    assert shows(watch, "a")
+    assert changes.acquire(timeout=5)
+    made = api.create("configmaps", mine("b"))
+    assert changes.acquire(timeout=5)
+    assert watch.objects()["b"] == made
+    changed = api.patch("configmaps", "b", {"data": {"a": "2"}})
+    assert changes.acquire(timeout=5)
+    assert watch.objects()["b"] == changed
+    assert watch.take_deleted() == []
+    api.delete("configmaps", "b")
+    assert changes.acquire(timeout=5)
+    assert shows(watch, "a")
+    (deleted,) = watch.take_deleted()
+    assert deleted["metadata"]["uid"] == made["metadata"]["uid"]
+    assert watch.take_deleted() == []
+    assert watch.trouble is None
+    assert watch.age == 0
+
+
+def test_what_is_no_longer_selected_looks_deleted_and_is_not(api: Api, watching: Watching) -> None:
+    api.create("configmaps", mine("a"))
+    watch = watching(api)
+    until(lambda: shows(watch, "a"))
+    api.patch("configmaps", "a", {"metadata": {"labels": {"mine": "no"}}})
+    until(lambda: shows(watch))
+    assert [each["metadata"]["name"] for each in watch.take_deleted()] == ["a"]
+    assert api.read("configmaps", "a")["metadata"]["labels"] == {"mine": "no"}
+
+
+def test_one_object_can_be_watched(api: Api, watching: Watching) -> None:
+    api.create("configmaps", mine("a"))
+    api.create("configmaps", mine("b"))
+    watch = watching(api, labels=None, fields="metadata.name=b")
+    until(lambda: shows(watch, "b"))
+
+
+def test_a_list_of_many_pages_is_one(front: Front, fronted: Api, watching: Watching) -> None:
+    for number in range(5):
+        fronted.create("configmaps", mine(f"a{number}"))
+    front.rule = lambda asked: asked._replace(target=asked.target.replace("limit=500", "limit=2"))
+    watch = watching(fronted)
+    until(lambda: shows(watch, "a0", "a1", "a2", "a3", "a4"))
+    assert sum(asked.lists for asked in front.requests) == 3
+
+
+def test_a_connection_that_breaks_is_resumed_without_a_list(
+    front: Front, proxy: Proxy, proxied: Api, api: Api, watching: Watching
+) -> None:
+    watch = watching(proxied)
+    until(lambda: any(asked.watches for asked in front.requests))
+    api.create("configmaps", mine("before"))
+    until(lambda: shows(watch, "before"))
+    proxy.cut()
+    api.create("configmaps", mine("meanwhile"))
+    api.delete("configmaps", "before")
+    until(lambda: shows(watch, "meanwhile"), 10)
+    assert sum(asked.lists for asked in front.requests) == 1
+    assert [each["metadata"]["name"] for each in watch.take_deleted()] == ["before"]
+    until(lambda: watch.trouble is None)
+
+
+def test_an_outage_is_told_and_made_good(
+    proxy: Proxy, proxied: Api, api: Api, watching: Watching, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    watch = watching(proxied)
+    assert watch.synced.wait(5)
+    proxy.refuse()
+    until(lambda: "Connection refused" in (watch.trouble or ""))
+    assert str(watch.trouble).startswith("The watch of configmaps has failed since ")
+    api.create("configmaps", mine("meanwhile"))
+    until(lambda: watch.age > 3)
+    proxy.accept()
+    until(lambda: shows(watch, "meanwhile"), 15)
+    until(lambda: watch.trouble is None)
+    told = [record.levelname for record in caplog.records if record.name == "builds.engines.kubernetes.watch"]
+    assert told == ["WARNING", "INFO"]
+
+
+def test_it_starts_before_the_api_server_can_be_reached(proxy: Proxy, proxied: Api, watching: Watching) -> None:
+    proxy.refuse()
+    watch = watching(proxied)
+    until(lambda: watch.trouble)
+    assert not watch.synced.is_set()
+    proxy.accept()
+    assert watch.synced.wait(10)
+
+
+def test_a_connection_that_stalls_is_noticed(proxy: Proxy, proxied: Api, api: Api, watching: Watching) -> None:
+    watch = watching(proxied, silence=1.0)
+    assert watch.synced.wait(5)
+    proxy.drop = True
+    api.create("configmaps", mine("meanwhile"))
+    until(lambda: watch.trouble, 5)
+    proxy.cut()
+    proxy.drop = False
+    until(lambda: shows(watch, "meanwhile"), 10)
+
+
+def test_what_is_too_old_is_listed_anew_with_what_vanished(front: Front, fronted: Api, watching: Watching) -> None:
+    """It has missed everything since its list: one deleted, one deleted and made again, one made."""
+
+    def out_of_step(asked: Asked) -> Answer | None:
+        if not asked.watches:
+            return None
+        if sum(each.watches for each in front.requests) == 1:
+            return Answer(200, hangs=True)
+        return Answer(200, (EXPIRED,)) if sum(each.lists for each in front.requests) == 1 else None
+
+    old = {name: fronted.create("configmaps", mine(name)) for name in ("gone", "again", "stays")}
+    front.rule = out_of_step
+    watch = watching(fronted, silence=1.0)
+    until(lambda: shows(watch, *old))
+    for name in ("gone", "again"):
+        fronted.delete("configmaps", name)
+    fronted.create("configmaps", mine("again"))
+    fronted.create("configmaps", mine("new"))
+    until(lambda: shows(watch, "again", "stays", "new"))
+    deleted = {each["metadata"]["uid"] for each in watch.take_deleted()}
+    assert deleted == {old["gone"]["metadata"]["uid"], old["again"]["metadata"]["uid"]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Answer(200), Answer(None), Answer(500), Answer(200, (EXPIRED,)), Answer(200, (b'{"type":"ADDED","obj',))],
+    ids=["closes", "resets", "fails", "expired", "half an event"],
+)
+def test_a_server_in_trouble_is_not_hammered(front: Front, fronted: Api, watching: Watching, answer: Answer) -> None:
+    front.rule = lambda asked: answer if asked.watches else None
+    watching(fronted)
+    until(lambda: any(asked.watches for asked in front.requests))
+    began = front.requests[0].at
+    until(lambda: time.monotonic() > began + 4)
+    tries = sum(asked.watches for asked in front.requests)
+    assert 2 <= tries <= 16  # a GET that is reset is sent twice
+
+
+def test_it_comes_back_when_it_was_told_to(front: Front, fronted: Api, watching: Watching) -> None:
+    front.rule = lambda asked: Answer(429, headers={"Retry-After": "2"}) if len(front.requests) == 1 else None
+    watch = watching(fronted)
+    assert watch.synced.wait(10)
+    assert front.requests[1].at - front.requests[0].at >= 2
+
+
+def test_fresh_sees_what_the_watch_has_not_told(front: Front, fronted: Api, watching: Watching) -> None:
+    front.rule = lambda asked: Answer(200, hangs=True) if asked.watches else None
+    watch = watching(fronted)
+    assert watch.synced.wait(5)
+    for name in ("a", "b", "c"):
+        fronted.create("configmaps", mine(name))
+        watch.fresh(5)
+        assert name in watch.objects()
+    assert not any("resourceVersion" in asked.target for asked in front.requests if asked.lists)
+
+
+def test_a_watch_goes_on_after_fresh(api: Api, watching: Watching) -> None:
+    watch = watching(api)
+    for number in range(5):
+        watch.fresh(5)
+        api.create("configmaps", mine(f"a{number}"))
+    until(lambda: len(watch.objects()) == 5)
+
+
+def test_many_may_ask_for_fresh_at_once(api: Api, watching: Watching) -> None:
+    watch = watching(api)
+    threads = [threading.Thread(target=watch.fresh, args=(10,)) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(15)
+        assert not thread.is_alive()
+
+
+def test_fresh_says_why_there_is_none(proxy: Proxy, proxied: Api, watching: Watching) -> None:
+    watch = watching(proxied)
+    assert watch.synced.wait(5)
+    proxy.refuse()
+    with pytest.raises(Busy, match="No fresh list of configmaps within 2 s: .*Connection refused"):
+        watch.fresh(2)
+    proxy.accept()
+    watch.fresh(10)
+
+
+@pytest.mark.parametrize("trouble", ["none", "refused", "stalled"])
+def test_it_stops_at_once(proxy: Proxy, proxied: Api, trouble: str) -> None:
+    watch = Watch(proxied, "configmaps", changed=lambda: None)
+    watch.start()
+    assert watch.synced.wait(5)
+    if trouble == "refused":
+        proxy.refuse()
+        until(lambda: watch.trouble)
+    elif trouble == "stalled":
+        proxy.drop = True
+    began = time.monotonic()
+    watch.stop()
+    assert time.monotonic() - began < 1.5
+
+
+def test_it_runs_over_tls_as_well(configured: Configured, everywhere: Api, api: Api, watching: Watching) -> None:
+    where = urlsplit(everywhere.host)
+    with Proxy((where.hostname or "", where.port or 443)) as proxy:
+        proxied = Api(configured(proxy.port), api.namespace, timeout=1.0)
+        watch = watching(proxied)
+        assert watch.synced.wait(5)
+        proxy.cut()
+        api.create("configmaps", mine("a"))
+        until(lambda: shows(watch, "a"), 10)
+        watch.fresh(5)
+        began = time.monotonic()
+        watch.stop()
+        assert time.monotonic() - began < 1

@@ -1,0 +1,14 @@
+"""Small objects to ask an API server about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def config_map(name: str, /, **labels: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": labels}, "data": {"a": "1"}}
+
+
+def lease(name: str) -> dict[str, Any]:
+    """As the chart makes it."""
+    return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
