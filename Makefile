@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo test lint style format types imports bench fuzz mutants locks clean
+.PHONY: help venv demo test lint style format types imports bench fuzz mutants chart locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile
@@ -55,6 +55,10 @@ fuzz: venv  ## ten minutes for each parser
 mutants: venv  ## changes the rules of the policy one by one and lists what no test notices: tests/mutants.md says why
 	$(BIN)/mutmut run
 	$(BIN)/mutmut results
+
+chart: venv  ## what is made from the chart: its table of values, and the golden files of its tests (needs helm)
+	$(BIN)/python chart/values_table.py
+	GOLDEN=renew $(BIN)/python -m pytest -q tests/cluster/chart/test_rendered.py -k last_looked_at
 
 locks:  ## the locked versions, renewed (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -1,0 +1,150 @@
+"""The values: what is refused and in which words, the settings, and that the table in the README is as it is."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from chart.values_table import readme, rows
+from kiln.settings import SETTINGS, Setting
+from tests.cluster.chart.helm import CHART, LEAST, Refused, environment, merged, render
+
+SCHEMA = json.loads((CHART / "values.schema.json").read_text())
+
+OURS = {
+    "KILN_ENGINE", "KILN_NAMESPACE", "KILN_INSTANCE", "KILN_ANCHOR", "KILN_POD_TEMPLATE", "KILN_BUILDER_IMAGE",
+    "KILN_HOST", "KILN_CONFIG", "KILN_SECRETS_DIR", "KILN_REGISTRY_CONFIG", "KILN_DOCKER_HOST",
+}  # fmt: skip
+"""What the chart sets itself."""
+ELSEWHERE = {"PORT", "KILN_OPS_PORT", "KILN_STATE_DIR", "KILN_FAULT", "K_SINK", "K_CE_OVERRIDES", "K_CA_CERTS"}
+"""What a pod has no use for, a test sets by `extraEnv`, or a SinkBinding injects."""
+OFFERED = [setting for setting in SETTINGS if setting.name not in OURS | ELSEWHERE]
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(Refused) as caught:
+        render(values)
+    return str(caught.value)
+
+
+# What is refused. ----------------------------------------------------------------------------------------------------
+
+
+def test_who_may_come_in_has_to_be_said_and_the_choices_are_named() -> None:
+    words = refusal({"settings": {"image_prefix": "registry.example/org/"}})
+    assert "missing property 'auth (who may use the API and the pages: token" in words
+    assert "or none, which lets everybody in" in words
+
+
+def test_where_images_go_has_to_be_said() -> None:
+    assert "image_prefix (how the name of every image starts" in refusal({"settings": {"auth": "token"}})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"replicas": 2}, "additional properties 'replicas' not allowed"),
+        ({"web": {"replica": 2}}, "at '/web': additional properties 'replica' not allowed"),
+        ({"web": {"replicas": "two"}}, "at '/web/replicas': got string, want integer"),
+        ({"settings": {"allowed_repository": "x"}}, "at '/settings': additional properties 'allowed_repository'"),
+        ({"settings": {"engine": "local"}}, "at '/settings': additional properties 'engine'"),
+        ({"settings": {"auth": "nobody"}}, "at '/settings/auth': value must be one of 'token', 'none'"),
+        ({"settings": {"build_timeout": "soon"}}, "at '/settings/build_timeout': 'soon' does not match"),
+        ({"settings": {"builds_per_node": 0}}, "at '/settings/builds_per_node': minimum: got 0, want 1"),
+        ({"config": {"trigger": []}}, "at '/config': additional properties 'trigger' not allowed"),
+        ({"webhooks": {"githib": {}}}, "at '/webhooks': additional properties 'githib' not allowed"),
+        ({"webhooks": {"github": {"values": {"main": ""}}}}, "at '/webhooks/github/values/main': minLength"),
+        ({"service": {"type": "Cluster"}}, "at '/service/type': value must be one of 'ClusterIP', 'NodePort'"),
+        ({"dockerd": {"affinity": {"podAffinity": {}}}}, "at '/dockerd/affinity': additional properties 'podAffinity'"),
+        ({"dockerd": {"podLabels": {"app.kubernetes.io/name": "x"}}}, "invalid propertyName 'app.kubernetes.io/name'"),
+        ({"settings": {"events_auth": "network"}}, "networkPolicy.ingress.from (who may post events"),
+        (
+            {"settings": {"base_path": "/kiln/"}, "jupyterhub": {"service": "binder"}},
+            "only one of settings.base_path and jupyterhub.service",
+        ),
+        ({"registry": {"server": "registry.example"}}, "registry.username and registry.password (registry.server is"),
+        ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs (the gateways"),
+        ({"dockerd": {"image": {"tag": "latest"}}}, "dockerd.version must be set"),
+    ],
+    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_named(values: dict[str, Any], words: str) -> None:
+    assert words in refusal(merged(LEAST, values))
+
+
+def test_each_choice_of_auth_is_one_that_kiln_takes() -> None:
+    [read] = [setting.read for setting in SETTINGS if setting.name == "KILN_AUTH"]
+    for word in SCHEMA["definitions"]["settings"]["properties"]["auth"]["enum"]:
+        assert read(word) == (word,)
+
+
+# Settings. -----------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_a_key_for_each_setting_and_no_other() -> None:
+    assert {*SCHEMA["definitions"]["settings"]["properties"]} == {setting.field for setting in OFFERED}
+
+
+@pytest.mark.parametrize("setting", OFFERED, ids=lambda setting: setting.name)
+def test_its_default_is_a_value_and_arrives(setting: Setting) -> None:
+    examples = {
+        "KILN_IMAGE_PREFIX": "registry.example/",
+        "KILN_AUTH": "none",
+        "KILN_EVENTS_AUTH": "token",
+        "KILN_PUBLIC_URL": "https://kiln.example/",
+    }
+    value = examples.get(setting.name) or setting.default or "x"
+    release = render(merged(LEAST, {"settings": {setting.field: int(value) if value.isdigit() else value}}))
+    for component in ("web", "controller"):
+        [deployment] = release.of("Deployment", component=component)
+        assert environment(deployment["spec"]["template"]["spec"]["containers"][0])[setting.name] == value
+
+
+def test_lists_and_large_numbers_are_written_as_kiln_reads_them() -> None:
+    values = {
+        "settings": {"allowed_repositories": ["https://a.example/**", "https://b.example/x"], "max_queued": 1000000}
+    }
+    [web] = render(merged(LEAST, values)).of("Deployment", component="web")
+    env = environment(web["spec"]["template"]["spec"]["containers"][0])
+    assert env["KILN_ALLOWED_REPOSITORIES"] == "https://a.example/**,https://b.example/x"
+    assert env["KILN_MAX_QUEUED"] == "1000000"
+
+
+def test_the_environment_has_no_name_that_kiln_does_not_know() -> None:
+    later = {"KILN_ANCHOR", "KILN_POD_TEMPLATE"}  # come with the engine
+    known = {setting.name for setting in SETTINGS} | later
+    for component in ("web", "controller"):
+        [deployment] = render().of("Deployment", component=component)
+        assert {*environment(deployment["spec"]["template"]["spec"]["containers"][0])} <= known
+
+
+# The table. ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_s_table_of_values_is_what_values_yaml_says() -> None:
+    assert (CHART / "README.md").read_text() == readme(), "`make chart` renews it"
+
+
+def test_a_value_that_nobody_explained_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"web\.b has no comment"):
+        rows("web:\n  # What a is.\n  a: 1\n  b: 2\n")
+
+
+def test_every_key_of_the_schema_has_a_default_and_so_a_row() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    free = {"settings", "config", "webhooks", "dockerd.affinity"}  # empty maps with one comment for all their keys
+
+    def keys(schema: dict[str, Any], given: Any, path: str) -> list[str]:
+        if "$ref" in schema:
+            schema = SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]]
+        if path in free or path.endswith(".resources"):
+            return []
+        missing = [f"{path}.{key}" for key in schema.get("properties", {}) if key not in given]
+        for key, below in schema.get("properties", {}).items():
+            missing += keys(below, given.get(key), f"{path}.{key}".lstrip("."))
+        return missing
+
+    assert keys(SCHEMA, values, "") == []
