@@ -28,6 +28,9 @@ MAX_OUTBOX = 50
 MAX_CAUSES = 100
 """How many causes a record keeps: the first and the latest ones."""
 
+MAX_CAUSES_BYTES = 64 * 1024
+"""And how much room they take, as JSON: a record has its limits (1 MiB in Kubernetes), and ids may be long."""
+
 
 class State(StrEnum):
     QUEUED = "queued"

@@ -12,6 +12,9 @@ import msgspec
 
 from builds.build import Attempt, Build, Cause, Node, Request, Sighting, State
 
+UNREADABLE = (ValueError, RecursionError)
+"""What msgspec raises for JSON that is not what was expected: DecodeError, UnicodeDecodeError, or for deep nesting."""
+
 
 class EngineError(Exception):
     """Root of what engines raise.

@@ -27,15 +27,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
 import builds
 from builds.build import Attempt, Build, Phase, Result, Sighting
 from builds.builder.spec import Surroundings, spec_for
-from builds.engines import LogLine, Unavailable
-from builds.engines.local.store import UNREADABLE
+from builds.engines import UNREADABLE, LogLine, Unavailable, logfile
 from builds.faults import Fault, reached
 from builds.removal import remove
 
@@ -73,14 +71,6 @@ class _Label(msgspec.Struct):
     """The part of a Spec that says whose attempt it is."""
 
     attempt_label: str
-
-
-class _Line(msgspec.Struct):
-    """A line of a builder's log."""
-
-    n: int
-    text: str
-    phase: str | None = None
 
 
 class _Folder:
@@ -249,11 +239,7 @@ class Attempts:
             suppress(FileNotFoundError),
             (self._root / f"{name}-{number}" / "log").open("rb") as file,
         ):
-            file.seek(_place_after(file, after))
-            while line := file.readline():
-                said = _said(line)
-                if said is not None and said.n > after:
-                    yield LogLine(attempt=number, number=said.n, text=said.text, phase=said.phase)
+            yield from logfile.lines(file, number, after)
 
     def _folder(self, build: Build, attempt: Attempt) -> _Folder:
         return _Folder(self._root / f"{build.name}-{attempt.number}", f"{build.uid}.{attempt.number}")
@@ -330,35 +316,6 @@ def _written(path: Path) -> datetime | None:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except FileNotFoundError:
         return None
-
-
-def _said(line: bytes) -> _Line | None:
-    """A line of the log; `None` for one that is not complete, or not of our making."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return msgspec.json.decode(line, type=_Line)
-    except UNREADABLE:
-        return None
-
-
-def _place_after(file: BinaryIO, after: int) -> int:
-    """A place at or before the first line after line `after`, by halving: followers come back for few lines of many."""
-    low, high = 0, file.seek(0, os.SEEK_END) if after else 0
-    while low < high:
-        middle = (low + high) // 2
-        file.seek(max(middle - 1, 0))
-        if middle:
-            file.readline()
-        said = _said(file.readline())
-        if said is None or said.n > after:
-            high = middle
-        else:
-            low = middle + 1
-    file.seek(max(low - 1, 0))
-    if low:
-        file.readline()
-    return file.tell()
 
 
 @contextmanager

@@ -7,7 +7,6 @@ never wait (WAL). A connection on which anything went wrong is closed, which und
 
 from __future__ import annotations
 
-import base64
 import fcntl
 import logging
 import os
@@ -16,15 +15,16 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, MAX_OUTBOX, VERSION, Build, Cancel, Cause, State
-from builds.engines import AlreadyEnded, Ask, Conflict, EngineError, NotFound, Page, QueueFull, Unavailable
+from builds.build import VERSION, Build, State
+from builds.engines import UNREADABLE, Ask, Conflict, EngineError, NotFound, Page, Unavailable, pages
+from builds.engines.marks import askers, cancelled, joined, limited, newly_queued, queue_full, share_full
+from builds.engines.pages import microseconds
 from builds.faults import Fault, reached
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,6 @@ BUSY = 5.0
 
 SCHEMA = 1
 """Of the file (its `user_version`); the records in it have a version of their own."""
-
-UNREADABLE = (ValueError, RecursionError)
-"""What msgspec raises for JSON that is not what was expected: DecodeError, UnicodeDecodeError, or for deep nesting."""
 
 _TABLES = (
     # Revisions are never used twice, not even for a record that was deleted and made anew.
@@ -127,25 +124,20 @@ class Store:
         values: list[object] = [str(value) for value in wanted.values() if value is not None]
         if cursor is not None:
             conditions.append("(created, name) < (?, ?)")
-            values += _place(cursor)
+            values += pages.place(cursor)
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         query = f"SELECT created, name, record, revision FROM builds {where} ORDER BY created DESC, name DESC LIMIT ?"  # noqa: S608  (conditions are constants)
         with self._reading() as connection:
             rows = connection.execute(query, (*values, limit + 1)).fetchall()
         more = len(rows) > limit
         builds = tuple(self._readable(row[1:] for row in rows[:limit]))
-        return Page(builds=builds, cursor=_cursor(*rows[limit - 1][:2]) if more else None)
+        return Page(builds=builds, cursor=pages.cursor(rows[limit - 1][:2]) if more else None)
 
     def cancel(self, name: str, by: str | None) -> Build:
         with self._writing() as connection:
-            build = self._require(connection, name)
-            if build.state.ended:
-                raise AlreadyEnded(f"The build {name} has ended: {build.state}.")
-            # One that waits to be opened again is in its next round already, though no controller has said so yet.
-            current = build.status.round + 1 if build.reopened else max(build.status.round, 1)
-            if build.cancel is not None and build.cancel.round == current:
-                return build
-            return self._put(connection, replace(build, cancel=Cancel(round=current, by=by, at=self._now())))
+            before = self._require(connection, name)
+            after = cancelled(before, by, self._now())
+            return before if after is before else self._put(connection, after)
 
     def write(self, build: Build) -> Build:
         with self._writing() as connection:
@@ -186,38 +178,27 @@ class Store:
     # ---- Inside a transaction ---------------------------------------------------------------------------------------
 
     def _join(self, connection: sqlite3.Connection, asks: Sequence[Ask]) -> Build:
-        """One build with the causes of all `asks`, which are for it; written if that is news."""
-        name, request = asks[0].name, asks[0].request
-        before = self._find(connection, name)
-        if before is None:
-            first = asks[0].cause
-            after = Build(name=name, uid=str(uuid.uuid4()), request=request, causes=(first,), created_at=self._now())
-        else:
-            after = before
-        for ask in asks:
-            after = _with_cause(after, ask.cause)
-        if before is not None and after is before:
-            return before
-        if before is not None and len(before.status.outbox) >= MAX_OUTBOX:
-            raise QueueFull(f"{MAX_OUTBOX} events of this build wait for a sink that does not take them.")
-        after = self._put(connection, replace(after, open=True))
-        if after.state is State.QUEUED and (before is None or before.state is not State.QUEUED):
+        """Written if it is news."""
+        before = self._find(connection, asks[0].name)
+        after = joined(before, asks, uid=lambda: str(uuid.uuid4()), now=self._now())
+        if after is before:
+            return after
+        written = self._put(connection, after)
+        if newly_queued(before, after):
             self._check_queue(connection, {ask.cause.by for ask in asks})
-        return after
+        return written
 
     def _check_queue(self, connection: sqlite3.Connection, askers: Iterable[str | None]) -> None:
         """Raises QueueFull if the build just written was one too many."""
         (queued,) = connection.execute("SELECT count(*) FROM builds WHERE state = 'queued'").fetchone()
         if queued > self._max_queued:
-            raise QueueFull(f"{self._max_queued} builds are waiting already, and no more may (KILN_MAX_QUEUED).")
+            raise queue_full(self._max_queued)
+        query = "SELECT count(*) FROM builds, json_each(askers) AS asker WHERE state = 'queued' AND asker.value = ?"
         for by in askers:
-            if by is None or not by.startswith(("user:", "oidc:")):
-                continue
-            query = "SELECT count(*) FROM builds, json_each(askers) AS asker WHERE state = 'queued' AND asker.value = ?"
-            (theirs,) = connection.execute(query, (by,)).fetchone()
-            if theirs > self._max_queued_per_user:
-                limit = f"{self._max_queued_per_user} builds of {by} are waiting already"
-                raise QueueFull(f"{limit}, and no more may (KILN_MAX_QUEUED_PER_USER).", per_user=True)
+            if by is not None and limited(by):
+                (theirs,) = connection.execute(query, (by,)).fetchone()
+                if theirs > self._max_queued_per_user:
+                    raise share_full(by, self._max_queued_per_user)
 
     def _find(self, connection: sqlite3.Connection, name: str) -> Build | None:
         query = "SELECT name, record, revision FROM builds WHERE name = ?"
@@ -240,9 +221,9 @@ class Store:
             "open": int(build.open),
             "state": str(build.state),
             "repository": build.request.repository,
-            "askers": msgspec.json.encode(sorted({cause.by for cause in build.unanswered if cause.by})).decode(),
-            "created": _microseconds(build.created_at),
-            "finished": build.status.finished_at and _microseconds(build.status.finished_at),
+            "askers": msgspec.json.encode(sorted(askers(build))).decode(),
+            "created": microseconds(build.created_at),
+            "finished": build.status.finished_at and microseconds(build.status.finished_at),
         }
         names, places = ", ".join(columns), ", ".join("?" * len(columns))
         updates = ", ".join(f"{column} = excluded.{column}" for column in columns)
@@ -331,14 +312,6 @@ class Store:
                     log.warning("%s It is left alone.", error, extra={"build": row[0]})
 
 
-def _with_cause(build: Build, cause: Cause) -> Build:
-    """The build with one more cause; the very same if it knows it. The first is kept for ever, and the latest are."""
-    if any((known.source, known.id) == (cause.source, cause.id) for known in build.causes):
-        return build
-    causes = (*build.causes, cause)
-    return replace(build, causes=(causes[0], *causes[1:][-(MAX_CAUSES - 1) :]))
-
-
 def _decoded(row: _Row) -> Build:
     """Raises Unavailable for a record of another version, or one that cannot be read at all."""
     name, record, revision = row
@@ -349,26 +322,3 @@ def _decoded(row: _Row) -> Build:
         return replace(msgspec.json.decode(record, type=Build), revision=str(revision))
     except UNREADABLE as error:
         raise Unavailable(f"The record of {name} cannot be read: {error}.") from error
-
-
-def _microseconds(time: datetime) -> int:
-    return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-_Place = tuple[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)], str]
-"""Where a page ended: `created` and `name` of its last row."""
-
-
-def _cursor(created: int, name: str) -> str:
-    return base64.urlsafe_b64encode(msgspec.json.encode((created, name))).decode()
-
-
-def _place(cursor: str) -> tuple[int, str]:
-    """Raises ValueError for what `_cursor` has not made."""
-    try:
-        place: tuple[int, str] = msgspec.json.decode(
-            base64.b64decode(cursor, altchars=b"-_", validate=True), type=_Place
-        )
-    except UNREADABLE as error:
-        raise ValueError("The cursor of a list is to be given back as it was received.") from error
-    return place
