@@ -1,0 +1,198 @@
+{{/*
+What an object of this release is called, how it is labelled, and where it lies on a host.
+*/}}
+
+{{- define "kiln.fullname" -}}
+{{- $default := ternary .Release.Name (printf "%s-kiln" .Release.Name) (contains "kiln" .Release.Name) -}}
+{{- /* A Service's name has 63 characters, and the longest of ours ends in -metrics. */ -}}
+{{- .Values.fullnameOverride | default $default | trunc 55 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* The labels by which a component's pods are found: (list root component). */}}
+{{- define "kiln.selector" -}}
+app.kubernetes.io/name: kiln
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Labels of a component's pods: (list root component). */}}
+{{- define "kiln.podLabels" -}}
+{{ include "kiln.selector" . }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+{{- end }}
+
+{{/* Metadata of an object: (list root component suffix). */}}
+{{- define "kiln.metadata" -}}
+{{- $root := index . 0 -}}
+name: {{ include "kiln.fullname" $root }}{{ index . 2 }}
+namespace: {{ $root.Release.Namespace }}
+labels:
+  {{- include "kiln.podLabels" . | nindent 2 }}
+  app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+  helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
+{{- end }}
+
+{{- define "kiln.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{/*
+A release's part of a path on the host. Two releases share nodes: neither a namespace nor a release has an underscore in
+its name, so no two pairs of them meet as they would at `a-b` and `c`, `a` and `b-c`.
+*/}}
+{{- define "kiln.hostDirectory" -}}
+{{ .Release.Namespace }}_{{ .Release.Name }}
+{{- end }}
+
+{{- define "kiln.dataDirectory" -}}
+/var/lib/kiln/{{ include "kiln.hostDirectory" . }}
+{{- end }}
+
+{{- define "kiln.socketDirectory" -}}
+/var/run/kiln/{{ include "kiln.hostDirectory" . }}
+{{- end }}
+
+{{- define "kiln.execDirectory" -}}
+{{ include "kiln.socketDirectory" . }}_exec
+{{- end }}
+
+{{/* The path under which web answers; ends with a slash. */}}
+{{- define "kiln.basePath" -}}
+{{- if .Values.jupyterhub.service -}}
+{{ trimSuffix "/" .Values.jupyterhub.baseUrl }}/services/{{ .Values.jupyterhub.service }}/
+{{- else -}}
+{{- $path := trimAll "/" (.Values.settings.base_path | default "") -}}
+{{ ternary (printf "/%s/" $path) "/" (ne $path "") }}
+{{- end -}}
+{{- end }}
+
+{{/* A setting as text. Helm hands numbers on as floats, which it would print as 1e+06. */}}
+{{- define "kiln.text" -}}
+{{- if kindIs "slice" . -}}{{ join "," . }}
+{{- else if kindIs "float64" . -}}{{ int64 . }}
+{{- else -}}{{ . }}
+{{- end -}}
+{{- end }}
+
+{{/* The environment that web and controller share. */}}
+{{- define "kiln.env" -}}
+- {name: KILN_ENGINE, value: kubernetes}
+- {name: KILN_NAMESPACE, value: {{ .Release.Namespace | quote }}}
+- {name: KILN_INSTANCE, value: {{ printf "%s/%s" .Release.Namespace .Release.Name | quote }}}
+- {name: KILN_ANCHOR, value: {{ include "kiln.fullname" . | quote }}}
+- {name: KILN_HOST, value: 0.0.0.0}
+- {name: KILN_CONFIG, value: /etc/kiln/config/config.yaml}
+- {name: KILN_SECRETS_DIR, value: /etc/kiln/secrets}
+- {name: KILN_REGISTRY_CONFIG, value: /etc/kiln/registry/config.json}
+- {name: KILN_BUILDER_IMAGE, value: {{ include "kiln.image" . | quote }}}
+- {name: KILN_DOCKER_HOST, value: unix:///run/kiln/docker.sock}
+{{- if .Values.jupyterhub.service }}
+- {name: KILN_BASE_PATH, value: {{ include "kiln.basePath" . | quote }}}
+{{- end }}
+{{- range $key, $value := .Values.settings }}
+- {name: KILN_{{ upper $key }}, value: {{ include "kiln.text" $value | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* Where pods may run, and what comes before others: the values of a component. */}}
+{{- define "kiln.placement" -}}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* Spreads a component's pods where that is possible: (list root component). */}}
+{{- define "kiln.spread" -}}
+{{- range $key := list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
+- topologyKey: {{ $key }}
+  maxSkew: 1
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "kiln.selector" $ | nindent 6 }}
+{{- end }}
+{{- end }}
+
+{{- define "kiln.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* What the profile `restricted` asks of a pod, and of its containers. */}}
+{{- define "kiln.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 1000
+runAsGroup: 1000
+fsGroup: 1000
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "kiln.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/*
+Probes of web and controller, on the ops port. The first looks every second, so that a pod is ready as soon as it can be;
+from then on there is no hurry: a process that is slow must not be made slower by being killed.
+*/}}
+{{- define "kiln.probes" -}}
+startupProbe:
+  httpGet: {path: /livez, port: ops}
+  periodSeconds: 1
+  failureThreshold: 60
+readinessProbe:
+  httpGet: {path: /readyz, port: ops}
+  periodSeconds: 5
+  timeoutSeconds: 5
+livenessProbe:
+  httpGet: {path: /livez, port: ops}
+  periodSeconds: 10
+  timeoutSeconds: 10
+  failureThreshold: 6
+{{- end }}
+
+{{/* The name of a Secret: (list root values suffix). */}}
+{{- define "kiln.secretName" -}}
+{{ (index . 1).existingSecret | default (printf "%s-%s" (include "kiln.fullname" (index . 0)) (index . 2)) }}
+{{- end }}
+
+{{/*
+A volume with all keys of a Secret: (list root values suffix). It may come later: it is there within a minute then, and a
+webhook without a secret is refused until it is.
+*/}}
+{{- define "kiln.secretVolume" -}}
+name: {{ index . 2 }}
+secret: {secretName: {{ include "kiln.secretName" . }}, optional: true, defaultMode: 0440}
+{{- end }}
+
+{{/* The registry's credentials. Without them nothing could be pushed: a pod that lacks their Secret waits and says so. */}}
+{{- define "kiln.registryVolume" -}}
+{{- $ours := empty .Values.registry.existingSecret -}}
+name: registry
+secret:
+  secretName: {{ include "kiln.secretName" (list . .Values.registry "registry") }}
+  defaultMode: 0440
+  items: [{key: {{ ternary ".dockerconfigjson" .Values.registry.existingSecretKey $ours }}, path: config.json}]
+{{- end }}
+
+{{/* Major version of the daemon. */}}
+{{- define "kiln.dockerdVersion" -}}
+{{- $version := .Values.dockerd.version | default (regexFind "^[0-9]+" .Values.dockerd.image.tag) -}}
+{{- required "dockerd.version must be set: the tag of dockerd.image does not start with a version" $version -}}
+{{- end }}
