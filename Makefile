@@ -3,12 +3,13 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
+IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo test lint style format types imports bench fuzz mutants chart locks clean
+.PHONY: help venv demo image test lint style format types imports bench fuzz mutants chart locks clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
 
 venv: .venv/complete  ## .venv with everything in it, by hash
 
@@ -28,6 +29,15 @@ venv: .venv/complete  ## .venv with everything in it, by hash
 
 demo: venv  ## from a git push to a pushed image, on this machine
 	@$(BIN)/python -m docs.demo.run
+
+image:  ## web, controller and builder as one image, kiln:dev, and what makes it as big as it is
+	docker buildx build --quiet --load --tag $(IMAGE) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) .
+	@echo "$(IMAGE) is $$(docker image inspect --format '{{.Size}}' $(IMAGE) | numfmt --to=si)B. Its layers:"
+	@docker history --format '{{.Size}}\t{{.CreatedBy}}' $(IMAGE) | grep -v '^0B'
+	@echo "The biggest of what lies in it, in MiB:"
+	@docker run --rm --user 0 $(IMAGE) du -xm --max-depth=4 / | sort -rn | head -20
 
 test: venv  ## every tier that this machine can run
 	@$(BIN)/python -m tests.run
@@ -65,6 +75,8 @@ locks:  ## the locked versions, renewed (needs uv)
 		--no-annotate --quiet --upgrade pyproject.toml -o requirements/runtime.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --quiet --upgrade --group dev pyproject.toml -c requirements/runtime.txt -o requirements/dev.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --quiet --group build -c requirements/dev.txt -o requirements/build.txt
 
 clean:  ## everything that the other targets made
 	rm -rf .venv .cache .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache mutants dist

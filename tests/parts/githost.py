@@ -1,4 +1,5 @@
-"""A Git host on loopback: smart HTTP over git's own `http-backend`, and the bad manners that hosts can have.
+"""A Git host on loopback, or on another address: smart HTTP over git's own `http-backend`, and the bad manners that
+hosts can have.
 
 It is real git on both ends, so that what is refused, redirected or never answered in a test is so for the real client.
 The demo serves its sample repository with it: hooks in the bare repositories run as on any host.

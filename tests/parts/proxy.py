@@ -20,8 +20,8 @@ from contextlib import suppress
 class Proxy:
     """Passes everything on until told otherwise. It can be switched at any time and from any thread."""
 
-    def __init__(self, target: tuple[str, int]) -> None:
-        self.target = target
+    def __init__(self, target: tuple[str, int], listen: str = "127.0.0.1") -> None:
+        self.target, self.listen = target, listen
         self.delay = 0.0
         self.drop = False
         self.connections = 0
@@ -29,7 +29,7 @@ class Proxy:
         self._open: set[_Connection] = set()
         self._guard = threading.Lock()
         self._acceptor: threading.Thread | None = None
-        self._listener = _bound(0)
+        self._listener = self._bound(0)
         self.port: int = self._listener.getsockname()[1]
         self.accept()
 
@@ -41,7 +41,7 @@ class Proxy:
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.listen}:{self.port}"
 
     def accept(self) -> None:
         """Accepts connections (again)."""
@@ -53,7 +53,7 @@ class Proxy:
     def refuse(self) -> None:
         """Breaks all connections and refuses new ones. The port stays ours."""
         self.close()
-        self._listener = _bound(self.port)
+        self._listener = self._bound(self.port)
 
     def cut(self) -> None:
         """Breaks the connections there are; new ones are passed on."""
@@ -70,6 +70,13 @@ class Proxy:
             self._acceptor = None
         self._listener.close()
         self.cut()
+
+    def _bound(self, port: int) -> socket.socket:
+        """Bound but not listening: connections are refused, and nobody else can take the port."""
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((self.listen, port))
+        return listener
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -126,14 +133,6 @@ class _Connection:
                     sink.sendall(data)
             if not self._proxy.drop and not self._cut:
                 sink.shutdown(socket.SHUT_WR)
-
-
-def _bound(port: int) -> socket.socket:
-    """Bound but not listening: connections are refused, and nobody else can take the port."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(("127.0.0.1", port))
-    return listener
 
 
 def _reset_at_close(end: socket.socket) -> None:

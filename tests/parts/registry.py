@@ -1,4 +1,5 @@
-"""A container registry on loopback: Debian's `docker-registry`, or its image where the program cannot be had.
+"""A container registry on loopback, or on another address: Debian's `docker-registry`, or its image where the program
+cannot be had.
 
 It keeps its data and its port over `stop` and `start`, and can be made deaf (`pause`) without closing its port.
 """
@@ -25,11 +26,11 @@ IMAGE = "registry:2"
 class Registry:
     """A registry with its data under `folder`, open or for the `users` (name to password) only. Not started yet."""
 
-    def __init__(self, folder: Path, users: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, users: Mapping[str, str] | None = None, *, address: str = "127.0.0.1") -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.port = free_port()
-        self.host = f"127.0.0.1:{self.port}"
+        self.address, self.port = address, free_port(address)
+        self.host = f"{address}:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
         self._container: str | None = None
         config: dict[str, object] = {
@@ -87,7 +88,7 @@ class Registry:
 
     def status(self) -> int | None:
         """Of `GET /v2/`; `None` where nothing answers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection = http.client.HTTPConnection(self.address, self.port, timeout=5)
         try:
             connection.request("GET", "/v2/")
             return connection.getresponse().status
@@ -122,9 +123,9 @@ class Registry:
         return done.stdout.strip()
 
 
-def free_port() -> int:
+def free_port(address: str = "127.0.0.1") -> int:
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((address, 0))
         port: int = listener.getsockname()[1]
         return port
 

@@ -1,4 +1,4 @@
-"""A receiver of events on loopback: real HTTP, and every way in which a sink can fail its sender.
+"""A receiver of events, on loopback or another address: real HTTP, and every way in which a sink can fail its sender.
 
     with EventSink() as sink:
         sink.answer(503, Answer(429, retry_after="2"))   # the first two requests; 202 from then on
@@ -85,7 +85,8 @@ CUT = Answer(cut=True)
 class EventSink:
     """Accepts and answers 202 until told otherwise. It can be switched at any time and from any thread."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
+        self.address = address
         self._tls = tls
         self._changed = threading.Condition()
         self._received: list[Received] = []
@@ -108,7 +109,7 @@ class EventSink:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/events"
+        return f"{'https' if self._tls else 'http'}://{self.address}:{self.port}/events"
 
     def answer(self, *first: int | Answer, then: int | Answer = 202) -> None:
         """The next requests get `first`, one each; all that come after them `then`."""
@@ -156,12 +157,11 @@ class EventSink:
         self.wait_for(lambda _: any(event.type == event_type for event in self.events), timeout)
         return next(event for event in self.events if event.type == event_type)
 
-    @staticmethod
-    def _bound(port: int) -> socket.socket:
+    def _bound(self, port: int) -> socket.socket:
         """Bound but not listening: connections are refused, and nobody else can take the port."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.bind((self.address, port))
         return listener
 
     def _end(self) -> None:

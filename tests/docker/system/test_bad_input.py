@@ -11,7 +11,8 @@ import pytest
 import requests
 
 from docs.demo import github
-from tests.parts.system import System, http
+from tests.parts.installation import http
+from tests.parts.system import System
 
 LIMIT = 2**20
 JSON = "application/json"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.system import SMALL, System, Webhook
+from tests.parts.installation import SMALL, Webhook
+from tests.parts.system import System
 
 
 def saved(folder: Path, webhook: Webhook) -> Path:

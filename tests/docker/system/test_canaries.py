@@ -23,8 +23,9 @@ import pytest
 
 from tests.parts import machine
 from tests.parts.githost import GitHost
+from tests.parts.installation import Webhook, http
 from tests.parts.registry import Registry
-from tests.parts.system import System, Webhook, http, members
+from tests.parts.system import System, members
 
 NAMES = (
     *("webhook", "token", "wrong-token", "git", "registry", "header", "sink-url"),

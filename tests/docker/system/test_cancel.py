@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, sleepers
 from tests.parts.kiln import until
 from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
-from tests.parts.system import SMALL, System, members, sleepers
+from tests.parts.system import System, members
 
 
 def check_cancelled(system: System, name: str) -> dict[str, Any]:

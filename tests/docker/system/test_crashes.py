@@ -14,9 +14,10 @@ import requests
 
 from builds.faults import Fault
 from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, Webhook, http, sleepers
 from tests.parts.kiln import Process, until
 from tests.parts.registry import Registry
-from tests.parts.system import SMALL, System, Webhook, http, members, sleepers
+from tests.parts.system import System, members
 
 WORDS = ("queued", "started", "succeeded")
 

@@ -12,9 +12,10 @@ import pytest
 from tests.parts import dockerd
 from tests.parts.dockerd import Dockerd
 from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, sleepers
 from tests.parts.kiln import until
 from tests.parts.registry import Registry
-from tests.parts.system import SMALL, System, members, sleepers
+from tests.parts.system import System, members
 
 
 @pytest.fixture(scope="module")

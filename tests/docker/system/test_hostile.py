@@ -14,7 +14,8 @@ import requests
 
 from docs.demo import github
 from tests.parts.githost import GitHost
-from tests.parts.system import SMALL, System, Webhook, http
+from tests.parts.installation import SMALL, Webhook, http
+from tests.parts.system import System
 
 COMMIT = "1" * 40
 MARKER = Path("/tmp/kiln-was-here")

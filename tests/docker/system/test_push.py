@@ -10,7 +10,8 @@ import requests
 
 from docs.demo import github
 from tests.parts import machine
-from tests.parts.system import SMALL, System, Webhook, http
+from tests.parts.installation import SMALL, Webhook, http
+from tests.parts.system import System
 
 
 def names(answer: requests.Response) -> list[str]:

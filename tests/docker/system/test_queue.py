@@ -11,8 +11,9 @@ import pytest
 import requests
 
 from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, http
 from tests.parts.registry import Registry
-from tests.parts.system import SMALL, System, http
+from tests.parts.system import System
 
 PLACES = 3
 

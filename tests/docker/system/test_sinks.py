@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, lateness
 from tests.parts.registry import Registry
 from tests.parts.sink import CUT, SILENT, TRICKLE, Answer
-from tests.parts.system import SMALL, System, lateness
+from tests.parts.system import System
 
 GOOD = ("good", "another")
 WORDS = ("queued", "started", "succeeded")

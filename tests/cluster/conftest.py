@@ -1,0 +1,57 @@
+"""One cluster, one registry and one Git host for all tests of this tier.
+
+Making the cluster takes a minute and a half. `KILN_TEST_CLUSTER=<name>` says to use one of that name, which is made if
+it is not there, and stays: for those who run one test again and again (`kind delete cluster --name <name>` ends it).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.parts import cluster as parts
+from tests.parts.cluster import Cluster, Release
+from tests.parts.githost import GitHost
+from tests.parts.registry import Registry
+
+SETTING_UP = 600
+"""Seconds that the first test may take, for the cluster."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first makes the cluster, and the time limit is for a test with its fixtures."""
+    first = next((item for item in items if "tests/cluster/" in item.nodeid), None)
+    if first and not first.get_closest_marker("timeout"):
+        first.add_marker(pytest.mark.timeout(SETTING_UP))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    reason = parts.problem()
+    if reason:
+        pytest.skip(reason)
+    kept = os.environ.get("KILN_TEST_CLUSTER")
+    with Cluster(kept, keep=True) if kept else Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[Registry]:
+    with Registry(tmp_path_factory.mktemp("registry"), address=cluster.gateway) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[GitHost]:
+    with GitHost(tmp_path_factory.mktemp("git"), address=cluster.gateway) as host:
+        yield host
+
+
+@pytest.fixture(scope="session")
+def release(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
+    """For all tests that need none of their own: release and Service are both called `kiln`."""
+    with Release(cluster, registry=registry, host=host) as release:
+        yield release

@@ -1,0 +1,442 @@
+"""A Kubernetes cluster made by kind, and Kiln installed there by helm.
+
+    with Cluster() as cluster, Registry(folder, address=cluster.gateway) as registry, GitHost(…) as host:
+        with Release(cluster, registry=registry, host=host) as release:
+            name = release.build("ada/page", release.commit("ada/page", {"Dockerfile": SMALL}))
+            build = release.ended(name)
+
+What is around Kiln runs on this machine, at the gateway of Docker's network `kind`. That address means the same to a
+test, a node, a pod and a step of a build, so references of images and URLs are equal wherever they are read, and the
+parts are those of the tests on one machine: a sink can refuse, a registry fall silent, a proxy cut the wire.
+
+Web is reached by a port of the control plane's node, which no test stops.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+import shutil
+import subprocess
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, Self
+
+import requests
+import yaml
+
+from tests.parts import image, machine
+from tests.parts.githost import GitHost
+from tests.parts.installation import Installation
+from tests.parts.kiln import get, until
+from tests.parts.proxy import Proxy
+from tests.parts.registry import Registry
+
+CONFIG = machine.ROOT / "tests/cluster/kind.yaml"
+"""Names the node image, too."""
+CHART = machine.ROOT / "chart"
+FOLDER = machine.CACHE / "cluster"
+BUSYBOX = "busybox:1.37"
+READY_SECONDS = 180
+
+Object = dict[str, Any]
+
+
+def problem() -> str | None:
+    """Why no cluster can be made here, in a sentence; `None` where it can."""
+    absent = [name for name in ("kind", "kubectl", "helm") if not shutil.which(name)]
+    return f"there is no {' and no '.join(absent)} command" if absent else machine.problem()
+
+
+class Cluster:
+    """One of its own, in place of what an interrupted run has left of it, with Kiln's image made anew on its workers.
+    With `keep` it is taken as it is where it is there, and left running."""
+
+    def __init__(self, name: str = "kiln-test", *, keep: bool = False, kiln_image: str = image.IMAGE) -> None:
+        self.name, self.keep, self.kiln_image = name, keep, kiln_image
+        self.kubeconfig = FOLDER / f"{name}.kubeconfig"
+
+    def __enter__(self) -> Self:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        there = self.name in run("kind", "get", "clusters").split()
+        if there and not self.keep:
+            self.delete()
+        if there and self.keep:
+            run("kind", "export", "kubeconfig", f"--name={self.name}", f"--kubeconfig={self.kubeconfig}")
+        else:
+            wait = f"--wait={READY_SECONDS}s"
+            named = [f"--name={self.name}", f"--config={CONFIG}", f"--kubeconfig={self.kubeconfig}"]
+            run("kind", "create", "cluster", *named, wait)
+        self.kubectl("wait", "--for=condition=Ready", "nodes", "--all", f"--timeout={READY_SECONDS}s")
+        self.load(image.build(self.kiln_image), daemon_image(), BUSYBOX)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.keep:
+            self.delete()
+
+    def delete(self) -> None:
+        run("kind", "delete", "cluster", f"--name={self.name}", f"--kubeconfig={self.kubeconfig}")
+
+    # What it consists of ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def gateway(self) -> str:
+        """This machine, as the nodes and their pods see it."""
+        shown = json.loads(run("docker", "network", "inspect", "kind"))[0]["IPAM"]["Config"]
+        return str(next(one["Gateway"] for one in shown if "." in one.get("Gateway", "")))
+
+    @cached_property
+    def control_plane(self) -> str:
+        return next(name for name in self._nodes if name.endswith("control-plane"))
+
+    @cached_property
+    def workers(self) -> list[str]:
+        return [name for name in self._nodes if name != self.control_plane]
+
+    @cached_property
+    def _nodes(self) -> list[str]:
+        return sorted(run("kind", "get", "nodes", f"--name={self.name}").split())
+
+    def address(self, node: str) -> str:
+        shape = "{{.NetworkSettings.Networks.kind.IPAddress}}"
+        return run("docker", "inspect", "--format", shape, node).strip()
+
+    @cached_property
+    def api_server(self) -> tuple[str, int]:
+        """Where it listens for those inside, to put a proxy before it."""
+        return self.address(self.control_plane), 6443
+
+    # What can be done with it -----------------------------------------------------------------------------------------
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        return run("kubectl", f"--kubeconfig={self.kubeconfig}", *arguments, stdin=stdin)
+
+    def helm(self, *arguments: str) -> str:
+        return run("helm", f"--kubeconfig={self.kubeconfig}", *arguments)
+
+    def apply(self, *objects: Object) -> None:
+        self.kubectl("apply", "--filename=-", stdin=yaml.safe_dump_all(objects))
+
+    def get(self, kind: str, namespace: str = "default", selector: str = "") -> list[Object]:
+        shown = self.kubectl("get", kind, f"--namespace={namespace}", f"--selector={selector}", "--output=json")
+        found: list[Object] = json.loads(shown)["items"]
+        return found
+
+    def api(self, verb: str, path: str, **options: Any) -> requests.Response:
+        """A request to the API server as its administrator: where kubectl's start would count, and for watches."""
+        return self._session.request(verb, f"{self._server}{path}", **({"timeout": 30} | options))
+
+    @cached_property
+    def _session(self) -> requests.Session:
+        read = yaml.safe_load(self.kubeconfig.read_text())
+        session, user = requests.Session(), read["users"][0]["user"]
+        session.trust_env = False
+        files = {
+            "authority": read["clusters"][0]["cluster"]["certificate-authority-data"],
+            "certificate": user["client-certificate-data"],
+            "key": user["client-key-data"],
+        }
+        for name, content in files.items():
+            path = FOLDER / f"{self.name}.{name}"
+            path.touch(mode=0o600)
+            path.write_bytes(base64.b64decode(content))
+        session.verify = str(FOLDER / f"{self.name}.authority")
+        session.cert = (str(FOLDER / f"{self.name}.certificate"), str(FOLDER / f"{self.name}.key"))
+        return session
+
+    @cached_property
+    def _server(self) -> str:
+        server: str = yaml.safe_load(self.kubeconfig.read_text())["clusters"][0]["cluster"]["server"]
+        return server
+
+    def load(self, *images: str) -> None:
+        """Puts images on the workers, as a pull would; where they have them, nothing is done."""
+        for name in images:
+            if subprocess.run(["docker", "image", "inspect", name], check=False, capture_output=True).returncode:
+                run("docker", "pull", "--quiet", name)
+        run("kind", "load", "docker-image", *images, f"--name={self.name}", f"--nodes={','.join(self.workers)}")
+
+    def signal(self, pod: Object, number: str, command: str) -> None:
+        """Sends a signal (`KILL`, `STOP`, `CONT`) to the pod's processes whose command line holds that."""
+        uid = pod["metadata"]["uid"].replace("-", "[-_]")
+        script = f"""
+            for file in $(grep -lE 'pod{uid}' /proc/[0-9]*/cgroup); do
+                process=${{file%/cgroup}}
+                if tr '\\0' ' ' <$process/cmdline | grep -qF -e '{command}'; then kill -{number} ${{process#/proc/}}; fi
+            done
+        """
+        run("docker", "exec", pod["spec"]["nodeName"], "bash", "-c", script)
+
+
+class Release(Installation):
+    """One `helm install` of the chart in a namespace of its own, with what is around it; web is open.
+
+    `settings` are the chart's (`builds_per_node="1"`), `config` the configuration file beside Git host, sinks and
+    registry, `values` whatever else. With `api_proxy`, web and controller reach the API server only through that.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        registry: Registry,
+        host: GitHost,
+        name: str = "kiln",
+        namespace: str | None = None,
+        sinks: Sequence[str] = ("first", "second"),
+        config: Mapping[str, object] = {},
+        values: Mapping[str, object] = {},
+        through: str | None = None,
+        api_proxy: Proxy | None = None,
+        **settings: str,
+    ) -> None:
+        super().__init__(registry=registry, host=host, sinks=sinks, through=through)
+        self.cluster, self.name = cluster, name
+        self.namespace = namespace or f"kiln-{secrets.token_hex(3)}"
+        self.values = dict(values)
+        self._api_proxy = api_proxy
+        self.settings = {"image_prefix": self.prefix, "auth": "none", "allowed_repositories": self.allowed, **settings}
+        self._config = {**self.config, "insecure_registries": [through or registry.host], **config}
+        self._seen = _Seen(cluster, self.namespace, f"{self.labels},app.kubernetes.io/component=build")
+
+    def __enter__(self) -> Self:
+        labels = {"pod-security.kubernetes.io/enforce": "privileged", "kiln.dev/test": "true"}
+        metadata = {"name": self.namespace, "labels": labels}
+        self.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+        if self._api_proxy:
+            self.cluster.apply(*_called_kubernetes(self.namespace, self._api_proxy))
+        self._seen.start()
+        self.upgrade()
+        until(lambda: get(f"{self.url}api/v1/builds")[0] in (200, 401, 403))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nobody waits: a daemon would, for builds that still run."""
+        self._seen.stop()
+        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
+        self.cluster.kubectl("delete", "pods", f"--namespace={self.namespace}", "--all", "--force", "--wait=false")
+        self.close()
+
+    def upgrade(self, *, wait: bool = True, **values: object) -> None:
+        """`helm upgrade --install` with these values over those there were."""
+        self.values.update(values)
+        written = [FOLDER / f"{self.cluster.name}-{self.namespace}-{self.name}.{part}.yaml" for part in ("own", "test")]
+        for path, content in zip(written, (self._own_values, self.values), strict=True):
+            path.touch(mode=0o600)
+            path.write_text(yaml.safe_dump(content))
+        files = [f"--values={path}" for path in written]
+        waiting = ["--wait", f"--timeout={READY_SECONDS}s"] if wait else []
+        self._helm("upgrade", "--install", self.name, str(CHART), *files, *waiting)
+
+    def uninstall(self) -> None:
+        self._helm("uninstall", self.name, "--wait", f"--timeout={READY_SECONDS}s")
+
+    def _helm(self, *arguments: str) -> None:
+        try:
+            self.cluster.helm(*arguments, f"--namespace={self.namespace}")
+        except machine.MachineError as error:
+            raise machine.MachineError(f"{error}\n{self.tails()}") from None
+
+    @property
+    def _own_values(self) -> dict[str, object]:
+        repository, _, tag = self.cluster.kiln_image.partition(":")
+        through = [{"name": f"KUBERNETES_SERVICE_{part}", "value": what} for part, what in API.items()]
+        environment = {"extraEnv": through if self._api_proxy else []}
+        return {
+            "image": {"repository": repository, "tag": tag},
+            "settings": self.settings,
+            "config": self._config,
+            "webhooks": {"github": {"values": {"main": self.webhook_secret}}},
+            "service": {"type": "NodePort"},
+            "web": environment,
+            "controller": environment,
+            "dockerd": {"drainSeconds": 60, "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}},
+            "networkPolicy": {"egress": {"allow": [{"to": [{"ipBlock": {"cidr": f"{self.cluster.gateway}/32"}}]}]}},
+        }
+
+    # What can be seen of it -------------------------------------------------------------------------------------------
+
+    @property
+    def labels(self) -> str:
+        """The selector of all that is its own."""
+        return f"app.kubernetes.io/name=kiln,app.kubernetes.io/instance={self.name}"
+
+    @cached_property
+    def url(self) -> str:
+        (service,) = [one for one in self.objects("services") if one["spec"]["type"] == "NodePort"]
+        port = service["spec"]["ports"][0]["nodePort"]
+        base = str(self.settings.get("base_path", "/"))
+        return f"http://{self.cluster.address(self.cluster.control_plane)}:{port}{base}"
+
+    def objects(self, kind: str, component: str | None = None, selector: str = "") -> list[Object]:
+        """Its objects of a kind."""
+        parts = [self.labels, f"app.kubernetes.io/component={component}" if component else "", selector]
+        return self.cluster.get(kind, self.namespace, ",".join(part for part in parts if part))
+
+    def jobs(self, build: str) -> list[Object]:
+        return self.objects("jobs", selector=f"kiln.dev/build={build}")
+
+    def pods(self, build: str = "") -> list[Object]:
+        """The pods of a build, or of all, as they were last seen: those that are gone, too. Oldest first."""
+        found = [pod for pod in self._seen.pods() if build in ("", pod["metadata"]["labels"].get("kiln.dev/build"))]
+        return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
+
+    def dockerd(self) -> dict[str, Object]:
+        """The daemons' pods by node."""
+        return {pod["spec"]["nodeName"]: pod for pod in self.objects("pods", "dockerd") if "nodeName" in pod["spec"]}
+
+    def leader(self) -> Object | None:
+        """The controller's pod that leads."""
+        holders = {lease["spec"].get("holderIdentity") for lease in self.objects("leases") if "spec" in lease}
+        pods = self.objects("pods", "controller")
+        return next((pod for pod in pods for holder in holders if holder and pod["metadata"]["name"] in holder), None)
+
+    def tails(self) -> str:
+        shown = []
+        for component in ("web", "controller", "dockerd"):
+            selector = f"--selector={self.labels},app.kubernetes.io/component={component}"
+            logs = ["logs", f"--namespace={self.namespace}", selector, "--tail=15", "--prefix", "--all-containers"]
+            with suppress(machine.MachineError):
+                shown.append(self.cluster.kubectl(*logs, "--ignore-errors"))
+        events = ["get", "events", f"--namespace={self.namespace}", "--sort-by=.lastTimestamp"]
+        with suppress(machine.MachineError):
+            shown.append("\n".join(self.cluster.kubectl(*events).splitlines()[-20:]))
+        return "\n".join(shown)
+
+    def most_at_once(self) -> dict[str, int]:
+        """The most build pods that each node has had at a time."""
+        return most_at_once(self.pods())
+
+
+def most_at_once(pods: Iterable[Object]) -> dict[str, int]:
+    """By the pods' own times: one holds its node's slot from when it was made until its container has ended.
+
+    Kubernetes writes whole seconds, so where one ends in the second in which another is made, the end comes first.
+    """
+    changes: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for pod in pods:
+        node = pod["spec"].get("nodeName")
+        if node:
+            changes[node] += [(pod["metadata"]["creationTimestamp"], 1), (_end(pod), -1)]
+    return {node: _highest(step for _, step in sorted(steps)) for node, steps in changes.items()}
+
+
+def _highest(steps: Iterable[int]) -> int:
+    now = most = 0
+    for step in steps:
+        now += step
+        most = max(most, now)
+    return most
+
+
+def _end(pod: Object) -> str:
+    """When its container ended, or the pod without one; where nobody could say so, when it was to be gone."""
+    status = pod.get("status", {})
+    for container in status.get("containerStatuses", []):
+        if ended := container["state"].get("terminated"):
+            return str(ended["finishedAt"])
+    if status.get("phase") in ("Succeeded", "Failed"):
+        return max(str(condition["lastTransitionTime"]) for condition in status["conditions"])
+    return str(pod["metadata"].get("deletionTimestamp", "never"))  # which sorts after all times
+
+
+API = {"HOST": "kubernetes", "PORT": "443"}
+"""The API server under the one name that its certificate holds and a namespace can give to something else."""
+
+
+def _called_kubernetes(namespace: str, proxy: Proxy) -> list[Object]:
+    """A Service `kubernetes` of the namespace, which leads to the proxy."""
+    metadata = {"name": API["HOST"], "namespace": namespace}
+    ports = [{"name": "https", "port": int(API["PORT"]), "targetPort": proxy.port, "protocol": "TCP"}]
+    there = [{"name": "https", "port": proxy.port, "protocol": "TCP"}]
+    slice_labels = {"kubernetes.io/service-name": API["HOST"]}
+    return [
+        {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": ports}},
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": metadata | {"labels": slice_labels},
+            "addressType": "IPv4",
+            "ports": there,
+            "endpoints": [{"addresses": [proxy.listen]}],
+        },
+    ]
+
+
+class _Seen:
+    """Pods as a watch last saw them: the API server forgets those that are deleted."""
+
+    def __init__(self, cluster: Cluster, namespace: str, selector: str) -> None:
+        self._cluster, self._selector = cluster, selector
+        self._path = f"/api/v1/namespaces/{namespace}/pods"
+        self._pods: dict[str, Object] = {}
+        self._guard = threading.Lock()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The thread ends with its watch, which nobody has to wait for."""
+        self._stopped.set()
+
+    def pods(self) -> list[Object]:
+        """Those that the watch has told of, and, so that a caller sees what it has just caused, those there are now."""
+        listed = self._cluster.api("GET", self._path, params={"labelSelector": self._selector})
+        listed.raise_for_status()
+        with self._guard:
+            self._pods |= {pod["metadata"]["uid"]: pod for pod in listed.json()["items"]}
+            return list(self._pods.values())
+
+    def _watch(self) -> None:
+        query = {"labelSelector": self._selector, "watch": "true", "timeoutSeconds": "30"}
+        while not self._stopped.is_set():
+            with suppress(requests.RequestException):
+                answer = self._cluster.api("GET", self._path, params=query, stream=True, timeout=(5, 40))
+                for line in answer.iter_lines():
+                    self._note(json.loads(line))
+                    if self._stopped.is_set():
+                        return
+
+    def _note(self, event: Object) -> None:
+        pod = event["object"]
+        if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
+            with self._guard:
+                self._pods[pod["metadata"]["uid"]] = pod
+
+
+def offer(registry: Registry, name: str, path: str) -> str:
+    """Puts an image of this machine into the registry, for a `FROM`, and returns its reference there.
+
+    The machine's daemon speaks plain HTTP with loopback only.
+    """
+    with Proxy((registry.address, registry.port)) as door:
+        pushed = f"{door.address}/{path}"
+        run("docker", "tag", name, pushed)
+        try:
+            run("docker", "push", "--quiet", pushed)
+        finally:
+            run("docker", "rmi", pushed)
+    return f"{registry.host}/{path}"
+
+
+def daemon_image() -> str:
+    """The one that the chart names for dockerd, as this machine's daemon calls it."""
+    named = yaml.safe_load((CHART / "values.yaml").read_text())["dockerd"]["image"]
+    return re.sub(r"^docker\.io/library/", "", f"{named['repository']}:{named['tag']}")
+
+
+def run(*command: str, stdin: str | None = None) -> str:
+    """Its output. Raises MachineError with what it said last."""
+    done = subprocess.run(command, check=False, capture_output=True, text=True, input=stdin)
+    if done.returncode:
+        last = "\n".join(done.stderr.strip().splitlines()[-10:])
+        raise machine.MachineError(f"`{' '.join(command[:6])}` ended with status {done.returncode}: {last}")
+    return done.stdout
