@@ -5,9 +5,9 @@ the push that made it: an event as its host would have sent it, which goes throu
 intake, and becomes a request with the same name. Then the records say whether the push has been heard of. A cause that
 is made here stands for the webhook that did not come, no more: what failed, or what somebody cancelled, is left alone.
 
-Superseding stays what hosts have told. That a ref was at one commit and later at another is the host's word as well if
-it was seen there at both; where it was not seen to move, a cause says nothing about what it replaced, and is replaced
-by nothing: at worst that is one build too many.
+Superseding stays what hosts have told. A cause that begins a record is a push like any other: later ones supersede it,
+and it supersedes the commit where the ref was seen before, if it was; nothing is guessed, at worst that is one build
+too many. A cause that joins a record is none: it is made where the ref points to what had been given up.
 """
 
 from __future__ import annotations
@@ -91,17 +91,13 @@ def due(ask: Ask, build: Build | None, elsewhere: Seen | None) -> Ask | None:
     that joins a record is told from all before it by the last of them, or a ref that comes back a second time would
     pass for the first.
     """
+    cause = ask.cause
     if build is None:
-        push = ask.cause.push
-        before = None if elsewhere is None else elsewhere.commit
-        return _asking(ask, ask.cause.id, push and before and change(push, before=before))
-    if not _is_missing(ask.cause, build, elsewhere):
+        push = cause.push if elsewhere is None else cause.push and change(cause.push, before=elsewhere.commit)
+        return change(ask, cause=change(cause, push=push))
+    if not _is_missing(cause, build, elsewhere):
         return None
-    return _asking(ask, f"{ask.cause.id}:{build.causes[-1].key}", None)
-
-
-def _asking(ask: Ask, id_: str, push: object) -> Ask:
-    return change(ask, cause=change(ask.cause, id=id_, push=push or None))
+    return change(ask, cause=change(cause, id=f"{cause.id}:{build.causes[-1].key}", push=None))
 
 
 def _is_missing(cause: Cause, build: Build, elsewhere: Seen | None) -> bool:
