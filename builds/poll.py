@@ -83,9 +83,10 @@ class Poller:
         return backoff * random.uniform(0.9, 1.1)  # noqa: S311  (nobody gains by guessing it)
 
     def _told_of(self, url: str, looked: Looked) -> None:
-        for build in looked.asked:
-            log.info("Asked for what no webhook had told of: %s", url, extra={"build": build.name})
-        metrics.SYNC_ASKED.inc(len(looked.asked))
+        names = dict.fromkeys(ask.name for ask in looked.asked)
+        for name in names:
+            log.info("Asked for what no webhook had told of: %s", url, extra={"build": name})
+        metrics.SYNC_ASKED.inc(len(names))
         compared = looked.comparison
         troubles = [*compared.refused, *compared.unanswered]
         if looked.left:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -49,10 +50,10 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Looked(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a look. `left` is how many builds were not asked for, because too many wait already."""
+    """What came of a look. `left` is how much was not asked for, because too many builds wait already."""
 
     comparison: Comparison
-    asked: tuple[Build, ...] = ()
+    asked: tuple[Ask, ...] = ()
     left: int = 0
 
     @property
@@ -119,11 +120,14 @@ class Sync:
 
     def ask(self, comparison: Comparison) -> Looked:
         """Writes down what is missing, as far as there is room. Raises Unavailable."""
-        asked: list[Build] = []
-        room = self._room() if comparison.missing else 0
-        for ask in comparison.missing[:room]:
+        builds: dict[str, list[Ask]] = {}
+        for ask in comparison.missing:
+            builds.setdefault(ask.name, []).append(ask)
+        asked: list[Ask] = []
+        for asks in islice(builds.values(), self._room() if builds else 0):
             with suppress(QueueFull):  # others were faster, or this one's events wait for a sink
-                asked += self._records.accept([ask])
+                self._records.accept(asks)
+                asked += asks
         looked = Looked(comparison=comparison, asked=tuple(asked), left=len(comparison.missing) - len(asked))
         if looked.complete:
             self._seen[comparison.repository] = comparison.seen

@@ -64,8 +64,7 @@ def _chosen(kiln: Kiln, urls: Sequence[str]) -> list[Listed]:
 def _tell(listed: Listed, looked: Looked, say: Say, complain: Say, *, dry: bool) -> bool:
     """Returns whether nothing was left undone."""
     compared = looked.comparison
-    asked = {build.name for build in looked.asked}
-    now = [ask for ask in compared.missing if dry or ask.name in asked]
+    now = compared.missing if dry else looked.asked
     what = f"{len(now)} would be asked for" if dry else f"{len(now)} asked for"
     say(f"{listed.url}: {what}, {compared.known} known already")
     for ask in now:
@@ -76,8 +75,8 @@ def _tell(listed: Listed, looked: Looked, say: Say, complain: Say, *, dry: bool)
         complain(f"kiln: {listed.url}: {sentence}")
     if looked.left:
         complain(
-            f"kiln: {listed.url}: {looked.left} were left out, because too many builds wait already, or too many "
-            "events of one: try again later."
+            f"kiln: {listed.url}: {looked.left} left out, because too many builds wait already, or too many events "
+            "of one: try again later."
         )
     return dry or looked.complete
 

@@ -75,6 +75,13 @@ class House:
         self.now += timedelta(minutes=10)
         return sync.look(Listed(url=url or self.url))
 
+    def asked(self, sync: Sync, url: str | None = None) -> list[Build]:
+        """The builds that a look asks for."""
+        return self.builds(self.look(sync, url))
+
+    def builds(self, looked: Looked) -> list[Build]:
+        return [self.engine.get(name) for name in dict.fromkeys(ask.name for ask in looked.asked)]
+
     def end(self, build: Build, state: State = State.SUCCEEDED, reason: Reason | None = None) -> None:
         done = ended(self.engine.get(build.name), state)
         self.engine.write(replace(done, status=replace(done.status, reason=reason)))
@@ -93,7 +100,7 @@ def test_the_default_branch_is_asked_for_once(house: House) -> None:
     house.commit("other")
     git("tag", "v1", head, cwd=house.bare)
     sync = house.sync()
-    (build,) = house.look(sync).asked
+    (build,) = house.asked(sync)
     (cause,) = build.causes
     assert build.request.commit == head
     assert (cause.by, cause.kind, cause.ref, cause.trigger) == ("sync", Kind.SYNC, MAIN, "default")
@@ -110,7 +117,7 @@ def test_each_selected_ref_asks_for_its_tags(house: House) -> None:
     git("tag", "-m", "Annotated", "v1", head, cwd=house.bare)
     git("tag", "not-selected", release, cwd=house.bare)
     looked = house.look(house.sync([RULE]))
-    builds = {build.request.commit: house.engine.get(build.name) for build in looked.asked}
+    builds = {build.request.commit: build for build in house.builds(looked)}
     wanted = {commit: [(cause.ref, cause.tags) for cause in build.causes] for commit, build in builds.items()}
     assert wanted == {
         head: [(MAIN, ("main",)), ("refs/tags/v1", ("v1",))],
@@ -120,41 +127,41 @@ def test_each_selected_ref_asks_for_its_tags(house: House) -> None:
 
 def test_a_tag_that_came_later_joins_the_build_that_is_there(house: House) -> None:
     sync = house.sync([RULE])
-    (build,) = house.look(sync).asked
+    (build,) = house.asked(sync)
     house.end(build)
     git("tag", "v2", build.request.commit, cwd=house.bare)
-    (again,) = house.look(sync).asked
+    (again,) = house.asked(sync)
     assert (again.name, again.state) == (build.name, State.SUCCEEDED)
     assert [cause.tags for cause in again.unanswered] == [("v2",)]
 
 
 def test_what_failed_is_not_tried_again(house: House) -> None:
     sync = house.sync([RULE])
-    (build,) = house.look(sync).asked
+    (build,) = house.asked(sync)
     house.end(build, State.FAILED, Reason.REPOSITORY)
     for again in (sync, house.sync([RULE])):
-        assert house.look(again).asked == ()
+        assert house.asked(again) == []
 
 
 def test_what_moved_while_nobody_told_supersedes_and_may_come_back(house: House) -> None:
     sync = house.sync([RULE])
-    (first,) = house.look(sync).asked
+    (first,) = house.asked(sync)
     house.commit()
-    (second,) = house.look(sync).asked
+    (second,) = house.asked(sync)
     assert [cause.push for cause in second.causes] == [Push(before=first.request.commit)]
     house.end(first, State.CANCELLED, Reason.SUPERSEDED)
     house.end(second)
     house.move(first.request.commit)
-    (back,) = house.look(sync).asked
+    (back,) = house.asked(sync)
     assert (back.name, back.state) == (first.name, State.QUEUED)
     assert [cause.push for cause in back.unanswered] == [None]
-    assert house.look(sync).asked == ()
+    assert house.asked(sync) == []
     house.end(back)
     house.move(second.request.commit)
-    (again,) = house.look(sync).asked
+    (again,) = house.asked(sync)
     assert (again.name, [cause.tags for cause in again.unanswered]) == (second.name, [("main",)])
     house.move(first.request.commit)
-    (third,) = house.look(sync).asked
+    (third,) = house.asked(sync)
     assert [cause.tags for cause in third.unanswered] == [("main",)], "however often"
 
 
@@ -165,8 +172,8 @@ def test_no_more_is_asked_for_than_there_is_room_and_the_rest_follows(house: Hou
     sync = house.sync([RULE], most_waiting=3)
     looked = house.look(sync)
     assert (len(looked.asked), looked.left, looked.complete) == (2, 2, False)
-    assert [build.causes[0].ref for build in looked.asked] == [MAIN, "refs/heads/release/1"]
-    for build in looked.asked:
+    assert [build.causes[0].ref for build in house.builds(looked)] == [MAIN, "refs/heads/release/1"]
+    for build in house.builds(looked):
         house.end(build)
     looked = house.look(sync)
     assert (len(looked.asked), looked.comparison.known, looked.left) == (2, 2, 0)
@@ -179,8 +186,8 @@ def test_a_full_queue_leaves_the_rest_for_later(house: House, tmp_path: Path) ->
     sync = house.sync([RULE])
     looked = house.look(sync)
     assert (len(looked.asked), looked.left) == (1, 1)
-    house.end(looked.asked[0])
-    assert [build.causes[0].ref for build in house.look(sync).asked] == ["refs/heads/release/1"]
+    house.end(house.builds(looked)[0])
+    assert [build.causes[0].ref for build in house.asked(sync)] == ["refs/heads/release/1"]
 
 
 def test_comparing_writes_nothing(house: House) -> None:
@@ -203,7 +210,7 @@ def test_what_a_template_misses_is_said_and_holds_nothing_up(house: House) -> No
     ]
     house.commit("release/1")
     looked = house.look(house.sync(rules))
-    assert [build.causes[0].trigger for build in looked.asked] == ["d"]
+    assert [build.causes[0].trigger for build in house.builds(looked)] == ["d"]
     assert looked.complete
     assert [sentence.partition(": ")[0] for sentence in looked.comparison.refused] == [
         MAIN,
@@ -258,4 +265,4 @@ def test_a_stored_credential_is_used(house: House, tmp_path: Path) -> None:
         house.look(house.sync(), house.host.url("ada/page"))
     (tmp_path / "git-credentials").write_text(f"http://ada:secret@127.0.0.1:{house.host.port}/ada/page\n")
     sync = house.sync(credentials=lambda: credentials(tmp_path / "git-credentials"))
-    assert len(house.look(sync, house.host.url("ada/page")).asked) == 1
+    assert len(house.asked(sync, house.host.url("ada/page"))) == 1
