@@ -12,20 +12,17 @@ too many. A cause that joins a record is none: it is made where the ref points t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime
 
 import msgspec
 
-from builds.build import Build, Cause, Reason, State
+from builds.build import SYNC, Build, Cause, Reason, State
 from builds.engines import Ask
 from builds.errors import Malformed
-from builds.repository import Repository, checked_ref, short_name
+from builds.repository import Refs, Repository, checked_ref, short_name
 from eventing.event import Event
 from eventing.hosts import pushed
-
-SYNC = "sync"
-"""Who asks (`Cause.by`), and how the ids of the events begin."""
 
 change = msgspec.structs.replace
 
@@ -35,13 +32,6 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
 
     url: str
     poll: float | None = None
-
-
-class Refs(msgspec.Struct, frozen=True, kw_only=True):
-    """The branches and tags of a repository by full name, tags peeled; `default` is the branch that HEAD is."""
-
-    commits: Mapping[str, str]
-    default: str | None
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

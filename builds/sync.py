@@ -14,12 +14,12 @@ from typing import Protocol
 
 import msgspec
 
-from builds.build import Build, Kind, State
+from builds.build import SYNC, Build, Kind, State
 from builds.engines import Ask, NotFound, QueueFull, Records
 from builds.errors import AskError, TryAgain
 from builds.intake import Intake, merge
-from builds.listed import SYNC, Listed, Ref, Refs, Seen, due, moved, pushes
-from builds.repository import Repository
+from builds.listed import Listed, Ref, Seen, due, moved, pushes
+from builds.repository import Refs, Repository
 from builds.triggers import Trigger, wanted
 from eventing.errors import EventError
 

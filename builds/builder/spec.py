@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from builds.build import Attempt, Build, Request
-from builds.listed import SYNC
+from builds.build import SYNC, Attempt, Build, Request
 
 
 class Tag(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,9 +37,8 @@ from builds.errors import (
     UnknownRef,
     Unreachable,
 )
-from builds.listed import Refs
 from builds.removal import remove
-from builds.repository import Policy, Repository, canonical, checked_ref, is_commit
+from builds.repository import Policy, Refs, Repository, canonical, checked_ref, is_commit
 
 NOWHERE = "255.255.255.255"
 """An address to which every connection fails at once."""

@@ -16,8 +16,7 @@ import pytest
 from builds.clients import git as client
 from builds.clients.git import Git, Resolved, Resolver, credential_for, credentials
 from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
-from builds.listed import Refs
-from builds.repository import Policy, canonical
+from builds.repository import Policy, Refs, canonical
 from tests.parts.githost import GitHost, git
 
 

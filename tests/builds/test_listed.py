@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builds.build import Build, Cause, Kind, Push, Reason, State
+from builds.build import SYNC, Build, Cause, Kind, Push, Reason, State
 from builds.engines import Ask
 from builds.engines.marks import joined
-from builds.listed import SYNC, Ref, Refs, Seen, due, moved, pushes
+from builds.listed import Ref, Seen, due, moved, pushes
 from builds.plan import Facts, Limits, Report, Word, plan
-from builds.repository import canonical
+from builds.repository import Refs, canonical
 from builds.triggers import DEFAULT, PushRule, Trigger, wanted
 from eventing.hosts import DIALECTS, push_of, pushed
 from tests.builds.histories import NOW, ago, build, cause, node, replace

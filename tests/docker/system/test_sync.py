@@ -34,6 +34,7 @@ def system(tmp_path: Path, registry: Registry, host: GitHost) -> Iterator[System
         del host.passwords[f"/{PATH}.git"]
 
 
+@pytest.mark.timeout(180)
 def test_a_push_that_came_while_web_was_away_is_built(system: System) -> None:
     system.commit(PATH, {"Dockerfile": SMALL})
     system.start("controller")
