@@ -63,6 +63,10 @@ class Kind(StrEnum):
     SYNC = "sync"
 
 
+SYNC = "sync"
+"""Who asks where Kiln asks of itself (`Cause.by`): for what the operator has listed."""
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What to build.
 

@@ -16,6 +16,9 @@ SECONDS = Histogram(
 DELIVERIES = Counter("kiln_deliveries", "Tries to give an event to a sink, by outcome.", ["outcome"])
 DEAD_LETTERS = Counter("kiln_dead_letters", "Events that a sink refused for good, or did not take in time.")
 """Each is logged with its event id and sink as well."""
+SYNC_LOOKS = Counter("kiln_sync_looks", "Looks at listed repositories, by outcome.", ["outcome"])
+SYNC_ASKED = Counter("kiln_sync_asked", "Builds that no webhook had asked for, and a look at their repository did.")
+SYNC_FAILING = Gauge("kiln_sync_failing", "Polled repositories that could not be looked at the last time.")
 CONFLICTS = Counter("kiln_conflicts", "Writes that were given up because the record had changed.")
 LOOKS = Histogram(
     "kiln_plan_seconds", "One look: observing, planning and acting.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)

@@ -360,6 +360,13 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
 # What is in a repository
 
 
+class Refs(msgspec.Struct, frozen=True, kw_only=True):
+    """Branches and tags by full name, with their commits, tags peeled; `default` is the branch that HEAD is."""
+
+    commits: Mapping[str, str]
+    default: str | None
+
+
 def checked_ref(text: str) -> str:
     """The ref as it was given: a full one (`refs/…`), or the name of a branch or tag. Raises Malformed.
 

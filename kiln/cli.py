@@ -93,6 +93,17 @@ def check(saved: BinaryIO | None, **flags: Any) -> int:
     return doctor.check(environment(flags), None if saved is None else saved.read(), click.echo)
 
 
+@commands.command()
+@click.argument("urls", nargs=-1, metavar="[URL]...")
+@click.option("--dry-run", "dry", is_flag=True, help="Show what is missing, and ask for nothing.")
+@settings_flags
+def sync(urls: tuple[str, ...], dry: bool, **flags: Any) -> int:
+    """Ask for what the listed repositories have and no webhook has told of."""
+    from kiln.sync import run  # noqa: PLC0415
+
+    return run(environment(flags), urls, dry=dry, say=click.echo, complain=lambda text: click.echo(text, err=True))
+
+
 def server_flags(command: F) -> F:
     """Where Kiln is, and who asks."""
     server = click.option("--server", default=None, metavar="URL", help="Kiln's URL; by default this machine's.")

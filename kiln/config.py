@@ -1,4 +1,4 @@
-"""The YAML file: triggers, sinks, hosts. Every error names its place, as in `triggers[0].push.branches`.
+"""The YAML file: triggers, sinks, hosts, repositories. Every error names its place, as in `triggers[0].push.branches`.
 
 YAML lets a key be written twice and keeps the last, which turns a slip of the editor into a rule that is silently gone;
 here it is an error, as is every key nobody knows. What only a later version can do is refused as well: a section that
@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from builds.errors import RuleError
-from builds.repository import HostKind
+from builds.errors import RepositoryError, RuleError
+from builds.listed import Listed
+from builds.repository import HostKind, canonical
 from builds.triggers import DEFAULT, Trigger, TriggerRule, load
 from eventing.sinks import Sink
 from kiln.errors import ConfigError
@@ -24,6 +25,9 @@ from kiln.quantities import duration
 
 LARGEST = 2**18
 LATER = "is not in this version of Kiln"
+
+LEAST_POLL = 60.0
+"""Seconds between two looks at a repository: what has to be known sooner is a webhook's job."""
 
 T = TypeVar("T")
 
@@ -34,6 +38,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     triggers: tuple[Trigger, ...] = DEFAULT
     sinks: tuple[Sink, ...] = ()
     hosts: Mapping[str, HostKind] = {}
+    repositories: tuple[Listed, ...] = ()
     insecure_registries: tuple[str, ...] = ()
     allowed_images: tuple[str, ...] = ()
 
@@ -43,7 +48,7 @@ class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     statuses: bool = False
 
 
-class _Listed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: str
     poll: str | int | None = None
 
@@ -94,33 +99,26 @@ class _Reader:
         self.problems: list[str] = []
 
     def config(self) -> Config:
-        unknown = self._sections.keys() - {*Config.__struct_fields__, "repositories", "private"}
+        unknown = self._sections.keys() - {*Config.__struct_fields__, "private"}
         self.problems += [f"{name}: there is no such section" for name in sorted(unknown)]
         self._refuse_later()
         hosts = dict(self._hosts())
+        kinds = {name: host.kind for name, host in hosts.items()}
         for name, host in hosts.items():
             if host.statuses:
                 self.problems.append(f"hosts.{name}.statuses: setting commit statuses {LATER}")
         return Config(
             triggers=self._triggers(),
             sinks=self._sinks(),
-            hosts={name: host.kind for name, host in hosts.items()},
+            hosts=kinds,
+            repositories=tuple(self._repositories(kinds)),
             insecure_registries=self._registries(),
             allowed_images=tuple(self._items("allowed_images", str)),
         )
 
     def _refuse_later(self) -> None:
-        for number, repository in enumerate(self._items("repositories", _Listed)):
-            try:
-                duration(str(repository.poll or 0))
-            except ValueError as error:
-                self.problems.append(f"repositories[{number}].poll: {error}")
-        for section, what in (
-            ("repositories", "looking at repositories"),
-            ("private", "saying who may use credentials"),
-        ):
-            if self._sections.get(section):
-                self.problems.append(f"{section}: {what} {LATER}")
+        if self._sections.get("private"):
+            self.problems.append(f"private: saying who may use credentials {LATER}")
 
     def _triggers(self) -> tuple[Trigger, ...]:
         if "triggers" not in self._sections:
@@ -154,6 +152,26 @@ class _Reader:
             elif (host := self._converted(value, _Host, f"hosts.{name}")) is not None:
                 yield name.lower(), host
 
+    def _repositories(self, hosts: Mapping[str, HostKind]) -> Iterator[Listed]:
+        places: dict[str, int] = {}
+        for number, value in enumerate(self._listed("repositories", tell=True)):
+            place = f"repositories[{number}]"
+            repository = self._converted(value, _Repository, place)
+            if repository is None:
+                continue
+            try:
+                identity = canonical(repository.url, hosts).url
+            except RepositoryError as error:
+                self.problems.append(f"{place}.url: {error}")
+                continue
+            first = places.setdefault(identity, number)
+            if first != number:
+                self.problems.append(f"{place}.url: this repository is repositories[{first}] already")
+            try:
+                yield Listed(url=repository.url, poll=_poll(repository.poll))
+            except ValueError as error:
+                self.problems.append(f"{place}.poll: {error}")
+
     def _registries(self) -> tuple[str, ...]:
         registries = tuple(self._items("insecure_registries", str))
         for number, registry in enumerate(registries):
@@ -182,6 +200,16 @@ class _Reader:
             what, _, where = str(error).partition(" - at `$")
             self.problems.append(f"{place}{where.rstrip('`')}: {what}")
             return None
+
+
+def _poll(given: str | int | None) -> float | None:
+    """Seconds. Raises ValueError."""
+    if given is None:
+        return None
+    seconds = duration(str(given))
+    if seconds < LEAST_POLL:
+        raise ValueError("must be at least 1m; without it the repository is looked at by `kiln sync` only")
+    return seconds
 
 
 def _document(content: bytes) -> Any:

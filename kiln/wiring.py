@@ -46,9 +46,13 @@ if TYPE_CHECKING:
     from builds.engines.local import LocalEngine
     from builds.intake import Intake, Resolver
     from builds.plan import Limits, Word
+    from builds.sync import Sync
     from eventing.event import Event
 
 log = logging.getLogger(__name__)
+
+LAST_LOOK = 5.0
+"""Seconds that a look at a listed repository has to come to its end when the controller is told to stop."""
 
 T = TypeVar("T")
 
@@ -167,6 +171,21 @@ def intake(kiln: Kiln, resolver: Resolver) -> Intake:
     )
 
 
+def sync(kiln: Kiln, records: Records) -> Sync:
+    """What looks at listed repositories; with the stored credentials, because the operator has named them."""
+    from builds.clients.git import Resolver, credentials  # noqa: PLC0415
+    from builds.sync import Sync  # noqa: PLC0415
+
+    resolver = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
+    return Sync(
+        records=records,
+        intake=intake(kiln, resolver),
+        lister=resolver,
+        triggers=kiln.config.triggers,
+        most_waiting=max(1, kiln.settings.max_queued // 2),
+    )
+
+
 def records(kiln: Kiln) -> Records:
     """The records, for those who ask for builds. Raises EngineError."""
     return _local(kiln) if kiln.settings.engine == "local" else _in_cluster(kiln)
@@ -267,7 +286,7 @@ def run_controller(kiln: Kiln) -> None:
             wakers.append(engine.wake)
             port.waiting_for = None
             while not stop.is_set():
-                with leading() as over:
+                with leading() as over, _polling(kiln, engine, leading=lambda: not over()):
                     # A new one for each term: what another did meanwhile is not in the memory of an old one.
                     Controller(
                         engine,
@@ -339,6 +358,25 @@ def _events(found: Settings) -> Callable[[Build, Word, int, datetime, Cause | No
         return report.event(build, word, attempt, source=found.event_source, now=now, base=found.base_path, cause=cause)
 
     return make
+
+
+@contextmanager
+def _polling(kiln: Kiln, records: Records, *, leading: Callable[[], bool]) -> Iterator[None]:
+    """Looks at the repositories that want it, on a thread, as long as the context lasts and while `leading`."""
+    if all(listed.poll is None for listed in kiln.config.repositories):
+        yield
+        return
+    from builds.poll import Poller  # noqa: PLC0415
+
+    stop = threading.Event()
+    poller = Poller(sync(kiln, records).look, kiln.config.repositories, leading=leading)
+    thread = threading.Thread(target=poller.run, args=(stop,), name="poll", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(LAST_LOOK)  # one that waits for a host may be broken off: it is made again
 
 
 @contextmanager

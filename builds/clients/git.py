@@ -19,8 +19,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -38,13 +38,16 @@ from builds.errors import (
     Unreachable,
 )
 from builds.removal import remove
-from builds.repository import Policy, Repository, canonical, checked_ref, is_commit
+from builds.repository import Policy, Refs, Repository, canonical, checked_ref, is_commit
 
 NOWHERE = "255.255.255.255"
 """An address to which every connection fails at once."""
 
 RESOLVE_TIMEOUT = 8.0
 """Seconds that a look-up and all it asks of a host may take: GitHub gives a webhook 10."""
+
+LIST_TIMEOUT = 30.0
+"""Seconds for all refs of a repository: nobody waits for them, and there may be many."""
 
 LOOKUPS_PER_HOST = 4
 """How many `Resolver` look-ups ask one host at the same time."""
@@ -192,15 +195,24 @@ class Git:
         `HEAD` may be asked for; where it is a branch, that is added under the name `HEAD:`. git-ls-remote(1) matches by
         suffix, so its answer is filtered here.
         """
-        output = self.run("ls-remote", "--symref", "--", url, *wanted, deadline=deadline, most=MAX_REFS)
-        found = {}
+        told = self._ls_remote(url, wanted, deadline)
+        return {name: value for name, value in told.items() if name in wanted or name == "HEAD:"}
+
+    def all_refs(self, url: str, deadline: float | None = None) -> dict[str, str]:
+        """All branches and tags, with what they point at, and `HEAD` and `HEAD:`, as `refs` has them."""
+        told = self._ls_remote(url, ("HEAD", "refs/heads/*", "refs/tags/*"), deadline)
+        return {name: value for name, value in told.items() if name.startswith(("HEAD", "refs/heads/", "refs/tags/"))}
+
+    def _ls_remote(self, url: str, patterns: Sequence[str], deadline: float | None) -> dict[str, str]:
+        output = self.run("ls-remote", "--symref", "--", url, *patterns, deadline=deadline, most=MAX_REFS)
+        told = {}
         for line in output.decode(errors="replace").splitlines():
             value, _, name = line.partition("\t")
             if value.startswith("ref: ") and name == "HEAD":
-                found["HEAD:"] = value.removeprefix("ref: ")
-            elif name in wanted and is_commit(value):
-                found[name] = value
-        return found
+                told["HEAD:"] = value.removeprefix("ref: ")
+            elif is_commit(value):
+                told[name] = value
+        return told
 
     def _check_addresses(self, repository: Repository, deadline: float | None) -> None:
         if repository.host not in self._resolved:
@@ -286,14 +298,30 @@ class Resolver:
         """
         if ref and is_commit(ref):
             return Resolved(None, ref.lower())
-        deadline = time.monotonic() + RESOLVE_TIMEOUT
+        with self._asking(repository, RESOLVE_TIMEOUT) as (git, deadline):
+            return look_up(git, repository.clone_url, ref, deadline)
+
+    def refs(self, repository: Repository) -> Refs:
+        """All branches and tags. Raises CannotBuild, RepositoryRefused, Unreachable: after at most `LIST_TIMEOUT`
+        seconds."""
+        with self._asking(repository, LIST_TIMEOUT) as (git, deadline):
+            told = git.all_refs(repository.clone_url, deadline)
+        names = [name for name in told if name.startswith("refs/") and not name.endswith("^{}")]
+        commits = {name: told.get(f"{name}^{{}}", told[name]) for name in names}
+        default = told.get("HEAD:")
+        return Refs(commits=commits, default=default if default in commits else None)
+
+    @contextmanager
+    def _asking(self, repository: Repository, seconds: float) -> Iterator[tuple[Git, float]]:
+        """A git that may ask this repository, when it is its turn, and until when."""
+        deadline = time.monotonic() + seconds
         turn = self._turns[hash(repository.host) % len(self._turns)]
-        if not turn.acquire(timeout=RESOLVE_TIMEOUT):
+        if not turn.acquire(timeout=seconds):
             raise Unreachable(f"Too much is being asked of {repository.host} at the moment.")
         try:
             with Git(self._policy, self._credentials()) as git:
                 git.permit(repository.clone_url, deadline)
-                return look_up(git, repository.clone_url, ref, deadline)
+                yield git, deadline
         finally:
             turn.release()
 

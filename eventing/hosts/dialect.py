@@ -59,3 +59,9 @@ class Dialect(Protocol):
 
     def facts(self, event: Event) -> PushFacts:
         """Of an event whose type is in `pushes`. Raises DecodeError where its data is not such a push."""
+
+    def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
+        """The event that this host would have sent of the push that made a ref, for where it was not heard.
+
+        What only the host could add is not in it. `repository` is as in `PushFacts`. Raises DecodeError.
+        """

@@ -117,6 +117,41 @@ class GitHub:
             private=push.repository.private,
         )
 
+    def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
+        """As one that created the ref, because nothing is known of what was there before, nor of changed paths."""
+        page = repository.removesuffix(".git")
+        owner, _, name = "/".join(page.split("/")[3:]).rpartition("/")
+        data = {
+            "ref": ref,
+            "before": "0" * len(commit),
+            "after": commit,
+            "created": True,
+            "deleted": False,
+            "forced": False,
+            "head_commit": {"id": commit},
+            "commits": [],
+            "repository": {
+                "name": name,
+                "full_name": f"{owner}/{name}" if owner else name,
+                "owner": {"login": owner},
+                "url": page,
+                "html_url": page,
+                "clone_url": repository,
+                "default_branch": default_branch,
+            },
+        }
+        return event_of(
+            {
+                "specversion": "1.0",
+                "id": id,
+                "source": page,
+                "type": "com.github.push",
+                "subject": ref,
+                "datacontenttype": "application/json",
+            },
+            data,
+        )
+
 
 _Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
 _Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z", max_length=1024)]  # git check-ref-format(1)

@@ -16,7 +16,7 @@ import pytest
 from builds.clients import git as client
 from builds.clients.git import Git, Resolved, Resolver, credential_for, credentials
 from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
-from builds.repository import Policy, canonical
+from builds.repository import Policy, Refs, canonical
 from tests.parts.githost import GitHost, git
 
 
@@ -66,6 +66,23 @@ def test_refs_are_exact_and_tags_are_peeled(
     ref: str | None, full: str, host: GitHost, head: str, policy: Policy
 ) -> None:
     assert Resolver(policy).resolve(canonical(host.url("ada/page")), ref) == Resolved(full, head)
+
+
+def test_all_branches_and_tags(host: GitHost, policy: Policy, tmp_path: Path) -> None:
+    """Tags peeled; nothing else, whatever its name ends in."""
+    (tmp_path / "page").touch()
+    head, bare = host.create("ada/refs", tmp_path), host.bare("ada/refs")
+    git("tag", "-m", "Annotated", "v1", head, cwd=bare)
+    for ref in ("refs/heads/release/1", "refs/tags/light", "refs/pull/1/head", "refs/pull/refs/heads/2"):
+        git("update-ref", ref, head, cwd=bare)
+    names = ("refs/heads/main", "refs/heads/release/1", "refs/tags/light", "refs/tags/v1")
+    refs = canonical(host.url("ada/refs"))
+    assert Resolver(policy).refs(refs) == Refs(commits=dict.fromkeys(names, head), default="refs/heads/main")
+    git("update-ref", "--no-deref", "HEAD", head, cwd=bare)
+    assert Resolver(policy).refs(refs).default is None
+    git("symbolic-ref", "HEAD", "refs/heads/gone", cwd=bare)
+    assert Resolver(policy).refs(refs) == Refs(commits=dict.fromkeys(names, head), default=None)
+    assert Resolver(policy).refs(canonical(host.url("ada/empty"))) == Refs(commits={}, default=None)
 
 
 @pytest.mark.parametrize("digits", [40, 64])

@@ -12,9 +12,16 @@ AROUND = Surroundings(git_credentials="/secrets/git-credentials", timeout=60)
 
 @pytest.mark.parametrize(
     ("by", "given"),
-    [("webhook:github", True), ("user:webhook:github", False), ("token:ci", False), ("sync", False), (None, False)],
+    [
+        ("webhook:github", True),
+        ("user:webhook:github", False),
+        ("token:ci", False),
+        ("sync", True),
+        ("user:sync", False),
+        (None, False),
+    ],
 )
-def test_stored_git_credentials_are_for_webhooks_only(by: str | None, given: bool) -> None:
+def test_stored_git_credentials_are_for_webhooks_and_what_is_listed(by: str | None, given: bool) -> None:
     asked = build("b", replace(cause("1"), by=by))
     expected = AROUND if given else replace(AROUND, git_credentials=None)
     assert spec_for(asked, attempt(), AROUND).surroundings == expected

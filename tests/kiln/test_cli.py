@@ -63,7 +63,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def test_help_names_the_commands(kiln: Kiln) -> None:
     done = kiln.run("--help")
     assert done.returncode == 0
-    assert all(f"  {command} " in done.stdout for command in ("build", "check", "controller", "send", "web"))
+    assert all(f"  {command} " in done.stdout for command in ("build", "check", "controller", "send", "sync", "web"))
 
 
 def test_every_setting_is_an_option(kiln: Kiln) -> None:
@@ -82,7 +82,7 @@ def test_misuse_is_status_2(kiln: Kiln, arguments: list[str]) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["web", "controller", "check"])
+@pytest.mark.parametrize("command", ["web", "controller", "check", "sync"])
 def test_a_typo_is_told_before_anything_starts(kiln: Kiln, command: str) -> None:
     done = kiln.run(command, KILN_IMAGE_PREFX="x")
     assert done.returncode == 1

@@ -1,0 +1,104 @@
+"""Looks at the listed repositories, each at its own interval, for as long as this process leads.
+
+A thread of its own, beside the controller's: a Git host that does not answer must not hold up a build. One look after
+the other, so that however many are listed, hosts and records are asked one thing at a time. Intervals vary by a tenth,
+or all that began together would come together for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from builds import metrics
+from builds.engines import EngineError
+from builds.errors import AskError
+from builds.listed import Listed
+from builds.sync import Looked
+
+log = logging.getLogger(__name__)
+
+MAX_PAUSE = 3600.0
+"""Seconds between two looks at a repository that cannot be looked at, unless its interval is longer anyway."""
+TICK = 1.0
+"""Seconds after which a process that does not lead asks whether it does now."""
+
+
+class Poller:
+    """`look` is `Sync.look`; `leading` says whether this process is the one that acts."""
+
+    def __init__(
+        self,
+        look: Callable[[Listed], Looked],
+        listed: Sequence[Listed],
+        *,
+        leading: Callable[[], bool],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._look = look
+        self._listed = {one.url: one for one in listed if one.poll is not None}
+        self._leading = leading
+        self._monotonic = monotonic
+        self._due = dict.fromkeys(self._listed, monotonic())
+        self._failures = dict.fromkeys(self._listed, 0)
+        self._told: dict[str, str] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set; a look that is under way then goes on to its end."""
+        while not stop.is_set():
+            stop.wait(min(TICK, self.turn()))
+
+    def turn(self) -> float:
+        """One look at the repository that has been due for longest. Returns in how many seconds the next one is due."""
+        if not self._due or not self._leading():
+            return TICK
+        url = min(self._due, key=lambda url: self._due[url])
+        if self._due[url] <= self._monotonic():
+            self._look_at(self._listed[url])
+        return max(0.0, min(self._due.values()) - self._monotonic())
+
+    def _look_at(self, listed: Listed) -> None:
+        url = listed.url
+        try:
+            looked = self._look(listed)
+        except (AskError, EngineError) as error:
+            self._tell(url, f"cannot be looked at: {error}")
+            self._failures[url] += 1
+        except Exception:
+            log.exception("The look at %s failed", url)
+            self._failures[url] += 1
+        else:
+            self._told_of(url, looked)
+            self._failures[url] = 0
+        metrics.SYNC_LOOKS.labels("failed" if self._failures[url] else "done").inc()
+        metrics.SYNC_FAILING.set(sum(map(bool, self._failures.values())))
+        self._due[url] = self._monotonic() + self._pause(listed)
+
+    def _pause(self, listed: Listed) -> float:
+        interval = listed.poll or MAX_PAUSE
+        backoff = min(interval * (1 << min(self._failures[listed.url], 16)), max(interval, MAX_PAUSE))
+        return backoff * random.uniform(0.9, 1.1)  # noqa: S311  (nobody gains by guessing it)
+
+    def _told_of(self, url: str, looked: Looked) -> None:
+        names = dict.fromkeys(ask.name for ask in looked.asked)
+        for name in names:
+            log.info("Asked for what no webhook had told of: %s", url, extra={"build": name})
+        metrics.SYNC_ASKED.inc(len(names))
+        compared = looked.comparison
+        troubles = [*compared.refused, *compared.unanswered]
+        if looked.left:
+            troubles.append("Builds were left for later, because too many wait.")
+        self._tell(url, " ".join(troubles))
+
+    def _tell(self, url: str, trouble: str) -> None:
+        """Once, and not again until something else is wrong, or nothing is."""
+        if trouble == self._told.get(url, ""):
+            return
+        self._told[url] = trouble
+        if trouble:
+            log.warning("Repository %s: %s", url, trouble)
+        else:
+            log.info("Repository %s is in order again", url)

@@ -1,0 +1,174 @@
+"""Looks at a listed repository and asks for what is missing: `kiln sync` once, `builds.poll` again and again.
+
+Only the records are needed, so any engine will do, and whoever runs it. It may be broken off at any point and repeated:
+what was asked for is found in the records the next time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Protocol
+
+import msgspec
+
+from builds.build import SYNC, Build, Kind, State
+from builds.engines import Ask, NotFound, QueueFull, Records
+from builds.errors import AskError, TryAgain
+from builds.intake import Intake, merge
+from builds.listed import Listed, Ref, Seen, due, moved, pushes
+from builds.repository import Refs, Repository
+from builds.triggers import Trigger, wanted
+from eventing.errors import EventError
+
+PAGE = 200
+"""Records read at a time when those that wait are counted."""
+
+
+class Lister(Protocol):
+    """Asks a Git host for all that a repository has."""
+
+    def refs(self, repository: Repository) -> Refs:
+        """Raises AskError of `builds.errors`."""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """What a repository has, beside what the records know of it.
+
+    `known` is how many of the requests that triggers make of it are there already. `refused` are sentences about those
+    that will never be built; `unanswered` about those that may be, once somebody who had to be asked answers.
+    """
+
+    repository: str
+    missing: tuple[Ask, ...]
+    known: int
+    refused: tuple[str, ...]
+    unanswered: tuple[str, ...]
+    seen: Mapping[str, Seen]
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of a look. `left` is how much was not asked for, because too many builds wait already."""
+
+    comparison: Comparison
+    asked: tuple[Ask, ...] = ()
+    left: int = 0
+
+    @property
+    def complete(self) -> bool:
+        return not self.left and not self.comparison.unanswered
+
+
+class Sync:
+    """`most_waiting`: how many builds may wait, of whoever, for one more to be asked for here. The rest of the queue is
+    for those who cannot come back later.
+
+    It remembers where refs were at its last complete look, to know that they have moved. Not safe for many threads.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: Records,
+        intake: Intake,
+        lister: Lister,
+        triggers: Sequence[Trigger],
+        most_waiting: int,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._records = records
+        self._intake = intake
+        self._lister = lister
+        self._triggers = triggers
+        self._most_waiting = most_waiting
+        self._clock = clock
+        self._seen: dict[str, Mapping[str, Seen]] = {}
+
+    def look(self, listed: Listed) -> Looked:
+        """Compares, and asks for what is missing. Raises AskError where the repository cannot be looked at,
+        Unavailable."""
+        return self.ask(self.compare(listed))
+
+    def compare(self, listed: Listed) -> Comparison:
+        """Raises AskError where the repository cannot be looked at, Unavailable."""
+        at = self._clock()
+        repository = self._intake.repository(listed.url)
+        found = self._lister.refs(repository)
+        before = self._seen.get(repository.url, {})
+        missing: list[Ask] = []
+        refused: list[str] = []
+        unanswered: list[str] = []
+        known, seen = 0, {}
+        for ref in pushes(listed.url, repository, found):
+            asks = list(self._asks(ref, refused, unanswered))
+            if asks:
+                seen[ref.name] = Seen(commit=ref.commit, at=at)
+            for ask in merge(asks):
+                wants = due(ask, self._build(ask.name), moved(ref, before.get(ref.name)))
+                known += wants is None
+                missing += [] if wants is None else [wants]
+        return Comparison(
+            repository=repository.url,
+            missing=tuple(missing),
+            known=known,
+            refused=tuple(refused),
+            unanswered=tuple(unanswered),
+            seen=seen,
+        )
+
+    def ask(self, comparison: Comparison) -> Looked:
+        """Writes down what is missing, as far as there is room. Raises Unavailable."""
+        builds: dict[str, list[Ask]] = {}
+        for ask in comparison.missing:
+            builds.setdefault(ask.name, []).append(ask)
+        asked: list[Ask] = []
+        for asks in islice(builds.values(), self._room() if builds else 0):
+            with suppress(QueueFull):  # others were faster, or this one's events wait for a sink
+                self._records.accept(asks)
+                asked += asks
+        looked = Looked(comparison=comparison, asked=tuple(asked), left=len(comparison.missing) - len(asked))
+        if looked.complete:
+            self._seen[comparison.repository] = comparison.seen
+        return looked
+
+    def _asks(self, ref: Ref, refused: list[str], unanswered: list[str]) -> Iterator[Ask]:
+        """What the triggers make of a ref; what cannot be asked for is noted."""
+        event = ref.push
+        try:
+            wants = wanted(self._triggers, event)
+        except (AskError, EventError) as error:
+            refused.append(f"{ref.name}: {error}")
+            return
+        for each in wants:
+            try:
+                yield self._intake.ask(
+                    each,
+                    source=event.source,
+                    id=event.id,
+                    type=event.type,
+                    by=SYNC,
+                    kind=Kind.SYNC,
+                    now=self._clock(),
+                )
+            except TryAgain as error:
+                unanswered.append(f"{ref.name}: {error}")
+            except AskError as error:
+                refused.append(f"{ref.name}: {error}")
+
+    def _build(self, name: str) -> Build | None:
+        try:
+            return self._records.get(name)
+        except NotFound:
+            return None
+
+    def _room(self) -> int:
+        """How many more builds may wait."""
+        waiting, cursor = 0, None
+        while waiting < self._most_waiting:
+            page = self._records.list(state=State.QUEUED, limit=PAGE, cursor=cursor)
+            waiting, cursor = waiting + len(page.builds), page.cursor
+            if cursor is None:
+                break
+        return max(0, self._most_waiting - waiting)

@@ -1,0 +1,85 @@
+"""`kiln sync`: looks at listed repositories once, and tells of each what was asked for and what was not.
+
+It writes where web writes, so it runs where web could: on the machine of the local engine, or in a pod of the release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from builds.engines import Ask, EngineError
+from builds.errors import AskError, RepositoryError
+from builds.listed import Listed
+from builds.repository import canonical
+from builds.sync import Looked
+from kiln import wiring
+from kiln.errors import CommandError
+from kiln.wiring import Kiln
+
+Say = Callable[[str], object]
+
+
+def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, say: Say, complain: Say) -> int:
+    """Looks at the repositories that are listed, or at those given. Returns the exit status. Raises KilnError."""
+    kiln = wiring.load(environ)
+    chosen = _chosen(kiln, urls)
+    if not chosen:
+        raise CommandError("There is nothing to look at: list `repositories` in the YAML file, or name one.")
+    try:
+        records = wiring.engine(kiln)
+        try:
+            look = wiring.sync(kiln, records)
+            whole = True
+            for listed in chosen:
+                try:
+                    compared = look.compare(listed)
+                    looked = Looked(comparison=compared) if dry else look.ask(compared)
+                except AskError as error:
+                    complain(f"kiln: {listed.url}: {error}")
+                    whole = False
+                else:
+                    whole = _tell(listed, looked, say, complain, dry=dry) and whole
+        finally:
+            records.close()
+    except EngineError as error:
+        raise CommandError(str(error)) from error
+    return 0 if whole else 1
+
+
+def _chosen(kiln: Kiln, urls: Sequence[str]) -> list[Listed]:
+    """Those given, as they are listed where they are: filters may look at how they are spelled there."""
+    if not urls:
+        return list(kiln.config.repositories)
+    listed = {canonical(one.url, kiln.config.hosts).url: one for one in kiln.config.repositories}
+    chosen: dict[str, Listed] = {}
+    for url in urls:
+        try:
+            identity = canonical(url, kiln.config.hosts).url
+        except RepositoryError:
+            identity = url  # the look says what is wrong with it
+        chosen.setdefault(identity, listed.get(identity) or Listed(url=url))
+    return list(chosen.values())
+
+
+def _tell(listed: Listed, looked: Looked, say: Say, complain: Say, *, dry: bool) -> bool:
+    """Returns whether nothing was left undone."""
+    compared = looked.comparison
+    now = compared.missing if dry else looked.asked
+    what = f"{len(now)} would be asked for" if dry else f"{len(now)} asked for"
+    say(f"{listed.url}: {what}, {compared.known} known already")
+    for ask in now:
+        say(f"  {_line(ask)}")
+    for sentence in compared.refused:
+        say(f"  not built: {sentence}")
+    for sentence in compared.unanswered:
+        complain(f"kiln: {listed.url}: {sentence}")
+    if looked.left:
+        complain(
+            f"kiln: {listed.url}: {looked.left} left out, because too many builds wait already, or too many events "
+            "of one: try again later."
+        )
+    return dry or looked.complete
+
+
+def _line(ask: Ask) -> str:
+    return " ".join(filter(None, (ask.name, ask.cause.ref, ask.request.commit[:12], ask.request.subdir)))
