@@ -28,6 +28,11 @@ DIGEST = "sha256:" + "b" * 64
 Message = Mapping[str, Any]
 
 
+def there(image: str, tag: str) -> str:
+    """A registry that has every image."""
+    return DIGEST
+
+
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "LOOK", 0.02)
@@ -154,8 +159,13 @@ def test_who_waits_is_told_why_and_who_else_does(house: House) -> None:
 
 
 def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Callable[..., House]) -> None:
-    asked = []
-    house = houses(find_image=lambda image, tag: asked.append((image, tag)) or DIGEST)
+    asked: list[tuple[str, str]] = []
+
+    def find(image: str, tag: str) -> str:
+        asked.append((image, tag))
+        return DIGEST
+
+    house = houses(find_image=find)
     (end,) = everything(house)
     assert end == {
         "phase": "ready",
@@ -168,7 +178,7 @@ def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Ca
 
 @pytest.mark.parametrize("query", ["", "?build_only=false", "?build_only=TRUE", "?build_only=true&build_token=x.y.z"])
 def test_it_never_launches_and_says_so(houses: Callable[..., House], query: str) -> None:
-    said = everything(houses(find_image=lambda image, tag: DIGEST), f"{SPEC}{query}")
+    said = everything(houses(find_image=there), f"{SPEC}{query}")
     assert phases(said)[-1] == "ready"
     assert ("launches nothing" in said[0]["message"]) == ("true" not in query.lower())
 
@@ -187,7 +197,7 @@ def test_two_viewers_see_one_build(house: House) -> None:
 
 @pytest.mark.parametrize("accept", [None, "*/*", "text/event-stream", "text/event-stream, */*", "application/json"])
 def test_any_accept_will_do(houses: Callable[..., House], accept: str | None) -> None:
-    said = everything(houses(find_image=lambda image, tag: DIGEST), URL, **({"Accept": accept} if accept else {}))
+    said = everything(houses(find_image=there), URL, **({"Accept": accept} if accept else {}))
     assert phases(said) == ["ready"]
 
 
@@ -236,7 +246,7 @@ def test_a_server_that_tells_no_raw_path_still_takes_what_needs_none(house: Hous
 
 
 def test_refs_are_looked_up(houses: Callable[..., House], host: GitHost) -> None:
-    house = houses(allowed=[f"{host.base}/**"], find_image=lambda image, tag: DIGEST)
+    house = houses(allowed=[f"{host.base}/**"], find_image=there)
     for ref in ("main", "HEAD", "feature/x", "feature%2Fx", "v1"):
         assert phases(everything(house, f"{spec_of(host, ref)}?build_only=true")) == ["ready"]
     assert "no branch or tag 'nowhere'" in the_refusal(house, spec_of(host, "nowhere"))["message"]
@@ -247,14 +257,14 @@ def test_refs_are_looked_up(houses: Callable[..., House], host: GitHost) -> None
 
 
 def test_a_default_branch_by_its_old_name_is_built_with_advice(houses: Callable[..., House], host: GitHost) -> None:
-    house = houses(allowed=[f"{host.base}/**"], find_image=lambda image, tag: DIGEST)
+    house = houses(allowed=[f"{host.base}/**"], find_image=there)
     note, end = everything(house, f"{spec_of(host, 'master')}?build_only=true")
     assert note["phase"] == "waiting"
     assert all(word in note["message"] for word in ("'master'", "HEAD", "update your links"))
     assert end["phase"] == "ready"
 
 
-# Refusals: 200, and one event that says what it is ---------------------------------------------------------------------
+# Refusals: 200, and one event that says what it is --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -286,7 +296,7 @@ def test_what_is_refused_is_one_event(house: House, spec: str, status: int) -> N
 
 
 def test_a_token_is_asked_for(houses: Callable[..., House]) -> None:
-    house = houses(auth=["token"], find_image=lambda image, tag: DIGEST)
+    house = houses(auth=["token"], find_image=there)
     assert the_refusal(house)["status_code"] == 401
     assert the_refusal(house, Authorization="Bearer wrong")["status_code"] == 401
     assert phases(everything(house, **bearer())) == ["ready"]
