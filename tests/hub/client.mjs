@@ -10,6 +10,7 @@ const [packages, spec, endpoint, options, leaveAfter] = process.argv.slice(2);
 globalThis.window = globalThis;
 globalThis.document = { cookie: "_xsrf=from-the-cookie", hidden: false, addEventListener() {}, removeEventListener() {} };
 console.log = console.error;
+process.on("unhandledRejection", console.error); // a browser goes on, too
 
 const path = createRequire(`${packages}/`).resolve("@jupyterhub/binderhub-client/client.js");
 const { BinderRepository } = await import(pathToFileURL(path));
