@@ -27,6 +27,8 @@ Tokens = Callable[[], Mapping[str, bytes]]
 SESSION = "kiln-session"
 SESSION_SECONDS = 12 * 3600
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+DOES_BY_GET = "binderhub.build"
+"""The endpoint whose clients have things done by GET."""
 
 _FORWARDED = re.compile(
     r"forwarded|via|x-forwarded.*|x-original-.*|x-real-ip|(x-|x-cluster-|true-)client-ip|cf-connecting-ip",
@@ -84,7 +86,7 @@ class Session:
             return None
         if not hmac.compare_digest(request.cookies[SESSION].encode(), session(name, token, int(rest)).encode()):
             return None
-        if request.method not in SAFE and foreign_origin(request):
+        if changes(request) and foreign_origin(request):
             raise Problem(403, "This must be asked from Kiln's own pages.")
         return Identity(by=f"token:{name}", admin=True)
 
@@ -141,10 +143,15 @@ def session(name: str, token: bytes, expiry: int) -> str:
 
 def foreign_origin(request: Request) -> bool:
     """Whether a browser says that another site's page made this request (RFC 6454, §7; Fetch Metadata)."""
-    if request.method not in SAFE and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
+    if changes(request) and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
         return True  # a link that leads here is no request that changes anything
     origin = request.headers.get("Origin")
     return origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
+
+
+def changes(request: Request) -> bool:
+    """Whether it asks for something to be done: an image on another site's page must not be enough for that."""
+    return request.method not in SAFE or (request.method == "GET" and request.endpoint == DOES_BY_GET)
 
 
 def refuse_foreigners(request: Request) -> None:

@@ -20,7 +20,7 @@ from eventing.event import Event
 from eventing.wire import load_json
 from handlers import asking, bodies, logs
 from handlers.auth import Identity
-from handlers.problems import BUSY, Problem
+from handlers.problems import Problem
 from handlers.services import services
 
 routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
@@ -121,22 +121,17 @@ def _attempt(build: Build) -> int | None:
 
 def _followed(build: Build, wanted: int | None) -> Response:
     """The stream, with a viewer's place that is given back when it is closed, whoever closes it."""
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":
-        return Response(headers=headers, content_type="text/event-stream")
+        return logs.streamed(())
     leave = services().viewers.enter()
-    if leave is None:
-        raise Problem(503, "As many logs are being followed as can be. Try again.", {"Retry-After": str(BUSY)})
     start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (wanted or build.status.round_began_with, 0)
     base = services().base_path
 
     def shaped(now: Build) -> object:
         return as_json(now, base=base, tail=False)
 
-    stream = logs.follow(services().records, build.name, start, shaped, services().stopping)
-    response = Response(stream, headers=headers, content_type="text/event-stream")
-    response.call_on_close(leave)
-    return response
+    stream = logs.events(services().records, build.name, start, shaped, services().stopping)
+    return logs.streamed(stream, leave)
 
 
 def answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -3,6 +3,8 @@
 Nothing is kept between two requests: the log line's own number is its id, so `Last-Event-ID` says all there is to know.
 The record is always read before the log. A log read after its attempt was seen to have ended is complete, and only
 then does the stream go on to the next attempt, or end.
+
+What is new is found here (`follow`); how it is said is each API's own: here it is ours, BinderHub's is in `binderhub`.
 """
 
 from __future__ import annotations
@@ -10,13 +12,15 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
+from flask import Response
 
 from builds.build import Build
 from builds.engines import LogLine, NotFound, Records, Unavailable
 from handlers import metrics
+from handlers.problems import BUSY, Problem
 
 KEEPALIVE = 10.0
 """Seconds of silence after which a comment is sent: proxies close what says nothing, and a viewer who has gone is only
@@ -36,10 +40,10 @@ class Viewers:
     def __init__(self, limit: int) -> None:
         self._free = threading.BoundedSemaphore(limit)
 
-    def enter(self) -> Callable[[], None] | None:
-        """A place: what is returned gives it back, once, however often it is called. `None`: there is none left."""
+    def enter(self) -> Callable[[], None]:
+        """Takes a place: what is returned gives it back, once, however often it is called. Raises Problem 503."""
         if not self._free.acquire(blocking=False):
-            return None
+            raise Problem(503, "As many logs are being followed as can be. Try again.", {"Retry-After": str(BUSY)})
         metrics.VIEWERS.inc()
         once = threading.Lock()
 
@@ -59,7 +63,42 @@ def resumed(last_event_id: str | None, build: Build) -> Position | None:
     return int(match[1]), int(match[2])
 
 
+def has_ended(build: Build) -> bool:
+    return build.state.ended
+
+
 def follow(
+    records: Records,
+    name: str,
+    position: Position,
+    stopping: threading.Event,
+    ended: Callable[[Build], bool] = has_ended,
+) -> Iterator[Build | LogLine | None]:
+    """What is new of a build from `position` on: its record, each line of its log, `None` after each look.
+
+    The last is the record of the build that has `ended`, unless web is `stopping`. Raises NotFound, Unavailable.
+    """
+    attempt, line = position
+    told: str | None = None
+    build = records.get(name)
+    while not stopping.is_set():
+        if build.revision != told and not ended(build):
+            yield build
+            told = build.revision
+        for entry in records.log(name, attempt, after=line):
+            yield entry
+            line = entry.number
+        if attempt < build.status.attempt:
+            attempt, line = attempt + 1, 0
+            continue
+        if ended(build):
+            yield build
+            return
+        yield None
+        build = records.changed(name, build.revision, LOOK if build.live else IDLE) or build
+
+
+def events(
     records: Records,
     name: str,
     position: Position,
@@ -71,39 +110,51 @@ def follow(
     Ends early, without a last `state`, when the record cannot be read or web is `stopping`: the viewer comes back with
     the position.
     """
-    attempt, line = position
-    told: bytes | None = None
-    spoke = time.monotonic()
     try:
-        build: Build = records.get(name)
-        while not stopping.is_set():
-            state = msgspec.json.encode(shape(build))
-            if state != told and not build.state.ended:
-                yield _frame("state", state)
-                told, spoke = state, time.monotonic()
-            for entry in records.log(name, attempt, after=line):
-                yield _line(entry)
-                line, spoke = entry.number, time.monotonic()
-            if attempt < build.status.attempt:
-                attempt, line = attempt + 1, 0
-                continue
-            if build.state.ended:
-                yield _frame("state", state)
-                return
-            if time.monotonic() - spoke > KEEPALIVE:
-                yield b": waiting\n\n"
-                spoke = time.monotonic()
-            build = records.changed(name, build.revision, LOOK if build.live else IDLE) or build
+        yield from kept_alive(_said(follow(records, name, position, stopping), shape))
     except (NotFound, Unavailable):
         return
 
 
+def kept_alive(frames: Iterable[bytes]) -> Iterator[bytes]:
+    """The frames that say something, and a comment after every `KEEPALIVE` seconds of those that are empty."""
+    spoke = time.monotonic()
+    for each in frames:
+        if not each and time.monotonic() - spoke <= KEEPALIVE:
+            continue
+        yield each or b": waiting\n\n"
+        spoke = time.monotonic()
+
+
+def streamed(frames: Iterable[bytes], leave: Callable[[], None] | None = None) -> Response:
+    """The answer that sends them as they come. `leave` gives a viewer's place back when it is closed, by whomever."""
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    response = Response(frames, headers=headers, content_type="text/event-stream")
+    if leave:
+        response.call_on_close(leave)
+    return response
+
+
+def _said(seen: Iterable[Build | LogLine | None], shape: Callable[[Build], object]) -> Iterator[bytes]:
+    told = b""
+    for new in seen:
+        if new is None:
+            yield b""
+        elif isinstance(new, LogLine):
+            yield _line(new)
+        else:
+            state = msgspec.json.encode(shape(new))
+            yield b"" if state == told else frame(state, event="state")
+            told = state
+
+
 def _line(line: LogLine) -> bytes:
     data = msgspec.json.encode({"line": line.text, "phase": line.phase})
-    return _frame("log", data, f"{line.attempt}:{line.number}")
+    return frame(data, event="log", id=f"{line.attempt}:{line.number}")
 
 
-def _frame(event: str, data: bytes, id: str | None = None) -> bytes:  # noqa: A002
+def frame(data: bytes, *, event: str | None = None, id: str | None = None) -> bytes:  # noqa: A002
     """One event (https://html.spec.whatwg.org/multipage/server-sent-events.html). JSON in UTF-8 has no line break."""
-    head = f"id: {id}\n" if id else ""
-    return f"{head}event: {event}\ndata: ".encode() + data + b"\n\n"
+    fields = {"id": id, "event": event}
+    head = "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
+    return f"{head}data: ".encode() + data + b"\n\n"

@@ -15,5 +15,7 @@ EVENTS = Counter(
     "Events and webhooks that came in, by the route's word and what became of them: accepted, ignored or refused.",
     ["via", "outcome"],
 )
-ASKED = Counter("kiln_builds_asked", "Builds asked for, by where: api, events or the Git host's word.", ["via"])
+ASKED = Counter(
+    "kiln_builds_asked", "Builds asked for, by where: api, binderhub, events or the Git host's word.", ["via"]
+)
 VIEWERS = Gauge("kiln_log_viewers", "Logs that are being followed now.")

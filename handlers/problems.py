@@ -37,8 +37,12 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
 
+KINDS = (Problem, HTTPException, AskError, EngineError, EventError)
+"""What may end a request."""
+
+
 def register(app: Flask) -> None:
-    for kind in (Problem, HTTPException, AskError, EngineError, EventError):
+    for kind in KINDS:
         app.register_error_handler(kind, answer)
 
 

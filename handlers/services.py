@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import cast
@@ -20,7 +20,8 @@ from handlers.logs import Viewers
 @dataclass(frozen=True, kw_only=True)
 class Services:
     """Sizes are bytes. `webhook_secrets` gives the valid secrets of a route's word, none where there are none; it and
-    `tokens` are asked on every request, so that a rotated secret holds at once."""
+    `tokens` are asked on every request, so that a rotated secret holds at once. `find_image` gives the digest of an
+    image and tag, `None` where there is none or nobody can tell soon; `registry_answers` whether anybody could."""
 
     records: Records
     intake: Intake
@@ -29,6 +30,11 @@ class Services:
     tokens: Tokens
     auth: Gate
     events_auth: Gate
+    find_image: Callable[[str, str], str | None]
+    registry_answers: Callable[[], bool]
+    builder_info: Mapping[str, str]
+    """What builds, as BinderHub's `/versions` says it: `build_image`, or `repo2docker-version`."""
+    version: str
     loopback_only: bool = False
     """Nobody is asked who they are because nothing can reach in: refuse what looks as if it came from elsewhere."""
     base_path: str = "/"

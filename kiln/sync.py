@@ -26,7 +26,7 @@ def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, say: Say,
     if not chosen:
         raise CommandError("There is nothing to look at: list `repositories` in the YAML file, or name one.")
     try:
-        records = wiring.engine(kiln)
+        records = wiring.records(kiln)
         try:
             look = wiring.sync(kiln, records)
             whole = True

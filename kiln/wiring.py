@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime, timedelta
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -133,10 +134,14 @@ def ops(kiln: Kiln, process: Process) -> Ops:
 def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
     from builds.clients.git import Resolver  # noqa: PLC0415
+    from builds.clients.images import LIMIT, Images  # noqa: PLC0415
+    from builds.clients.registry import Registry  # noqa: PLC0415
     from handlers.app import Services, create_app  # noqa: PLC0415
     from handlers.auth import gate  # noqa: PLC0415
 
     found = kiln.settings
+    registry = functools.partial(Registry, kiln.registry_config, kiln.config.insecure_registries, (LIMIT, LIMIT))
+    images = Images(registry)
     gate_for = functools.partial(gate, tokens=kiln.secrets.api_tokens)
     return create_app(
         Services(
@@ -148,6 +153,10 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             tokens=kiln.secrets.api_tokens,
             auth=gate_for(found.auth, pages=True),
             events_auth=gate_for(found.events_auth),
+            find_image=images.digest,
+            registry_answers=lambda: images.answers(kiln.images.prefix),
+            builder_info=_builder_info(found),
+            version=metadata.version("kiln-images"),
             loopback_only=found.loopback_only,
             base_path=found.base_path,
             public_url=found.public_url,
@@ -156,6 +165,13 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             stopping=stopping,
         )
     )
+
+
+def _builder_info(found: Settings) -> Mapping[str, str]:
+    """What builds, as BinderHub's `/versions` says it."""
+    if found.builder_image:
+        return {"build_image": found.builder_image}
+    return {"repo2docker-version": metadata.version("jupyter-repo2docker")}
 
 
 def intake(kiln: Kiln, resolver: Resolver) -> Intake:

@@ -12,12 +12,12 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.parts import machine
+from tests.parts import machine, node
 
 HERE = Path(__file__).resolve().parent
 
@@ -61,7 +61,15 @@ def docker() -> AbstractContextManager[None]:
     return machine.daemon()
 
 
-FOLDERS = {"docker": docker}
+@contextmanager
+def hub() -> Iterator[None]:
+    """The same, and the packages of JupyterHub's clients."""
+    with docker():
+        node.packages()
+        yield
+
+
+FOLDERS = {"docker": docker, "hub": hub}
 """Tiers with a folder of their own, and what they need."""
 
 

@@ -32,7 +32,6 @@ DOCKER_HUB = "docker.io"
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 TOKEN_USER = "<token>"  # noqa: S105 (what credential helpers say in place of a name)
 TIMEOUT = (5.0, 20.0)
-"""Seconds to connect, and between two bytes of an answer."""
 MAX_BODY = 8 << 20
 
 
@@ -115,12 +114,19 @@ class DockerConfig(msgspec.Struct):
 class Registry:
     """The registries that a docker `config.json` has credentials for. One thread at a time.
 
-    `insecure` are `host:port` to be spoken to over plain HTTP; loopback always is.
+    `insecure` are `host:port` to be spoken to over plain HTTP; loopback always is. `timeout` is in seconds: to connect,
+    and between two bytes of an answer.
     """
 
-    def __init__(self, config: str | os.PathLike[str] | None = None, insecure: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: str | os.PathLike[str] | None = None,
+        insecure: Sequence[str] = (),
+        timeout: tuple[float, float] = TIMEOUT,
+    ) -> None:
         self._config = Path(config) if config else docker_folder() / "config.json"
         self._insecure = frozenset(insecure)
+        self._timeout = timeout
         self._session = requests.Session()
         self._session.auth = _no_netrc
         self._authorization: dict[str, str] = {}
@@ -170,14 +176,22 @@ class Registry:
         answer = self._ask("PUT", image, f"manifests/{tag}", headers, manifest.body)
         self._expect(answer, requests.codes.created, image)
 
+    def answers(self, image: str) -> bool:
+        """Whether the registry of an image is up, whatever it thinks of us. Raises Unreachable where it is silent."""
+        host = split(image)[0]
+        answer = self._send("GET", f"{self._base(host)}/v2/", {}, None, host)
+        return answer.status_code in (requests.codes.ok, requests.codes.unauthorized)
+
+    def _base(self, host: str) -> str:
+        plain = host in self._insecure or _is_loopback(host)
+        return f"{'http' if plain else 'https'}://{'registry-1.docker.io' if host == DOCKER_HUB else host}"
+
     def _ask(
         self, method: str, image: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> requests.Response:
         """One request, and once more with the authorization that the registry asks for."""
         host, name = split(image)
-        plain = host in self._insecure or _is_loopback(host)
-        server = "registry-1.docker.io" if host == DOCKER_HUB else host
-        url = f"{'http' if plain else 'https'}://{server}/v2/{name}/{path}"
+        url = f"{self._base(host)}/v2/{name}/{path}"
         answer = self._send(method, url, {**headers, **self._authorized(image)}, body, host)
         if answer.status_code == requests.codes.unauthorized:
             self._authorization[image] = self._authorize(host, answer.headers.get("WWW-Authenticate", ""))
@@ -198,7 +212,7 @@ class Registry:
                 url,
                 headers=headers,
                 data=body,
-                timeout=TIMEOUT,
+                timeout=self._timeout,
                 stream=True,
                 proxies=none,  # type: ignore[arg-type]
             )

@@ -10,6 +10,7 @@ from builds.build import Kind
 from builds.errors import AskError, RuleError
 from builds.image import ImagePolicy
 from builds.intake import Intake
+from builds.providers import PROVIDERS, source
 from builds.repository import HostKind, Policy, Repository, canonical, glob_match, repository_pattern
 from builds.triggers import Trigger, template, wanted
 from eventing.errors import DecodeError
@@ -48,6 +49,17 @@ def repository_url(data: bytes) -> None:
         assert repository.clone_url.isprintable()
         Policy().check(repository)
         assert repository.scheme == "https"
+
+
+def binder_spec(data: bytes) -> None:
+    """`data`: `<provider>/<spec>`. A provider with a host of its own leads nowhere else."""
+    provider, _, spec = data.decode(errors="replace").partition("/")
+    with suppress(AskError):
+        found = source(provider, spec)
+        assert found.ref
+        base = PROVIDERS[provider].base
+        assert base is None or found.repository.startswith(f"{base}/")
+        assert base is None or canonical(found.repository).host == base.removeprefix("https://")
 
 
 def trigger_template(data: bytes) -> None:

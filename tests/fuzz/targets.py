@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.fuzz.asked import build_request, pattern, repository_url, trigger_template
+from tests.fuzz.asked import binder_spec, build_request, pattern, repository_url, trigger_template
 from tests.fuzz.builder import git_words, tool_output
 from tests.fuzz.decode import decode_http
 from tests.fuzz.filters import filters
@@ -18,6 +18,7 @@ from tests.fuzz.written import configuration, durations_and_sizes, saved_request
 CORPUS = Path(__file__).parent / "corpus"
 
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "binder_spec": binder_spec,
     "build_request": build_request,
     "configuration": configuration,
     "decode_http": decode_http,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.handlers.house import House, event, push, signed
+from tests.handlers.house import COMMIT, REPOSITORY, House, event, push, signed
 from tests.parts.kiln import until
 
 ROOT = Path(__file__).parents[2]
@@ -150,6 +150,28 @@ def test_a_line_is_there_when_it_is_said_and_another_process_goes_on_with_it(hou
         house.end(name)
         assert list(ids(answer)) == ["1:2", "1:3"]
         connection.close()
+
+
+def test_a_binderhub_client_who_leaves_makes_room_and_its_path_comes_undecoded(house: House) -> None:
+    path = f"/build/git/https%3A%2F%2Fgithub.com%2Focto%2Fstats/{COMMIT}"
+    with served(house.folder, viewers=1) as port:
+
+        def first() -> bytes:
+            connection = HTTPConnection("127.0.0.1", port, timeout=20)
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            line = answer.readline()
+            while line.startswith((b"id: ", b"\n", b":")):
+                line = answer.readline()
+            answer.close()
+            connection.close()
+            return line
+
+        for _ in range(3):
+            until(lambda: b'"waiting"' in first(), 20)
+    (build,) = house.builds()
+    assert build.request.repository == REPOSITORY
 
 
 def test_who_leaves_makes_room(house: House) -> None:

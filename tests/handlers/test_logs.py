@@ -68,7 +68,7 @@ def test_a_log_is_followed_from_the_first_line_to_the_end(house: House, running:
         assert (three["event"], three["id"], json.loads(three["data"])) == (
             "log",
             "1:3",
-            {"line": "three", "phase": "building"},
+            {"line": "three", "phase": "build"},
         )
         house.end(running.name)
         *_, last = events

@@ -1,0 +1,63 @@
+"""Whether an image is in the registry already, asked while somebody waits.
+
+What a registry does with a question is not ours: a name server, a login and a slow disk come in between. So it is asked
+on a few threads of this module's own, and who asks gets an answer within the limit: the digest, that there is none, or
+that nobody knows, which is no reason to refuse a build.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from builds.clients.registry import Registry, RegistryError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LIMIT = 2.0
+"""Seconds after which nobody waits for the registry any more."""
+THREADS = 4
+HEALTH_KEPT = 15.0
+"""Seconds for which an answer about the registry's health holds: who may ask may ask as often as they like."""
+
+
+class Images:
+    """Safe to use from many threads. `registry` makes a client: one is for one thread at a time."""
+
+    def __init__(self, registry: Callable[[], Registry], limit: float = LIMIT) -> None:
+        self._registry = registry
+        self._limit = limit
+        self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
+        self._health = threading.Lock()
+        self._asked_at = -HEALTH_KEPT
+        self._answers = False
+
+    def digest(self, image: str, tag: str) -> str | None:
+        """Of what is there under this name and tag; `None` where nothing is, or where nobody can tell in time."""
+        found = self._within_limit(lambda registry: registry.manifest(image, tag))
+        return found.digest if found else None
+
+    def answers(self, image: str) -> bool:
+        """Whether the registry of an image (or of a prefix of images) is up."""
+        with self._health:
+            if time.monotonic() - self._asked_at >= HEALTH_KEPT:
+                self._answers = self._within_limit(lambda registry: registry.answers(image)) is True
+                self._asked_at = time.monotonic()
+            return self._answers
+
+    def _within_limit(self, ask: Callable[[Registry], T]) -> T | None:
+        asked = self._askers.submit(lambda: ask(self._registry()))
+        try:
+            return asked.result(self._limit)
+        except TimeoutError:
+            asked.cancel()  # unless it has begun; then the registry client's own limits end it
+            log.warning("The registry did not answer within %g s", self._limit)
+        except RegistryError as error:
+            log.warning("%s", error)
+        return None

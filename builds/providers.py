@@ -1,0 +1,147 @@
+"""BinderHub's names for sources: `<provider>/<spec>`, as its clients write them into an address.
+
+A spec is split before it is decoded, so that a `%2F` stays inside its part. Clients disagree about what has to be
+encoded: some encode a repository that needs none, some encode it twice. Both are understood; a repository is never
+guessed from what could be two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+from builds.errors import CannotBuild, Malformed
+
+DEFAULT_BRANCHES = frozenset({"main", "master"})
+"""Names under which many a link looks for a default branch that is called otherwise by now."""
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """What a spec names: a repository's address and a ref, nothing of it checked."""
+
+    repository: str
+    ref: str
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True):
+    """`base` is where the provider's repositories are; without one, the spec brings the whole address."""
+
+    id: str
+    base: str | None
+    example: str
+    name: str
+    label: str
+    regex: str
+    encode: bool
+    ref_needed: bool = True
+
+    @property
+    def display(self) -> dict[str, Any]:
+        """As BinderHub's pages take it (`display_config` of its providers)."""
+        shown: dict[str, Any] = {"displayName": self.name, "id": self.id, "spec": {"validateRegex": self.regex}}
+        if self.base:
+            host = self.base.removeprefix("https://")
+            shown["detect"] = {"regex": f"^(https?://{host}/)?(?<repo>.*[^/])/?"}
+        repo = {"label": self.label, "placeholder": f"example: {self.example}", "urlEncode": self.encode}
+        return {**shown, "repo": repo, "ref": {"enabled": True, "default": "HEAD"}}
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    provider.id: provider
+    for provider in (
+        Provider(
+            id="gh",
+            base="https://github.com",
+            example="binder-examples/requirements",
+            name="GitHub",
+            label="GitHub repository name or URL",
+            regex="[^/]+/[^/]+/.+",
+            encode=False,
+        ),
+        Provider(
+            id="gist",
+            base="https://gist.github.com",
+            example="user/0123456789abcdef0123456789abcdef",
+            name="GitHub Gist",
+            label="Gist ID (username/gistId) or URL",
+            regex="[^/]+/[^/]+(/[^/]+)?",
+            encode=False,
+            ref_needed=False,
+        ),
+        Provider(
+            id="git",
+            base=None,
+            example="https://git.example.com/repo",
+            name="Git repository",
+            label="Arbitrary git repository URL",
+            regex="[^/]+/.+",
+            encode=True,
+        ),
+        Provider(
+            id="gl",
+            base="https://gitlab.com",
+            example="mosaik/examples/mosaik-tutorials-on-binder",
+            name="GitLab",
+            label="GitLab repository name or URL",
+            regex="[^/]+/.+",
+            encode=True,
+        ),
+    )
+}
+
+
+def source(provider: str, spec: str) -> Source:
+    """What `<provider>/<spec>` names, the spec as it is in the address, percent-encoded.
+
+    Raises CannotBuild for a provider that is not here, Malformed for a spec that names no repository and ref.
+    """
+    known = PROVIDERS.get(provider)
+    if known is None:
+        raise CannotBuild(
+            f"Kiln builds from Git repositories ({', '.join(PROVIDERS)}); there is no provider '{provider[:40]}' here."
+        )
+    first, *rest = spec.rstrip("/").split("/")
+    repository = _decoded(first)
+    if known.base is None:
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:", repository):  # an address that is not encoded, or was decoded
+            raise Malformed(f"The repository's address must be percent-encoded as one part: {_form(known)}.")
+    elif "/" not in repository:
+        repository = "/".join([repository, *map(_decoded, rest[:1])])
+        rest = rest[1:]
+    ref = "/".join(map(unquote, rest)) or ("" if known.ref_needed else "HEAD")
+    if not repository or not ref:
+        raise Malformed(f"The address must name a repository and a ref: {_form(known)}.")
+    return Source(repository=_address(known, repository), ref=ref)
+
+
+def advice(ref: str) -> str:
+    """What to do about a ref that is not there."""
+    if re.fullmatch(r"[0-9a-fA-F]{7,39}", ref):
+        return "A commit must be given whole, with all its digits."
+    return "HEAD is always a repository's default branch."
+
+
+def _decoded(part: str) -> str:
+    """A part of a spec, though it may have been encoded twice."""
+    once = unquote(part)
+    return unquote(once) if "/" not in once and "%2f" in once.lower() else once
+
+
+def _address(provider: Provider, repository: str) -> str:
+    """A provider's own repositories may also be given by their whole address."""
+    if provider.base is None:
+        return repository
+    host = re.escape(provider.base.removeprefix("https://"))
+    path = re.sub(rf"^(?:https?://)?(?:www\.)?{host}/", "", repository, flags=re.IGNORECASE)
+    if "://" in path:
+        raise Malformed(f"This is no repository of {provider.base}; others are /build/git/<address>/<ref>.")
+    return f"{provider.base}/{path.strip('/')}"
+
+
+def _form(provider: Provider) -> str:
+    example = re.sub(r"[:/]", lambda found: f"%{ord(found[0]):02X}", provider.example)
+    return f"/build/{provider.id}/{example if provider.encode else provider.example}/HEAD"

@@ -1,0 +1,313 @@
+"""BinderHub's API, for the clients that there are: `GET /build/<provider>/<spec>` asks for an image and tells of it.
+
+Its clients show a message only of a 200 with a `failed` event, take any other end of a stream for a fault, and never
+come back by themselves. So on this route every refusal is such an event, and every stream ends in `ready` or `failed`,
+with a message. A GET that does something is theirs, too: each is a new cause, like any other way to ask, but a browser
+repeats it by itself. With `Last-Event-ID`, or soon after the end, it only looks.
+
+Launching is a Hub's affair: an image is all that comes of it, whatever `build_only` says.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from http import HTTPStatus
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from flask import Blueprint, Response, request, url_for
+
+from builds import providers
+from builds.build import Build, Kind, State
+from builds.engines import Ask, EngineError, LogLine, NotFound, Records
+from builds.errors import UnknownRef
+from builds.image import tag_for
+from builds.providers import PROVIDERS, Source
+from builds.triggers import REQUESTED, requested
+from eventing.event import Event
+from handlers import asking, logs, problems
+from handlers.builds import answer
+from handlers.problems import Problem, problem_of
+from handlers.services import services
+
+log = logging.getLogger(__name__)
+
+routes = Blueprint("binderhub", __name__)
+
+COMPATIBLE = "1.0.0"
+"""BinderHub's version whose API this is, as `/versions` says it."""
+REPEATED = timedelta(seconds=60)
+"""After the end of a build a GET is taken for a browser's that repeats itself."""
+MOST_COUNTED = 100
+"""Of builds that wait: more of them are said to be that many."""
+
+PHASES = {"fetch": "fetching", "build": "building", "push": "pushing"}
+"""BinderHub's words for those of our logs."""
+NO_LAUNCH = "Kiln builds the image and launches nothing: that is for a Hub to do."
+GOES_ON = "Kiln's web server is restarted. The build goes on: ask again to follow it."
+
+CORS = {
+    # Of no danger: what a browser adds by itself (cookies) does not come with `*`, and opens nothing on this route.
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Headers": "Authorization, Cache-Control, Last-Event-ID, X-Xsrftoken",
+    "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
+    "Access-Control-Max-Age": "600",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
+
+
+class Viewed(NamedTuple):
+    """A build to follow: from where, and until the cause of this request (by its key) has had its answer."""
+
+    build: Build
+    position: logs.Position
+    cause: str | None = None
+
+
+# The routes ----------------------------------------------------------------------------------------------------------
+
+
+@routes.get("/build/<provider>/<path:spec>")
+def build(provider: str, spec: str) -> Response:
+    identity = services().auth.admit(request)
+    if "token" in request.args:
+        raise Problem(400, "A token in an address is seen by many: send it as Authorization: Bearer.")
+    source = providers.source(provider, _raw(spec))
+    if request.method == "HEAD":
+        return logs.streamed(())
+    resumed = _resumed(source)
+    if resumed:
+        return _followed(lambda: resumed)
+    ask, notes = _ask(source, url_for("binderhub.build", provider=provider, spec=spec), identity.by)
+    tag = tag_for(ask.request.commit, ask.request.subdir, ask.request.build_args)
+    digest = services().find_image(ask.request.image, tag)
+    if digest:
+        return logs.streamed([*_noted(notes), _ready(ask.request.image, tag, digest, "Done! Found built image")])
+    return _followed(lambda: _just_ended(ask.name) or _accepted(ask), notes)
+
+
+@routes.get("/versions")
+def versions() -> Response:
+    services().auth.admit(request)
+    info = services().builder_info
+    builder = " ".join(info.values())
+    about = {"builder_info": info, "binderhub": f"{COMPATIBLE}+kiln.{services().version}", "builder": builder}
+    return answer(about)
+
+
+@routes.get("/health")
+def health() -> Response:
+    services().auth.admit(request)
+    found = {"Docker registry": services().registry_answers(), "Records": _records_answer()}
+    checks = [{"service": name, "ok": ok} for name, ok in found.items()]
+    good = all(found.values())
+    return answer({"ok": good, "checks": checks}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+@routes.get("/api/repoproviders")
+def repository_providers() -> Response:
+    services().auth.admit(request)
+    return answer([provider.display for provider in PROVIDERS.values()])
+
+
+@routes.after_request
+def allow_other_sites(response: Response) -> Response:
+    response.headers.update(CORS)
+    return response
+
+
+def refused(error: Exception) -> Response:
+    """What BinderHub's clients can show; everywhere else the problem."""
+    if request.endpoint != "binderhub.build" or request.method == "OPTIONS":
+        return problems.answer(error)
+    problem = problem_of(error)
+    asking.note(refused=f"{problem.status} {problem.detail}")
+    return logs.streamed([_failed(problem)])
+
+
+for kind in problems.KINDS:
+    routes.register_error_handler(kind, refused)
+
+
+# What is asked for ---------------------------------------------------------------------------------------------------
+
+
+def _raw(spec: str) -> str:
+    """The spec as it was sent: WSGI's path is decoded, so a `/` in it may have been a `%2F`."""
+    target = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
+    path = re.sub(r"^[A-Za-z]+://[^/]*", "", target).partition("?")[0]
+    above = urlsplit(services().base_path).path.count("/") + 2  # the base path's parts, `build` and the provider
+    raw = path.split("/", above)[-1]
+    return raw if unquote(raw) == spec else spec
+
+
+def _ask(source: Source, address: str, by: str | None) -> tuple[Ask, list[str]]:
+    """The request, and what to say first: advice, where the default branch has another name by now. Raises AskError."""
+    notes = [] if request.args.get("build_only", "").lower() == "true" else [NO_LAUNCH]
+
+    def ask(ref: str) -> Ask:
+        event = Event(source=address, id=str(uuid.uuid4()), type=REQUESTED)
+        wanted = requested({"repository": source.repository, "ref": ref})
+        return asking.check(wanted, event, by=by, kind=Kind.PERSON)
+
+    try:
+        return ask(source.ref), notes
+    except UnknownRef as error:
+        advice = f"{error} {providers.advice(source.ref)}"
+        if source.ref not in providers.DEFAULT_BRANCHES:
+            raise UnknownRef(advice) from None
+    return ask("HEAD"), [*notes, f"{advice} It is built instead of {source.ref}: please update your links."]
+
+
+def _resumed(source: Source) -> Viewed | None:
+    """What a viewer comes back to, if `Last-Event-ID` is one of this repository's. Raises NotFound, Unavailable."""
+    name, _, rest = request.headers.get("Last-Event-ID", "").partition(":")
+    if not re.fullmatch(r"build-[a-z0-9-]{1,57}", name):
+        return None
+    found = services().records.get(name)
+    position = logs.resumed(rest, found)
+    if position is None or found.request.repository != services().intake.repository(source.repository).url:
+        return None
+    return Viewed(found, position)
+
+
+def _just_ended(name: str) -> Viewed | None:
+    """The build of that name, where it has ended a moment ago."""
+    try:
+        found = services().records.get(name)
+    except NotFound:
+        return None
+    finished = found.status.finished_at
+    if not found.state.ended or finished is None or services().now() - finished > REPEATED:
+        return None
+    return Viewed(found, (found.status.round_began_with, 0))
+
+
+def _accepted(ask: Ask) -> Viewed:
+    """What was asked for, written down. An ended build is told of from its next attempt on."""
+    (found,) = asking.accept([ask], via="binderhub")
+    status = found.status
+    first = status.attempt + 1 if status.state.ended else status.round_began_with
+    return Viewed(found, (first, 0), ask.cause.key)
+
+
+def _records_answer() -> bool:
+    try:
+        services().records.list(limit=1)
+    except EngineError:
+        return False
+    return True
+
+
+# What is said --------------------------------------------------------------------------------------------------------
+
+
+def _followed(find: Callable[[], Viewed], notes: Sequence[str] = ()) -> Response:
+    """The stream of a build. It is looked for, or asked for, when there is a viewer's place for it."""
+    leave = services().viewers.enter()
+    try:
+        viewed = find()
+        asking.note(build=viewed.build.name)
+    except BaseException:
+        leave()
+        raise
+    teller = _Teller(viewed, services().records)
+    seen = logs.follow(teller.records, viewed.build.name, viewed.position, services().stopping, teller.over)
+    return logs.streamed(logs.kept_alive(_to_the_end(seen, teller, notes)), leave)
+
+
+def _to_the_end(seen: Iterator[Build | LogLine | None], teller: _Teller, notes: Sequence[str]) -> Iterator[bytes]:
+    """The messages of a build; whatever happens, the last one says how it ended, or why nothing more is said."""
+    yield from _noted(notes)
+    try:
+        for new in seen:
+            yield teller.tell(new)
+            if isinstance(new, Build) and teller.over(new):
+                return
+    except EngineError as error:
+        yield _failed(problem_of(error))
+    except Exception:
+        log.exception("A build's stream broke off")
+        yield _failed(Problem(500, "Something is wrong in Kiln itself; its log says more."))
+    else:
+        yield _failed(Problem(503, GOES_ON))
+
+
+class _Teller:
+    """Makes messages of what is seen of a build, each with an id to come back with."""
+
+    def __init__(self, viewed: Viewed, records: Records) -> None:
+        self.records = records
+        self._cause = viewed.cause
+        self._name = viewed.build.name
+        self._position = viewed.position
+        self._phase = PHASES["fetch"]
+        self._waiting: str | None = None
+
+    def over(self, build: Build) -> bool:
+        """Whether it has ended, and whoever asked has had the answer."""
+        return build.state.ended and all(cause.key != self._cause for cause in build.unanswered)
+
+    def tell(self, seen: Build | LogLine | None) -> bytes:
+        """Nothing where nothing is new."""
+        match seen:
+            case LogLine():
+                self._position = (seen.attempt, seen.number)
+                self._phase = PHASES.get(seen.phase or "", self._phase)
+                return _message(self._phase, f"{seen.text}\n", id=self._id)
+            case Build() if self.over(seen):
+                return self._end(seen)
+            case Build() if seen.state is not State.RUNNING:
+                return self._wait(seen)
+        return b""
+
+    def _wait(self, build: Build) -> bytes:
+        """Why it waits, when that is another reason than before."""
+        why = build.status.waiting or "Waiting for build to start..."
+        if build.state.ended:
+            why = "Asking the registry whether the image is still there..."
+        if why == self._waiting:
+            return b""
+        self._waiting = why
+        return _message("waiting", f"{why}{self._others()}\n", id=self._id)
+
+    def _others(self) -> str:
+        """How many wait besides: not who comes first, which changes with whoever else asks."""
+        page = self.records.list(state=State.QUEUED, limit=MOST_COUNTED)
+        others = sum(build.name != self._name for build in page.builds)
+        if not others:
+            return ""
+        number = f"More than {others}" if page.cursor else str(others)
+        return f" {number} other {'builds wait' if others > 1 else 'build waits'}, too."
+
+    def _end(self, build: Build) -> bytes:
+        image = build.status.image
+        if build.state is State.SUCCEEDED and image:
+            return _ready(image.repository, image.tag, image.digest, "Done! Image built", id=self._id)
+        why = build.status.message or f"The build is {build.state}, and its record does not say why."
+        return _message("failed", f"{why}\n", id=self._id)
+
+    @property
+    def _id(self) -> str:
+        return f"{self._name}:{self._position[0]}:{self._position[1]}"
+
+
+def _noted(notes: Sequence[str]) -> Iterator[bytes]:
+    return (_message("waiting", f"{note}\n") for note in notes)
+
+
+def _ready(image: str, tag: str, digest: str, message: str, id: str | None = None) -> bytes:  # noqa: A002
+    return _message("ready", f"{message}\n", id=id, imageName=f"{image}:{tag}", imageDigest=digest)
+
+
+def _failed(problem: Problem) -> bytes:
+    return _message("failed", f"{problem.detail}\n", status_code=problem.status)
+
+
+def _message(phase: str, message: str, *, id: str | None = None, **more: object) -> bytes:  # noqa: A002
+    return logs.frame(msgspec.json.encode({"phase": phase, "message": message, **more}), id=id)
