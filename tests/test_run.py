@@ -50,6 +50,14 @@ def test_a_tier_that_cannot_run_says_why() -> None:
     assert str(run.run(Tier("docker", [], needs))) == "docker   not run: there is no docker command"
 
 
+def test_what_no_test_can_tell_is_said(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text("def test_good(): pass\n")
+    outcome = run.run(Tier("some", [str(tmp_path), "-p", "no:cacheprovider"], gap="the weather"))
+    assert str(outcome).splitlines()[1].strip() == "not tested: the weather"
+    (cluster,) = run.tiers(["cluster"])
+    assert "NetworkPolicies" in str(cluster.gap)
+
+
 def test_an_unknown_tier_is_named() -> None:
     with pytest.raises(SystemExit, match="no tier typo; there is unit"):
         run.tiers(["typo"])

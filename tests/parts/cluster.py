@@ -47,10 +47,15 @@ READY_SECONDS = 180
 Object = dict[str, Any]
 
 
+def absent() -> list[str]:
+    """The commands that are needed and not here."""
+    return [name for name in ("kind", "kubectl", "helm") if not shutil.which(name)]
+
+
 def problem() -> str | None:
     """Why no cluster can be made here, in a sentence; `None` where it can."""
-    absent = [name for name in ("kind", "kubectl", "helm") if not shutil.which(name)]
-    return f"there is no {' and no '.join(absent)} command" if absent else machine.problem()
+    missing = absent()
+    return f"there is no {' and no '.join(missing)} command" if missing else machine.problem()
 
 
 class Cluster:
@@ -212,8 +217,12 @@ class Release(Installation):
         if self._api_proxy:
             self.cluster.apply(*_called_kubernetes(self.namespace, self._api_proxy))
         self._seen.start()
-        self.upgrade()
-        until(lambda: get(f"{self.url}api/v1/builds")[0] in (200, 401, 403))
+        try:
+            self.upgrade()
+            until(lambda: get(f"{self.url}api/v1/builds")[0] in (200, 401, 403))
+        except (AssertionError, machine.MachineError):
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -298,16 +307,19 @@ class Release(Installation):
         return next((pod for pod in pods for holder in holders if holder and pod["metadata"]["name"] in holder), None)
 
     def tails(self) -> str:
-        shown = []
-        for component in ("web", "controller", "dockerd"):
-            selector = f"--selector={self.labels},app.kubernetes.io/component={component}"
-            logs = ["logs", f"--namespace={self.namespace}", selector, "--tail=15", "--prefix", "--all-containers"]
-            with suppress(machine.MachineError):
-                shown.append(self.cluster.kubectl(*logs, "--ignore-errors"))
         events = ["get", "events", f"--namespace={self.namespace}", "--sort-by=.lastTimestamp"]
-        with suppress(machine.MachineError):
-            shown.append("\n".join(self.cluster.kubectl(*events).splitlines()[-20:]))
-        return "\n".join(shown)
+        shown = [self._told(*events).splitlines()[-20:]]
+        for component, lines in (("dockerd", 3), ("web", 10), ("controller", 10)):
+            selector = f"--selector={self.labels},app.kubernetes.io/component={component}"
+            logs = ["logs", f"--namespace={self.namespace}", selector, f"--tail={lines}", "--prefix"]
+            shown.append(self._told(*logs, "--all-containers", "--ignore-errors").splitlines())
+        return "\n".join(line[:600] for lines in shown for line in lines)
+
+    def _told(self, *arguments: str) -> str:
+        try:
+            return self.cluster.kubectl(*arguments)
+        except machine.MachineError as error:
+            return str(error)
 
     def most_at_once(self) -> dict[str, int]:
         """The most build pods that each node has had at a time."""

@@ -124,7 +124,7 @@ _REFUSED_BY_NODE = {
 
 def _last_words(terminated: dict[str, Any]) -> str | None:
     if terminated.get("reason") == "OOMKilled":
-        return "The builder was killed for its memory: its limit is `buildPods.resources` of the chart."
+        return "The builder was killed for its memory: its limit is `builds.resources` of the chart."
     if terminated.get("reason") in ("StartError", "ContainerCannotRun"):
         return f"The builder cannot be started: {terminated.get('message', 'no reason given')}"
     return None

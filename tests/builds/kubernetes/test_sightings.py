@@ -40,7 +40,7 @@ def test_an_end_without_a_readable_result_is_a_question_for_the_registry(message
 
 
 def test_a_builder_that_was_killed_for_its_memory_says_which_limit_it_is() -> None:
-    assert "buildPods.resources" in seen(pod("Failed", state=terminated(reason="OOMKilled"))).waiting
+    assert "builds.resources" in seen(pod("Failed", state=terminated(reason="OOMKilled"))).waiting
 
 
 def test_a_container_that_ended_in_a_pod_that_has_not_is_still_under_way() -> None:
