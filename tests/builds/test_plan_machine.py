@@ -38,6 +38,7 @@ from builds.build import (
 from builds.plan import (
     LEFT_OUT,
     MAX_UNCOUNTED,
+    PATIENCE,
     Action,
     Bury,
     Confirm,
@@ -126,7 +127,6 @@ class World(RuleBasedStateMachine):
         self.elapsed = timedelta()
         self.records: dict[str, Build] = {}
         self.attempts: dict[tuple[str, int], Real] = {}
-        self.decided: list[tuple[Build, Start]] = []
         self.deleted: list[Build] = []
         self.stories: dict[str, Story] = defaultdict(Story)
         self.nodes = {"n1": True, "n2": True}
@@ -263,6 +263,19 @@ class World(RuleBasedStateMachine):
     def attempt_has_trouble(self, data: st.DataObject, trouble: Trouble | None) -> None:
         data.draw(st.sampled_from(self.existing())).trouble = trouble
 
+    @precondition(lambda self: any(real.phase is Phase.PENDING for real in self.existing()))
+    @rule(data=st.data(), trouble=st.sampled_from(TROUBLES), seconds=st.sampled_from([61, 590, 700]))
+    def attempt_is_stuck(self, data: st.DataObject, trouble: Trouble | None, seconds: int) -> None:
+        """For so long that it is likely to be given up."""
+        stuck = [real for real in self.existing() if real.phase is Phase.PENDING]
+        data.draw(st.sampled_from(stuck)).trouble = trouble
+        self.look()
+        self.time_passes(seconds)
+        self.look()
+        for real in stuck:
+            if real.told_to_stop:
+                real.phase = data.draw(st.sampled_from([Phase.LOST, Phase.ABSENT]))
+
     @precondition(lambda self: self.existing())
     @rule(data=st.data())
     def attempt_runs(self, data: st.DataObject) -> None:
@@ -339,21 +352,19 @@ class World(RuleBasedStateMachine):
             self.look(crash_at=after, before_effect=before_effect)
         self.restart()
 
-    @rule()
-    def controller_is_paused(self) -> None:
-        """It has decided on starts, and has not written them. Another takes over."""
-        actions = plan(self.facts(blind=False), self.limits, self.now)
-        self.decided = [(self.records[start.build], start) for start in actions if isinstance(start, Start)]
-        self.restart()
+    def waiting(self) -> list[Build]:
+        queued = [b for b in self.records.values() if b.open and b.status.round and b.status.state is State.QUEUED]
+        return sorted((b for b in queued if b.live is None and b.cancel is None), key=lambda build: build.name)
 
-    @precondition(lambda self: self.decided)
-    @rule()
-    def paused_controller_goes_on(self) -> None:
-        """It writes what the records' revisions let it write; that it does not lead any more stops it after that."""
-        for build, start in self.decided:
-            if self.records.get(build.name) == build and build.live is None:
-                self.put(advance(build, start, self.now, self.announce))
-        self.decided = []
+    @precondition(lambda self: self.waiting())
+    @rule(data=st.data(), seconds=st.integers(0, 90))
+    def start_is_written_late(self, data: st.DataObject, seconds: int) -> None:
+        """By a controller that was paused after it had decided so: whatever it saw then, the record lets it, as nobody
+        has touched that since. It does not lead any more, so it goes no further."""
+        build = data.draw(st.sampled_from(self.waiting()))
+        node = data.draw(st.sampled_from([*sorted(self.nodes), None] if self.scalable else sorted(self.nodes)))
+        start = Start(build=build.name, attempt=build.status.attempt, node=node)
+        self.put(advance(build, start, self.now - timedelta(seconds=seconds), self.announce))
 
     @precondition(lambda self: self.sending)
     @rule(doubled=st.booleans())
@@ -516,10 +527,12 @@ class World(RuleBasedStateMachine):
                 assert late or real.told_to_stop, "ended by a clock that was set"
             case Stop(reason=Reason.INFRASTRUCTURE):
                 real = self.attempts[build.uid, action.attempt]
-                late = self.elapsed - real.created > self.limits.pending_grace
-                assert late or real.told_to_stop, "given up before its time"
+                waited = self.elapsed - real.created
+                assert waited > self.limits.pending_grace or real.told_to_stop, "given up before its time"
                 assert build.live is not None
-                assert not action.unfit or build.live.node is not None, "no node is to blame"
+                if build.live.node is None and not (real.trouble and not real.trouble.elsewhere):
+                    assert not action.unfit, "no node is to blame"
+                    assert waited > PATIENCE or real.told_to_stop, "it was to wait for a node"
             case Stop() | Explain() | Report():
                 pass
             case _:
