@@ -258,6 +258,7 @@ def plan(facts: Facts, limits: Limits, now: datetime) -> list[Action]:
         own = _next(build, look)
         if own is not None:
             actions.append(own)
+            look.heed(build, own)
         elif build.status.state is State.QUEUED and build.live is None:
             waiting.append(build)
         actions.extend(_deliveries(build, look))
@@ -293,6 +294,11 @@ class _Look:
 
     def sighting(self, build: Build, attempt: Attempt) -> Sighting | None:
         return self._sightings.get((build.name, attempt.number))
+
+    def heed(self, build: Build, action: Action) -> None:
+        """Nothing more is sent to a node from which an attempt is taken back in this same look."""
+        if isinstance(action, Stop) and action.unfit and build.live and build.live.node:
+            self.left_out.setdefault(build.live.node, _is_left_out(build.live.node, action.message))
 
     def watched(self, build: Build, attempt: Attempt) -> timedelta:
         """For how long the attempt has been seen as it is seen now."""
@@ -738,15 +744,19 @@ def _on(node: str | None, taken: Counter[str | None]) -> int:
     return taken[node] + (taken[None] if node else 0)
 
 
-def _left_out(builds: Iterable[Build], now: datetime) -> Mapping[str, str]:
+def _is_left_out(node: str, message: str | None, until: datetime | None = None) -> str:
+    time = f" until {until:%H:%M:%S} UTC" if until else ""
+    return f"Node {node} is left out{time}: {message}"
+
+
+def _left_out(builds: Iterable[Build], now: datetime) -> dict[str, str]:
     """The nodes that have not been able to take an attempt lately, each with a sentence that says so."""
     left_out: dict[str, tuple[datetime, str]] = {}
     for build in builds:
         for attempt in build.status.attempts:
             node, until = attempt.node, (attempt.finished_at or now) + LEFT_OUT
             if attempt.unfit and node and not _due(until, now, LEFT_OUT):
-                time = f" until {until:%H:%M:%S} UTC" if attempt.finished_at else ""
-                said = (until, f"Node {node} is left out{time}: {attempt.message}")
+                said = (until, _is_left_out(node, attempt.message, until if attempt.finished_at else None))
                 left_out[node] = max(said, left_out.get(node, said))
     return {node: sentence for node, (_, sentence) in left_out.items()}
 

@@ -570,6 +570,14 @@ def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> No
     live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
     actions = decide(build("unfit", attempts=(live,)), build("b"))
     assert only(actions) == Explain(build="b", waiting="Node n1 is left out: No room.")
+    pending = build("unfit", attempts=(attempt(),))
+    watched = {("unfit", 1): timedelta(seconds=61)}
+    for trouble, explain in [
+        (ELSEWHERE, Explain(build="b", waiting=f"Node n1 is left out: {ELSEWHERE.message}")),
+        (NOWHERE, Start(build="b", attempt=1, node="n1")),
+    ]:
+        seen = sees(pending, Phase.PENDING, trouble=trouble)
+        assert decide(pending, build("b"), sightings=[seen], watched=watched)[1:] == [explain]
 
 
 def test_the_last_attempt_that_a_node_could_not_take_counts() -> None:
