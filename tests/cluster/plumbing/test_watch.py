@@ -53,7 +53,7 @@ def proxy(front: Front) -> Iterator[Proxy]:
 
 @pytest.fixture
 def proxied(proxy: Proxy, namespace: str) -> Iterator[Api]:
-    api = Api(Configuration(host=f"http://127.0.0.1:{proxy.port}"), namespace, timeout=1.0)
+    api = Api(Configuration(host=f"http://127.0.0.1:{proxy.port}"), namespace)
     yield api
     api.close()
 
@@ -295,7 +295,7 @@ def test_a_watch_that_has_died_is_in_trouble(api: Api, watching: Watching) -> No
 def test_it_runs_over_tls_as_well(configured: Configured, everywhere: Api, api: Api, watching: Watching) -> None:
     where = urlsplit(everywhere.host)
     with Proxy((where.hostname or "", where.port or 443)) as proxy:
-        proxied = Api(configured(proxy.port), api.namespace, timeout=1.0)
+        proxied = Api(configured(proxy.port), api.namespace)
         watch = watching(proxied)
         assert watch.synced.wait(5)
         proxy.cut()
