@@ -256,10 +256,12 @@ def test_fresh_says_why_there_is_none(proxy: Proxy, proxied: Api, watching: Watc
 
 
 @pytest.mark.parametrize("trouble", ["none", "refused", "stalled"])
-def test_it_stops_at_once(proxy: Proxy, proxied: Api, trouble: str) -> None:
-    watch = Watch(proxied, "configmaps", changed=lambda: None)
+def test_it_stops_at_once(front: Front, proxy: Proxy, proxied: Api, api: Api, trouble: str) -> None:
+    watch = Watch(proxied, "configmaps", labels="mine=yes", changed=lambda: None)
     watch.start()
-    assert watch.synced.wait(5)
+    until(lambda: any(asked.watches for asked in front.requests))
+    api.create("configmaps", mine("a"))
+    until(lambda: shows(watch, "a"))
     if trouble == "refused":
         proxy.refuse()
         until(lambda: watch.trouble)
