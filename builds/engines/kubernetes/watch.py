@@ -101,7 +101,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when its thread has ended."""
+        """Returns when its thread has ended: at once, or after the one exchange that is under way."""
         self._stopping.set()
         self._interrupt()
         self._thread.join()

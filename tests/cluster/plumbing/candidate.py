@@ -1,7 +1,7 @@
 """A candidate in a process of its own, which can be paused and killed.
 
-It takes a kubeconfig, a namespace and its identity, and says twenty times a second whether it leads, with the monotonic clock, which all processes of a machine share, of
-the moment before it asked itself.
+It takes a kubeconfig, a namespace and its identity, and says twenty times a second whether it leads, with the moment
+before it asked itself by the monotonic clock, which all processes of a machine share.
 """
 
 from __future__ import annotations

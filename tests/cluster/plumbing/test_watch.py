@@ -53,7 +53,7 @@ def proxy(front: Front) -> Iterator[Proxy]:
 
 @pytest.fixture
 def proxied(proxy: Proxy, namespace: str) -> Iterator[Api]:
-    api = Api(Configuration(host=f"http://127.0.0.1:{proxy.port}"), namespace, timeout=1.0)
+    api = Api(Configuration(host=f"http://127.0.0.1:{proxy.port}"), namespace)
     yield api
     api.close()
 
@@ -256,10 +256,12 @@ def test_fresh_says_why_there_is_none(proxy: Proxy, proxied: Api, watching: Watc
 
 
 @pytest.mark.parametrize("trouble", ["none", "refused", "stalled"])
-def test_it_stops_at_once(proxy: Proxy, proxied: Api, trouble: str) -> None:
-    watch = Watch(proxied, "configmaps", changed=lambda: None)
+def test_it_stops_at_once(front: Front, proxy: Proxy, proxied: Api, api: Api, trouble: str) -> None:
+    watch = Watch(proxied, "configmaps", labels="mine=yes", changed=lambda: None)
     watch.start()
-    assert watch.synced.wait(5)
+    until(lambda: any(asked.watches for asked in front.requests))
+    api.create("configmaps", mine("a"))
+    until(lambda: shows(watch, "a"))
     if trouble == "refused":
         proxy.refuse()
         until(lambda: watch.trouble)
@@ -295,7 +297,7 @@ def test_a_watch_that_has_died_is_in_trouble(api: Api, watching: Watching) -> No
 def test_it_runs_over_tls_as_well(configured: Configured, everywhere: Api, api: Api, watching: Watching) -> None:
     where = urlsplit(everywhere.host)
     with Proxy((where.hostname or "", where.port or 443)) as proxy:
-        proxied = Api(configured(proxy.port), api.namespace, timeout=1.0)
+        proxied = Api(configured(proxy.port), api.namespace)
         watch = watching(proxied)
         assert watch.synced.wait(5)
         proxy.cut()
