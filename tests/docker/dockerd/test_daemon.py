@@ -198,7 +198,9 @@ def prune(daemon: Daemon, high: int) -> subprocess.Popen[bytes]:
     security = container["securityContext"]
     user = f"--user={security['runAsUser']}:{security['runAsGroup']}"
     options = [user, "--read-only", "--cap-drop=ALL", "--rm", *daemon.environment, "--env=HOME=/tmp"]
-    options += [f"--volume={daemon.volume(it['mountPath'])}:{it['mountPath']}:ro" for it in container["volumeMounts"]]
+    for mount in container["volumeMounts"]:
+        path = mount["mountPath"]
+        options.append(f"--volume={daemon.volume(path)}:{path}:ro" if mount.get("readOnly") else f"--tmpfs={path}")
     program, *script = container["command"]
     command = ["docker", "run", *options, f"--entrypoint={program}", daemon.image, *script, "1", "0s", str(high)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -241,20 +243,19 @@ def pruning(daemon: Daemon, high: int) -> Iterator[str]:
 
 
 def test_images_go_once_no_build_runs(daemon: Daemon) -> None:
+    daemon.sh("docker load", given=busybox())
     daemon.build("FROM busybox:latest\nRUN echo made >/made\n", "--tag=built")
+    # The cleaner looks every second: what it left alone for this long it leaves alone.
+    with building(daemon), pruning(daemon, high=100), pytest.raises(AssertionError):
+        eventually(lambda: "built" not in daemon.images(), 5)
     with pruning(daemon, high=100):
-        with building(daemon):
-            daemon.build("FROM scratch\nLABEL while=building\n", "--tag=another")
-            # The cleaner looks every second: what it left alone for this long it leaves alone.
-            with pytest.raises(AssertionError):
-                eventually(lambda: "another" not in daemon.images(), 5)
-        eventually(lambda: not {"built", "another"} & daemon.images(), 20)
+        eventually(lambda: "built" not in daemon.images(), 20)
+    assert daemon.cache() > 0
 
 
 def test_a_full_disk_takes_images_and_cache_whatever_runs(daemon: Daemon) -> None:
-    daemon.build("FROM scratch\nLABEL disk=full\n", "--tag=built")
     daemon.sh("docker load", given=busybox())
-    daemon.build("FROM busybox:latest\nRUN head -c 1m /dev/urandom >/cached\n", "--output=type=cacheonly")
+    daemon.build("FROM busybox:latest\nRUN head -c 1m /dev/urandom >/made\n", "--tag=built")
     assert daemon.cache() > 0
     with building(daemon), pruning(daemon, high=1):
         eventually(lambda: "built" not in daemon.images() and daemon.cache() == 0, 30)
