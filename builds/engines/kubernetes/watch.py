@@ -158,8 +158,12 @@ class Watch:
             stop=tenacity.stop_when_event_set(self._stopping),
             retry_error_callback=lambda _: None,
         )
-        while not self._stopping.is_set():
-            patiently(self._once)
+        try:
+            while not self._stopping.is_set():
+                patiently(self._once)
+        finally:
+            if not self._stopping.is_set():  # nobody must take what it shows for what is
+                self._failed("its thread has ended by a fault of Kiln's, which the log tells.")
 
     def _once(self) -> bool:
         """Whether the watch held."""

@@ -16,6 +16,15 @@ from tests.parts.front import Front
 Configured = Callable[..., Configuration]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_proxy() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            patch.delenv(name, raising=False)
+            patch.delenv(name.upper(), raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def kubeconfig() -> str:
     if not (path := os.environ.get("KILN_TEST_KUBECONFIG")):

@@ -141,7 +141,7 @@ def test_refusals_are_told_apart(api: Api) -> None:
 class Account:
     """A service account's folder in a pod, and a second account whose token can be put there."""
 
-    def __init__(self, everywhere: Api, namespace: str, folder: Path) -> None:
+    def __init__(self, everywhere: Api, namespace: str, folder: Path, authority: Path) -> None:
         self._everywhere = everywhere
         self._base = f"/api/v1/namespaces/{namespace}/serviceaccounts"
         self._token = folder / "token"
@@ -149,10 +149,8 @@ class Account:
         for name in ("first", "second"):
             everywhere.request("POST", self._base, body={"metadata": {"name": name}})
         self.turn("first")
-        ca = folder / "ca.crt"
-        ca.write_bytes(Path(everywhere._configuration.ssl_ca_cert or "").read_bytes())
         environment = {"KUBERNETES_SERVICE_HOST": where.hostname, "KUBERNETES_SERVICE_PORT": str(where.port)}
-        self.loader = InClusterConfigLoader(str(self._token), str(ca), environ=environment)
+        self.loader = InClusterConfigLoader(str(self._token), str(authority), environ=environment)
         configuration = Configuration()
         self.loader.load_and_set(configuration)
         self.api = Api(configuration, namespace)
@@ -170,8 +168,8 @@ class Account:
 
 
 @pytest.fixture
-def account(everywhere: Api, namespace: str, tmp_path: Path) -> Iterator[Account]:
-    account = Account(everywhere, namespace, tmp_path)
+def account(everywhere: Api, configured: Configured, namespace: str, tmp_path: Path) -> Iterator[Account]:
+    account = Account(everywhere, namespace, tmp_path, Path(configured().ssl_ca_cert or ""))
     yield account
     account.api.close()
 
@@ -216,7 +214,7 @@ def test_nothing_listens(configured: Configured) -> None:
 
 def test_a_certificate_that_is_not_trusted_is_said(everywhere: Api) -> None:
     api = Api(Configuration(host=everywhere.host), "default")
-    with pytest.raises(Busy, match="cannot be trusted: .*issuer"):
+    with pytest.raises(Busy, match=r"cannot be trusted: .*issuer"):
         api.read("configmaps", "a")
 
 

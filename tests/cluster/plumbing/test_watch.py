@@ -210,7 +210,7 @@ def test_a_server_in_trouble_is_not_hammered(front: Front, fronted: Api, watchin
 
 
 def test_it_comes_back_when_it_was_told_to(front: Front, fronted: Api, watching: Watching) -> None:
-    front.rule = lambda asked: Answer(429, headers={"Retry-After": "2"}) if len(front.requests) == 1 else None
+    front.rule = lambda _: Answer(429, headers={"Retry-After": "2"}) if len(front.requests) == 1 else None
     watch = watching(fronted)
     assert watch.synced.wait(10)
     assert front.requests[1].at - front.requests[0].at >= 2
@@ -249,7 +249,7 @@ def test_fresh_says_why_there_is_none(proxy: Proxy, proxied: Api, watching: Watc
     watch = watching(proxied)
     assert watch.synced.wait(5)
     proxy.refuse()
-    with pytest.raises(Busy, match="No fresh list of configmaps within 2 s: .*Connection refused"):
+    with pytest.raises(Busy, match=r"No fresh list of configmaps within 2 s: .*Connection refused"):
         watch.fresh(2)
     proxy.accept()
     watch.fresh(10)
@@ -268,6 +268,28 @@ def test_it_stops_at_once(proxy: Proxy, proxied: Api, trouble: str) -> None:
     began = time.monotonic()
     watch.stop()
     assert time.monotonic() - began < 1.5
+
+
+def test_what_nobody_asks_for_is_forgotten(api: Api, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builds.engines.kubernetes.watch.REMEMBERED", 0.0)
+    watch = watching(api)
+    assert watch.synced.wait(5)
+    for name in ("a", "b", "c"):
+        api.create("configmaps", mine(name))
+        until(lambda name=name: shows(watch, name))
+        api.delete("configmaps", name)
+        until(lambda: shows(watch))
+    assert [each["metadata"]["name"] for each in watch.take_deleted()] == ["c"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_watch_that_has_died_is_in_trouble(api: Api, watching: Watching) -> None:
+    def fails() -> None:
+        raise ValueError("a fault")
+
+    watch = watching(api, changed=fails)
+    until(lambda: "its thread has ended" in (watch.trouble or ""))
+    until(lambda: watch.age > 0)
 
 
 def test_it_runs_over_tls_as_well(configured: Configured, everywhere: Api, api: Api, watching: Watching) -> None:

@@ -1,0 +1,62 @@
+"""The engine in a namespace of a real cluster, as a controller has it; nothing runs there but what it starts."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from kubernetes import config
+from kubernetes.client.configuration import Configuration
+
+from builds.builder.spec import Surroundings
+from builds.engines.kubernetes import KubernetesEngine, Release
+from builds.engines.kubernetes.api import Api
+from tests.builds.kubernetes.things import TEMPLATE
+from tests.parts.cluster import Cluster
+
+Engines = Callable[..., KubernetesEngine]
+
+
+@pytest.fixture(scope="module")
+def api(cluster: Cluster) -> Iterator[Api]:
+    """In a namespace of the module's own."""
+    configuration = Configuration()
+    config.load_kube_config(config_file=str(cluster.kubeconfig), client_configuration=configuration)
+    api = Api(configuration, f"engine-{secrets.token_hex(3)}")
+    api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": api.namespace}})
+    yield api
+    api.request("DELETE", f"/api/v1/namespaces/{api.namespace}")
+    api.close()
+
+
+@pytest.fixture
+def engines(api: Api) -> Iterator[Engines]:
+    """Makes engines that lead, each of a release of its own, whose anchor takes all of it away at the end."""
+    with ExitStack() as ended:
+
+        def make(**more: int) -> KubernetesEngine:
+            name = f"kiln-{secrets.token_hex(4)}"
+            api.create("configmaps", {"metadata": {"name": name}})
+            api.create("leases", {"metadata": {"name": name}})
+            engine = KubernetesEngine(
+                api,
+                Release(name=name),
+                template=TEMPLATE,
+                image="busybox:1.37",
+                surroundings=Surroundings(),
+                lease=name,
+                identity="test",
+                anchor=name,
+                **more,
+            )
+            stop = threading.Event()
+            for last in (lambda: api.delete("configmaps", name), engine.close, stop.set):
+                ended.callback(last)
+            engine.begin()
+            ended.enter_context(engine.leading(stop))
+            return engine
+
+        yield make
