@@ -6,7 +6,7 @@ BIN := .venv/bin
 IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo image test lint style format types imports bench fuzz mutants chart locks clean
+.PHONY: help venv demo cluster cluster-down image test lint style format types imports bench fuzz mutants chart locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
@@ -29,6 +29,12 @@ venv: .venv/complete  ## .venv with everything in it, by hash
 
 demo: venv  ## from a git push to a pushed image, on this machine
 	@$(BIN)/python -m docs.demo.run
+
+cluster: venv  ## Kiln in a Kubernetes cluster on this machine (kind), with all it needs; it stays
+	@$(BIN)/python -m docs.demo.cluster up
+
+cluster-down: venv  ## takes that cluster away, and what is beside it
+	@$(BIN)/python -m docs.demo.cluster down
 
 image:  ## web, controller and builder as one image, kiln:dev, and what makes it as big as it is
 	docker buildx build --quiet --load --tag $(IMAGE) \

@@ -34,7 +34,7 @@ def cluster() -> Iterator[Cluster]:
     if reason:
         pytest.skip(reason)
     kept = os.environ.get("KILN_TEST_CLUSTER")
-    with Cluster(kept, keep=True) if kept else Cluster() as cluster:
+    with Cluster(kept, keep=True, kiln_image=f"kiln:{kept}") if kept else Cluster() as cluster:
         yield cluster
 
 

@@ -37,7 +37,7 @@ class GitHost:
     are the targets asked for so far, `credentials` those among them that came with one.
     """
 
-    def __init__(self, root: Path, address: str = "127.0.0.1") -> None:
+    def __init__(self, root: Path, address: str = "127.0.0.1", port: int = 0) -> None:
         self.root = root
         self.passwords: dict[str, tuple[str, str]] = {}
         self.redirects: dict[str, str] = {}
@@ -51,7 +51,7 @@ class GitHost:
         class Handler(_Handler):
             served_by = host
 
-        self._server = ThreadingHTTPServer((address, 0), Handler)
+        self._server = ThreadingHTTPServer((address, port), Handler)
         self._server.daemon_threads = True
         self.address, self.port = address, self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -85,7 +85,7 @@ CUT = Answer(cut=True)
 class EventSink:
     """Accepts and answers 202 until told otherwise. It can be switched at any time and from any thread."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
+    def __init__(self, *, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1", port: int = 0) -> None:
         self.address = address
         self._tls = tls
         self._changed = threading.Condition()
@@ -96,7 +96,7 @@ class EventSink:
         self._connections: dict[socket.socket, threading.Thread] = {}
         self.most_connections = 0
         """The most there have been at a time."""
-        self._listener = self._bound(0)
+        self._listener = self._bound(port)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor: threading.Thread | None = None
         self.accept()
