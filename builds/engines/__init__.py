@@ -116,6 +116,9 @@ class Records(Protocol):
         Raises NotFound, Unavailable.
         """
 
+    def close(self) -> None:
+        """Lets go of files and connections. Attempts go on."""
+
 
 class Engine(Records, Protocol):
     """Records, and the attempts at them: what the one controller may do."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -43,7 +43,7 @@ def _said(raw: bytes) -> _Line | None:
 
 def _place_after(file: BinaryIO, after: int) -> int:
     """A place at or before the first line after line `after`, by halving: followers come back for few lines of many."""
-    low, high = 0, file.seek(0, os.SEEK_END) if after else 0
+    low, high = 0, file.seek(0, io.SEEK_END) if after else 0
     while low < high:
         middle = (low + high) // 2
         file.seek(max(middle - 1, 0))

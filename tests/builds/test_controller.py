@@ -38,11 +38,12 @@ def running(engine: LocalEngine, clock: Clock, **limits: timedelta) -> Iterator[
         sinks=(),
         courier=Silent(),
         confirmer=lambda _: None,
+        inspector=lambda *_: None,
         events=lambda *_: Event(id="1", source="/test", type="test"),
         clock=lambda: clock.now,
     )
     stop = threading.Event()
-    thread = threading.Thread(target=controller.run, args=(stop,))
+    thread = threading.Thread(target=controller.run, args=(stop.is_set,))
     thread.start()
     try:
         yield

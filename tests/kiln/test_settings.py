@@ -150,12 +150,17 @@ def test_a_malformed_value_is_refused_by_name(name: str, value: str) -> None:
     assert all(problem.startswith(f"{name}: must ") for problem in problems(**{name: value}))
 
 
-@pytest.mark.parametrize(
-    ("name", "word"), [("KILN_ENGINE", "kubernetes"), ("KILN_AUTH", "hub"), ("KILN_EVENTS_AUTH", "token,oidc")]
-)
+@pytest.mark.parametrize(("name", "word"), [("KILN_AUTH", "hub"), ("KILN_EVENTS_AUTH", "token,oidc")])
 def test_a_word_whose_part_is_not_here_yet_is_refused_as_such(name: str, word: str) -> None:
     (problem,) = problems(**{name: word})
     assert "is not in this version of Kiln" in problem
+
+
+def test_a_cluster_has_to_be_told_which_installation_this_is() -> None:
+    assert [problem.split(":")[0] for problem in problems(KILN_ENGINE="kubernetes")] == ["KILN_INSTANCE", "KILN_ANCHOR"]
+    (problem,) = problems(KILN_ENGINE="kubernetes", KILN_INSTANCE="kiln", KILN_ANCHOR="kiln")
+    assert "must be <namespace>/<release>" in problem
+    assert read(LEAST | {"KILN_ENGINE": "kubernetes", "KILN_INSTANCE": "hub/kiln", "KILN_ANCHOR": "kiln"}).anchor
 
 
 def test_a_relative_path_is_from_here_for_builders_too() -> None:

@@ -8,7 +8,6 @@ gives the same Job, so that any leader can complete a start that another one wro
 from __future__ import annotations
 
 import copy
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -32,7 +31,8 @@ RESULT = "/dev/termination-log"
 SOCKET_FOLDER = "/run/kiln"
 DOCKER_HOST = f"unix://{SOCKET_FOLDER}/docker.sock"
 IN_USE = f"{SOCKET_FOLDER}/builds.lock"
-REGISTRY_CONFIG = "/etc/kiln/registry/config.json"
+REGISTRY = "/etc/kiln/registry"
+REGISTRY_CONFIG = f"{REGISTRY}/config.json"
 GIT_CREDENTIALS = "/etc/kiln/git-credentials"
 
 
@@ -63,11 +63,10 @@ def checked(template: object) -> Manifest:
 def mounted(surroundings: Surroundings, template: Manifest, *, docker_host: str | None) -> Surroundings:
     """The surroundings as they are in a pod of this template: its own paths, and only what it mounts."""
     folders = [mount.get("mountPath", "").rstrip("/") for mount in _builder(template).get("volumeMounts", [])]
-    has_registry = str(PurePosixPath(REGISTRY_CONFIG).parent) in folders
     return msgspec.structs.replace(
         surroundings,
         docker_host=docker_host or DOCKER_HOST,
-        registry_config=REGISTRY_CONFIG if has_registry else None,
+        registry_config=REGISTRY_CONFIG if REGISTRY in folders else None,
         git_credentials=GIT_CREDENTIALS if GIT_CREDENTIALS in folders else None,
     )
 
