@@ -72,7 +72,6 @@ from tests.builds.histories import (
     unpinned,
 )
 
-
 ONE = Limits(builds_per_node=1)
 CANCEL = Cancel(round=1, by="user:a", at=ago(1))
 
