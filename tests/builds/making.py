@@ -47,13 +47,13 @@ def ended(build: Build, state: State = State.FAILED, at: datetime = AT) -> Build
     return replace(build, status=status, open=False)
 
 
-def engine_in(state: Path, **more: Any) -> LocalEngine:
+def engine_in(state: Path, kind: type[LocalEngine] = LocalEngine, **more: Any) -> LocalEngine:
     fields = {
         "surroundings": Surroundings(docker_host=f"unix://{state}/docker.sock"),
         "command": (sys.executable, str(BUILDER)),
         **more,
     }
-    return LocalEngine(state, **fields)
+    return kind(state, **fields)
 
 
 def written(engine: LocalEngine, name: str, do: str = "succeed", number: int = 1) -> Build:

@@ -166,6 +166,25 @@ def test_what_nobody_knows_is_the_repositorys_fault_only_once_a_step_ran() -> No
         assert "nobody has ever seen this" in progress.failure().message
 
 
+@pytest.mark.parametrize(
+    ("said", "counted", "out_of_memory"),
+    [
+        ("ERROR: failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF", 0, 0),
+        ("ERROR: Cannot connect to the Docker daemon at unix:///run/kiln/docker.sock.", 0, 0),
+        ('#4 ERROR: process "/bin/sh -c x" did not complete successfully: exit code: 137', 1, 1),
+        ("ERROR: no space left on device", 1, 0),
+    ],
+)
+def test_that_the_daemon_went_away_does_not_count_but_that_it_had_no_memory_does(
+    said: str, counted: int, out_of_memory: int
+) -> None:
+    progress = Progress(Stage.BUILD, 0.0)
+    progress.take("#4 [1/2] RUN x", "building", 1.0)
+    progress.take(said, "building", 2.0)
+    failure = progress.failure()
+    assert (failure.reason, failure.counted, failure.out_of_memory) == (Reason.INFRASTRUCTURE, counted, out_of_memory)
+
+
 def test_seconds_of_each_stage() -> None:
     progress = Progress(Stage.FETCH, 10.0)
     assert progress.timings(11.0).fetch == 1.0

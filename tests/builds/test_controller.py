@@ -2,44 +2,94 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
+from builds import report
+from builds.build import Attempt, Build, Cause, Image, Phase, State
 from builds.controller import Controller
-from builds.engines import NotFound
+from builds.engines import NotFound, Unavailable, World
 from builds.engines.local import LocalEngine
-from builds.plan import Limits
+from builds.plan import Limits, Word
 from eventing.event import Event
-from tests.builds.making import AT, ask, ended, engine_in
+from eventing.sinks import Outcome, Sink
+from tests.builds.histories import IMAGE
+from tests.builds.making import AT, ask, begin, ended, engine_in
 from tests.parts.kiln import until
 
+HUB = Sink(name="hub", url="https://hub.example/events")
 
-class Silent:
-    """No sink, so nothing to send."""
 
-    def send(self, *_: object) -> None:
-        raise AssertionError
+class Post:
+    """Keeps what is sent, and answers as it is told."""
+
+    def __init__(self, answer: Outcome) -> None:
+        self.answer = answer
+        self.sent: list[Event] = []
+
+    def send(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
+        assert sink == HUB
+        self.sent.append(event)
+        done(self.answer)
+
+
+DELIVERED = Outcome(delivered=True, final=True)
+REFUSED = Outcome(delivered=False, final=True, error="answered 400")
 
 
 class Clock:
     now = AT
 
 
+class Seen(LocalEngine):
+    """A local engine between which and the controller somebody changes what is seen."""
+
+    change: Callable[[World], World] = staticmethod(lambda world: world)
+
+    def observe(self) -> World:
+        return self.change(super().observe())
+
+
+@pytest.fixture
+def seen(tmp_path: Path) -> Iterator[Seen]:
+    local = engine_in(tmp_path, kind=Seen)
+    assert isinstance(local, Seen)
+    yield local
+    local.close()
+
+
+def never(*_: object) -> Image | None:
+    raise AssertionError
+
+
+def event(build: Build, word: Word, attempt: int, now: datetime, cause: Cause | None) -> Event:
+    return report.event(build, word, attempt, source="/test", now=now, cause=cause)
+
+
 @contextmanager
-def running(engine: LocalEngine, clock: Clock, **limits: timedelta) -> Iterator[None]:
+def running(
+    engine: LocalEngine,
+    clock: Clock,
+    *,
+    post: Post | None = None,
+    inspector: Callable[[Build, Attempt], Image | None] = never,
+    **limits: timedelta,
+) -> Iterator[None]:
     controller = Controller(
         engine,
         limits=Limits(**limits),  # type: ignore[arg-type]
-        sinks=(),
-        courier=Silent(),
-        confirmer=lambda _: None,
-        inspector=lambda *_: None,
-        events=lambda *_: Event(id="1", source="/test", type="test"),
+        sinks=[HUB] if post else [],
+        courier=post or Post(REFUSED),
+        confirmer=never,
+        inspector=inspector,
+        events=event,
         clock=lambda: clock.now,
     )
     stop = threading.Event()
@@ -83,3 +133,89 @@ def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept:
             until(lambda: gone(engine, "b"))
     finally:
         engine.close()
+
+
+# ---- What only a cluster does -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [DELIVERED, REFUSED])
+def test_who_deletes_an_open_record_cancels_its_build(
+    seen: Seen, answer: Outcome, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told once, from memory: there is no record any more that could remember it."""
+    post = Post(answer)
+    gone: list[Build] = []
+
+    def deleted(world: World) -> World:
+        told, gone[:] = tuple(gone), []
+        return replace(world, deleted=told)
+
+    seen.change = deleted
+    build = begin(seen, "b", "wait")
+    done = replace(ended(seen.accept([ask("done")])[0]), open=True)
+    with running(seen, Clock(), post=post):
+        until(lambda: seen.get("b").state is State.RUNNING)
+        build = seen.get("b")
+        assert build.live
+        seen.stop(build, build.live)
+        seen.forget(build)
+        gone += [build, done]
+        seen.wake()
+        until(lambda: any(event.type == "dev.kiln.build.cancelled.v1" for event in post.sent))
+        seen.wake()
+        seen.accept([ask("other")])
+        until(lambda: seen.get("other").status.round)
+    (told,) = [event for event in post.sent if event.type == "dev.kiln.build.cancelled.v1"]
+    assert told.id == f"{build.uid}.1.cancelled"
+    assert isinstance(told.data, dict)
+    assert (told.data["state"], told.data["reason"], told.data["message"]) == (
+        "cancelled",
+        "deleted",
+        "Its record was deleted.",
+    )
+    dead = [entry for entry in caplog.records if "Dead letter" in entry.message and told.id in entry.message]
+    assert bool(dead) is (answer is REFUSED)
+
+
+def lost(world: World) -> World:
+    sightings = [
+        replace(sighting, result=None, result_lost=True) if sighting.phase is Phase.ENDED else sighting
+        for sighting in world.sightings
+    ]
+    return replace(world, sightings=tuple(sightings))
+
+
+def test_a_lost_result_is_asked_for_until_the_registry_answers(seen: Seen) -> None:
+    seen.change = lost
+    begin(seen)
+    asked: list[tuple[str, int]] = []
+
+    def inspect(build: Build, attempt: Attempt) -> Image | None:
+        asked.append((build.name, attempt.number))
+        if len(asked) == 1:
+            raise Unavailable("The registry is away.")
+        return IMAGE
+
+    with running(seen, Clock(), inspector=inspect):
+        until(lambda: seen.get("b").state is State.SUCCEEDED)
+    assert seen.get("b").status.image == IMAGE
+    assert asked == [("b", 1), ("b", 1)]
+
+
+def test_one_that_stands_by_says_so_once_and_goes_on(seen: Seen, caplog: pytest.LogCaptureFixture) -> None:
+    leads = threading.Event()
+    looks: list[int] = []
+
+    def only_the_leader(world: World) -> World:
+        looks.append(1)
+        if not leads.is_set():
+            raise Unavailable("Another controller leads.")
+        return world
+
+    seen.change = only_the_leader
+    seen.accept([ask()])
+    with caplog.at_level(logging.WARNING), running(seen, Clock()):
+        until(lambda: len(looks) > 2)
+        leads.set()
+        until(lambda: seen.get("b").status.round)
+    assert len([entry for entry in caplog.records if "Another controller leads." in entry.message]) == 1

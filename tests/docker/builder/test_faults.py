@@ -77,6 +77,7 @@ def test_a_daemon_that_does_not_come(
     head = repository(host, path, tmp_path / "content", "echo begun")
     attempt = builder.run(asked(host, path, head, registry), docker_host=daemon.host)
     assert "The Docker daemon does not answer" in ours(attempt)
+    assert not attempt.result.counted
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -90,6 +91,7 @@ def test_a_daemon_that_goes_away_during_the_build(
     daemon.stop(number)
     attempt.wait()
     assert "Docker daemon" in ours(attempt)
+    assert not attempt.result.counted
     assert not attempt.result.out_of_memory
 
 
@@ -100,6 +102,7 @@ def test_a_full_disk(
     head = repository(host, path, tmp_path / "content", "dd if=/dev/zero of=/large bs=1M count=60")
     attempt = builder.run(asked(host, path, head, registry), docker_host=daemon.host)
     assert "The disk is full" in ours(attempt)
+    assert attempt.result.counted
 
 
 def test_no_registry(path: str, builder: Builder, host: GitHost, tmp_path: Path) -> None:
