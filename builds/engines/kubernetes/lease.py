@@ -100,6 +100,7 @@ class Lease:
         self._duration = duration
         self._stop_after = stop_after
         self._retry = retry
+        self._patience = (stop_after - retry) / 2  # for one exchange: a second one still fits in before it must stop
         self._monotonic = monotonic
         self._changed = changed
         self._until = NEVER
@@ -167,7 +168,7 @@ class Lease:
         """As it is known, if it is ours: then nobody else writes. Else as it is now."""
         if self._record is not None and self._record.holder_identity == self._identity:
             return self._record
-        return self._saw(self._api.read("leases", self.name, timeout=self._retry))
+        return self._saw(self._api.read("leases", self.name, timeout=self._patience))
 
     def _saw(self, lease: Object) -> Record:
         record = _record_of(lease)
@@ -185,13 +186,13 @@ class Lease:
         self._until = sent + self._stop_after
 
     def _release(self) -> None:
-        record = self._saw(self._api.read("leases", self.name, timeout=self._retry))
+        record = self._saw(self._api.read("leases", self.name, timeout=self._patience))
         if record.holder_identity == self._identity:
             self._write(released(record, datetime.now(UTC)))
 
     def _write(self, record: Record) -> None:
         body = {"metadata": {"resourceVersion": self._version}, "spec": msgspec.to_builtins(record)}
-        self._saw(self._api.patch("leases", self.name, body, timeout=self._retry))
+        self._saw(self._api.patch("leases", self.name, body, timeout=self._patience))
 
     def _notice(self) -> None:
         leading = self.leading

@@ -19,7 +19,7 @@ from builds.engines.kubernetes.lease import Lease
 def main(kubeconfig: str, namespace: str, identity: str) -> None:
     configuration = Configuration()
     config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-    lease = Lease(Api(configuration, namespace), "kiln", identity, duration=3.0, stop_after=2.0, retry=0.5)
+    lease = Lease(Api(configuration, namespace), "kiln", identity, duration=4.0, stop_after=3.0, retry=0.5)
     lease.start()
     while True:
         now = time.monotonic()
