@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -145,10 +145,11 @@ class KubernetesEngine(KubernetesRecords):
                 key: self._attempts.get(key) or _Attempt()
                 for key in ((build.name, attempt.number) for build, attempt in live if attempt)
             }
-            seen = tuple(self._sighting(build, attempt, pods) for build, attempt in live if attempt)
+            seen = [self._sighting(build, attempt, pods) for build, attempt in live if attempt]
+            seen += self._left_over(pods, {build.uid for build, _ in live})
         daemons = self._daemons.objects().values()
         nodes = sightings.nodes_of(daemons)
-        return World(builds=builds, sightings=seen, nodes=nodes, scalable=True, deleted=deleted)
+        return World(builds=builds, sightings=tuple(seen), nodes=nodes, scalable=True, deleted=deleted)
 
     def write(self, build: Build) -> Build:
         self._must_lead()
@@ -271,6 +272,17 @@ class KubernetesEngine(KubernetesRecords):
         if pod is None:
             return self._without_pod(build, attempt, known)
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
+
+    def _left_over(self, pods: Mapping[Key, Manifest], live: Collection[str]) -> Iterator[Sighting]:
+        """Pods that still run though no record has them for its live attempt any more: they have their slots still.
+
+        They go by the pod's own name, which is no build's.
+        """
+        for key, pod in pods.items():
+            if not (key in self._attempts and pod["metadata"]["labels"].get(jobs.LABEL_UID) in live):
+                phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
+                name = pod["metadata"]["name"]
+                yield Sighting(build=name, attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
 
     def _without_pod(self, build: Build, attempt: Attempt, known: _Attempt) -> Sighting:
         started = attempt.started_at is not None

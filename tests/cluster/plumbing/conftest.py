@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Iterator
 
@@ -11,6 +10,7 @@ from kubernetes import config
 from kubernetes.client.configuration import Configuration
 
 from builds.engines.kubernetes.api import Api
+from tests.parts.cluster import Cluster
 from tests.parts.front import Front
 
 Configured = Callable[..., Configuration]
@@ -26,10 +26,8 @@ def _no_proxy() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def kubeconfig() -> str:
-    if not (path := os.environ.get("KILN_TEST_KUBECONFIG")):
-        pytest.skip("KILN_TEST_KUBECONFIG names no kubeconfig of a cluster that tests may use")
-    return path
+def kubeconfig(cluster: Cluster) -> str:
+    return str(cluster.kubeconfig)
 
 
 @pytest.fixture(scope="session")
