@@ -16,16 +16,16 @@ from tests.parts.cluster import Cluster, Release
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
 
-SETTING_UP = 600
-"""Seconds that the first test may take, for the cluster."""
+SETTING_UP = {"cluster": 600, "release": 300}
+"""Seconds for the first test that has them, as a test's time limit is for its fixtures, too."""
 
 
-@pytest.hookimpl(tryfirst=True)
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test comes first makes the cluster, and the time limit is for a test with its fixtures."""
-    first = next((item for item in items if "tests/cluster/" in item.nodeid), None)
-    if first and not first.get_closest_marker("timeout"):
-        first.add_marker(pytest.mark.timeout(SETTING_UP))
+    for fixture, seconds in sorted(SETTING_UP.items(), key=lambda each: each[1]):
+        using = (item for item in items if fixture in getattr(item, "fixturenames", ()))
+        if first := next(using, None):
+            first.add_marker(pytest.mark.timeout(seconds), append=False)  # before the test's own
 
 
 @pytest.fixture(scope="session")
