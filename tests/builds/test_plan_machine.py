@@ -492,7 +492,7 @@ class World(RuleBasedStateMachine):
             raise Crashed
         return True
 
-    def check(self, build: Build, action: Action) -> None:  # noqa: PLR0912  (a line for each rule)
+    def check(self, build: Build, action: Action) -> None:
         """What an action must never do, seen at the moment it is carried out."""
         cancelled = build.cancel is not None and build.cancel.round == build.status.round
         match action:
