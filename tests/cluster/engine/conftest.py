@@ -14,7 +14,7 @@ from kubernetes.client.configuration import Configuration
 from builds.builder.spec import Surroundings
 from builds.engines.kubernetes import KubernetesEngine, Release
 from builds.engines.kubernetes.api import Api
-from tests.builds.kubernetes.things import TEMPLATE
+from tests.builds.things import TEMPLATE
 from tests.parts.cluster import Cluster
 
 Engines = Callable[..., KubernetesEngine]
