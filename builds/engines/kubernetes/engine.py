@@ -44,6 +44,8 @@ UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
 """Pods that may still change: those that have ended are looked at once more, and then they are history."""
 SETTLING = 2.0
 """Seconds that the Job controller and the watch usually need to show the pod of a new Job."""
+STRAY_AFTER = 30.0
+"""Seconds after which a pod that no record knows of is ended."""
 ASK_AGAIN = 3.0
 """Seconds between two looks at what is said of an attempt that does not begin."""
 
@@ -89,6 +91,7 @@ class KubernetesEngine(KubernetesRecords):
         self._attempts: dict[Key, _Attempt] = {}
         self._gone: deque[Manifest] = deque()
         self._deleted: list[Build] = []
+        self._strays: dict[str, float] = {}
         self._term = 0
         self._with_jobs: dict[str, list[str]] = {}
 
@@ -287,15 +290,22 @@ class KubernetesEngine(KubernetesRecords):
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
 
     def _left_over(self, pods: Mapping[Key, Manifest], live: Collection[str]) -> Iterator[Sighting]:
-        """Pods that still run though no record has them for its live attempt any more: they have their slots still.
+        """Pods that run though no record has them for its live attempt: they have their slots until they have ended.
 
-        They go by the pod's own name, which is no build's.
+        They go by the pod's own name, which is no build's. A leader that was paused may have made one too late, when its
+        attempt had been closed; but watches lag, so it has a while to turn out to have ended.
         """
+        known, self._strays = self._strays, {}
         for key, pod in pods.items():
-            if not (key in self._attempts and pod["metadata"]["labels"].get(jobs.LABEL_UID) in live):
-                phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
-                name = pod["metadata"]["name"]
-                yield Sighting(build=name, attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
+            metadata = pod["metadata"]
+            if key in self._attempts and metadata["labels"].get(jobs.LABEL_UID) in live:
+                continue
+            phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
+            yield Sighting(build=metadata["name"], attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
+            since = self._strays[metadata["name"]] = known.get(metadata["name"], time.monotonic())
+            if time.monotonic() - since > STRAY_AFTER and "deletionTimestamp" not in metadata:
+                log.warning("The pod %s runs though its attempt is over: its Job is deleted", metadata["name"])
+                self._delete_job(jobs.job_name(*key))
 
     def _without_pod(self, build: Build, attempt: Attempt, known: _Attempt) -> Sighting:
         started = attempt.started_at is not None
