@@ -292,8 +292,8 @@ class KubernetesEngine(KubernetesRecords):
     def _left_over(self, pods: Mapping[Key, Manifest], live: Collection[str]) -> Iterator[Sighting]:
         """Pods that run though no record has them for its live attempt: they have their slots until they have ended.
 
-        They go by the pod's own name, which is no build's. A leader that was paused may have made one too late, when its
-        attempt had been closed; but watches lag, so it has a while to turn out to have ended.
+        They go by the pod's own name, which is no build's. A leader that was paused may have made one too late, when
+        its attempt had been closed; but watches lag, so it has a while to turn out to have ended.
         """
         known, self._strays = self._strays, {}
         for key, pod in pods.items():
