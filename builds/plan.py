@@ -428,7 +428,9 @@ def _outcome(live: Attempt, sighting: Sighting, inspection: Inspection | None) -
             image=result.image,
             counted=result.counted,
         )
-    if result is not None:
+    if result is None:
+        outcome = msgspec.structs.replace(outcome, log_tail=sighting.log_tail)
+    else:
         outcome = msgspec.structs.replace(
             outcome, timings=result.timings, log_tail=result.log_tail, out_of_memory=result.out_of_memory
         )
