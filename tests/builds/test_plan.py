@@ -717,11 +717,17 @@ def test_one_without_a_node_gives_way_if_it_would_be_too_much_on_any() -> None:
     second = build("second", attempts=(unpinned(written_at=ago(1)),))
     actions = decide(roaming, second, sightings=absent(roaming, second), limits=ONE)
     assert (started(actions), uncounted(actions[1])) == (["roaming"], "The node was taken meanwhile.")
+    assert started(decide(roaming, second, sightings=absent(roaming, second))) == ["roaming", "second"]
 
 
 def test_what_runs_without_a_record_has_its_slot() -> None:
     orphan = Sighting(build="deleted", attempt=3, phase=Phase.RUNNING, node="n1")
     assert started(decide(build(), sightings=[orphan], limits=ONE)) == []
+    assert started(decide(build(), sightings=[orphan], limits=ONE, nodes=[node("n1"), node("n2")])) == ["b"]
+    late = written("late")
+    assert (
+        uncounted(only(decide(late, sightings=[*absent(late), orphan], limits=ONE))) == "The node was taken meanwhile."
+    )
     assert started(decide(build(), sightings=[orphan])) == ["b"]
     assert started(decide(build(), sightings=[replace(orphan, phase=Phase.PENDING)], limits=ONE)) == []
     for phase in (Phase.ENDED, Phase.LOST, Phase.ABSENT):

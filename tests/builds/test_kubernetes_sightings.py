@@ -8,7 +8,7 @@ import pytest
 
 from builds.build import Phase, Reason, Result, State
 from builds.engines.kubernetes.sightings import nodes_of, of_job, of_pod
-from tests.builds.kubernetes.things import NOW, at, build, event, pod, terminated
+from tests.builds.things import NOW, at, build, event, pod, terminated
 
 DONE = Result(state=State.FAILED, reason=Reason.REPOSITORY, message="no")
 
