@@ -1,7 +1,8 @@
 """The WSGI application: `create_app(services)`, and what holds for every request of it.
 
 Stateless: everything is in the records, so any number of these answer side by side. A route is found in one place per
-prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API) and `pages`.
+prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API), `pages` and
+`signin` (the pages' doors).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from handlers import binderhub, builds, events, metrics, pages, problems, webhooks
+from handlers import binderhub, builds, events, metrics, pages, problems, signin, webhooks
 from handlers.auth import refuse_foreigners
 from handlers.services import Services, services
 
@@ -34,7 +35,7 @@ def create_app(held: Services) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = held.max_body  # for the pages' forms; all else is read by `bodies`
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     problems.register(app)
-    for part in (events, webhooks, builds, binderhub, pages):
+    for part in (events, webhooks, builds, binderhub, pages, signin):
         app.register_blueprint(part.routes, url_prefix=f"{prefix}{part.routes.url_prefix or ''}" or None)
     app.before_request(_begin)
     app.after_request(_finish)

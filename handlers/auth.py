@@ -11,7 +11,7 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -38,13 +38,19 @@ _FORWARDED = re.compile(
 
 @dataclass(frozen=True)
 class Identity:
-    """`by` as it stands in `causes[].by`; `None` where nobody is asked. An admin may cancel what others asked for."""
+    """`by` as it stands in `causes[].by`; `None` where nobody is asked. An admin may cancel what others asked for.
+    `groups` are a Hub's."""
 
     by: str | None
     admin: bool = False
+    groups: frozenset[str] = frozenset()
 
 
 class Authenticator(Protocol):
+    @property
+    def takes(self) -> str | None:
+        """What to send it, as a 401 says it; `None` where it is not for who sends headers."""
+
     def identify(self, request: Request) -> Identity | None:
         """Who it is; `None` where the request brings nothing that this one knows."""
 
@@ -52,6 +58,8 @@ class Authenticator(Protocol):
 @dataclass(frozen=True)
 class Anyone:
     """`none`: everybody is let in and everybody is an admin. `network`: the same, a NetworkPolicy stands before it."""
+
+    takes = None
 
     def identify(self, request: Request) -> Identity | None:  # noqa: ARG002
         return Identity(by=None, admin=True)
@@ -62,10 +70,13 @@ class Bearer:
     """`Authorization: Bearer <token>` (RFC 6750, §2.1), compared as bytes: WSGI's headers are Latin-1, tokens not."""
 
     tokens: Tokens
+    in_url: bool = False
+
+    takes = "one of this Kiln's API tokens"
 
     def identify(self, request: Request) -> Identity | None:
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        name = name_of(given.strip().encode("latin-1"), self.tokens()) if scheme.lower() == "bearer" else None
+        given = token_of(request, ("bearer",), in_url=self.in_url)
+        name = None if given is None else name_of(given.encode("latin-1", "replace"), self.tokens())
         return None if name is None else Identity(by=f"token:{name}", admin=True)
 
 
@@ -78,6 +89,8 @@ class Session:
     """
 
     tokens: Tokens
+
+    takes = None
 
     def identify(self, request: Request) -> Identity | None:
         name, _, rest = request.cookies.get(SESSION, "").rpartition(".")[0].rpartition(".")
@@ -96,37 +109,64 @@ class Gate:
     """Who may come in, by any of these ways."""
 
     authenticators: tuple[Authenticator, ...]
+    token_in_url: bool = False
+
+    def has(self, kind: type[Authenticator]) -> bool:
+        return any(isinstance(authenticator, kind) for authenticator in self.authenticators)
 
     @property
     def asks(self) -> bool:
         """Whether anybody is asked who they are."""
-        return not any(isinstance(authenticator, Anyone) for authenticator in self.authenticators)
+        return not self.has(Anyone)
 
     def admit(self, request: Request) -> Identity:
-        """Raises Problem: 401 where nobody knows the request, 403 where it is known and not permitted."""
+        """Raises Problem: 401 where nobody knows the request, 403 where it is known and not permitted; TryAgain where
+        nobody can tell just now."""
+        if "token" in request.args and not self.token_in_url:
+            raise Problem(400, "A token in an address is seen by many: send it as Authorization: Bearer.")
         for authenticator in self.authenticators:
             identity = authenticator.identify(request)
             if identity is not None:
                 return identity
-        said = "is wrong" if request.headers.get("Authorization") else "is missing"
+        brought = "Authorization" in request.headers or "token" in request.args
+        said = "is wrong, or has expired" if brought else "is missing"
+        wanted = " or ".join(filter(None, (authenticator.takes for authenticator in self.authenticators)))
         headers = {"WWW-Authenticate": 'Bearer realm="kiln"'}
-        raise Problem(401, f"The token {said}: send Authorization: Bearer and one of this Kiln's API tokens.", headers)
+        raise Problem(401, f"The token {said}: send Authorization: Bearer and {wanted}.", headers)
 
 
-def gate(words: Iterable[str], *, tokens: Tokens, pages: bool = False) -> Gate:
+def gate(
+    words: Iterable[str],
+    *,
+    tokens: Tokens,
+    hub: Sequence[Authenticator] = (),
+    pages: bool = False,
+    token_in_url: bool = False,
+) -> Gate:
     """The gate for the words of `KILN_AUTH` or `KILN_EVENTS_AUTH`; with `pages` people may come by the pages' cookie.
 
-    Raises ValueError for a word that is not in this version.
+    `hub` are the ways that a Hub opens. They come last: who is known here need not be asked for elsewhere. Raises
+    ValueError for a word that is not in this version.
     """
+    chosen = {*words}
+    if unknown := chosen - {"hub", "token", "none", "network"}:
+        raise ValueError(f"{', '.join(sorted(unknown))} is not in this version of Kiln")
     ways: list[Authenticator] = []
-    for word in words:
-        if word == "token":
-            ways += [Bearer(tokens), Session(tokens)] if pages else [Bearer(tokens)]
-        elif word in ("none", "network"):
-            ways.append(Anyone())
-        else:
-            raise ValueError(f"{word} is not in this version of Kiln")
-    return Gate(tuple(ways))
+    if "token" in chosen:
+        ways += [Bearer(tokens, token_in_url), *([Session(tokens)] if pages else [])]
+    if "hub" in chosen:
+        ways += hub
+    if chosen & {"none", "network"}:
+        ways.append(Anyone())
+    return Gate(tuple(ways), token_in_url)
+
+
+def token_of(request: Request, schemes: Sequence[str], *, in_url: bool) -> str | None:
+    """The token that a request brings, under one of these schemes of `Authorization`."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() in schemes:
+        return given.strip()
+    return request.args.get("token") if in_url and not scheme else None
 
 
 def name_of(given: bytes, tokens: Mapping[str, bytes]) -> str | None:

@@ -7,10 +7,7 @@ markup: everything is escaped by the templates, and the Content-Security-Policy 
 
 from __future__ import annotations
 
-import hmac
 import re
-import secrets
-import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,20 +16,18 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, make_response, redirect, render_template, request, url_for
+from flask import Blueprint, Response, request, url_for
 
 from builds.build import Build, State
 from builds.engines import AlreadyEnded
 from builds.repository import short_name
-from handlers import problems
-from handlers.auth import SESSION, SESSION_SECONDS, Identity, foreign_origin, name_of, session
+from handlers import html, problems, signin
 from handlers.builds import cancel, list_builds, shape
 from handlers.problems import Problem
 from handlers.services import services
 
 routes = Blueprint("pages", __name__)
 
-CSRF = "kiln-form"
 SHOWN_LINES = 2000
 """Of a log on a page; the whole is one link away."""
 
@@ -46,7 +41,7 @@ def index() -> Response:
     page = list_builds()
     asked = {name: request.args.get(name, "") for name in ("repository", "state")}
     kept = {name: value for name, value in asked.items() if value}
-    return _page(
+    return html.page(
         "index.html",
         identity,
         builds=[shape(build) for build in page.builds],
@@ -62,7 +57,7 @@ def index() -> Response:
 def build(name: str) -> Response:
     identity = services().auth.admit(request)
     found = services().records.get(name)
-    return _page(
+    return html.page(
         "build.html",
         identity,
         build=shape(found),
@@ -74,81 +69,19 @@ def build(name: str) -> Response:
 
 @routes.post("/builds/<name>/cancel")
 def cancel_build(name: str) -> Response:
-    _check_form()
+    html.check_form()
     identity = services().auth.admit(request)
     with suppress(AlreadyEnded):  # the page says so
         cancel(name, identity)
-    return _to(url_for("pages.build", name=name))
-
-
-@routes.post("/login")
-def login() -> Response:
-    """Sets the session cookie for a right token; asks again for a wrong one."""
-    _check_form()
-    given = request.form.get("token", "").strip().encode()
-    tokens = services().tokens()
-    name = name_of(given, tokens)
-    if name is None or not services().auth.asks:
-        raise Problem(401, "There is no such token.")
-    build = request.form.get("build")
-    response = _to(url_for("pages.build", name=build) if build else url_for("pages.index"))
-    value = session(name, tokens[name], int(time.time()) + SESSION_SECONDS)
-    _set_cookie(response, SESSION, value, SESSION_SECONDS)
-    return response
-
-
-@routes.post("/logout")
-def logout() -> Response:
-    _check_form()
-    response = _to(url_for("pages.index"))
-    response.delete_cookie(SESSION, path=services().base_path)
-    return response
+    return html.to(url_for("pages.build", name=name))
 
 
 @routes.errorhandler(Problem)
-def ask_for_token(problem: Problem) -> Response:
-    """A browser that brings no token gets the form where the page would have been; everything else the problem."""
+def ask_who_it_is(problem: Problem) -> Response:
+    """A browser that brings nothing is asked where the page would have been; everything else gets the problem."""
     if problem.status != HTTPStatus.UNAUTHORIZED or not problems.for_a_person():
         return problems.answer(problem)
-    wrong = problem.detail if request.endpoint == "pages.login" else None
-    build = (request.view_args or {}).get("name") or request.form.get("build", "")
-    return _page("login.html", None, status=401, wrong=wrong, build=build, headers=problem.headers)
-
-
-def _page(
-    template: str,
-    identity: Identity | None,
-    *,
-    status: int = 200,
-    headers: Mapping[str, str] | None = None,
-    **values: Any,
-) -> Response:
-    """A page and, because each has a form, the cookie that its forms must match."""
-    nonce = request.cookies.get(CSRF, "")
-    fresh = not re.fullmatch(r"[\w-]{43}", nonce, re.ASCII)
-    nonce = secrets.token_urlsafe(32) if fresh else nonce
-    html = render_template(template, nonce=nonce, by=identity.by if identity else None, **values)
-    response = make_response(html, status, dict(headers or {}))
-    if fresh:
-        _set_cookie(response, CSRF, nonce, None)
-    return response
-
-
-def _check_form() -> None:
-    """Whether one of our own pages sent the form: it holds what the cookie holds, which no other site can read."""
-    nonce = request.cookies.get(CSRF, "").encode()
-    if foreign_origin(request) or not nonce or not hmac.compare_digest(request.form.get("form", "").encode(), nonce):
-        raise Problem(403, "This form has expired. Go back, reload the page and try again.")
-
-
-def _set_cookie(response: Response, name: str, value: str, max_age: int | None) -> None:
-    secure = (services().public_url or "").startswith("https:")
-    path = services().base_path
-    response.set_cookie(name, value, max_age=max_age, path=path, secure=secure, httponly=True, samesite="Strict")
-
-
-def _to(location: str) -> Response:
-    return make_response(redirect(location, 303))
+    return signin.ask(problem)
 
 
 def _query(values: Mapping[str, str]) -> str:

@@ -87,5 +87,5 @@ def answer(error: Exception) -> Response:
 
 def for_a_person() -> bool:
     """Whether a browser asked for a page. Whatever else comes, wherever, gets JSON."""
-    on_a_page = request.blueprint == "pages" or (request.url_rule is None and request.method == "GET")
+    on_a_page = request.blueprint in ("pages", "signin") or (request.url_rule is None and request.method == "GET")
     return on_a_page and "text/html" in request.accept_mimetypes.values()

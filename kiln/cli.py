@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, TypeVar
 import click
 
 from kiln.errors import CommandError, KilnError
-from kiln.settings import SETTINGS
+from kiln.settings import SETTINGS, for_web
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -64,6 +64,7 @@ def web(**flags: Any) -> None:
     from kiln.gunicorn import Web  # noqa: PLC0415
 
     kiln = wiring.load(environment(flags))
+    for_web(kiln.settings)
     Web(kiln.settings, wiring.ops(kiln, "web"), lambda stopping: wiring.app(kiln, stopping)).run()
 
 

@@ -23,6 +23,7 @@ from eventing.hosts import DIALECTS, Ignored
 from eventing.http import decode
 from kiln import saved, wiring
 from kiln.errors import KilnError
+from kiln.settings import for_web
 from kiln.wiring import Kiln
 
 Say = Callable[[str], object]
@@ -38,6 +39,7 @@ def check(environ: Mapping[str, str], event: bytes | None, say: Say) -> int:
     """Says what is wrong, or what `event` (a saved request) would build. Returns the exit status."""
     try:
         kiln = wiring.load(environ)
+        for_web(kiln.settings)
         if event is None:
             _describe(kiln, say)
         else:

@@ -11,6 +11,7 @@ import difflib
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +23,21 @@ from kiln.errors import SettingsError
 from kiln.quantities import duration, size
 
 Process = Literal["web", "controller"]
+
+
+class Hub(msgspec.Struct, frozen=True, kw_only=True):
+    """What a JupyterHub tells its services in `JUPYTERHUB_*`, whether it starts them or they are run elsewhere."""
+
+    api_url: str
+    """Without a slash at its end."""
+    api_token: str
+    client_id: str
+    access_scopes: tuple[str, ...]
+    """Who has any of these may use this service."""
+    authorize_url: str
+    """Where a browser goes to sign in: a path, unless the Hub says on which host it is."""
+    callback_url: str | None
+    """Where it comes back to; by default `oauth_callback` under our base path."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +59,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     loopback_only: bool
     """`KILN_AUTH` is unset: a request that looks as if it came from elsewhere gets 403."""
     events_auth: tuple[str, ...]
+    token_in_url: bool
+    hub: Hub | None
+    """`None` where no Hub has said who it is."""
     oidc_issuer: str | None
     oidc_audience: str | None
     allowed_repositories: tuple[str, ...]
@@ -155,6 +174,10 @@ def _each_of(*words: str, later: Iterable[str] = ()) -> Callable[[str], tuple[st
     return read
 
 
+def _yes_or_no(text: str) -> bool:
+    return _one_of("yes", "no")(text) == "yes"
+
+
 def _number(least: int, most: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
@@ -238,8 +261,8 @@ def _image_prefix(text: str) -> str:
 
 
 AUTH_CHOICES = (
-    "token (secrets in api-tokens/) or none (everybody who can reach it may use it); "
-    "hub and oidc come with a later version"
+    "hub (the JupyterHub whose service this is says who may use it), token (secrets in api-tokens/) or none (everybody "
+    "who can reach it may use it); oidc comes with a later version"
 )
 
 SETTINGS: tuple[Setting, ...] = (
@@ -263,7 +286,12 @@ SETTINGS: tuple[Setting, ...] = (
         default=None,
         says="The folder of secrets. It is read again when it changes.",
     ),
-    Setting(name="PORT", read=_number(0, 65535), default="8000", says="Port of web. 0: any free one."),
+    Setting(
+        name="PORT",
+        read=_number(0, 65535),
+        default="8000",
+        says="Port of web. 0: any free one. When unset that of `JUPYTERHUB_SERVICE_URL`, if that is there.",
+    ),
     Setting(name="KILN_HOST", read=_host, default="127.0.0.1", says="Address that web and the ops ports listen on."),
     Setting(
         name="KILN_OPS_PORT",
@@ -275,7 +303,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_BASE_PATH",
         read=_base_path,
         default="/",
-        says="Path under which web answers, as a proxy passes it on: `/services/binder/`.",
+        says="Path under which web answers, as a proxy passes it on: `/services/binder/`. When unset "
+        "`JUPYTERHUB_SERVICE_PREFIX`, if that is there.",
     ),
     Setting(name="KILN_PUBLIC_URL", read=_url, default=None, says="Where people and hosts reach web from outside."),
     Setting(
@@ -286,18 +315,25 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="KILN_AUTH",
-        read=_each_of("token", "none", later=["hub", "oidc"]),
+        read=_each_of("hub", "token", "none", later=["oidc"]),
         default=None,
-        says="Who may use the API and the pages: `token`, or `none`. Unset means `none`, and is allowed only where "
-        "nothing can reach in: host loopback, base path `/`, public URL unset or loopback, no `JUPYTERHUB_*`. Then a "
+        says="Who may use the API and the pages: `hub` (the JupyterHub says who), `token`, both (`hub,token`), or "
+        "`none`. Unset means `none`, and is allowed only where nothing can reach in: host loopback, base path `/`, public URL unset or loopback, no `JUPYTERHUB_*`. Then a "
         "request whose `Host` is not loopback, or with a forwarding header or a foreign `Origin`, is refused.",
     ),
     Setting(
         name="KILN_EVENTS_AUTH",
-        read=_each_of("token", "network", "none", later=["hub", "oidc"]),
+        read=_each_of("hub", "token", "network", "none", later=["oidc"]),
         default=None,
-        says="Who may post to `/events`: `token`, `network` (a network policy says who), or `none`; when unset as "
-        "`KILN_AUTH`.",
+        says="Who may post to `/events`: `hub`, `token`, `network` (a network policy says who), or `none`; when unset "
+        "as `KILN_AUTH`.",
+    ),
+    Setting(
+        name="KILN_TOKEN_IN_URL",
+        read=_yes_or_no,
+        default="no",
+        says="Whether `?token=` in an address counts as a token (`yes` or `no`). Addresses end up in histories and "
+        "logs: `yes` is for clients that can do nothing else.",
     ),
     Setting(name="KILN_OIDC_ISSUER", read=_url, default=None, says="For the auth word `oidc`, not in this version."),
     Setting(name="KILN_OIDC_AUDIENCE", read=_text, default=None, says="For the auth word `oidc`, not in this version."),
@@ -472,7 +508,7 @@ def read(environ: Mapping[str, str]) -> Settings:
     problems = list(_unknown(environ))
     values: dict[str, Any] = {}
     for setting in SETTINGS:
-        text = environ.get(setting.name) or setting.default
+        text = environ.get(setting.name) or _of_hub(setting.name, environ) or setting.default
         try:
             values[setting.field] = None if text is None else setting.read(text)
         except ValueError as error:
@@ -480,6 +516,11 @@ def read(environ: Mapping[str, str]) -> Settings:
     if not environ.get("KILN_IMAGE_PREFIX"):
         problems.append("KILN_IMAGE_PREFIX: must be set, such as registry.example/org/")
     problems.extend(_who_may_not(values, environ))
+    hub = None
+    try:
+        hub = _hub(environ)
+    except ValueError as error:
+        problems.append(str(error))
     if values.get("engine") == "kubernetes":
         problems.extend(_what_a_cluster_needs(values))
     if problems:
@@ -490,8 +531,55 @@ def read(environ: Mapping[str, str]) -> Settings:
         "auth": auth,
         "loopback_only": values["auth"] is None,
         "events_auth": values["events_auth"] or auth,
+        "hub": hub,
     }
     return Settings(**{**values, **decided})
+
+
+def for_web(found: Settings) -> None:
+    """Whether web can do what is asked of it; the controller asks nobody who they are. Raises SettingsError."""
+    words = {"KILN_AUTH": found.auth, "KILN_EVENTS_AUTH": found.events_auth}
+    if found.hub is None and (asking := [name for name in words if "hub" in words[name]]):
+        raise SettingsError([f"{asking[0]}: hub needs {', '.join(OF_HUB)}, as a Hub gives them to its services"])
+
+
+OF_HUB = ("JUPYTERHUB_API_URL", "JUPYTERHUB_API_TOKEN", "JUPYTERHUB_SERVICE_NAME")
+
+
+def _hub(environ: Mapping[str, str]) -> Hub | None:
+    """The Hub whose service this is. Raises ValueError where what it says cannot be used."""
+    url, token, name = (environ.get(variable) for variable in OF_HUB)
+    if not (url and token and name):
+        return None
+    try:
+        _url(url)
+    except ValueError as error:
+        raise ValueError(f"JUPYTERHUB_API_URL: {error}") from None
+    try:
+        scopes = msgspec.json.decode(environ.get("JUPYTERHUB_OAUTH_ACCESS_SCOPES") or "[]", type=tuple[str, ...])
+    except msgspec.DecodeError:
+        raise ValueError("JUPYTERHUB_OAUTH_ACCESS_SCOPES: must be a list of scopes, as JSON") from None
+    base = environ.get("JUPYTERHUB_BASE_URL", "/").strip("/")
+    host = environ.get("JUPYTERHUB_HOST", "").rstrip("/")
+    return Hub(
+        api_url=url.rstrip("/"),
+        api_token=token,
+        client_id=environ.get("JUPYTERHUB_CLIENT_ID") or f"service-{name}",
+        access_scopes=scopes or (f"access:services!service={name}",),
+        authorize_url=f"{host}{f'/{base}' if base else ''}/hub/api/oauth2/authorize",
+        callback_url=environ.get("JUPYTERHUB_OAUTH_CALLBACK_URL") or None,
+    )
+
+
+def _of_hub(name: str, environ: Mapping[str, str]) -> str | None:
+    """What a Hub says of a setting that is not set."""
+    if name == "KILN_BASE_PATH":
+        return environ.get("JUPYTERHUB_SERVICE_PREFIX")
+    if name == "PORT":
+        with suppress(ValueError):
+            port = urlsplit(environ.get("JUPYTERHUB_SERVICE_URL", "")).port
+            return None if port is None else str(port)
+    return None
 
 
 def _unknown(environ: Mapping[str, str]) -> Iterable[str]:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from builds.plan import Limits, Word
     from builds.sync import Sync
     from eventing.event import Event
+    from handlers.hub import HubService
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +143,10 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     found = kiln.settings
     registry = functools.partial(Registry, kiln.registry_config, kiln.config.insecure_registries, (LIMIT, LIMIT))
     images = Images(registry)
-    gate_for = functools.partial(gate, tokens=kiln.secrets.api_tokens)
+    in_url, hub = found.token_in_url, _hub_service(found)
+    ways = hub.ways(in_url=in_url) if hub else ()
+    for_pages = hub.ways(in_url=in_url, pages=True) if hub else ()
+    gate_for = functools.partial(gate, tokens=kiln.secrets.api_tokens, token_in_url=in_url)
     return create_app(
         Services(
             records=records(kiln),
@@ -151,8 +155,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             triggers=kiln.config.triggers,
             webhook_secrets=kiln.secrets.webhooks,
             tokens=kiln.secrets.api_tokens,
-            auth=gate_for(found.auth, pages=True),
-            events_auth=gate_for(found.events_auth),
+            auth=gate_for(found.auth, pages=True, hub=for_pages),
+            events_auth=gate_for(found.events_auth, hub=ways),
             find_image=images.digest,
             registry_answers=lambda: images.answers(kiln.images.prefix),
             builder_info=_builder_info(found),
@@ -164,6 +168,26 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             max_viewers=found.max_viewers,
             stopping=stopping,
         )
+    )
+
+
+def _hub_service(found: Settings) -> HubService | None:
+    """This service as its Hub knows it, where the Hub says who comes in."""
+    if found.hub is None or "hub" not in found.auth + found.events_auth:
+        return None
+    from builds.clients.hub import Hub  # noqa: PLC0415
+    from handlers.auth import SESSION_SECONDS  # noqa: PLC0415
+    from handlers.hub import HubService  # noqa: PLC0415
+
+    told = found.hub
+    return HubService(
+        hub=Hub(told.api_url, most_waiting=found.threads // 2),  # whoever needs no Hub has the other half
+        client_id=told.client_id,
+        secret=told.api_token,
+        access_scopes=told.access_scopes,
+        authorize_url=told.authorize_url,
+        callback_url=told.callback_url or f"{found.base_path}oauth_callback",
+        session_seconds=SESSION_SECONDS,
     )
 
 

@@ -177,8 +177,8 @@ def test_network_needs_nothing_else(houses: Callable[..., House]) -> None:
     message: dict[str, Any] = structured(event())
     message["headers"]["X-Forwarded-For"] = "10.0.0.1"
     assert house.client.post("/events", **message).status_code == 202
-    with pytest.raises(ValueError, match="hub"):
-        gate(["hub"], tokens=dict)
+    with pytest.raises(ValueError, match="oidc"):
+        gate(["oidc"], tokens=dict)
 
 
 def test_a_template_that_lacks_a_value_is_named(houses: Callable[..., House]) -> None:

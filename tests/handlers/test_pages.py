@@ -11,7 +11,8 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from handlers.auth import SESSION, session
-from handlers.pages import CSRF, plain
+from handlers.html import CSRF
+from handlers.pages import plain
 from tests.handlers.house import COMMIT, REPOSITORY, House, body
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}

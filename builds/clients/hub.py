@@ -1,0 +1,184 @@
+"""JupyterHub's REST API, asked while somebody waits: whose token is this, and what is a sign-in's code worth.
+
+Whoever brings a token depends on the Hub, and a Hub restarts, stalls and is far away. So it is asked on a few threads
+of this module's own; who asks gets an answer within the limit, or HubAway; no more may wait for it than leave web its
+other threads; after it has failed to answer nobody asks it for a moment. What it said of a token holds for half a
+minute, so that a page with its log is one question, and a token that was revoked is refused soon.
+
+Its package has all this, too (`jupyterhub.services.auth`), for 68 MB and most of a second: these are two requests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import msgspec
+import requests
+
+from builds.errors import TryAgain
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LIMIT = 5.0
+"""Seconds after which nobody waits for the Hub any more: GitHub gives a webhook 10, BinderHub's clients do not care."""
+THREADS = 8
+MOST_WAITING = 64
+KEPT = 30.0
+"""Seconds for which an answer about a token holds. A Hub answers a few hundred such questions in a second."""
+PAUSE = 1.0
+"""Seconds for which nobody asks a Hub that has just failed to answer."""
+MOST_KEPT = 10_000
+LARGEST = 4 << 20
+"""Bytes of an answer: an admin's scopes, one by one, may be many."""
+
+_TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
+AWAY = "The JupyterHub that says who may come in does not answer just now. Try again."
+
+
+class HubAway(TryAgain):
+    """Nobody can say who it is. It is no reason to let anybody in."""
+
+    def __init__(self, message: str = AWAY) -> None:
+        super().__init__(message, retry_after=PAUSE)
+
+
+class Holder(msgspec.Struct, frozen=True, kw_only=True):
+    """Whom a token belongs to, and what it lets its holder do. `kind` is `user` or `service`."""
+
+    kind: str
+    name: str
+    admin: bool = False
+    groups: tuple[str, ...] = ()
+    scopes: frozenset[str] = frozenset()
+
+
+class Hub:
+    """Safe to use from many threads. `url` is its API, such as `http://hub:8081/hub/api`; `limit` in seconds."""
+
+    def __init__(self, url: str, *, limit: float = LIMIT, most_waiting: int = MOST_WAITING, kept: float = KEPT) -> None:
+        self._url = url.rstrip("/")
+        self._limit = limit
+        self._kept = kept
+        self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="hub")
+        self._room = threading.BoundedSemaphore(most_waiting)
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, tuple[float, Holder | None]] = OrderedDict()
+        self._asked: dict[bytes, Future[Holder | None]] = {}
+        self._failed_at = -PAUSE
+
+    def holder(self, token: str) -> Holder | None:
+        """Whose token it is; `None` where it is nobody's, or no longer. Raises HubAway."""
+        if not _TOKEN.fullmatch(token):
+            return None
+        key = hashlib.sha256(token.encode()).digest()  # what is kept here opens nothing
+        with self._lock:
+            until, holder = self._known.get(key, (0.0, None))
+            if time.monotonic() < until:
+                return holder
+            self._rest()
+            asked = self._asked.get(key)
+            if asked is None:
+                asked = self._asked[key] = self._askers.submit(self._look_up, key, token)
+                asked.add_done_callback(lambda _: self._asked.pop(key, None))
+        return self._wait(asked)
+
+    def access_token(self, code: str, *, client_id: str, secret: str, redirect_uri: str) -> str | None:
+        """The token that a browser's sign-in ends in (RFC 6749, §4.1.3); `None` for a code that is none, or is used up.
+
+        Raises HubAway.
+        """
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
+        form |= {"client_id": client_id, "client_secret": secret}
+        self._rest()
+        answer = self._wait(self._askers.submit(self._call, "POST", "oauth2/token", form=form))
+        return None if answer is None else _decoded(answer, _Grant).access_token
+
+    def _look_up(self, key: bytes, token: str) -> Holder | None:
+        answer = self._call("GET", "user", headers={"Authorization": f"token {token}"})
+        holder = None if answer is None else _decoded(answer, Holder)
+        with self._lock:
+            self._known[key] = (time.monotonic() + self._kept, holder)
+            self._known.move_to_end(key)
+            while len(self._known) > MOST_KEPT:
+                self._known.popitem(last=False)
+        return holder
+
+    def _rest(self) -> None:
+        """Raises HubAway where the Hub has failed a moment ago."""
+        if time.monotonic() - self._failed_at < PAUSE:
+            raise HubAway
+
+    def _wait(self, asked: Future[T]) -> T:
+        if not self._room.acquire(blocking=False):
+            raise HubAway("Too many wait for the JupyterHub to say who they are. Try again.")
+        try:
+            return asked.result(self._limit)
+        except (TimeoutError, CancelledError):
+            asked.cancel()  # unless it has begun; then the limits of its own requests end it
+            self._failed(f"no answer within {self._limit:g} s")
+            raise HubAway from None
+        finally:
+            self._room.release()
+
+    def _failed(self, why: str) -> None:
+        self._failed_at = time.monotonic()
+        log.warning("The Hub at %s: %s", self._url, why)
+
+    def _call(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, form: Mapping[str, str] | None = None
+    ) -> bytes | None:
+        """The body of a good answer, `None` where the Hub knows no such credential. Raises HubAway."""
+        try:
+            with requests.Session() as session:
+                session.trust_env = False  # neither a proxy nor a netrc has a part in this
+                with session.request(
+                    method,
+                    f"{self._url}/{path}",
+                    headers=headers,
+                    data=form,
+                    timeout=self._limit,
+                    allow_redirects=False,
+                    stream=True,
+                ) as answer:
+                    body = self._body(answer)
+        except (requests.RequestException, OSError) as error:
+            self._failed(type(error).__name__)
+            raise HubAway from None
+        if answer.status_code == requests.codes.ok:
+            return body
+        if answer.status_code in (400, 401, 403):
+            return None
+        self._failed(f"status {answer.status_code}")
+        raise HubAway
+
+    def _body(self, answer: requests.Response) -> bytes:
+        """Raises requests' errors, and OSError for an answer without end."""
+        deadline, body = time.monotonic() + self._limit, bytearray()
+        for piece in answer.iter_content(1 << 16):
+            body += piece
+            if len(body) > LARGEST or time.monotonic() > deadline:
+                raise OSError("too much to read")
+        return bytes(body)
+
+
+class _Grant(msgspec.Struct, frozen=True):
+    access_token: str
+
+
+def _decoded(body: bytes, kind: type[T]) -> T:
+    """Raises HubAway for what no Hub says."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (ValueError, RecursionError):
+        log.warning("What answers in the Hub's place is no Hub")
+        raise HubAway from None

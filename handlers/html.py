@@ -1,0 +1,64 @@
+"""What every page is made of: its template, the proof that its forms carry, and cookies that are for us alone."""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from flask import Response, make_response, redirect, render_template, request
+
+from handlers.auth import Identity, foreign_origin
+from handlers.problems import Problem
+from handlers.services import services
+
+CSRF = "kiln-form"
+
+
+def page(
+    template: str,
+    identity: Identity | None,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    **values: Any,
+) -> Response:
+    """A page and, because each has a form, the cookie that its forms must match."""
+    nonce = request.cookies.get(CSRF, "")
+    fresh = not re.fullmatch(r"[\w-]{43}", nonce, re.ASCII)
+    nonce = secrets.token_urlsafe(32) if fresh else nonce
+    html = render_template(template, nonce=nonce, by=identity.by if identity else None, **values)
+    response = make_response(html, status, dict(headers or {}))
+    if fresh:
+        set_cookie(response, CSRF, nonce, None)
+    return response
+
+
+def check_form() -> None:
+    """Whether one of our own pages sent the form: it holds what the cookie holds, which no other site can read."""
+    nonce = request.cookies.get(CSRF, "").encode()
+    if foreign_origin(request) or not nonce or not hmac.compare_digest(request.form.get("form", "").encode(), nonce):
+        raise Problem(403, "This form has expired. Go back, reload the page and try again.")
+
+
+def set_cookie(
+    response: Response,
+    name: str,
+    value: str,
+    max_age: int | None,
+    *,
+    samesite: Literal["Strict", "Lax"] = "Strict",
+    readable: bool = False,
+) -> None:
+    """`Lax` for what must be there when another site sends the browser here; `readable` by our pages' scripts."""
+    secure = (services().public_url or "").startswith("https:")
+    path = services().base_path
+    response.set_cookie(
+        name, value, max_age=max_age, path=path, secure=secure, httponly=not readable, samesite=samesite
+    )
+
+
+def to(location: str) -> Response:
+    return make_response(redirect(location, 303))
