@@ -318,8 +318,9 @@ SETTINGS: tuple[Setting, ...] = (
         read=_each_of("hub", "token", "none", later=["oidc"]),
         default=None,
         says="Who may use the API and the pages: `hub` (the JupyterHub says who), `token`, both (`hub,token`), or "
-        "`none`. Unset means `none`, and is allowed only where nothing can reach in: host loopback, base path `/`, public URL unset or loopback, no `JUPYTERHUB_*`. Then a "
-        "request whose `Host` is not loopback, or with a forwarding header or a foreign `Origin`, is refused.",
+        "`none`. Unset means `none`, and is allowed only where nothing can reach in: host loopback, base path `/`, "
+        "public URL unset or loopback, no `JUPYTERHUB_*`. Then a request whose `Host` is not loopback, or with a "
+        "forwarding header or a foreign `Origin`, is refused.",
     ),
     Setting(
         name="KILN_EVENTS_AUTH",
