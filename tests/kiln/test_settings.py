@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kiln.errors import SettingsError
 from kiln.quantities import LONGEST, duration, size
-from kiln.settings import SETTINGS, Setting, Settings, read
+from kiln.settings import SETTINGS, Setting, Settings, for_web, read
 
 LEAST = {"KILN_IMAGE_PREFIX": "registry.example/org/"}
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -236,6 +236,63 @@ def test_tokens_need_a_folder_of_secrets() -> None:
     assert problems(KILN_AUTH="token") == (
         "KILN_AUTH: token needs KILN_SECRETS_DIR, a folder with api-tokens/<name> in it",
     )
+
+
+# As a service of a JupyterHub. ---------------------------------------------------------------------------------------
+
+TOLD = {
+    "JUPYTERHUB_SERVICE_NAME": "binder",
+    "JUPYTERHUB_API_URL": "http://127.0.0.1:8081/hub/api",
+    "JUPYTERHUB_API_TOKEN": "canary",
+}
+SERVED = LEAST | TOLD | {"KILN_AUTH": "hub"}
+
+
+def test_what_a_hub_tells_its_services_is_enough() -> None:
+    more = {"JUPYTERHUB_SERVICE_PREFIX": "/services/binder/", "JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:10101"}
+    settings = read(SERVED | more)
+    for_web(settings)
+    assert (settings.auth, settings.events_auth) == (("hub",), ("hub",))
+    assert (settings.base_path, settings.port) == ("/services/binder/", 10101)
+    assert settings.hub is not None
+    assert settings.hub.client_id == "service-binder"
+    assert settings.hub.access_scopes == ("access:services!service=binder",)
+    assert settings.hub.authorize_url == "/hub/api/oauth2/authorize"
+    own = read(SERVED | more | {"KILN_BASE_PATH": "/kiln/", "PORT": "8001"})
+    assert (own.base_path, own.port) == ("/kiln/", 8001)
+
+
+def test_a_hub_may_be_elsewhere() -> None:
+    more = {
+        "JUPYTERHUB_BASE_URL": "/jupyter/",
+        "JUPYTERHUB_HOST": "https://hub.example",
+        "JUPYTERHUB_CLIENT_ID": "kiln",
+        "JUPYTERHUB_OAUTH_CALLBACK_URL": "https://kiln.example/oauth_callback",
+        "JUPYTERHUB_OAUTH_ACCESS_SCOPES": '["access:services!service=binder", "custom:kiln"]',
+    }
+    hub = read(SERVED | more).hub
+    assert hub is not None
+    assert hub.authorize_url == "https://hub.example/jupyter/hub/api/oauth2/authorize"
+    assert (hub.client_id, hub.callback_url) == ("kiln", "https://kiln.example/oauth_callback")
+    assert hub.access_scopes == ("access:services!service=binder", "custom:kiln")
+
+
+@pytest.mark.parametrize("missing", TOLD)
+def test_web_is_refused_without_a_hub_and_the_controller_needs_none(missing: str) -> None:
+    for name in ("KILN_AUTH", "KILN_EVENTS_AUTH"):
+        environ = {**SERVED, "KILN_AUTH": "none", name: "hub"}
+        settings = read({key: value for key, value in environ.items() if key != missing})
+        with pytest.raises(SettingsError, match=f"{name}: hub needs JUPYTERHUB_API_URL, JUPYTERHUB_API_TOKEN"):
+            for_web(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("JUPYTERHUB_API_URL", "hub:8081/hub/api"), ("JUPYTERHUB_OAUTH_ACCESS_SCOPES", "access:services")],
+)
+def test_what_a_hub_says_is_not_just_believed(name: str, value: str) -> None:
+    (problem,) = problems(**{**TOLD, "KILN_AUTH": "hub", name: value})
+    assert problem.startswith(f"{name}: must be ")
 
 
 # Quantities. -------------------------------------------------------------------------------------------------------

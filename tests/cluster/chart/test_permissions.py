@@ -274,11 +274,11 @@ def test_policies_can_be_left_to_somebody_else() -> None:
 # Secrets. ------------------------------------------------------------------------------------------------------------
 
 FOLDERS = {
-    "web": ["/etc/kiln/secrets/api-tokens", "/etc/kiln/secrets/webhooks/github"],
+    "web": ["/etc/kiln/secrets/api-tokens", "/etc/kiln/secrets/git-credentials", "/etc/kiln/secrets/webhooks/github"],
     "controller": ["/etc/kiln/secrets/git-credentials", "/etc/kiln/secrets/headers"],
     "build": ["/etc/kiln/git-credentials"],
 }
-"""Each part reads what it needs and no more: web, which faces the internet, no stored credential of Git."""
+"""Each part reads what it needs and no more. Web looks up refs of private repositories for those who may use them."""
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def refusal(values: dict[str, Any]) -> str:
 
 def test_who_may_come_in_has_to_be_said_and_the_choices_are_named() -> None:
     words = refusal({"settings": {"image_prefix": "registry.example/org/"}})
-    assert "missing property 'auth (who may use the API and the pages: token" in words
+    assert "missing property 'auth (who may use the API and the pages: hub, the JupyterHub" in words
     assert "or none, which lets everybody in" in words
 
 
@@ -51,7 +51,7 @@ def test_where_images_go_has_to_be_said() -> None:
         ({"web": {"replicas": "two"}}, "at '/web/replicas': got string, want integer"),
         ({"settings": {"allowed_repository": "x"}}, "at '/settings': additional properties 'allowed_repository'"),
         ({"settings": {"engine": "local"}}, "at '/settings': additional properties 'engine'"),
-        ({"settings": {"auth": "nobody"}}, "at '/settings/auth': value must be one of 'token', 'none'"),
+        ({"settings": {"auth": "nobody"}}, "at '/settings/auth': value must be one of 'hub', 'token'"),
         ({"settings": {"build_timeout": "soon"}}, "at '/settings/build_timeout': 'soon' does not match"),
         ({"settings": {"builds_per_node": 0}}, "at '/settings/builds_per_node': minimum: got 0, want 1"),
         ({"config": {"trigger": []}}, "at '/config': additional properties 'trigger' not allowed"),
@@ -65,6 +65,8 @@ def test_where_images_go_has_to_be_said() -> None:
             {"settings": {"base_path": "/kiln/"}, "jupyterhub": {"service": "binder"}},
             "only one of settings.base_path and jupyterhub.service",
         ),
+        ({"settings": {"auth": "hub"}}, "jupyterhub.service (the name under which the hub has Kiln"),
+        ({"settings": {"auth": "none", "events_auth": "hub,token"}}, "jupyterhub.service (the name under which"),
         ({"registry": {"server": "registry.example"}}, "registry.username and registry.password (registry.server is"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs (the gateways"),
         ({"dockerd": {"image": {"tag": "latest"}}}, "dockerd.version must be set"),
@@ -78,7 +80,7 @@ def test_what_is_wrong_is_named(values: dict[str, Any], words: str) -> None:
 def test_each_choice_of_auth_is_one_that_kiln_takes() -> None:
     [read] = [setting.read for setting in SETTINGS if setting.name == "KILN_AUTH"]
     for word in SCHEMA["definitions"]["settings"]["properties"]["auth"]["enum"]:
-        assert read(word) == (word,)
+        assert read(word) == tuple(word.split(","))
 
 
 # Settings. -----------------------------------------------------------------------------------------------------------

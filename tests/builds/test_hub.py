@@ -1,0 +1,161 @@
+"""A Hub that is asked whose token this is: what holds, for how long, and what becomes of those who wait for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from builds.clients import hub as module
+from builds.clients.hub import Holder, Hub, HubAway
+from tests.parts.hubapi import HubApi
+from tests.parts.kiln import until
+
+
+@pytest.fixture
+def api() -> Iterator[HubApi]:
+    with HubApi() as api:
+        yield api
+
+
+def test_a_token_is_somebodys_or_nobodys(api: HubApi) -> None:
+    api.add("canary", admin=True, groups=["staff"])
+    hub = Hub(api.url)
+    scopes = frozenset({"access:services!service=binder"})
+    assert hub.holder("canary") == Holder(kind="user", name="ada", admin=True, groups=("staff",), scopes=scopes)
+    assert hub.holder("another") is None
+
+
+@pytest.mark.parametrize("token", ["", "a b", "a\r\nX: y", "é", "x" * 1025])
+def test_what_can_be_no_token_is_not_sent(api: HubApi, token: str) -> None:
+    assert Hub(api.url).holder(token) is None
+    assert api.asked == []
+
+
+def test_what_it_said_holds_for_a_while_and_no_longer(api: HubApi) -> None:
+    api.add("canary")
+    hub = Hub(api.url, kept=0.3)
+    assert all(hub.holder(token) is None or token == "canary" for token in ("canary", "wrong") * 5)
+    assert api.asked == ["canary", "wrong"]
+    api.tokens.clear()
+    until(lambda: hub.holder("canary") is None)
+    assert module.KEPT <= 60
+
+
+def test_no_more_is_kept_than_there_is_room_for(api: HubApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_KEPT", 3)
+    hub = Hub(api.url)
+    for token in "abcda":
+        hub.holder(token)
+    assert api.asked == ["a", "b", "c", "d", "a"]
+    hub.holder("d")
+    assert len(api.asked) == 5
+
+
+def test_nothing_that_is_kept_is_a_token(api: HubApi) -> None:
+    hub = Hub(api.url)
+    hub.holder(api.add("canary"))
+    assert "canary" not in repr(vars(hub))
+
+
+def test_many_who_ask_at_once_are_one_question(api: HubApi) -> None:
+    api.add("canary")
+    api.stall = 0.3
+    hub = Hub(api.url)
+    with ThreadPoolExecutor(30) as many:
+        holders = list(many.map(hub.holder, ["canary"] * 30))
+    assert all(holder and holder.name == "ada" for holder in holders)
+    assert api.asked == ["canary"]
+
+
+def test_no_more_wait_than_may(api: HubApi) -> None:
+    for number in range(20):
+        api.add(f"canary-{number}")
+    api.stall = 0.5
+    hub = Hub(api.url, most_waiting=4)
+
+    def ask(number: int) -> bool:
+        try:
+            return hub.holder(f"canary-{number}") is not None
+        except HubAway as error:
+            assert error.status == 503
+            return False
+
+    with ThreadPoolExecutor(20) as many:
+        assert sum(many.map(ask, range(20))) == 4
+    api.stall = 0
+    assert ask(0), "there is room again"
+
+
+@pytest.mark.parametrize("trickle", [False, True])
+def test_a_slow_one_is_waited_for_no_longer_than_the_limit(api: HubApi, trickle: bool) -> None:
+    api.add("canary")
+    api.stall, api.trickle = (0.0, True) if trickle else (5.0, False)
+    hub = Hub(api.url, limit=0.4)
+    began = time.monotonic()
+    with pytest.raises(HubAway):
+        hub.holder("canary")
+    assert time.monotonic() - began < 1
+    began = time.monotonic()
+    with pytest.raises(HubAway):
+        hub.holder("canary")
+    assert time.monotonic() - began < 0.2, "nobody waits for what has just failed"
+    api.stall, api.trickle = 0.0, False
+
+    def answers() -> bool:
+        try:
+            return hub.holder("canary") is not None
+        except HubAway:
+            return False
+
+    until(answers)
+
+
+@pytest.mark.parametrize("status", [302, 404, 429, 500, 502, 503])
+def test_what_is_no_answer_lets_nobody_in(api: HubApi, status: int) -> None:
+    api.add("canary")
+    api.says = (status, b"{}")
+    with pytest.raises(HubAway):
+        Hub(api.url).holder("canary")
+    assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"null", b'{"kind": "user"}', b"[" * 10**5, b" " * (5 << 20)])
+def test_what_is_no_hub_lets_nobody_in(api: HubApi, body: bytes) -> None:
+    api.says = (200, body)
+    with pytest.raises(HubAway):
+        Hub(api.url).holder("canary")
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(HubAway):
+        Hub("http://127.0.0.1:9/hub/api").holder("canary")
+
+
+def test_neither_proxy_nor_netrc_has_a_part_in_it(api: HubApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    assert Hub(api.url).holder(api.add("canary")) is not None
+
+
+def test_a_code_is_good_once(api: HubApi) -> None:
+    api.codes["code"] = "canary"
+    hub = Hub(api.url)
+    given = {"client_id": "service-binder", "secret": "own", "redirect_uri": "/oauth_callback"}
+    assert hub.access_token("code", **given) == "canary"
+    assert hub.access_token("code", **given) is None
+    form = {"grant_type": "authorization_code", "code": "code", "redirect_uri": "/oauth_callback"}
+    assert api.forms[0] == {**form, "client_id": "service-binder", "client_secret": "own"}
+
+
+def test_its_threads_are_few(api: HubApi) -> None:
+    before = threading.active_count()
+    hub = Hub(api.url)
+    for number in range(50):
+        hub.holder(f"canary-{number}")
+    mine = [thread for thread in threading.enumerate() if thread.name.startswith("hub")]
+    assert len(mine) <= module.THREADS * 20
+    assert threading.active_count() <= before + module.THREADS + 2

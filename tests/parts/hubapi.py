@@ -1,0 +1,77 @@
+"""What answers as a Hub's API does, and can do what no healthy Hub would; the real one is `tests.parts.hub`.
+
+with HubApi() as api:
+    api.tokens["canary"] = {"kind": "user", "name": "ada", "scopes": ["access:services!service=binder"]}
+    api.stall = 2.0      # each answer takes that many seconds
+    api.says = (500, b"")
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+from urllib.parse import parse_qs
+
+
+class HubApi:
+    """`tokens` are holders by token, `codes` tokens by a sign-in's code; `asked` the tokens that it was asked about."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, dict[str, Any]] = {}
+        self.codes: dict[str, str] = {}
+        self.asked: list[str] = []
+        self.forms: list[dict[str, str]] = []
+        self.stall = 0.0
+        self.trickle = False
+        self.says: tuple[int, bytes] | None = None
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"api": self}))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/hub/api"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def add(self, token: str, name: str = "ada", **more: object) -> str:
+        self.tokens[token] = {"kind": "user", "name": name, "scopes": ["access:services!service=binder"], **more}
+        return token
+
+
+class _Handler(BaseHTTPRequestHandler):
+    api: HubApi
+
+    def do_GET(self) -> None:
+        token = self.headers["Authorization"].partition(" ")[2]
+        self.api.asked.append(token)
+        holder = self.api.tokens.get(token)
+        self._say(403 if holder is None else 200, json.dumps(holder).encode())
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        form = {name: values[0] for name, values in parse_qs(body).items()}
+        self.api.forms.append(form)
+        token = self.api.codes.pop(form["code"], None)
+        self._say(400 if token is None else 200, json.dumps({"access_token": token}).encode())
+
+    def _say(self, status: int, body: bytes) -> None:
+        time.sleep(self.api.stall)
+        status, body = self.api.says or (status, body)
+        try:
+            self.send_response(status)
+            self.send_header("Location", self.api.url)
+            self.end_headers()
+            for piece in [body[place : place + 1] for place in range(len(body))] if self.api.trickle else [body]:
+                self.wfile.write(piece)
+                time.sleep(0.1 if self.api.trickle else 0)
+        except OSError:
+            pass  # nobody listens any more
+
+    def log_message(self, *_: object) -> None:
+        pass
