@@ -98,7 +98,8 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     type: str
     by: str | None
-    """`user:<name>`, `token:<name>`, `oidc:<sub>`, `webhook:<host>`, `sync`; `None` under `KILN_AUTH=none`."""
+    """`user:<name>`, `service:<name>`, `token:<name>`, `oidc:<sub>`, `webhook:<host>`, `sync`; `None` under
+    `KILN_AUTH=none`."""
     at: datetime
     """When web wrote it down."""
     kind: Kind
@@ -110,6 +111,8 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     push: Push | None = None
     force: bool = False
     traceparent: str | None = None
+    credentials: bool = False
+    """Whether it may have the build use stored Git credentials: that was checked when it came in."""
 
     @property
     def key(self) -> str:

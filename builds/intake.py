@@ -7,7 +7,7 @@ that can be judged without the network is judged before it is used.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from builds.build import Cause, Kind, Request, build_name
 from builds.engines import Ask
 from builds.errors import Forbidden, Malformed
 from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, slug_for, tag_for
+from builds.private import Private, words_of
 from builds.repository import (
     HostKind,
     Policy,
@@ -69,7 +70,11 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Intake:
-    """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`."""
+    """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`.
+
+    `resolver` asks as anybody can; `entitled` (without it, the same) has the stored credentials, and is used for those
+    who may have them used.
+    """
 
     def __init__(
         self,
@@ -79,12 +84,16 @@ class Intake:
         hosts: Mapping[str, HostKind],
         images: ImagePolicy,
         resolver: Resolver,
+        entitled: Resolver | None = None,
+        private: Private | None = None,
     ) -> None:
         self._instance = instance
         self._policy = policy
         self._hosts = hosts
         self._images = images
         self._resolver = resolver
+        self._entitled = entitled or resolver
+        self._private = private or Private()
 
     def repository(self, url: str) -> Repository:
         """The repository by its canonical URL, whether or not it may be built. Raises RepositoryError."""
@@ -108,19 +117,23 @@ class Intake:
         id: str,  # noqa: A002  (CloudEvents' word)
         type: str,  # noqa: A002
         by: str | None,
+        groups: Iterable[str] = (),
         kind: Kind,
         now: datetime,
         traceparent: str | None = None,
     ) -> Ask:
-        """What to hand to `Records.accept`. The rest is of the event that asks, as `builds.build.Cause` has it.
+        """What to hand to `Records.accept`. `groups` are the asker's; the rest is of the event that asks, as
+        `builds.build.Cause` has it.
 
-        Raises any AskError of `builds.errors`. Looks up a ref only where no commit came with it.
+        Raises any AskError of `builds.errors`. Looks up a ref only where no commit came with it, or where the asker
+        has yet to show that the host lets them in.
         """
         if max(len(source), len(id), len(type)) > MAX_VALUE:
             raise Malformed(f"The event's source, id or type is longer than {MAX_VALUE} characters.")
         repository = self.repository(wanted.repository)
         self._policy.check(repository)
-        ref, commit = self._where(repository, wanted)
+        credentials = self._private.admit(repository, words_of(by, groups))
+        ref, commit = self._where(repository, wanted, credentials=credentials)
         options = self._options(wanted, repository, ref, commit)
         request = Request(
             repository=repository.url,
@@ -143,21 +156,27 @@ class Intake:
             push=wanted.push,
             force=wanted.force,
             traceparent=traceparent,
+            credentials=credentials,
         )
         return Ask(name=build_name(self._instance, request), request=request, cause=cause)
 
-    def _where(self, repository: Repository, wanted: Wanted) -> tuple[str | None, str]:
+    def _where(self, repository: Repository, wanted: Wanted, *, credentials: bool) -> tuple[str | None, str]:
         ref = None if wanted.ref is None or wanted.ref == "HEAD" else checked_ref(wanted.ref)
         commit = None if wanted.commit is None else commit_id(wanted.commit)
         if ref is not None and is_commit(ref):
             if commit is not None and commit != commit_id(ref):
                 raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
             commit, ref = commit_id(ref), None
-        if commit and (ref is None or ref.startswith("refs/")):
-            return ref, commit
+        known = commit if ref is None or ref.startswith("refs/") else None
+        if known and (credentials or not self._private.stored(repository)):
+            return ref, known
         # Before anybody is asked over the network, with something in place of what only the answer will tell.
         self._options(wanted, repository, "refs/heads/main", "0" * 40)
-        found = self._resolver.resolve(repository, ref)
+        resolver = self._entitled if credentials else self._resolver
+        if known:
+            resolver.resolve(repository, None)
+            return ref, known
+        found = resolver.resolve(repository, ref)
         return found.ref, commit or found.commit
 
     def _options(self, wanted: Wanted, repository: Repository, ref: str | None, commit: str) -> _Options:

@@ -17,6 +17,7 @@ from builds.intake import merge
 from builds.triggers import Wanted
 from eventing.event import Event
 from handlers import metrics
+from handlers.auth import Identity
 from handlers.services import services
 
 MAX_NOTE = 1000
@@ -25,15 +26,16 @@ MAX_NOTE = 1000
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def check(wanted: Wanted, event: Event, *, by: str | None, kind: Kind) -> Ask:
-    """What is wanted by an event, as a request that may be built. Raises AskError."""
+def check(wanted: Wanted, event: Event, *, who: Identity, kind: Kind) -> Ask:
+    """What is wanted by an event, as a request that they may have built. Raises AskError."""
     held = services()
     return held.intake.ask(
         wanted,
         source=event.source,
         id=event.id,
         type=event.type,
-        by=by,
+        by=who.by,
+        groups=who.groups,
         kind=kind,
         now=held.now(),
         traceparent=traceparent(event),

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from flask import Request
 
+from builds.private import Words, words_of
 from builds.repository import is_loopback
 from handlers.problems import Problem
 
@@ -44,6 +45,11 @@ class Identity:
     by: str | None
     admin: bool = False
     groups: frozenset[str] = frozenset()
+
+    @property
+    def words(self) -> Words:
+        """As `private` says who somebody is."""
+        return words_of(self.by, self.groups)
 
 
 class Authenticator(Protocol):
@@ -122,14 +128,14 @@ class Gate:
     def admit(self, request: Request) -> Identity:
         """Raises Problem: 401 where nobody knows the request, 403 where it is known and not permitted; TryAgain where
         nobody can tell just now."""
-        if "token" in request.args and not self.token_in_url:
-            raise Problem(400, "A token in an address is seen by many: send it as Authorization: Bearer.")
         for authenticator in self.authenticators:
             identity = authenticator.identify(request)
             if identity is not None:
                 return identity
-        brought = "Authorization" in request.headers or "token" in request.args
-        said = "is wrong, or has expired" if brought else "is missing"
+        in_url = "token" in request.args
+        said = "is wrong, or has expired" if "Authorization" in request.headers or in_url else "is missing"
+        if in_url and not self.token_in_url:
+            said = "is not taken from an address, which is seen by many"
         wanted = " or ".join(filter(None, (authenticator.takes for authenticator in self.authenticators)))
         headers = {"WWW-Authenticate": 'Bearer realm="kiln"'}
         raise Problem(401, f"The token {said}: send Authorization: Bearer and {wanted}.", headers)

@@ -31,7 +31,8 @@ from builds.providers import PROVIDERS, Source
 from builds.triggers import REQUESTED, requested
 from eventing.event import Event
 from handlers import asking, logs, problems
-from handlers.builds import answer
+from handlers.auth import Identity
+from handlers.builds import answer, look
 from handlers.problems import Problem, problem_of
 from handlers.services import services
 
@@ -75,13 +76,15 @@ class Viewed(NamedTuple):
 @routes.get("/build/<provider>/<path:spec>")
 def build(provider: str, spec: str) -> Response:
     identity = services().auth.admit(request)
+    if "token" in request.args and not services().auth.token_in_url:
+        raise Problem(400, "A token in an address is seen by many: send it as Authorization: Bearer.")
     source = providers.source(provider, _raw(spec))
     if request.method == "HEAD":
         return logs.streamed(())
-    resumed = _resumed(source)
+    resumed = _resumed(source, identity)
     if resumed:
         return _followed(lambda: resumed)
-    ask, notes = _ask(source, url_for("binderhub.build", provider=provider, spec=spec), identity.by)
+    ask, notes = _ask(source, url_for("binderhub.build", provider=provider, spec=spec), identity)
     tag = tag_for(ask.request.commit, ask.request.subdir, ask.request.build_args)
     digest = services().find_image(ask.request.image, tag)
     if digest:
@@ -144,14 +147,14 @@ def _raw(spec: str) -> str:
     return raw if unquote(raw) == spec else spec
 
 
-def _ask(source: Source, address: str, by: str | None) -> tuple[Ask, list[str]]:
+def _ask(source: Source, address: str, who: Identity) -> tuple[Ask, list[str]]:
     """The request, and what to say first: advice, where the default branch has another name by now. Raises AskError."""
     notes = [] if request.args.get("build_only", "").lower() == "true" else [NO_LAUNCH]
 
     def ask(ref: str) -> Ask:
         event = Event(source=address, id=str(uuid.uuid4()), type=REQUESTED)
         wanted = requested({"repository": source.repository, "ref": ref})
-        return asking.check(wanted, event, by=by, kind=Kind.PERSON)
+        return asking.check(wanted, event, who=who, kind=Kind.PERSON)
 
     try:
         return ask(source.ref), notes
@@ -162,12 +165,12 @@ def _ask(source: Source, address: str, by: str | None) -> tuple[Ask, list[str]]:
     return ask("HEAD"), [*notes, f"{advice} It is built instead of {source.ref}: please update your links."]
 
 
-def _resumed(source: Source) -> Viewed | None:
+def _resumed(source: Source, who: Identity) -> Viewed | None:
     """What a viewer comes back to, if `Last-Event-ID` is one of this repository's. Raises NotFound, Unavailable."""
     name, _, rest = request.headers.get("Last-Event-ID", "").partition(":")
     if not re.fullmatch(r"build-[a-z0-9-]{1,57}", name):
         return None
-    found = services().records.get(name)
+    found = look(name, who)
     position = logs.resumed(rest, found)
     if position is None or found.request.repository != services().intake.repository(source.repository).url:
         return None

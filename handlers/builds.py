@@ -13,7 +13,7 @@ import msgspec
 from flask import Blueprint, Response, request, url_for
 
 from builds.build import Build, Kind, State
-from builds.engines import Page
+from builds.engines import NotFound, Page
 from builds.report import as_json
 from builds.triggers import REQUESTED, requested
 from eventing.event import Event
@@ -38,8 +38,20 @@ def shape(build: Build, *, tail: bool = True) -> dict[str, object]:
     return as_json(build, base=services().base_path, tail=tail)
 
 
-def list_builds() -> Page:
-    """What the request's query asks for. Raises Problem 400."""
+def look(name: str, identity: Identity) -> Build:
+    """A build that they may see. Raises NotFound."""
+    build = services().records.get(name)
+    if not shown(build, identity):
+        raise NotFound(name)
+    return build
+
+
+def shown(build: Build, identity: Identity) -> bool:
+    return services().private.shows(build, identity.words, admin=identity.admin)
+
+
+def list_builds(identity: Identity) -> Page:
+    """What the request's query asks for, without what they may not see. Raises Problem 400."""
     given = request.args
     limit = given.get("limit", "50")
     if not re.fullmatch(r"[0-9]{1,4}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_LISTED:
@@ -49,7 +61,7 @@ def list_builds() -> Page:
         raise Problem(400, f"state must be one of {', '.join(State)}.")
     repository = given.get("repository") or None
     try:
-        return services().records.list(
+        page = services().records.list(
             repository=services().intake.repository(repository).url if repository else None,
             state=State(state) if state else None,
             limit=int(limit),
@@ -57,11 +69,13 @@ def list_builds() -> Page:
         )
     except ValueError as error:
         raise Problem(400, "continue must be what an earlier list gave as `continue`.") from error
+    seen = tuple(build for build in page.builds if shown(build, identity))
+    return Page(builds=seen, cursor=page.cursor)
 
 
 def cancel(name: str, identity: Identity) -> Build:
     """Leaves the cancel mark. Who is no admin may do so only while every cause is theirs. Raises Problem 403."""
-    build = services().records.get(name)
+    build = look(name, identity)
     if not identity.admin and any(cause.by != identity.by for cause in build.causes):
         raise Problem(403, "Others have asked for this build too, so only an admin may cancel it.")
     asking.note(build=name)
@@ -73,21 +87,19 @@ def ask() -> Response:
     identity = services().auth.admit(request)
     wanted = requested(load_json(bodies.read_json(services().max_body)))
     event = Event(source=url_for("builds.ask"), id=str(uuid.uuid4()), type=REQUESTED)
-    (build,) = asking.accept([asking.check(wanted, event, by=identity.by, kind=Kind.PERSON)], via="api")
+    (build,) = asking.accept([asking.check(wanted, event, who=identity, kind=Kind.PERSON)], via="api")
     return answer(shape(build), 202, {"Location": location(build.name)})
 
 
 @routes.get("")
 def listed() -> Response:
-    services().auth.admit(request)
-    page = list_builds()
+    page = list_builds(services().auth.admit(request))
     return answer({"items": [shape(build, tail=False) for build in page.builds], "continue": page.cursor})
 
 
 @routes.get("/<name>")
 def one(name: str) -> Response:
-    services().auth.admit(request)
-    return answer(shape(services().records.get(name)))
+    return answer(shape(look(name, services().auth.admit(request))))
 
 
 @routes.delete("/<name>")
@@ -98,8 +110,7 @@ def cancelled(name: str) -> Response:
 @routes.get("/<name>/log")
 def log(name: str) -> Response:
     """As server-sent events for who asks for those, else as the text that exists now."""
-    services().auth.admit(request)
-    build = services().records.get(name)
+    build = look(name, services().auth.admit(request))
     wanted = _attempt(build)
     if "text/event-stream" in request.accept_mimetypes.values():
         return _followed(build, wanted)

@@ -18,6 +18,7 @@ from eventing.errors import EventError
 from eventing.event import Event
 from eventing.http import decode
 from handlers import asking, bodies, metrics
+from handlers.auth import Identity
 from handlers.builds import location
 from handlers.problems import Problem, problem_of
 from handlers.services import services
@@ -49,7 +50,7 @@ def _receive() -> Response:
         try:
             if time.monotonic() - began > CHECKING:
                 raise TryAgain("Looking up the refs of this batch takes too long; send fewer events at once.")
-            asks += _asks(event, identity.by)
+            asks += _asks(event, identity)
         except (AskError, EventError) as error:
             if len(events) == 1:
                 raise
@@ -62,11 +63,11 @@ def _receive() -> Response:
     return Response(status=202, headers={"Location": location(builds[0].name)})
 
 
-def _asks(event: Event, by: str | None) -> list[Ask]:
+def _asks(event: Event, who: Identity) -> list[Ask]:
     """What an event asks for. Raises AskError, DecodeError."""
     somebody_waits = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
-    return [asking.check(found, event, by=by, kind=kind) for found in wanted(services().triggers, event)]
+    return [asking.check(found, event, who=who, kind=kind) for found in wanted(services().triggers, event)]
 
 
 @routes.route("/events", methods=["OPTIONS"], provide_automatic_options=False)

@@ -22,7 +22,7 @@ from builds.build import Build, State
 from builds.engines import AlreadyEnded
 from builds.repository import short_name
 from handlers import html, problems, signin
-from handlers.builds import cancel, list_builds, shape
+from handlers.builds import cancel, list_builds, look, shape
 from handlers.problems import Problem
 from handlers.services import services
 
@@ -38,7 +38,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 @routes.get("/", provide_automatic_options=False)
 def index() -> Response:
     identity = services().auth.admit(request)
-    page = list_builds()
+    page = list_builds(identity)
     asked = {name: request.args.get(name, "") for name in ("repository", "state")}
     kept = {name: value for name, value in asked.items() if value}
     return html.page(
@@ -56,7 +56,7 @@ def index() -> Response:
 @routes.get("/builds/<name>")
 def build(name: str) -> Response:
     identity = services().auth.admit(request)
-    found = services().records.get(name)
+    found = look(name, identity)
     return html.page(
         "build.html",
         identity,

@@ -12,6 +12,7 @@ from flask import current_app
 
 from builds.engines import Records
 from builds.intake import Intake
+from builds.private import Private
 from builds.triggers import Trigger
 from handlers.auth import Gate, Tokens
 from handlers.logs import Viewers
@@ -35,6 +36,8 @@ class Services:
     builder_info: Mapping[str, str]
     """What builds, as BinderHub's `/versions` says it: `build_image`, or `repo2docker-version`."""
     version: str
+    private: Private = field(default_factory=Private)
+    """Who may see which builds."""
     loopback_only: bool = False
     """Nobody is asked who they are because nothing can reach in: refuse what looks as if it came from elsewhere."""
     base_path: str = "/"

@@ -22,6 +22,7 @@ from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hosts import DIALECTS, Ignored
 from handlers import asking, bodies, metrics
+from handlers.auth import Identity
 from handlers.builds import answer, location
 from handlers.problems import Problem
 from handlers.services import services
@@ -62,7 +63,7 @@ def _receive(word: str) -> Response:
         with _collected(refusals):
             for each in _wanted(event, word):
                 with _collected(refusals):
-                    asks.append(asking.check(each, event, by=f"webhook:{word}", kind=Kind.PUSH))
+                    asks.append(asking.check(each, event, who=Identity(by=f"webhook:{word}"), kind=Kind.PUSH))
     if refusals:
         asking.note(refused=" ".join(refusals))
     if not asks:

@@ -17,6 +17,7 @@ import msgspec
 
 from builds.errors import RepositoryError, RuleError
 from builds.listed import Listed
+from builds.private import Private, PrivateRule
 from builds.repository import HostKind, canonical
 from builds.triggers import DEFAULT, Trigger, TriggerRule, load
 from eventing.sinks import Sink
@@ -40,6 +41,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     hosts: Mapping[str, HostKind] = {}
     repositories: tuple[Listed, ...] = ()
     insecure_registries: tuple[str, ...] = ()
+    private: tuple[PrivateRule, ...] = ()
     allowed_images: tuple[str, ...] = ()
 
 
@@ -99,9 +101,8 @@ class _Reader:
         self.problems: list[str] = []
 
     def config(self) -> Config:
-        unknown = self._sections.keys() - {*Config.__struct_fields__, "private"}
+        unknown = self._sections.keys() - {*Config.__struct_fields__}
         self.problems += [f"{name}: there is no such section" for name in sorted(unknown)]
-        self._refuse_later()
         hosts = dict(self._hosts())
         kinds = {name: host.kind for name, host in hosts.items()}
         for name, host in hosts.items():
@@ -113,12 +114,20 @@ class _Reader:
             hosts=kinds,
             repositories=tuple(self._repositories(kinds)),
             insecure_registries=self._registries(),
+            private=tuple(self._private()),
             allowed_images=tuple(self._items("allowed_images", str)),
         )
 
-    def _refuse_later(self) -> None:
-        if self._sections.get("private"):
-            self.problems.append(f"private: saying who may use credentials {LATER}")
+    def _private(self) -> Iterator[PrivateRule]:
+        for number, value in enumerate(self._listed("private", tell=True)):
+            rule = self._converted(value, PrivateRule, f"private[{number}]")
+            if rule is None:
+                continue
+            try:
+                Private([rule])
+            except RuleError as error:
+                self.problems.append(f"private[{number}]: {error}")
+            yield rule
 
     def _triggers(self) -> tuple[Trigger, ...]:
         if "triggers" not in self._sections:

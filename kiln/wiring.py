@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from builds.engines.local import LocalEngine
     from builds.intake import Intake, Resolver
     from builds.plan import Limits, Word
+    from builds.private import Private
     from builds.sync import Sync
     from eventing.event import Event
     from handlers.hub import HubService
@@ -134,7 +135,7 @@ def ops(kiln: Kiln, process: Process) -> Ops:
 
 def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
-    from builds.clients.git import Resolver  # noqa: PLC0415
+    from builds.clients.git import Resolver, credentials  # noqa: PLC0415
     from builds.clients.images import LIMIT, Images  # noqa: PLC0415
     from builds.clients.registry import Registry  # noqa: PLC0415
     from handlers.app import Services, create_app  # noqa: PLC0415
@@ -143,6 +144,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     found = kiln.settings
     registry = functools.partial(Registry, kiln.registry_config, kiln.config.insecure_registries, (LIMIT, LIMIT))
     images = Images(registry)
+    private = _private(kiln)
+    entitled = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
     ways = hub.ways(in_url=in_url) if hub else ()
     for_pages = hub.ways(in_url=in_url, pages=True) if hub else ()
@@ -150,8 +153,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     return create_app(
         Services(
             records=records(kiln),
-            # Without stored credentials: those serve verified webhooks, which bring their commit.
-            intake=intake(kiln, Resolver(kiln.policy)),
+            intake=intake(kiln, Resolver(kiln.policy), entitled=entitled, private=private),
+            private=private,
             triggers=kiln.config.triggers,
             webhook_secrets=kiln.secrets.webhooks,
             tokens=kiln.secrets.api_tokens,
@@ -198,8 +201,18 @@ def _builder_info(found: Settings) -> Mapping[str, str]:
     return {"repo2docker-version": metadata.version("jupyter-repo2docker")}
 
 
-def intake(kiln: Kiln, resolver: Resolver) -> Intake:
-    """The way in."""
+def _private(kiln: Kiln) -> Private:
+    from builds.clients.git import Stored  # noqa: PLC0415
+    from builds.private import Private  # noqa: PLC0415
+
+    stored = Stored(kiln.secrets.git_credentials)
+    return Private(kiln.config.private, hosts=kiln.config.hosts, stored=stored.fits)
+
+
+def intake(
+    kiln: Kiln, resolver: Resolver, *, entitled: Resolver | None = None, private: Private | None = None
+) -> Intake:
+    """The way in; `entitled` has the stored credentials, for those whom `private` lets use them."""
     from builds.intake import Intake  # noqa: PLC0415
 
     return Intake(
@@ -208,6 +221,8 @@ def intake(kiln: Kiln, resolver: Resolver) -> Intake:
         hosts=kiln.config.hosts,
         images=kiln.images,
         resolver=resolver,
+        entitled=entitled,
+        private=private,
     )
 
 
@@ -219,7 +234,7 @@ def sync(kiln: Kiln, records: Records) -> Sync:
     resolver = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     return Sync(
         records=records,
-        intake=intake(kiln, resolver),
+        intake=intake(kiln, resolver, private=_private(kiln)),
         lister=resolver,
         triggers=kiln.config.triggers,
         most_waiting=max(1, kiln.settings.max_queued // 2),
@@ -295,6 +310,7 @@ def surroundings(kiln: Kiln) -> Surroundings:
         registry_config=kiln.registry_config,
         docker_host=kiln.docker_host,
         git_credentials=None if credentials is None else str(credentials),
+        private=kiln.config.private,
         timeout=found.build_timeout,
     )
 

@@ -30,8 +30,9 @@ from builds.clients.registry import Registry, RegistryError, docker_folder, secr
 from builds.errors import AskError, BuildsError
 from builds.faults import Fault, reached
 from builds.image import tag_for
+from builds.private import Private
 from builds.removal import remove
-from builds.repository import Policy
+from builds.repository import Policy, canonical
 
 DAEMON_PATIENCE = 30.0
 """Seconds to wait for a daemon that does not answer: it may be starting, or restarting."""
@@ -102,7 +103,8 @@ class Attempt:
             passwords = (one.password for one in known)
             log.redact = Redactor((*passwords, *secrets(around.registry_config)), spec.request.build_args)
             policy = Policy(around.allowed_repositories, around.banned_repositories)
-            self._git = Git(policy, known, folder=folder, stdin=None)
+            private, own = Private(around.private), canonical(spec.request.clone_url)
+            self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
         self.tag = tag_for(spec.request.commit, spec.request.subdir, spec.request.build_args)
 
     def run(self) -> Result:

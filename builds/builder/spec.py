@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from builds.build import SYNC, Attempt, Build, Request
+from builds.build import Attempt, Build, Request
+from builds.private import PrivateRule
 
 LABEL_BUILD = "dev.kiln.build"
 LABEL_ATTEMPT = "dev.kiln.attempt"
@@ -29,6 +30,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     docker_host: str | None = None
     git_credentials: str | None = None
     """A file in git's store format, or a folder of them."""
+    private: tuple[PrivateRule, ...] = ()
+    """Who may use which of them."""
     timeout: float = 3600.0
     """Seconds that the whole attempt may take."""
 
@@ -53,11 +56,10 @@ def attempt_label(build: Build, attempt: Attempt) -> str:
 def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings) -> Spec:
     """The spec of an attempt: a pure function of the record, so that a second leader writes the same.
 
-    Stored Git credentials go along only if a webhook is among those who ask, which proved that the repository's own
-    host sent it, or `sync`, which asks for what the operator has listed. Anybody else could name a private repository
-    that they may not see.
+    Stored Git credentials go along only if somebody who may use them (`builds.private`) is among those who ask. Anybody
+    else could name a private repository that they may not see.
     """
-    if not any((cause.by or "").startswith("webhook:") or cause.by == SYNC for cause in build.unanswered):
+    if not any(cause.credentials for cause in build.unanswered):
         surroundings = msgspec.structs.replace(surroundings, git_credentials=None)
     tags = {(tag, cause.ref): Tag(name=tag, ref=cause.ref) for cause in build.causes for tag in cause.tags}
     return Spec(

@@ -108,12 +108,15 @@ class Git:
         policy: Policy,
         credentials: Sequence[Credential] = (),
         *,
+        lent: Callable[[Repository], bool] = lambda _: True,
         folder: Path | None = None,
         stdin: int | None = subprocess.DEVNULL,
     ) -> None:
-        """`home` is made in `folder`; `stdin` is git's standard input, as `subprocess` takes it."""
+        """`lent` says for which repositories a credential may be used. `home` is made in `folder`; `stdin` is git's
+        standard input, as `subprocess` takes it."""
         self._policy = policy
         self._credentials = credentials
+        self._lent = lent
         self._stdin = stdin
         self.home = Path(tempfile.mkdtemp(prefix="kiln-git-", dir=folder))
         self._permitted: dict[str, Repository] = {}
@@ -239,7 +242,7 @@ class Git:
                 sections.append(f"[http]\n\tcurloptResolve = {_name_and_port(repository)}:{addresses}\n")
             sections.append(f'[http "{_quoted(url)}"]\n\tproxy = "{_quoted(_proxy(repository))}"\n')
             credential = credential_for(repository, self._credentials)
-            if credential:
+            if credential and self._lent(repository):
                 token = base64.b64encode(f"{credential.user}:{credential.password}".encode()).decode()
                 sections.append(f"\textraHeader = Authorization: Basic {token}\n")
         with open(self._config, "w", opener=_private, encoding="utf-8") as file:
@@ -362,6 +365,25 @@ def credentials(place: str | os.PathLike[str] | None) -> tuple[Credential, ...]:
     files = [file for file in inside if file.is_file() and not file.name.startswith(".")]
     lines = (line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines())
     return tuple(credential for line in lines if (credential := _credential(line)))
+
+
+class Stored:
+    """What is stored, read again every second: whoever lists builds asks for each of them."""
+
+    def __init__(self, place: str | os.PathLike[str] | None) -> None:
+        self._place = place
+        self._read: tuple[float, tuple[Credential, ...]] = (-1.0, ())
+
+    def __call__(self) -> tuple[Credential, ...]:
+        at, known = self._read
+        if not at <= time.monotonic() <= at + 1 or at < 0:
+            known = credentials(self._place)
+            self._read = (time.monotonic(), known)
+        return known
+
+    def fits(self, repository: Repository) -> bool:
+        """Whether there is one for this repository."""
+        return credential_for(repository, self()) is not None
 
 
 def credential_for(repository: Repository, known: Sequence[Credential]) -> Credential | None:

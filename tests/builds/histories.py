@@ -44,7 +44,8 @@ def cause(
 def pushed(id_: str, before: str | None = None, at: float | None = None) -> Cause:
     """A push; `at` in seconds after noon, by the host's clock."""
     time = None if at is None else NOW + timedelta(seconds=at)
-    return cause(id_, kind=Kind.PUSH, by="webhook:github.com", push=Push(before=before, at=time))
+    who = {"by": "webhook:github.com", "credentials": True}
+    return cause(id_, kind=Kind.PUSH, push=Push(before=before, at=time), **who)  # type: ignore[arg-type]
 
 
 def build(

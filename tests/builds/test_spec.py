@@ -10,19 +10,9 @@ from tests.builds.histories import attempt, build, cause, pushed, replace
 AROUND = Surroundings(git_credentials="/secrets/git-credentials", timeout=60)
 
 
-@pytest.mark.parametrize(
-    ("by", "given"),
-    [
-        ("webhook:github", True),
-        ("user:webhook:github", False),
-        ("token:ci", False),
-        ("sync", True),
-        ("user:sync", False),
-        (None, False),
-    ],
-)
-def test_stored_git_credentials_are_for_webhooks_and_what_is_listed(by: str | None, given: bool) -> None:
-    asked = build("b", replace(cause("1"), by=by))
+@pytest.mark.parametrize("given", [True, False])
+def test_stored_git_credentials_go_along_for_who_may_use_them(given: bool) -> None:
+    asked = build("b", cause("1", credentials=given), cause("2"))
     expected = AROUND if given else replace(AROUND, git_credentials=None)
     assert spec_for(asked, attempt(), AROUND).surroundings == expected
 

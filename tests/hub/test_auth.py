@@ -155,8 +155,9 @@ def test_what_is_no_token_or_no_longer_one(world: World) -> None:
 
 def test_a_token_in_an_address_is_refused(world: World) -> None:
     token = world.token("ada")
-    assert world.get("api/v1/builds", params={"token": token}).status_code == 400
-    assert refusal(world.get(BUILD, params={"token": token, "build_only": "true"})) == 400
+    assert world.get("api/v1/builds", params={"token": token}).status_code == 401
+    assert refusal(world.get(BUILD, params={"token": token, "build_only": "true"})) == 401
+    assert refusal(world.get(BUILD, token, params={"token": token})) == 400
 
 
 def test_a_revoked_token_is_refused_within_a_minute(world: World) -> None:

@@ -44,6 +44,11 @@ def test_repositories_are_polled_or_not() -> None:
     assert [(one.url, one.poll) for one in listed] == [("https://a.example/b", 600.0), ("https://a.example/c", None)]
 
 
+def test_who_may_use_credentials_is_said_or_webhooks_may() -> None:
+    rules = parse(b"private: [{match: 'https://a.example/*'}, {match: '**', use_by: ['group:staff', 'user:ada b']}]")
+    assert [rule.use_by for rule in rules.private] == [("webhooks",), ("group:staff", "user:ada b")]
+
+
 def test_no_triggers_is_not_the_default_trigger() -> None:
     assert parse(b"triggers: []").triggers == ()
 
@@ -84,6 +89,10 @@ def test_no_triggers_is_not_the_default_trigger() -> None:
             "repositories: [{url: 'https://github.com/a/b'}, {url: 'https://github.com/A/b.git'}]",
             "repositories[1].url: this repository is repositories[0] already",
         ),
+        ("private: [{match: 'a.example/*'}]", "private[0]: The pattern 'a.example/*' does not begin with a scheme"),
+        ("private: [{match: 'https://a.example/*', use_by: [ada]}]", "private[0]: 'ada' is nobody: use_by takes"),
+        ("private: [{match: 'https://a.example/*', used_by: []}]", "private[0]: Object contains unknown field"),
+        ("private: {}", "private: must be a list"),
         ("a: &a [*a]", "a: there is no such section"),
         ("a: !!python/object:os.system {}", "Line 1: could not determine a constructor"),
         ("a: !!bool x", "The file is not YAML"),
@@ -100,7 +109,6 @@ def test_an_error_names_its_place(text: str, problem: str) -> None:
     [
         ("sinks: [{name: a, url: 'http://x/', format: cdevents}]", "sinks[0].format"),
         ("hosts: {a.example: {kind: gitlab, statuses: true}}", "hosts.a.example.statuses"),
-        ("private: [{match: 'https://a.example/*', use_by: [webhooks]}]", "private"),
     ],
 )
 def test_what_a_later_version_does_is_refused_and_not_ignored(text: str, place: str) -> None:

@@ -1,0 +1,191 @@
+"""Private repositories on a Git host that asks for a password: who has them built, and who gets to see that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from flask.testing import FlaskClient
+
+from builds.build import Cause, Kind, Request
+from builds.clients.git import Resolver, Stored
+from builds.engines import Ask
+from builds.image import ImagePolicy
+from builds.intake import Intake
+from builds.private import Private, PrivateRule
+from builds.repository import Policy
+from handlers.app import Services
+from handlers.auth import Gate, Identity
+from tests.handlers.house import PREFIX, House
+from tests.parts.githost import GitHost
+
+CANARY = "a canary of the credential"
+PEOPLE = {
+    "ada": Identity(by="user:ada", groups=frozenset({"staff"})),
+    "kim": Identity(by="user:kim"),
+    "root": Identity(by="user:root", admin=True),
+    "ci": Identity(by="token:ci", admin=True),
+}
+
+
+class Named:
+    """Lets everybody in under the name that they say."""
+
+    takes = "a name"
+
+    def identify(self, request: Any) -> Identity | None:
+        return PEOPLE.get(request.headers.get("Authorization", ""))
+
+
+class Scene:
+    """Two repositories for which there is a credential, one of them in `private`; and one that anybody can see."""
+
+    def __init__(self, houses: Callable[..., House], host: GitHost, folder: Path) -> None:
+        self.host = host
+        self.commits = {}
+        for name in ("named", "unnamed", "public"):
+            source = folder / name
+            source.mkdir()
+            (source / "Dockerfile").write_text(f"FROM {name}\n")
+            self.commits[name] = host.create(f"org/{name}", source)
+        host.passwords["/org/named.git"] = host.passwords["/org/unnamed.git"] = ("kiln", CANARY)
+        stored = Stored(folder / "git-credentials")
+        address = host.base.replace("://", f"://kiln:{quote(CANARY)}@")
+        (folder / "git-credentials").write_text(f"{address}/org/named\n{address}/org/unnamed\n")
+        rule = PrivateRule(match=self.url("named"), use_by=("webhooks", "group:staff"))
+        private = Private([rule], stored=stored.fits)
+        policy = Policy(allowed=[f"{host.base}/**"])
+        intake = Intake(
+            instance="test",
+            policy=policy,
+            hosts={},
+            images=ImagePolicy(PREFIX),
+            resolver=Resolver(policy),
+            entitled=Resolver(policy, stored),
+            private=private,
+        )
+        gate = Gate((Named(),))
+        self.house = houses(auth_gate=gate, events_auth=("none",), intake=intake, private=private)
+
+    @property
+    def services(self) -> Services:
+        return self.house.services
+
+    def url(self, name: str) -> str:
+        return self.host.url(f"org/{name}")
+
+    def client(self, who: str) -> FlaskClient:
+        client = self.house.client
+        client.environ_base["HTTP_AUTHORIZATION"] = who
+        return client
+
+    def ask(self, who: str, name: str, **more: str) -> Any:
+        return self.client(who).post("/api/v1/builds", json={"repository": self.url(name), **more})
+
+    def pushed(self, name: str) -> str:
+        """What a webhook of its host asks for."""
+        ask = self.services.intake.ask(
+            wanted(self.url(name), self.commits[name]),
+            source="/hook",
+            id=f"push-{name}",
+            type="com.github.push",
+            by="webhook:github",
+            kind=Kind.PUSH,
+            now=self.services.now(),
+        )
+        (build,) = self.house.engine.accept([ask])
+        return build.name
+
+    def seen(self, who: str, name: str) -> set[int]:
+        """The statuses of all that shows a build."""
+        client = self.client(who)
+        paths = (f"/api/v1/builds/{name}", f"/api/v1/builds/{name}/log", f"/builds/{name}")
+        statuses = {client.get(path).status_code for path in paths}
+        listed = client.get("/api/v1/builds").json["items"]
+        shown = any(build["name"] == name for build in listed), f'href="/builds/{name}"' in client.get("/").text
+        assert set(shown) == {statuses == {200}}
+        return statuses
+
+
+def wanted(url: str, commit: str) -> Any:
+    from builds.triggers import requested  # noqa: PLC0415
+
+    return requested({"repository": url, "commit": commit})
+
+
+@pytest.fixture
+def scene(houses: Callable[..., House], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    folder = tmp_path_factory.mktemp("scene")
+    with GitHost(folder / "host") as host:
+        yield Scene(houses, host, folder)
+
+
+def test_who_is_named_has_it_built_and_seen(scene: Scene) -> None:
+    answer = scene.ask("ada", "named", ref="main")
+    assert answer.status_code == 202, answer.text
+    build = scene.house.engine.get(answer.json["name"])
+    assert build.request.commit == scene.commits["named"], "the ref was looked up with the credential"
+    assert [cause.credentials for cause in build.causes] == [True]
+    assert scene.seen("ada", build.name) == {200}
+    for who in ("kim", "root", "ci"):
+        assert scene.seen(who, build.name) == {404}
+        assert scene.client(who).delete(f"/api/v1/builds/{build.name}").status_code == 404
+
+
+@pytest.mark.parametrize("who", ["kim", "root", "ci"])
+def test_who_is_not_named_is_refused_even_with_the_commit(scene: Scene, who: str) -> None:
+    for more in ({"ref": "main"}, {"commit": scene.commits["named"]}, {}):
+        answer = scene.ask(who, "named", **more)
+        assert answer.status_code == 403, answer.text
+        assert "private" in answer.json["detail"]
+    path = f"/build/git/{quote(scene.url('named'), safe='')}/{scene.commits['named']}"
+    assert '"status_code":403' in scene.client(who).get(path).text
+    assert not scene.house.builds()
+
+
+def test_what_was_built_for_a_webhook_is_not_had_by_naming_its_commit(scene: Scene) -> None:
+    name = scene.pushed("unnamed")
+    assert scene.house.engine.get(name).causes[0].credentials
+    answer = scene.ask("kim", "unnamed", commit=scene.commits["unnamed"])
+    assert answer.status_code == 422, "the host itself does not show it"
+    assert len(scene.house.engine.get(name).causes) == 1
+    assert scene.seen("kim", name) == {404}
+    assert scene.seen("root", name) == {200}
+    assert CANARY not in answer.text
+
+
+def test_a_reconnecting_viewer_is_asked_again(scene: Scene) -> None:
+    name = scene.pushed("named")
+    path = f"/build/git/{quote(scene.url('named'), safe='')}/{scene.commits['named']}"
+    answer = scene.client("kim").get(path, headers={"Last-Event-ID": f"{name}:1:0"})
+    assert '"status_code":404' in answer.text
+
+
+def test_what_everybody_can_see_is_built_for_everybody_without_a_credential(scene: Scene) -> None:
+    name = scene.pushed("public")
+    for more in ({"ref": "main"}, {"commit": scene.commits["public"]}):
+        answer = scene.ask("kim", "public", **more)
+        assert (answer.status_code, answer.json["name"]) == (202, name)
+    assert not any(cause.credentials for cause in scene.house.engine.get(name).causes)
+    assert scene.seen("kim", name) == {200}
+    assert not [target for target in scene.host.credentials if "/public" in target]
+
+
+def test_a_credential_that_has_become_needless_hides_nothing(scene: Scene) -> None:
+    """Whoever asked without it had it, too."""
+    name = scene.pushed("unnamed")
+    del scene.host.passwords["/org/unnamed.git"]
+    assert scene.ask("kim", "unnamed", commit=scene.commits["unnamed"]).json["name"] == name
+    assert scene.seen("kim", name) == {200}
+
+
+def test_records_keep_what_was_checked(scene: Scene) -> None:
+    """It is in the record, for whoever leads then, and not asked of the rules again."""
+    now = scene.services.now()
+    cause = Cause(source="/s", id="1", type="t", by="user:ada", at=now, kind=Kind.PERSON, credentials=True)
+    request = Request(repository="https://a.example/b", clone_url="https://a.example/b", commit="1" * 40, image="r/x")
+    (made,) = scene.house.engine.accept([Ask(name="build-x", request=request, cause=cause)])
+    assert scene.house.engine.get(made.name).causes[0].credentials
