@@ -73,10 +73,13 @@ def list_builds(identity: Identity) -> Page:
     return Page(builds=seen, cursor=page.cursor)
 
 
+def may_cancel(build: Build, identity: Identity) -> bool:
+    return identity.admin or all(cause.by == identity.by for cause in build.causes)
+
+
 def cancel(name: str, identity: Identity) -> Build:
     """Leaves the cancel mark. Who is no admin may do so only while every cause is theirs. Raises Problem 403."""
-    build = look(name, identity)
-    if not identity.admin and any(cause.by != identity.by for cause in build.causes):
+    if not may_cancel(look(name, identity), identity):
         raise Problem(403, "Others have asked for this build too, so only an admin may cancel it.")
     asking.note(build=name)
     return services().records.cancel(name, identity.by)

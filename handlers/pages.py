@@ -22,7 +22,7 @@ from builds.build import Build, State
 from builds.engines import AlreadyEnded
 from builds.repository import short_name
 from handlers import html, problems, signin
-from handlers.builds import cancel, list_builds, look, shape
+from handlers.builds import cancel, list_builds, look, may_cancel, shape
 from handlers.problems import Problem
 from handlers.services import services
 
@@ -64,6 +64,7 @@ def build(name: str) -> Response:
         log=_log(found),
         shown=SHOWN_LINES,
         live=not found.state.ended,
+        may_cancel=may_cancel(found, identity),
     )
 
 

@@ -99,8 +99,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, packages: Any) -> Iterator[W
             "JUPYTERHUB_API_TOKEN": token,
         }
         with Kiln(folder, KILN_AUTH="hub", **told) as kiln:
-            web = kiln.start("web", PORT=str(port))
-            web.url = f"http://127.0.0.1:{port}/services/binder/"
+            kiln.start("web", PORT=str(port))
             with hub:
                 for user in ("ada", "grace", "kim", "root"):
                     if hub.api("GET", f"users/{user}").status_code != 200:

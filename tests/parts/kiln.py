@@ -63,15 +63,16 @@ class Kiln:
         return {name: os.environ[name] for name in KEPT if name in os.environ} | self.settings
 
     def start(self, command: str, *, ready: bool = True, **settings: str) -> Process:
-        """Starts `web` or `controller` with ports of its own; returns once it is ready, unless that is not awaited."""
-        port, ops = free_port(), free_port()
+        """Starts `web` or `controller`, with ports of its own unless `PORT` is given; returns once it is ready, unless
+        that is not awaited."""
+        port, ops = settings.get("PORT") or free_port(), free_port()
         environment = self.environment | {"PORT": str(port), "KILN_OPS_PORT": str(ops)} | settings
         log = self.folder / f"{command}-{len(self.processes)}.log"
         with log.open("wb") as out:
             popen = subprocess.Popen(
                 [sys.executable, "-m", "kiln", command], cwd=ROOT, env=environment, stdout=out, stderr=out
             )
-        base = environment.get("KILN_BASE_PATH", "/")
+        base = environment.get("KILN_BASE_PATH") or environment.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         url = f"http://127.0.0.1:{port}{base}" if command == "web" else None
         process = Process(popen, log, url, f"http://127.0.0.1:{ops}")
         self.processes.append(process)
