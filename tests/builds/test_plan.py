@@ -566,6 +566,14 @@ def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None
     assert only(gone) == Explain(build="unfit", waiting="No node has a ready Docker daemon. n1 is away.")
 
 
+def test_a_node_stays_left_out_when_the_build_that_found_it_unfit_has_been_settled() -> None:
+    unfit = failed(1, unfit=True, message="No room.", finished_at=NOW)
+    waiting = "Node n1 is left out until 12:05:00 UTC: No room."
+    assert only(decide(build(), unfit=[unfit])) == Explain(build="b", waiting=waiting)
+    assert started(decide(build(), unfit=[unfit], now=NOW + timedelta(minutes=5))) == ["b"]
+    assert started(decide(build(), unfit=[failed(1, finished_at=NOW)])) == ["b"]
+
+
 def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> None:
     live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
     actions = decide(build("unfit", attempts=(live,)), build("b"))
