@@ -37,7 +37,7 @@ def narrow(cluster: Cluster, registry: Registry, host: GitHost, door: Proxy) -> 
         host=host,
         through=door.address,
         values={"web": one, "controller": one},
-        builds_per_node="1",
+        builds_per_node=1,
         supersede="running",
     ) as release:
         yield release

@@ -42,7 +42,7 @@ def guarded(cluster: Cluster, guarded_registry: Registry, host: GitHost, passwor
         registry=guarded_registry,
         host=host,
         auth="token",
-        max_attempts="1",
+        max_attempts=1,
         values={
             "web": one,
             "controller": one,

@@ -21,13 +21,14 @@ from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, sleepers
 from tests.parts.kiln import until
 from tests.parts.mistakes import PUSH_SECRET, controller_with, quota, without_push_secret
+from tests.parts.pods import within
 from tests.parts.registry import Registry
 
 pytestmark = pytest.mark.timeout(300)
 
 KNOWABLE = 60.0
 """Seconds within which Kiln says what can be known."""
-TIMEOUT = 30
+TIMEOUT = 60
 """Seconds that a build may take here."""
 BACKSTOP = 120
 """Seconds after that, when it is ended from outside."""
@@ -61,7 +62,7 @@ def hurried(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Rel
         host=host,
         values={"web": one, "controller": one},
         pending_grace="5s",
-        max_attempts="1",
+        max_attempts=1,
         build_timeout=f"{TIMEOUT}s",
     ) as release:
         yield release
@@ -164,9 +165,8 @@ def test_a_builder_that_is_killed_for_its_memory(hurried: Release) -> None:
     name = hurried.build("ada/large", commit)
     hurried.step_runs(name, seconds)
     (pod,) = hurried.pods(name)
-    inside = ["exec", f"--namespace={hurried.namespace}", pod["metadata"]["name"], "--"]
     with suppress(machine.MachineError):  # it goes the same way
-        hurried.cluster.kubectl(*inside, "python", "-c", HOG)
+        within(hurried.cluster, pod, "python", "-c", HOG)
     fails(hurried, name, "infrastructure", "its limit is `builds.resources` of the chart", seconds)
     (pod,) = hurried.pods(name)
     assert ended(pod)["reason"] == "OOMKilled"
