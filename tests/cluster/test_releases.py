@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -190,7 +188,7 @@ def _looks(release: Release, controller: Object) -> float:
 def test_sync_in_a_pod_of_the_controller_asks_for_what_is_missing(neighbours: Neighbours) -> None:
     release = neighbours.other
     pod = release.objects("pods", "controller")[0]
-    (url,) = [one["url"] for one in release._config["repositories"] if "/synced-" in one["url"]]  # noqa: SLF001
+    (url,) = [one["url"] for one in release._config["repositories"] if "/synced-" in one["url"]]
     said = within(release.cluster, pod, "kiln", "sync", url).splitlines()
     assert said[0] == f"{url.removesuffix('.git')}: 1 asked for, 0 known already"
     build = release.ended(said[1].split()[0])
