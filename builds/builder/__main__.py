@@ -60,7 +60,7 @@ def _locked(folder: str | None) -> Iterator[str | None]:
 def _in_use(path: str | None) -> Iterator[None]:
     """Holds a shared lock on a file beside the daemon's socket: a daemon that is to stop waits for those who build.
 
-    One that does not wait any more, or has not made the file yet, is no reason not to try.
+    Whoever takes it for itself has it for an instant only. That the file is not there yet is no reason not to try.
     """
     if path is None:
         yield
@@ -68,7 +68,7 @@ def _in_use(path: str | None) -> Iterator[None]:
     with ExitStack() as held:
         with suppress(OSError):
             file = held.enter_context(Path(path).open("rb"))
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 

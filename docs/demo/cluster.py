@@ -25,7 +25,7 @@ import yaml
 from docs.demo.around import GIT_PORT, SINK_PORT
 from tests.parts import cluster as parts
 from tests.parts import image, machine
-from tests.parts.cluster import CHART, FOLDER, Cluster, run
+from tests.parts.cluster import CHART, Cluster, run
 from tests.parts.githost import GitHost
 from tests.parts.kiln import get, until
 from tests.parts.registry import IMAGE as REGISTRY_IMAGE
@@ -44,8 +44,7 @@ def up() -> None:
         url = f"http://{cluster.address(cluster.control_plane)}:{NODE_PORT}/"
         registry = f"{_beside(cluster, REGISTRY, REGISTRY_IMAGE)}:5000"
         git = f"http://{_around(cluster, url)}:{GIT_PORT}"
-        values = FOLDER / f"{NAME}.values.yaml"
-        values.touch(mode=0o600)
+        values = cluster.folder / "values.yaml"
         values.write_text(yaml.safe_dump(_values(cluster, registry, git)))
         metadata = {"name": NAME, "labels": PRIVILEGED}
         cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
@@ -59,20 +58,21 @@ def down() -> None:
     for name in (AROUND, REGISTRY):
         subprocess.run(["docker", "rm", "--force", "--volumes", name], check=False, capture_output=True)
     Cluster(NAME).delete()
-    shutil.rmtree(_git_folder(), ignore_errors=True)
     print("Cluster, registry and Git host are gone.")
 
 
 def _beside(cluster: Cluster, name: str, image: str, *options: str, command: tuple[str, ...] = ()) -> str:
-    """A container on the cluster's network, in place of one of that name; returns its address."""
-    subprocess.run(["docker", "rm", "--force", "--volumes", name], check=False, capture_output=True)
-    run("docker", "run", "--detach", f"--name={name}", "--network=kind", *options, image, *command)
+    """A container on the cluster's network; returns its address. One that runs stays, with its address and its data."""
+    running = ["docker", "ps", "--quiet", f"--filter=name=^{name}$", "--filter=status=running"]
+    if not run(*running).strip():
+        subprocess.run(["docker", "rm", "--force", "--volumes", name], check=False, capture_output=True)
+        run("docker", "run", "--detach", f"--name={name}", "--network=kind", *options, image, *command)
     return cluster.address(name)
 
 
 def _around(cluster: Cluster, url: str) -> str:
     """The Git host and the receiver, started, with a repository whose pushes are told to Kiln."""
-    folder = _git_folder()
+    folder = cluster.folder / "git"
     with GitHost(folder) as host:
         bare = host.bare(REPOSITORY)
         if not bare.exists():
@@ -97,16 +97,12 @@ def _around(cluster: Cluster, url: str) -> str:
     return address
 
 
-def _git_folder() -> Path:
-    return FOLDER / "git"
-
-
 def _values(cluster: Cluster, registry: str, git: str) -> dict[str, object]:
     repository, _, tag = cluster.kiln_image.partition(":")
     # The same tag may be another image: who made it anew wants to see it run.
     annotations = {"podAnnotations": {"kiln.dev/image": str(image.inspect(cluster.kiln_image)["Id"])}}
     around = git.removeprefix("http://").partition(":")[0]
-    secret = (_git_folder() / "secret").read_text()
+    secret = (cluster.folder / "git/secret").read_text()
     addresses = [{"ipBlock": {"cidr": f"{host.partition(':')[0]}/32"}} for host in (around, registry)]
     return {
         "image": {"repository": repository, "tag": tag},
@@ -144,7 +140,7 @@ def _hints(cluster: Cluster, url: str, registry: str, git: str, values: Path) ->
             git clone {git}/{REPOSITORY}.git && cd sample
             git commit --allow-empty --message again && git push
             docker logs --follow {AROUND}                     # the events
-            curl --silent http://{registry}/v2/_catalog       # the images
+            curl --silent http://{registry}/v2/_catalog     # the images
 
         Ask for a build:
             .venv/bin/kiln build --server {url} {git}/{REPOSITORY}.git

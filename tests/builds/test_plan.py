@@ -717,11 +717,17 @@ def test_one_without_a_node_gives_way_if_it_would_be_too_much_on_any() -> None:
     second = build("second", attempts=(unpinned(written_at=ago(1)),))
     actions = decide(roaming, second, sightings=absent(roaming, second), limits=ONE)
     assert (started(actions), uncounted(actions[1])) == (["roaming"], "The node was taken meanwhile.")
+    assert started(decide(roaming, second, sightings=absent(roaming, second))) == ["roaming", "second"]
 
 
 def test_what_runs_without_a_record_has_its_slot() -> None:
     orphan = Sighting(build="deleted", attempt=3, phase=Phase.RUNNING, node="n1")
     assert started(decide(build(), sightings=[orphan], limits=ONE)) == []
+    assert started(decide(build(), sightings=[orphan], limits=ONE, nodes=[node("n1"), node("n2")])) == ["b"]
+    late = written("late")
+    assert (
+        uncounted(only(decide(late, sightings=[*absent(late), orphan], limits=ONE))) == "The node was taken meanwhile."
+    )
     assert started(decide(build(), sightings=[orphan])) == ["b"]
     assert started(decide(build(), sightings=[replace(orphan, phase=Phase.PENDING)], limits=ONE)) == []
     for phase in (Phase.ENDED, Phase.LOST, Phase.ABSENT):
@@ -744,10 +750,11 @@ def test_the_registry_is_asked_about_a_lost_result() -> None:
     success = Outcome(state=State.SUCCEEDED, image=IMAGE)
     assert pushed_ == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=success, at=ago(1))
     for waiting, message in [(None, "The builder ended without saying how."), ("Exit 137.", "Exit 137.")]:
-        seen = replace(lost, waiting=waiting)
+        seen = replace(lost, waiting=waiting, log_tail="Fetching.")
         report = only(decide(live, sightings=[seen], inspections={("b", 1): Inspection(image=None)}))
         assert isinstance(report, Report)
-        assert report.outcome == Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message)
+        outcome = Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, log_tail="Fetching.")
+        assert report.outcome == outcome
     read = replace(lost, result=INFRASTRUCTURE)
     assert isinstance(only(decide(live, sightings=[read])), Report)
     gone = replace(lost, phase=Phase.LOST)

@@ -492,7 +492,7 @@ class World(RuleBasedStateMachine):
             raise Crashed
         return True
 
-    def check(self, build: Build, action: Action) -> None:  # noqa: PLR0912  (a line for each rule)
+    def check(self, build: Build, action: Action) -> None:
         """What an action must never do, seen at the moment it is carried out."""
         cancelled = build.cancel is not None and build.cancel.round == build.status.round
         match action:
@@ -501,6 +501,30 @@ class World(RuleBasedStateMachine):
                 assert build.status.state is State.QUEUED
                 assert not cancelled, "started after a cancel"
                 assert action.attempt == build.status.attempt
+            case Report():
+                self.check_report(build, action, cancelled=cancelled)
+            case Settle():
+                assert build.state.ended
+                assert not build.unanswered
+            case Stop(reason=Reason.TIMEOUT):
+                real = self.attempts[build.uid, action.attempt]
+                late = self.elapsed - real.created > self.limits.build_timeout
+                assert late or real.told_to_stop, "ended by a clock that was set"
+            case Stop(reason=Reason.INFRASTRUCTURE):
+                real = self.attempts[build.uid, action.attempt]
+                waited = self.elapsed - real.created
+                assert waited > self.limits.pending_grace or real.told_to_stop, "given up before its time"
+                assert build.live is not None
+                if build.live.node is None and not (real.trouble and not real.trouble.elsewhere):
+                    assert not action.unfit, "no node is to blame"
+                    assert waited > PATIENCE or real.told_to_stop, "it was to wait for a node"
+            case Stop() | Explain():
+                pass
+            case _:
+                raise AssertionError(f"unexpected {action}")
+
+    def check_report(self, build: Build, action: Report, *, cancelled: bool) -> None:
+        match action:
             case Report(causes=joined) if joined:
                 assert set(joined) <= set(self.asked[build.name]), "answered, and the registry was never asked for them"
             case Report(word=Word.RETRYING):
@@ -518,25 +542,6 @@ class World(RuleBasedStateMachine):
                     assert cancelled
                 else:
                     assert all(cause.push for cause in build.unanswered)
-            case Settle():
-                assert build.state.ended
-                assert not build.unanswered
-            case Stop(reason=Reason.TIMEOUT):
-                real = self.attempts[build.uid, action.attempt]
-                late = self.elapsed - real.created > self.limits.build_timeout
-                assert late or real.told_to_stop, "ended by a clock that was set"
-            case Stop(reason=Reason.INFRASTRUCTURE):
-                real = self.attempts[build.uid, action.attempt]
-                waited = self.elapsed - real.created
-                assert waited > self.limits.pending_grace or real.told_to_stop, "given up before its time"
-                assert build.live is not None
-                if build.live.node is None and not (real.trouble and not real.trouble.elsewhere):
-                    assert not action.unfit, "no node is to blame"
-                    assert waited > PATIENCE or real.told_to_stop, "it was to wait for a node"
-            case Stop() | Explain() | Report():
-                pass
-            case _:
-                raise AssertionError(f"unexpected {action}")
 
     def check_node(self, node: str | None) -> None:
         """Where an attempt must never be sent to."""

@@ -541,9 +541,11 @@ def make_authority(folder: Path) -> str:
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     make = ["openssl", "req", "-x509", *key]
     for arguments in (
-        ["-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.pem"],
+        # Python 3.13 takes an authority only if it says that it may be one.
+        ["-subj", "/CN=authority", "-addext", "keyUsage=keyCertSign", "-keyout", "ca.key", "-out", "ca.pem"],
         [
-            *("-subj", "/CN=sink", "-CA", "ca.pem", "-CAkey", "ca.key", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-subj", "/CN=sink", "-CA", "ca.pem", "-CAkey", "ca.key"),
+            *("-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"),
             *("-keyout", "sink.key", "-out", "sink.pem"),
         ],
     ):

@@ -12,7 +12,8 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.parts.system import SMALL, System
+from tests.parts.installation import SMALL
+from tests.parts.system import System
 
 Message = dict[str, Any]
 Fetch = Callable[..., list[Message]]

@@ -64,13 +64,14 @@ class Cluster:
 
     def __init__(self, name: str = "kiln-test", *, keep: bool = False, kiln_image: str = image.IMAGE) -> None:
         self.name, self.keep, self.kiln_image = name, keep, kiln_image
-        self.kubeconfig = FOLDER / f"{name}.kubeconfig"
+        self.folder = FOLDER / name
+        self.kubeconfig = self.folder / "kubeconfig"
 
     def __enter__(self) -> Self:
-        FOLDER.mkdir(parents=True, exist_ok=True)
         there = self.name in run("kind", "get", "clusters").split()
         if there and not self.keep:
             self.delete()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if there and self.keep:
             run("kind", "export", "kubeconfig", f"--name={self.name}", f"--kubeconfig={self.kubeconfig}")
         else:
@@ -87,6 +88,7 @@ class Cluster:
 
     def delete(self) -> None:
         run("kind", "delete", "cluster", f"--name={self.name}", f"--kubeconfig={self.kubeconfig}")
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     # What it consists of ----------------------------------------------------------------------------------------------
 
@@ -148,11 +150,9 @@ class Cluster:
             "key": user["client-key-data"],
         }
         for name, content in files.items():
-            path = FOLDER / f"{self.name}.{name}"
-            path.touch(mode=0o600)
-            path.write_bytes(base64.b64decode(content))
-        session.verify = str(FOLDER / f"{self.name}.authority")
-        session.cert = (str(FOLDER / f"{self.name}.certificate"), str(FOLDER / f"{self.name}.key"))
+            (self.folder / name).write_bytes(base64.b64decode(content))
+        session.verify = str(self.folder / "authority")
+        session.cert = (str(self.folder / "certificate"), str(self.folder / "key"))
         return session
 
     @cached_property
@@ -182,7 +182,7 @@ class Cluster:
 class Release(Installation):
     """One `helm install` of the chart in a namespace of its own, with what is around it; web is open.
 
-    `settings` are the chart's (`builds_per_node="1"`), `config` the configuration file beside Git host, sinks and
+    `settings` are the chart's (`builds_per_node=1`), `config` the configuration file beside Git host, sinks and
     registry, `values` whatever else. With `api_proxy`, web and controller reach the API server only through that.
     """
 
@@ -199,7 +199,7 @@ class Release(Installation):
         values: Mapping[str, object] = {},
         through: str | None = None,
         api_proxy: Proxy | None = None,
-        **settings: str,
+        **settings: str | int,
     ) -> None:
         super().__init__(registry=registry, host=host, sinks=sinks, through=through)
         self.cluster, self.name = cluster, name
@@ -235,9 +235,8 @@ class Release(Installation):
     def upgrade(self, *, wait: bool = True, **values: object) -> None:
         """`helm upgrade --install` with these values over those there were."""
         self.values.update(values)
-        written = [FOLDER / f"{self.cluster.name}-{self.namespace}-{self.name}.{part}.yaml" for part in ("own", "test")]
+        written = [self.cluster.folder / f"{self.namespace}-{self.name}.{part}.yaml" for part in ("own", "test")]
         for path, content in zip(written, (self._own_values, self.values), strict=True):
-            path.touch(mode=0o600)
             path.write_text(yaml.safe_dump(content))
         files = [f"--values={path}" for path in written]
         waiting = ["--wait", f"--timeout={READY_SECONDS}s"] if wait else []

@@ -49,6 +49,10 @@ def eventually(holds: Callable[[], bool], within: float) -> None:
         time.sleep(0.2)
 
 
+def environment(container: dict[str, Any]) -> list[str]:
+    return [f"--env={one['name']}={one['value']}" for one in container["env"]]
+
+
 class Daemon:
     """A container like the daemon's, with 400 MiB of memory, in a network with small packets."""
 
@@ -58,7 +62,6 @@ class Daemon:
         self.image: str = container["image"]
         self.command: list[str] = [*container["command"], *container["args"]]
         self.paths = [it["mountPath"] for it in container["volumeMounts"] if it["mountPath"] != "/etc/kiln/dockerd"]
-        self.environment = [f"--env={one['name']}={one['value']}" for one in container["env"]]
 
     def start(self) -> None:
         docker("network", "create", "--opt=com.docker.network.driver.mtu=1400", self.name)
@@ -72,7 +75,13 @@ class Daemon:
         self.run()
 
     def run(self) -> None:
-        options = ["--privileged", "--memory=400m", f"--network={self.name}", *self.environment, *self.mounts()]
+        options = [
+            "--privileged",
+            "--memory=400m",
+            f"--network={self.name}",
+            *environment(POD["containers"][0]),
+            *self.mounts(),
+        ]
         options.append(f"--volume={self.volume('/etc/kiln/dockerd')}:/etc/kiln/dockerd:ro")
         program, *arguments = self.command
         docker("run", "--detach", f"--name={self.name}", *options, f"--entrypoint={program}", self.image, *arguments)
@@ -192,20 +201,6 @@ def test_a_cache_over_its_limit_shrinks(daemon: Daemon) -> None:
     eventually(lambda: daemon.cache() <= LIMIT * MIB, 150)
 
 
-def prune(daemon: Daemon, high: int) -> subprocess.Popen[bytes]:
-    """The pod's second container, with a short interval; everything counts as old."""
-    container = POD["containers"][1]
-    security = container["securityContext"]
-    user = f"--user={security['runAsUser']}:{security['runAsGroup']}"
-    options = [user, "--read-only", "--cap-drop=ALL", "--rm", *daemon.environment, "--env=HOME=/tmp"]
-    for mount in container["volumeMounts"]:
-        path = mount["mountPath"]
-        options.append(f"--volume={daemon.volume(path)}:{path}:ro" if mount.get("readOnly") else f"--tmpfs={path}")
-    program, *script = container["command"]
-    command = ["docker", "run", *options, f"--entrypoint={program}", daemon.image, *script, "1", "0s", str(high)]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-
 @contextmanager
 def building(daemon: Daemon) -> Iterator[None]:
     """A builder of this node, as far as the daemon can see."""
@@ -229,8 +224,10 @@ def pruning(daemon: Daemon, high: int) -> Iterator[str]:
     container, name = POD["containers"][1], f"{daemon.name}-prune"
     security = container["securityContext"]
     user = f"--user={security['runAsUser']}:{security['runAsGroup']}"
-    options = [user, "--read-only", "--cap-drop=ALL", *daemon.environment, "--env=HOME=/tmp", f"--name={name}"]
-    options += [f"--volume={daemon.volume(it['mountPath'])}:{it['mountPath']}:ro" for it in container["volumeMounts"]]
+    options = [user, "--read-only", "--cap-drop=ALL", *environment(container), f"--name={name}"]
+    for mount in container["volumeMounts"]:
+        path = mount["mountPath"]
+        options.append(f"--volume={daemon.volume(path)}:{path}:ro" if mount.get("readOnly") else f"--tmpfs={path}")
     program, *script = container["command"]
     command = [f"--entrypoint={program}", daemon.image, *script, "1", "0s", str(high)]
     docker("run", "--detach", *options, *command)

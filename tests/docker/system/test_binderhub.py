@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 from builds.clients.registry import Registry as Client
 from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, http
 from tests.parts.registry import Registry
-from tests.parts.system import SMALL, System, http
+from tests.parts.system import System
 
 Message = dict[str, Any]
 

@@ -9,9 +9,10 @@ import pytest
 import requests
 
 from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL
 from tests.parts.kiln import until
 from tests.parts.registry import Registry
-from tests.parts.system import SMALL, System
+from tests.parts.system import System
 
 PATH = "unheard/page"
 PASSWORD = ("ada", "only-the-operator-knows")

@@ -35,8 +35,8 @@ from builds.engines.marks import joined
 from builds.intake import MAX_ARGS_BYTES, MAX_VALUE
 from builds.report import as_json, event
 from tests.builds.histories import NOW, failed
-from tests.builds.kubernetes.things import RELEASE, build
 from tests.builds.making import ask
+from tests.builds.things import RELEASE, build
 
 CONFIGMAP = 1 << 20
 """https://kubernetes.io/docs/concepts/configuration/configmap/#motivation"""

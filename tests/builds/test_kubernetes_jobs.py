@@ -20,7 +20,7 @@ from builds.engines.kubernetes.jobs import (
     mounted,
     pinned,
 )
-from tests.builds.kubernetes.things import RELEASE, TEMPLATE, attempt, build
+from tests.builds.things import RELEASE, TEMPLATE, attempt, build
 
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "b", "uid": "uid-1"}
 
