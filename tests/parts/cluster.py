@@ -199,10 +199,11 @@ class Release(Installation):
         config: Mapping[str, object] = {},
         values: Mapping[str, object] = {},
         through: str | None = None,
+        sink_proxies: Mapping[str, Proxy] = {},
         api_proxy: Proxy | None = None,
         **settings: str | int,
     ) -> None:
-        super().__init__(registry=registry, host=host, sinks=sinks, through=through)
+        super().__init__(registry=registry, host=host, sinks=sinks, sink_proxies=sink_proxies, through=through)
         self.cluster, self.name = cluster, name
         self.namespace = namespace or f"kiln-{secrets.token_hex(3)}"
         self.values = dict(values)
