@@ -193,11 +193,11 @@ def test_what_a_sink_could_not_take_is_sent_by_whoever_leads_then(
         name = builds.small("ada/untold")
         between.wait(name, lambda build: build["state"] == "succeeded" and not between.events("first", name))
         between.arrived("second", name, "succeeded")
-        leader, led = between.leader(), between.lease()["holderIdentity"]
+        leader = between.leader()
         assert leader
         gone = datetime.now(UTC)
         between.cluster.signal(leader, "KILL", "kiln controller")
-        assert between.taken_over(led, gone) <= TAKEOVER
+        assert between.taken_over(gone) <= TAKEOVER
     builds.all_once()
 
 
@@ -219,12 +219,12 @@ def test_a_leader_that_was_paused_does_nothing_any_more(between: Release, builds
     builds.each_on_its_node("paused", 15)
     for number in (3, 4):
         builds.small(f"ada/paused-{number}")
-    leader, led = between.leader(), between.lease()["holderIdentity"]
+    leader = between.leader()
     assert leader
     paused = datetime.now(UTC)
     between.cluster.signal(leader, "STOP", "kiln controller")
     try:
-        took = between.taken_over(led, paused)
+        took = between.taken_over(paused)
         until_over(paused, PAUSE)
     finally:
         between.cluster.signal(leader, "CONT", "kiln controller")
@@ -242,12 +242,11 @@ def test_a_leader_that_was_paused_does_nothing_any_more(between: Release, builds
 def test_a_worker_stops_with_a_build_and_the_leader_on_it(between: Release, builds: Builds) -> None:
     stays, stops = between.cluster.workers
     lead_on(between, stops)
-    led = between.lease()["holderIdentity"]
     found = builds.each_on_its_node("stopped", 20)
     gone = datetime.now(UTC)
     run("docker", "kill", stops)
     try:
-        assert between.taken_over(led, gone) <= TAKEOVER
+        assert between.taken_over(gone) <= TAKEOVER
         once(between, found[stays], builds.commits[found[stays]])
         later = builds.small("ada/stopped-3")
         once(between, later, builds.commits[later])
