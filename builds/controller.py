@@ -41,6 +41,7 @@ from builds.plan import (
     Word,
     deleted,
     expired,
+    left_out_until,
     plan,
 )
 from builds.record import Announce, advance, delivered, undelivered
@@ -115,6 +116,7 @@ class Controller:
         self._monotonic = monotonic
         self._first_seen: dict[tuple[str, int, Phase], float] = {}
         self._turns = Turns()
+        self._unfit: list[Attempt] = []
         self._stopped: set[tuple[str, int]] = set()
         self._troubles: dict[tuple[str, int], str] = {}
         self._sending: set[tuple[str, str]] = set()
@@ -165,6 +167,8 @@ class Controller:
             self._count(world.builds)
             if self._record_told(builds):
                 return True
+            now = self._clock()
+            self._unfit = [attempt for attempt in self._unfit if left_out_until(attempt, now)]
             facts = Facts(
                 builds=world.builds,
                 sightings=tuple(map(self._with_trouble, world.sightings)),
@@ -178,8 +182,9 @@ class Controller:
                 stopped=frozenset(self._stopped),
                 watched=self._watched(world),
                 turns=self._turns,
+                unfit=self._unfit,
             )
-            actions = plan(facts, self._limits, self._clock())
+            actions = plan(facts, self._limits, now)
             changed = [self._act(builds[action.build], action) for action in actions]
             return any(changed)
 
@@ -254,6 +259,8 @@ class Controller:
             case Bury():
                 self._dead(build.name, action.event, action.sink, "not taken within KILN_DELIVERY_PERIOD")
             case _ if not build.open:
+                # Its nodes stay left out: the next build must not find out again what this one has.
+                self._unfit += [attempt for attempt in build.status.attempts if attempt.unfit]
                 reached(Fault.CONTROLLER_SETTLED)
 
     def _reported(self, build: Build, report: Report) -> None:

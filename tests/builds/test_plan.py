@@ -750,10 +750,11 @@ def test_the_registry_is_asked_about_a_lost_result() -> None:
     success = Outcome(state=State.SUCCEEDED, image=IMAGE)
     assert pushed_ == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=success, at=ago(1))
     for waiting, message in [(None, "The builder ended without saying how."), ("Exit 137.", "Exit 137.")]:
-        seen = replace(lost, waiting=waiting)
+        seen = replace(lost, waiting=waiting, log_tail="Fetching.")
         report = only(decide(live, sightings=[seen], inspections={("b", 1): Inspection(image=None)}))
         assert isinstance(report, Report)
-        assert report.outcome == Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message)
+        outcome = Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, log_tail="Fetching.")
+        assert report.outcome == outcome
     read = replace(lost, result=INFRASTRUCTURE)
     assert isinstance(only(decide(live, sightings=[read])), Report)
     gone = replace(lost, phase=Phase.LOST)

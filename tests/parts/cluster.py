@@ -182,7 +182,7 @@ class Cluster:
 class Release(Installation):
     """One `helm install` of the chart in a namespace of its own, with what is around it; web is open.
 
-    `settings` are the chart's (`builds_per_node="1"`), `config` the configuration file beside Git host, sinks and
+    `settings` are the chart's (`builds_per_node=1`), `config` the configuration file beside Git host, sinks and
     registry, `values` whatever else. With `api_proxy`, web and controller reach the API server only through that.
     """
 
@@ -199,7 +199,7 @@ class Release(Installation):
         values: Mapping[str, object] = {},
         through: str | None = None,
         api_proxy: Proxy | None = None,
-        **settings: str,
+        **settings: str | int,
     ) -> None:
         super().__init__(registry=registry, host=host, sinks=sinks, through=through)
         self.cluster, self.name = cluster, name

@@ -120,8 +120,12 @@ class Installation:
         """A commit whose build has a step that sleeps for about that long, and for how long exactly: that tells its
         process from all others, and the step from those that Docker has in its cache."""
         exactly = f"{seconds}.{secrets.randbelow(10**9):09}"
+        return self.with_busybox(path, RUNNING.format(seconds=exactly)), exactly
+
+    def with_busybox(self, path: str, dockerfile: str) -> str:
+        """A commit with a Dockerfile that copies `busybox`, to have something to run."""
         busybox = machine.program("busybox", "busybox-static").read_bytes()
-        return self.commit(path, {"Dockerfile": RUNNING.format(seconds=exactly), "busybox": busybox}), exactly
+        return self.commit(path, {"Dockerfile": dockerfile, "busybox": busybox})
 
     def push(self, path: str, commit: str, *, before: str = NONE, ref: str = "refs/heads/main") -> Webhook:
         """What GitHub would send of that push."""
