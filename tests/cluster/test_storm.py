@@ -34,8 +34,9 @@ OUR_OWN = 50
 @pytest.fixture(scope="module")
 def storm(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
     config = {"triggers": [{"name": "every", "push": {"branches": ["*"]}}]}
-    settings = {"max_queued": 2000, "builds_per_node": SLOTS}
-    with Release(cluster, registry=registry, host=host, sinks=["sink"], config=config, **settings) as release:
+    with Release(
+        cluster, registry=registry, host=host, sinks=["sink"], config=config, max_queued=2000, builds_per_node=SLOTS
+    ) as release:
         yield release
 
 
