@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import secrets
 import shutil
@@ -30,6 +31,8 @@ from typing import Any, Self
 
 import requests
 import yaml
+from kubernetes import config
+from kubernetes.client.configuration import Configuration
 
 from tests.parts import image, machine
 from tests.parts.githost import GitHost
@@ -136,6 +139,12 @@ class Cluster:
         found: list[Object] = json.loads(shown)["items"]
         return found
 
+    def configuration(self) -> Configuration:
+        """For the official client, as its administrator."""
+        configuration = Configuration()
+        config.load_kube_config(config_file=str(self.kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+        return configuration
+
     def api(self, verb: str, path: str, **options: Any) -> requests.Response:
         """A request to the API server as its administrator: where kubectl's start would count, and for watches."""
         return self._session.request(verb, f"{self._server}{path}", **({"timeout": 30} | options))
@@ -178,6 +187,12 @@ class Cluster:
             done
         """
         run("docker", "exec", pod["spec"]["nodeName"], "bash", "-c", script)
+
+
+def chosen() -> Cluster:
+    """The one that `KILN_TEST_CLUSTER` names, which stays; without that one of its own."""
+    kept = os.environ.get("KILN_TEST_CLUSTER")
+    return Cluster(kept, keep=True, kiln_image=f"kiln:{kept}") if kept else Cluster()
 
 
 class Release(Installation):
