@@ -256,7 +256,8 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
         for word in ("retrying", "failed"):
             event = release.arrived("first", name, word)
             assert event.extensions["reason"] == "infrastructure"
-        assert "exit code: 137" in build["log"]["tail"]
+        assert isinstance(event.data, dict)
+        assert "exit code: 137" in event.data["log"]["tail"]
         for one in others:
             build = release.ended(one, LONG)
             assert (build["state"], build["attempt"]) == ("succeeded", 1)
