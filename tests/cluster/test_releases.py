@@ -150,8 +150,9 @@ def test_helm_test_builds_for_real(neighbours: Neighbours) -> None:
     said = release.cluster.helm("test", release.name, namespace, "--timeout=180s")
     assert "Phase:          Succeeded" in said
     (build,) = [one for one in release.listed() if "/listed/tested-" in one["repository"]]
-    assert release.ended(build["name"])["state"] == "succeeded"
-    assert build["image"]["reference"] in said
+    build = release.ended(build["name"])
+    assert build["state"] == "succeeded"
+    assert build["image"]["digest"] == release.digest(build["image"]["repository"], build["commit"])
     assert release.objects("pods", "test") == []
 
 
