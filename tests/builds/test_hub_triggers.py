@@ -1,4 +1,4 @@
-"""The Hub's events and the triggers for them that docs/jupyterhub.md shows: what they build, and what they leave alone."""
+"""The Hub's events and the triggers for them that docs/jupyterhub.md shows: what they build, and what they do not."""
 
 from __future__ import annotations
 

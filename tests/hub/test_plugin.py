@@ -6,6 +6,7 @@ One Hub whose plug-in speaks to Kiln through what can break, and beside it to a 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -59,6 +60,17 @@ async def started(options):
 offered = profile_list(*{kiln!r}, only={only!r})
 print(json.dumps(asyncio.run(started(json.loads(sys.argv[1])))))
 """
+
+
+NO_CLUSTER = """
+apiVersion: v1
+kind: Config
+current-context: none
+contexts: [{name: none, context: {cluster: none, user: none}}]
+clusters: [{name: none, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: none, user: {}}]
+"""
+"""KubeSpawner wants to know of one; it is not spoken to."""
 
 
 @pytest.fixture(scope="module")
@@ -226,11 +238,14 @@ def test_kubespawner_offers_what_is_built(kiln: System, packages: Path, tmp_path
     newest = kiln.commit("courses/offered", {"Dockerfile": SMALL})
     build = kiln.ended(kiln.ask(repository=kiln.host.url("courses/offered")).json()["name"])
     shutil.copy(PLUGIN, tmp_path / "kiln_hub.py")
+    (tmp_path / "kubeconfig").write_text(NO_CLUSTER)
 
     def run(url: str, options: dict[str, str]) -> dict[str, Any]:
         program = PROFILES.format(folder=str(tmp_path), kiln=(url, kiln.token), only=("*/courses/offered",))
         command = [str(parts.environment()), "-c", program, json.dumps(options)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+        environment = {**os.environ, "KUBECONFIG": str(tmp_path / "kubeconfig")}
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=environment)
+        assert done.returncode == 0, done.stderr
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
