@@ -1,7 +1,8 @@
 """Where a process can be killed in a test: one list, a point after each durable step.
 
-`KILN_FAULT=<point>:<file>` makes the process kill itself with SIGKILL the first time it gets there. The file, made just
-before, both proves that the point was reached and keeps the next process from dying there again.
+`KILN_FAULT=<folder>` makes a process kill itself with SIGKILL where it gets to a point that a file in there is called
+after. It removes the file just before, which both proves that the point was reached and keeps the next process, or
+another replica, from dying there again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from enum import StrEnum
+from pathlib import Path
 
 
 class Fault(StrEnum):
@@ -38,13 +40,13 @@ ONLY_KUBERNETES = frozenset({Fault.ENGINE_JOB_MADE})
 
 
 def reached(point: Fault) -> None:
-    """Dies here if it was asked to, and has not yet."""
-    asked, _, marker = os.environ.get("KILN_FAULT", "").partition(":")
-    if asked != point:
+    """Dies here if it was asked to, and nobody has yet."""
+    folder = os.environ.get("KILN_FAULT")
+    if not folder:
         return
     try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
+        Path(folder, point).unlink()
+    except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
     os._exit(137)  # process 1 of a container cannot kill itself, but all else in it dies with it

@@ -130,6 +130,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     watched: Mapping[tuple[str, int], timedelta] = {}
     """For how long this controller has seen (build, attempt) in its present phase, by a clock that nobody sets."""
     turns: Turns = Turns()
+    unfit: Sequence[Attempt] = ()
+    """Attempts that their node could not take, of builds that have left the watch since."""
 
 
 class Word(StrEnum):
@@ -290,7 +292,7 @@ class _Look:
         self.pushes = _pushes(facts.builds)
         self._sightings = {(sighting.build, sighting.attempt): sighting for sighting in facts.sightings}
         self.holders = _holders(self)
-        self.left_out = _left_out(facts.builds, now)
+        self.left_out = _left_out(facts, now)
 
     def sighting(self, build: Build, attempt: Attempt) -> Sighting | None:
         return self._sightings.get((build.name, attempt.number))
@@ -351,7 +353,10 @@ def _ended(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Acti
     inspection = look.facts.inspections.get(attempt)
     if sighting.phase is Phase.ENDED and sighting.result is None and sighting.result_lost and inspection is None:
         return None if attempt in look.facts.inspecting else Inspect(build=build.name, attempt=live.number)
-    return _end(build, live, _outcome(live, sighting, inspection), look)
+    outcome = _outcome(live, sighting, inspection)
+    if sighting.overdue and outcome.reason is Reason.INFRASTRUCTURE and not (live.stopping or _cancel_asked(build)):
+        outcome = _stopped(outcome, Reason.TIMEOUT)
+    return _end(build, live, outcome, look)
 
 
 def _stop(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Stop | None:
@@ -394,7 +399,8 @@ def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting
     elif _came_late(build, live, look):
         why = "The node was taken meanwhile."
     else:
-        return Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
+        told = _explain(build, sighting.waiting) if sighting.waiting else None
+        return told or Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
     return _end(build, live, _uncounted(why), look)
 
 
@@ -426,7 +432,9 @@ def _outcome(live: Attempt, sighting: Sighting, inspection: Inspection | None) -
             image=result.image,
             counted=result.counted,
         )
-    if result is not None:
+    if result is None:
+        outcome = msgspec.structs.replace(outcome, log_tail=sighting.log_tail)
+    else:
         outcome = msgspec.structs.replace(
             outcome, timings=result.timings, log_tail=result.log_tail, out_of_memory=result.out_of_memory
         )
@@ -749,15 +757,20 @@ def _is_left_out(node: str, message: str | None, until: datetime | None = None) 
     return f"Node {node} is left out{time}: {message}"
 
 
-def _left_out(builds: Iterable[Build], now: datetime) -> dict[str, str]:
+def left_out_until(attempt: Attempt, now: datetime) -> datetime | None:
+    """Until when nothing more is sent to the node that could not take this attempt; `None` if anything may be."""
+    until = (attempt.finished_at or now) + LEFT_OUT
+    return until if attempt.unfit and not _due(until, now, LEFT_OUT) else None
+
+
+def _left_out(facts: Facts, now: datetime) -> dict[str, str]:
     """The nodes that have not been able to take an attempt lately, each with a sentence that says so."""
     left_out: dict[str, tuple[datetime, str]] = {}
-    for build in builds:
-        for attempt in build.status.attempts:
-            node, until = attempt.node, (attempt.finished_at or now) + LEFT_OUT
-            if attempt.unfit and node and not _due(until, now, LEFT_OUT):
-                said = (until, _is_left_out(node, attempt.message, until if attempt.finished_at else None))
-                left_out[node] = max(said, left_out.get(node, said))
+    for attempt in (*facts.unfit, *(attempt for build in facts.builds for attempt in build.status.attempts)):
+        node, until = attempt.node, left_out_until(attempt, now)
+        if node and until:
+            said = (until, _is_left_out(node, attempt.message, until if attempt.finished_at else None))
+            left_out[node] = max(said, left_out.get(node, said))
     return {node: sentence for node, (_, sentence) in left_out.items()}
 
 

@@ -444,7 +444,7 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_FAULT",
         read=_text,
         default=None,
-        says="For tests only: `<point>:<file>` makes the process die at that point.",
+        says="For tests only: a folder; the process dies at the points that files in it are called after.",
     ),
     Setting(
         name="K_SINK",

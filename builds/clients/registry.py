@@ -227,7 +227,7 @@ class Registry:
         known = self.credential(host)
         if scheme.lower() == "basic":
             if known is None:
-                raise Unauthorized(f"The registry {host} asks for a password, and there is none for it.")
+                raise Unauthorized(f"The registry {host} asks for a password, and {self._config} has none for it.")
             return _basic(*known)
         asked = dict(re.findall(r'(\w+)="([^"]*)"', rest))
         if scheme.lower() != "bearer" or not asked.get("realm", "").startswith(("https://", "http://")):
@@ -267,7 +267,9 @@ class Registry:
             return
         host = _host(image)
         if answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
-            raise Unauthorized(f"The registry {host} does not accept the credential for it, or not for {image}.")
+            raise Unauthorized(
+                f"The registry {host} does not accept the credential for it in {self._config}, or not for {image}."
+            )
         raise Unreachable(f"The registry {host} answers with status {answer.status_code}.")
 
 

@@ -43,6 +43,19 @@ def test_a_builder_that_was_killed_for_its_memory_says_which_limit_it_is() -> No
     assert "builds.resources" in seen(pod("Failed", state=terminated(reason="OOMKilled"))).waiting
 
 
+def test_one_that_was_killed_leaves_the_end_of_its_log() -> None:
+    """As the kubelet cuts it, in bytes."""
+    message = '"text":"lost"}\n{"n":7,"phase":"build","text":"one"}\n{"n":8,"phase":null,"text":"two"}\n'
+    killed = terminated(message=message, reason="OOMKilled")
+    assert seen(pod("Failed", state=killed)).log_tail == "one\ntwo"
+    assert seen(pod("Failed", state=terminated(message="exec: not found", reason="StartError"))).log_tail == ""
+
+
+@pytest.mark.parametrize(("reason", "overdue"), [("DeadlineExceeded", True), (None, False)])
+def test_whether_the_cluster_ended_it_for_its_time(reason: str | None, overdue: bool) -> None:
+    assert seen(pod("Failed", state=terminated(), reason=reason)).overdue is overdue
+
+
 def test_a_container_that_ended_in_a_pod_that_has_not_is_still_under_way() -> None:
     assert seen(pod("Running", state=terminated(DONE))).phase is Phase.RUNNING
 
@@ -153,7 +166,7 @@ def test_one_that_is_only_slow_has_no_trouble() -> None:
     ("message", "says"),
     [
         ('pods "b-1-x" is forbidden: exceeded quota: q, requested: pods=1', "The quota of the namespace has no room"),
-        ('pods "b-1-x" is forbidden: violates PodSecurity "restricted:latest"', "The cluster refuses the build pod"),
+        ('pods "b-1-x" is forbidden: violates PodSecurity "restricted:latest"', "until it has the label pod-security"),
         ('pods "b-1-x" is forbidden: no PriorityClass with name high was found', "no PriorityClass with name high"),
     ],
 )

@@ -70,8 +70,8 @@ def runs(state: Path, name: str = "b", number: int = 1) -> list[int]:
     return [int(line) for line in (folder(state, name, number) / "runs").read_text().split()]
 
 
-def drive(state: Path, *words: str, fault: str | None = None) -> subprocess.Popen[str]:
-    environment = {**os.environ, **({"KILN_FAULT": fault} if fault else {})}
+def drive(state: Path, *words: str, faults: Path | None = None) -> subprocess.Popen[str]:
+    environment = {**os.environ, **({"KILN_FAULT": str(faults)} if faults else {})}
     command = [sys.executable, "-m", "tests.builds.programs.driver", words[0], str(state), *words[1:]]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
@@ -163,11 +163,11 @@ def test_many_threads_share_an_engine(engine: LocalEngine) -> None:
 
 @pytest.mark.parametrize(("fault", "survives"), [(Fault.WEB_ACCEPTING, False), (Fault.WEB_ACCEPTED, True)])
 def test_web_killed_while_it_accepts(state: Path, fault: Fault, survives: bool) -> None:
-    marker = state / "reached"
-    process = drive(state, "accept", "b", fault=f"{fault}:{marker}")
+    (state / fault).touch()
+    process = drive(state, "accept", "b", faults=state)
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
-    assert marker.exists()
+    assert not (state / fault).exists()
     engine = engine_in(state)
     assert everything(engine) == (["b"] if survives else [])
     (build,) = engine.accept([ask("b")])
@@ -236,7 +236,7 @@ def test_a_record_that_cannot_be_read_is_left_alone_and_reported_once(
     for _ in range(2):
         assert [build.name for build in engine.observe().builds] == ["a", "c"]
         assert everything(engine) == ["c", "a"]
-        assert list(engine.closed()) == []
+        assert list(engine.closed(datetime.now(UTC))) == []
     assert [line.message for line in caplog.records] == [line for line in caplog.messages if "record of b" in line]
     assert len(caplog.records) == 1
     for call in (lambda: engine.get("b"), lambda: engine.accept([ask("b", "2")]), lambda: engine.cancel("b", None)):
@@ -303,7 +303,7 @@ def test_ten_thousand_builds(engine: LocalEngine) -> None:
     timed("accept, joining", lambda: engine.accept([ask("open-1", str(time.monotonic_ns()))]))
     timed("accept, known", lambda: engine.accept([ask("open-1")]))
     began = time.perf_counter()
-    assert sum(1 for _ in engine.closed()) == 10_000
+    assert sum(1 for _ in engine.closed(AT)) == 10_000
     print(f"10,000 builds: all closed ones: {(time.perf_counter() - began) * 1000:.0f} ms")
 
 
@@ -373,11 +373,11 @@ def test_many_who_start_at_once_start_one(state: Path, engine: LocalEngine) -> N
 @pytest.mark.parametrize("fault", [Fault.ENGINE_FOLDER_MADE, Fault.ENGINE_SPAWNED])
 def test_a_controller_killed_while_it_starts(state: Path, engine: LocalEngine, fault: Fault, do: str) -> None:
     build = written(engine, "b", do)
-    marker = state / "reached"
-    process = drive(state, "start", "b", fault=f"{fault}:{marker}")
+    (state / fault).touch()
+    process = drive(state, "start", "b", faults=state)
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
-    assert marker.exists()
+    assert not (state / fault).exists()
     if fault is Fault.ENGINE_FOLDER_MADE:
         assert sighted(engine).phase is Phase.ABSENT
     assert build.live is not None
@@ -545,13 +545,13 @@ def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: 
 def test_a_builder_gets_the_variables_it_needs_and_no_other(state: Path) -> None:
     ours = {"PATH": os.environ["PATH"], "HOME": "/root", "https_proxy": "http://proxy:1", "SSL_CERT_FILE": "/ca"}
     secret = {"KILN_SECRETS_DIR": "/secrets", "AWS_SECRET_ACCESS_KEY": "x", "K_SINK": "http://sink", "PYTHONPATH": "/p"}
-    engine = engine_in(state, environment={**ours, **secret, "KILN_FAULT": f"none:{state}/none"})
+    engine = engine_in(state, environment={**ours, **secret, "KILN_FAULT": f"{state}/none"})
     begin(engine, do="environment")
     sighting = awaited(engine, Phase.ENDED)
     assert sighting.result is not None
     got = json.loads(sighting.result.message or "")
     got.pop("LC_CTYPE", None)  # Python's own, where there is no locale
-    assert got == {**ours, "KILN_FAULT": f"none:{state}/none", "KILN_ATTEMPT_DIR": str(folder(state))}
+    assert got == {**ours, "KILN_FAULT": f"{state}/none", "KILN_ATTEMPT_DIR": str(folder(state))}
     engine.close()
 
 

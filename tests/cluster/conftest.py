@@ -7,14 +7,18 @@ it is not there, and stays: for those who run one test again and again (`kind de
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+from kubernetes import config
+from kubernetes.client.configuration import Configuration
 
 from tests.parts import cluster as parts
 from tests.parts.cluster import Cluster, Release
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
+
+Configured = Callable[..., Configuration]
 
 SETTING_UP = {"cluster": 600, "release": 300}
 """Seconds for the first test that has them, as a test's time limit is for its fixtures, too."""
@@ -36,6 +40,20 @@ def cluster() -> Iterator[Cluster]:
     kept = os.environ.get("KILN_TEST_CLUSTER")
     with Cluster(kept, keep=True, kiln_image=f"kiln:{kept}") if kept else Cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def configured(cluster: Cluster) -> Configured:
+    """Makes a configuration, for the API server itself or what stands before it (its port, on loopback)."""
+
+    def make(port: int | None = None) -> Configuration:
+        configuration = Configuration()
+        config.load_kube_config(config_file=str(cluster.kubeconfig), client_configuration=configuration)
+        if port is not None:
+            configuration.host = f"https://127.0.0.1:{port}"
+        return configuration
+
+    return make
 
 
 @pytest.fixture(scope="session")

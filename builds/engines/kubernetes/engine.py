@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -43,8 +44,12 @@ UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
 """Pods that may still change: those that have ended are looked at once more, and then they are history."""
 SETTLING = 2.0
 """Seconds that the Job controller and the watch usually need to show the pod of a new Job."""
+STRAY_AFTER = 30.0
+"""Seconds after which a pod that no record knows of is ended."""
 ASK_AGAIN = 3.0
 """Seconds between two looks at what is said of an attempt that does not begin."""
+FEW = 100
+"""Objects that are read at once of those of which there can be thousands."""
 
 Key = tuple[str, int]
 
@@ -86,6 +91,10 @@ class KubernetesEngine(KubernetesRecords):
         self._own = _Own()
         self._decoded: dict[str, Build] = {}
         self._attempts: dict[Key, _Attempt] = {}
+        self._gone: deque[Manifest] = deque()
+        self._deleted: list[Build] = []
+        self._strays: dict[str, float] = {}
+        self._term = 0
         self._with_jobs: dict[str, list[str]] = {}
 
     # ---- Leading ----------------------------------------------------------------------------------------------------
@@ -96,14 +105,10 @@ class KubernetesEngine(KubernetesRecords):
 
         The watches are kept warm meanwhile, and everything is read anew before the first look.
         """
-        while not (stop.is_set() or (self._lease.leading and self._anew())):
+        while not (stop.is_set() or self._anew()):
             self._woken.clear()
             self.wait(1.0)
-        if not stop.is_set():
-            log.info("This controller leads")
-        yield lambda: stop.is_set() or not self._lease.leading
-        if not stop.is_set():
-            log.warning("This controller does not lead any more")
+        yield lambda: stop.is_set() or not self._leads
 
     def begin(self) -> None:
         """Starts the watches and stands for the lease."""
@@ -118,10 +123,19 @@ class KubernetesEngine(KubernetesRecords):
             watch.stop()
         super().close()
 
+    @property
+    def _leads(self) -> bool:
+        """Still in the term in which everything was read: leadership may have been lost and won again unnoticed."""
+        return self._lease.leading and self._lease.term == self._term
+
     def _anew(self) -> bool:
-        """Forgets what this process knew of an earlier term, and reads what is; whether that could be done."""
+        """If this one leads: forgets what it knew of an earlier term, and reads what is. Whether that could be done."""
+        self._term = self._lease.term
+        if not self._lease.leading:
+            return False
         self._own = _Own()
         self._attempts = {}
+        self._gone, self._deleted = deque(), []
         try:
             for watch in (self._records, self._pods, self._daemons):
                 watch.fresh(timeout=5.0)
@@ -137,7 +151,7 @@ class KubernetesEngine(KubernetesRecords):
         self._must_lead()
         self._woken.clear()
         with translated():
-            deleted = tuple(self._deleted())
+            self._look_for_the_deleted()
             builds = self._open()
             pods = {key: pod for pod in self._pods.objects().values() if (key := sightings.attempt_of(pod))}
             live = [(build, build.live) for build in builds if build.live is not None]
@@ -147,8 +161,8 @@ class KubernetesEngine(KubernetesRecords):
             }
             seen = [self._sighting(build, attempt, pods) for build, attempt in live if attempt]
             seen += self._left_over(pods, {build.uid for build, _ in live})
-        daemons = self._daemons.objects().values()
-        nodes = sightings.nodes_of(daemons)
+        nodes = sightings.nodes_of(self._daemons.objects().values())
+        deleted, self._deleted = tuple(self._deleted), []
         return World(builds=builds, sightings=tuple(seen), nodes=nodes, scalable=True, deleted=deleted)
 
     def write(self, build: Build) -> Build:
@@ -210,17 +224,19 @@ class KubernetesEngine(KubernetesRecords):
             for name in self._with_jobs.pop(build.name, ()):
                 self._delete_job(name)
 
-    def closed(self) -> Iterator[Build]:
-        """As lists show them: with all that housekeeping asks for. Nothing of it is kept."""
+    def closed(self, before: datetime) -> Iterator[Build]:
+        """As lists show them: with all that housekeeping asks for.
+
+        A few at a time: what a process has once held, its memory keeps the size of.
+        """
+        labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
         with translated():
             self._with_jobs = self._jobs_by_build()
-            labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
-            found = []
-            for stored in self._api.list("configmaps", labels=labels, metadata_only=True):
+            for stored in self._api.list("configmaps", labels=labels, metadata_only=True, limit=FEW):
                 build = self._readable(stored["metadata"], summary_of)
-                if build is not None and build.status.finished_at is not None:
-                    found.append((build.status.finished_at, build.name, build))
-        yield from (build for *_, build in sorted(found, key=lambda one: one[:2]))
+                if build is not None and build.status.finished_at and build.status.finished_at <= before:
+                    yield build
+        self._with_jobs = {}
 
     def wait(self, timeout: float) -> None:
         self._woken.wait(timeout)
@@ -243,20 +259,24 @@ class KubernetesEngine(KubernetesRecords):
         builds = self._own.over(decoded)
         return tuple(sorted(builds, key=lambda build: (build.created_at, build.name)))
 
-    def _deleted(self) -> Iterator[Build]:
-        """Open records that have gone, by the word of the API server: leaving the watch means settled, mostly."""
-        for stored in self._records.take_deleted():
+    def _look_for_the_deleted(self) -> None:
+        """Notes open records that have gone, by the word of the API server: to leave the watch means settled, mostly.
+
+        Each is kept until it could be asked about, and then until it has been told: this is said once.
+        """
+        self._gone += self._records.take_deleted()
+        while self._gone:
+            stored = self._gone[0]
             name, uid = stored["metadata"]["name"], stored["metadata"]["uid"]
             try:
-                now = self._api.read("configmaps", name, metadata_only=True)["metadata"]
+                there = self._api.read("configmaps", name, metadata_only=True)["metadata"]["uid"] == uid
             except Absent:
-                now = {}
-            if now.get("uid") == uid:
-                continue
-            self._own.forget(name)
-            build = self._readable(stored, build_of)
-            if build is not None:
-                yield build
+                there = False
+            self._gone.popleft()
+            build = None if there else self._own.latest(name) or self._readable(stored, build_of)
+            if build is not None and build.uid == uid:
+                self._deleted.append(build)
+                self._own.forget(name)
 
     def _sighting(self, build: Build, attempt: Attempt, pods: Mapping[Key, Manifest]) -> Sighting:
         known = self._attempts[build.name, attempt.number]
@@ -274,15 +294,22 @@ class KubernetesEngine(KubernetesRecords):
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
 
     def _left_over(self, pods: Mapping[Key, Manifest], live: Collection[str]) -> Iterator[Sighting]:
-        """Pods that still run though no record has them for its live attempt any more: they have their slots still.
+        """Pods that run though no record has them for its live attempt: they have their slots until they have ended.
 
-        They go by the pod's own name, which is no build's.
+        They go by the pod's own name, which is no build's. A leader that was paused may have made one too late, when
+        its attempt had been closed; but watches lag, so it has a while to turn out to have ended.
         """
+        known, self._strays = self._strays, {}
         for key, pod in pods.items():
-            if not (key in self._attempts and pod["metadata"]["labels"].get(jobs.LABEL_UID) in live):
-                phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
-                name = pod["metadata"]["name"]
-                yield Sighting(build=name, attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
+            metadata = pod["metadata"]
+            if key in self._attempts and metadata["labels"].get(jobs.LABEL_UID) in live:
+                continue
+            phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
+            yield Sighting(build=metadata["name"], attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
+            since = self._strays[metadata["name"]] = known.get(metadata["name"], time.monotonic())
+            if time.monotonic() - since > STRAY_AFTER and "deletionTimestamp" not in metadata:
+                log.warning("The pod %s runs though its attempt is over: its Job is deleted", metadata["name"])
+                self._delete_job(jobs.job_name(*key))
 
     def _without_pod(self, build: Build, attempt: Attempt, known: _Attempt) -> Sighting:
         started = attempt.started_at is not None
@@ -315,7 +342,7 @@ class KubernetesEngine(KubernetesRecords):
     # ---- Pieces -----------------------------------------------------------------------------------------------------
 
     def _must_lead(self) -> None:
-        if not self._lease.leading:
+        if not self._leads:
             raise Unavailable("This controller does not lead.")
 
     def _stored(self, build: Build) -> Build:
@@ -352,7 +379,8 @@ class KubernetesEngine(KubernetesRecords):
 
     def _jobs_by_build(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for job in self._api.list("jobs", labels=selector(self._release.of(COMPONENT)), metadata_only=True):
+        labels = selector(self._release.of(COMPONENT))
+        for job in self._api.list("jobs", labels=labels, metadata_only=True, limit=FEW):
             found.setdefault(job["metadata"]["labels"][jobs.LABEL_BUILD], []).append(job["metadata"]["name"])
         return found
 

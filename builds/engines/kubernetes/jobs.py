@@ -139,7 +139,8 @@ def _container(container: dict[str, Any], image: str) -> dict[str, Any]:
         "command": ["python", "-m", "builds.builder"],
         "args": [f"{SPEC_FOLDER}/spec.json", RESULT],
         "terminationMessagePath": RESULT,
-        "terminationMessagePolicy": "File",
+        # One that is killed says nothing; then the kubelet puts the end of its log there.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             *container.get("volumeMounts", []),
             {"name": "kiln-spec", "mountPath": SPEC_FOLDER, "readOnly": True},

@@ -31,6 +31,9 @@ AGAIN = 1.0
 OVERLAP = 3
 """Seconds that are read twice where a stream goes on from what was there: clocks are not counted on."""
 
+UNREACHABLE = (500, 502, 504)
+"""What the API server answers where the node does not: then there is no log any more, or not now."""
+
 Key = tuple[str, int]
 
 
@@ -144,7 +147,7 @@ class _Copy:
         except (Absent, Invalid):
             return False  # it has gone, or its container waits to start
         except Busy as error:
-            if error.status is None:
+            if error.status not in UNREACHABLE:
                 raise Unavailable(f"The log cannot be read: {error}") from error
             log.warning("The log of %s cannot be had from its node: %s", pod, error)
             return False

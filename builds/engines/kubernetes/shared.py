@@ -43,6 +43,12 @@ class Shared(Generic[T]):
                 answer.at = began
             return answer.value
 
+    def put(self, key: Hashable, value: T) -> None:
+        """An answer that was had elsewhere: nobody is told an older one from now on."""
+        answer = self._answer(key)
+        with answer.lock:
+            answer.value, answer.at = value, time.monotonic()
+
     def known(self, key: Hashable) -> T | None:
         """The answer that there is, however old."""
         with self._lock:

@@ -10,17 +10,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from io import BytesIO
 from typing import Any
 
 import msgspec
 
 from builds.build import Build, Node, Phase, Result, Sighting, Trouble
-from builds.engines import UNREADABLE
+from builds.engines import UNREADABLE, logfile
 from builds.engines.kubernetes.jobs import CONTAINER, LABEL_ATTEMPT, LABEL_BUILD
 from builds.engines.kubernetes.records import Manifest
 
 BEING_MADE = "Its pod is being made."
 
+PRIVILEGED = "pod-security.kubernetes.io/enforce=privileged"
+"""Because of the folder of the node that a build pod mounts."""
 GONE_AFTER = timedelta(seconds=30)
 """Past the time at which a pod that is deleted, or evicted, should have ended: then its node will not say any more."""
 
@@ -75,9 +78,16 @@ def of_job(build: Build, number: int, job: Manifest, events: Iterable[Manifest],
     if refused is None:
         return msgspec.structs.replace(seen, waiting=BEING_MADE)
     message = _said(refused)
-    said = "The quota of the namespace has no room for" if "exceeded quota" in message else "The cluster refuses"
-    trouble = Trouble(message=f"{said} the build pod: {message}", elsewhere=False)
+    trouble = Trouble(message=f"{_refusal(message)}: {message}", elsewhere=False)
     return msgspec.structs.replace(seen, trouble=trouble, waiting=trouble.message)
+
+
+def _refusal(message: str) -> str:
+    if "exceeded quota" in message:
+        return "The quota of the namespace has no room for the build pod"
+    if "violates PodSecurity" in message:
+        return f"The namespace admits no build pods until it has the label {PRIVILEGED}"
+    return "The cluster refuses the build pod"
 
 
 def nodes_of(daemons: Iterable[Manifest]) -> tuple[Node, ...]:
@@ -104,10 +114,12 @@ def moment(text: str | None) -> datetime | None:
 def _ended(seen: Sighting, pod: Manifest, terminated: dict[str, Any]) -> Sighting:
     status = pod["status"]
     at = moment(terminated.get("finishedAt")) or _changed(pod)
-    seen = msgspec.structs.replace(seen, ended_at=at)
-    result = _result(terminated.get("message"))
+    seen = msgspec.structs.replace(seen, ended_at=at, overdue=status.get("reason") == "DeadlineExceeded")
+    message = terminated.get("message")
+    result = _result(message)
     if result is not None:
         return msgspec.structs.replace(seen, phase=Phase.ENDED, result=result)
+    seen = msgspec.structs.replace(seen, log_tail=_log_tail(message))
     disrupted = _condition(pod, "DisruptionTarget")
     if disrupted or status.get("reason") in _REFUSED_BY_NODE or (not terminated and not seen.started_at):
         why = status.get("message") or (disrupted or {}).get("message") or status.get("reason") or "no reason given"
@@ -139,6 +151,12 @@ def _result(message: str | None) -> Result | None:
     except UNREADABLE:
         return None
     return result if result.state.ended else None
+
+
+def _log_tail(message: str | None) -> str:
+    """The end of the log, which the kubelet has put in the place of a result that was not written."""
+    lines = BytesIO(f"{message or ''}\n".encode())
+    return "\n".join(line.text for line in logfile.lines(lines, attempt=0, after=0))
 
 
 def _taken_away(pod: Manifest, now: datetime) -> str | None:

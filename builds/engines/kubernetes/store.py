@@ -147,6 +147,7 @@ class KubernetesRecords:
     def get(self, name: str) -> Build:
         with translated():
             build = self._require(name)
+            self._seen.put(name, build)  # who goes on to read the log must not be told that it still grows
             unseen = build.status.round == 0 and self._now() - build.created_at > UNSEEN
             why = self._leaders.get(_ALL, self._leaderless) if unseen and self._anchor else ""
         return replace(build, status=replace(build.status, waiting=why)) if why else build

@@ -8,24 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from kubernetes import config
-from kubernetes.client.configuration import Configuration
 
 from builds.builder.spec import Surroundings
 from builds.engines.kubernetes import KubernetesEngine, Release
 from builds.engines.kubernetes.api import Api
 from tests.builds.things import TEMPLATE
-from tests.parts.cluster import Cluster
+from tests.cluster.conftest import Configured
 
 Engines = Callable[..., KubernetesEngine]
 
 
 @pytest.fixture(scope="module")
-def api(cluster: Cluster) -> Iterator[Api]:
+def api(configured: Configured) -> Iterator[Api]:
     """In a namespace of the module's own."""
-    configuration = Configuration()
-    config.load_kube_config(config_file=str(cluster.kubeconfig), client_configuration=configuration)
-    api = Api(configuration, f"engine-{secrets.token_hex(3)}")
+    api = Api(configured(), f"engine-{secrets.token_hex(3)}")
     api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": api.namespace}})
     yield api
     api.request("DELETE", f"/api/v1/namespaces/{api.namespace}")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
-from kubernetes import config
 from kubernetes.client.configuration import Configuration
 
 from builds.engines.kubernetes.api import Api
-from tests.parts.cluster import Cluster
+from tests.cluster.conftest import Configured
 from tests.parts.front import Front
-
-Configured = Callable[..., Configuration]
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -23,25 +20,6 @@ def _no_proxy() -> Iterator[None]:
             patch.delenv(name, raising=False)
             patch.delenv(name.upper(), raising=False)
         yield
-
-
-@pytest.fixture(scope="session")
-def kubeconfig(cluster: Cluster) -> str:
-    return str(cluster.kubeconfig)
-
-
-@pytest.fixture(scope="session")
-def configured(kubeconfig: str) -> Configured:
-    """Makes a configuration, for the API server itself or what stands before it (its port, on loopback)."""
-
-    def make(port: int | None = None) -> Configuration:
-        configuration = Configuration()
-        config.load_kube_config(config_file=kubeconfig, client_configuration=configuration)
-        if port is not None:
-            configuration.host = f"https://127.0.0.1:{port}"
-        return configuration
-
-    return make
 
 
 @pytest.fixture(scope="session")

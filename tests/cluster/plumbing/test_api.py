@@ -29,7 +29,7 @@ from builds.engines.kubernetes.api import (
     Forbidden,
     Invalid,
 )
-from tests.cluster.plumbing.conftest import Configured
+from tests.cluster.conftest import Configured
 from tests.cluster.plumbing.things import config_map
 from tests.parts.front import Answer, Asked, Front
 from tests.parts.proxy import Proxy

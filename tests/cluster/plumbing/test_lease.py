@@ -18,8 +18,9 @@ import pytest
 
 from builds.engines.kubernetes.api import Absent, Api
 from builds.engines.kubernetes.lease import Lease
-from tests.cluster.plumbing.conftest import Configured
+from tests.cluster.conftest import Configured
 from tests.cluster.plumbing.things import lease as lease_object
+from tests.parts.cluster import Cluster
 from tests.parts.front import Answer, Asked, Front
 from tests.parts.kiln import ROOT, until
 from tests.parts.proxy import Proxy
@@ -318,11 +319,11 @@ class Candidate:
 
 
 @pytest.fixture
-def candidates(kubeconfig: str, namespace: str) -> Iterator[tuple[Candidate, Candidate]]:
+def candidates(cluster: Cluster, namespace: str) -> Iterator[tuple[Candidate, Candidate]]:
     """The first one leads."""
-    first = Candidate(kubeconfig, namespace, "first")
+    first = Candidate(str(cluster.kubeconfig), namespace, "first")
     until(lambda: first.leads)
-    second = Candidate(kubeconfig, namespace, "second")
+    second = Candidate(str(cluster.kubeconfig), namespace, "second")
     until(lambda: second.told)
     yield first, second
     first.kill()

@@ -14,7 +14,7 @@ from kubernetes.client.configuration import Configuration
 
 from builds.engines.kubernetes.api import Api, Busy
 from builds.engines.kubernetes.watch import Watch
-from tests.cluster.plumbing.conftest import Configured
+from tests.cluster.conftest import Configured
 from tests.cluster.plumbing.things import config_map
 from tests.parts.front import Answer, Asked, Front
 from tests.parts.kiln import until

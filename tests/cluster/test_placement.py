@@ -1,0 +1,422 @@
+"""Builds go where a daemon is ready, as many as there are slots, and a node that cannot take them starves none."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from tests.parts.cluster import Cluster, Object, Release, daemon_image, most_at_once, run
+from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, sleepers
+from tests.parts.kiln import until
+from tests.parts.registry import Registry
+
+pytestmark = pytest.mark.timeout(300)
+
+GRACE = 10
+"""Seconds after which an attempt that does not begin is taken back, so that a test need not wait a minute for it."""
+LONG = 150.0
+"""Seconds for what takes several builds, one after the other."""
+
+
+PATIENT: dict[str, object] = {"drainSeconds": 600}
+"""For a daemon whose builds end when a test lets them."""
+
+
+def released(
+    cluster: Cluster, registry: Registry, host: GitHost, settings: Mapping[str, Any], **dockerd: object
+) -> Release:
+    """With these settings, and these values for the daemons."""
+    return Release(cluster, registry=registry, host=host, sinks=["first"], values={"dockerd": dockerd}, **settings)
+
+
+@pytest.fixture(scope="module")
+def placed(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
+    """Two slots on each of two nodes. Its builds have one attempt that counts: one that ends well has not lost any."""
+    settings = {"builds_per_node": 2, "max_attempts": 1, "pending_grace": f"{GRACE}s"}
+    with released(cluster, registry, host, settings, **PATIENT) as release:
+        yield release
+
+
+@pytest.fixture
+def forgetful(placed: Release) -> Iterator[Release]:
+    """Which nodes could not take a build is known to the leader, for five minutes. Another one begins anew."""
+    yield placed
+    leader = placed.leader()
+    assert leader
+    placed.cluster.kubectl("delete", "pod", leader["metadata"]["name"], f"--namespace={placed.namespace}")
+    until(lambda: _uid(placed.leader()) not in (None, _uid(leader)))
+
+
+# ---- Which node, and how many -------------------------------------------------------------------------------------
+
+
+def test_a_repository_comes_back_to_its_node(placed: Release) -> None:
+    assert len({home(placed, "back/again") for _ in range(3)}) == 1
+
+
+def test_many_repositories_fill_both_nodes_and_no_slot_is_given_twice(placed: Release) -> None:
+    """Not either where the leader dies while all are taken."""
+    paths = [f"many/{number}" for number in range(5)] * 2
+    names = [placed.build(path, placed.running(path, 5)[0]) for path in paths]
+
+    def stand(state: str) -> list[dict[str, Any]]:
+        return [build for build in placed.listed() if build["name"] in names and build["state"] == state]
+
+    until(lambda: len(stand("running")) == 4, LONG)
+    until(lambda: all(build["waiting"] == "Waiting for a free build slot." for build in stand("queued")))
+    leader = placed.leader()
+    assert leader
+    placed.cluster.signal(leader, "KILL", "kiln controller")
+    builds = [placed.ended(name, LONG) for name in names]
+    assert {(build["state"], build["attempt"]) for build in builds} == {("succeeded", 1)}
+    assert {build["node"] for build in builds} == {*placed.cluster.workers}
+    assert placed.most_at_once() == dict.fromkeys(placed.cluster.workers, 2)
+
+
+# ---- Nodes that cannot take a build -------------------------------------------------------------------------------
+
+
+def test_a_daemon_that_is_deleted_ends_what_it_does_and_takes_nothing_new(placed: Release) -> None:
+    ((name, seconds),) = held(placed, "daemon/deleted").items()
+    node = placed.one(name)["node"]
+    deleted = placed.dockerd()[node]
+    delete_daemon(placed, node, "--wait=false")
+    build = built(placed, "daemon/deleted")
+    assert (build["node"], build["attempt"]) == (other(placed, node), 1)
+    assert _uid(placed.dockerd()[node]) == _uid(deleted), "it waits for the first build"
+    let_go(seconds)
+    build = placed.ended(name)
+    assert (build["state"], build["attempt"], build["node"]) == ("succeeded", 1, node)
+    until(lambda: ready(placed, node), LONG)
+    assert home(placed, "daemon/deleted") == node
+
+
+def test_a_daemon_that_is_not_ready_gets_no_build_and_one_that_waits_says_so(placed: Release) -> None:
+    first = home(placed, "daemon/unready")
+    second = other(placed, first)
+    with unready(placed, first):
+        build = built(placed, "daemon/unready")
+        assert (build["node"], build["attempt"]) == (second, 1)
+        with unready(placed, second):
+            name = placed.build("daemon/unready", placed.commit("daemon/unready", {"Dockerfile": SMALL}))
+            pods = {node: pod["metadata"]["name"] for node, pod in sorted(placed.dockerd().items())}
+            why = [f"On {node} the Docker daemon's pod {pod} is not ready." for node, pod in pods.items()]
+            waiting = " ".join(["No node has a ready Docker daemon.", *why])
+            assert placed.wait(name, lambda build: build["waiting"] == waiting)["state"] == "queued"
+    assert placed.ended(name, LONG)["state"] == "succeeded"
+
+
+def test_what_a_cordoned_node_cannot_take_goes_elsewhere_and_the_next_at_once(forgetful: Release) -> None:
+    node = home(forgetful, "node/cordoned")
+    with cordoned(forgetful.cluster, node):
+        name = forgetful.build("node/cordoned", forgetful.commit("node/cordoned", {"Dockerfile": SMALL}))
+        forgetful.wait(name, lambda build: says_unschedulable(build["waiting"]))
+        build = forgetful.ended(name)
+        taken_back, ran = build["attempts"]
+        assert (taken_back["node"], taken_back["state"], taken_back["reason"]) == (node, "failed", "infrastructure")
+        assert says_unschedulable(taken_back["message"])
+        assert (ran["node"], build["state"]) == (other(forgetful, node), "succeeded")
+        event = forgetful.arrived("first", name, "retrying")
+        assert event.extensions["reason"] == "infrastructure"
+        build = built(forgetful, "node/cordoned")
+        assert (build["node"], build["attempt"]) == (other(forgetful, node), 1), "the node is left out for a while"
+
+
+def test_with_all_nodes_cordoned_a_build_waits_says_why_and_runs_when_one_is_back(forgetful: Release) -> None:
+    cluster = forgetful.cluster
+    node = home(forgetful, "node/none")
+    with cordoned(cluster, other(forgetful, node)):
+        with cordoned(cluster, node):
+            name = forgetful.build("node/none", forgetful.commit("node/none", {"Dockerfile": SMALL}))
+            forgetful.wait(name, lambda build: says_unschedulable(build["waiting"]))
+        build = forgetful.ended(name)
+        assert (build["state"], build["attempt"], build["node"]) == ("succeeded", 1, node)
+
+
+def test_where_the_daemons_folder_cannot_be_mounted_it_says_so_and_goes_elsewhere(forgetful: Release) -> None:
+    node = home(forgetful, "node/folder")
+    folder = sockets(forgetful)
+    why = f"The daemon's folder {folder} is not there on {node}: its Docker daemon's pod makes it."
+    with replaced_by_a_file(node, folder):
+        name = forgetful.build("node/folder", forgetful.commit("node/folder", {"Dockerfile": SMALL}))
+        forgetful.wait(name, lambda build: build["waiting"] == why)
+        build = forgetful.ended(name)
+        taken_back, ran = build["attempts"]
+        assert (taken_back["node"], taken_back["reason"], taken_back["message"]) == (node, "infrastructure", why)
+        assert (ran["node"], build["state"]) == (other(forgetful, node), "succeeded")
+        assert ready(forgetful, node), "the daemon there knows nothing of it"
+        build = built(forgetful, "node/folder")
+        assert (build["node"], build["attempt"]) == (other(forgetful, node), 1)
+
+
+def test_without_any_node_one_attempt_asks_for_one_and_becomes_the_build(
+    cluster: Cluster, registry: Registry, host: GitHost
+) -> None:
+    pool = {f"kiln.dev/pool-{secrets.token_hex(3)}": "builds"}
+    settings = {"max_attempts": 1, "pending_grace": "2s", "scale_up_after": "3s"}
+    with released(cluster, registry, host, settings, nodeSelector=pool) as release:
+        names = [release.build(path, release.commit(path, {"Dockerfile": SMALL})) for path in ("z/1", "z/2", "z/3")]
+        for name in names:
+            release.wait(name, lambda build: build["waiting"] == "No node has a ready Docker daemon.")
+        until(release.pods)
+        (pod,) = release.pods()
+        assert pod["spec"]["nodeSelector"] == pool, "what an autoscaler looks at"
+        assert "metadata.name" not in json.dumps(pod["spec"].get("affinity")), "no node is named"
+        asked = pod["metadata"]["labels"]["kiln.dev/build"]
+        release.wait(asked, lambda build: says_unschedulable(build["waiting"]))
+        until(lambda: age(pod) > 10)  # several times what would be judged elsewhere, or wake a second one
+        assert [_uid(pod) for pod in release.pods()] == [_uid(pod)]
+        assert {release.one(name)["state"] for name in names} == {"queued"}
+        node = cluster.workers[-1]
+        with labelled(cluster, node, pool):
+            for name in names:
+                build = release.ended(name, LONG)
+                assert (build["state"], build["attempt"], build["node"]) == ("succeeded", 1, node)
+            assert [_uid(pod) for pod in release.pods(asked)] == [_uid(pod)]
+
+
+# ---- Upgrades -----------------------------------------------------------------------------------------------------
+
+
+def test_the_daemons_image_is_upgraded_while_builds_run(placed: Release, next_daemon: dict[str, str]) -> None:
+    """They end well, one node after the other, and no build begins on the one whose turn it is."""
+    before = {_uid(pod) for pod in placed.dockerd().values()}
+    running = held(placed, *(f"upgrade/{number}" for number in range(4)))
+    placed.upgrade(wait=False, dockerd=PATIENT | {"image": next_daemon})
+    until(lambda: stopping(placed))
+    (node,) = stopping(placed)
+    old = placed.dockerd()[node]
+    there = {name for name in running if placed.one(name)["node"] == node}
+    assert len(there) == 2
+    for name in running.keys() - there:
+        let_go(running[name])
+    for number in range(4):
+        build = built(placed, f"upgrade/{number}")
+        assert (build["node"], build["attempt"]) == (other(placed, node), 1)
+    assert _uid(placed.dockerd()[node]) == _uid(old), "it waits for its builds"
+    for name in there:
+        let_go(running[name])
+    builds = [placed.ended(name) for name in running]
+    assert {(build["state"], build["attempt"]) for build in builds} == {("succeeded", 1)}
+    rollout = ["daemonset", f"--selector={placed.labels}", f"--namespace={placed.namespace}"]
+    placed.cluster.kubectl("rollout", "status", *rollout, f"--timeout={LONG:.0f}s")
+    now = placed.dockerd().values()
+    assert {pod["spec"]["containers"][0]["image"] for pod in now} == {":".join(next_daemon.values())}
+    assert not before & {_uid(pod) for pod in now}
+
+
+@pytest.fixture
+def next_daemon(cluster: Cluster) -> Iterator[dict[str, str]]:
+    """The same daemon under another name, which is what a DaemonSet goes by."""
+    image = {"repository": "kiln-test/dockerd", "tag": daemon_image().partition(":")[2]}
+    name = ":".join(image.values())
+    run("docker", "tag", daemon_image(), name)
+    try:
+        cluster.load(name)
+        yield image
+    finally:
+        run("docker", "rmi", name)
+
+
+# ---- Memory -------------------------------------------------------------------------------------------------------
+
+HUNGRY = """FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "sh", "-c", "busybox sleep {seconds} && busybox dd if=/dev/zero of=/dev/null bs=1G count=1"]
+"""
+"""Fills a gigabyte, after a while."""
+
+
+def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
+    cluster: Cluster, registry: Registry, host: GitHost
+) -> None:
+    """The limit is the daemon's, with all its builds: of those that share it, only the one that takes too much dies."""
+    settings = {"builds_per_node": 2, "max_attempts": 2}
+    with released(cluster, registry, host, settings, resources={"limits": {"memory": "512Mi"}}) as release:
+        commit, seconds = timed(release, "memory/hungry", HUNGRY, 8)
+        name = release.build("memory/hungry", commit)
+        release.step_runs(name, seconds)
+        release.wait(name, lambda build: build["attempt"] == 2)
+        others = [release.build(path, release.running(path, 6)[0]) for path in (f"memory/{n}" for n in range(6))]
+        build = release.ended(name, LONG)
+        assert (build["state"], build["reason"], len(build["attempts"])) == ("failed", "infrastructure", 2)
+        for attempt in build["attempts"]:
+            assert attempt["reason"] == "infrastructure"
+            assert "not enough memory" in attempt["message"]
+        for word in ("retrying", "failed"):
+            event = release.arrived("first", name, word)
+            assert event.extensions["reason"] == "infrastructure"
+        assert "exit code: 137" in build["log"]["tail"]
+        for one in others:
+            build = release.ended(one, LONG)
+            assert (build["state"], build["attempt"]) == ("succeeded", 1)
+        first, second = release.pods(name)
+        assert on(first) != on(second), "elsewhere, as long as there is another node"
+        neighbours = [pod for one in others for pod in release.pods(one) if on(pod) == on(second)]
+        assert all(most_at_once([second, pod]) == {on(second): 1} for pod in neighbours), "it has its node to itself"
+        assert set(release.most_at_once().values()) <= {1, 2}
+        assert set(restarts(release)) == {0}, "the daemons have lived on"
+
+
+# ---- What is done to nodes and daemons, and undone ----------------------------------------------------------------
+
+
+@contextmanager
+def cordoned(cluster: Cluster, node: str) -> Iterator[None]:
+    change_node(cluster, node, {"spec": {"unschedulable": True}})
+    try:
+        yield
+    finally:
+        change_node(cluster, node, {"spec": {"unschedulable": None}})
+
+
+@contextmanager
+def labelled(cluster: Cluster, node: str, labels: dict[str, str]) -> Iterator[None]:
+    change_node(cluster, node, {"metadata": {"labels": labels}})
+    try:
+        yield
+    finally:
+        change_node(cluster, node, {"metadata": {"labels": dict.fromkeys(labels)}})
+
+
+def change_node(cluster: Cluster, node: str, patch: Object) -> None:
+    headers = {"Content-Type": "application/merge-patch+json"}
+    cluster.api("PATCH", f"/api/v1/nodes/{node}", json=patch, headers=headers).raise_for_status()
+
+
+@contextmanager
+def replaced_by_a_file(node: str, folder: str) -> Iterator[None]:
+    """The daemon, which has the folder mounted, does not notice."""
+    run("docker", "exec", node, "sh", "-ec", f"mv {folder} {folder}.away; touch {folder}")
+    try:
+        yield
+    finally:
+        run("docker", "exec", node, "sh", "-ec", f"rm {folder}; mv {folder}.away {folder}")
+
+
+@contextmanager
+def unready(release: Release, node: str) -> Iterator[None]:
+    """The node's daemon is made anew and does not come up: somebody holds its folder's lock, as one would that was
+    deleted by force and still runs."""
+    lock = f"/var/lib/kiln/{release.namespace}_{release.name}/kiln.lock"
+    script = f"echo asking; flock {lock} sh -c 'echo holding; cat'"
+    command = ["docker", "exec", "--interactive", node, "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdin
+        assert holder.stdout
+        try:
+            assert holder.stdout.readline() == "asking\n"
+            delete_daemon(release, node)
+            assert holder.stdout.readline() == "holding\n"
+            until(lambda: node in release.dockerd())
+            yield
+        finally:
+            with suppress(BrokenPipeError):
+                holder.stdin.close()
+            holder.wait(60)
+            until(lambda: ready(release, node), LONG)
+
+
+def delete_daemon(release: Release, node: str, *options: str) -> None:
+    pod = release.dockerd()[node]["metadata"]["name"]
+    release.cluster.kubectl("delete", "pod", pod, f"--namespace={release.namespace}", *options)
+
+
+HELD = """FROM scratch
+COPY busybox /bin/busybox
+RUN ["/bin/busybox", "sh", "-c", "busybox sleep {seconds}; true"]
+"""
+"""Its step ends well as soon as somebody ends the sleep."""
+
+
+def held(release: Release, *paths: str) -> dict[str, str]:
+    """A build of each, by name, whose step runs until it is let go, by the seconds."""
+    commits = [timed(release, path, HELD, 500) for path in paths]
+    names = [release.build(path, commit) for path, (commit, _) in zip(paths, commits, strict=True)]
+    running = {name: seconds for name, (_, seconds) in zip(names, commits, strict=True)}
+    until(lambda: all(map(sleepers, running.values())), LONG)
+    return running
+
+
+def let_go(seconds: str) -> None:
+    for process in sleepers(seconds):
+        os.kill(process, signal.SIGTERM)
+
+
+def timed(release: Release, path: str, dockerfile: str, seconds: int) -> tuple[str, str]:
+    """A commit with a step that sleeps for about that long, and for how long exactly."""
+    exactly = f"{seconds}.{secrets.randbelow(10**9):09}"
+    return release.with_busybox(path, dockerfile.format(seconds=exactly)), exactly
+
+
+# ---- What can be seen ---------------------------------------------------------------------------------------------
+
+
+def built(release: Release, path: str) -> dict[str, Any]:
+    """A build of a new commit, at its end."""
+    build = release.ended(release.build(path, release.commit(path, {"Dockerfile": SMALL})))
+    assert build["state"] == "succeeded", release.log(build["name"])
+    return build
+
+
+def home(release: Release, path: str) -> str:
+    """The node to which the repository goes as long as nothing is in the way."""
+    build = built(release, path)
+    assert build["attempt"] == 1
+    return str(build["node"])
+
+
+def other(release: Release, node: str) -> str:
+    (found,) = {*release.cluster.workers} - {node}
+    return found
+
+
+def says_unschedulable(sentence: str | None) -> bool:
+    return (sentence or "").startswith("No node takes the build pod: 0/3 nodes are available")
+
+
+def sockets(release: Release) -> str:
+    return f"/var/run/kiln/{release.namespace}_{release.name}"
+
+
+def ready(release: Release, node: str) -> bool:
+    pod = release.dockerd().get(node)
+    return pod is not None and "deletionTimestamp" not in pod["metadata"] and bool(conditions(pod).get("Ready"))
+
+
+def conditions(pod: Object) -> dict[str, bool]:
+    return {one["type"]: one["status"] == "True" for one in pod["status"].get("conditions", [])}
+
+
+def stopping(release: Release) -> list[str]:
+    """The nodes whose daemon is to end."""
+    return [node for node, pod in release.dockerd().items() if "deletionTimestamp" in pod["metadata"]]
+
+
+def restarts(release: Release) -> Iterable[int]:
+    for pod in release.dockerd().values():
+        yield from (status["restartCount"] for status in pod["status"]["containerStatuses"])
+
+
+def on(pod: Object) -> str | None:
+    node: str | None = pod["spec"].get("nodeName")
+    return node
+
+
+def age(pod: Object) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(pod["metadata"]["creationTimestamp"])).total_seconds()
+
+
+def _uid(thing: Object | None) -> str | None:
+    uid: str | None = thing["metadata"]["uid"] if thing else None
+    return uid
