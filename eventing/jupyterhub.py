@@ -30,7 +30,6 @@ import re
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections import deque
@@ -119,7 +118,7 @@ class Kiln:
             raise ValueError(f"Kiln's address must be an http or https URL, and {url!r} is none")
         self._url = url.rstrip("/") + "/"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._opener = urllib.request.build_opener(_NoRedirects)
+        self._opener = urllib.request.build_opener(_AsItIs)
 
     def ask(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}, timeout: float = TIMEOUT
@@ -127,10 +126,7 @@ class Kiln:
         """A GET, or with a body a POST."""
         try:
             with self._open(path, body, headers, timeout) as answer:
-                return _answer(answer, answer.status)
-        except urllib.error.HTTPError as error:
-            with error:
-                return _answer(error, error.code)
+                return _answer(answer)
         except (OSError, http.client.HTTPException) as error:
             raise Away(f"it does not answer ({_why(error)})") from None
 
@@ -145,10 +141,9 @@ class Kiln:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
         try:
             with self._open(f"api/v1/builds/{quote(name)}/log", None, headers, SILENCE) as answer:
+                if answer.status != http.client.OK:
+                    raise Away(str(_answer(answer)))
                 yield from messages(_until(stop, answer))
-        except urllib.error.HTTPError as error:
-            with error:
-                raise Away(str(_answer(error, error.code))) from None
         except (OSError, http.client.HTTPException) as error:
             raise Away(f"the connection was lost ({_why(error)})") from None
 
@@ -157,11 +152,13 @@ class Kiln:
         return self._opener.open(request, timeout=timeout)
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """The token is for one address."""
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Every answer is one. No redirect is followed either: the token is for one address."""
 
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    def http_response(self, request: Any, response: Any) -> Any:  # noqa: ARG002
+        return response
+
+    https_response = http_response
 
 
 class Message(NamedTuple):
@@ -192,10 +189,10 @@ def _until(stop: threading.Event, lines: Iterable[bytes]) -> Iterator[bytes]:
         yield line
 
 
-def _answer(answer: Any, status: int) -> Answer:
+def _answer(answer: Any) -> Answer:
     after = answer.headers.get("Retry-After", "")
     seconds = float(after) if re.fullmatch(r"[0-9]{1,6}", after) else None
-    return Answer(status, http.client.responses.get(status, ""), seconds, answer.read())
+    return Answer(answer.status, answer.reason, seconds, answer.read())
 
 
 def _why(error: Exception) -> str:
@@ -366,6 +363,8 @@ MOST_LINES = 1000
 """Of a log, kept for who opens the page late."""
 LOOK = 0.3
 """Seconds between two looks for what is new to show."""
+LOOK_AGAIN = 2.0
+"""Seconds after which a build that has not ended is looked at again, where its log has ended or is not to be had."""
 
 
 class Wanted(NamedTuple):
@@ -458,19 +457,20 @@ def _built(kiln: Kiln, wanted: Wanted, patience: Patience, story: Story) -> Buil
     build = _asked(kiln, wanted, patience)
     story.tell(f"Kiln has the image of {wanted.repository} built, as {build['name']}.")
     last: str | None = None
-    while build["state"] not in ENDED:
-        try:
+    while build["state"] not in ENDED and not patience.stop.is_set():
+        with suppress(Away):  # a log is only shown: whether Kiln is there, and how the build ends, is asked for below
             for message in kiln.follow(build["name"], last, patience.stop):
                 patience.heard()
                 last = message.id or last
                 story.take(message)
+        try:
             build = kiln.build(build["name"])
-            patience.heard()
-            why = "it has not ended"
         except Away as away:
-            why = str(away)
+            patience.wait(1.0, str(away))
+            continue
+        patience.heard()
         if build["state"] not in ENDED:
-            patience.wait(1.0, why)
+            patience.stop.wait(LOOK_AGAIN)
     return build
 
 

@@ -25,7 +25,7 @@ from tests.parts.installation import SMALL
 from tests.parts.kiln import until
 from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
-from tests.parts.sink import EventSink
+from tests.parts.sink import SILENT, EventSink
 from tests.parts.system import System
 
 BASE = "/services/binder/"
@@ -61,6 +61,19 @@ offered = profile_list(*{kiln!r}, only={only!r})
 print(json.dumps(asyncio.run(started(json.loads(sys.argv[1])))))
 """
 
+
+LEFT_ALONE = """
+import asyncio, json, logging, sys, types
+sys.path.insert(0, {folder!r})
+from kiln_hub import image_hook
+
+log, options = logging.getLogger("hub"), {{"repository": "https://git.example/a"}}
+spawner = types.SimpleNamespace(user_options=options, image="own:1", log=log)
+try:
+    asyncio.run(image_hook({url!r}, None, **json.loads(sys.argv[1]))(spawner))
+except Exception as error:
+    print(error.status_code, error.jupyterhub_message)
+"""
 
 NO_CLUSTER = """
 apiVersion: v1
@@ -259,3 +272,24 @@ def test_kubespawner_offers_what_is_built(kiln: System, packages: Path, tmp_path
     away = run("http://127.0.0.1:1/", chosen)
     assert (away["image"], len(away["profiles"])) == (found["image"], 2)
     assert own["default"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"time_limit": 1}, "424 The image of https://git.example/a is not ready after 1 s. Its build goes on"),
+        ({"fallback": "none", "patience": 1}, "424 Kiln, which builds the images here, is away: it does not answer"),
+    ],
+)
+def test_a_start_that_cannot_be_says_why(
+    packages: Path, tmp_path: Path, options: dict[str, object], sentence: str
+) -> None:
+    """What answers never, and what is not there."""
+    with EventSink() as silent:
+        silent.answer(then=SILENT)
+        shutil.copy(PLUGIN, tmp_path / "kiln_hub.py")
+        url = "http://127.0.0.1:1/" if "fallback" in options else silent.url.removesuffix("events")
+        program = LEFT_ALONE.format(folder=str(tmp_path), url=url)
+        command = [str(parts.environment()), "-c", program, json.dumps(options)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
+    assert done.stdout.startswith(sentence), done.stderr
