@@ -83,6 +83,8 @@ locks:  ## the locked versions, renewed (needs uv)
 		--no-annotate --quiet --upgrade --group dev pyproject.toml -c requirements/runtime.txt -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --quiet --group build -c requirements/dev.txt -o requirements/build.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --quiet --upgrade --group hub -o requirements/hub.txt
 
 clean:  ## everything that the other targets made
 	rm -rf .venv .cache .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache mutants dist

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.parts import cluster as kind
+from tests.parts import hub as jupyterhub
 from tests.parts import machine, node
 
 HERE = Path(__file__).resolve().parent
@@ -68,9 +69,10 @@ def docker() -> AbstractContextManager[None]:
 
 @contextmanager
 def hub() -> Iterator[None]:
-    """The same, and the packages of JupyterHub's clients."""
+    """The same, the packages of JupyterHub's clients and proxy, and an environment with a Hub."""
     with docker():
         node.packages()
+        jupyterhub.environment()
         yield
 
 
