@@ -362,6 +362,8 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     """Its result cannot be read though it may have ended well: the registry knows."""
     log_tail: str = ""
     """The end of the log, where there is no result to hold it."""
+    overdue: bool = False
+    """It was ended from outside, because it had run for longer than any attempt may."""
     waiting: str | None = None
     """Why it is pending, or how it was lost, in a sentence."""
     trouble: Trouble | None = None

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
@@ -57,6 +58,8 @@ BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
 HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
+SWEEP = 20
+"""Builds of which something is deleted between two looks: thousands may be due at once, and what is new cannot wait."""
 
 
 class Courier(Protocol):
@@ -125,6 +128,7 @@ class Controller:
         self._inspections: dict[tuple[str, int], Inspection] = {}
         self._registry = ThreadPoolExecutor(2, thread_name_prefix="confirm")
         self._tidied: datetime | None = None
+        self._sweep: Iterator[Build] | None = None
         self._open = False
         self._unavailable = ""
 
@@ -141,7 +145,7 @@ class Controller:
         try:
             while self.look():
                 pass
-            self._tidy()
+            more = self._tidy()
         except Unavailable as error:
             if str(error) != self._unavailable:  # one that stands by says the same for weeks
                 log.warning("There is nothing to be done now: %s", error)
@@ -149,7 +153,7 @@ class Controller:
             self._count(())
             return BUSY
         self._unavailable = ""
-        return BUSY if self._open else IDLE
+        return 0.0 if more else BUSY if self._open else IDLE
 
     def look(self) -> bool:
         """One look and what follows from it. Returns whether it changed anything."""
@@ -440,21 +444,29 @@ class Controller:
 
     # ---- Housekeeping ---------------------------------------------------------------------------------------------
 
-    def _tidy(self) -> None:
-        """Deletes what is over its time. The clock may have been set back: then it is done once more."""
+    def _tidy(self) -> bool:
+        """Deletes some of what is over its time. Returns whether there is more of it.
+
+        The clock may have been set back: then it is done once more.
+        """
         now = self._clock()
-        pause = max(timedelta(seconds=IDLE), min(HOUSEKEEPING, self._limits.history, self._limits.log_history))
-        if self._tidied is not None and timedelta() <= now - self._tidied < pause:
-            return
-        self._tidied = now
-        for build in self._engine.closed():
+        kept = min(self._limits.history, self._limits.log_history)
+        pause = max(timedelta(seconds=IDLE), min(HOUSEKEEPING, kept))
+        if self._sweep is None:
+            if self._tidied is not None and timedelta() <= now - self._tidied < pause:
+                return False
+            self._tidied = now
+            self._sweep = self._engine.closed(now - kept)
+        some = list(islice(self._sweep, SWEEP))
+        for build in some:
             match expired(build, self._limits, now):
                 case Forget():
                     self._engine.forget(build)
                 case ForgetLogs():
                     self._engine.forget_logs(build)
-                case _:
-                    break  # the rest ended later
+        if len(some) < SWEEP:
+            self._sweep = None
+        return self._sweep is not None
 
     def _count(self, builds: Sequence[Build]) -> None:
         states = [build.state for build in builds]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 from enum import StrEnum
+from pathlib import Path
 
 
 class Fault(StrEnum):
@@ -44,7 +45,7 @@ def reached(point: Fault) -> None:
     if not folder:
         return
     try:
-        os.unlink(f"{folder}/{point}")
+        Path(folder, point).unlink()
     except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)

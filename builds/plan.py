@@ -353,7 +353,10 @@ def _ended(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Acti
     inspection = look.facts.inspections.get(attempt)
     if sighting.phase is Phase.ENDED and sighting.result is None and sighting.result_lost and inspection is None:
         return None if attempt in look.facts.inspecting else Inspect(build=build.name, attempt=live.number)
-    return _end(build, live, _outcome(live, sighting, inspection), look)
+    outcome = _outcome(live, sighting, inspection)
+    if sighting.overdue and outcome.reason is Reason.INFRASTRUCTURE and not (live.stopping or _cancel_asked(build)):
+        outcome = _stopped(outcome, Reason.TIMEOUT)
+    return _end(build, live, outcome, look)
 
 
 def _stop(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Stop | None:
@@ -396,7 +399,8 @@ def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting
     elif _came_late(build, live, look):
         why = "The node was taken meanwhile."
     else:
-        return Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
+        told = _explain(build, sighting.waiting) if sighting.waiting else None
+        return told or Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
     return _end(build, live, _uncounted(why), look)
 
 

@@ -80,7 +80,7 @@ def canonical(url: str, hosts: Mapping[str, HostKind] | None = None) -> Reposito
     """
     if len(url) > MAX_URL:
         raise RepositoryError(f"The repository's address is longer than {MAX_URL} characters.")
-    if not url.isprintable() or any(character.isspace() or character == "\\" for character in url):
+    if not url.isprintable() or " " in url or "\\" in url:  # no other space is printable
         raise RepositoryError("The repository's address holds a space, a backslash or a control character.")
     whole = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(.*)", url)
     if not whole:

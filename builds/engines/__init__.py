@@ -6,6 +6,7 @@ Web holds the narrow half (`Records`), the controller the whole (`Engine`). `loc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Protocol
 
 import msgspec
@@ -144,8 +145,11 @@ class Engine(Records, Protocol):
     def forget_logs(self, build: Build) -> None:
         """Deletes the logs of its attempts; the record stays."""
 
-    def closed(self) -> Iterator[Build]:
-        """Builds that are settled, oldest end first, for housekeeping."""
+    def closed(self, before: datetime) -> Iterator[Build]:
+        """Builds that are settled and ended until then, for housekeeping: as they are read, in whatever order.
+
+        They may be forgotten as they come. Nothing is held that grows with how many there are.
+        """
 
     def wait(self, timeout: float) -> None:
         """Returns when something may have changed, or after `timeout` seconds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from tests.bench import building, records, web
+from tests.bench import building, cluster, records, web
 
 BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "build": building.against_bare,
@@ -14,6 +14,7 @@ BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "memory": web.memory,
     "stored": records.stored,
     "plan": records.plans,
+    "cluster": cluster.figures,
 }
 
 

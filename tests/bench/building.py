@@ -16,6 +16,7 @@ from docs.demo.run import forget_images
 from tests.bench.figures import beside
 from tests.parts import machine
 from tests.parts.githost import GitHost
+from tests.parts.installation import Installation
 from tests.parts.registry import Registry
 from tests.parts.system import System
 
@@ -36,21 +37,37 @@ def against_bare() -> None:
     ):
         system.start("web")
         system.start("controller")
-        sources = {file: (DEMO / "sample" / file).read_bytes() for file in ("Dockerfile", "index.html")}
-        sources["busybox"] = machine.program("busybox", "busybox-static").read_bytes()
         ours: list[float] = []
         bare: list[float] = []
         parts.callback(forget_images, registry.host)
         for _ in range(TURNS + 1):  # the first one warms the caches
-            bare.append(_bare(system, _commit(system, sources)))
-            ours.append(_kiln(system, _commit(system, sources)))
+            bare.append(_bare(system, fresh(system)))
+            ours.append(through_kiln(system, fresh(system)))
         beside("webhook to event, median", median(ours[1:]), median(bare[1:]), "s", "repo2docker --push")
 
 
-def _commit(system: System, sources: dict[str, bytes]) -> str:
-    """One that has no layer of the page in any cache."""
-    page = f"<p>{time.time_ns()}\n".encode()
-    return system.commit(REPOSITORY, {**sources, "index.html": page})
+def fresh(installation: Installation) -> str:
+    """A commit of the demo's sample that has no layer of its page in any cache."""
+    sources = {file: (DEMO / "sample" / file).read_bytes() for file in ("Dockerfile", "index.html")}
+    sources["busybox"] = machine.program("busybox", "busybox-static").read_bytes()
+    return installation.commit(REPOSITORY, {**sources, "index.html": f"<p>{time.time_ns()}\n".encode()})
+
+
+def through_kiln(installation: Installation, commit: str) -> float:
+    """Seconds from its webhook to the completion event at the sink `bench`."""
+    webhook = installation.push(REPOSITORY, commit)
+    began = time.perf_counter()
+    answer = installation.deliver(webhook)
+    name = answer.json()["builds"][0]["name"]
+    installation.arrived("bench", name, "succeeded", 120)
+    return time.perf_counter() - began
+
+
+def options(installation: Installation, commit: str) -> list[str]:
+    """What bare repo2docker is given for what Kiln is asked for."""
+    image = f"{installation.registry.host}/bare:{commit}"
+    fixed = ["--no-run", "--push", "--user-id=1000", "--user-name=jovyan"]
+    return [*fixed, f"--ref={commit}", f"--image-name={image}", installation.host.url(REPOSITORY)]
 
 
 def _bare(system: System, commit: str) -> float:
@@ -58,11 +75,9 @@ def _bare(system: System, commit: str) -> float:
     empty.mkdir(exist_ok=True)
     config.write_text(CONFIG)
     program = str(Path(sys.executable).with_name("jupyter-repo2docker"))
-    image = f"{system.registry.host}/bare:{commit}"
-    options = ["--no-run", "--push", "--user-id=1000", "--user-name=jovyan", f"--ref={commit}", f"--image-name={image}"]
     began = time.perf_counter()
     done = subprocess.run(
-        [program, f"--config={config}", *options, system.host.url(REPOSITORY)],
+        [program, f"--config={config}", *options(system, commit)],
         cwd=empty,
         env={**os.environ, "DOCKER_CONFIG": str(empty)},
         check=False,
@@ -71,13 +86,4 @@ def _bare(system: System, commit: str) -> float:
     )
     if done.returncode:
         raise RuntimeError(f"jupyter-repo2docker failed: {done.stderr[-2000:]}")
-    return time.perf_counter() - began
-
-
-def _kiln(system: System, commit: str) -> float:
-    webhook = system.push(REPOSITORY, commit)
-    began = time.perf_counter()
-    answer = system.deliver(webhook)
-    name = answer.json()["builds"][0]["name"]
-    system.arrived("bench", name, "succeeded", 120)
     return time.perf_counter() - began

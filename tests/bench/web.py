@@ -9,11 +9,12 @@ import secrets
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
@@ -41,22 +42,23 @@ def webhooks() -> None:
         with Kiln(folder, KILN_SECRETS_DIR=str(folder / "secrets"), **FREE) as kiln, _process(empty.command(port), {}):
             _await(port)
             web = kiln.start("web")
-            ours_at = urlsplit(web.url or "").port or 0
+            here, there = web.url or "", f"http://127.0.0.1:{port}/"
             ours: list[float] = []
             bare: list[float] = []
             for turn in range(4):
-                ours += _load(ours_at, "/webhooks/github", partial(_push, secret, turn))
-                bare += _load(port, "/", partial(_push, secret, turn))
+                make = partial(push, secret, turn)
+                ours += load(partial(poster, here, "/webhooks/github", make))
+                bare += load(partial(poster, there, "/", make))
             beside("webhook to 202, median", median(ours), median(bare), "ms", "empty Flask route", 1000)
             beside("webhook to 202, p99", percentile(ours, 99), percentile(bare, 99), "ms", "empty Flask route", 1000)
-            _repeated(ours_at, secret)
+            _repeated(here, secret)
             print(f"  web's memory after it: {_pss(web.popen.pid):.0f} MB (PSS)")
 
 
-def _repeated(port: int, secret: bytes) -> None:
+def _repeated(url: str, secret: bytes) -> None:
     """The same delivery again and again: nothing is written."""
-    headers, body = _push(secret, 0, 1)
-    again = _load(port, "/webhooks/github", lambda _: (headers, body))
+    headers, body = push(secret, 0, 1)
+    again = load(partial(poster, url, "/webhooks/github", lambda _: (headers, body)))
     print(f"  the same one again: median {median(again) * 1000:.2f} ms, p99 {percentile(again, 99) * 1000:.2f} ms")
 
 
@@ -104,7 +106,7 @@ def command(name: str) -> list[str]:
 Request = tuple[dict[str, str], bytes]
 
 
-def _push(secret: bytes, turn: int, number: int) -> Request:
+def push(secret: bytes, turn: int, number: int) -> Request:
     """A small push of a commit of its own."""
     number += turn * 10**6
     commit = f"{number + 1:040x}"  # none is all zeros, which would be a deletion
@@ -124,32 +126,38 @@ def _push(secret: bytes, turn: int, number: int) -> Request:
     return delivery(secret, "push", body), body
 
 
-def _load(port: int, path: str, make: Callable[[int], Request]) -> list[float]:
-    """Seconds of each of `SENDERS * EACH` requests, which all must be answered 202."""
-    seconds: list[float] = []
-    wrong: list[str] = []
+Send = Callable[[int], None]
+"""Sends the request of that number; raises where it is not answered as it is to be."""
 
-    def send(sender: int) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        for number in range(EACH):
-            headers, body = make(sender * EACH + number)
+
+def load(sender: Callable[[], Send], *, senders: int = SENDERS, each: int = EACH) -> list[float]:
+    """Seconds of each of `senders * each` requests. Each sender is made by `sender`, in a thread of its own."""
+
+    def run(first: int) -> list[float]:
+        send, seconds = sender(), []
+        for number in range(first, first + each):
             began = time.perf_counter()
-            connection.request("POST", path, body, headers)
-            answer = connection.getresponse()
-            content = answer.read()
+            send(number)
             seconds.append(time.perf_counter() - began)
-            if answer.status != http.client.ACCEPTED:
-                wrong.append(f"{answer.status} {content[:300]!r}")
-        connection.close()
+        return seconds
 
-    threads = [threading.Thread(target=send, args=(sender,)) for sender in range(SENDERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if wrong or len(seconds) < SENDERS * EACH:
-        raise RuntimeError(f"{len(wrong)} were not answered 202: {wrong[:1]}")
-    return seconds
+    with ThreadPoolExecutor(senders) as threads:
+        return list(chain.from_iterable(threads.map(run, range(0, senders * each, each))))
+
+
+def poster(url: str, path: str, make: Callable[[int], Request]) -> Send:
+    """Posts on one connection that stays open, and takes no other answer than 202."""
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+
+    def send(number: int) -> None:
+        headers, body = make(number)
+        connection.request("POST", path, body, headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        if answer.status != http.client.ACCEPTED:
+            raise RuntimeError(f"not answered 202 but {answer.status}: {content[:300]!r}")
+
+    return send
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from msgspec.structs import replace
 
 from builds import report
 from builds.build import Attempt, Build, Cause, Image, Phase, State
-from builds.controller import Controller
+from builds.controller import SWEEP, Controller
 from builds.engines import NotFound, Unavailable, World
 from builds.engines.local import LocalEngine
 from builds.plan import Limits, Word
 from eventing.event import Event
 from eventing.sinks import Outcome, Sink
+from tests.builds.engine_contract import everything
 from tests.builds.histories import IMAGE
 from tests.builds.making import AT, ask, begin, ended, engine_in
 from tests.parts.kiln import until
@@ -133,6 +135,24 @@ def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept:
             until(lambda: gone(engine, "b"))
     finally:
         engine.close()
+
+
+def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen: Seen) -> None:
+    for build in seen.accept([ask(f"b{n}") for n in range(5 * SWEEP)]):
+        seen.write(ended(build))
+    left: list[int] = []
+
+    def counted(world: World) -> World:
+        left.append(len(everything(seen)))
+        return world
+
+    seen.change = counted
+    clock = Clock()
+    clock.now += timedelta(days=8)
+    with running(seen, clock):
+        until(lambda: not everything(seen))
+        until(lambda: left[-1] == 0)
+    assert {before - after for before, after in pairwise(left)} <= {0, SWEEP}
 
 
 # ---- What only a cluster does -------------------------------------------------------------------------------------

@@ -51,6 +51,11 @@ def test_one_that_was_killed_leaves_the_end_of_its_log() -> None:
     assert seen(pod("Failed", state=terminated(message="exec: not found", reason="StartError"))).log_tail == ""
 
 
+@pytest.mark.parametrize(("reason", "overdue"), [("DeadlineExceeded", True), (None, False)])
+def test_whether_the_cluster_ended_it_for_its_time(reason: str | None, overdue: bool) -> None:
+    assert seen(pod("Failed", state=terminated(), reason=reason)).overdue is overdue
+
+
 def test_a_container_that_ended_in_a_pod_that_has_not_is_still_under_way() -> None:
     assert seen(pod("Running", state=terminated(DONE))).phase is Phase.RUNNING
 

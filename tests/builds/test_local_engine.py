@@ -236,7 +236,7 @@ def test_a_record_that_cannot_be_read_is_left_alone_and_reported_once(
     for _ in range(2):
         assert [build.name for build in engine.observe().builds] == ["a", "c"]
         assert everything(engine) == ["c", "a"]
-        assert list(engine.closed()) == []
+        assert list(engine.closed(datetime.now(UTC))) == []
     assert [line.message for line in caplog.records] == [line for line in caplog.messages if "record of b" in line]
     assert len(caplog.records) == 1
     for call in (lambda: engine.get("b"), lambda: engine.accept([ask("b", "2")]), lambda: engine.cancel("b", None)):
@@ -303,7 +303,7 @@ def test_ten_thousand_builds(engine: LocalEngine) -> None:
     timed("accept, joining", lambda: engine.accept([ask("open-1", str(time.monotonic_ns()))]))
     timed("accept, known", lambda: engine.accept([ask("open-1")]))
     began = time.perf_counter()
-    assert sum(1 for _ in engine.closed()) == 10_000
+    assert sum(1 for _ in engine.closed(AT)) == 10_000
     print(f"10,000 builds: all closed ones: {(time.perf_counter() - began) * 1000:.0f} ms")
 
 

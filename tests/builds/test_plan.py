@@ -466,6 +466,16 @@ def test_a_start_that_cannot_be_carried_out_is_given_up_after_the_grace() -> Non
     assert uncounted(after(61)) == "The attempt could not be started."
 
 
+def test_a_start_that_cannot_be_carried_out_says_why_and_is_tried_again() -> None:
+    written = build(attempts=(attempt(1, "n1"),))
+    absent = sees(written, Phase.ABSENT, waiting="The quota has no room.")
+    assert only(decide(written, sightings=[absent])) == Explain(build="b", waiting="The quota has no room.")
+    told = replace(written, status=replace(written.status, waiting="The quota has no room."))
+    assert only(decide(told, sightings=[absent])) == Start(build="b", attempt=1, node="n1")
+    silent = replace(absent, waiting=None)
+    assert only(decide(told, sightings=[silent])) == Start(build="b", attempt=1, node="n1"), "and forgets nothing"
+
+
 def test_nothing_is_done_about_an_attempt_that_cannot_be_seen() -> None:
     assert decide(running()) == []
 
@@ -564,6 +574,14 @@ def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None
     assert only(crowded) == Explain(build="unfit", waiting=f"Waiting for a free build slot. {waiting}")
     gone = decide(unfit, nodes=[node("n1", ready=False, why="n1 is away.")])
     assert only(gone) == Explain(build="unfit", waiting="No node has a ready Docker daemon. n1 is away.")
+
+
+def test_a_node_stays_left_out_when_the_build_that_found_it_unfit_has_been_settled() -> None:
+    unfit = failed(1, unfit=True, message="No room.", finished_at=NOW)
+    waiting = "Node n1 is left out until 12:05:00 UTC: No room."
+    assert only(decide(build(), unfit=[unfit])) == Explain(build="b", waiting=waiting)
+    assert started(decide(build(), unfit=[unfit], now=NOW + timedelta(minutes=5))) == ["b"]
+    assert started(decide(build(), unfit=[failed(1, finished_at=NOW)])) == ["b"]
 
 
 def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> None:
@@ -857,6 +875,25 @@ def test_the_backstop_behind_the_builders_own_limit() -> None:
         report = only(decide(stopped, sightings=[sees(stopped, phase, result)], limits=limits))
         assert isinstance(report, Report)
         assert (report.word, report.outcome and report.outcome.reason) == (Word.FAILED, Reason.TIMEOUT)
+
+
+def test_what_the_cluster_ended_for_its_time_took_too_long() -> None:
+    """Whoever leads may have begun to look only now; but a reason that was written down stays, and a cancel counts."""
+    terminated = Result(state=State.CANCELLED, log_tail="step 7")
+
+    def end(of: Build, result: Result | None = terminated) -> tuple[Word, object]:
+        found = {("b", 1): Inspection(image=None)}
+        seen = ended(of, result, result_lost=result is None, overdue=True)
+        report = only(decide(of, sightings=[seen], inspections=found))
+        assert isinstance(report, Report)
+        return report.word, report.outcome and report.outcome.reason
+
+    for result in (terminated, None):
+        assert end(running(), result) == (Word.FAILED, Reason.TIMEOUT)
+    assert end(running(cancel=CANCEL)) == (Word.CANCELLED, Reason.REQUESTED)
+    stopped = running(attempts=(attempt(1, stopping=Reason.INFRASTRUCTURE),))
+    assert end(stopped) == (Word.RETRYING, Reason.INFRASTRUCTURE)
+    assert end(running(), Result(state=State.SUCCEEDED, image=IMAGE)) == (Word.SUCCEEDED, None)
 
 
 # ---- Superseded ---------------------------------------------------------------------------------------------------

@@ -6,11 +6,9 @@ it is not there, and stays: for those who run one test again and again (`kind de
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from kubernetes import config
 from kubernetes.client.configuration import Configuration
 
 from tests.parts import cluster as parts
@@ -37,8 +35,7 @@ def cluster() -> Iterator[Cluster]:
     reason = parts.problem()
     if reason:
         pytest.skip(reason)
-    kept = os.environ.get("KILN_TEST_CLUSTER")
-    with Cluster(kept, keep=True, kiln_image=f"kiln:{kept}") if kept else Cluster() as cluster:
+    with parts.chosen() as cluster:
         yield cluster
 
 
@@ -47,8 +44,7 @@ def configured(cluster: Cluster) -> Configured:
     """Makes a configuration, for the API server itself or what stands before it (its port, on loopback)."""
 
     def make(port: int | None = None) -> Configuration:
-        configuration = Configuration()
-        config.load_kube_config(config_file=str(cluster.kubeconfig), client_configuration=configuration)
+        configuration = cluster.configuration()
         if port is not None:
             configuration.host = f"https://127.0.0.1:{port}"
         return configuration

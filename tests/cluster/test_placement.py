@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -28,12 +28,22 @@ LONG = 150.0
 """Seconds for what takes several builds, one after the other."""
 
 
+PATIENT: dict[str, object] = {"drainSeconds": 600}
+"""For a daemon whose builds end when a test lets them."""
+
+
+def released(
+    cluster: Cluster, registry: Registry, host: GitHost, settings: Mapping[str, Any], **dockerd: object
+) -> Release:
+    """With these settings, and these values for the daemons."""
+    return Release(cluster, registry=registry, host=host, sinks=["first"], values={"dockerd": dockerd}, **settings)
+
+
 @pytest.fixture(scope="module")
 def placed(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
     """Two slots on each of two nodes. Its builds have one attempt that counts: one that ends well has not lost any."""
-    settings: dict[str, str | int] = {"builds_per_node": 2, "max_attempts": 1, "pending_grace": f"{GRACE}s"}
-    values = {"dockerd": {"drainSeconds": 600}}
-    with Release(cluster, registry=registry, host=host, sinks=["first"], values=values, **settings) as release:
+    settings = {"builds_per_node": 2, "max_attempts": 1, "pending_grace": f"{GRACE}s"}
+    with released(cluster, registry, host, settings, **PATIENT) as release:
         yield release
 
 
@@ -77,7 +87,7 @@ def test_many_repositories_fill_both_nodes_and_no_slot_is_given_twice(placed: Re
 
 
 def test_a_daemon_that_is_deleted_ends_what_it_does_and_takes_nothing_new(placed: Release) -> None:
-    name, seconds = held(placed, "daemon/deleted")
+    ((name, seconds),) = held(placed, "daemon/deleted").items()
     node = placed.one(name)["node"]
     deleted = placed.dockerd()[node]
     delete_daemon(placed, node, "--wait=false")
@@ -153,9 +163,8 @@ def test_without_any_node_one_attempt_asks_for_one_and_becomes_the_build(
     cluster: Cluster, registry: Registry, host: GitHost
 ) -> None:
     pool = {f"kiln.dev/pool-{secrets.token_hex(3)}": "builds"}
-    settings: dict[str, str | int] = {"max_attempts": 1, "pending_grace": "2s", "scale_up_after": "3s"}
-    values = {"dockerd": {"nodeSelector": pool}}
-    with Release(cluster, registry=registry, host=host, sinks=["first"], values=values, **settings) as release:
+    settings = {"max_attempts": 1, "pending_grace": "2s", "scale_up_after": "3s"}
+    with released(cluster, registry, host, settings, nodeSelector=pool) as release:
         names = [release.build(path, release.commit(path, {"Dockerfile": SMALL})) for path in ("z/1", "z/2", "z/3")]
         for name in names:
             release.wait(name, lambda build: build["waiting"] == "No node has a ready Docker daemon.")
@@ -182,8 +191,8 @@ def test_without_any_node_one_attempt_asks_for_one_and_becomes_the_build(
 def test_the_daemons_image_is_upgraded_while_builds_run(placed: Release, next_daemon: dict[str, str]) -> None:
     """They end well, one node after the other, and no build begins on the one whose turn it is."""
     before = {_uid(pod) for pod in placed.dockerd().values()}
-    running = dict(held(placed, f"upgrade/{number}") for number in range(4))
-    placed.upgrade(wait=False, dockerd={**placed.values["dockerd"], "image": next_daemon})
+    running = held(placed, *(f"upgrade/{number}" for number in range(4)))
+    placed.upgrade(wait=False, dockerd=PATIENT | {"image": next_daemon})
     until(lambda: stopping(placed))
     (node,) = stopping(placed)
     old = placed.dockerd()[node]
@@ -232,9 +241,8 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
     cluster: Cluster, registry: Registry, host: GitHost
 ) -> None:
     """The limit is the daemon's, with all its builds: of those that share it, only the one that takes too much dies."""
-    dockerd = {"dockerd": {"resources": {"limits": {"memory": "512Mi"}}}}
     settings = {"builds_per_node": 2, "max_attempts": 2}
-    with Release(cluster, registry=registry, host=host, sinks=["first"], values=dockerd, **settings) as release:
+    with released(cluster, registry, host, settings, resources={"limits": {"memory": "512Mi"}}) as release:
         commit, seconds = timed(release, "memory/hungry", HUNGRY, 8)
         name = release.build("memory/hungry", commit)
         release.step_runs(name, seconds)
@@ -248,7 +256,7 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
         for word in ("retrying", "failed"):
             event = release.arrived("first", name, word)
             assert event.extensions["reason"] == "infrastructure"
-            assert isinstance(event.data, dict)
+        assert isinstance(event.data, dict)
         assert "exit code: 137" in event.data["log"]["tail"]
         for one in others:
             build = release.ended(one, LONG)
@@ -332,12 +340,13 @@ RUN ["/bin/busybox", "sh", "-c", "busybox sleep {seconds}; true"]
 """Its step ends well as soon as somebody ends the sleep."""
 
 
-def held(release: Release, path: str) -> tuple[str, str]:
-    """A build whose step runs until it is let go, by the seconds that are returned beside its name."""
-    commit, seconds = timed(release, path, HELD, 500)
-    name = release.build(path, commit)
-    release.step_runs(name, seconds)
-    return name, seconds
+def held(release: Release, *paths: str) -> dict[str, str]:
+    """A build of each, by name, whose step runs until it is let go, by the seconds."""
+    commits = [timed(release, path, HELD, 500) for path in paths]
+    names = [release.build(path, commit) for path, (commit, _) in zip(paths, commits, strict=True)]
+    running = {name: seconds for name, (_, seconds) in zip(names, commits, strict=True)}
+    until(lambda: all(map(sleepers, running.values())), LONG)
+    return running
 
 
 def let_go(seconds: str) -> None:
@@ -410,4 +419,5 @@ def age(pod: Object) -> float:
 
 
 def _uid(thing: Object | None) -> str | None:
-    return thing and thing["metadata"]["uid"]
+    uid: str | None = thing["metadata"]["uid"] if thing else None
+    return uid

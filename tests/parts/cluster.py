@@ -16,19 +16,23 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import secrets
 import shutil
 import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Self
 
 import requests
 import yaml
+from kubernetes import config
+from kubernetes.client.configuration import Configuration
 
 from tests.parts import image, machine
 from tests.parts.githost import GitHost
@@ -135,6 +139,12 @@ class Cluster:
         found: list[Object] = json.loads(shown)["items"]
         return found
 
+    def configuration(self) -> Configuration:
+        """For the official client, as its administrator."""
+        configuration = Configuration()
+        config.load_kube_config(config_file=str(self.kubeconfig), client_configuration=configuration)  # type: ignore[no-untyped-call]
+        return configuration
+
     def api(self, verb: str, path: str, **options: Any) -> requests.Response:
         """A request to the API server as its administrator: where kubectl's start would count, and for watches."""
         return self._session.request(verb, f"{self._server}{path}", **({"timeout": 30} | options))
@@ -179,6 +189,12 @@ class Cluster:
         run("docker", "exec", pod["spec"]["nodeName"], "bash", "-c", script)
 
 
+def chosen() -> Cluster:
+    """The one that `KILN_TEST_CLUSTER` names, which stays; without that one of its own."""
+    kept = os.environ.get("KILN_TEST_CLUSTER")
+    return Cluster(kept, keep=True, kiln_image=f"kiln:{kept}") if kept else Cluster()
+
+
 class Release(Installation):
     """One `helm install` of the chart in a namespace of its own, with what is around it; web is open.
 
@@ -198,10 +214,11 @@ class Release(Installation):
         config: Mapping[str, object] = {},
         values: Mapping[str, object] = {},
         through: str | None = None,
+        sink_proxies: Mapping[str, Proxy] = {},
         api_proxy: Proxy | None = None,
         **settings: str | int,
     ) -> None:
-        super().__init__(registry=registry, host=host, sinks=sinks, through=through)
+        super().__init__(registry=registry, host=host, sinks=sinks, sink_proxies=sink_proxies, through=through)
         self.cluster, self.name = cluster, name
         self.namespace = namespace or f"kiln-{secrets.token_hex(3)}"
         self.values = dict(values)
@@ -282,6 +299,19 @@ class Release(Installation):
         base = str(self.settings.get("base_path", "/"))
         return f"http://{self.cluster.address(self.cluster.control_plane)}:{port}{base}"
 
+    def one(self, name: str) -> dict[str, Any]:
+        """Asked again where web says that it cannot reach the API server just now, on a machine that does much else."""
+        answers: list[requests.Response] = []
+
+        def known() -> bool:
+            answers.append(self.get(f"api/v1/builds/{name}"))
+            return answers[-1].status_code != 503
+
+        until(known)
+        assert answers[-1].status_code == 200, answers[-1].text
+        found: dict[str, Any] = answers[-1].json()
+        return found
+
     def objects(self, kind: str, component: str | None = None, selector: str = "") -> list[Object]:
         """Its objects of a kind."""
         parts = [self.labels, f"app.kubernetes.io/component={component}" if component else "", selector]
@@ -305,6 +335,28 @@ class Release(Installation):
         pods = self.objects("pods", "controller")
         return next((pod for pod in pods for holder in holders if holder and pod["metadata"]["name"] in holder), None)
 
+    def lease(self) -> Object:
+        """What the Lease by which a controller leads says: who holds it, and since when."""
+        (lease,) = self.objects("leases")
+        spec: Object = lease.get("spec") or {}
+        return spec
+
+    def taken_over(self, since: datetime, seconds: float = 60.0) -> float:
+        """Waits until one leads who did not at that moment, and returns how many seconds later that began."""
+        took: list[float] = []
+
+        def led_since() -> bool:
+            began = datetime.fromisoformat(self.lease()["acquireTime"])
+            took.append((began - since).total_seconds())
+            return began > since
+
+        until(led_since, seconds)
+        return took[-1]
+
+    def recovered(self) -> None:
+        """Waits until all is ready again that the chart has installed."""
+        until(lambda: all(map(_whole, (*self.objects("deployments"), *self.objects("daemonsets")))), READY_SECONDS)
+
     def tails(self) -> str:
         events = ["get", "events", f"--namespace={self.namespace}", "--sort-by=.lastTimestamp"]
         shown = [self._told(*events).splitlines()[-20:]]
@@ -325,17 +377,29 @@ class Release(Installation):
         return most_at_once(self.pods())
 
 
-def most_at_once(pods: Iterable[Object]) -> dict[str, int]:
+def most_at_once(
+    pods: Iterable[Object], of: Callable[[Object], str | None] = lambda pod: pod["spec"].get("nodeName")
+) -> dict[str, int]:
     """By the pods' own times: one holds its node's slot from when it was made until its container has ended.
 
-    Kubernetes writes whole seconds, so where one ends in the second in which another is made, the end comes first.
+    `of` says what is shared, if not the node. Kubernetes writes whole seconds, so where one ends in the second in which
+    another is made, the end comes first.
     """
     changes: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for pod in pods:
-        node = pod["spec"].get("nodeName")
-        if node:
-            changes[node] += [(pod["metadata"]["creationTimestamp"], 1), (_end(pod), -1)]
-    return {node: _highest(step for _, step in sorted(steps)) for node, steps in changes.items()}
+        shared = of(pod)
+        if shared:
+            changes[shared] += [(pod["metadata"]["creationTimestamp"], 1), (_end(pod), -1)]
+    return {shared: _highest(step for _, step in sorted(steps)) for shared, steps in changes.items()}
+
+
+def _whole(workload: Object) -> bool:
+    """Whether a Deployment or DaemonSet has all its pods, and they are ready."""
+    spec, status = workload["spec"], workload.get("status", {})
+    if status.get("observedGeneration") != workload["metadata"]["generation"]:
+        return False
+    wanted = status["desiredNumberScheduled"] if workload["kind"] == "DaemonSet" else spec["replicas"]
+    return bool(wanted == status.get("numberReady", status.get("readyReplicas", 0)))
 
 
 def _highest(steps: Iterable[int]) -> int:

@@ -87,12 +87,14 @@ class GitHost:
         self.close()
 
 
-def git(*arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> str:
+def git(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, stdin: str | None = None
+) -> str:
     """Runs git as nobody in particular and returns what it printed. Raises CalledProcessError."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    done = subprocess.run(
-        ["git", *arguments], cwd=cwd, env={**clean, **AUTHOR, **(env or {})}, check=True, capture_output=True, text=True
-    )
+    environment = {**clean, **AUTHOR, **(env or {})}
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=cwd, env=environment, input=stdin, check=True, capture_output=True, text=True)
     return done.stdout.strip()
 
 

@@ -24,6 +24,7 @@ from eventing.event import Event
 from tests.parts import machine
 from tests.parts.githost import GitHost, commit
 from tests.parts.kiln import until
+from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
 from tests.parts.sink import EventSink
 
@@ -57,7 +58,8 @@ class Webhook:
 
 class Installation:
     """`sinks` are the names of those to have; `through` is the registry's address, where there is something in between.
-    Its images have a prefix of their own. `token` is what people show who ask, where they must."""
+    `sink_proxies` stand before the sinks of those names, and are told where to lead. Its images have a prefix of their
+    own. `token` is what people show who ask, where they must."""
 
     def __init__(
         self,
@@ -65,11 +67,15 @@ class Installation:
         registry: Registry,
         host: GitHost,
         sinks: Sequence[str] = ("first", "second"),
+        sink_proxies: Mapping[str, Proxy] = {},
         through: str | None = None,
     ) -> None:
         self.registry, self.host = registry, host
         self.prefix = f"{through or registry.host}/{secrets.token_hex(4)}/"
         self.sinks = {name: EventSink(address=host.address) for name in sinks}
+        self._sink_proxies = dict(sink_proxies)
+        for name, proxy in sink_proxies.items():
+            proxy.target = (self.sinks[name].address, self.sinks[name].port)
         self.webhook_secret = secrets.token_urlsafe(32)
         self.token: str | None = None
 
@@ -87,8 +93,12 @@ class Installation:
         """The configuration file that knows those around it."""
         return {
             "hosts": {f"{self.host.address}:{self.host.port}": {"kind": "github"}},
-            "sinks": [{"name": name, "url": sink.url} for name, sink in self.sinks.items()],
+            "sinks": [{"name": name, "url": self._way_to(name)} for name in self.sinks],
         }
+
+    def _way_to(self, sink: str) -> str:
+        proxy = self._sink_proxies.get(sink)
+        return f"http://{proxy.address}/events" if proxy else self.sinks[sink].url
 
     @property
     def allowed(self) -> str:

@@ -48,6 +48,8 @@ STRAY_AFTER = 30.0
 """Seconds after which a pod that no record knows of is ended."""
 ASK_AGAIN = 3.0
 """Seconds between two looks at what is said of an attempt that does not begin."""
+FEW = 100
+"""Objects that are read at once of those of which there can be thousands."""
 
 Key = tuple[str, int]
 
@@ -222,17 +224,19 @@ class KubernetesEngine(KubernetesRecords):
             for name in self._with_jobs.pop(build.name, ()):
                 self._delete_job(name)
 
-    def closed(self) -> Iterator[Build]:
-        """As lists show them: with all that housekeeping asks for. Nothing of it is kept."""
+    def closed(self, before: datetime) -> Iterator[Build]:
+        """As lists show them: with all that housekeeping asks for.
+
+        A few at a time: what a process has once held, its memory keeps the size of.
+        """
+        labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
         with translated():
             self._with_jobs = self._jobs_by_build()
-            labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
-            found = []
-            for stored in self._api.list("configmaps", labels=labels, metadata_only=True):
+            for stored in self._api.list("configmaps", labels=labels, metadata_only=True, limit=FEW):
                 build = self._readable(stored["metadata"], summary_of)
-                if build is not None and build.status.finished_at is not None:
-                    found.append((build.status.finished_at, build.name, build))
-        yield from (build for *_, build in sorted(found, key=lambda one: one[:2]))
+                if build is not None and build.status.finished_at and build.status.finished_at <= before:
+                    yield build
+        self._with_jobs = {}
 
     def wait(self, timeout: float) -> None:
         self._woken.wait(timeout)
@@ -375,7 +379,8 @@ class KubernetesEngine(KubernetesRecords):
 
     def _jobs_by_build(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for job in self._api.list("jobs", labels=selector(self._release.of(COMPONENT)), metadata_only=True):
+        labels = selector(self._release.of(COMPONENT))
+        for job in self._api.list("jobs", labels=labels, metadata_only=True, limit=FEW):
             found.setdefault(job["metadata"]["labels"][jobs.LABEL_BUILD], []).append(job["metadata"]["name"])
         return found
 

@@ -1,17 +1,19 @@
-"""One question for all who ask it at the same time, and an answer that is believed for a moment.
+"""What many want of the API server at the same time is asked of it once.
 
-Web's role may not watch, so who waits for a change has to ask again and again; with this a hundred viewers of a build
-cost the API server what one costs.
+Web's role may not watch, so who waits for a change has to ask again and again; with `Shared` a hundred viewers of a
+build cost the API server what one costs. And a commit that is pushed to many refs is asked for by all of them at once;
+with `Joint` they do not get into each other's way.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 KEPT = 256
 """Answers kept; the oldest go first."""
@@ -71,3 +73,59 @@ class Shared(Generic[T]):
             while len(self._answers) > KEPT:
                 del self._answers[next(iter(self._answers))]
             return answer
+
+
+class _Batch(Generic[W, T]):
+    """What is to be written next; then, what came of it."""
+
+    def __init__(self) -> None:
+        self.wanted: list[W] = []
+        self.done = False
+        self.value: T | None = None
+        self.error: Exception | None = None
+
+
+class _Lane(Generic[W, T]):
+    """Those who want to write the same thing: one writes, and what the others want meanwhile is the next batch."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.next: _Batch[W, T] = _Batch()
+        self.users = 0
+
+
+class Joint(Generic[W, T]):
+    """One write at a time for each key, with all that is wanted by then. All of those get its result, or its error."""
+
+    def __init__(self, write: Callable[[str, Sequence[W]], T]) -> None:
+        self._write = write
+        self._lock = threading.Lock()
+        self._lanes: dict[str, _Lane[W, T]] = {}
+
+    def __call__(self, key: str, wanted: Sequence[W]) -> T:
+        with self._lock:
+            lane = self._lanes.setdefault(key, _Lane())
+            lane.users += 1
+            batch = lane.next
+            batch.wanted += wanted
+        try:
+            with lane.turn:
+                if not batch.done:
+                    self._do(key, lane, batch)
+        finally:
+            with self._lock:
+                lane.users -= 1
+                if not lane.users:
+                    del self._lanes[key]
+        if batch.error is not None:
+            raise batch.error
+        return batch.value  # type: ignore[return-value]  # what the write has returned
+
+    def _do(self, key: str, lane: _Lane[W, T], batch: _Batch[W, T]) -> None:
+        with self._lock:
+            lane.next = _Batch()
+        try:
+            batch.value = self._write(key, batch.wanted)
+        except Exception as error:  # noqa: BLE001  (all who wanted it are told)
+            batch.error = error
+        batch.done = True

@@ -114,7 +114,7 @@ def moment(text: str | None) -> datetime | None:
 def _ended(seen: Sighting, pod: Manifest, terminated: dict[str, Any]) -> Sighting:
     status = pod["status"]
     at = moment(terminated.get("finishedAt")) or _changed(pod)
-    seen = msgspec.structs.replace(seen, ended_at=at)
+    seen = msgspec.structs.replace(seen, ended_at=at, overdue=status.get("reason") == "DeadlineExceeded")
     message = terminated.get("message")
     result = _result(message)
     if result is not None:

@@ -1,9 +1,9 @@
 """Web's half of the engine: records as ConfigMaps, by nothing but create, get, list and patch.
 
 Asking for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Only who finds
-the record there reads it, adds the cause and patches it under the revision that was read. Lists and the length of the
-queue come from answers that all requests of this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within
-what two seconds bring.
+the record there reads it, adds the cause and patches it under the revision that was read; what one web is asked for the
+same build meanwhile goes into its next write. Lists and the length of the queue come from answers that all requests of
+this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within what two seconds bring.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from builds.engines.kubernetes.records import (
     selector,
     summary_of,
 )
-from builds.engines.kubernetes.shared import Shared
+from builds.engines.kubernetes.shared import Joint, Shared
 from builds.engines.kubernetes.sightings import moment
 from builds.engines.marks import askers, cancelled, joined, limited, newly_queued, queue_full, share_full
 from builds.faults import Fault, reached
@@ -124,6 +124,7 @@ class KubernetesRecords:
         self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH)
         self._queues: Shared[_Queue] = Shared(FRESH)
         self._seen: Shared[Build] = Shared(LOOK)
+        self._joint: Joint[Ask, Build] = Joint(self._join)
         self._leaders: Shared[str] = Shared(FRESH)
         self._logs = Logs(api)
         self._reported: set[tuple[str, str]] = set()
@@ -140,7 +141,7 @@ class KubernetesRecords:
         with translated():
             self._check_room(groups)
             reached(Fault.WEB_ACCEPTING)
-            builds = {name: self._join(name, group) for name, group in groups.items()}
+            builds = {name: self._joint(name, group) for name, group in groups.items()}
         reached(Fault.WEB_ACCEPTED)
         return [builds[ask.name] for ask in asks]
 

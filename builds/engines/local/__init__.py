@@ -140,8 +140,8 @@ class LocalEngine:
     def forget_logs(self, build: Build) -> None:
         self._attempts.remove(build)
 
-    def closed(self) -> Iterator[Build]:
-        return self._store.closed()
+    def closed(self, before: datetime) -> Iterator[Build]:
+        return self._store.closed(before)
 
     def wait(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -153,14 +153,14 @@ class Store:
             rows = connection.execute(query).fetchall()
         return tuple(self._readable(rows))
 
-    def closed(self) -> Iterator[Build]:
+    def closed(self, before: datetime) -> Iterator[Build]:
         """Reads some at a time and holds nothing between, so that each may be forgotten as it comes."""
         place: tuple[int, str] = (-(2**63), "")
         query = """SELECT finished, name, record, revision FROM builds
-            WHERE open = 0 AND (finished, name) > (?, ?) ORDER BY finished, name LIMIT 100"""
+            WHERE open = 0 AND (finished, name) > (?, ?) AND finished <= ? ORDER BY finished, name LIMIT 100"""
         while True:
             with self._reading() as connection:
-                rows = connection.execute(query, place).fetchall()
+                rows = connection.execute(query, (*place, microseconds(before))).fetchall()
             yield from self._readable(row[1:] for row in rows)
             if not rows:
                 return

@@ -1,0 +1,703 @@
+"""A JupyterHub's side of Kiln: its events are sent to Kiln, its servers start from images that Kiln builds for them.
+
+One file, usable when copied alone: who runs a Hub mounts a file sooner than they make an image of their own. So it
+needs the standard library only, from Python 3.9 on, and nothing of Kiln. Beside `jupyterhub_config.py` call the copy
+`kiln_hub.py` (one called `jupyterhub.py` would hide the Hub's own package):
+
+    from kiln_hub import KilnHandler, image_hook, profile_list
+
+    kiln = "http://kiln/services/binder/", "<token>"    # its address with the base path, and a token that it takes
+    c.EventLogger.handlers = [KilnHandler(*kiln)]
+    c.Spawner.pre_spawn_hook = image_hook(*kiln)
+    c.KubeSpawner.profile_list = profile_list(*kiln)
+
+A Hub is one event loop for all of its users, so whatever waits for Kiln waits in a thread. And a Hub whose Kiln is away
+is still a Hub: its servers start, from the image that they have without Kiln, unless it is told to do otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import html
+import http.client
+import itertools
+import json
+import logging
+import math
+import queue
+import re
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from datetime import datetime, timezone
+from fnmatch import fnmatchcase
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import quote, urlencode, urlsplit
+
+__all__ = ["KilnHandler", "image_hook", "profile_list"]
+
+Build = Mapping[str, Any]
+"""As Kiln's API says it."""
+Profile = dict[str, Any]
+"""As KubeSpawner takes it."""
+T = TypeVar("T")
+
+log = logging.getLogger("kiln")
+
+ENDED = ("succeeded", "failed", "cancelled")
+AGAIN = frozenset({404, 408, 409, 429})
+"""Answers below 500 after which the same is tried again: a route that is being deployed answers 404."""
+FOR_THE_USER = frozenset({400, 403, 413, 422})
+"""Answers that are about what was asked for. All others are about Kiln, or about how this Hub is set up."""
+TIMEOUT = 20.0
+"""Seconds to an answer. Kiln looks up a ref before it gives one."""
+SILENCE = 30.0
+"""Seconds without a byte after which a stream is dead: Kiln sends a comment every ten."""
+
+
+# Kiln over HTTP ------------------------------------------------------------------------------------------------------
+
+
+class Away(Exception):
+    """Kiln does not answer, or not so that one could go on. The text says why."""
+
+
+class Refused(Exception):
+    """Kiln has answered, and what was asked for is not to be had. The text is for who asked."""
+
+
+class Answer(NamedTuple):
+    status: int
+    reason: str
+    retry_after: float | None
+    body: bytes
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same may be answered otherwise in a while."""
+        return self.status in AGAIN or self.status >= 500  # noqa: PLR2004
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """Its JSON object; empty where it has none."""
+        with suppress(ValueError):
+            value = json.loads(self.body)
+            return value if isinstance(value, dict) else {}
+        return {}
+
+    @property
+    def build(self) -> Build:
+        """Raises Away where it is none: then what answers is no Kiln."""
+        if not {"name", "state"} <= self.value.keys():
+            raise Away("what answers there is no Kiln")
+        return self.value
+
+    @property
+    def detail(self) -> str:
+        """The sentence of the problem (RFC 9457), where it has one."""
+        return str(self.value.get("detail") or "")
+
+    def __str__(self) -> str:
+        return f"it answered {self.status} {self.reason}" + (f": {self.detail}" if self.detail else "")
+
+
+class Kiln:
+    """A Kiln at `url`, with its base path. All methods wait, and raise Away."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise ValueError(f"Kiln's address must be an http or https URL, and {url!r} is none")
+        self._url = url.rstrip("/") + "/"
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._opener = urllib.request.build_opener(_AsItIs)
+
+    def ask(
+        self, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}, timeout: float = TIMEOUT
+    ) -> Answer:
+        """A GET, or with a body a POST."""
+        try:
+            with self._open(path, body, headers, timeout) as answer:
+                return _answer(answer)
+        except (OSError, http.client.HTTPException) as error:
+            raise Away(f"it does not answer ({_why(error)})") from None
+
+    def build(self, name: str) -> Build:
+        answer = self.ask(f"api/v1/builds/{quote(name)}")
+        if answer.status != http.client.OK:
+            raise Away(str(answer))
+        return answer.build
+
+    def follow(self, name: str, last: str | None, stop: threading.Event) -> Iterator[Message]:
+        """The build's log and its states, from the message with the id `last` on, to the end of the connection."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+        try:
+            with self._open(f"api/v1/builds/{quote(name)}/log", None, headers, SILENCE) as answer:
+                if answer.status != http.client.OK:
+                    raise Away(str(_answer(answer)))
+                yield from messages(_until(stop, answer))
+        except (OSError, http.client.HTTPException) as error:
+            raise Away(f"the connection was lost ({_why(error)})") from None
+
+    def _open(self, path: str, body: bytes | None, headers: Mapping[str, str], timeout: float) -> Any:
+        request = urllib.request.Request(self._url + path, body, {**self._headers, **headers})  # noqa: S310 - checked
+        return self._opener.open(request, timeout=timeout)
+
+
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Every answer is one. No redirect is followed either: the token is for one address."""
+
+    def http_response(self, request: Any, response: Any) -> Any:  # noqa: ARG002
+        return response
+
+    https_response = http_response
+
+
+class Message(NamedTuple):
+    """One server-sent event: `log` with {"line", "phase"}, `state` with the build."""
+
+    kind: str
+    data: Mapping[str, Any]
+    id: str | None
+
+
+def messages(lines: Iterable[bytes]) -> Iterator[Message]:
+    """Server-sent events of their lines; comments are left out."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(":")
+        if name or value:
+            fields[name] = value.removeprefix(" ")
+            continue
+        with suppress(ValueError):
+            yield Message(fields.get("event", "message"), json.loads(fields.get("data", "")), fields.get("id"))
+        fields = {}
+
+
+def _until(stop: threading.Event, lines: Iterable[bytes]) -> Iterator[bytes]:
+    for line in lines:
+        if stop.is_set():
+            return
+        yield line
+
+
+def _answer(answer: Any) -> Answer:
+    after = answer.headers.get("Retry-After", "")
+    seconds = float(after) if re.fullmatch(r"[0-9]{1,6}", after) else None
+    return Answer(answer.status, answer.reason, seconds, answer.read())
+
+
+def _why(error: Exception) -> str:
+    reason = getattr(error, "reason", None) or error
+    return str(reason) or type(error).__name__
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What `work` returns or raises, from a thread of its own.
+
+    Not one of the event loop's executor: the Hub looks up names in those few, and servers that wait for their images
+    would take them all. Not one that must end, either, before the Hub can.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        future.set_running_or_notify_cancel()
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="kiln", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+# The Hub's events ----------------------------------------------------------------------------------------------------
+
+
+class Sent(NamedTuple):
+    """A CloudEvent in binary mode."""
+
+    headers: Mapping[str, str]
+    body: bytes
+    at: float
+    """When it happened (Unix time)."""
+
+
+def cloud_event(record: logging.LogRecord, source: str) -> Sent | None:
+    """What the Hub's event log has recorded, as an event; `None` for all but servers that were started or stopped.
+
+    The time is the log record's: the Hub's own `__timestamp__` has two offsets, and nobody can read it. The id comes
+    of what has happened, so it is the same however often the record is read.
+    """
+    entry = record.msg
+    if not isinstance(entry, Mapping) or not str(entry.get("__schema__", "")).endswith("/server-action"):
+        return None
+    data = {name: str(entry[name]) for name in ("action", "username", "servername")}
+    subject = f"user/{data['username']}/{data['servername']}"
+    when = datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="microseconds")
+    schema = str(entry["__schema__"])
+    context = {
+        "specversion": "1.0",
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, " ".join([source, data["action"], subject, when]))),
+        "source": source,
+        "type": f"org.jupyterhub.server.{data['action']}",
+        "subject": subject,
+        "time": when.replace("+00:00", "Z"),
+        **({"dataschema": schema} if urlsplit(schema).scheme else {}),
+    }
+    headers = {f"ce-{name}": quote(value, safe=_PLAIN) for name, value in context.items()}
+    return Sent({**headers, "Content-Type": "application/json"}, json.dumps(data).encode(), record.created)
+
+
+_PLAIN = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+"""What stays as it is in a header (CloudEvents' HTTP binding, §3.1.3.2)."""
+
+
+def hub_url() -> str:
+    """Of the Hub that runs here: its public address where it knows that, else what its proxy listens on."""
+    app = sys.modules["jupyterhub.app"].JupyterHub.instance()
+    return str(getattr(app, "public_url", "") or app.bind_url)
+
+
+class KilnHandler(logging.Handler):
+    """Sends the Hub's events: an element of `c.EventLogger.handlers`.
+
+    `source` names this Hub in them; without it that is its address. Events wait in memory, at most `size` of them and
+    none for longer than `period` seconds, in their order: what Kiln has not taken by then is dropped, logged and
+    counted (`dropped`). When the Hub stops, each that is left is tried once more, for five seconds in all.
+    """
+
+    LONGEST_PAUSE = 60.0
+    """Seconds between two tries, and between two lines in the log about what was dropped."""
+    LAST_WORDS = 5.0
+
+    def __init__(
+        self, url: str, token: str | None, *, source: str | None = None, size: int = 1000, period: float = 3600.0
+    ) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._told = -math.inf
+        self._counting = threading.Lock()
+        self._kiln = Kiln(url, token)
+        self._source, self._period = source, period
+        self._queue: queue.Queue[Sent | None] = queue.Queue(size)
+        self._closing = threading.Event()
+        self._sender: threading.Thread | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """In the Hub's event loop, so it waits for nothing; and it raises nothing, as that would fail the start."""
+        try:
+            event = cloud_event(record, self._source or hub_url())
+            if event is not None:
+                self._begin()
+                self._queue.put_nowait(event)
+        except queue.Full:
+            self._drop("as many wait as may")
+        except Exception:  # noqa: BLE001
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Python's logging calls it when the Hub ends."""
+        if self._sender is not None and not self._closing.is_set():
+            self._closing.set()
+            with suppress(queue.Full):
+                self._queue.put_nowait(None)
+            self._sender.join(self.LAST_WORDS)
+            if self.dropped or self._queue.qsize():
+                log.warning("%d events of this Hub did not reach Kiln.", self.dropped + self._queue.qsize())
+        super().close()
+
+    def _begin(self) -> None:
+        """With the first event: a configuration may be read where nothing is ever sent."""
+        if self._sender is None:
+            self._sender = threading.Thread(target=self._run, name="kiln-events", daemon=True)
+            self._sender.start()
+
+    def _run(self) -> None:
+        while not (self._closing.is_set() and self._queue.empty()):
+            event = self._queue.get()
+            if event is not None:
+                self._deliver(event)
+
+    def _deliver(self, event: Sent) -> None:
+        """Until Kiln has taken it, refused it for good, or it is too old."""
+        for tries in itertools.count():
+            last = self._closing.is_set()
+            try:
+                answer = self._kiln.ask("events", event.body, event.headers)
+                if answer.status // 100 == 2:  # noqa: PLR2004
+                    return
+                why, asked, final = str(answer), answer.retry_after or 0.0, not answer.passing
+            except Away as away:
+                why, asked, final = str(away), 0.0, False
+            pause = min(max(2.0 ** min(tries, 10), asked), self.LONGEST_PAUSE)
+            if final or last or time.time() + pause > event.at + self._period:
+                self._drop(why)
+                return
+            self._closing.wait(pause)
+
+    def _drop(self, why: str) -> None:
+        with self._counting:
+            self.dropped += 1
+            if time.monotonic() > self._told + self.LONGEST_PAUSE:
+                self._told = time.monotonic()
+                log.warning("An event of this Hub did not reach Kiln: %s. That makes %d so far.", why, self.dropped)
+
+
+# Images for its servers ----------------------------------------------------------------------------------------------
+
+FALLBACKS = ("own", "last", "none")
+NAMES = {"reference": "{repository}:{tag}@{digest}", "tag": "{repository}:{tag}"}
+
+PROGRESS = {"fetch": 5, "build": 10, "push": 25}
+"""Percent of the way to a server, by the phase of the build: the rest is the spawner's."""
+MOST_LINES = 1000
+"""Of a log, kept for who opens the page late."""
+LOOK = 0.3
+"""Seconds between two looks for what is new to show."""
+LOOK_AGAIN = 2.0
+"""Seconds after which a build that has not ended is looked at again, where its log has ended or is not to be had."""
+
+
+class Wanted(NamedTuple):
+    """What a user has chosen."""
+
+    repository: str
+    ref: str | None
+
+
+def wanted_of(options: Mapping[str, Any] | None) -> Wanted | None:
+    """The repository and ref in `user_options`, as JSON or a form gives them; `None` where there is no repository."""
+    repository, ref = (_text((options or {}).get(name)) for name in ("repository", "ref"))
+    return Wanted(repository, ref or None) if repository else None
+
+
+def _text(value: Any) -> str:
+    """A form's values are lists."""
+    first = (value[0] if value else None) if isinstance(value, (list, tuple)) else value
+    return "" if first is None else str(first).strip()
+
+
+def image_of(build: Build, name: str = "reference") -> str:
+    """The image of a build that has ended, with its digest, or by its tag alone. Raises Refused."""
+    if build["state"] == "succeeded":
+        return NAMES[name].format_map(build["image"])
+    how = "failed" if build["state"] == "failed" else "was cancelled"
+    why = build.get("message") or f"Kiln says only: {build.get('reason')}."
+    raise Refused(f"The build of {build['repository']} {how}. {why} (build {build['name']})")
+
+
+def image_hook(
+    url: str,
+    token: str | None,
+    *,
+    time_limit: float = 1800.0,
+    patience: float = 15.0,
+    fallback: str = "own",
+    name: str = "reference",
+) -> Callable[[Any], Awaitable[None]]:
+    """A `pre_spawn_hook`: a server whose `user_options` name a `repository` (and a `ref`) starts from its image.
+
+    Kiln is asked for it, the build's log is shown while the server starts, and `spawner.image` is set. A start that
+    names no repository is left alone. One whose build fails, or takes longer than `time_limit` seconds, fails with a
+    sentence that says so; the build goes on, and the next start joins it.
+
+    Where Kiln has not answered for `patience` seconds, the server starts from the image that it has without this hook
+    (`fallback="own"`), or from the last one that this Hub has had for the same repository and ref, if any (`"last"`);
+    with `"none"` the start fails. `name="tag"` leaves the digest out, for spawners that cannot pull by it.
+    """
+    if fallback not in FALLBACKS or name not in NAMES:
+        raise ValueError(f"fallback is one of {', '.join(FALLBACKS)}, name one of {', '.join(NAMES)}")
+    kiln = Kiln(url, token)
+    known: dict[Wanted, str] = {}
+
+    async def pre_spawn_hook(spawner: Any) -> None:
+        _unset(spawner)
+        wanted = wanted_of(spawner.user_options)
+        if wanted is None:
+            return
+        story, stop = Story(), threading.Event()
+        _show(spawner, story)
+        try:
+            work = partial(_built, kiln, wanted, Patience(patience, stop), story)
+            build = await asyncio.wait_for(_in_thread(work), time_limit)
+            known[wanted] = image_of(build, name)
+            _set(spawner, known[wanted])
+        except Away as away:
+            spawner.log.warning("Kiln is away: %s", away)
+            if fallback == "none":
+                raise _for_the_user(f"Kiln, which builds the images here, is away: {away}.") from None
+            last = known.get(wanted) if fallback == "last" else None
+            if last:
+                _set(spawner, last)
+            which = "the last image that there was of it" if last else "the image that it has by default"
+            story.tell(f"Kiln is away ({away}), so the server starts from {which}.")
+        except Refused as refused:
+            raise _for_the_user(str(refused)) from None
+        except asyncio.TimeoutError:
+            late = f"The image of {wanted.repository} is not ready after {time_limit:.0f} s."
+            raise _for_the_user(f"{late} Its build goes on: try again later.") from None
+        finally:
+            stop.set()
+            story.end()
+
+    return pre_spawn_hook
+
+
+def _built(kiln: Kiln, wanted: Wanted, patience: Patience, story: Story) -> Build:
+    """The build at its end. Raises Away, Refused."""
+    build = _asked(kiln, wanted, patience)
+    story.tell(f"Kiln has the image of {wanted.repository} built, as {build['name']}.")
+    last: str | None = None
+    while build["state"] not in ENDED and not patience.stop.is_set():
+        with suppress(Away):  # a log is only shown: whether Kiln is there, and how the build ends, is asked for below
+            for message in kiln.follow(build["name"], last, patience.stop):
+                patience.heard()
+                last = message.id or last
+                story.take(message)
+        try:
+            build = kiln.build(build["name"])
+        except Away as away:
+            patience.wait(1.0, str(away))
+            continue
+        patience.heard()
+        if build["state"] not in ENDED:
+            patience.stop.wait(LOOK_AGAIN)
+    return build
+
+
+def _asked(kiln: Kiln, wanted: Wanted, patience: Patience) -> Build:
+    """The build that was asked for; asking twice is asking once. Raises Away, Refused."""
+    body = json.dumps(wanted._asdict()).encode()
+    tries = 0
+    while True:
+        try:
+            answer = kiln.ask("api/v1/builds", body, {"Content-Type": "application/json"})
+        except Away as away:
+            why, asked = str(away), 0.0
+        else:
+            if not answer.passing:
+                return _accepted(answer, wanted)
+            why, asked = str(answer), answer.retry_after or 0.0
+        patience.wait(max(2.0**tries, asked), why)
+        tries += 1
+
+
+def _accepted(answer: Answer, wanted: Wanted) -> Build:
+    if answer.status in FOR_THE_USER:
+        raise Refused(f"There is no image of {wanted.repository}. {answer.detail}")
+    if answer.status != http.client.ACCEPTED:
+        raise Away(str(answer))
+    return answer.build
+
+
+class Patience:
+    """How long somebody waits for who does not answer, and whether they still wait (`stop`)."""
+
+    def __init__(self, seconds: float, stop: threading.Event) -> None:
+        self.stop = stop
+        self._seconds = seconds
+        self._since = time.monotonic()
+
+    def heard(self) -> None:
+        self._since = time.monotonic()
+
+    def wait(self, seconds: float, why: str) -> None:
+        """Before the next try. Raises Away where there is to be none."""
+        left = self._seconds - (time.monotonic() - self._since)
+        if left <= 0 or self.stop.wait(min(seconds, left)):
+            raise Away(why)
+
+
+class Story:
+    """What is shown of a start. Told in a thread, read in the Hub's event loop by as many as have the page open."""
+
+    def __init__(self) -> None:
+        self._events: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
+        self._number = 0
+        self._progress = 0
+        self._waiting: str | None = None
+        self._over = False
+        self._lock = threading.Lock()
+
+    def take(self, message: Message) -> None:
+        """A line of the log, or a new reason why the build waits."""
+        if message.kind == "log":
+            self._progress = max(self._progress, PROGRESS.get(message.data.get("phase") or "", 0))
+            self.tell(str(message.data.get("line")))
+        elif message.kind == "state" and message.data.get("waiting") not in (None, self._waiting):
+            self._waiting = message.data["waiting"]
+            self.tell(str(self._waiting))
+
+    def tell(self, text: str) -> None:
+        with self._lock:
+            self._events.append({"progress": self._progress, "message": text})
+            self._number += 1
+
+    def end(self) -> None:
+        self._over = True
+
+    async def told(self) -> AsyncIterator[dict[str, Any]]:
+        """As the Hub's progress wants it, from the beginning (or what is kept of it) to the end."""
+        seen = 0
+        while True:
+            over = self._over
+            with self._lock:
+                number, seen = self._number - seen, self._number
+                new = list(self._events)[-number:] if number else []
+            for event in new:
+                yield dict(event)
+            if over:
+                return
+            await asyncio.sleep(LOOK)
+
+
+def _show(spawner: Any, story: Story) -> None:
+    """The story before what the spawner itself tells of its start.
+
+    The Hub calls `spawner.progress()` for each page that is opened. An attribute of the object comes before the method
+    of its class, whatever class that is.
+    """
+
+    async def progress() -> AsyncIterator[dict[str, Any]]:
+        async for event in story.told():
+            yield event
+        rest = type(spawner).progress(spawner)
+        try:
+            async for event in rest:
+                yield event
+        finally:
+            await rest.aclose()
+
+    spawner.progress = progress
+
+
+def _set(spawner: Any, image: str) -> None:
+    vars(spawner)["_kiln_image"] = image, getattr(spawner, "image", None)
+    spawner.image = image
+
+
+def _unset(spawner: Any) -> None:
+    """The Hub keeps the spawner of a start that failed: what was set for that start is not its own image."""
+    image, own = vars(spawner).pop("_kiln_image", (None, None))
+    if image is not None and spawner.image == image:
+        spawner.image = own
+
+
+def _for_the_user(sentence: str) -> Exception:
+    """What makes the Hub show the sentence.
+
+    It is tornado's, which is there where a Hub is. Any other exception, or one of 500 and above, would count as the
+    Hub's own fault, and after `consecutive_failure_limit` of them it ends itself: a user's repository must not do that.
+    """
+    error: Exception = import_module("tornado.web").HTTPError(424, "%s", sentence)
+    error.jupyterhub_message = sentence  # type: ignore[attr-defined]
+    return error
+
+
+# Images to choose from -----------------------------------------------------------------------------------------------
+
+OWN: Sequence[Profile] = ({"slug": "default", "display_name": "The image of this Hub", "default": True},)
+OURS = "kiln-"
+"""What the slugs of profiles that are made here start with."""
+MOST_PAGES = 5
+"""Of the list of builds, two hundred each: older ones are not offered."""
+
+
+def profile_list(
+    url: str, token: str | None, *, own: Sequence[Profile] = OWN, only: Sequence[str] = ("*",), fresh: float = 60.0
+) -> Callable[[Any], Awaitable[list[Profile]]]:
+    """A `profile_list` for KubeSpawner: the profiles of `own`, then one for each repository that Kiln has an image of.
+
+    That is the newest image; `only` are patterns of repositories to offer. The list is asked for once in `fresh`
+    seconds. While Kiln is away it stays what it was, and who starts from a profile that is not in it (the Hub was
+    restarted, say) gets one without an image: what the spawner has by default.
+    """
+    catalogue = Catalogue(Kiln(url, token), only, fresh)
+
+    async def profiles(spawner: Any) -> list[Profile]:
+        offered = [*own, *await catalogue.profiles()]
+        chosen = _text((spawner.user_options or {}).get("profile"))
+        lost = chosen.startswith(OURS) and chosen not in [profile.get("slug") for profile in offered]
+        if lost and not catalogue.reached:
+            offered.append({"slug": chosen, "display_name": "The image of this Hub, while Kiln is away"})
+        return offered
+
+    return profiles
+
+
+def profiles_of(builds: Iterable[Build], only: Sequence[str]) -> list[Profile]:
+    """One for each repository and subdir, of its newest image, by name."""
+    newest: dict[tuple[str, str], Build] = {}
+    for build in builds:
+        key = build["repository"], build["subdir"] or ""
+        if build["image"]["reference"] and any(fnmatchcase(key[0], pattern) for pattern in only):
+            newest[key] = max(newest.get(key, build), build, key=lambda one: one["finished_at"] or "")
+    return [_profile(newest[key]) for key in sorted(newest)]
+
+
+def _profile(build: Build) -> Profile:
+    """Its slug is the repository's, so that it is still there when a newer image is."""
+    repository, subdir = build["repository"], build["subdir"] or ""
+    name = re.sub(r"^[a-z]+://|\.git$", "", repository) + (f" ({subdir})" if subdir else "")
+    words = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40]
+    digest = hashlib.sha256(f"{repository}\n{subdir}".encode()).hexdigest()[:8]
+    ref = re.sub(r"^refs/(heads|tags)/", "", build["ref"] or "HEAD")
+    about = f"{ref} at {build['commit'][:12]}, built {(build['finished_at'] or '')[:10]}"
+    return {
+        "slug": f"{OURS}{words}-{digest}",
+        "display_name": html.escape(name),
+        "description": html.escape(about),
+        "kubespawner_override": {"image": build["image"]["reference"]},
+    }
+
+
+class Catalogue:
+    """The profiles, asked for by one at a time, however many wait."""
+
+    def __init__(self, kiln: Kiln, only: Sequence[str], fresh: float) -> None:
+        self.reached = False
+        self._kiln, self._only, self._fresh = kiln, only, fresh
+        self._found: list[Profile] = []
+        self._good_until = 0.0
+        self._look: asyncio.Task[None] | None = None
+
+    async def profiles(self) -> list[Profile]:
+        if self._look is None and time.monotonic() >= self._good_until:
+            self._look = asyncio.ensure_future(self._look_again())
+        if self._look is not None:
+            await asyncio.wait([self._look])
+        return self._found
+
+    async def _look_again(self) -> None:
+        try:
+            builds = await _in_thread(self._builds)
+            self._found, self.reached = profiles_of(builds, self._only), True
+        except Away as away:
+            self.reached = False
+            log.warning("The images that Kiln has built are not offered, or not all: %s", away)
+        finally:
+            self._good_until = time.monotonic() + self._fresh
+            self._look = None
+
+    def _builds(self) -> list[Build]:
+        """Those that succeeded, newest first. Raises Away."""
+        found: list[Build] = []
+        query = {"state": "succeeded", "limit": "200"}
+        for _ in range(MOST_PAGES):
+            answer = self._kiln.ask(f"api/v1/builds?{urlencode(query)}", timeout=5.0)
+            if answer.status != http.client.OK:
+                raise Away(str(answer))
+            found += answer.value.get("items", [])
+            if not answer.value.get("continue"):
+                break
+            query["continue"] = answer.value["continue"]
+        return found

@@ -1,0 +1,275 @@
+"""Kiln on Kubernetes, each figure beside that of the least that could do the same on the same cluster.
+
+What stands beside a webhook is the one durable write that it comes down to: the same ConfigMap, posted to the API
+server by the client that web has (`Api`), in the process that sends the webhooks, from as many threads, on connections
+that stay open. So the ratio holds all that Kiln puts between a Git host and that write: one more connection, the
+server, the signature, the policy and the name. Nobody acts on what is posted meanwhile, or the two would bear different
+loads.
+
+Moments in the cluster are those at which a watch of this process is told of them, as the controller's own watch is:
+what Kubernetes writes down are whole seconds.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from msgspec.structs import replace
+
+from builds.engines.kubernetes import Release as Owner
+from builds.engines.kubernetes.api import Api
+from builds.engines.kubernetes.records import build_of, manifest
+from builds.engines.kubernetes.sightings import terminal
+from builds.engines.kubernetes.watch import Watch
+from tests.bench import building, empty, web
+from tests.bench.figures import beside, percentile
+from tests.parts import cluster as parts
+from tests.parts.cluster import Cluster, Object, Release
+from tests.parts.githost import GitHost
+from tests.parts.kiln import Kiln, until
+from tests.parts.pods import within
+from tests.parts.registry import Registry, free_port
+
+TURNS = 5
+STORM = 800
+NOWHERE = {"nodeSelector": {"kiln.dev/bench": "nowhere"}}
+BARE = """
+import pathlib, subprocess, sys, time
+pathlib.Path("/tmp/config.py").write_text(sys.argv[1])
+began = time.monotonic()
+done = subprocess.run(["jupyter-repo2docker", "--config=/tmp/config.py", *sys.argv[2:]], capture_output=True, text=True)
+if done.returncode:
+    sys.exit(done.stderr[-2000:])
+print(time.monotonic() - began)
+"""
+"""Bare repo2docker in a pod, timed there: what it takes to get a command into a pod is not its."""
+
+
+def figures() -> None:
+    """From webhook to event in a cluster made by kind, and what Kubernetes itself takes of it."""
+    if reason := parts.problem():
+        print(f"  not measured: {reason}")
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
+        parts.chosen() as cluster,
+        Registry(Path(name) / "registry", address=cluster.gateway) as registry,
+        GitHost(Path(name) / "git", address=cluster.gateway) as host,
+        _release(cluster, registry, host) as release,
+        _watched(release) as pods,
+    ):
+        _builds(release, pods)
+        _starts(release, Path(name))
+        _accepted(release, pods.api)
+        _sustained(release, pods.api)
+
+
+def _release(cluster: Cluster, registry: Registry, host: GitHost) -> Release:
+    settings = {"max_queued": 100_000, "scale_up_after": 3600}
+    return Release(cluster, registry=registry, host=host, sinks=["bench"], **settings)  # type: ignore[arg-type]
+
+
+# A build ------------------------------------------------------------------------------------------------------------
+
+
+class Pods:
+    """When pods were made and when they ended, by their Jobs' names (`time.monotonic`)."""
+
+    def __init__(self, api: Api) -> None:
+        self.api = api
+        self.made: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
+        self.watch = Watch(api, "pods", labels="batch.kubernetes.io/job-name", changed=self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for pod in self.watch.objects().values():
+            job = pod["metadata"]["labels"]["batch.kubernetes.io/job-name"]
+            self.made.setdefault(job, now)
+            if terminal(pod):
+                self.ended.setdefault(job, now)
+
+
+@contextmanager
+def _watched(release: Release) -> Iterator[Pods]:
+    pods = Pods(Api(release.cluster.configuration(), release.namespace, timeout=30))
+    pods.watch.start()
+    yield pods
+    pods.watch.stop()
+    pods.api.close()
+
+
+def _builds(release: Release, pods: Pods) -> None:
+    """One at a time, with a slot free; each beside a Job that does nothing and a repo2docker that nobody started."""
+    building.through_kiln(release, building.fresh(release))  # warms the caches of the node it goes to
+    node = release.pods()[0]["spec"]["nodeName"]
+    bare_pod = _bare_pod(release, pods.api, node)
+    told: dict[str, list[float]] = {}
+    for _ in range(TURNS):
+        for what, seconds in (_kiln(release, pods) | _job(release, pods, node)).items():
+            told.setdefault(what, []).append(seconds)
+        command = ("python", "-c", BARE, building.CONFIG, *building.options(release, building.fresh(release)))
+        told.setdefault("bare", []).append(float(within(release.cluster, bare_pod, *command)))
+    found = {what: median(seconds) for what, seconds in told.items()}
+    beside("202 to pod created", found["pod made"], found["job's pod made"], "s", "POST of a Job to its pod")
+    beside("pod ended to event at sink", found["told"], 0, "s", "")
+    least = found["bare"] + found["job"]
+    beside("webhook to event", found["event"], least, "s", "repo2docker + an empty Job")
+
+
+def _kiln(release: Release, pods: Pods) -> dict[str, float]:
+    webhook = release.push(building.REPOSITORY, building.fresh(release))
+    began = time.monotonic()
+    name = release.deliver(webhook).json()["builds"][0]["name"]
+    answered = time.monotonic()
+    release.arrived("bench", name, "succeeded", 120)
+    event = next(
+        received.at
+        for received in release.sinks["bench"].received
+        for event in received.events
+        if (event.subject, event.type) == (name, "dev.kiln.build.succeeded.v1")
+    )
+    job = f"{name}-1"
+    until(lambda: job in pods.ended)
+    return {"pod made": pods.made[job] - answered, "told": event - pods.ended[job], "event": event - began}
+
+
+def _job(release: Release, pods: Pods, node: str) -> dict[str, float]:
+    """A Job of Kiln's image that ends at once, as far away as a build: pinned, and watched for."""
+    name = f"bench-{secrets.token_hex(4)}"
+    began = time.monotonic()
+    spec = {"backoffLimit": 0, "template": {"spec": _pod_spec(release, node, ["true"])}}
+    pods.api.create("jobs", {"metadata": {"name": name}, "spec": spec})
+    until(lambda: name in pods.ended)
+    return {"job's pod made": pods.made[name] - began, "job": pods.ended[name] - began}
+
+
+def _bare_pod(release: Release, api: Api, node: str) -> Object:
+    """One that waits for commands beside the node's daemon."""
+    spec = _pod_spec(release, node, ["sleep", "infinity"])
+    spec["volumes"] = [{"name": "docker", "hostPath": {"path": f"/var/run/kiln/{release.namespace}-{release.name}"}}]
+    spec["containers"][0]["volumeMounts"] = [{"name": "docker", "mountPath": "/run/kiln"}]
+    variables = {"DOCKER_HOST": "unix:///run/kiln/docker.sock", "HOME": "/tmp"}
+    spec["containers"][0]["env"] = [{"name": name, "value": value} for name, value in variables.items()]
+    api.create("pods", {"metadata": {"name": "bench-bare"}, "spec": spec})
+    until(lambda: api.read("pods", "bench-bare")["status"]["phase"] == "Running", 120)
+    return api.read("pods", "bench-bare")
+
+
+def _pod_spec(release: Release, node: str, command: list[str]) -> dict[str, Any]:
+    fields = [{"key": "metadata.name", "operator": "In", "values": [node]}]
+    terms = {"nodeSelectorTerms": [{"matchFields": fields}]}
+    image = release.cluster.kiln_image
+    return {
+        "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}},
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 0,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "containers": [{"name": "it", "image": image, "imagePullPolicy": "Never", "command": command}],
+    }
+
+
+# Web ----------------------------------------------------------------------------------------------------------------
+
+
+def _starts(release: Release, folder: Path) -> None:
+    """Web's process, here, with the cluster's API server; from its start until it answers and has read the records."""
+    ours: list[float] = []
+    bare: list[float] = []
+    for turn in range(TURNS + 1):  # the first one warms the caches
+        bare += web.until_answered(empty.command(port := free_port()), {}, {"/": port}).values()
+        port, ops = free_port(), free_port()
+        settings = {
+            "KILN_ENGINE": "kubernetes",
+            "KILN_NAMESPACE": release.namespace,
+            "KILN_INSTANCE": f"{release.namespace}/{release.name}",
+            "KILN_ANCHOR": release.name,
+            "KUBECONFIG": str(release.cluster.kubeconfig),
+        }
+        kiln = Kiln(folder / f"web-{turn}", PORT=str(port), KILN_OPS_PORT=str(ops), **settings)
+        paths = {"/livez": ops, "/readyz": ops, "/api/v1/builds": port}
+        ours.append(max(web.until_answered(web.command("web"), kiln.environment, paths).values()))
+    beside("web: start to ready", median(ours[1:]), median(bare[1:]), "s", "empty Flask app answers")
+
+
+def _accepted(release: Release, api: Api) -> None:
+    """In turns, while no controller runs."""
+    _scale(release, 0)
+    secret = release.webhook_secret.encode()
+    model = _model(release, api, secret)
+    for senders, each in ((1, 100), (web.SENDERS, web.EACH)):
+        ours: list[float] = []
+        bare: list[float] = []
+        for turn in range(3):
+            make = partial(web.push, secret, secrets.randbelow(10**6) + turn)
+            posts = partial(web.poster, release.url, "/webhooks/github", make)
+            ours += web.load(posts, senders=senders, each=each)
+            bare += web.load(lambda: _creator(api, model), senders=senders, each=each)
+        by = "1 sender" if senders == 1 else f"{senders} senders"
+        beside(f"202, {by}, median", median(ours), median(bare), "ms", "POST of its ConfigMap", 1000)
+        beside(f"202, {by}, p99", percentile(ours, 99), percentile(bare, 99), "ms", "POST of its ConfigMap", 1000)
+    _forget(release)
+
+
+def _model(release: Release, api: Api, secret: bytes) -> Callable[[], Object]:
+    """Makes what web writes for a webhook, under other names and of nobody that any Kiln looks after."""
+    web.poster(release.url, "/webhooks/github", partial(web.push, secret, 0))(1)
+    labels = f"{release.labels},app.kubernetes.io/component=build,kiln.dev/open"
+    build = build_of(max(api.list("configmaps", labels=labels), key=lambda one: one["metadata"]["creationTimestamp"]))
+    anchor = api.read("configmaps", release.name)
+
+    def make() -> Object:
+        name = f"{build.name[:-20]}{secrets.token_hex(10)}"
+        return manifest(replace(build, name=name, uid="", revision=""), Owner(name="nobody"), anchor)
+
+    return make
+
+
+def _creator(api: Api, model: Callable[[], Object]) -> web.Send:
+    return lambda _: [api.create("configmaps", model())].clear()
+
+
+def _sustained(release: Release, api: Api) -> None:
+    """With all at work but the builds, for which there is no node: each webhook is written, seen, and told of."""
+    release.upgrade(dockerd=NOWHERE)
+    secret = release.webhook_secret.encode()
+    model = _model(release, api, secret)
+    each = STORM // web.SENDERS
+    began = time.monotonic()
+    web.load(lambda: _creator(api, model), each=each)
+    bare = STORM / (time.monotonic() - began)
+    queued = _queued(release)
+    began = time.monotonic()
+    make = partial(web.push, secret, secrets.randbelow(10**6))
+    web.load(partial(web.poster, release.url, "/webhooks/github", make), each=each)
+    accepted = STORM / (time.monotonic() - began)
+    until(lambda: _queued(release) >= queued + STORM, 300)
+    told = STORM / (time.monotonic() - began)
+    beside("events accepted", accepted, bare, "/s", "POSTs of ConfigMaps")
+    beside("events written and told of", told, bare, "/s", "POSTs of ConfigMaps")
+
+
+def _queued(release: Release) -> int:
+    return sum(event.type == "dev.kiln.build.queued.v1" for event in release.sinks["bench"].events)
+
+
+def _scale(release: Release, controllers: int) -> None:
+    release.upgrade(controller={"replicas": controllers})
+    until(lambda: len(release.objects("pods", "controller")) == controllers, 120)
+
+
+def _forget(release: Release) -> None:
+    """All records, and controllers again."""
+    for owner in (release.labels, release.labels.replace(release.name, "nobody")):
+        selector = f"--selector={owner},app.kubernetes.io/component=build"
+        release.cluster.kubectl("delete", "configmaps", f"--namespace={release.namespace}", selector)
+    _scale(release, 2)

@@ -1,0 +1,79 @@
+"""What many want at the same time is done once, and nobody gets another's answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from builds.engines.kubernetes.shared import Joint
+from tests.parts.kiln import until
+
+
+class Store:
+    """Where each write takes until it is let go, and fails where it is told to."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, list[int]]] = []
+        self.begun = threading.Semaphore(0)
+        self.let = threading.Semaphore(0)
+        self.error: Exception | None = None
+        self.joint: Joint[int, int] = Joint(self._write)
+
+    def _write(self, key: str, wanted: Sequence[int]) -> int:
+        self.begun.release()
+        assert self.let.acquire(timeout=20)
+        if self.error:
+            raise self.error
+        self.written.append((key, list(wanted)))
+        return len(self.written)
+
+    def wait_for(self, key: str, number: int) -> None:
+        """Until so many wait for the next write."""
+        until(lambda: len(self.joint._lanes[key].next.wanted) == number)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+def asked(store: Store, threads: ThreadPoolExecutor, key: str, numbers: range) -> list[Future[int]]:
+    return [threads.submit(store.joint, key, [number]) for number in numbers]
+
+
+def test_what_is_wanted_while_one_writes_is_the_next_write(store: Store) -> None:
+    with ThreadPoolExecutor(20) as threads:
+        first = asked(store, threads, "a", range(1))
+        assert store.begun.acquire(timeout=20)
+        others = asked(store, threads, "a", range(1, 20))
+        store.wait_for("a", 19)
+        store.let.release(2)
+        assert [one.result() for one in (*first, *others)] == [1, *[2] * 19]
+    assert [(key, sorted(wanted)) for key, wanted in store.written] == [("a", [0]), ("a", [*range(1, 20)])]
+    assert not store.joint._lanes, "nothing is kept of those who have gone"
+
+
+def test_an_error_is_for_all_who_were_in_it_and_for_nobody_else(store: Store) -> None:
+    with ThreadPoolExecutor(20) as threads:
+        first = asked(store, threads, "a", range(1))
+        assert store.begun.acquire(timeout=20)
+        others = asked(store, threads, "a", range(1, 5))
+        store.wait_for("a", 4)
+        store.error = ValueError("full")
+        store.let.release(2)
+        assert [str(one.exception()) for one in (*first, *others)] == ["full"] * 5
+    store.error = None
+    store.let.release()
+    assert store.joint("a", [6]) == 1
+
+
+def test_one_does_not_wait_for_another_thing(store: Store) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        both = [*asked(store, threads, "a", range(1)), *asked(store, threads, "b", range(1))]
+        for _ in both:
+            assert store.begun.acquire(timeout=20)
+        store.let.release(2)
+        assert {one.result() for one in both} == {1, 2}

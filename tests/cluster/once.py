@@ -1,0 +1,34 @@
+"""What must hold of a build whatever has died, or was cut off, while it was under way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.parts.cluster import Release, most_at_once
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+TAKEOVER = 15.0
+"""Seconds in which another controller leads after one has gone without a word."""
+
+
+def once(release: Release, name: str, commit: str, seconds: float = 90.0) -> dict[str, Any]:
+    """Waits for the end of the build. It has given one image and one end, the same at every sink; and no attempt of it
+    was made while a pod of the one before could still do something."""
+    build = release.ended(name, seconds)
+    assert build["state"] == "succeeded", (build, release.log(name))
+    assert build["image"]["digest"] == release.digest(build["image"]["repository"], commit)
+    assert {delivery["state"] for delivery in build["deliveries"]} == {"delivered"}
+    taken = [{(word(event.type), event.id) for event in release.events(sink, name)} for sink in release.sinks]
+    assert all(events == taken[0] for events in taken), taken
+    assert [kind for kind, _ in taken[0] if kind in TERMINAL] == ["succeeded"]
+    assert len({made.split(".")[0] for _, made in taken[0]}) == 1
+    pods = release.pods(name)
+    numbers = [attempt["number"] for attempt in build["attempts"]]
+    assert sorted(int(pod["metadata"]["labels"]["kiln.dev/attempt"]) for pod in pods) == numbers
+    assert most_at_once(pods, lambda _: name) == {name: 1}
+    return build
+
+
+def word(kind: str) -> str:
+    """The word of an event type, `dev.kiln.build.<word>.v1`."""
+    return kind.split(".")[3]

@@ -1,0 +1,177 @@
+"""`kill -9` of web, controller and builder, at every point where it could leave something half done.
+
+All of this file's Kiln is on one worker: the points are switched by files in a folder there, which all of its pods see.
+So one installation does for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+import requests
+
+from builds.faults import ONLY_LOCAL, Fault
+from tests.cluster.once import TAKEOVER, once, word
+from tests.parts.cluster import Cluster, Release, run
+from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL, Webhook
+from tests.parts.kiln import until
+from tests.parts.registry import Registry
+
+pytestmark = pytest.mark.timeout(240)
+
+SLOTS = 2
+MOUNTED = "/faults"
+TWICE = (Fault.BUILDER_LOCKED, Fault.BUILDER_FETCHED)
+"""Where a builder leaves nothing behind: later its image is in the registry, with the attempt's label on it."""
+
+
+class Points:
+    """The points at which a process dies, as a folder on a worker."""
+
+    def __init__(self, node: str) -> None:
+        self.node, self.folder = node, f"/var/lib/kiln-faults-{secrets.token_hex(4)}"
+        self._run(f"mkdir -m 0777 {self.folder}")
+
+    def __enter__(self) -> Points:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(f"rm -rf {self.folder}")
+
+    def arm(self, point: Fault) -> None:
+        self._run(f"touch {self.folder}/{point}")
+
+    @property
+    def armed(self) -> list[str]:
+        """Those that nobody has reached yet."""
+        return self._run(f"ls {self.folder}").split()
+
+    @property
+    def values(self) -> dict[str, object]:
+        """The chart's, with which all of a release is on the worker and dies there."""
+        here = {"nodeSelector": {"kubernetes.io/hostname": self.node}}
+        dies = {
+            "extraEnv": [{"name": "KILN_FAULT", "value": MOUNTED}],
+            "extraVolumes": [{"name": "faults", "hostPath": {"path": self.folder, "type": "Directory"}}],
+            "extraVolumeMounts": [{"name": "faults", "mountPath": MOUNTED}],
+        }
+        return {"web": here | dies, "controller": here | dies, "builds": dies, "dockerd": here}
+
+    def _run(self, script: str) -> str:
+        return run("docker", "exec", self.node, "sh", "-c", script)
+
+
+@pytest.fixture(scope="module")
+def points(cluster: Cluster) -> Iterator[Points]:
+    with Points(cluster.workers[0]) as points:
+        yield points
+
+
+@pytest.fixture(scope="module")
+def installed(cluster: Cluster, registry: Registry, host: GitHost, points: Points) -> Iterator[Release]:
+    with Release(cluster, registry=registry, host=host, values=points.values, builds_per_node=SLOTS) as release:
+        yield release
+
+
+@pytest.fixture
+def crashing(installed: Release) -> Release:
+    """One that leads and one that stands by. A container that has died comes back later each time: such a pod goes."""
+    restarted = [
+        pod["metadata"]["name"]
+        for pod in installed.objects("pods", "controller")
+        if any(status["restartCount"] for status in pod["status"]["containerStatuses"])
+    ]
+    if restarted:
+        installed.cluster.kubectl("delete", "pods", f"--namespace={installed.namespace}", *restarted)
+    installed.recovered()
+    until(installed.leader)
+    return installed
+
+
+@pytest.mark.parametrize("point", [point for point in Fault if point not in ONLY_LOCAL])
+def test_killed_at_any_point_the_build_ends_once(crashing: Release, points: Points, point: Fault) -> None:
+    path = f"ada/{point}"
+    commit = crashing.commit(path, {"Dockerfile": SMALL})
+    webhook = crashing.push(path, commit)
+    points.arm(point)
+    if point.startswith("web-"):
+        with pytest.raises(requests.ConnectionError):
+            crashing.deliver(webhook)
+    (name,) = (build["name"] for build in answered(crashing, webhook).json()["builds"])
+    build = once(crashing, name, commit)
+    left_the_watch(crashing, name)
+
+    assert point not in points.armed, f"{point} was never reached"
+    died = point.startswith(("controller-", "engine-"))
+    deaths = controllers_died(crashing)
+    assert len(deaths) == (1 if died else 0)
+    assert all(crashing.taken_over(death) <= TAKEOVER for death in deaths)
+    assert [attempt["number"] for attempt in build["attempts"]] == ([1, 2] if point in TWICE else [1])
+    for sink in crashing.sinks:
+        events = [(word(event.type), event.id) for event in crashing.events(sink, name)]
+        assert {kind for kind, _ in events} == {"queued", "started", "succeeded", *(["retrying"] * (point in TWICE))}
+        # At least once: again only what was under way when somebody died.
+        assert len(events) - len({*events}) <= (2 if died else 0), events
+    assert crashing.most_at_once()[points.node] <= SLOTS
+
+
+def answered(release: Release, webhook: Webhook) -> requests.Response:
+    """As a host that delivers again what was not answered."""
+    found: list[requests.Response] = []
+
+    def asked() -> bool:
+        with contextlib.suppress(requests.ConnectionError):
+            found.append(release.deliver(webhook))
+        return bool(found)
+
+    until(asked)
+    assert found[0].status_code == 202, found[0].text
+    return found[0]
+
+
+def left_the_watch(release: Release, name: str) -> None:
+    open_ = ("configmaps", "build", "kiln.dev/open")
+    until(lambda: name not in [record["metadata"]["name"] for record in release.objects(*open_)])
+
+
+def controllers_died(release: Release) -> list[datetime]:
+    """When a controller's container ended, for those that did."""
+    states = [
+        status["state"] if "terminated" in status["state"] else status["lastState"]
+        for pod in release.objects("pods", "controller")
+        for status in pod["status"]["containerStatuses"]
+    ]
+    return [datetime.fromisoformat(state["terminated"]["finishedAt"]) for state in states if state]
+
+
+@pytest.mark.parametrize("how", ["killed", "deleted"])
+def test_what_runs_and_what_waits_goes_on_without_the_leader(crashing: Release, points: Points, how: str) -> None:
+    """Builds that run are adopted, not repeated; one ends while nobody leads."""
+    commits = {
+        f"ada/{how}-{number}": crashing.running(f"ada/{how}-{number}", 5 + 7 * number) for number in range(SLOTS)
+    }
+    names = {path: crashing.build(path, commit) for path, (commit, _) in commits.items()}
+    for path, (_, seconds) in commits.items():
+        crashing.step_runs(names[path], seconds)
+    waiting = {
+        path: crashing.commit(path, {"Dockerfile": SMALL}) for path in (f"ada/{how}-waits-{number}" for number in "123")
+    }
+    names |= {path: crashing.build(path, commit) for path, commit in waiting.items()}
+    leader = crashing.leader()
+    assert leader
+    gone = datetime.now(UTC)
+    if how == "killed":
+        crashing.cluster.signal(leader, "KILL", "kiln controller")
+    else:
+        name, namespace = leader["metadata"]["name"], f"--namespace={crashing.namespace}"
+        crashing.cluster.kubectl("delete", "pod", name, namespace, "--wait=false")
+    assert crashing.taken_over(gone) <= TAKEOVER
+    for path, commit in ({path: commit for path, (commit, _) in commits.items()} | waiting).items():
+        build = once(crashing, names[path], commit)
+        assert [attempt["number"] for attempt in build["attempts"]] == [1], build
+    assert crashing.most_at_once() == {points.node: SLOTS}

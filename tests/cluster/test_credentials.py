@@ -1,0 +1,107 @@
+"""Credentials that are refused, and credentials that are changed: taken up from their Secrets, without a restart."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from tests.parts.cluster import Cluster, Release
+from tests.parts.githost import GitHost
+from tests.parts.installation import SMALL
+from tests.parts.kiln import until
+from tests.parts.registry import Registry
+
+pytestmark = pytest.mark.timeout(300)
+
+USER = "kiln"
+UPDATED = 150.0
+"""Seconds after which a kubelet has brought a changed Secret into its pods."""
+
+
+@pytest.fixture(scope="module")
+def password() -> str:
+    return secrets.token_urlsafe(16)
+
+
+@pytest.fixture(scope="module")
+def guarded_registry(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster, password: str) -> Iterator[Registry]:
+    folder = tmp_path_factory.mktemp("guarded")
+    with Registry(folder, {USER: password}, address=cluster.gateway) as registry:
+        yield registry
+
+
+@pytest.fixture(scope="module")
+def guarded(cluster: Cluster, guarded_registry: Registry, host: GitHost, password: str) -> Iterator[Release]:
+    """All who come need a credential, and so does Kiln."""
+    one, token = {"replicas": 1}, secrets.token_urlsafe(32)
+    with Release(
+        cluster,
+        registry=guarded_registry,
+        host=host,
+        auth="token",
+        max_attempts=1,
+        values={
+            "web": one,
+            "controller": one,
+            "apiTokens": {"values": {"ci": token}},
+            "registry": {"server": guarded_registry.host, "username": USER, "password": password},
+        },
+    ) as release:
+        release.token = token
+        yield release
+
+
+def restarts(release: Release) -> dict[str, int]:
+    """Of the pods of web and controller."""
+    return {
+        pod["metadata"]["name"]: sum(one["restartCount"] for one in pod["status"]["containerStatuses"])
+        for component in ("web", "controller")
+        for pod in release.objects("pods", component)
+    }
+
+
+def change(release: Release, secret: str, **values: str) -> None:
+    name = {"name": f"kiln-{secret}", "namespace": release.namespace}
+    release.cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": name, "stringData": values})
+
+
+def test_changed_credentials(guarded: Release, guarded_registry: Registry) -> None:
+    """A password that has been changed at the registry only fails a build, which says where the wrong one is. Then all
+    of Kiln's credentials are changed at once: waiting for the kubelet is what takes long."""
+    new = {what: secrets.token_urlsafe(16) for what in ("password", "token", "webhook")}
+    guarded_registry.let_in({USER: new["password"]})
+    before = restarts(guarded)
+    name = guarded.build("ada/refused", guarded.commit("ada/refused", {"Dockerfile": SMALL}))
+    build = guarded.ended(name, 60)
+    assert (build["state"], build["reason"], build["attempt"]) == ("failed", "infrastructure", 1)
+    refused = f"The registry {guarded_registry.host} does not accept the credential for it in /etc/kiln/registry/config"
+    for sink in guarded.sinks:
+        event = guarded.arrived(sink, name, "failed")
+        assert isinstance(event.data, dict)
+        assert refused in event.data["message"]
+        assert refused in event.data["log"]["tail"]
+
+    login = {"auths": {guarded_registry.host: {"username": USER, "password": new["password"]}}}
+    change(guarded, "registry", **{".dockerconfigjson": json.dumps(login)})
+    change(guarded, "api-tokens", ci=new["token"])
+    change(guarded, "webhooks-github", main=new["webhook"])
+
+    old_push = guarded.push("ada/refused", guarded.commit("ada/refused", {"Dockerfile": SMALL}))
+    old_token, guarded.token = guarded.token, new["token"]
+    guarded.webhook_secret = new["webhook"]
+    commit = guarded.commit("ada/taken", {"Dockerfile": SMALL})
+    push = guarded.push("ada/taken", commit)
+    until(lambda: guarded.deliver(push).status_code == 202, UPDATED)
+    until(lambda: guarded.get("api/v1/builds").status_code == 200, UPDATED)
+    assert guarded.deliver(old_push).status_code == 401
+    assert guarded.get("api/v1/builds", Authorization=f"Bearer {old_token}").status_code == 401
+
+    (name,) = (one["name"] for one in guarded.deliver(push).json()["builds"])
+    assert guarded.ended(name)["state"] == "succeeded"
+    assert guarded.build("ada/taken", commit) == name
+    until(lambda: len({event.id for event in guarded.events("first", name, "succeeded")}) == 2, UPDATED)
+    assert restarts(guarded) == before
+    assert set(before.values()) == {0}

@@ -1,0 +1,274 @@
+"""What is around Kiln fails while builds are under way: wires are cut, a daemon is killed, a worker stops, a leader is
+paused.
+
+Web and controllers reach the API server, the registry and the first sink through proxies. Two workers with one slot
+each: of two builds that run, each has a node.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tests.cluster.once import TAKEOVER, once
+from tests.parts.cluster import Cluster, Release, run
+from tests.parts.githost import GitHost
+from tests.parts.installation import PATIENCE, SMALL
+from tests.parts.kiln import until
+from tests.parts.proxy import Proxy
+from tests.parts.registry import Registry
+
+pytestmark = pytest.mark.timeout(240)
+
+OUTAGE = 60.0
+PAUSE = 30.0
+LOST = 240.0
+"""Seconds until a worker that has stopped is given up: Kubernetes takes 50 to see it, and the build pods tolerate it
+for 60. Then they are to go within 30, and may take as long again."""
+
+
+@pytest.fixture(scope="module")
+def api(cluster: Cluster) -> Iterator[Proxy]:
+    with Proxy(cluster.api_server, cluster.gateway) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def to_registry(cluster: Cluster, registry: Registry) -> Iterator[Proxy]:
+    with Proxy((registry.address, registry.port), cluster.gateway) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def to_first(cluster: Cluster) -> Iterator[Proxy]:
+    """The release says where its sink is."""
+    with Proxy(("", 0), cluster.gateway) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def installed(
+    cluster: Cluster, registry: Registry, host: GitHost, api: Proxy, to_registry: Proxy, to_first: Proxy
+) -> Iterator[Release]:
+    """Web stays where no test stops a worker: requests would wait for it until Kubernetes has seen that it is gone."""
+    with Release(
+        cluster,
+        registry=registry,
+        host=host,
+        api_proxy=api,
+        sink_proxies={"first": to_first},
+        through=to_registry.address,
+        values={"web": {"nodeSelector": {"kubernetes.io/hostname": cluster.workers[0]}}},
+        builds_per_node=1,
+    ) as release:
+        yield release
+
+
+@pytest.fixture
+def between(installed: Release) -> Release:
+    """As it was installed, whatever the test before has done to it."""
+    installed.recovered()
+    until(installed.leader)
+    return installed
+
+
+@contextmanager
+def away(proxy: Proxy) -> Iterator[None]:
+    proxy.refuse()
+    try:
+        yield
+    finally:
+        proxy.accept()
+
+
+def until_over(began: datetime, seconds: float) -> None:
+    """A fault that lasts: nothing else is waited for."""
+    time.sleep(max((began + timedelta(seconds=seconds) - datetime.now(UTC)).total_seconds(), 0))
+
+
+@dataclass
+class Builds:
+    """Some that are under way, to be looked at in the end: their commits by name."""
+
+    release: Release
+    commits: dict[str, str] = field(default_factory=dict)
+
+    def run(self, path: str, seconds: int) -> tuple[str, str]:
+        """One whose step takes that long. Its name, and for how long exactly its step sleeps."""
+        commit, exactly = self.release.running(path, seconds)
+        return self._ask(path, commit), exactly
+
+    def small(self, path: str) -> str:
+        return self._ask(path, self.release.commit(path, {"Dockerfile": SMALL}))
+
+    def _ask(self, path: str, commit: str) -> str:
+        name = self.release.build(path, commit)
+        self.commits[name] = commit
+        return name
+
+    def each_on_its_node(self, word: str, seconds: int) -> dict[str, str]:
+        """Two that run, by node."""
+        started = [self.run(f"ada/{word}-{number}", seconds) for number in (1, 2)]
+        for name, exactly in started:
+            self.release.step_runs(name, exactly)
+        found = {self.release.one(name)["node"]: name for name, _ in started}
+        assert len(found) == 2
+        return found
+
+    def all_once(self, attempts: int = 1) -> None:
+        """Each has ended once, by so many attempts, and no node had two at a time."""
+        for name, commit in self.commits.items():
+            build = once(self.release, name, commit)
+            assert [attempt["number"] for attempt in build["attempts"]] == [*range(1, attempts + 1)], build
+        assert set(self.release.most_at_once().values()) == {1}
+
+
+@pytest.fixture
+def builds(between: Release) -> Builds:
+    return Builds(between)
+
+
+# ---- The API server -------------------------------------------------------------------------------------------------
+
+
+def test_without_the_api_server_web_asks_to_try_again_and_then_takes_it(between: Release, api: Proxy) -> None:
+    commit = between.commit("ada/refused", {"Dockerfile": SMALL})
+    webhook = between.push("ada/refused", commit)
+    with away(api):
+        refused = between.deliver(webhook)
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) > 0
+    until(lambda: between.deliver(webhook).status_code == 202)
+    (name,) = (build["name"] for build in between.deliver(webhook).json()["builds"])
+    once(between, name, commit)
+
+
+def test_cut_off_from_the_api_server_for_a_minute(between: Release, builds: Builds, api: Proxy) -> None:
+    """Nothing is refused and nothing comes through. A build ends meanwhile; others wait."""
+    (name, seconds), _ = builds.run("ada/cut-1", 20), builds.run("ada/cut-2", 70)
+    builds.small("ada/cut-3")
+    commit = between.commit("ada/cut-4", {"Dockerfile": SMALL})
+    webhook = between.push("ada/cut-4", commit)
+    between.step_runs(name, seconds)
+    cut = datetime.now(UTC)
+    api.drop = True
+    try:
+        answers = [between.deliver(webhook).status_code]
+        until_over(cut, OUTAGE)
+    finally:
+        api.drop = False
+        api.cut()
+    mended = datetime.now(UTC)
+    assert answers == [503]
+    until(lambda: datetime.fromisoformat(between.lease()["renewTime"]) > mended, TAKEOVER)
+    until(lambda: between.deliver(webhook).status_code == 202)
+    (taken,) = (build["name"] for build in between.deliver(webhook).json()["builds"])
+    builds.commits[taken] = commit
+    builds.all_once()
+
+
+# ---- The registry and a sink ----------------------------------------------------------------------------------------
+
+
+def test_without_the_registry_a_push_is_tried_again(between: Release, builds: Builds, to_registry: Proxy) -> None:
+    name, seconds = builds.run("ada/unpushed", 3)
+    between.step_runs(name, seconds)
+    with away(to_registry):
+        between.wait(name, lambda build: build["attempts"] and build["attempts"][0]["state"])
+    build = once(between, name, builds.commits[name])
+    first, _ = build["attempts"]
+    assert (first["state"], first["reason"]) == ("failed", "infrastructure")
+    assert to_registry.address in first["message"]
+
+
+def test_what_a_sink_could_not_take_is_sent_by_whoever_leads_then(
+    between: Release, builds: Builds, to_first: Proxy
+) -> None:
+    with away(to_first):
+        name = builds.small("ada/untold")
+        between.wait(name, lambda build: build["state"] == "succeeded" and not between.events("first", name))
+        between.arrived("second", name, "succeeded")
+        leader = between.leader()
+        assert leader
+        gone = datetime.now(UTC)
+        between.cluster.signal(leader, "KILL", "kiln controller")
+        assert between.taken_over(gone) <= TAKEOVER
+    builds.all_once()
+
+
+# ---- A daemon, a leader, a worker -----------------------------------------------------------------------------------
+
+
+def test_the_daemon_is_killed_under_a_build(between: Release, builds: Builds) -> None:
+    name, seconds = builds.run("ada/daemonless", 5)
+    between.step_runs(name, seconds)
+    daemon = between.dockerd()[between.one(name)["node"]]
+    between.cluster.signal(daemon, "KILL", "dockerd --exec-opt")
+    build = once(between, name, builds.commits[name])
+    first, second = build["attempts"]
+    assert (first["state"], first["reason"], second["state"]) == ("failed", "infrastructure", "succeeded")
+
+
+def test_a_leader_that_was_paused_does_nothing_any_more(between: Release, builds: Builds) -> None:
+    """Builds run, end and begin without it; what it thought of before is not done after."""
+    builds.each_on_its_node("paused", 15)
+    for number in (3, 4):
+        builds.small(f"ada/paused-{number}")
+    leader = between.leader()
+    assert leader
+    paused = datetime.now(UTC)
+    between.cluster.signal(leader, "STOP", "kiln controller")
+    try:
+        took = between.taken_over(paused)
+        until_over(paused, PAUSE)
+    finally:
+        between.cluster.signal(leader, "CONT", "kiln controller")
+    follows = between.lease()["holderIdentity"]
+    assert took <= TAKEOVER
+    builds.all_once()
+    assert between.lease()["holderIdentity"] == follows
+    (resumed,) = [
+        pod for pod in between.objects("pods", "controller") if pod["metadata"]["uid"] == leader["metadata"]["uid"]
+    ]
+    assert resumed["status"]["containerStatuses"][0]["restartCount"] == 0
+
+
+@pytest.mark.timeout(480)
+def test_a_worker_stops_with_a_build_and_the_leader_on_it(between: Release, builds: Builds) -> None:
+    stays, stops = between.cluster.workers
+    lead_on(between, stops)
+    found = builds.each_on_its_node("stopped", 20)
+    gone = datetime.now(UTC)
+    run("docker", "kill", stops)
+    try:
+        assert between.taken_over(gone) <= TAKEOVER
+        once(between, found[stays], builds.commits[found[stays]])
+        later = builds.small("ada/stopped-3")
+        once(between, later, builds.commits[later])
+        build = once(between, found[stops], builds.commits[found[stops]], LOST)
+    finally:
+        run("docker", "start", stops)
+        run_again = ["wait", "--for=condition=Ready", f"node/{stops}", "--timeout=120s"]
+        between.cluster.kubectl(*run_again)
+    first, second = build["attempts"]
+    assert (first["node"], first["reason"], second["node"]) == (stops, "infrastructure", stays)
+    assert set(between.most_at_once().values()) == {1}
+
+
+def lead_on(release: Release, node: str) -> None:
+    """Whoever leads elsewhere goes, until somebody there does. Controllers are spread over the workers."""
+
+    def leads_there() -> bool:
+        leader = release.leader()
+        if leader is None or leader["spec"]["nodeName"] == node:
+            return leader is not None
+        release.cluster.kubectl("delete", "pod", leader["metadata"]["name"], f"--namespace={release.namespace}")
+        release.recovered()
+        return False
+
+    until(leads_there, PATIENCE)

@@ -1,0 +1,192 @@
+"""A storm of webhooks: all are answered, none is lost, none is built twice, and nobody else in the cluster feels it.
+
+A queue of suspended Jobs would fail the last of these: the Job controller is the whole cluster's, and a thousand Jobs
+keep it busy for a minute.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.cluster.conftest import SETTING_UP
+from tests.parts.cluster import BUSYBOX, Cluster, Object, Release
+from tests.parts.githost import GitHost, git
+from tests.parts.installation import ENDED, SMALL, Webhook
+from tests.parts.kiln import until
+from tests.parts.registry import Registry
+
+pytestmark = pytest.mark.timeout(SETTING_UP["release"] + 600)
+
+SLOTS = 4
+REFS = 5
+"""From which each commit of the first storm comes: five pushes, five causes, one build."""
+OUR_OWN = 50
+"""Requests at a time where the storm is not the point."""
+
+
+@pytest.fixture(scope="module")
+def storm(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
+    config = {"triggers": [{"name": "every", "push": {"branches": ["*"]}}]}
+    with Release(
+        cluster, registry=registry, host=host, sinks=["sink"], config=config, max_queued=2000, builds_per_node=SLOTS
+    ) as release:
+        yield release
+
+
+@pytest.fixture
+def elsewhere(cluster: Cluster) -> Iterator[str]:
+    """A namespace that has nothing to do with Kiln."""
+    name = f"elsewhere-{secrets.token_hex(3)}"
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+def test_five_hundred_webhooks_at_once_for_a_hundred_commits_are_a_hundred_builds(storm: Release) -> None:
+    pushes = [
+        storm.push(path, commit, ref=f"refs/heads/{branch}-{ref}")
+        for path in ("storm/a", "storm/b", "storm/c", "storm/d", "storm/e")
+        for branch, commit in commits(storm.host, path, 20).items()
+        for ref in range(REFS)
+    ]
+    answers = deliver(storm, pushes)
+    assert Counter(status for status, _ in answers) == {202: 500}
+    asked = {name for _, name in answers}
+    assert len(asked) == 100
+    until(lambda: asked <= {name for name, _ in ends(storm)}, 400)
+    builds = read(storm, asked)
+    assert Counter(build["state"] for build in builds) == {"succeeded": 100}
+    assert {build["attempt"] for build in builds} == {1}
+    assert {len(build["causes"]) for build in builds} == {REFS}
+    for build in builds:
+        assert build["image"]["digest"] == storm.digest(build["image"]["repository"], build["commit"])
+    told_once(storm, builds)
+
+
+def test_a_thousand_commits_at_once_are_recorded_and_nobody_elsewhere_waits(
+    storm: Release, cluster: Cluster, elsewhere: str
+) -> None:
+    pushes = [
+        storm.push(path, commit, ref=f"refs/heads/{branch}")
+        for path in [f"storm/many-{number}" for number in range(10)]
+        for branch, commit in commits(storm.host, path, 100).items()
+    ]
+    with ThreadPoolExecutor(1) as aside:
+        storming = aside.submit(deliver, storm, pushes)
+        starts = [seconds_to_start(cluster, elsewhere)]
+        answers = storming.result()
+    starts.append(seconds_to_start(cluster, elsewhere))
+    assert Counter(status for status, _ in answers) == {202: 1000}
+    asked = {name for _, name in answers}
+    assert len(asked) == 1000
+    assert asked <= {build["name"] for build in everything(storm)}
+    until(lambda: len([name for name, word in ends(storm) if name in asked and word == "succeeded"]) >= 20, 200)
+    with ThreadPoolExecutor(OUR_OWN) as many:
+        cancelling = many.map(lambda name: storm.cancel(name).status_code, asked)
+        starts.append(seconds_to_start(cluster, elsewhere))
+        assert {*cancelling} <= {202, 409}, "409: it has ended by itself"
+    until(lambda: asked <= {name for name, _ in ends(storm)}, 200)
+    builds = read(storm, asked)
+    states = Counter(build["state"] for build in builds)
+    assert states.keys() == {"succeeded", "cancelled"}
+    assert states["succeeded"] >= 20
+    told_once(storm, builds)
+    print(f"{states}; Jobs of another namespace ran after {', '.join(f'{seconds:.1f}' for seconds in starts)} s")
+    assert max(starts) < 5
+
+
+def commits(host: GitHost, path: str, number: int) -> dict[str, str]:
+    """So many commits by branch, none of which has to do with another, made in one go."""
+    host.create(path)
+    branches = [f"branch-{index}" for index in range(number)]
+    stream = "".join(_imported(branch) for branch in branches)
+    bare = host.bare(path)
+    git("fast-import", "--quiet", cwd=bare, stdin=stream)
+    shown = git("for-each-ref", "--format=%(refname:lstrip=2) %(objectname)", "refs/heads", cwd=bare)
+    return dict(line.split() for line in shown.splitlines())
+
+
+def _imported(branch: str) -> str:
+    """https://git-scm.com/docs/git-fast-import#_input_format"""
+    files = {"Dockerfile": SMALL, "page": secrets.token_hex(8)}
+    said = [f"commit refs/heads/{branch}\ncommitter Ada <ada@example.org> 0 +0000\n{_data('A commit')}"]
+    return "".join([*said, *(f"M 644 inline {name}\n{_data(content)}" for name, content in files.items()), "\n"])
+
+
+def _data(content: str) -> str:
+    return f"data {len(content)}\n{content}\n"
+
+
+def deliver(release: Release, webhooks: Sequence[Webhook]) -> list[tuple[int, str]]:
+    """All at the same time, each once, as Git hosts do. Status and the build's name, or what was said instead."""
+
+    def one(webhook: Webhook) -> tuple[int, str, float]:
+        answer = release.deliver(webhook)
+        named = answer.json()["builds"][0]["name"] if answer.status_code == 202 else answer.text
+        return answer.status_code, named, answer.elapsed.total_seconds()
+
+    with ThreadPoolExecutor(len(webhooks)) as senders:
+        began = time.monotonic()
+        answers = list(senders.map(one, webhooks))
+        took = time.monotonic() - began
+    slowest = max(seconds for *_, seconds in answers)
+    print(f"{len(webhooks)} webhooks in {took:.1f} s; the slowest had its answer after {slowest:.1f} s")
+    return [(status, said) for status, said, _ in answers]
+
+
+def everything(release: Release) -> list[dict[str, Any]]:
+    """All builds there are, from the list."""
+    found: list[dict[str, Any]] = []
+    more: str | None = ""
+    while more is not None:
+        page = release.get(f"api/v1/builds?limit=200&continue={more}" if more else "api/v1/builds?limit=200").json()
+        found += page["items"]
+        more = page["continue"]
+    return found
+
+
+def read(release: Release, names: Collection[str]) -> list[dict[str, Any]]:
+    with ThreadPoolExecutor(OUR_OWN) as many:
+        return list(many.map(release.one, names))
+
+
+def ends(release: Release) -> Counter[tuple[str | None, str]]:
+    """What the sink has been told of the ends of builds, by name and word; the same event counts once.
+
+    Who asks when it has ended is told of that end in an event of his own, which is not counted.
+    """
+    told = {event.id: event for event in release.sinks["sink"].events if event.id.count(".") == 2}
+    words = [(event.subject, event.type.split(".")[3]) for event in told.values()]
+    return Counter((name, word) for name, word in words if word in ENDED)
+
+
+def told_once(release: Release, builds: list[dict[str, Any]]) -> None:
+    names = {build["name"] for build in builds}
+    told = {what: times for what, times in ends(release).items() if what[0] in names}
+    assert told == Counter((build["name"], build["state"]) for build in builds)
+    assert max(release.most_at_once().values()) <= SLOTS
+
+
+def seconds_to_start(cluster: Cluster, namespace: str) -> float:
+    """From asking for a Job until its container runs."""
+    name = f"job-{secrets.token_hex(3)}"
+    container = {"name": "it", "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sleep", "60"]}
+    pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [container]}
+    job = {"metadata": {"name": name}, "spec": {"template": {"spec": pod}}}
+    began = time.monotonic()
+    cluster.api("POST", f"/apis/batch/v1/namespaces/{namespace}/jobs", json=job).raise_for_status()
+
+    def runs() -> bool:
+        query = {"labelSelector": f"job-name={name}"}
+        pods: list[Object] = cluster.api("GET", f"/api/v1/namespaces/{namespace}/pods", params=query).json()["items"]
+        return any(pod["status"]["phase"] == "Running" for pod in pods)
+
+    until(runs, 60)
+    return time.monotonic() - began
