@@ -56,6 +56,10 @@ IDLE = 5.0
 """Seconds between two looks when nothing is open and nothing happens."""
 BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
+MOMENT = 0.5
+"""Seconds of acting between two looks."""
+TOLD_AT_ONCE = 50
+"""What became of so many tries of a delivery is written down between two plans."""
 HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
 SWEEP = 20
@@ -122,6 +126,7 @@ class Controller:
         self._sending: set[tuple[str, str]] = set()
         self._told: SimpleQueue[Told] = SimpleQueue()
         self._unrecorded: list[Told] = []
+        self._recorded = False
         self._confirming: set[str] = set()
         self._confirmations: dict[str, Confirmation] = {}
         self._inspecting: set[tuple[str, int]] = set()
@@ -165,7 +170,9 @@ class Controller:
             for build in world.deleted:
                 self._deleted(build)
             self._count(world.builds)
-            if self._record_told(builds):
+            recorded, self._recorded = self._recorded, False
+            if not recorded and self._record_told(builds):
+                self._recorded = True  # the next look is for what waits: a thousand deliveries must not hold a start up
                 return True
             now = self._clock()
             self._unfit = [attempt for attempt in self._unfit if left_out_until(attempt, now)]
@@ -184,9 +191,19 @@ class Controller:
                 turns=self._turns,
                 unfit=self._unfit,
             )
-            actions = plan(facts, self._limits, now)
-            changed = [self._act(builds[action.build], action) for action in actions]
-            return any(changed)
+            return self._carry_out(plan(facts, self._limits, now), builds) or recorded
+
+    def _carry_out(self, actions: Sequence[Action], builds: Mapping[str, Build]) -> bool:
+        """The urgent ones first, and no more than fit into a moment: then it is time to look again for urgent ones.
+
+        They are about different records, so their order is free. Returns whether the world has changed.
+        """
+        changed, until = False, self._monotonic() + MOMENT
+        for action in sorted(actions, key=_urgency):
+            changed |= self._act(builds[action.build], action)
+            if changed and self._monotonic() > until:
+                break
+        return changed
 
     def _with_trouble(self, sighting: Sighting) -> Sighting:
         """Why an attempt could not be started is known here, and by nobody else."""
@@ -387,13 +404,12 @@ class Controller:
 
     def _record_told(self, builds: Mapping[str, Build]) -> bool:
         """Writes down what became of deliveries. What meets a conflict is written at the next look."""
-        told = self._unrecorded
-        while True:
+        told, self._unrecorded = self._unrecorded[:TOLD_AT_ONCE], self._unrecorded[TOLD_AT_ONCE:]
+        while len(told) < TOLD_AT_ONCE:
             try:
                 told.append(self._told.get_nowait())
             except Empty:
                 break
-        self._unrecorded = []
         current = dict(builds)
         for one in told:
             build = current.get(one.build)
@@ -477,3 +493,16 @@ class Controller:
 def _word(outcome: Outcome) -> str:
     """As the metric has it."""
     return "delivered" if outcome.delivered else "refused" if outcome.final else "failed"
+
+
+def _urgency(action: Action) -> int:
+    """Lower goes first: what a slot, or somebody who waits for an end, depends on."""
+    match action:
+        case Start() | Stop():
+            return 0
+        case Report(word=word) if word is not Word.QUEUED:
+            return 1
+        case Deliver() | Confirm() | Inspect():
+            return 2
+        case _:
+            return 3
