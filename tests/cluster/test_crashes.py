@@ -108,6 +108,8 @@ def test_killed_at_any_point_the_build_ends_once(crashing: Release, points: Poin
 
     assert point not in points.armed, f"{point} was never reached"
     died = point.startswith(("controller-", "engine-"))
+    if died:
+        until(lambda: controllers_died(crashing))  # the node says so a moment later
     deaths = controllers_died(crashing)
     assert len(deaths) == (1 if died else 0)
     assert all(crashing.taken_over(death) <= TAKEOVER for death in deaths)
