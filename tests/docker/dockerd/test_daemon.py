@@ -5,6 +5,7 @@ What it is started with is read from the rendered chart. Only the limit of the c
 
 from __future__ import annotations
 
+import contextlib
 import io
 import subprocess
 import tarfile
@@ -191,14 +192,17 @@ def test_a_step_s_memory_is_the_pod_s_and_the_daemon_outlives_it(daemon: Daemon)
     assert daemon.sh("pidof dockerd") == before
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_cache_over_its_limit_shrinks(daemon: Daemon) -> None:
     for number in range(4):
         fill = f"FROM busybox:latest\nRUN head -c {40 * MIB} /dev/urandom >/{number}\n"
         daemon.build(fill, "--output=type=cacheonly")
     assert daemon.cache() > 2 * LIMIT * MIB
-    # BuildKit looks a minute after a build.
-    eventually(lambda: daemon.cache() <= LIMIT * MIB, 150)
+    # BuildKit looks a minute after a build, but not after one that ends while it looks: the next one sees to that.
+    with contextlib.suppress(AssertionError):
+        eventually(lambda: daemon.cache() <= LIMIT * MIB, 90)
+    daemon.build("FROM busybox:latest\nRUN true\n", "--output=type=cacheonly")
+    eventually(lambda: daemon.cache() <= LIMIT * MIB, 120)
 
 
 @contextmanager
