@@ -236,7 +236,6 @@ class KubernetesEngine(KubernetesRecords):
                 build = self._readable(stored["metadata"], summary_of)
                 if build is not None and build.status.finished_at and build.status.finished_at <= before:
                     yield build
-        self._with_jobs = {}
 
     def wait(self, timeout: float) -> None:
         self._woken.wait(timeout)
