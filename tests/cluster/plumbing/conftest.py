@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from kubernetes.client.configuration import Configuration
@@ -11,6 +12,7 @@ from kubernetes.client.configuration import Configuration
 from builds.engines.kubernetes.api import Api
 from tests.cluster.conftest import Configured
 from tests.parts.front import Front
+from tests.parts.proxy import Proxy
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -55,5 +57,19 @@ def front(configured: Configured) -> Iterator[Front]:
 def fronted(front: Front, namespace: str) -> Iterator[Api]:
     """Through `front`."""
     api = Api(Configuration(host=front.url), namespace)
+    yield api
+    api.close()
+
+
+@pytest.fixture
+def proxy(everywhere: Api) -> Iterator[Proxy]:
+    where = urlsplit(everywhere.host)
+    with Proxy((where.hostname or "", where.port or 443)) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxied(proxy: Proxy, configured: Configured, namespace: str) -> Iterator[Api]:
+    api = Api(configured(proxy.port), namespace)
     yield api
     api.close()

@@ -35,20 +35,6 @@ from tests.parts.front import Answer, Asked, Front
 from tests.parts.proxy import Proxy
 
 
-@pytest.fixture
-def proxy(everywhere: Api) -> Iterator[Proxy]:
-    where = urlsplit(everywhere.host)
-    with Proxy((where.hostname or "", where.port or 443)) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied(proxy: Proxy, configured: Configured, namespace: str) -> Iterator[Api]:
-    api = Api(configured(proxy.port), namespace)
-    yield api
-    api.close()
-
-
 def names(objects: Iterator[dict[str, Any]]) -> list[str]:
     return [each["metadata"]["name"] for each in objects]
 

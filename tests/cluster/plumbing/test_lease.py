@@ -12,13 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
 from builds.engines.kubernetes.api import Absent, Api
 from builds.engines.kubernetes.lease import Lease
-from tests.cluster.conftest import Configured
 from tests.cluster.plumbing.things import lease as lease_object
 from tests.parts.cluster import Cluster
 from tests.parts.front import Answer, Asked, Front
@@ -48,20 +46,6 @@ def standing() -> Iterator[Standing]:
             return lease
 
         yield stand
-
-
-@pytest.fixture
-def proxy(everywhere: Api) -> Iterator[Proxy]:
-    where = urlsplit(everywhere.host)
-    with Proxy((where.hostname or "", where.port or 443)) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-def proxied(proxy: Proxy, configured: Configured, namespace: str) -> Iterator[Api]:
-    api = Api(configured(proxy.port), namespace)
-    yield api
-    api.close()
 
 
 class Witness:
