@@ -108,7 +108,7 @@ def test_failures_back_off_and_are_told_once(looks: Looks, error: Exception, cap
     assert len(told) == (1 if not isinstance(error, KeyError) else len(looks.at))
     looks.error = None
     with caplog.at_level(logging.INFO):
-        go_on(polled, looks, 1.2 * MAX_PAUSE)
+        go_on(polled, looks, 1.1 * MAX_PAUSE + 2 * 11 * MINUTE)
     assert REGISTRY.get_sample_value("kiln_sync_failing") == 0
     assert looks.times()[-1] - looks.times()[-2] <= 1.1 * 10 * MINUTE + 1
 
