@@ -27,6 +27,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from builds.clients.github import GitHub
 from builds.errors import (
     AskError,
     CannotBuild,
@@ -286,11 +287,15 @@ class Resolved(NamedTuple):
 
 
 class Resolver:
-    """Finds the commit that a ref stands for. Safe to use from many threads; asks a host a few things at once."""
+    """Finds the commit that a ref stands for. Safe to use from many threads; asks a host a few things at once.
+
+    Where there is a credential for a repository on GitHub, its API is asked first.
+    """
 
     def __init__(self, policy: Policy, credentials: Callable[[], Sequence[Credential]] = tuple) -> None:
         self._policy = policy
         self._credentials = credentials
+        self._github = GitHub()
         # Hosts that share one wait for each other now and then; one for each would grow with what strangers name.
         self._turns = [threading.BoundedSemaphore(LOOKUPS_PER_HOST) for _ in range(64)]
 
@@ -302,7 +307,17 @@ class Resolver:
         if ref and is_commit(ref):
             return Resolved(None, ref.lower())
         with self._asking(repository, RESOLVE_TIMEOUT) as (git, deadline):
-            return look_up(git, repository.clone_url, ref, deadline)
+            return self._told(repository, ref, deadline) or look_up(git, repository.clone_url, ref, deadline)
+
+    def _told(self, repository: Repository, ref: str | None, deadline: float) -> Resolved | None:
+        """What GitHub's API says, if it does."""
+        credential = credential_for(repository, self._credentials())
+        if credential is None:
+            return None
+        if ref is None or ref == "HEAD":
+            ref = self._github.default_branch(repository, credential.password, deadline)
+        found = ref and self._github.commit(repository, _names(ref), credential.password, deadline)
+        return Resolved(_branch(found[0]), found[1]) if found else None
 
     def refs(self, repository: Repository) -> Refs:
         """All branches and tags. Raises CannotBuild, RepositoryRefused, Unreachable: after at most `LIST_TIMEOUT`
@@ -336,12 +351,17 @@ def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) 
         if "HEAD" not in found:
             raise UnknownRef("The repository has no default branch: it may be empty.")
         return Resolved(_branch(found.get("HEAD:")), found["HEAD"])
-    names = [ref] if ref.startswith("refs/") else [f"refs/heads/{ref}", f"refs/tags/{ref}"]
+    names = _names(ref)
     found = git.refs(url, *names, *(f"{name}^{{}}" for name in names), deadline=deadline)
     for name in names:
         if name in found:
             return Resolved(name, found.get(f"{name}^{{}}", found[name]))
     raise UnknownRef(f"The repository has no branch or tag '{ref}'.")
+
+
+def _names(ref: str) -> list[str]:
+    """The full names that a ref may have, the one that wins first."""
+    return [ref] if ref.startswith("refs/") else [f"refs/heads/{ref}", f"refs/tags/{ref}"]
 
 
 def _branch(name: str | None) -> str | None:

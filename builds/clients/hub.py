@@ -23,6 +23,7 @@ from typing import TypeVar
 import msgspec
 import requests
 
+from builds.clients.answers import content_of
 from builds.errors import TryAgain
 
 log = logging.getLogger(__name__)
@@ -150,25 +151,16 @@ class Hub:
                     allow_redirects=False,
                     stream=True,
                 ) as answer:
-                    body = self._body(answer)
+                    content = content_of(answer, LARGEST, self._limit)
         except (requests.RequestException, OSError) as error:
             self._failed(type(error).__name__)
             raise HubAway from None
         if answer.status_code == requests.codes.ok:
-            return body
+            return content
         if answer.status_code in (400, 401, 403):
             return None
         self._failed(f"status {answer.status_code}")
         raise HubAway
-
-    def _body(self, answer: requests.Response) -> bytes:
-        """Raises requests' errors, and OSError for an answer without end."""
-        deadline, body = time.monotonic() + self._limit, bytearray()
-        for piece in answer.iter_content(1 << 16):
-            body += piece
-            if len(body) > LARGEST or time.monotonic() > deadline:
-                raise OSError("too much to read")
-        return bytes(body)
 
 
 class _Grant(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from urllib.parse import urlencode
 import msgspec
 import requests
 
+from builds.clients.answers import content_of
 from builds.repository import is_loopback
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
@@ -216,7 +217,7 @@ class Registry:
                 stream=True,
                 proxies=none,  # type: ignore[arg-type]
             )
-            answer._content = answer.raw.read(MAX_BODY, decode_content=True)
+            answer._content = content_of(answer, MAX_BODY)
         except (requests.RequestException, OSError) as error:
             raise Unreachable(f"The registry {host} could not be reached: {_cause(error)}.") from None
         return answer

@@ -155,7 +155,7 @@ def _job(release: Release, pods: Pods, node: str) -> dict[str, float]:
 def _bare_pod(release: Release, api: Api, node: str) -> Object:
     """One that waits for commands beside the node's daemon."""
     spec = _pod_spec(release, node, ["sleep", "infinity"])
-    spec["volumes"] = [{"name": "docker", "hostPath": {"path": f"/var/run/kiln/{release.namespace}-{release.name}"}}]
+    spec["volumes"] = [{"name": "docker", "hostPath": {"path": f"/var/run/kiln/{release.namespace}_{release.name}"}}]
     spec["containers"][0]["volumeMounts"] = [{"name": "docker", "mountPath": "/run/kiln"}]
     variables = {"DOCKER_HOST": "unix:///run/kiln/docker.sock", "HOME": "/tmp"}
     spec["containers"][0]["env"] = [{"name": name, "value": value} for name, value in variables.items()]

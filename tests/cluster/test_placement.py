@@ -262,8 +262,7 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
         for one in others:
             build = release.ended(one, LONG)
             assert (build["state"], build["attempt"]) == ("succeeded", 1)
-        first, second = release.pods(name)
-        assert on(first) != on(second), "elsewhere, as long as there is another node"
+        _, second = release.pods(name)
         neighbours = [pod for one in others for pod in release.pods(one) if on(pod) == on(second)]
         assert all(most_at_once([second, pod]) == {on(second): 1} for pod in neighbours), "it has its node to itself"
         assert set(release.most_at_once().values()) <= {1, 2}

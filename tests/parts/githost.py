@@ -12,7 +12,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO
@@ -34,11 +34,13 @@ class GitHost:
     What a path prefix has in `passwords` it takes to come in (`user`, `password`); what is in `redirects` is answered
     with 302 to there; what is in `hanging` is accepted and never answered; what is in
     `old` is served by protocol 0, which gives only what refs point at. All may be changed while it runs. `requests`
-    are the targets asked for so far, `credentials` those among them that came with one.
+    are the targets asked for so far, `credentials` those among them that came with one. `api` answers what is under
+    `/api/`: it is given the path and the headers, and gives status, headers and content.
     """
 
     def __init__(self, root: Path, address: str = "127.0.0.1", port: int = 0) -> None:
         self.root = root
+        self.api: Callable[[str, Mapping[str, str]], tuple[int, Mapping[str, str], bytes]] | None = None
         self.passwords: dict[str, tuple[str, str]] = {}
         self.redirects: dict[str, str] = {}
         self.hanging: set[str] = set()
@@ -147,7 +149,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             moved = _under(path, host.redirects)
-            if moved is not None:
+            if host.api and path.startswith("/api/"):
+                self._answer(*host.api(path, dict(self.headers)))
+            elif moved is not None:
                 self._answer(302, {"Location": host.redirects[moved] + self.path.removeprefix(moved)})
             elif not self._may_come_in(path):
                 self._answer(401, {"WWW-Authenticate": 'Basic realm="git"'})
