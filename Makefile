@@ -6,7 +6,7 @@ BIN := .venv/bin
 IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo cluster cluster-down image test soak lint style format types imports bench fuzz mutants chart locks clean
+.PHONY: help venv demo cluster cluster-down image test lint style format types imports bench fuzz mutants chart locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
@@ -47,9 +47,6 @@ image:  ## web, controller and builder as one image, kiln:dev, and what makes it
 
 test: venv  ## every tier that this machine can run
 	@$(BIN)/python -m tests.run
-
-soak: venv  ## storms and thousands of records on a cluster: what needs the whole machine for minutes
-	@$(BIN)/python -m pytest -v -m soak tests
 
 lint: style format types imports  ## style, types, and which way imports point
 

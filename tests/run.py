@@ -88,10 +88,9 @@ FOLDERS = {"docker": docker, "cluster": cluster, "hub": hub}
 """Tiers with a folder of their own, and what they need."""
 
 GAPS = {
-    "cluster": "that a network keeps to the NetworkPolicies, only what the chart makes of them; "
-    "nor what `make soak` has, which takes the whole machine"
+    "cluster": "that a network keeps to the NetworkPolicies, only what the chart makes of them",
 }
-"""kind's own network need not enforce them, so no test can rely on it. And what takes the whole machine is apart."""
+"""kind's own network need not enforce them, so no test can rely on it."""
 
 
 def tiers(wanted: Sequence[str]) -> list[Tier]:
@@ -99,9 +98,7 @@ def tiers(wanted: Sequence[str]) -> list[Tier]:
     ignored = [f"--ignore={HERE / name}" for name in FOLDERS]
     there = [Tier("unit", [str(HERE), *ignored])]
     folders = {name: needs for name, needs in FOLDERS.items() if (HERE / name).is_dir()}
-    there += [
-        Tier(name, [str(HERE / name), "-m", "not soak"], needs, GAPS.get(name)) for name, needs in folders.items()
-    ]
+    there += [Tier(name, [str(HERE / name)], needs, GAPS.get(name)) for name, needs in folders.items()]
     unknown = {*wanted} - {tier.name for tier in there}
     if unknown:
         sys.exit(f"There is no tier {', '.join(sorted(unknown))}; there is {', '.join(tier.name for tier in there)}.")

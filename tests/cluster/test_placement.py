@@ -237,7 +237,6 @@ RUN ["/bin/busybox", "sh", "-c", "busybox sleep {seconds} && busybox dd if=/dev/
 """Fills a gigabyte, after a while."""
 
 
-@pytest.mark.soak
 def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
     cluster: Cluster, registry: Registry, host: GitHost
 ) -> None:

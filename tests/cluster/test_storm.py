@@ -23,7 +23,7 @@ from tests.parts.installation import ENDED, SMALL, Webhook
 from tests.parts.kiln import until
 from tests.parts.registry import Registry
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(SETTING_UP["release"] + 600)]
+pytestmark = pytest.mark.timeout(SETTING_UP["release"] + 600)
 
 SLOTS = 4
 REFS = 5
