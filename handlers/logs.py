@@ -13,6 +13,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 
 import msgspec
 from flask import Response
@@ -29,6 +30,9 @@ LOOK = 0.5
 """Seconds between two looks at a log that grows."""
 IDLE = 2.0
 """Seconds to wait for a change of the record while no attempt runs."""
+
+PIECE = 1 << 16
+"""Bytes that are sent at once, and a frame more."""
 
 Position = tuple[int, int]
 """(attempt, line): the last line that the viewer has."""
@@ -110,20 +114,25 @@ def events(
     Ends early, without a last `state`, when the record cannot be read or web is `stopping`: the viewer comes back with
     the position.
     """
-    try:
-        yield from kept_alive(_said(follow(records, name, position, stopping), shape))
-    except (NotFound, Unavailable):
-        return
+    yield from kept_alive(_said(follow(records, name, position, stopping), shape))
 
 
 def kept_alive(frames: Iterable[bytes]) -> Iterator[bytes]:
-    """The frames that say something, and a comment after every `KEEPALIVE` seconds of those that are empty."""
-    spoke = time.monotonic()
+    """The frames up to one that is empty in one piece, and a comment after every `KEEPALIVE` seconds of empty ones.
+
+    A piece is a packet and a turn of a thread, and there are as many as there are viewers.
+    """
+    spoke, said = time.monotonic(), bytearray()
     for each in frames:
-        if not each and time.monotonic() - spoke <= KEEPALIVE:
+        said += each
+        if each and len(said) < PIECE:
             continue
-        yield each or b": waiting\n\n"
-        spoke = time.monotonic()
+        if said or time.monotonic() - spoke > KEEPALIVE:
+            yield bytes(said) or b": waiting\n\n"
+            said.clear()
+            spoke = time.monotonic()
+    if said:
+        yield bytes(said)
 
 
 def streamed(frames: Iterable[bytes], leave: Callable[[], None] | None = None) -> Response:
@@ -137,15 +146,16 @@ def streamed(frames: Iterable[bytes], leave: Callable[[], None] | None = None) -
 
 def _said(seen: Iterable[Build | LogLine | None], shape: Callable[[Build], object]) -> Iterator[bytes]:
     told = b""
-    for new in seen:
-        if new is None:
-            yield b""
-        elif isinstance(new, LogLine):
-            yield _line(new)
-        else:
-            state = msgspec.json.encode(shape(new))
-            yield b"" if state == told else frame(state, event="state")
-            told = state
+    with suppress(NotFound, Unavailable):
+        for new in seen:
+            if new is None:
+                yield b""
+            elif isinstance(new, LogLine):
+                yield _line(new)
+            else:
+                state = msgspec.json.encode(shape(new))
+                yield b"" if state == told else frame(state, event="state")
+                told = state
 
 
 def _line(line: LogLine) -> bytes:

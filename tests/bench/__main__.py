@@ -10,6 +10,7 @@ from tests.bench import building, cluster, records, web
 BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "build": building.against_bare,
     "webhooks": web.webhooks,
+    "watched": web.watched,
     "starts": web.starts,
     "memory": web.memory,
     "stored": records.stored,

@@ -263,13 +263,16 @@ def _queued(release: Release) -> int:
 
 
 def _scale(release: Release, controllers: int) -> None:
-    release.upgrade(controller={"replicas": controllers})
+    """By hand: the chart wants at least one."""
+    which = [f"--namespace={release.namespace}", f"--selector={release.labels},app.kubernetes.io/component=controller"]
+    release.cluster.kubectl("scale", "deployments", *which, f"--replicas={controllers}")
     until(lambda: len(release.objects("pods", "controller")) == controllers, 120)
 
 
 def _forget(release: Release) -> None:
     """All records, and controllers again."""
-    for owner in (release.labels, release.labels.replace(release.name, "nobody")):
-        selector = f"--selector={owner},app.kubernetes.io/component=build"
-        release.cluster.kubectl("delete", "configmaps", f"--namespace={release.namespace}", selector)
+    for owner in (release.labels, release.labels.replace(f"instance={release.name}", "instance=nobody")):
+        selector = {"labelSelector": f"{owner},app.kubernetes.io/component=build"}
+        path = f"/api/v1/namespaces/{release.namespace}/configmaps"
+        release.cluster.api("DELETE", path, params=selector, timeout=120).raise_for_status()
     _scale(release, 2)

@@ -22,13 +22,19 @@ from urllib.parse import urlsplit
 from docs.demo.github import delivery
 from tests.bench import empty
 from tests.bench.figures import beside, percentile
-from tests.parts.kiln import Kiln
+from tests.parts import machine
+from tests.parts.githost import GitHost
+from tests.parts.kiln import Kiln, get, until
 from tests.parts.machine import ROOT
-from tests.parts.registry import free_port
+from tests.parts.registry import Registry, free_port
+from tests.parts.system import System
+from tests.parts.viewers import Viewers
 
 SENDERS = 8
 EACH = 100
 STARTS = 5
+VIEWERS = 300
+EVENTS = {"Accept": "text/event-stream"}
 ZERO = "0" * 40
 FREE = {"KILN_MAX_QUEUED": "1000000", "KILN_MAX_QUEUED_PER_USER": "1000000", "KILN_LOG_LEVEL": "warning"}
 
@@ -60,6 +66,41 @@ def _repeated(url: str, secret: bytes) -> None:
     headers, body = push(secret, 0, 1)
     again = load(partial(poster, url, "/webhooks/github", lambda _: (headers, body)))
     print(f"  the same one again: median {median(again) * 1000:.2f} ms, p99 {percentile(again, 99) * 1000:.2f} ms")
+
+
+def watched() -> None:
+    """Webhooks while 300 follow the log of one build that runs and talks, against the same web without them."""
+    settings = {**FREE, "KILN_MAX_VIEWERS": str(VIEWERS), "KILN_BUILDS_PER_NODE": "1"}
+    with (
+        machine.daemon(),
+        tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
+        Registry(Path(name) / "registry") as registry,
+        GitHost(Path(name) / "git") as host,
+        System(Path(name), registry=registry, host=host, sinks=(), config={}, **settings) as system,
+    ):
+        process = system.start("web").popen
+        system.start("controller")
+        build = system.talking("bench/talks")
+        looked: list[float] = []
+        alone: list[float] = []
+        before = _pss(process.pid)
+        for turn in range(4):
+            alone += _pushed(system, turn)
+            with Viewers(f"{system.url}api/v1/builds/{build}/log", VIEWERS, EVENTS) as viewers:
+                until(lambda: viewers.reading == VIEWERS)
+                looked += _pushed(system, turn + 100)
+                after = _pss(process.pid)
+            until(lambda: b"kiln_log_viewers 0.0" in get(f"{system.web[-1].ops}/metrics")[1])
+        what = f"webhook, {VIEWERS} viewers"
+        beside(f"{what}, median", median(looked), median(alone), "ms", "without viewers", 1000)
+        beside(f"{what}, p99", percentile(looked, 99), percentile(alone, 99), "ms", "without viewers", 1000)
+        beside(f"web, {VIEWERS} viewers", after, before, "MB", "before them (PSS)")
+        system.cancel(build)
+
+
+def _pushed(system: System, turn: int) -> list[float]:
+    make = partial(push, system.webhook_secret.encode(), turn)
+    return load(partial(poster, system.url, "/webhooks/github", make))
 
 
 def starts() -> None:
@@ -162,10 +203,11 @@ def poster(url: str, path: str, make: Callable[[int], Request]) -> Send:
 
 @contextmanager
 def _process(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, with this environment beside ours; ended by SIGTERM."""
+    """A process, with this environment beside ours, but for what ours has for Kiln; ended by SIGTERM."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("KILN_")}
     process = subprocess.Popen(
         command,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        env={**ours, "PYTHONPATH": str(ROOT), **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -37,6 +37,9 @@ SMALL = "FROM scratch\nCOPY page /page\n"
 """A Dockerfile that needs nothing and runs nothing."""
 RUNNING = 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sleep", "{seconds}"]\n'
 """One whose step takes a while."""
+_TALK = "busybox sleep {seconds} & while kill -0 $!; do echo still here; busybox usleep 100000; done"
+TALKING = f'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sh", "-c", "{_TALK}"]\n'
+"""One that says something ten times a second meanwhile."""
 
 MANIFESTS = ", ".join(
     [
@@ -126,11 +129,18 @@ class Installation:
                 file.chmod(0o755)
             return commit(self.host.bare(path), Path(work), **options)
 
-    def running(self, path: str, seconds: int) -> tuple[str, str]:
+    def running(self, path: str, seconds: int, dockerfile: str = RUNNING) -> tuple[str, str]:
         """A commit whose build has a step that sleeps for about that long, and for how long exactly: that tells its
         process from all others, and the step from those that Docker has in its cache."""
         exactly = f"{seconds}.{secrets.randbelow(10**9):09}"
-        return self.with_busybox(path, RUNNING.format(seconds=exactly)), exactly
+        return self.with_busybox(path, dockerfile.format(seconds=exactly)), exactly
+
+    def talking(self, path: str) -> str:
+        """A build that runs for minutes, and talks."""
+        commit, exactly = self.running(path, 500, TALKING)
+        name = self.build(path, commit)
+        self.step_runs(name, exactly)
+        return name
 
     def with_busybox(self, path: str, dockerfile: str) -> str:
         """A commit with a Dockerfile that copies `busybox`, to have something to run."""

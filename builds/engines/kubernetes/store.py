@@ -3,7 +3,8 @@
 Asking for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Only who finds
 the record there reads it, adds the cause and patches it under the revision that was read; what one web is asked for the
 same build meanwhile goes into its next write. Lists and the length of the queue come from answers that all requests of
-this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within what two seconds bring.
+this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within what two seconds bring. A queue that is far
+from its limit is not counted that often: that takes longer the more there are.
 """
 
 from __future__ import annotations
@@ -54,6 +55,10 @@ FRESH = 2.0
 """Seconds for which a list is believed."""
 LOOK = 0.5
 """Seconds between two looks at a record that somebody waits for."""
+FAR = 20.0
+"""Seconds for which the length of a queue is believed that is far from its limit."""
+SHARE = 8
+"""This part of the limit may be added before the queue is near it: as much may be added by others whom we don't see."""
 CERTAIN = 0.2
 """Seconds for which the length of the queue is believed where it means that somebody is refused."""
 UNSEEN = timedelta(seconds=20)
@@ -91,6 +96,12 @@ class _Queue:
         self._lock = threading.Lock()
         for build in waiting:
             self.add(build)
+
+        self._counted = self.length
+
+    def far(self, limit: int) -> bool:
+        """Whether it is not half full, as far as it was counted, and few were added since then."""
+        return self.length < limit // 2 and self.length - self._counted < limit // SHARE
 
     def add(self, build: Build) -> None:
         with self._lock:
@@ -274,7 +285,10 @@ class KubernetesRecords:
         nobody is refused for what was so two seconds ago.
         """
         news = {name: {ask.cause.by for ask in asks} for name, asks in groups.items()}
-        if self._without_room(news.values(), self._queues.get(_ALL, self._counted)) is None:
+        known = self._queues.known(_ALL)
+        persons = any(limited(by) for who in news.values() for by in who)
+        age = FAR if known and not persons and known.far(self._max_queued) else FRESH
+        if self._without_room(news.values(), self._queues.get(_ALL, self._counted, max_age=age)) is None:
             return
         befores = {name: self._find(name) for name in groups}
         for name, before in befores.items():

@@ -97,16 +97,7 @@ class LocalEngine:
         return self._attempts.log(name, attempt, after)
 
     def changed(self, name: str, since: str, timeout: float) -> Build | None:
-        deadline = time.monotonic() + timeout
-        while True:
-            mark = self._changes.mark()
-            build = self._store.get(name)
-            if build.revision != since:
-                return build
-            left = deadline - time.monotonic()
-            if left <= 0:
-                return None
-            self._changes.wait(mark, left)
+        return self._store.get(name) if self._changes.wait(name, int(since or -1), timeout) else None
 
     # ---- Engine -----------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
-"""Tells those who wait that the records have changed, whichever process changed them.
+"""Tells those who wait for a record that it has changed, whichever process changed it.
 
-SQLite can say so of a connection at the price of a look at shared memory (`PRAGMA data_version`,
+SQLite can say of a connection that others have written, at the price of a look at shared memory (`PRAGMA data_version`,
 https://www.sqlite.org/pragma.html#pragma_data_version), but it has to be asked. One thread asks for everybody who
-waits, and only while somebody does: a hundred viewers of logs cost what one costs.
+waits, and only while somebody does; it reads the revisions of the records that are waited for, and wakes those whose
+record it was: hundreds of viewers of a log cost what one costs, however much is written for others meanwhile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,19 @@ Mark = tuple[int, int]
 """Which connection was asked, and what it answered; equal marks mean that nothing was written in between."""
 
 
+class _Watched:
+    """A record that is waited for. `revision` is `None` where it is not there, or cannot be read."""
+
+    def __init__(self, lock: threading.Lock, revision: int | None) -> None:
+        self.news = threading.Condition(lock)
+        self.revision = revision
+        self.waiting = 0
+
+    def is_new(self, since: int) -> bool:
+        """For who knows `since`, which may be newer than what is known here."""
+        return self.revision is None or self.revision > since
+
+
 class Changes:
     """`connect` makes a connection of our own, so that the writes of all others are news to it."""
 
@@ -26,24 +40,34 @@ class Changes:
         self._connect = connect
         self._connection: sqlite3.Connection | None = None
         self._connections = 0
-        self._lock = threading.Condition()
-        self._waiting = 0
-        self._watched = False
+        self._lock = threading.Lock()
+        self._watched: dict[str, _Watched] = {}
+        self._watching = False
 
     def mark(self) -> Mark:
-        """To be taken before reading: `wait` returns for what is written after it."""
+        """To be taken before reading: another one later means that something was written after it."""
         with self._lock:
             return self._ask()
 
-    def wait(self, mark: Mark, timeout: float) -> None:
-        """Returns once the mark is another one, or after `timeout` seconds."""
+    def wait(self, name: str, since: int, timeout: float) -> bool:
+        """Whether a record is newer than `since`, or becomes so within `timeout` seconds.
+
+        One that is not there, or cannot be read, counts as newer: who reads it is told why.
+        """
         with self._lock:
-            self._waiting += 1
-            if not self._watched:
-                self._watched = True
-                threading.Thread(target=self._watch, args=(mark,), name="changes", daemon=True).start()
-            self._lock.wait_for(lambda: self._ask() != mark, timeout)
-            self._waiting -= 1
+            watched = self._watched.get(name)
+            if watched is None:
+                watched = self._watched[name] = _Watched(self._lock, self._revision(name))
+            if not self._watching:
+                self._watching = True
+                threading.Thread(target=self._watch, args=(self._ask(),), name="changes", daemon=True).start()
+            watched.waiting += 1
+            try:
+                return watched.news.wait_for(lambda: watched.is_new(since), timeout)
+            finally:
+                watched.waiting -= 1
+                if not watched.waiting:
+                    del self._watched[name]
 
     def close(self) -> None:
         with self._lock:
@@ -53,26 +77,38 @@ class Changes:
 
     def _watch(self, last: Mark) -> None:
         while True:
+            time.sleep(TICK)
             with self._lock:
-                if not self._waiting:
-                    self._watched = False
+                if not self._watched:
+                    self._watching = False
                     return
                 mark = self._ask()
-                if mark != last:
-                    self._lock.notify_all()
+                if mark == last:
+                    continue
                 last = mark
-            time.sleep(TICK)
+                for name, watched in self._watched.items():
+                    watched.revision, before = self._revision(name), watched.revision
+                    if watched.revision != before:
+                        watched.news.notify_all()
 
     def _ask(self) -> Mark:
-        """While the file cannot be read the mark stays the same: who waits must not spin, and who reads is told why."""
+        """While the file cannot be read the mark stays the same: who waits must not spin."""
+        version = self._read("PRAGMA data_version")
+        return (0, 0) if version is None else (self._connections, version)
+
+    def _revision(self, name: str) -> int | None:
+        return self._read("SELECT revision FROM builds WHERE name = ?", name)
+
+    def _read(self, query: str, *values: str) -> int | None:
+        """One number; `None` where there is none, or the file cannot be read."""
         try:
             if self._connection is None:
                 self._connection = self._connect()
                 self._connections += 1
-            (version,) = self._connection.execute("PRAGMA data_version").fetchone()
+            found = self._connection.execute(query, values).fetchone()
         except sqlite3.Error:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
-            return (0, 0)
-        return (self._connections, int(version))
+            return None
+        return None if found is None else int(found[0])
