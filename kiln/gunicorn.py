@@ -14,11 +14,12 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
@@ -71,6 +72,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reading: dict[Any, float] = {}
+
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """All threads are there from the start: it shows then whether they can be had, and there are never more."""
+        pool = super().get_thread_pool()
+        there = threading.Barrier(self.cfg.threads)
+        for _ in range(self.cfg.threads):
+            pool.submit(there.wait)
+        return cast("ThreadPoolExecutor", pool)
 
     def handle(self, conn: Any) -> Any:
         self._reading[conn] = time.monotonic() + self.patience

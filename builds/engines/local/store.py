@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 BUSY = 5.0
 """Seconds to wait for another writer: Git hosts wait ten for their answer."""
 
+CONNECTIONS = 8
+"""So many at once: a crowd of readers waits for its turn, which is short, and leaves no crowd of open files (SQLite keeps
+one open while any other connection has a lock on it)."""
+
 SCHEMA = 1
 """Of the file (its `user_version`); the records in it have a version of their own."""
 
@@ -88,6 +92,7 @@ class Store:
         self._max_queued_per_user = max_queued_per_user
         self._now = now
         self._idle: list[sqlite3.Connection] = []
+        self._room = threading.BoundedSemaphore(CONNECTIONS)
         # Threads of one process queue here, without SQLite's sleeping and asking again.
         self._writer = threading.Lock()
         self._reported: set[tuple[str, int]] = set()
@@ -264,7 +269,7 @@ class Store:
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
         """A connection to oneself; outside a transaction each statement sees all that was committed before it."""
-        with self._translated():
+        with self._room, self._translated():
             try:
                 connection = self._idle.pop()
             except IndexError:
