@@ -67,5 +67,5 @@ def host(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator
 @pytest.fixture(scope="session")
 def release(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
     """For all tests that need none of their own: release and Service are both called `kiln`."""
-    with Release(cluster, registry=registry, host=host) as release:
+    with Release(cluster, registry=registry, host=host, max_viewers=300) as release:
         yield release

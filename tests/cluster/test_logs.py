@@ -16,11 +16,14 @@ from tests.parts.cluster import Cluster, Release
 from tests.parts.installation import SMALL
 from tests.parts.kiln import until
 from tests.parts.pods import Replica, lines, replicas
+from tests.parts.viewers import Viewers
 
 pytestmark = pytest.mark.timeout(300)
 
 LAST = 2000
 VIEWERS = 20
+CROWD = 300 - 2 * VIEWERS
+"""Who only look."""
 MIB = 1 << 20
 
 
@@ -160,7 +163,10 @@ def test_all_viewers_of_a_build_share_one_stream_of_a_replica(release: Release, 
         ]
         release.step_runs(name, exactly)
         until(lambda: all(list(lines(list(messages))) for messages in seen), 60)
-        until(lambda: streams(release.cluster) - before == len(webs), 60)
+        address = f"{release.url}api/v1/builds/{name}/log"
+        with Viewers(address, CROWD, {"Accept": "text/event-stream"}) as crowd:
+            until(lambda: crowd.reading == CROWD, 60)
+            until(lambda: streams(release.cluster) - before == len(webs), 60)
         release.cancel(name)
         assert release.ended(name)["state"] == "cancelled"
         for future in futures:

@@ -33,8 +33,8 @@ BUSY = 5.0
 """Seconds to wait for another writer: Git hosts wait ten for their answer."""
 
 CONNECTIONS = 8
-"""So many at once: a crowd of readers waits for its turn, which is short, and leaves no crowd of open files (SQLite keeps
-one open while any other connection has a lock on it)."""
+"""So many at once: a crowd of readers waits for its turn, which is short, and leaves no crowd of open files. (SQLite
+keeps one open while any other connection has a lock on it.)"""
 
 SCHEMA = 1
 """Of the file (its `user_version`); the records in it have a version of their own."""
