@@ -12,13 +12,11 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.parts.installation import SMALL
+from tests.parts.installation import BROKEN, SMALL
 from tests.parts.system import System
 
 Message = dict[str, Any]
 Fetch = Callable[..., list[Message]]
-
-BROKEN = "FROM scratch\nCOPY nothing-of-that-name /\n"
 
 
 @pytest.fixture
