@@ -98,7 +98,7 @@ def test_an_environment_is_built(pair: Paired, environments: Environments) -> No
     told = environments.told(uid)
     assert told["phase"] == "built"
     assert told["message"].endswith("Done! Image built\n")
-    (build,) = [build for build in system.listed() if build["commit"] == commit]
+    (build,) = pair.builds(commit)
     assert [cause["by"] for cause in build["causes"]] == ["service:tljh_repo2docker"]
 
     again = environments.add(system.host.url("ada/environment"), "HEAD", uid=uid)

@@ -67,6 +67,9 @@ class Paired:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["token"])
 
+    def builds(self, commit: str) -> list[dict[str, Any]]:
+        return [build for build in self.system.listed() if build["commit"] == commit]
+
     def sign_as(self, user: str) -> None:
         """From now on it is this user who asks."""
         self.system.token = self.token(user)
