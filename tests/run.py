@@ -17,9 +17,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tests.parts import chromium, machine, node
 from tests.parts import cluster as kind
 from tests.parts import hub as jupyterhub
-from tests.parts import machine, node
 
 HERE = Path(__file__).resolve().parent
 
@@ -76,6 +76,14 @@ def hub() -> Iterator[None]:
         yield
 
 
+def browser() -> AbstractContextManager[None]:
+    """All that the Hub's clients need, and Chromium."""
+    reason = chromium.problem()
+    if reason:
+        raise machine.MachineError(reason)
+    return hub()
+
+
 def cluster() -> AbstractContextManager[None]:
     """Docker, and what makes a cluster on it; the tests make the cluster."""
     absent = kind.absent()
@@ -84,7 +92,7 @@ def cluster() -> AbstractContextManager[None]:
     return docker()
 
 
-FOLDERS = {"docker": docker, "cluster": cluster, "hub": hub}
+FOLDERS = {"docker": docker, "cluster": cluster, "hub": hub, "browser": browser}
 """Tiers with a folder of their own, and what they need."""
 
 GAPS = {

@@ -50,6 +50,12 @@ def test_a_tier_that_cannot_run_says_why() -> None:
     assert str(run.run(Tier("docker", [], needs))) == "docker   not run: there is no docker command"
 
 
+def test_a_browser_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tier,) = run.tiers(["browser"])
+    assert str(run.run(tier)) == "browser  not run: there is no chromium command: install the package chromium"
+
+
 def test_what_no_test_can_tell_is_said(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text("def test_good(): pass\n")
     outcome = run.run(Tier("some", [str(tmp_path), "-p", "no:cacheprovider"], gap="the weather"))

@@ -57,6 +57,9 @@ MAX_OUTPUT, MAX_REFS, MAX_COMPLAINT = 64 << 20, 1 << 20, 16 << 10
 """Bytes that git may print: at all (the names of half a million files), of refs, and of a complaint. More is a host or
 a repository that wants our memory."""
 
+TRUST = "GIT_SSL_CAINFO"
+"""The one variable of git's own that is taken over: whose certificates count is for those to say who run us."""
+
 SETTINGS = """\
 [core]
 	hooksPath = /dev/null
@@ -136,7 +139,8 @@ class Git:
     @property
     def environment(self) -> dict[str, str]:
         """For git, and for every program that runs git."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("GIT_", "XDG_CONFIG"))}
+        barred = ("GIT_", "XDG_CONFIG")
+        kept = {name: value for name, value in os.environ.items() if name == TRUST or not name.startswith(barred)}
         return {
             **kept,
             "HOME": str(self.home),  # curl reads ~/.netrc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import ssl
 import subprocess
 import threading
 import time
@@ -17,6 +18,7 @@ from builds.clients import git as client
 from builds.clients.git import Git, Resolved, Resolver, credential_for, credentials
 from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
 from builds.repository import Policy, Refs, canonical
+from tests.parts.authority import make_authority
 from tests.parts.githost import GitHost, git
 
 
@@ -160,6 +162,21 @@ def test_behind_a_proxy_names_are_not_resolved_here(monkeypatch: pytest.MonkeyPa
         assert 'proxy = "http://127.0.0.1:1"' in config
         with pytest.raises(Unreachable, match=r"127\.0\.0\.1 port 1"):
             own.run("ls-remote", "--", "https://no-such-name.invalid/a/b.git")
+
+
+def test_an_authority_of_ones_own(host: GitHost, head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As git's environment names it; a name that only the proxy knows stands for the host."""
+    make_authority(tmp_path, "DNS:git.invalid")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
+    monkeypatch.setattr(host, "tls", tls)
+    for name, value in {"https_proxy": host.base, "no_proxy": "", "NO_PROXY": ""}.items():
+        monkeypatch.setenv(name, value)
+    page = canonical("https://git.invalid/ada/page")
+    with pytest.raises(Unreachable, match="certificate"):
+        Resolver(Policy()).resolve(page, "main")
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(tmp_path / "ca.pem"))
+    assert Resolver(Policy()).resolve(page, "main").commit == head
 
 
 def test_credentials_are_for_their_host_and_path(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from eventing.errors import SinkError
 from eventing.event import Event
 from eventing.sinks import LONGEST_PAUSE, LONGEST_RETRY_AFTER, Outcome, Sink, judge, pause, seconds_until, wanted
 from eventing.transport import LANE_WIDTH
+from tests.parts.authority import make_authority
 from tests.parts.proxy import Proxy
 from tests.parts.sink import CUT, SILENT, TRICKLE, Answer, EventSink, Received
 
@@ -173,7 +174,7 @@ def test_no_sink_in_the_environment() -> None:
 
 
 def test_the_injected_sink(tmp_path: Path) -> None:
-    authority = make_authority(tmp_path)
+    authority = make_authority(tmp_path, "IP:127.0.0.1")
     further = tmp_path / "certs" / "deep"
     further.mkdir(parents=True)
     (further / "more.pem").write_text(f"# Főtanúsítvány\n{authority}", encoding="utf-8")
@@ -536,30 +537,13 @@ def test_proxies_of_the_environment(courier: Courier, receiver: EventSink, monke
 # --- TLS
 
 
-def make_authority(folder: Path) -> str:
-    """An authority, and a certificate of it for 127.0.0.1: `ca.pem`, `sink.pem`, `sink.key`. Returns the first."""
-    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-    make = ["openssl", "req", "-x509", *key]
-    for arguments in (
-        # Python 3.13 takes an authority only if it says that it may be one.
-        ["-subj", "/CN=authority", "-addext", "keyUsage=keyCertSign", "-keyout", "ca.key", "-out", "ca.pem"],
-        [
-            *("-subj", "/CN=sink", "-CA", "ca.pem", "-CAkey", "ca.key"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"),
-            *("-keyout", "sink.key", "-out", "sink.pem"),
-        ],
-    ):
-        subprocess.run([*make, *arguments], cwd=folder, check=True, capture_output=True, timeout=30)
-    return (folder / "ca.pem").read_text()
-
-
 def test_a_certificate_nobody_vouches_for_and_then_its_authority(
     courier: Courier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    authority = make_authority(tmp_path)
+    authority = make_authority(tmp_path, "IP:127.0.0.1")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(tmp_path / "sink.pem", tmp_path / "sink.key")
+    server.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
     with EventSink(tls=server) as receiver:
         distrusted = send(courier, Sink(name="hub", url=receiver.url)).result(15)
         assert (distrusted.delivered, distrusted.final, distrusted.status) == (False, False, None)

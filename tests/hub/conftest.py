@@ -10,11 +10,9 @@ import pytest
 from tests.docker.conftest import docker, host, registry  # noqa: F401  (fixtures)
 from tests.parts import node
 from tests.parts.githost import GitHost
+from tests.parts.paired import BASE
 from tests.parts.registry import Registry
 from tests.parts.system import System
-
-BASE = "/services/binder/"
-"""Where a Hub's proxy has its service `binder`."""
 
 
 @pytest.fixture(scope="session")

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import pytest
 
-from tests.parts.installation import SMALL
+from tests.parts.binderhub import Message, check_order, check_there, spec_of
+from tests.parts.installation import BROKEN, SMALL
 from tests.parts.system import System
 
-Message = dict[str, Any]
 Fetch = Callable[..., list[Message]]
-
-BROKEN = "FROM scratch\nCOPY nothing-of-that-name /\n"
 
 
 @pytest.fixture
@@ -34,25 +30,6 @@ def fetch(system: System, packages: Path) -> Fetch:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return run
-
-
-def spec_of(system: System, path: str, ref: str) -> str:
-    return f"git/{quote(system.host.url(path), safe='')}/{ref}"
-
-
-def check_order(said: Sequence[Message]) -> None:
-    """Phases come in order, and each message brings its own newline; the end is the last and the only one."""
-    order = ["waiting", "fetching", "building", "pushing", "ready", "failed"]
-    phases = [message["phase"] for message in said]
-    assert phases == sorted(phases, key=order.index)
-    assert sum(phase in ("ready", "failed") for phase in phases) == 1
-    assert all(message["message"].endswith("\n") for message in said)
-
-
-def check_there(system: System, end: Message) -> None:
-    assert end["phase"] == "ready"
-    image, _, tag = end["imageName"].rpartition(":")
-    assert system.digest(image, tag) == end["imageDigest"]
 
 
 def test_a_cold_build_and_a_warm_image(system: System, fetch: Fetch) -> None:

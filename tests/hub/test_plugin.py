@@ -21,16 +21,15 @@ from eventing import jupyterhub
 from tests.parts import hub as parts
 from tests.parts.githost import GitHost
 from tests.parts.hub import Hub
-from tests.parts.installation import SMALL
+from tests.parts.installation import BROKEN, SMALL
 from tests.parts.kiln import until
+from tests.parts.paired import BASE
 from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
 from tests.parts.sink import SILENT, EventSink
 from tests.parts.system import System
 
-BASE = "/services/binder/"
 PLUGIN = Path(jupyterhub.__file__)
-BROKEN = "FROM scratch\nCOPY nothing-of-that-name /\n"
 
 CONFIG = """
 from kiln_hub import KilnHandler, image_hook
@@ -74,16 +73,6 @@ try:
 except Exception as error:
     print(error.status_code, error.jupyterhub_message)
 """
-
-NO_CLUSTER = """
-apiVersion: v1
-kind: Config
-current-context: none
-contexts: [{name: none, context: {cluster: none, user: none}}]
-clusters: [{name: none, cluster: {server: "http://127.0.0.1:1"}}]
-users: [{name: none, user: {}}]
-"""
-"""KubeSpawner wants to know of one; it is not spoken to."""
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +240,7 @@ def test_kubespawner_offers_what_is_built(kiln: System, packages: Path, tmp_path
     newest = kiln.commit("courses/offered", {"Dockerfile": SMALL})
     build = kiln.ended(kiln.ask(repository=kiln.host.url("courses/offered")).json()["name"])
     shutil.copy(PLUGIN, tmp_path / "kiln_hub.py")
-    (tmp_path / "kubeconfig").write_text(NO_CLUSTER)
+    (tmp_path / "kubeconfig").write_text(parts.NO_CLUSTER)
 
     def run(url: str, options: dict[str, str]) -> dict[str, Any]:
         program = PROFILES.format(folder=str(tmp_path), kiln=(url, kiln.token), only=("*/courses/offered",))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -35,12 +36,14 @@ class GitHost:
     with 302 to there; what is in `hanging` is accepted and never answered; what is in
     `old` is served by protocol 0, which gives only what refs point at. All may be changed while it runs. `requests`
     are the targets asked for so far, `credentials` those among them that came with one. `api` answers what is under
-    `/api/`: it is given the path and the headers, and gives status, headers and content.
+    `/api/`: it is given the path and the headers, and gives status, headers and content. With `tls` it is also a proxy
+    that takes itself for every host.
     """
 
     def __init__(self, root: Path, address: str = "127.0.0.1", port: int = 0) -> None:
         self.root = root
         self.api: Callable[[str, Mapping[str, str]], tuple[int, Mapping[str, str], bytes]] | None = None
+        self.tls: ssl.SSLContext | None = None
         self.passwords: dict[str, tuple[str, str]] = {}
         self.redirects: dict[str, str] = {}
         self.hanging: set[str] = set()
@@ -133,6 +136,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._serve()
+
+    def do_CONNECT(self) -> None:
+        if self.served_by.tls is None:
+            self.send_error(405)
+            return
+        self.send_response(200)
+        self.end_headers()
+        with self.served_by.tls.wrap_socket(self.connection, server_side=True) as inside:
+            type(self)(inside, self.client_address, self.server)
+        self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         pass

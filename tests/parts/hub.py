@@ -52,6 +52,16 @@ c.JupyterHub.load_roles = [
 ]
 """
 
+NO_CLUSTER = """
+apiVersion: v1
+kind: Config
+current-context: none
+contexts: [{name: none, context: {cluster: none, user: none}}]
+clusters: [{name: none, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: none, user: {}}]
+"""
+"""KubeSpawner wants to know of one; it is not spoken to."""
+
 
 def environment() -> Path:
     """The Python of the Hub's environment, which is made by its lock file where it is not. Raises MachineError."""
@@ -101,11 +111,17 @@ class Hub:
         """Returns once it answers through its proxy."""
         inherited = {name: os.environ[name] for name in KEPT if name in os.environ}
         python = environment()
+        path = f"{python.parent}:{inherited['PATH']}"
         with self.log.open("ab") as out:
             self._popen = popen = subprocess.Popen(
                 [str(python), "-m", "jupyterhub"],
                 cwd=self.folder,
-                env={**inherited, "PYTHONPATH": str(self.folder), "CONFIGPROXY_AUTH_TOKEN": secrets.token_hex(16)},
+                env={
+                    **inherited,
+                    "PATH": path,
+                    "PYTHONPATH": str(self.folder),
+                    "CONFIGPROXY_AUTH_TOKEN": secrets.token_hex(16),
+                },
                 stdout=out,
                 stderr=out,
                 start_new_session=True,

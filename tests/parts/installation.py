@@ -35,6 +35,8 @@ PATIENCE = 50.0
 
 SMALL = "FROM scratch\nCOPY page /page\n"
 """A Dockerfile that needs nothing and runs nothing."""
+BROKEN = "FROM scratch\nCOPY nothing-of-that-name /\n"
+"""One that fails, and says that name."""
 RUNNING = 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sleep", "{seconds}"]\n'
 """One whose step takes a while."""
 _TALK = "busybox sleep {seconds} & while kill -0 $!; do echo still here; busybox usleep 100000; done"

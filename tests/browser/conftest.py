@@ -1,0 +1,117 @@
+"""Real Chromium before a real JupyterHub and all of Kiln: without it, every test here is skipped, and says why.
+
+The Hub offers the form of jupyterhub-fancy-profiles, as our documentation has it. Its servers are KubeSpawner's, and
+there is no cluster: a start ends when it is known what it would have been of. The Git host is github.com, too, for
+whoever asks through it as a proxy and trusts its authority.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.docker.conftest import docker, registry  # noqa: F401  (fixtures)
+from tests.hub.conftest import packages  # noqa: F401  (a fixture)
+from tests.parts import chromium
+from tests.parts.authority import make_authority
+from tests.parts.githost import GitHost
+from tests.parts.hub import NO_CLUSTER
+from tests.parts.paired import Paired
+from tests.parts.registry import Registry
+
+expect.set_options(timeout=30_000)
+
+CONFIG = """
+import os
+from pathlib import Path
+
+import jupyterhub_fancy_profiles
+
+Path("kubeconfig").write_text(cluster)
+os.environ["KUBECONFIG"] = "kubeconfig"
+
+
+async def start_of(spawner):
+    await spawner.load_user_options()
+    Path(f"{spawner.user.name}.image").write_text(spawner.image)
+    raise RuntimeError("there is no cluster here")
+
+
+c.JupyterHub.spawner_class = "kubespawner.KubeSpawner"
+c.Spawner.pre_spawn_hook = start_of
+c.JupyterHub.load_roles += [{"name": "user", "scopes": ["self", access]}]
+jupyterhub_fancy_profiles.setup_ui(c)
+c.KubeSpawner.profile_list = [
+    {
+        "display_name": "Build your own",
+        "slug": "build",
+        "default": True,
+        "profile_options": {
+            "image": {
+                "display_name": "Image",
+                "dynamic_image_building": {"enabled": True},
+                "unlisted_choice": {
+                    "enabled": True,
+                    "display_name": "Custom image",
+                    "validation_regex": f"^{prefix}.+:.+$",
+                    "kubespawner_override": {"image": "{value}"},
+                },
+                "choices": {
+                    "default": {
+                        "display_name": "The image of this Hub",
+                        "default": True,
+                        "kubespawner_override": {},
+                    },
+                },
+            },
+        },
+    },
+]
+"""
+
+
+@pytest.fixture(scope="package")
+def pair(
+    tmp_path_factory: pytest.TempPathFactory,
+    docker: None,  # noqa: F811
+    packages: Path,  # noqa: F811
+    registry: Registry,  # noqa: F811
+) -> Iterator[Paired]:
+    folder = tmp_path_factory.mktemp("browser")
+    make_authority(folder, "DNS:github.com")
+    with GitHost(folder / "git") as host:
+        host.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        host.tls.load_cert_chain(folder / "host.pem", folder / "host.key")
+        trust = {"https_proxy": host.base, "GIT_SSL_CAINFO": str(folder / "ca.pem")}
+        hub = f"cluster, prefix = {NO_CLUSTER!r}, '{registry.host}/'\n{CONFIG}"
+        banned = "https://github.com/ada/banned"
+        with Paired(folder, hub=hub, registry=registry, host=host, KILN_BANNED_REPOSITORIES=banned, **trust) as pair:
+            yield pair
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    reason = chromium.problem()
+    if reason:
+        pytest.skip(reason)
+    with chromium.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """Of a browser that has seen nothing yet."""
+    with browser.new_context() as context:
+        yield context.new_page()
+
+
+def sign_in(page: Page, pair: Paired, user: str, path: str) -> None:
+    """Opens a page and signs in where the Hub asks for it; it ends there."""
+    page.goto(f"{pair.hub.url}{path}")
+    page.get_by_label("Username:").fill(user)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"{pair.hub.url}{path}")
