@@ -35,7 +35,7 @@ from tests.parts import cluster as parts
 from tests.parts.cluster import Cluster, Object, Release
 from tests.parts.githost import GitHost
 from tests.parts.kiln import Kiln, until
-from tests.parts.pods import within
+from tests.parts.pods import Pod, within
 from tests.parts.registry import Registry, free_port
 
 TURNS = 5
@@ -68,12 +68,13 @@ def figures() -> None:
     ):
         _builds(release, pods)
         _starts(release, Path(name))
+        _followed(release)
         _accepted(release, pods.api)
         _sustained(release, pods.api)
 
 
 def _release(cluster: Cluster, registry: Registry, host: GitHost) -> Release:
-    settings = {"max_queued": 100_000, "scale_up_after": 3600}
+    settings = {"max_queued": 100_000, "scale_up_after": 3600, "max_viewers": web.VIEWERS}
     return Release(cluster, registry=registry, host=host, sinks=["bench"], **settings)  # type: ignore[arg-type]
 
 
@@ -199,6 +200,15 @@ def _starts(release: Release, folder: Path) -> None:
         paths = {"/livez": ops, "/readyz": ops, "/api/v1/builds": port}
         ours.append(max(web.until_answered(web.command("web"), kiln.environment, paths).values()))
     beside("web: start to ready", median(ours[1:]), median(bare[1:]), "s", "empty Flask app answers")
+
+
+def _followed(release: Release) -> None:
+    """While no controller runs."""
+    build = release.talking("bench/talks")
+    _scale(release, 0)
+    webs = [Pod(release.cluster, pod, 9090) for pod in release.objects("pods", "web")]
+    web.followed(release, build, lambda: all("kiln_log_viewers 0.0" in pod.get("metrics").text for pod in webs))
+    _forget(release)
 
 
 def _accepted(release: Release, api: Api) -> None:

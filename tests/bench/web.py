@@ -24,6 +24,7 @@ from tests.bench import empty
 from tests.bench.figures import beside, percentile
 from tests.parts import machine
 from tests.parts.githost import GitHost
+from tests.parts.installation import Installation
 from tests.parts.kiln import Kiln, get, until
 from tests.parts.machine import ROOT
 from tests.parts.registry import Registry, free_port
@@ -34,7 +35,6 @@ SENDERS = 8
 EACH = 100
 STARTS = 5
 VIEWERS = 300
-EVENTS = {"Accept": "text/event-stream"}
 ZERO = "0" * 40
 FREE = {"KILN_MAX_QUEUED": "1000000", "KILN_MAX_QUEUED_PER_USER": "1000000", "KILN_LOG_LEVEL": "warning"}
 
@@ -81,26 +81,36 @@ def watched() -> None:
         process = system.start("web").popen
         system.start("controller")
         build = system.talking("bench/talks")
-        looked: list[float] = []
-        alone: list[float] = []
         before = _pss(process.pid)
-        for turn in range(4):
-            alone += _pushed(system, turn)
-            with Viewers(f"{system.url}api/v1/builds/{build}/log", VIEWERS, EVENTS) as viewers:
-                until(lambda: viewers.reading == VIEWERS)
-                looked += _pushed(system, turn + 100)
-                after = _pss(process.pid)
-            until(lambda: b"kiln_log_viewers 0.0" in get(f"{system.web[-1].ops}/metrics")[1])
-        what = f"webhook, {VIEWERS} viewers"
-        beside(f"{what}, median", median(looked), median(alone), "ms", "without viewers", 1000)
-        beside(f"{what}, p99", percentile(looked, 99), percentile(alone, 99), "ms", "without viewers", 1000)
-        beside(f"web, {VIEWERS} viewers", after, before, "MB", "before them (PSS)")
+        with followers(system, build) as viewers:
+            until(lambda: viewers.reading == VIEWERS)
+            beside(f"web, {VIEWERS} viewers", _pss(process.pid), before, "MB", "before them (PSS)")
+        followed(system, build, lambda: b"kiln_log_viewers 0.0" in get(f"{system.web[-1].ops}/metrics")[1])
         system.cancel(build)
 
 
-def _pushed(system: System, turn: int) -> list[float]:
-    make = partial(push, system.webhook_secret.encode(), turn)
-    return load(partial(poster, system.url, "/webhooks/github", make))
+def followers(installation: Installation, build: str) -> Viewers:
+    return Viewers(f"{installation.url}api/v1/builds/{build}/log", VIEWERS, {"Accept": "text/event-stream"})
+
+
+def followed(installation: Installation, build: str, left: Callable[[], bool]) -> None:
+    """What webhooks take while many follow a build, in turns with what they take when all of these have `left`."""
+    looked: list[float] = []
+    alone: list[float] = []
+    for turn in range(0, 8, 2):
+        alone += _pushed(installation, turn)
+        with followers(installation, build) as viewers:
+            until(lambda: viewers.reading == VIEWERS)
+            looked += _pushed(installation, turn + 1)
+        until(left)
+    what = f"webhook, {VIEWERS} viewers"
+    beside(f"{what}, median", median(looked), median(alone), "ms", "without viewers", 1000)
+    beside(f"{what}, p99", percentile(looked, 99), percentile(alone, 99), "ms", "without viewers", 1000)
+
+
+def _pushed(installation: Installation, turn: int) -> list[float]:
+    make = partial(push, installation.webhook_secret.encode(), turn)
+    return load(partial(poster, installation.url, "/webhooks/github", make))
 
 
 def starts() -> None:
