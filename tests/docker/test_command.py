@@ -145,7 +145,8 @@ class building:  # noqa: N801
     def __enter__(self) -> tuple[subprocess.Popen[bytes], Path]:
         with self._shown.open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kiln", *self._arguments],
+                # A shell that runs the tests in its background has them, and all that they start, ignore Ctrl-C.
+                ["env", "--default-signal=INT", sys.executable, "-m", "kiln", *self._arguments],
                 cwd=ROOT,
                 env=self._parts.kiln.environment,
                 stdout=subprocess.DEVNULL,
