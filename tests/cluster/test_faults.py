@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tests.cluster.once import TAKEOVER, once
-from tests.parts.cluster import Cluster, Release, run
+from tests.parts.cluster import Cluster, Object, Release, cordoned, run
 from tests.parts.githost import GitHost
 from tests.parts.installation import PATIENCE, SMALL
 from tests.parts.kiln import until
@@ -261,14 +261,21 @@ def test_a_worker_stops_with_a_build_and_the_leader_on_it(between: Release, buil
 
 
 def lead_on(release: Release, node: str) -> None:
-    """Whoever leads elsewhere goes, until somebody there does. Controllers are spread over the workers."""
+    """Whoever leads elsewhere goes, until somebody there does; then whoever stands by goes elsewhere."""
 
     def leads_there() -> bool:
         leader = release.leader()
         if leader is None or leader["spec"]["nodeName"] == node:
             return leader is not None
-        release.cluster.kubectl("delete", "pod", leader["metadata"]["name"], f"--namespace={release.namespace}")
-        release.recovered()
+        delete(leader)
         return False
 
+    def delete(pod: Object) -> None:
+        release.cluster.kubectl("delete", "pod", pod["metadata"]["name"], f"--namespace={release.namespace}")
+        release.recovered()
+
     until(leads_there, PATIENCE)
+    with cordoned(release.cluster, node):
+        for pod in release.objects("pods", "controller"):
+            if pod["metadata"]["name"] not in release.lease()["holderIdentity"]:
+                delete(pod)

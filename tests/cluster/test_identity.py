@@ -14,6 +14,7 @@ from builds.image import tag_for
 from docs.demo import github
 from tests.parts.cluster import Release
 from tests.parts.installation import NONE, SMALL, Webhook, http
+from tests.parts.kiln import until
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -60,7 +61,7 @@ def test_a_commit_is_one_build_by_whichever_way_it_is_asked_for(release: Release
     assert release.ask(repository=url.removesuffix(".git") + "/", ref="refs/heads/main").json()["name"] == name
     build = release.ended(name)
     assert (build["state"], build["attempt"], len(release.pods(name))) == ("succeeded", 1, 1), release.log(name)
-    assert [one["name"] for one in release.listed() if one["commit"] == commit] == [name]
+    until(lambda: [one["name"] for one in release.listed() if one["commit"] == commit] == [name])  # lists are shared
     pushed, *others = build["causes"]
     assert (pushed["by"], pushed["trigger"]) == ("webhook:github", "default")
     assert others
@@ -83,7 +84,7 @@ def test_github_has_one_name_for_a_repository_too(release: Release) -> None:
     address = f"https://github.com/{owner.lower()}/page"
     assert next(hub_asks(release, "git", f"{quote(address, safe='')}/{commit}")) == name
     assert release.ask(repository=f"https://GitHub.com/{owner}/Page.git/", commit=commit).json()["name"] == name
-    assert [one["name"] for one in release.listed() if one["commit"] == commit] == [name]
+    until(lambda: [one["name"] for one in release.listed() if one["commit"] == commit] == [name])  # lists are shared
     build = release.one(name)
     assert build["repository"] == address
     escaped = owner.lower().replace("-", "-2d")

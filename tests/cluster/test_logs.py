@@ -15,7 +15,7 @@ from tests.parts import machine
 from tests.parts.cluster import Cluster, Release
 from tests.parts.installation import SMALL
 from tests.parts.kiln import until
-from tests.parts.pods import Replica, lines, replicas
+from tests.parts.pods import Pod, Replica, lines, replicas, within
 from tests.parts.viewers import Viewers
 
 pytestmark = pytest.mark.timeout(300)
@@ -174,6 +174,33 @@ def test_all_viewers_of_a_build_share_one_stream_of_a_replica(release: Release, 
     assert len({tuple(lines(messages)) for messages in seen}) == 1
     assert {_end(messages) for messages in seen} == {("cancelled", 1)}
     until(lambda: streams(release.cluster) == before)
+
+
+def test_a_thousand_who_come_and_go_leave_nothing_behind(release: Release) -> None:
+    name = release.talking("ada/crowded")
+    pods = release.objects("pods", "web")
+    address = f"{release.url}api/v1/builds/{name}/log"
+
+    def come_and_go(times: int) -> None:
+        for _ in range(times):
+            with Viewers(address, CROWD, {"Accept": "text/event-stream"}) as crowd:
+                until(lambda: crowd.reading == CROWD, 60)
+        metrics = [Pod(release.cluster, pod, 9090) for pod in pods]
+        until(lambda: all("kiln_log_viewers 0.0" in pod.get("metrics").text for pod in metrics))
+
+    def held() -> list[int]:
+        """Threads, and open files and sockets, of each."""
+        counts = "ls -d /proc/[0-9]*/task/* | wc -l; ls -d /proc/[0-9]*/fd/* | wc -l"
+        said = [within(release.cluster, pod, "sh", "-c", counts) for pod in pods]
+        return [int(number) for one in said for number in one.split()]
+
+    come_and_go(1)  # what it asks on connections that stay open
+    before = held()
+    come_and_go(4)
+    print(f"threads and open files: {before}, then {held()}")
+    until(lambda: all(now <= then for now, then in zip(held(), before, strict=True)))
+    release.cancel(name)
+    assert release.ended(name)["state"] == "cancelled"
 
 
 def streams(cluster: Cluster) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.parts.cluster import Cluster, Object, Release, daemon_image, most_at_once, run
+from tests.parts.cluster import Cluster, Object, Release, change_node, cordoned, daemon_image, most_at_once, run
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, sleepers
 from tests.parts.kiln import until
@@ -272,26 +272,12 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
 
 
 @contextmanager
-def cordoned(cluster: Cluster, node: str) -> Iterator[None]:
-    change_node(cluster, node, {"spec": {"unschedulable": True}})
-    try:
-        yield
-    finally:
-        change_node(cluster, node, {"spec": {"unschedulable": None}})
-
-
-@contextmanager
 def labelled(cluster: Cluster, node: str, labels: dict[str, str]) -> Iterator[None]:
     change_node(cluster, node, {"metadata": {"labels": labels}})
     try:
         yield
     finally:
         change_node(cluster, node, {"metadata": {"labels": dict.fromkeys(labels)}})
-
-
-def change_node(cluster: Cluster, node: str, patch: Object) -> None:
-    headers = {"Content-Type": "application/merge-patch+json"}
-    cluster.api("PATCH", f"/api/v1/nodes/{node}", json=patch, headers=headers).raise_for_status()
 
 
 @contextmanager

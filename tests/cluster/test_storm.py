@@ -58,7 +58,7 @@ def test_five_hundred_webhooks_at_once_for_a_hundred_commits_are_a_hundred_build
         for ref in range(REFS)
     ]
     answers = deliver(storm, pushes)
-    assert Counter(status for status, _ in answers) == {202: 500}
+    check_taken(answers, 500)
     asked = {name for _, name in answers}
     assert len(asked) == 100
     until(lambda: asked <= {name for name, _ in ends(storm)}, 400)
@@ -84,7 +84,7 @@ def test_a_thousand_commits_at_once_are_recorded_and_nobody_elsewhere_waits(
         starts = [seconds_to_start(cluster, elsewhere)]
         answers = storming.result()
     starts.append(seconds_to_start(cluster, elsewhere))
-    assert Counter(status for status, _ in answers) == {202: 1000}
+    check_taken(answers, 1000)
     asked = {name for _, name in answers}
     assert len(asked) == 1000
     assert asked <= {build["name"] for build in everything(storm)}
@@ -140,6 +140,12 @@ def deliver(release: Release, webhooks: Sequence[Webhook]) -> list[tuple[int, st
     slowest = max(seconds for *_, seconds in answers)
     print(f"{len(webhooks)} webhooks in {took:.1f} s; the slowest had its answer after {slowest:.1f} s")
     return [(status, said) for status, said, _ in answers]
+
+
+def check_taken(answers: Sequence[tuple[int, str]], number: int) -> None:
+    refused = Counter(said for status, said in answers if status != 202)
+    assert not refused
+    assert len(answers) == number
 
 
 def everything(release: Release) -> list[dict[str, Any]]:

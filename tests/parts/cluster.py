@@ -23,8 +23,8 @@ import shutil
 import subprocess
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
 from typing import Any, Self
@@ -485,6 +485,20 @@ class _Seen:
         if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
             with self._guard:
                 self._pods[pod["metadata"]["uid"]] = pod
+
+
+@contextmanager
+def cordoned(cluster: Cluster, node: str) -> Iterator[None]:
+    change_node(cluster, node, {"spec": {"unschedulable": True}})
+    try:
+        yield
+    finally:
+        change_node(cluster, node, {"spec": {"unschedulable": None}})
+
+
+def change_node(cluster: Cluster, node: str, patch: Object) -> None:
+    headers = {"Content-Type": "application/merge-patch+json"}
+    cluster.api("PATCH", f"/api/v1/nodes/{node}", json=patch, headers=headers).raise_for_status()
 
 
 def offer(registry: Registry, name: str, path: str) -> str:

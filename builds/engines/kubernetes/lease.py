@@ -136,10 +136,6 @@ class Lease:
         """Why the Lease can be neither read nor written now; `None` if it can."""
         return self._trouble
 
-    def holder(self) -> str | None:
-        """Who holds it, or did last, as the API server has it now. Raises ApiError."""
-        return _record_of(self._api.read("leases", self.name)).holder_identity or None
-
     # In its thread. --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:

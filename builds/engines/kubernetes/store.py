@@ -63,8 +63,13 @@ CERTAIN = 0.2
 """Seconds for which the length of the queue is believed where it means that somebody is refused."""
 UNSEEN = timedelta(seconds=20)
 """After which a record that no controller has touched, or a Lease that nobody renews, is worth a word."""
-PATIENCE = 4.0
-"""Seconds for which a write that met another one is tried again: Git hosts wait ten for their answer."""
+WRITERS = 16
+"""Builds that are asked for at a time. The API server does no more in a second for hundreds at once, but then each of
+them takes longer than it may."""
+TURN = 6.0
+"""Seconds to wait for that: Git hosts wait ten for their answer."""
+PATIENCE = 3.0
+"""Seconds for which a write that met another one is tried again."""
 
 
 _ALL = "all"
@@ -135,7 +140,8 @@ class KubernetesRecords:
         self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH)
         self._queues: Shared[_Queue] = Shared(FRESH)
         self._seen: Shared[Build] = Shared(LOOK)
-        self._joint: Joint[Ask, Build] = Joint(self._join)
+        self._joint: Joint[Ask, Build] = Joint(self._in_turn)
+        self._writers = threading.BoundedSemaphore(WRITERS)
         self._leaders: Shared[str] = Shared(FRESH)
         self._logs = Logs(api)
         self._reported: set[tuple[str, str]] = set()
@@ -209,6 +215,14 @@ class KubernetesRecords:
             time.sleep(min(left, LOOK))
 
     # ---- Asking -----------------------------------------------------------------------------------------------------
+
+    def _in_turn(self, name: str, asks: Sequence[Ask]) -> Build:
+        if not self._writers.acquire(timeout=TURN):
+            raise Unavailable("Too many builds are being asked for at once: try again.")
+        try:
+            return self._join(name, asks)
+        finally:
+            self._writers.release()
 
     def _join(self, name: str, asks: Sequence[Ask]) -> Build:
         """One record with the causes of all `asks`: made, or if it is there joined."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from builds.engines.kubernetes.api import Absent, Api
+from builds.engines.kubernetes.api import Api
 from builds.engines.kubernetes.lease import Lease
 from tests.cluster.plumbing.things import lease as lease_object
 from tests.parts.cluster import Cluster
@@ -80,7 +80,6 @@ def test_a_lease_that_nobody_had_is_taken_at_once(api: Api, standing: Standing) 
     assert changes.acquire(timeout=2)
     assert lease.leading
     assert lease.term == 1
-    assert lease.holder() == "a"
     taken = spec(api)
     assert taken["holderIdentity"] == "a"
     assert taken["leaseDurationSeconds"] == DURATION
@@ -101,12 +100,6 @@ def test_it_is_renewed(api: Api, standing: Standing) -> None:
     assert now.pop("renewTime") > taken.pop("renewTime")
     assert now == taken
     assert lease.term == 1
-
-
-def test_nobody_has_held_it_yet(api: Api) -> None:
-    assert Lease(api, "kiln", "web").holder() is None
-    with pytest.raises(Absent, match="nothing"):
-        Lease(api, "nothing", "web").holder()
 
 
 def test_of_many_candidates_one_leads(api: Api, standing: Standing) -> None:
@@ -219,7 +212,7 @@ def test_one_that_does_not_lead_releases_nothing(api: Api, standing: Standing) -
     standby = Lease(api, "kiln", "standby", duration=DURATION, stop_after=STOP_AFTER, retry=RETRY)
     standby.start()
     standby.stop()
-    assert leader.holder() == "leader"
+    assert spec(api)["holderIdentity"] == "leader"
     assert leader.leading
 
 
