@@ -114,7 +114,8 @@ class Hub:
         path = f"{python.parent}:{inherited['PATH']}"
         with self.log.open("ab") as out:
             self._popen = popen = subprocess.Popen(
-                [str(python), "-m", "jupyterhub"],
+                # It ends its services by Ctrl-C, which a shell has ignored by what it runs in its background.
+                ["env", "--default-signal=INT", str(python), "-m", "jupyterhub"],
                 cwd=self.folder,
                 env={
                     **inherited,
