@@ -19,7 +19,7 @@ import pytest
 from tests.cluster.conftest import SETTING_UP
 from tests.parts.cluster import BUSYBOX, Cluster, Object, Release
 from tests.parts.githost import GitHost, git
-from tests.parts.installation import ENDED, SMALL, Webhook
+from tests.parts.installation import ENDED, SMALL, Webhook, http
 from tests.parts.kiln import until
 from tests.parts.registry import Registry
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.timeout(SETTING_UP["release"] + 600)
 SLOTS = 4
 REFS = 5
 """From which each commit of the first storm comes: five pushes, five causes, one build."""
-OUR_OWN = 50
+OUR_OWN = 10
 """Requests at a time where the storm is not the point."""
 
 
@@ -129,7 +129,8 @@ def deliver(release: Release, webhooks: Sequence[Webhook]) -> list[tuple[int, st
     """All at the same time, each once, as Git hosts do. Status and the build's name, or what was said instead."""
 
     def one(webhook: Webhook) -> tuple[int, str, float]:
-        answer = release.deliver(webhook)
+        address = f"{release.url}webhooks/github"
+        answer = http("POST", address, data=webhook.body, headers=dict(webhook.headers), timeout=60)
         named = answer.json()["builds"][0]["name"] if answer.status_code == 202 else answer.text
         return answer.status_code, named, answer.elapsed.total_seconds()
 
@@ -182,12 +183,13 @@ def told_once(release: Release, builds: list[dict[str, Any]]) -> None:
 
 
 def seconds_to_start(cluster: Cluster, namespace: str) -> float:
-    """From a Job's creation until its container runs, by the cluster's own clocks, which tell whole seconds: this
-    process has a thousand threads of its own to look after."""
+    """From asking for a Job until its container runs: as it is seen from here, by a process that may have a thousand
+    other threads to look after, or by the cluster's own clocks, which tell whole seconds."""
     name = f"job-{secrets.token_hex(3)}"
     container = {"name": "it", "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sleep", "60"]}
     pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [container]}
     job = {"metadata": {"name": name}, "spec": {"template": {"spec": pod}}}
+    began = time.monotonic()
     answer = cluster.api("POST", f"/apis/batch/v1/namespaces/{namespace}/jobs", json=job)
     answer.raise_for_status()
     created = datetime.fromisoformat(answer.json()["metadata"]["creationTimestamp"])
@@ -201,6 +203,7 @@ def seconds_to_start(cluster: Cluster, namespace: str) -> float:
         )
 
     until(started, 60)
+    seen = time.monotonic() - began
     when = started()
     assert when
-    return (when - created).total_seconds()
+    return min(seen, (when - created).total_seconds())

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
@@ -66,7 +67,7 @@ UNSEEN = timedelta(seconds=20)
 WRITERS = 16
 """Builds that are asked for at a time. The API server does no more in a second for hundreds at once, but then each of
 them takes longer than it may."""
-TURN = 6.0
+TURN = 8.0
 """Seconds to wait for that: Git hosts wait ten for their answer."""
 PATIENCE = 3.0
 """Seconds for which a write that met another one is tried again."""
@@ -141,12 +142,13 @@ class KubernetesRecords:
         self._queues: Shared[_Queue] = Shared(FRESH)
         self._seen: Shared[Build] = Shared(LOOK)
         self._joint: Joint[Ask, Build] = Joint(self._in_turn)
-        self._writers = threading.BoundedSemaphore(WRITERS)
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="ask")
         self._leaders: Shared[str] = Shared(FRESH)
         self._logs = Logs(api)
         self._reported: set[tuple[str, str]] = set()
 
     def close(self) -> None:
+        self._writers.shutdown(wait=False, cancel_futures=True)
         self._logs.close()
 
     # ---- Records ----------------------------------------------------------------------------------------------------
@@ -217,12 +219,14 @@ class KubernetesRecords:
     # ---- Asking -----------------------------------------------------------------------------------------------------
 
     def _in_turn(self, name: str, asks: Sequence[Ask]) -> Build:
-        if not self._writers.acquire(timeout=TURN):
-            raise Unavailable("Too many builds are being asked for at once: try again.")
+        """First come, first served: with a lock, some would wait until all others have had their turn."""
+        joining = self._writers.submit(self._join, name, asks)
         try:
-            return self._join(name, asks)
-        finally:
-            self._writers.release()
+            return joining.result(TURN)
+        except TimeoutError:
+            if joining.cancel():
+                raise Unavailable("Too many builds are being asked for at once: try again.") from None
+            return joining.result()  # it has begun, and what it does has a time limit
 
     def _join(self, name: str, asks: Sequence[Ask]) -> Build:
         """One record with the causes of all `asks`: made, or if it is there joined."""
