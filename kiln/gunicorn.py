@@ -78,7 +78,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         pool = super().get_thread_pool()
         there = threading.Barrier(self.cfg.threads)
         for _ in range(self.cfg.threads):
-            pool.submit(there.wait)
+            pool.submit(there.wait, GRACE)
         return cast("ThreadPoolExecutor", pool)
 
     def handle(self, conn: Any) -> Any:

@@ -37,7 +37,7 @@ TIMEOUT = 5.0
 """Seconds for one exchange: the senders of webhooks wait ten for an answer of which this is a part."""
 SILENCE = 90.0
 """Seconds without a byte after which a stream counts as broken, unless told otherwise."""
-CONNECTIONS = 128
+CONNECTIONS = 32
 """That are kept for the next request; there can be more at a time."""
 KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
 """Seconds and probes: a peer that is gone without a word is missed after 25 s."""
