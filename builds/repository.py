@@ -13,6 +13,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
@@ -78,6 +79,11 @@ def canonical(url: str, hosts: Mapping[str, HostKind] | None = None) -> Reposito
     Raises RepositoryError for what is no such address, RepositoryRefused for one that git would understand and Kiln
     never fetches (user names and passwords, remote helpers, `git@host:path`).
     """
+    return _canonical(url, tuple((hosts or {}).items()))
+
+
+@lru_cache(maxsize=256)  # one webhook has it made several times of one URL
+def _canonical(url: str, hosts: tuple[tuple[str, HostKind], ...]) -> Repository:
     if len(url) > MAX_URL:
         raise RepositoryError(f"The repository's address is longer than {MAX_URL} characters.")
     if not url.isprintable() or " " in url or "\\" in url:  # no other space is printable
@@ -98,7 +104,7 @@ def canonical(url: str, hosts: Mapping[str, HostKind] | None = None) -> Reposito
     host, port = _host_and_port(authority, scheme)
     bracketed = f"[{host}]" if ":" in host else host
     netloc = bracketed if port == DEFAULT_PORTS[scheme] else f"{bracketed}:{port}"
-    kinds = {**KNOWN_HOSTS, **{name.lower(): kind for name, kind in (hosts or {}).items()}}
+    kinds = {**KNOWN_HOSTS, **{name.lower(): kind for name, kind in hosts}}
     kind = kinds.get(netloc) or kinds.get(bracketed)
     path = _identity(_normalised(asked), host)
     identity = f"{scheme}://{netloc}/{path}"
