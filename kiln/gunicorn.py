@@ -74,7 +74,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._reading: dict[Any, float] = {}
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """All threads are there from the start: it shows then whether they can be had, and there are never more."""
+        """All threads are there from the start: it shows then whether they can be had, and there are never more.
+
+        Each waits for the others, or it would do the work of several; where they cannot be had, for `GRACE` at most.
+        """
         pool = super().get_thread_pool()
         there = threading.Barrier(self.cfg.threads)
         for _ in range(self.cfg.threads):

@@ -25,7 +25,7 @@ from tests.bench.figures import beside, percentile
 from tests.parts import machine
 from tests.parts.githost import GitHost
 from tests.parts.installation import Installation
-from tests.parts.kiln import Kiln, get, until
+from tests.parts.kiln import Kiln, get, megabytes, until
 from tests.parts.machine import ROOT
 from tests.parts.registry import Registry, free_port
 from tests.parts.system import System
@@ -58,7 +58,7 @@ def webhooks() -> None:
             beside("webhook to 202, median", median(ours), median(bare), "ms", "empty Flask route", 1000)
             beside("webhook to 202, p99", percentile(ours, 99), percentile(bare, 99), "ms", "empty Flask route", 1000)
             _repeated(here, secret)
-            print(f"  web's memory after it: {_pss(web.popen.pid):.0f} MB (PSS)")
+            print(f"  web's memory after it: {megabytes(web.popen.pid):.0f} MB (PSS)")
 
 
 def _repeated(url: str, secret: bytes) -> None:
@@ -81,10 +81,10 @@ def watched() -> None:
         process = system.start("web").popen
         system.start("controller")
         build = system.talking("bench/talks")
-        before = _pss(process.pid)
+        before = megabytes(process.pid)
         with followers(system, build) as viewers:
             until(lambda: viewers.reading == VIEWERS)
-            beside(f"web, {VIEWERS} viewers", _pss(process.pid), before, "MB", "before them (PSS)")
+            beside(f"web, {VIEWERS} viewers", megabytes(process.pid), before, "MB", "before them (PSS)")
         followed(system, build, lambda: b"kiln_log_viewers 0.0" in get(f"{system.web[-1].ops}/metrics")[1])
         system.cancel(build)
 
@@ -146,7 +146,7 @@ def memory() -> None:
             for what in ("web", "controller"):
                 process = kiln.start(what)
                 time.sleep(2)  # what it does at its start is done
-                beside(what, _pss(process.popen.pid), _pss(bare.pid), "MB", "empty Flask app")
+                beside(what, megabytes(process.popen.pid), megabytes(bare.pid), "MB", "empty Flask app")
 
 
 def command(name: str) -> list[str]:
@@ -252,11 +252,3 @@ def _await(port: int, path: str = "/") -> float:
             connection.close()
         time.sleep(0.005)
     sys.exit(f"nothing answers {path} on port {port}")
-
-
-def _pss(pid: int) -> float:
-    """MB of a process and its children."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return own + sum(_pss(int(child)) for child in children)

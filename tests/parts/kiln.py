@@ -108,6 +108,14 @@ def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
         return 0, b""
 
 
+def megabytes(pid: int) -> float:
+    """Of a process and its children; what they share with others counts in parts (PSS)."""
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(megabytes(int(child)) for child in children)
+
+
 def until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
     """Waits for a condition. Raises AssertionError where it does not come true in time."""
     deadline = time.monotonic() + seconds

@@ -10,7 +10,7 @@ import pytest
 
 from tests.parts.githost import GitHost
 from tests.parts.installation import PATIENCE, SMALL, http
-from tests.parts.kiln import Process, until
+from tests.parts.kiln import Process, megabytes, until
 from tests.parts.registry import Registry
 from tests.parts.system import System
 from tests.parts.viewers import Viewers
@@ -49,13 +49,9 @@ def streams(system: System, name: str) -> dict[str, tuple[str, dict[str, str]]]:
     }
 
 
-def metric(system: System, name: str) -> float:
-    shown = http("GET", f"{system.web[-1].ops}/metrics").text.splitlines()
-    return float(next(line for line in shown if line.startswith(f"{name} ")).split()[1])
-
-
 def viewers(system: System) -> float:
-    return metric(system, "kiln_log_viewers")
+    shown = http("GET", f"{system.web[-1].ops}/metrics").text.splitlines()
+    return float(next(line for line in shown if line.startswith("kiln_log_viewers ")).split()[1])
 
 
 def worker(web: Process) -> Path:
@@ -64,14 +60,9 @@ def worker(web: Process) -> Path:
     return Path("/proc") / child
 
 
-def megabytes(process: Path) -> float:
-    shown = (process / "smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in shown if line.startswith("Pss:")) / 1024
-
-
 @pytest.mark.timeout(180)
 def test_three_hundred_look_at_one_build_and_the_next_is_told_to_come_back(crowded: System, talking: str) -> None:
-    process = worker(crowded.web[-1])
+    process = crowded.web[-1].popen.pid
     ways = streams(crowded, talking)
     before = megabytes(process)
     with Viewers(*_half(ways["log"])) as some, Viewers(*_half(ways["binderhub"])) as others:
