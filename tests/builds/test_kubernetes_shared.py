@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from builds.engines.kubernetes.shared import Joint
+from builds.engines.kubernetes.shared import Joint, Turns
 from tests.parts.kiln import until
 
 
@@ -77,3 +77,70 @@ def test_one_does_not_wait_for_another_thing(store: Store) -> None:
             assert store.begun.acquire(timeout=20)
         store.let.release(2)
         assert {one.result() for one in both} == {1, 2}
+
+
+class Counter:
+    """Takes a turn of two, and keeps it until it is let go; knows who came when, and how many there were at a time."""
+
+    def __init__(self) -> None:
+        self.turns = Turns(2)
+        self.came: list[int] = []
+        self.there = 0
+        self.most = 0
+        self.lock = threading.Lock()
+        self.let = threading.Semaphore(0)
+
+    def take(self, number: int, timeout: float = 20) -> None:
+        with self.turns.one(timeout):
+            with self.lock:
+                self.came.append(number)
+                self.there += 1
+                self.most = max(self.most, self.there)
+            assert self.let.acquire(timeout=20)
+            with self.lock:
+                self.there -= 1
+
+    def wait_for(self, *, waiting: int) -> None:
+        until(lambda: len(self.turns._waiting) == waiting)
+
+
+def test_turns_are_taken_in_the_order_in_which_they_are_wanted() -> None:
+    counter = Counter()
+    with ThreadPoolExecutor(20) as threads:
+        taken = [threads.submit(counter.take, number) for number in range(2)]
+        until(lambda: counter.there == 2)
+        for number in range(2, 20):
+            taken.append(threads.submit(counter.take, number))
+            counter.wait_for(waiting=number - 1)
+        for number in range(2, 20):
+            counter.let.release()
+            until(lambda number=number: len(counter.came) == number + 1)  # type: ignore[misc]
+        counter.let.release(2)
+        for one in taken:
+            one.result()
+    assert (counter.came[2:], counter.most) == ([*range(2, 20)], 2)
+
+
+def test_who_has_waited_too_long_takes_no_turn_from_others() -> None:
+    counter = Counter()
+    with ThreadPoolExecutor(4) as threads:
+        first = [threads.submit(counter.take, number) for number in range(2)]
+        until(lambda: counter.there == 2)
+        with pytest.raises(TimeoutError):
+            counter.take(2, 0.01)
+        last = threads.submit(counter.take, 3)
+        counter.wait_for(waiting=1)
+        counter.let.release(3)
+        for one in (*first, last):
+            one.result()
+        counter.let.release(2)
+        for number in (4, 5):
+            counter.take(number, 0.01)
+    assert counter.came[2:] == [3, 4, 5]
+
+
+def test_an_error_gives_the_turn_back() -> None:
+    turns = Turns(1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="it"), turns.one(0.01):
+            raise ValueError("it")

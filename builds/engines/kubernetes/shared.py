@@ -1,15 +1,17 @@
-"""What many want of the API server at the same time is asked of it once.
+"""What many want of the API server at the same time is asked of it once, and not all at once.
 
 Web's role may not watch, so who waits for a change has to ask again and again; with `Shared` a hundred viewers of a
-build cost the API server what one costs. And a commit that is pushed to many refs is asked for by all of them at once;
-with `Joint` they do not get into each other's way.
+build cost the API server what one costs. A commit that is pushed to many refs is asked for by all of them at once; with
+`Joint` they do not get into each other's way. And with `Turns` a storm of commits does not slow down every single one.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -129,3 +131,42 @@ class Joint(Generic[W, T]):
         except Exception as error:  # noqa: BLE001  (all who wanted it are told)
             batch.error = error
         batch.done = True
+
+
+class Turns:
+    """`number` at a time, first come, first served: past a semaphore, who comes late overtakes who waits."""
+
+    def __init__(self, number: int) -> None:
+        self._free = number
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def one(self, timeout: float) -> Iterator[None]:
+        """Raises TimeoutError if it is not one's turn after so many seconds."""
+        self._take(timeout)
+        try:
+            yield
+        finally:
+            self._give()
+
+    def _take(self, timeout: float) -> None:
+        with self._lock:
+            if self._free:  # then nobody waits
+                self._free -= 1
+                return
+            mine = threading.Event()
+            self._waiting.append(mine)
+        if mine.wait(timeout):
+            return
+        with self._lock:
+            if not mine.is_set():
+                self._waiting.remove(mine)
+                raise TimeoutError
+
+    def _give(self) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().set()
+            else:
+                self._free += 1

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
@@ -43,7 +42,7 @@ from builds.engines.kubernetes.records import (
     selector,
     summary_of,
 )
-from builds.engines.kubernetes.shared import Joint, Shared
+from builds.engines.kubernetes.shared import Joint, Shared, Turns
 from builds.engines.kubernetes.sightings import moment
 from builds.engines.marks import askers, cancelled, joined, limited, newly_queued, queue_full, share_full
 from builds.faults import Fault, reached
@@ -112,7 +111,8 @@ class _Queue:
     def add(self, build: Build) -> None:
         with self._lock:
             self.length += 1
-            self.shares.update(by for by in askers(build) if limited(by))
+            for by in filter(limited, askers(build)):
+                self.shares[by] += 1
 
 
 class KubernetesRecords:
@@ -142,13 +142,12 @@ class KubernetesRecords:
         self._queues: Shared[_Queue] = Shared(FRESH)
         self._seen: Shared[Build] = Shared(LOOK)
         self._joint: Joint[Ask, Build] = Joint(self._in_turn)
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="ask")
+        self._turns = Turns(WRITERS)
         self._leaders: Shared[str] = Shared(FRESH)
         self._logs = Logs(api)
         self._reported: set[tuple[str, str]] = set()
 
     def close(self) -> None:
-        self._writers.shutdown(wait=False, cancel_futures=True)
         self._logs.close()
 
     # ---- Records ----------------------------------------------------------------------------------------------------
@@ -219,14 +218,11 @@ class KubernetesRecords:
     # ---- Asking -----------------------------------------------------------------------------------------------------
 
     def _in_turn(self, name: str, asks: Sequence[Ask]) -> Build:
-        """First come, first served: with a lock, some would wait until all others have had their turn."""
-        joining = self._writers.submit(self._join, name, asks)
         try:
-            return joining.result(TURN)
+            with self._turns.one(TURN):
+                return self._join(name, asks)
         except TimeoutError:
-            if joining.cancel():
-                raise Unavailable("Too many builds are being asked for at once: try again.") from None
-            return joining.result()  # it has begun, and what it does has a time limit
+            raise Unavailable("Too many builds are being asked for at once: try again.") from None
 
     def _join(self, name: str, asks: Sequence[Ask]) -> Build:
         """One record with the causes of all `asks`: made, or if it is there joined."""
@@ -251,24 +247,25 @@ class KubernetesRecords:
     def _create(self, build: Build) -> Build:
         """Raises Conflict where there is a record of that name."""
         try:
-            return self._written(self._api.create("configmaps", manifest(build, self._release, self._owned_by())))
+            stored = self._api.create("configmaps", manifest(build, self._release, self._owned_by()))
         except AlreadyExists as error:
             raise Conflict(f"There is a record of {build.name} already.") from error
+        return self._written(build, stored)
 
     def _put(self, build: Build) -> Build:
         """Raises Conflict where the record is not of the build's revision any more, NotFound where it has gone."""
         try:
-            return self._written(self._api.patch("configmaps", build.name, patch(build)))
+            stored = self._api.patch("configmaps", build.name, patch(build))
         except Conflict409 as error:
             raise Conflict(f"The record of {build.name} has changed since revision {build.revision}.") from error
         except Absent as error:
             raise NotFound(f"There is no build {build.name}.") from error
+        return self._written(build, stored)
 
-    def _written(self, stored: Manifest) -> Build:
-        build = build_of(stored)
+    def _written(self, build: Build, stored: Manifest) -> Build:
         self._seen.forget(build.name)
         self._lists.clear()
-        return build
+        return replace(build, uid=stored["metadata"]["uid"], revision=stored["metadata"]["resourceVersion"])
 
     def _owned_by(self) -> Manifest | None:
         """The anchor, read once: without its uid nothing would go away with the release."""
