@@ -66,6 +66,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     patience = 30.0
     """Seconds in which a request has to be there whole, and a piece of an answer has to be taken."""
+    soon = 0.02
+    """Seconds in which a thread waits for the next request of a connection: from thread to thread and back takes a good
+    part of what a webhook takes, and a proxy in front of web has one after the other."""
     linger = 1.0
     """Seconds for the client to close after us, so that it reads the answer though not all of its body was read."""
 
@@ -85,6 +88,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return cast("ThreadPoolExecutor", pool)
 
     def handle(self, conn: Any) -> Any:
+        kept = self._handle(conn)
+        while kept is True and self.alive and self._asks_again(conn):
+            kept = self._handle(conn)
+        return kept
+
+    def _handle(self, conn: Any) -> Any:
         self._reading[conn] = time.monotonic() + self.patience
         try:
             kept = super().handle(conn)
@@ -94,6 +103,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             util.close_graceful(conn.sock, self.linger)
             conn.close = lambda graceful=False: None  # noqa: ARG005  # it is done
         return kept
+
+    def _asks_again(self, conn: Any) -> bool:
+        """Or closes, which is for gunicorn to see."""
+        conn.sock.settimeout(self.soon)
+        try:
+            conn.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
+        return True
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         bodies = [value for name, value in req.headers if name in ("CONTENT-LENGTH", "TRANSFER-ENCODING")]

@@ -87,6 +87,23 @@ def test_who_does_not_close_a_connection_delays_nobody(port: int) -> None:
         assert time.monotonic() - begun < 5
 
 
+def test_who_stays_for_more_keeps_nobody_out_and_is_answered_soon_and_late(port: int) -> None:
+    request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        stay = [stack.enter_context(socket.create_connection(("127.0.0.1", port), ENOUGH)) for _ in range(2 * THREADS)]
+        for connection in stay:
+            connection.sendall(request)
+        for connection in stay:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            connection.sendall(request + request)
+            answers = b""
+            while answers.count(b"HTTP/1.1 200") < 2:
+                piece = connection.recv(4096)
+                assert piece, answers
+                answers += piece
+        assert answer(port).startswith(b"HTTP/1.1 200")
+
+
 def test_a_whole_request_is_answered(port: int) -> None:
     said = answer(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
     assert said.endswith(b"\r\n3\n")
