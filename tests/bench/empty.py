@@ -1,17 +1,38 @@
-"""The least that answers: one empty Flask route, in the server that Kiln's web runs in."""
+"""The least that answers: one empty Flask route, in the server that Kiln's web runs in; and one that writes, too."""
 
 from __future__ import annotations
 
+import os
 import sys
+from functools import cache
+from typing import TYPE_CHECKING
 
-from flask import Flask
+from flask import Flask, request
+
+if TYPE_CHECKING:
+    from builds.engines.kubernetes.api import Api
 
 app = Flask("empty")
+NAMESPACE = "KILN_BENCH_NAMESPACE"
 
 
 @app.post("/")
 def accept() -> tuple[str, int]:
     return "", 202
+
+
+@app.post("/configmaps")
+def write() -> tuple[str, int]:
+    """The ConfigMap that it is sent, by the client that web has."""
+    _api().create("configmaps", request.get_json())
+    return "", 202
+
+
+@cache
+def _api() -> Api:
+    from builds.engines.kubernetes.api import Api  # noqa: PLC0415 (an empty app has nothing of it)
+
+    return Api.connect(namespace=os.environ[NAMESPACE])
 
 
 @app.get("/")

@@ -45,8 +45,8 @@ def webhooks() -> None:
         folder, secret, port = Path(name), secrets.token_bytes(16).hex().encode(), free_port()
         (folder / "secrets/webhooks/github").mkdir(parents=True)
         (folder / "secrets/webhooks/github/main").write_bytes(secret)
-        with Kiln(folder, KILN_SECRETS_DIR=str(folder / "secrets"), **FREE) as kiln, _process(empty.command(port), {}):
-            _await(port)
+        with Kiln(folder, KILN_SECRETS_DIR=str(folder / "secrets"), **FREE) as kiln, process(empty.command(port), {}):
+            answered(port)
             web = kiln.start("web")
             here, there = web.url or "", f"http://127.0.0.1:{port}/"
             ours: list[float] = []
@@ -141,12 +141,12 @@ def memory() -> None:
     """Of idle processes that have answered once. PSS counts what is shared in parts."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         port = free_port()
-        with _process(empty.command(port), {}) as bare, Kiln(Path(name)) as kiln:
-            _await(port)
+        with process(empty.command(port), {}) as bare, Kiln(Path(name)) as kiln:
+            answered(port)
             for what in ("web", "controller"):
-                process = kiln.start(what)
+                started = kiln.start(what)
                 time.sleep(2)  # what it does at its start is done
-                beside(what, megabytes(process.popen.pid), megabytes(bare.pid), "MB", "empty Flask app")
+                beside(what, megabytes(started.popen.pid), megabytes(bare.pid), "MB", "empty Flask app")
 
 
 def command(name: str) -> list[str]:
@@ -212,10 +212,10 @@ def poster(url: str, path: str, make: Callable[[int], Request]) -> Send:
 
 
 @contextmanager
-def _process(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process, with this environment beside ours, but for what ours has for Kiln; ended by SIGTERM."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("KILN_")}
-    process = subprocess.Popen(
+    running = subprocess.Popen(
         command,
         env={**ours, "PYTHONPATH": str(ROOT), **env},
         stdin=subprocess.DEVNULL,
@@ -224,20 +224,20 @@ def _process(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.
         start_new_session=True,
     )
     try:
-        yield process
+        yield running
     finally:
-        process.terminate()
-        process.wait(30)
+        running.terminate()
+        running.wait(30)
 
 
 def until_answered(command: list[str], env: Mapping[str, str], paths: Mapping[str, int]) -> dict[str, float]:
     """Seconds from the start until each path on its port is answered with 200."""
     began = time.perf_counter()
-    with _process(command, env):
-        return {path: _await(port, path) - began for path, port in paths.items()}
+    with process(command, env):
+        return {path: answered(port, path) - began for path, port in paths.items()}
 
 
-def _await(port: int, path: str = "/") -> float:
+def answered(port: int, path: str = "/") -> float:
     """When it was first answered with 200 (`time.perf_counter`)."""
     deadline = time.perf_counter() + 60
     while time.perf_counter() < deadline:
