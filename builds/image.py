@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 from builds.build import fingerprint
 from builds.errors import Forbidden, Malformed, RuleError
@@ -31,6 +32,7 @@ def image_for(prefix: str, repository: Repository) -> str:
     return f"{prefix}{slug.lstrip('-') if prefix.endswith('/') else slug}"
 
 
+@lru_cache(maxsize=1024)  # asked for twice by every webhook, of few repositories
 def slug_for(prefix: str, repository: Repository) -> str:
     """BinderHub's slug (binderhub/builder.py, `_safe_build_slug`), of a length that leaves room for the prefix.
 

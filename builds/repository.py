@@ -292,22 +292,27 @@ class Policy:
         """Raises RuleError."""
         self.allowed = tuple(map(repository_pattern, allowed)) or ("https://**",)
         self.banned = tuple(map(repository_pattern, banned))
+        self._why_not = lru_cache(maxsize=1024)(self._judged)
 
     def check(self, repository: Repository) -> None:
         """Raises RepositoryRefused."""
+        if why_not := self._why_not(repository):
+            raise RepositoryRefused(why_not)
+
+    def _judged(self, repository: Repository) -> str | None:
         url = repository.url
         if any(glob_match(pattern, url) for pattern in self.banned):
-            raise RepositoryRefused(f"{url} is banned here.")
+            return f"{url} is banned here."
         if _is_private(repository.host) and not self._allows(repository, by_name=True):
-            raise RepositoryRefused(
+            return (
                 f"{repository.host} is in a private network; only where KILN_ALLOWED_REPOSITORIES names this host "
                 "are its repositories fetched."
             )
         if self._allows(repository):
-            return
+            return None
         if repository.scheme != "https":
-            raise RepositoryRefused(f"{url} is not fetched: only https is, unless a pattern names the scheme.")
-        raise RepositoryRefused(f"{url} is not among the repositories that are allowed here.")
+            return f"{url} is not fetched: only https is, unless a pattern names the scheme."
+        return f"{url} is not among the repositories that are allowed here."
 
     def permits_address(self, repository: Repository, address: str | Address) -> bool:
         """Whether this repository may be fetched from that address, to which its host's name has just been resolved."""

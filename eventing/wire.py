@@ -60,7 +60,8 @@ def load_json(text: bytes) -> object:
         raise DecodeError(_TOO_DEEP) from None
     except ValueError:  # Python reads no integer of more than 4300 digits
         raise DecodeError("A number in the JSON is too long.") from None
-    _check(value, MAX_DEPTH)
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH or b"\\u" in text:  # or there is nothing to find
+        _check(value, MAX_DEPTH)
     return value
 
 

@@ -25,6 +25,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+UNCACHED = {**HEADERS, "Cache-Control": "no-store"}
 
 
 def create_app(held: Services) -> Flask:
@@ -52,10 +53,9 @@ def _finish(response: Response) -> Response:
     """Headers that keep a hostile log line or repository name from being more than text, and one observation."""
     if not response.response and request.method != "HEAD":
         response.headers.pop("Content-Type", None)  # nothing is not HTML
-    for name, value in HEADERS.items():
-        response.headers.setdefault(name, value)
-    if request.endpoint != "static":
-        response.headers.setdefault("Cache-Control", "no-store")
+    there = {name.lower() for name, _ in response.headers}
+    usual = HEADERS if request.endpoint == "static" else UNCACHED
+    response.headers.extend([(name, value) for name, value in usual.items() if name.lower() not in there])
     route = request.url_rule.rule if request.url_rule else "none"
     request.environ.setdefault("kiln.log", {})["route"] = route
     seconds = time.perf_counter() - g.get("began", time.perf_counter())

@@ -30,7 +30,7 @@ MAX_LISTED = 1000
 
 def location(name: str) -> str:
     """The absolute path of a build in the API."""
-    return url_for("builds.one", name=name)
+    return f"{services().base_path.rstrip('/')}{routes.url_prefix}/{name}"
 
 
 def shape(build: Build, *, tail: bool = True) -> dict[str, object]:

@@ -12,6 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from kiln.errors import SecretsError
@@ -152,12 +153,11 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _seen(folder: Path) -> _Seen:
-    """Changes whenever a file of the folder does."""
+    """Changes whenever a file of the folder does. Asked for by every webhook, so without pathlib."""
     found = []
-    for path in _visible(folder):
-        try:
-            stat = os.stat(path)  # noqa: PTH116  # follows symlinks: the target is what changes
-        except OSError:
-            continue
-        found.append((path.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
-    return tuple(found)
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as files:
+        for file in files:
+            with suppress(OSError):
+                stat = file.stat()  # follows symlinks: the target is what changes
+                found.append((file.name, stat.st_mtime_ns, stat.st_ino, stat.st_size))
+    return tuple(sorted(found))
