@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from builds.engines.kubernetes.shared import Joint, Turns
+from builds.engines.kubernetes.shared import Joint, Shared, Turns
 from tests.parts.kiln import until
 
 
@@ -77,6 +77,26 @@ def test_one_does_not_wait_for_another_thing(store: Store) -> None:
             assert store.begun.acquire(timeout=20)
         store.let.release(2)
         assert {one.result() for one in both} == {1, 2}
+
+
+def test_who_does_not_wait_has_the_old_answer_while_another_asks() -> None:
+    shared: Shared[str] = Shared(0)
+    asking, let = threading.Event(), threading.Event()
+
+    def ask() -> str:
+        asking.set()
+        assert let.wait(20)
+        return "new"
+
+    assert shared.get("a", lambda: "old", waits=False) == "old"
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(shared.get, "a", ask)
+        assert asking.wait(20)
+        assert shared.get("a", lambda: "nobody's", waits=False) == "old"
+        other = threads.submit(shared.get, "a", lambda: "newer", max_age=20)
+        let.set()
+        assert [one.result(), other.result()] == ["new", "new"]
+    assert shared.get("a", lambda: "newest", waits=False) == "newest"
 
 
 class Counter:

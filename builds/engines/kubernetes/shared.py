@@ -36,10 +36,15 @@ class Shared(Generic[T]):
         self._lock = threading.Lock()
         self._answers: dict[Hashable, _Answer[T]] = {}
 
-    def get(self, key: Hashable, ask: Callable[[], T], *, max_age: float | None = None) -> T:
-        """The answer to `ask`, at most `max_age` seconds old (by default what all answers may be)."""
+    def get(self, key: Hashable, ask: Callable[[], T], *, max_age: float | None = None, waits: bool = True) -> T:
+        """The answer to `ask`, at most `max_age` seconds old (by default what all answers may be).
+
+        Who does not wait (`waits`) takes an older one, where there is one, while somebody else asks.
+        """
         oldest = self._max_age if max_age is None else max_age
         answer = self._answer(key)
+        if not waits and answer.value is not None and answer.lock.locked():
+            return answer.value
         with answer.lock:
             began = time.monotonic()
             if answer.value is None or began - answer.at > oldest:

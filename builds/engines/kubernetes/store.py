@@ -302,8 +302,9 @@ class KubernetesRecords:
         news = {name: {ask.cause.by for ask in asks} for name, asks in groups.items()}
         known = self._queues.known(_ALL)
         persons = any(limited(by) for who in news.values() for by in who)
-        age = FAR if known and not persons and known.far(self._max_queued) else FRESH
-        if self._without_room(news.values(), self._queues.get(_ALL, self._counted, max_age=age)) is None:
+        far = known is not None and not persons and known.far(self._max_queued)
+        queue = self._queues.get(_ALL, self._counted, max_age=FAR if far else FRESH, waits=not far)
+        if self._without_room(news.values(), queue) is None:
             return
         befores = {name: self._find(name) for name in groups}
         for name, before in befores.items():
