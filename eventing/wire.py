@@ -60,7 +60,8 @@ def load_json(text: bytes) -> object:
         raise DecodeError(_TOO_DEEP) from None
     except ValueError:  # Python reads no integer of more than 4300 digits
         raise DecodeError("A number in the JSON is too long.") from None
-    if text.count(b"{") + text.count(b"[") > MAX_DEPTH or b"\\u" in text:  # or there is nothing to find
+    # Nothing is deeper than there are brackets, and half of a pair gets through UTF-8 only as an escape.
+    if text.count(b"{") + text.count(b"[") > MAX_DEPTH or b"\\u" in text:
         _check(value, MAX_DEPTH)
     return value
 
