@@ -300,6 +300,7 @@ class Policy:
             raise RepositoryRefused(why_not)
 
     def _judged(self, repository: Repository) -> str | None:
+        """Why it is refused; asked by every webhook, so what was found is kept."""
         url = repository.url
         if any(glob_match(pattern, url) for pattern in self.banned):
             return f"{url} is banned here."

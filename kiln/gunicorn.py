@@ -106,7 +106,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return kept
 
     def _asks_again(self, conn: Any) -> bool:
-        """Or closes, which is for gunicorn to see."""
+        """Or has asked already, with the request before; or closes, which is for gunicorn to see."""
+        if conn.parser.unreader.buf.getvalue():
+            return True
         conn.sock.settimeout(self.soon)
         try:
             conn.sock.recv(1, socket.MSG_PEEK)
