@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -230,18 +229,12 @@ def _accepted(release: Release, api: Api) -> None:
     with web.process(empty.command(port), told):
         web.answered(port)
         for senders in (1, web.SENDERS):
-            ours, bare, least = _in_turns(senders, webhooks, lambda: _creator(api, model), through_flask)
+            ours, bare, least = web.in_turns(senders, webhooks, lambda: _creator(api, model), through_flask)
             by = "1 sender" if senders == 1 else f"{senders} senders"
             for against, theirs in (("POST of its ConfigMap", bare), ("Flask route that POSTs it", least)):
                 beside(f"202, {by}, median", median(ours), median(theirs), "ms", against, 1000)
                 beside(f"202, {by}, p99", percentile(ours, 99), percentile(theirs, 99), "ms", against, 1000)
     _forget(release)
-
-
-def _in_turns(senders: int, *each: Callable[[], web.Send]) -> Iterator[list[float]]:
-    """Seconds of the requests of each, in many short turns: the machine's speed changes from second to second."""
-    loads = [[web.load(sender, senders=senders, each=25) for sender in each] for _ in range(12)]
-    return (list(chain.from_iterable(load)) for load in zip(*loads, strict=True))
 
 
 def _model(release: Release, api: Api, secret: bytes) -> Callable[[], Object]:

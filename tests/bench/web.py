@@ -49,12 +49,13 @@ def webhooks() -> None:
             answered(port)
             web = kiln.start("web")
             here, there = web.url or "", f"http://127.0.0.1:{port}/"
-            ours: list[float] = []
-            bare: list[float] = []
-            for turn in range(4):
-                make = partial(push, secret, turn)
-                ours += load(partial(poster, here, "/webhooks/github", make))
-                bare += load(partial(poster, there, "/", make))
+
+            def pushes() -> Callable[[int], Request]:
+                return partial(push, secret, secrets.randbelow(10**6))
+
+            ours, bare = in_turns(
+                SENDERS, lambda: poster(here, "/webhooks/github", pushes()), lambda: poster(there, "/", pushes())
+            )
             beside("webhook to 202, median", median(ours), median(bare), "ms", "empty Flask route", 1000)
             beside("webhook to 202, p99", percentile(ours, 99), percentile(bare, 99), "ms", "empty Flask route", 1000)
             _repeated(here, secret)
@@ -194,6 +195,12 @@ def load(sender: Callable[[], Send], *, senders: int = SENDERS, each: int = EACH
 
     with ThreadPoolExecutor(senders) as threads:
         return list(chain.from_iterable(threads.map(run, range(0, senders * each, each))))
+
+
+def in_turns(senders: int, *each: Callable[[], Send]) -> Iterator[list[float]]:
+    """Seconds of the requests of each, in many short turns: the machine's speed changes from second to second."""
+    loads = [[load(sender, senders=senders, each=25) for sender in each] for _ in range(12)]
+    return (list(chain.from_iterable(load)) for load in zip(*loads, strict=True))
 
 
 def poster(url: str, path: str, make: Callable[[int], Request]) -> Send:
