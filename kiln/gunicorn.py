@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -57,6 +56,24 @@ class KilnLogger(Logger):  # type: ignore[misc]
         self.access_log.info("%s %s %s", method, path, status, extra={**known, **about})
 
 
+class _Connection(socket.socket):
+    """What is read from it has to be there by `deadline`, in seconds of the monotonic clock."""
+
+    deadline = float("inf")
+
+    def recv(self, *args: Any) -> bytes:
+        """Raises ConnectionResetError past the deadline, as if the client had gone: that is no news to gunicorn."""
+        usual = self.gettimeout()
+        left = max(self.deadline - time.monotonic(), 0.001)  # 0 would be: do not wait, and say that differently
+        self.settimeout(left if usual is None else min(left, usual))
+        try:
+            return super().recv(*args)
+        except TimeoutError as error:
+            raise ConnectionResetError(errno.ECONNRESET, "The rest does not come") from error
+        finally:
+            self.settimeout(usual)
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]
     """gunicorn's threads, none of which anybody can keep for ever.
 
@@ -66,16 +83,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """
 
     patience = 30.0
-    """Seconds in which a request has to be there whole, and a piece of an answer has to be taken."""
+    """Seconds in which a request has to be there whole, and a piece of an answer has to be taken. What lies between the
+    two is for the application."""
     soon = 0.02
     """Seconds in which a thread waits for the next request of a connection: from thread to thread and back takes a good
     part of what a webhook takes, and a proxy in front of web has one after the other."""
     linger = 1.0
     """Seconds for the client to close after us, so that it reads the answer though not all of its body was read."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._reading: dict[Any, float] = {}
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """All threads are there from the start: it shows then whether they can be had, and there are never more.
@@ -89,18 +103,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return cast("ThreadPoolExecutor", pool)
 
     def handle(self, conn: Any) -> Any:
+        if not isinstance(conn.sock, _Connection):
+            conn.sock = _Connection(fileno=conn.sock.detach())
         kept = self._handle(conn)
         while kept is True and self.alive and self._asks_again(conn):
             kept = self._handle(conn)
         return kept
 
     def _handle(self, conn: Any) -> Any:
-        self._reading[conn] = time.monotonic() + self.patience
-        try:
-            kept = super().handle(conn)
-        finally:
-            self._reading.pop(conn, None)
+        conn.sock.deadline = time.monotonic() + self.patience
+        kept = super().handle(conn)
         if kept is False:
+            conn.sock.deadline = time.monotonic() + self.linger
             util.close_graceful(conn.sock, self.linger)
             conn.close = lambda graceful=False: None  # noqa: ARG005  # it is done
         return kept
@@ -109,7 +123,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Or has asked already, with the request before; or closes, which is for gunicorn to see."""
         if conn.parser.unreader.buf.getvalue():
             return True
-        conn.sock.settimeout(self.soon)
+        conn.sock.deadline = time.monotonic() + self.soon
         try:
             conn.sock.recv(1, socket.MSG_PEEK)
         except OSError:
@@ -117,22 +131,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return True
 
     def handle_request(self, req: Any, conn: Any) -> Any:
-        bodies = [value for name, value in req.headers if name in ("CONTENT-LENGTH", "TRANSFER-ENCODING")]
-        if bodies in ([], ["0"]):
-            self._reading.pop(conn, None)
         conn.sock.settimeout(self.patience)
         try:
             return super().handle_request(req, conn)
         except TimeoutError as error:
             raise BrokenPipeError(errno.EPIPE, "The answer is not taken") from error  # which is no news to gunicorn
-
-    def murder_pending(self) -> None:
-        """The main thread does this every second. A shutdown wakes the thread that waits for more."""
-        super().murder_pending()
-        for conn, deadline in list(self._reading.items()):
-            if time.monotonic() > deadline:
-                with suppress(OSError):
-                    conn.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Web(BaseApplication):  # type: ignore[misc]

@@ -107,3 +107,13 @@ def test_who_stays_for_more_keeps_nobody_out_and_is_answered_soon_and_late(port:
 def test_a_whole_request_is_answered(port: int) -> None:
     said = answer(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
     assert said.endswith(b"\r\n3\n")
+
+
+def test_who_has_asked_has_an_answer_however_long_that_takes(port: int) -> None:
+    said = answer(port, b"POST /late HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\nabc")
+    assert said.endswith(b"\r\n3\n")
+
+
+def test_who_breaks_off_is_told_so(port: int) -> None:
+    said = answer(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na")
+    assert said.endswith(b"\r\nbroken off\n")
