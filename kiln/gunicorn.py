@@ -32,8 +32,8 @@ from kiln import logs
 from kiln.ops import Ops
 from kiln.settings import Settings
 
-GRACE = 10
-"""Seconds for requests under way after SIGTERM: the longest one that is not a viewer looks up a ref for 8 s."""
+GRACE = 30
+"""Seconds for requests under way after SIGTERM: the longest that is not a viewer waits 20 s for its turn to write."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # for the heartbeat: the root may be read-only, and disks block
 
 

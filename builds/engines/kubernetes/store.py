@@ -66,8 +66,9 @@ UNSEEN = timedelta(seconds=20)
 WRITERS = 16
 """Builds that are asked for at a time. The API server does no more in a second for hundreds at once, but then each of
 them takes longer than it may."""
-TURN = 8.0
-"""Seconds to wait for that: Git hosts wait ten for their answer."""
+TURN = 20.0
+"""Seconds to wait for that. Git hosts wait ten for their answer, and do not ask again: what they have asked for is
+better written late than not."""
 PATIENCE = 3.0
 """Seconds for which a write that met another one is tried again."""
 
