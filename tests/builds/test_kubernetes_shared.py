@@ -35,6 +35,16 @@ class Store:
         until(lambda: len(self.joint._lanes[key].next.wanted) == number)
 
 
+class Key:
+    """Knows how often it was looked up: twice by each who asks, who waits from then on."""
+
+    looked_up = 0
+
+    def __hash__(self) -> int:
+        self.looked_up += 1
+        return id(self)
+
+
 @pytest.fixture
 def store() -> Store:
     return Store()
@@ -77,6 +87,30 @@ def test_one_does_not_wait_for_another_thing(store: Store) -> None:
             assert store.begun.acquire(timeout=20)
         store.let.release(2)
         assert {one.result() for one in both} == {1, 2}
+
+
+def test_an_answer_that_fails_is_an_error_for_all_who_waited_for_it_and_the_next_asks_again() -> None:
+    shared: Shared[str] = Shared(0)
+    asking, let, asked, key = threading.Event(), threading.Event(), [], Key()
+
+    def ask() -> str:
+        asked.append(1)
+        asking.set()
+        assert let.wait(20)
+        raise ValueError("nobody is there")
+
+    with ThreadPoolExecutor(20) as threads:
+        first = threads.submit(shared.get, key, ask)
+        assert asking.wait(20)
+        before = key.looked_up
+        others = [threads.submit(shared.get, key, ask) for _ in range(19)]
+        until(lambda: key.looked_up == before + 2 * len(others))
+        let.set()
+        errors = {str(one.exception()) for one in (first, *others)}
+    assert errors == {"nobody is there"}
+    assert len(asked) == 1
+    assert shared.get(key, lambda: "somebody") == "somebody"
+    assert shared.get(key, lambda: "somebody else") == "somebody else"
 
 
 def test_who_does_not_wait_has_the_old_answer_while_another_asks() -> None:

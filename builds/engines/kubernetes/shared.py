@@ -26,10 +26,13 @@ class _Answer(Generic[T]):
         self.lock = threading.Lock()
         self.at = float("-inf")
         self.value: T | None = None
+        self.failed_at = float("-inf")
+        self.error: Exception | None = None
 
 
 class Shared(Generic[T]):
-    """Answers by key. Whatever `ask` raises is raised for the one who asked; the next asks again."""
+    """Answers by key. Whatever `ask` raises is raised for the one who asked and for all who waited for that; or each of
+    them would wait as long for the same, one after the other. The next asks again."""
 
     def __init__(self, max_age: float) -> None:
         self._max_age = max_age
@@ -41,15 +44,22 @@ class Shared(Generic[T]):
 
         Who does not wait (`waits`) takes an older one, where there is one, while somebody else asks.
         """
+        came = time.monotonic()
         oldest = self._max_age if max_age is None else max_age
         answer = self._answer(key)
         if not waits and answer.value is not None and answer.lock.locked():
             return answer.value
         with answer.lock:
             began = time.monotonic()
-            if answer.value is None or began - answer.at > oldest:
-                answer.value = ask()
-                answer.at = began
+            if answer.value is not None and began - answer.at <= oldest:
+                return answer.value
+            if answer.error is not None and answer.failed_at >= came:
+                raise answer.error.with_traceback(None)
+            try:
+                answer.value, answer.at, answer.error = ask(), began, None
+            except Exception as error:
+                answer.error, answer.failed_at = error, time.monotonic()
+                raise
             return answer.value
 
     def put(self, key: Hashable, value: T) -> None:
