@@ -34,6 +34,8 @@ from kiln.settings import Settings
 
 GRACE = 30
 """Seconds for requests under way after SIGTERM: the longest that is not a viewer waits 20 s for its turn to write."""
+STARTING = 10
+"""Seconds in which all threads have to be there."""
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # for the heartbeat: the root may be read-only, and disks block
 
 
@@ -94,12 +96,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """All threads are there from the start: it shows then whether they can be had, and there are never more.
 
-        Each waits for the others, or it would do the work of several; where they cannot be had, for `GRACE` at most.
+        Each waits for the others, or it would do the work of several; where they cannot be had, for `STARTING` at most.
         """
         pool = super().get_thread_pool()
         there = threading.Barrier(self.cfg.threads)
         for _ in range(self.cfg.threads):
-            pool.submit(there.wait, GRACE)
+            pool.submit(there.wait, STARTING)
         return cast("ThreadPoolExecutor", pool)
 
     def handle(self, conn: Any) -> Any:
