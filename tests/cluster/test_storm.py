@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(SETTING_UP["release"] + 600)
 SLOTS = 4
 REFS = 5
 """From which each commit of the first storm comes: five pushes, five causes, one build."""
-OUR_OWN = 10
+OUR_OWN = 3
 """Requests at a time where the storm is not the point."""
 
 
