@@ -198,7 +198,7 @@ def told_once(release: Release, builds: list[dict[str, Any]]) -> None:
 def seconds_to_start(cluster: Cluster, namespace: str) -> float:
     """From asking for a Job until its container runs, which says when that was: Kubernetes tells whole seconds only.
 
-    All nodes are on this machine, and have its clock. It has a share of the processor like any other: without a request
+    All nodes are on this machine, and have its clock. The Job has a share of the processor as others have: without one
     it would have next to none beside builds, which have (50m each), and that would be all that is measured.
     """
     name = f"job-{secrets.token_hex(3)}"
