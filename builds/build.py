@@ -380,8 +380,13 @@ def build_name(instance: str, request: Request) -> str:
     args = {**request.build_args}
     where = (request.repository, request.commit, request.subdir)
     digest = fingerprint([1, instance, *where, args, request.image])[:20]
-    readable = re.sub(r"[^a-z0-9]+", "-", _last_parts(request.repository).lower()).strip("-")[:24].rstrip("-")
-    return "-".join(part for part in ("build", readable, digest) if part)
+    slug = readable(_last_parts(request.repository), 24)
+    return "-".join(part for part in ("build", slug, digest) if part)
+
+
+def readable(text: str, most: int) -> str:
+    """At most so many characters of it, in lower-case letters, digits and single `-` between them; maybe none."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].rstrip("-")
 
 
 def _last_parts(repository: str) -> str:

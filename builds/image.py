@@ -1,9 +1,7 @@
 """Images: what each repository's image is called, and which names may be asked for.
 
-Names are BinderHub's, so that the images that it has built are found again. They are made of the canonical repository,
-because two spellings of one repository must give one image. So on hosts that ignore case the name is made of the
-lower-cased path, while BinderHub hashes capitals as they are typed: there, only repositories that were asked for in
-lower case are found again.
+A name is made of the repository's canonical URL and of nothing else, and holds a hash of it. So two spellings of one
+repository give one image, and no two repositories share a name, nor with it tags, or an image that is "there already".
 """
 
 from __future__ import annotations
@@ -13,61 +11,45 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
-from builds.build import fingerprint
+from builds.build import fingerprint, readable
 from builds.errors import Forbidden, Malformed, RuleError
-from builds.repository import HostKind, Repository, glob_match
+from builds.repository import Repository, glob_match
 
 MAX_NAME = 255
 MAX_TAG = 128
+MAX_READABLE = 60
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _DOMAIN = r"(?:localhost|[a-z0-9-]+(?:\.[a-z0-9-]+)+|\[[0-9a-f:]+\]|[a-z0-9-]+(?=:))(?::[0-9]{1,5})?"
 _NAME = re.compile(rf"(?:{_DOMAIN}/)?{_COMPONENT}(?:/{_COMPONENT})*")
+_SLUG = re.compile(r"[a-z0-9-]+-[0-9a-f]{10}")
 
 
 def image_for(prefix: str, repository: Repository) -> str:
-    """The repository's image: `prefix` and the slug, at most 255 characters."""
-    # A path's component cannot begin with `-`; BinderHub would fail to push such a name.
-    slug = slug_for(prefix, repository)
-    return f"{prefix}{slug.lstrip('-') if prefix.endswith('/') else slug}"
+    """The repository's own image: `prefix` and its slug."""
+    return f"{prefix}{slug_for(repository)}"
 
 
 @lru_cache(maxsize=1024)  # asked for twice by every webhook, of few repositories
-def slug_for(prefix: str, repository: Repository) -> str:
-    """BinderHub's slug (binderhub/builder.py, `_safe_build_slug`), of a length that leaves room for the prefix.
-
-    The provider's slug with every character but ASCII letters and digits written as `-` and its UTF-8 in hexadecimal;
-    `-`; 6 hex digits of the provider's slug's SHA-256; in lower case.
-    """
-    slug = provider_slug(repository)
-    digest = hashlib.sha256(slug.encode()).hexdigest()[:6]
-    escaped = re.sub(rb"[^A-Za-z0-9]", lambda found: b"-%02x" % found[0][0], slug.encode()).decode()
-    readable = escaped[: MAX_NAME - len(prefix) - len(digest) - 1].rstrip("-")
-    return f"{readable}-{digest}".lower()
-
-
-def provider_slug(repository: Repository) -> str:
-    """As BinderHub's provider for that host makes it (`get_build_slug`): `gh`, `gl`, and `git` for all other hosts."""
-    if repository.kind is HostKind.GITHUB:
-        return repository.path.replace("/", "-")
-    if repository.kind is HostKind.GITLAB:
-        return "-".join(part.replace("-", "_-") for part in repository.path.split("/"))
-    return repository.url
+def slug_for(repository: Repository) -> str:
+    """`<path, readable, at most 60>-<first 10 hex digits of SHA-256 of the canonical URL>`: this repository's alone."""
+    digest = hashlib.sha256(repository.url.encode()).hexdigest()[:10]
+    return f"{readable(repository.path, MAX_READABLE) or 'repository'}-{digest}"
 
 
 def tag_for(commit: str, subdir: str = "", build_args: Mapping[str, str] | None = None) -> str:
-    """The commit, as in BinderHub; with a subdir or build arguments also 8 hex digits of them.
+    """The commit; with a subdir or build arguments also 16 hex digits of them.
 
     These are of SHA-256 over RFC 8785 JSON of `[subdir, build_args]`.
     """
     if not subdir and not build_args:
         return commit
-    return f"{commit}-{fingerprint([subdir, {**(build_args or {})}])[:8]}"
+    return f"{commit}-{fingerprint([subdir, {**(build_args or {})}])[:16]}"
 
 
 def is_reserved(tag: str) -> bool:
     """Whether it could be the tag of some commit: those are given by Kiln alone."""
-    return re.fullmatch(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:-[0-9a-f]{8})?", tag) is not None
+    return re.fullmatch(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:-[0-9a-f]{16})?", tag) is not None
 
 
 def legal_tag(text: str) -> str:
@@ -82,7 +64,10 @@ def legal_tag(text: str) -> str:
 
 
 class ImagePolicy:
-    """Where images may go: under the prefix, or where a pattern of `allowed_images` (globs over the name) says."""
+    """Where images may go: each repository's own under the prefix, and names that are asked for beside those.
+
+    `allowed` are the patterns of `allowed_images` (globs over the name).
+    """
 
     def __init__(self, prefix: str, allowed: Sequence[str] = ()) -> None:
         """Raises RuleError where no image could be called after the prefix."""
@@ -94,14 +79,30 @@ class ImagePolicy:
         self.prefix = prefix
         self.allowed = tuple(allowed)
 
-    def check(self, image: str) -> str:
-        """The image as it was asked for. Raises Malformed, Forbidden."""
+    def own(self, repository: Repository) -> str:
+        """The image that a repository has without asking for one."""
+        return image_for(self.prefix, repository)
+
+    def check(self, image: str, repository: Repository) -> str:
+        """The image as it was asked for, for a build of the repository. Raises Malformed, Forbidden."""
         if len(image) > MAX_NAME or not _NAME.fullmatch(image):
             raise Malformed(
                 "The image must be a repository in lower case with its registry, without tag and digest, such as "
                 f"{self.prefix}name."
             )
-        inside = image.startswith(self.prefix) and image != self.prefix
-        if inside or any(glob_match(pattern, image) for pattern in self.allowed):
+        if image == self.own(repository):
+            return image
+        if self._is_somebodys(image):
+            raise Forbidden(
+                f"{image} is the name of one repository's image, and of no other's. Choose a name that does not end in "
+                "'-' and ten hexadecimal digits, or one in a folder of its own."
+            )
+        if (image.startswith(self.prefix) and image != self.prefix) or any(
+            glob_match(pattern, image) for pattern in self.allowed
+        ):
             return image
         raise Forbidden(f"Images may be pushed under {self.prefix} and to what is allowed by name; {image} is neither.")
+
+    def _is_somebodys(self, image: str) -> bool:
+        """Whether a repository could have it for its own."""
+        return image.startswith(self.prefix) and _SLUG.fullmatch(image, len(self.prefix)) is not None

@@ -16,7 +16,7 @@ import msgspec
 from builds.build import Cause, Kind, Request, build_name
 from builds.engines import Ask
 from builds.errors import Forbidden, Malformed
-from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, slug_for, tag_for
+from builds.image import ImagePolicy, is_reserved, legal_tag, slug_for, tag_for
 from builds.private import Private, words_of
 from builds.repository import (
     HostKind,
@@ -183,7 +183,7 @@ class Intake:
         values = {
             "repository": repository.url,
             "commit": commit,
-            "slug": slug_for(self._images.prefix, repository).lstrip("-"),
+            "slug": slug_for(repository),
         }
         if ref is not None:
             values |= {"ref": ref, "ref_name": short_name(ref)}
@@ -193,11 +193,12 @@ class Intake:
 
         subdir = subdirectory(text(wanted.subdir))
         build_args = _build_args({name: text(value) for name, value in wanted.build_args.items()})
-        image = image_for(self._images.prefix, repository) if wanted.image is None else text(wanted.image)
+        images = self._images
+        image = images.own(repository) if wanted.image is None else images.check(text(wanted.image), repository)
         return _Options(
             subdir=subdir,
             build_args=build_args,
-            image=self._images.check(image),
+            image=image,
             tags=_tags([text(tag) for tag in wanted.tags], own=tag_for(commit, subdir, build_args)),
         )
 

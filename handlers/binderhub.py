@@ -86,7 +86,7 @@ def build(provider: str, spec: str) -> Response:
         return _followed(lambda: resumed)
     ask, notes = _ask(source, url_for("binderhub.build", provider=provider, spec=spec), identity)
     tag = tag_for(ask.request.commit, ask.request.subdir, ask.request.build_args)
-    digest = services().find_image(ask.request.image, tag)
+    digest = services().find_image(ask.request.image, tag, ask.name)
     if digest:
         return logs.streamed([*_noted(notes), _ready(ask.request.image, tag, digest, "Done! Found built image")])
     return _followed(lambda: _just_ended(ask.name) or _accepted(ask), notes)

@@ -21,8 +21,9 @@ from handlers.logs import Viewers
 @dataclass(frozen=True, kw_only=True)
 class Services:
     """Sizes are bytes. `webhook_secrets` gives the valid secrets of a route's word, none where there are none; it and
-    `tokens` are asked on every request, so that a rotated secret holds at once. `find_image` gives the digest of an
-    image and tag, `None` where there is none or nobody can tell soon; `registry_answers` whether anybody could."""
+    `tokens` are asked on every request, so that a rotated secret holds at once. `find_image` gives the digest of what a
+    build (its name comes last) has pushed as an image and tag, `None` where it has not or nobody can tell soon;
+    `registry_answers` whether anybody could."""
 
     records: Records
     intake: Intake
@@ -31,7 +32,7 @@ class Services:
     tokens: Tokens
     auth: Gate
     events_auth: Gate
-    find_image: Callable[[str, str], str | None]
+    find_image: Callable[[str, str, str], str | None]
     registry_answers: Callable[[], bool]
     builder_info: Mapping[str, str]
     """What builds, as BinderHub's `/versions` says it: `build_image`, or `repo2docker-version`."""

@@ -125,19 +125,15 @@ class Attempt:
         )
 
     def _found(self) -> bool:
-        """Whether the image is there already: this build's, or, as nothing but the commit went into it, anybody's."""
+        """Whether the image is there already: only this build's, as its label says."""
         request = self.spec.request
         if self.spec.force:
             return False
         labels = self._registry.labels(request.image, self.tag)
-        if labels is None:
+        if labels is None or labels.get(LABEL_BUILD) != self.spec.name:
             return False
-        owner = labels.get(LABEL_BUILD)
-        plain = not request.subdir and not request.build_args
-        if owner == self.spec.name or (owner is None and plain):
-            self.log.say(f"{request.image}:{self.tag} is in the registry: nothing to build.")
-            return True
-        return False
+        self.log.say(f"{request.image}:{self.tag} is in the registry: nothing to build.")
+        return True
 
     def _await_daemon(self) -> None:
         deadline = time.monotonic() + DAEMON_PATIENCE

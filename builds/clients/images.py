@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from builds.builder.spec import LABEL_BUILD
 from builds.clients.registry import Registry, RegistryError
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,18 @@ class Images:
         self._asked_at = -HEALTH_KEPT
         self._answers = False
 
-    def digest(self, image: str, tag: str) -> str | None:
-        """Of what is there under this name and tag; `None` where nothing is, or where nobody can tell in time."""
-        found = self._within_limit(lambda registry: registry.manifest(image, tag))
-        return found.digest if found else None
+    def digest(self, image: str, tag: str, build: str) -> str | None:
+        """Of what this build has pushed under this name and tag; `None` where it has not, or nobody can tell in time.
+
+        The label says whose it is: what somebody else has put there was not built from what is asked for.
+        """
+
+        def pushed(registry: Registry) -> str | None:
+            manifest = registry.manifest(image, tag)
+            labels = registry.labels(image, manifest.digest) if manifest else None
+            return manifest.digest if manifest and labels and labels.get(LABEL_BUILD) == build else None
+
+        return self._within_limit(pushed)
 
     def answers(self, image: str) -> bool:
         """Whether the registry of an image (or of a prefix of images) is up."""

@@ -1,4 +1,4 @@
-"""Images have BinderHub's names, so that what it has built is found again."""
+"""One repository has one image name, and no other repository has it."""
 
 from __future__ import annotations
 
@@ -19,58 +19,73 @@ COMMIT = "50533eb470ee6c24e872043d30b2fee463d6943f"
 
 
 @pytest.mark.parametrize(
-    ("prefix", "url", "image"),
+    ("prefix", "url", "readable"),
     [
-        # Seen in the registries of BinderHubs.
-        (
-            "quay.io/2i2c/pre-",
-            "https://github.com/binder-examples/requirements",
-            "quay.io/2i2c/pre-binder-2dexamples-2drequirements-55ab5c",
-        ),
-        ("r.example/", "https://bitbucket.org/a/b", "r.example/https-3a-2f-2fbitbucket-2eorg-2fa-2fb-"),
-        # By its formula: `user-repo`, and for GitLab the namespace with `-` written as `_-`.
-        ("r.example/", "https://github.com/A/B.git", "r.example/a-2db-d44362"),
-        ("r.example/", "https://gitlab.com/group/sub-group/x", "r.example/group-2dsub-5f-2dgroup-2dx-"),
-        ("r.example/", "https://ghe.example.edu/A/B", "r.example/a-2db-"),
-        ("r.example/", "https://git.example.edu/_a/b", "r.example/5fa-2db-"),
-        ("r.example/pre-", "https://git.example.edu/_a/b", "r.example/pre--5fa-2db-"),
+        ("quay.io/2i2c/pre-", "https://github.com/binder-examples/requirements", "binder-examples-requirements"),
+        ("r.example/", "https://github.com/A/B.git", "a-b"),
+        ("r.example/", "https://gitlab.com/group/sub-group/x", "group-sub-group-x"),
+        ("r.example/", "https://ghe.example.edu/A/B", "a-b"),
+        ("r.example/", "https://git.example.edu/_a/caf\u00e9", "a-caf-c3-a9"),
+        ("r.example/", "https://git.example.edu/~/_", "repository"),
+        ("r.example/", f"https://git.example.edu/{'a' * 59}/b", "a" * 59),
+        ("r.example/", f"https://git.example.edu/{'a' * 300}/b", "a" * 60),
     ],
 )
-def test_names_of_images(prefix: str, url: str, image: str) -> None:
-    assert re.fullmatch(re.escape(image) + "[0-9a-f]{0,6}", image_for(prefix, canonical(url, HOSTS)))
+def test_names_of_images(prefix: str, url: str, readable: str) -> None:
+    repository = canonical(url, HOSTS)
+    digest = hashlib.sha256(repository.url.encode()).hexdigest()[:10]
+    assert image_for(prefix, repository) == f"{prefix}{readable}-{digest}"
 
 
-def test_the_git_provider_hashes_the_whole_url() -> None:
-    """The sample is of a URL on github.com, asked for through BinderHub's `git` provider."""
-    repository = canonical("https://git.example.org/a/b")
-    digest = hashlib.sha256(b"https://git.example.org/a/b").hexdigest()[:6]
-    assert image_for("r.example/", repository) == f"r.example/https-3a-2f-2fgit-2eexample-2eorg-2fa-2fb-{digest}"
-    assert hashlib.sha256(b"https://github.com/a/b").hexdigest()[:6] == "426415"  # https-3a-2f-2fgithub-2ecom-2fa-2fb
+@pytest.mark.parametrize(
+    "urls",
+    [
+        ("https://github.com/course-team/stats", "https://github.com/course/team-stats"),
+        ("https://gitlab.com/a/b/c", "https://gitlab.com/a/b-c", "https://gitlab.com/a-b/c"),
+        ("https://git.example.edu/a/b/c", "https://gitlab.com/a/b/c", "https://other.example.edu/a/b/c"),
+        ("https://git.example.edu/a/b", "https://git.example.edu:8443/a/b", "http://git.example.edu/a/b"),
+        ("https://ghe.example.edu/A/b", "https://ghe.example.edu/a/b"),
+        ("https://ghe.example.edu/a_b", "https://ghe.example.edu/a.b", "https://ghe.example.edu/a/b"),
+        tuple(f"https://git.example.edu/{'a' * 100}/{end}" for end in "xyz"),
+    ],
+)
+def test_no_two_repositories_share_an_image(urls: tuple[str, ...]) -> None:
+    hosts = {**HOSTS, "other.example.edu": HostKind.GITLAB}
+    assert len({image_for("r.example/", canonical(url, hosts)) for url in urls}) == len(urls)
 
 
-def test_capitals_where_a_host_tells_them_apart() -> None:
-    one, other = (
-        image_for("r.example/", canonical(f"https://ghe.example.edu/{path}", HOSTS)) for path in ("A/b", "a/b")
-    )
-    assert one[:-6] == other[:-6]
-    assert one != other
+PATHS = st.lists(st.text("abAB-_.~1", min_size=1, max_size=9).filter(lambda text: text.strip(".")), min_size=2).map(
+    "/".join
+)
+URLS = st.builds(
+    "https://{}/{}".format, st.sampled_from(["git.example.edu", "ghe.example.edu", "git.example.org"]), PATHS
+)
+
+
+@given(URLS, URLS)
+def test_one_image_is_one_repository(one: str, other: str) -> None:
+    first, second = canonical(one, HOSTS), canonical(other, HOSTS)
+    assert (image_for("r.example/", first) == image_for("r.example/", second)) == (first.url == second.url)
 
 
 @given(
-    st.sampled_from(["r.example/", "127.0.0.1:5000/kiln/", "r.example/pre-", "r.example/" + "a" * 80 + "/"]),
-    st.sampled_from(["git.example.edu", "ghe.example.edu", "git.example.org"]),
-    st.text("abAB-_.~1", min_size=1, max_size=300).filter(lambda text: text.strip(".")),
+    st.sampled_from(["r.example/", "127.0.0.1:5000/kiln/", "r.example/pre-", "r.example/" + "a" * 80 + "/"]), URLS, URLS
 )
-def test_every_repository_has_a_legal_image_of_bounded_length(prefix: str, host: str, path: str) -> None:
-    image = image_for(prefix, canonical(f"https://{host}/{path}/x", HOSTS))
-    assert ImagePolicy(prefix).check(image) == image
+def test_every_repository_has_a_legal_image_that_no_other_may_ask_for(prefix: str, url: str, other: str) -> None:
+    repository, stranger = canonical(url, HOSTS), canonical(other, HOSTS)
+    policy = ImagePolicy(prefix, ["r.example/**", "127.0.0.1:5000/**"])
+    image = policy.own(repository)
+    assert policy.check(image, repository) == image
     assert len(image) <= 255
+    if stranger.url != repository.url:
+        with pytest.raises(Forbidden, match="no other's"):
+            policy.check(image, stranger)
 
 
 def test_tags() -> None:
     assert tag_for(COMMIT) == tag_for(COMMIT, "", {}) == COMMIT
     canonical_json = json.dumps(["a", {"X": "1", "b": "2"}], sort_keys=True, separators=(",", ":"))
-    expected = hashlib.sha256(canonical_json.encode()).hexdigest()[:8]
+    expected = hashlib.sha256(canonical_json.encode()).hexdigest()[:16]
     assert tag_for(COMMIT, "a", {"b": "2", "X": "1"}) == f"{COMMIT}-{expected}"
     different = {tag_for(COMMIT), tag_for(COMMIT, "a"), tag_for(COMMIT, "b"), tag_for(COMMIT, "", {"a": ""})}
     assert len(different) == 4
@@ -106,6 +121,7 @@ def test_an_empty_tag_is_none() -> None:
         legal_tag("")
 
 
+REPOSITORY = canonical("https://github.com/a/b")
 POLICY = ImagePolicy("registry.example/org/", ["registry.example/courses/*", "other.example:5000/**"])
 
 
@@ -115,11 +131,13 @@ POLICY = ImagePolicy("registry.example/org/", ["registry.example/courses/*", "ot
         "registry.example/org/a",
         "registry.example/org/a/b__c.d-e--f",
         "registry.example/courses/x",
+        "registry.example/org/courses/a-b-0123456789",
+        "registry.example/org/stats-2026",
         "other.example:5000/a/b",
     ],
 )
 def test_images_that_may_be_asked_for(image: str) -> None:
-    assert POLICY.check(image) == image
+    assert POLICY.check(image, REPOSITORY) == image
 
 
 @pytest.mark.parametrize(
@@ -127,6 +145,7 @@ def test_images_that_may_be_asked_for(image: str) -> None:
     [
         "registry.example/other/a",
         "registry.example/organisation/a",
+        "registry.example/org/c-d-0123456789",
         "registry.example/courses/x/y",
         "evil.example/registry.example/org/a",
         "library/python",
@@ -135,7 +154,7 @@ def test_images_that_may_be_asked_for(image: str) -> None:
 )
 def test_images_outside_the_prefix(image: str) -> None:
     with pytest.raises(Forbidden) as caught:
-        POLICY.check(image)
+        POLICY.check(image, REPOSITORY)
     assert caught.value.status == 403
 
 
@@ -161,7 +180,7 @@ def test_images_outside_the_prefix(image: str) -> None:
 )
 def test_what_is_no_image(image: str) -> None:
     with pytest.raises(Malformed) as caught:
-        POLICY.check(image)
+        POLICY.check(image, REPOSITORY)
     assert caught.value.status == 400
 
 

@@ -92,7 +92,7 @@ def test_what_was_wanted_becomes_a_request_and_a_cause() -> None:
     assert found.request.repository == "https://github.com/a/b"
     assert found.request.clone_url == "https://github.com/a/b.git"
     assert found.request.commit == COMMIT
-    assert found.request.image == "r.example/org/a-2db-d44362"
+    assert found.request.image == "r.example/org/a-b-426415da64"
     assert found.name.startswith("build-a-b-")
     cause = found.cause
     assert (cause.source, cause.id, cause.type) == ("/api", "1", "dev.kiln.build.requested.v1")
@@ -107,7 +107,7 @@ def test_what_was_wanted_becomes_a_request_and_a_cause() -> None:
         body("https://github.com/A/B.git", ref=COMMIT.upper()),
         body(commit=COMMIT, ref=COMMIT),
         body(commit=COMMIT, ref="refs/tags/v9", subdir="./.", build_args={}, tags=["x"], force=True),
-        body(commit=COMMIT, image="r.example/org/a-2db-d44362"),
+        body(commit=COMMIT, image="r.example/org/a-b-426415da64"),
         Wanted(repository="https://github.com/a/b", commit=COMMIT, ref="refs/heads/x", push=Push(before=None)),
     ],
 )
@@ -222,7 +222,7 @@ def test_a_template_is_filled_with_what_the_look_up_told() -> None:
             build_args={"FROM": template("{repository}@{ref}")},
         )
     )
-    assert found.request.image == "r.example/courses/a-2db-d44362"
+    assert found.request.image == "r.example/courses/a-b-426415da64"
     assert found.request.subdir == "feature/x"
     assert found.request.build_args == {"FROM": "https://github.com/a/b@refs/heads/feature/x"}
     assert found.cause.tags == ("feature-x", "c-" + "2" * 40)

@@ -200,7 +200,7 @@ def build_house(
             "tokens": tokens,
             "auth": auth_gate or gate(auth, tokens=tokens, pages=True),
             "events_auth": gate(events_auth or auth, tokens=tokens),
-            "find_image": lambda image, tag: None,  # noqa: ARG005
+            "find_image": lambda image, tag, build: None,  # noqa: ARG005
             "registry_answers": lambda: True,
             "builder_info": {"build_image": "registry.example/builder:1"},
             "version": "0.0.0",

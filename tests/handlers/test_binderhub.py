@@ -28,7 +28,7 @@ DIGEST = "sha256:" + "b" * 64
 Message = Mapping[str, Any]
 
 
-def there(image: str, tag: str) -> str:
+def there(image: str, tag: str, build: str) -> str:
     """A registry that has every image."""
     return DIGEST
 
@@ -160,9 +160,11 @@ def test_who_waits_is_told_why_and_who_else_does(house: House) -> None:
 
 def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Callable[..., House]) -> None:
     asked: list[tuple[str, str]] = []
+    names: list[str] = []
 
-    def find(image: str, tag: str) -> str:
+    def find(image: str, tag: str, build: str) -> str:
         asked.append((image, tag))
+        names.append(build)
         return DIGEST
 
     house = houses(find_image=find)
@@ -174,6 +176,7 @@ def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Ca
         "imageDigest": DIGEST,
     }
     assert not house.builds()
+    assert names == [house.ask().name], "only what this very build has pushed"
 
 
 @pytest.mark.parametrize("query", ["", "?build_only=false", "?build_only=TRUE", "?build_only=true&build_token=x.y.z"])
@@ -331,7 +334,7 @@ def test_viewers_have_a_limit_and_who_finds_none_asked_for_nothing(houses: Calla
 
 
 def test_a_fault_of_ours_is_told_without_itself(houses: Callable[..., House], caplog: pytest.LogCaptureFixture) -> None:
-    def broken(image: str, tag: str) -> str:
+    def broken(image: str, tag: str, build: str) -> str:
         raise RuntimeError("a canary inside")
 
     said = the_refusal(houses(find_image=broken))

@@ -54,7 +54,8 @@ def test_force_builds_again(head: str, path: str, builder: Builder, host: GitHos
 
 
 @pytest.mark.parametrize(
-    ("subdir", "label", "found"), [("", None, True), ("", "build-other", False), ("sub", None, False)]
+    ("subdir", "label", "found"),
+    [("", "build-x-0", True), ("", None, False), ("", "build-other", False), ("sub", None, False)],
 )
 def test_whose_image_it_is_decides_whether_it_is_found(
     subdir: str, label: str | None, found: bool,
