@@ -7,6 +7,7 @@ is accepted and does nothing is a promise.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -55,14 +56,14 @@ class _Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     poll: str | int | None = None
 
 
-def read(path: Path | None) -> Config:
-    """The configuration in a file; the default one without. Raises ConfigError with all that is wrong."""
+def read(path: Path | None, sha256: str | None = None) -> Config:
+    """The configuration in a file; the default one without. Raises ConfigError with all that is wrong.
+
+    With `sha256` (hexadecimal) a file of any other content is refused.
+    """
     if path is None:
         return Config()
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ConfigError([f"KILN_CONFIG: {path} cannot be read ({error.strerror})"]) from None
+    content = _content("KILN_CONFIG", path, sha256)
     try:
         return parse(content)
     except ConfigError as error:
@@ -83,14 +84,24 @@ def parse(content: bytes) -> Config:
     return config
 
 
-def pod_template(path: Path) -> object:
-    """The YAML document in the file of KILN_POD_TEMPLATE. Raises ConfigError."""
+def pod_template(path: Path, sha256: str | None = None) -> object:
+    """The YAML document in the file of KILN_POD_TEMPLATE, and `sha256` as for `read`. Raises ConfigError."""
+    content = _content("KILN_POD_TEMPLATE", path, sha256)
     try:
-        return _document(path.read_bytes())
-    except OSError as error:
-        raise ConfigError([f"KILN_POD_TEMPLATE: {path} cannot be read ({error.strerror})"]) from None
+        return _document(content)
     except ConfigError as error:
         raise ConfigError(f"KILN_POD_TEMPLATE: {path}: {problem}" for problem in error.problems) from None
+
+
+def _content(setting: str, path: Path, sha256: str | None) -> bytes:
+    """Raises ConfigError."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigError([f"{setting}: {path} cannot be read ({error.strerror})"]) from None
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ConfigError([f"{setting}: {path} is not the file of {setting}_SHA256: somebody has replaced its content"])
+    return content
 
 
 class _Reader:

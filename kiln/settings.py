@@ -86,6 +86,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     anchor: str | None
     builder_image: str | None
     pod_template: Path | None
+    config_sha256: str | None
+    pod_template_sha256: str | None
     docker_host: str | None
     registry_config: Path | None
     fault: str | None
@@ -135,6 +137,12 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 def _text(text: str) -> str:
     if not text.isprintable():
         raise ValueError("must not hold control characters")
+    return text
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise ValueError("must be 64 hexadecimal digits in lower case")
     return text
 
 
@@ -463,6 +471,16 @@ SETTINGS: tuple[Setting, ...] = (
         default=None,
         says="Engine `kubernetes`: a YAML file with what build pods are made from, a PodTemplateSpec with a container "
         "called `builder`.",
+    ),
+    *(
+        Setting(
+            name=f"{file}_SHA256",
+            read=_sha256,
+            default=None,
+            says=f"SHA-256 (hexadecimal) of the file in `{file}`: another content is refused. The chart sets it, "
+            "because web may patch ConfigMaps.",
+        )
+        for file in ("KILN_CONFIG", "KILN_POD_TEMPLATE")
     ),
     Setting(
         name="KILN_DOCKER_HOST",

@@ -77,7 +77,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
     """Reads the environment, then file and secrets. Raises KilnError with all that is wrong in it, or else in them."""
     found = settings.read(environ)
     problems: list[str] = []
-    configured = _or_note(problems, lambda: config.read(found.config)) or Config()
+    configured = _or_note(problems, lambda: config.read(found.config, found.config_sha256)) or Config()
     injected = _or_note(problems, lambda: sinks_from_environment(found.sink_binding)) or []
     policy = _or_note(problems, lambda: Policy(found.allowed_repositories, found.banned_repositories))
     images = _or_note(problems, lambda: ImagePolicy(found.image_prefix, configured.allowed_images))
@@ -271,7 +271,7 @@ def _controlling(kiln: Kiln) -> KubernetesEngine:
     if found.builder_image is None or found.pod_template is None:
         raise CommandError("KILN_BUILDER_IMAGE and KILN_POD_TEMPLATE must be set for the controller")
     try:
-        template = checked(config.pod_template(found.pod_template))
+        template = checked(config.pod_template(found.pod_template, found.pod_template_sha256))
     except TemplateError as error:
         raise CommandError(f"KILN_POD_TEMPLATE: {found.pod_template}: {error}") from None
     return KubernetesEngine(

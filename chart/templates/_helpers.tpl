@@ -32,8 +32,36 @@ labels:
   helm.sh/chart: {{ $root.Chart.Name }}-{{ $root.Chart.Version }}
 {{- end }}
 
+{{/*
+What follows the release in a ConfigMap's name: (list word data). It has a digest of the content, which never changes: web
+may patch ConfigMaps, and must not change what runs.
+*/}}
+{{- define "kiln.digested" -}}
+-{{ index . 0 }}-{{ index . 1 | toJson | sha256sum | trunc 10 }}
+{{- end }}
+
+{{/*
+An immutable ConfigMap: (list root component word data). Web could still have it deleted, by patching in an owner that does
+not exist, and create another of that name. Therefore each pod holds what it reads against a digest in its own spec.
+*/}}
+{{- define "kiln.configMap" -}}
+apiVersion: v1
+kind: ConfigMap
+metadata:
+  {{- include "kiln.metadata" (list (index . 0) (index . 1) (include "kiln.digested" (slice . 2))) | nindent 2 }}
+immutable: true
+data:
+  {{- toYaml (index . 3) | nindent 2 }}
+{{- end }}
+
+{{/* An image by its values: (list values tag), the tag for where they have none. With a digest the tag is not looked at. */}}
+{{- define "kiln.reference" -}}
+{{- $values := index . 0 -}}
+{{ $values.repository }}{{ with $values.tag | default (index . 1) }}:{{ . }}{{ end }}{{ with $values.digest }}@{{ . }}{{ end }}
+{{- end }}
+
 {{- define "kiln.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ include "kiln.reference" (list .Values.image .Chart.AppVersion) }}
 {{- end }}
 
 {{/*
@@ -82,6 +110,7 @@ its name, so no two pairs of them meet as they would at `a-b` and `c`, `a` and `
 - {name: KILN_ANCHOR, value: {{ include "kiln.fullname" . | quote }}}
 - {name: KILN_HOST, value: 0.0.0.0}
 - {name: KILN_CONFIG, value: /etc/kiln/config/config.yaml}
+- {name: KILN_CONFIG_SHA256, value: {{ get (include "kiln.configFiles" . | fromJson) "config.yaml" | sha256sum }}}
 - {name: KILN_SECRETS_DIR, value: /etc/kiln/secrets}
 - {name: KILN_REGISTRY_CONFIG, value: /etc/kiln/registry/config.json}
 - {name: KILN_BUILDER_IMAGE, value: {{ include "kiln.image" . | quote }}}

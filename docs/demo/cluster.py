@@ -120,7 +120,7 @@ def _values(cluster: Cluster, registry: str, git: str) -> dict[str, object]:
         "service": {"type": "NodePort", "nodePort": NODE_PORT},
         "web": annotations,
         "controller": annotations,
-        "dockerd": {"drainSeconds": 60},
+        "dockerd": {"image": parts.image_values(parts.DAEMON), "drainSeconds": 60},
         "networkPolicy": {"egress": {"allow": [{"to": addresses}]}},
         "tests": {"repository": f"{git}/{REPOSITORY}.git"},
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.parts.cluster import Cluster, Object, Release, change_node, cordoned, daemon_image, most_at_once, run
+from tests.parts.cluster import DAEMON, Cluster, Object, Release, change_node, cordoned, most_at_once, run
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, sleepers
 from tests.parts.kiln import until
@@ -218,9 +218,9 @@ def test_the_daemons_image_is_upgraded_while_builds_run(placed: Release, next_da
 @pytest.fixture
 def next_daemon(cluster: Cluster) -> Iterator[dict[str, str]]:
     """The same daemon under another name, which is what a DaemonSet goes by."""
-    image = {"repository": "kiln-test/dockerd", "tag": daemon_image().partition(":")[2]}
+    image = {"repository": "kiln-test/dockerd", "tag": DAEMON.partition(":")[2]}
     name = ":".join(image.values())
-    run("docker", "tag", daemon_image(), name)
+    run("docker", "tag", DAEMON, name)
     try:
         cluster.load(name)
         yield image

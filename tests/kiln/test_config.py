@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.repository import HostKind
-from kiln.config import Config, parse, read
+from kiln.config import Config, parse, pod_template, read
 from kiln.errors import ConfigError
 
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -142,3 +143,18 @@ def test_a_file_is_named_in_its_errors(tmp_path: Path) -> None:
 def test_any_file_is_read_or_refused(content: bytes) -> None:
     with suppress(ConfigError):
         parse(content)
+
+
+# ---- A file that is known by its digest ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", ["KILN_CONFIG", "KILN_POD_TEMPLATE"])
+def test_a_file_of_another_content_is_refused(tmp_path: Path, setting: str) -> None:
+    file = tmp_path / "file.yaml"
+    file.write_bytes(b"hosts: {git.example: {kind: gitlab}}\n")
+    known = hashlib.sha256(file.read_bytes()).hexdigest()
+    reads = {"KILN_CONFIG": read, "KILN_POD_TEMPLATE": pod_template}[setting]
+    assert reads(file, known) == reads(file)
+    file.write_bytes(b"hosts: {git.example: {kind: github}}\n")
+    with pytest.raises(ConfigError, match=f"is not the file of {setting}_SHA256"):
+        reads(file, known)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import secrets
 import shutil
 import subprocess
@@ -46,6 +45,8 @@ CONFIG = machine.ROOT / "tests/cluster/kind.yaml"
 CHART = machine.ROOT / "chart"
 FOLDER = machine.CACHE / "cluster"
 BUSYBOX = "busybox:1.37"
+DAEMON = "docker:26.1-dind"
+"""In place of the chart's own, which is newer: this is the one that a machine without a registry has."""
 READY_SECONDS = 180
 
 Object = dict[str, Any]
@@ -83,7 +84,7 @@ class Cluster:
             named = [f"--name={self.name}", f"--config={CONFIG}", f"--kubeconfig={self.kubeconfig}"]
             run("kind", "create", "cluster", *named, wait)
         self.kubectl("wait", "--for=condition=Ready", "nodes", "--all", f"--timeout={READY_SECONDS}s")
-        self.load(image.build(self.kiln_image), daemon_image(), BUSYBOX)
+        self.load(image.build(self.kiln_image), DAEMON, BUSYBOX)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -270,18 +271,21 @@ class Release(Installation):
 
     @property
     def _own_values(self) -> dict[str, object]:
-        repository, _, tag = self.cluster.kiln_image.partition(":")
         through = [{"name": f"KUBERNETES_SERVICE_{part}", "value": what} for part, what in API.items()]
         environment = {"extraEnv": through if self._api_proxy else []}
         return {
-            "image": {"repository": repository, "tag": tag},
+            "image": image_values(self.cluster.kiln_image),
             "settings": self.settings,
             "config": self._config,
             "webhooks": {"github": {"values": {"main": self.webhook_secret}}},
             "service": {"type": "NodePort"},
             "web": environment,
             "controller": environment,
-            "dockerd": {"drainSeconds": 60, "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}}},
+            "dockerd": {
+                "image": image_values(DAEMON),
+                "drainSeconds": 60,
+                "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
+            },
             "networkPolicy": {"egress": {"allow": [{"to": [{"ipBlock": {"cidr": f"{self.cluster.gateway}/32"}}]}]}},
         }
 
@@ -516,10 +520,10 @@ def offer(registry: Registry, name: str, path: str) -> str:
     return f"{registry.host}/{path}"
 
 
-def daemon_image() -> str:
-    """The one that the chart names for dockerd, as this machine's daemon calls it."""
-    named = yaml.safe_load((CHART / "values.yaml").read_text())["dockerd"]["image"]
-    return re.sub(r"^docker\.io/library/", "", f"{named['repository']}:{named['tag']}")
+def image_values(reference: str) -> dict[str, str]:
+    """An image as the chart's values name it."""
+    repository, _, tag = reference.partition(":")
+    return {"repository": repository, "tag": tag}
 
 
 def run(*command: str, stdin: str | None = None) -> str:

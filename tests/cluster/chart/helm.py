@@ -42,11 +42,13 @@ class Release:
     @property
     def build_pod(self) -> Object:
         """The PodTemplateSpec that the controller makes builds' pods of."""
-        [text] = [
-            one["data"]["build-pod.yaml"] for one in self.of("ConfigMap") if "build-pod.yaml" in one.get("data", {})
-        ]
-        template: Object = yaml.safe_load(text)
+        template: Object = yaml.safe_load(self.files["build-pod.yaml"])
         return template
+
+    @property
+    def files(self) -> dict[str, str]:
+        """All files in ConfigMaps, by name."""
+        return {name: text for one in self.of("ConfigMap") for name, text in one.get("data", {}).items()}
 
     def pods(self) -> Iterator[tuple[str, Object]]:
         """The component and the PodSpec of every pod that there will be."""

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from tests.cluster.chart.helm import CHART, LEAST, ROOT, VALUES, Release, merged, render
+from tests.cluster.chart.helm import CHART, LEAST, ROOT, VALUES, Object, Release, environment, merged, render
 
 GOLDEN = Path(__file__).parent / "golden"
 EXTENSIONS = {"ServiceMonitor", "HTTPRoute"}
@@ -72,17 +74,59 @@ def test_its_version_is_the_project_s() -> None:
     assert f"ghcr.io/kiln-images/kiln:{project['version']}" in render().text
 
 
-def test_a_new_configuration_takes_new_pods_and_a_new_secret_does_not() -> None:
-    def annotations(release: Release) -> list[dict[str, str]]:
-        kinds = ("Deployment", "DaemonSet")
-        return [one["spec"]["template"]["metadata"]["annotations"] for one in release.objects if one["kind"] in kinds]
+def config_maps(release: Release) -> dict[str, Object]:
+    """All but the anchor, by the word in their names."""
+    found = (one for one in release.of("ConfigMap") if "data" in one)
+    return {one["metadata"]["name"].removeprefix("kiln-").rpartition("-")[0]: one for one in found}
 
-    before = annotations(render(merged(LEAST, {"apiTokens": {"values": {"alice": "first"}}})))
-    rotated = annotations(render(merged(LEAST, {"apiTokens": {"values": {"alice": "second"}}})))
-    configured = annotations(render(merged(LEAST, {"config": {"allowed_images": ["registry.example/x"]}})))
-    assert rotated == before
-    changed = [new != old for new, old in zip(configured, before, strict=True)]
-    assert sorted(changed) == [False, True, True]  # the daemon has no use for it
+
+@each_example
+def test_every_config_map_but_the_anchor_is_immutable_and_named_by_its_content(example: str) -> None:
+    release = render(VALUES[example])
+    maps = config_maps(release)
+    assert {*maps} == {"config", "build-pod", "dockerd"}
+    assert [one["metadata"]["name"] for one in release.of("ConfigMap") if "data" not in one] == ["kiln"]
+    assert all(one["immutable"] is True for one in maps.values())
+    for word, one in maps.items():
+        assert re.fullmatch(rf"kiln-{word}-[0-9a-f]{{10}}", one["metadata"]["name"])
+    mounted = {
+        volume["configMap"]["name"] for _, pod in release.pods() for volume in pod["volumes"] if "configMap" in volume
+    }
+    assert {one["metadata"]["name"] for one in maps.values()} == mounted - {"ca"}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"config": {"allowed_images": ["registry.example/x"]}}, {"config"}),
+        ({"builds": {"tmpSize": "1Gi"}}, {"build-pod"}),
+        ({"dockerd": {"gc": {"maxUsedSpace": "1GB"}}}, {"dockerd"}),
+    ],
+)
+def test_new_content_has_a_new_name_and_so_takes_new_pods(values: dict[str, Any], words: set[str]) -> None:
+    before, after = (config_maps(render(merged(LEAST, more))) for more in ({}, values))
+    names = [{word: one["metadata"]["name"] for word, one in maps.items()} for maps in (before, after)]
+    assert {word for word in names[0] if names[0][word] != names[1][word]} == words
+
+
+def test_a_new_secret_takes_no_new_pods() -> None:
+    def pods(token: str) -> list[Object]:
+        release = render(merged(LEAST, {"apiTokens": {"values": {"alice": token}}}))
+        return [one["spec"]["template"] for one in release.objects if one["kind"] in ("Deployment", "DaemonSet")]
+
+    assert pods("first") == pods("second")
+
+
+def test_every_image_can_be_given_by_digest() -> None:
+    digest = "sha256:" + "5" * 64
+    values = {"image": {"digest": digest}, "dockerd": {"image": {"tag": "", "digest": digest}, "version": "29"}}
+    release = render(merged(LEAST, values))
+    images = {container.get("image") for _, pod in release.pods() for container in pod["containers"]} - {None}
+    version = yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"]
+    assert images == {f"ghcr.io/kiln-images/kiln:{version}@{digest}", f"docker.io/library/docker@{digest}"}
+    [controller] = release.of("Deployment", component="controller")
+    builder = environment(controller["spec"]["template"]["spec"]["containers"][0])["KILN_BUILDER_IMAGE"]
+    assert builder == f"ghcr.io/kiln-images/kiln:{version}@{digest}"
 
 
 # As a part of another chart. -----------------------------------------------------------------------------------------

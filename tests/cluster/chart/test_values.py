@@ -15,8 +15,9 @@ from tests.cluster.chart.helm import CHART, LEAST, Refused, environment, merged,
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 OURS = {
-    "KILN_ENGINE", "KILN_NAMESPACE", "KILN_INSTANCE", "KILN_ANCHOR", "KILN_POD_TEMPLATE", "KILN_BUILDER_IMAGE",
-    "KILN_HOST", "KILN_CONFIG", "KILN_SECRETS_DIR", "KILN_REGISTRY_CONFIG", "KILN_DOCKER_HOST",
+    "KILN_ENGINE", "KILN_NAMESPACE", "KILN_INSTANCE", "KILN_ANCHOR", "KILN_POD_TEMPLATE", "KILN_POD_TEMPLATE_SHA256",
+    "KILN_BUILDER_IMAGE", "KILN_HOST", "KILN_CONFIG", "KILN_CONFIG_SHA256", "KILN_SECRETS_DIR", "KILN_REGISTRY_CONFIG",
+    "KILN_DOCKER_HOST",
 }  # fmt: skip
 """What the chart sets itself."""
 ELSEWHERE = {"PORT", "KILN_OPS_PORT", "KILN_STATE_DIR", "KILN_FAULT", "K_SINK", "K_CE_OVERRIDES", "K_CA_CERTS"}
@@ -116,8 +117,7 @@ def test_lists_and_large_numbers_are_written_as_kiln_reads_them() -> None:
 
 
 def test_the_environment_has_no_name_that_kiln_does_not_know() -> None:
-    later = {"KILN_ANCHOR", "KILN_POD_TEMPLATE"}  # come with the engine
-    known = {setting.name for setting in SETTINGS} | later
+    known = {setting.name for setting in SETTINGS}
     for component in ("web", "controller"):
         [deployment] = render().of("Deployment", component=component)
         assert {*environment(deployment["spec"]["template"]["spec"]["containers"][0])} <= known
