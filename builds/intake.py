@@ -6,13 +6,13 @@ that can be judged without the network is judged before it is used.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
+from builds.arguments import checked_arguments
 from builds.build import Cause, Kind, Request, build_name
 from builds.engines import Ask
 from builds.errors import Forbidden, Malformed
@@ -35,11 +35,8 @@ from eventing.event import Event
 from eventing.hosts import push_of
 
 MAX_TAGS = 20
-MAX_BUILD_ARGS = 50
-MAX_ARGS_BYTES = 32 * 1024
-"""Of all names and values of build arguments together: a record, and a list's part of it, has a limit."""
 MAX_VALUE = 4096
-"""Characters of a build argument's value, and of an event's source, id and type: they are kept in the record."""
+"""Characters of an event's source, id and type: they are kept in the record."""
 
 
 class Resolved(Protocol):
@@ -118,6 +115,7 @@ class Intake:
         type: str,  # noqa: A002
         by: str | None,
         groups: Iterable[str] = (),
+        chooses: bool = False,
         kind: Kind,
         now: datetime,
         traceparent: str | None = None,
@@ -125,11 +123,17 @@ class Intake:
         """What to hand to `Records.accept`. `groups` are the asker's; the rest is of the event that asks, as
         `builds.build.Cause` has it.
 
+        Who neither `chooses` nor comes by a trigger says what to build, and not how: image, tags and build arguments
+        are refused, and `force` means no more than to ask.
+
         Raises any AskError of `builds.errors`. Looks up a ref only where no commit came with it, or where the asker
         has yet to show that the host lets them in.
         """
         if max(len(source), len(id), len(type)) > MAX_VALUE:
             raise Malformed(f"The event's source, id or type is longer than {MAX_VALUE} characters.")
+        chooses = chooses or wanted.trigger is not None
+        if not chooses:
+            _check_given(wanted)
         repository = self.repository(wanted.repository)
         self._policy.check(repository)
         credentials = self._private.admit(repository, words_of(by, groups))
@@ -154,7 +158,7 @@ class Intake:
             ref=ref,
             tags=options.tags,
             push=wanted.push,
-            force=wanted.force,
+            force=wanted.force and chooses,
             traceparent=traceparent,
             credentials=credentials,
         )
@@ -192,7 +196,7 @@ class Intake:
             return template.fill(values.get).text()
 
         subdir = subdirectory(text(wanted.subdir))
-        build_args = _build_args({name: text(value) for name, value in wanted.build_args.items()})
+        build_args = checked_arguments({name: text(value) for name, value in wanted.build_args.items()})
         images = self._images
         image = images.own(repository) if wanted.image is None else images.check(text(wanted.image), repository)
         return _Options(
@@ -218,19 +222,14 @@ def merge(asks: Sequence[Ask]) -> list[Ask]:
     return list(merged.values())
 
 
-def _build_args(args: Mapping[str, str]) -> Mapping[str, str]:
-    if len(args) > MAX_BUILD_ARGS:
-        raise Malformed(f"There are more than {MAX_BUILD_ARGS} build arguments.")
-    if sum(len(name) + len(value.encode(errors="replace")) for name, value in args.items()) > MAX_ARGS_BYTES:
-        raise Malformed(f"The build arguments are longer than {MAX_ARGS_BYTES >> 10} KiB together.")
-    for name, value in args.items():
-        if len(name) > MAX_VALUE or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise Malformed(
-                "The name of a build argument is made of letters, digits and '_', and begins with no digit."
-            )
-        if len(value) > MAX_VALUE or "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
-            raise Malformed(f"A build argument is text of at most {MAX_VALUE} characters, without NUL.")
-    return args
+def _check_given(wanted: Wanted) -> None:
+    """What a person who is no admin may give: what to build, and not how. Raises Forbidden."""
+    given = {"image": wanted.image, "tags": wanted.tags, "build_args": wanted.build_args}
+    if named := [name for name, value in given.items() if value]:
+        raise Forbidden(
+            f"You may give repository, ref, commit and subdir. {' and '.join(named)}: only admins, API tokens and "
+            "services of the Hub may give that."
+        )
 
 
 def _tags(tags: Sequence[str], *, own: str) -> tuple[str, ...]:

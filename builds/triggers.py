@@ -17,6 +17,7 @@ from typing import Annotated
 
 import msgspec
 
+from builds.arguments import check_name
 from builds.build import Push
 from builds.errors import CannotBuild, Malformed, RepositoryError, RuleError
 from builds.repository import canonical, glob_match, short_name
@@ -209,6 +210,13 @@ def _load(rule: TriggerRule) -> Trigger:
         except RuleError as error:
             raise RuleError(f"Trigger '{rule.name}', build.{place}: {error}") from None
 
+    def argument(name: str, text: str) -> Template:
+        try:
+            check_name(name)
+        except Malformed as error:
+            raise RuleError(f"Trigger '{rule.name}', build.build_args: {error}") from None
+        return read(f"build_args.{name}", text)
+
     def given(name: str) -> Template | None:
         text: str | None = getattr(build, name)
         return None if text is None else read(name, text)
@@ -225,7 +233,7 @@ def _load(rule: TriggerRule) -> Trigger:
         ref=given("ref"),
         commit=given("commit"),
         subdir=given("subdir") or Template(()),
-        build_args={name: read(f"build_args.{name}", text) for name, text in build.build_args.items()},
+        build_args={name: argument(name, text) for name, text in build.build_args.items()},
         image=given("image"),
         tags=tuple(read(f"tags[{index}]", text) for index, text in enumerate(build.tags)),
         force=build.force,

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from flask import request
 
-from builds.build import Build, Kind
-from builds.engines import Ask
+from builds.build import Build, Kind, State
+from builds.engines import Ask, NotFound
+from builds.errors import Forbidden
 from builds.intake import merge
 from builds.triggers import Wanted
 from eventing.event import Event
@@ -27,19 +28,31 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def check(wanted: Wanted, event: Event, *, who: Identity, kind: Kind) -> Ask:
-    """What is wanted by an event, as a request that they may have built. Raises AskError."""
+    """What is wanted by an event, as a request that they may have built. Raises AskError, Unavailable."""
     held = services()
-    return held.intake.ask(
+    ask = held.intake.ask(
         wanted,
         source=event.source,
         id=event.id,
         type=event.type,
         by=who.by,
         groups=who.groups,
+        chooses=who.chooses,
         kind=kind,
         now=held.now(),
         traceparent=traceparent(event),
     )
+    if wanted.force and not who.chooses and _has_succeeded(ask.name):
+        raise Forbidden("The build has succeeded. Only admins, API tokens and services of the Hub may force another.")
+    return ask
+
+
+def _has_succeeded(name: str) -> bool:
+    """Raises Unavailable."""
+    try:
+        return services().records.get(name).state is State.SUCCEEDED
+    except NotFound:
+        return False
 
 
 def accept(asks: Sequence[Ask], via: str) -> list[Build]:

@@ -40,11 +40,16 @@ _FORWARDED = re.compile(
 @dataclass(frozen=True)
 class Identity:
     """`by` as it stands in `causes[].by`; `None` where nobody is asked. An admin may cancel what others asked for.
-    `groups` are a Hub's."""
+    Who is neither that nor a program says what to build, and not how. `groups` are a Hub's."""
 
     by: str | None
     admin: bool = False
     groups: frozenset[str] = frozenset()
+
+    @property
+    def chooses(self) -> bool:
+        """Whether they may say how to build (image, tags, build arguments, `force`): everybody but ordinary people."""
+        return self.admin or (self.by or "").startswith(("service:", "token:", "webhook:"))
 
     @property
     def words(self) -> Words:

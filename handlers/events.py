@@ -44,6 +44,8 @@ def _receive() -> Response:
     identity = services().events_auth.admit(request)
     events = decode(dict(request.headers), bodies.read(services().max_body))
     asking.note(event_id=" ".join(event.id for event in events))
+    if not identity.chooses and any(event.type != REQUESTED for event in events):
+        raise Problem(403, f"You may send only {REQUESTED}. Other events are for admins, API tokens and services.")
     asks: list[Ask] = []
     began = time.monotonic()
     for index, event in enumerate(events):

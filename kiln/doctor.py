@@ -100,7 +100,14 @@ def _delivered(word: str, request: saved.Saved, say: Say) -> list[Event]:
 def _ask(intake: Intake, want: Wanted, event: Event) -> Ask | AskError:
     try:
         return intake.ask(
-            want, source=event.source, id=event.id, type=event.type, by=None, kind=Kind.PUSH, now=datetime.now(UTC)
+            want,
+            source=event.source,
+            id=event.id,
+            type=event.type,
+            by=None,
+            chooses=True,
+            kind=Kind.PUSH,
+            now=datetime.now(UTC),
         )
     except AskError as error:
         return error

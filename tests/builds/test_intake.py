@@ -74,6 +74,7 @@ def ask(want: Wanted, refs: Refs | None = None, **more: Any) -> Ask:
         "id": "1",
         "type": "dev.kiln.build.requested.v1",
         "by": "user:ada",
+        "chooses": True,
         "kind": Kind.PERSON,
         "now": NOW,
     }
@@ -288,3 +289,42 @@ def test_any_request_is_named_or_refused(request_body: BuildRequestBody) -> None
     except AskError:
         return
     assert ask(asked(request_body)) == found
+
+
+ORDINARY: dict[str, Any] = {"by": "user:kim", "chooses": False}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"image": "r.example/org/x"},
+        {"image": "r.example/courses/x"},
+        {"tags": ["current"]},
+        {"build_args": {"R_VERSION": "4.5"}},
+        {"build_args": {"http_proxy": "http://evil.example"}},
+        {"image": "not an image at all", "tags": ["x"], "build_args": {"BUILDKIT_SYNTAX": "evil/frontend"}},
+    ],
+)
+def test_who_is_no_admin_says_what_to_build_and_not_how(given: dict[str, Any]) -> None:
+    refs = Refs()
+    with pytest.raises(Forbidden, match=next(iter(given))) as caught:
+        ask(body(commit=COMMIT, **given), refs, **ORDINARY)
+    assert caught.value.status == 403
+    assert refs.asked == []
+
+
+def test_what_everybody_may_give() -> None:
+    nothing: dict[str, Any] = {"image": None, "tags": [], "build_args": {}, "force": False}
+    found = ask(body(commit=COMMIT, ref="refs/heads/x", subdir="a", **nothing), **ORDINARY)
+    assert (found.request.subdir, found.cause.ref, found.cause.tags) == ("a", "refs/heads/x", ())
+
+
+def test_a_force_that_is_not_theirs_to_give_means_no_more_than_to_ask() -> None:
+    assert not ask(body(commit=COMMIT, force=True), **ORDINARY).cause.force
+    assert ask(body(commit=COMMIT, force=True)).cause.force
+
+
+def test_a_trigger_says_how_whoever_sent_the_event() -> None:
+    want = Wanted(repository="https://github.com/a/b", commit=COMMIT, trigger="a", tags=(plain("x"),), force=True)
+    cause = ask(want, by="webhook:github", chooses=False).cause
+    assert (cause.tags, cause.force) == (("x",), True)

@@ -101,6 +101,7 @@ def build_request(data: bytes) -> None:
                         id="1",
                         type=type_,
                         by=None,
+                        chooses=True,
                         kind=Kind.PUSH,
                         now=datetime(2026, 1, 1, tzinfo=UTC),
                     )

@@ -24,7 +24,7 @@ from builds.record import change
 from builds.repository import HostKind, Policy
 from builds.triggers import TriggerRule, load
 from handlers.app import Services, create_app
-from handlers.auth import Gate, gate
+from handlers.auth import Gate, Identity, gate
 from tests.parts.kiln import until
 
 PREFIX = "registry.example/kiln/"
@@ -85,6 +85,19 @@ def event(**changes: object) -> dict[str, object]:
 
 def structured(value: object, kind: str = "cloudevents") -> dict[str, Any]:
     return {"data": json.dumps(value).encode(), "headers": {"Content-Type": f"application/{kind}+json"}}
+
+
+class Named:
+    """An authenticator: everybody is this one."""
+
+    takes = None
+
+    def __init__(self, by: str | None, *, admin: bool = False) -> None:
+        self.by = by
+        self.admin = admin
+
+    def identify(self, request: object) -> Identity:  # noqa: ARG002
+        return Identity(by=self.by, admin=self.admin)
 
 
 def bearer(name: str = "ci") -> dict[str, str]:
@@ -199,7 +212,7 @@ def build_house(
             "webhook_secrets": lambda word: (b"an old one", SECRET) if word == "github" else (),
             "tokens": tokens,
             "auth": auth_gate or gate(auth, tokens=tokens, pages=True),
-            "events_auth": gate(events_auth or auth, tokens=tokens),
+            "events_auth": auth_gate or gate(events_auth or auth, tokens=tokens),
             "find_image": lambda image, tag, build: None,  # noqa: ARG005
             "registry_answers": lambda: True,
             "builder_info": {"build_image": "registry.example/builder:1"},

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from handlers.auth import Gate, Identity
-from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, bearer, body, push, signed
+from handlers.auth import Gate
+from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, Named, bearer, body, push, signed
 from tests.parts.githost import GitHost
 
 
@@ -176,16 +176,6 @@ def test_cancelling_leaves_a_mark_until_the_build_has_ended(house: House) -> Non
     assert answer.status_code == 409
     assert answer.mimetype == "application/problem+json"
     assert house.client.delete("/api/v1/builds/none").status_code == 404
-
-
-class Named:
-    """Somebody who is no admin."""
-
-    def __init__(self, by: str) -> None:
-        self.by = by
-
-    def identify(self, request: object) -> Identity:  # noqa: ARG002
-        return Identity(by=self.by)
 
 
 def test_who_is_no_admin_cancels_only_what_is_theirs_alone(houses: Callable[..., House]) -> None:

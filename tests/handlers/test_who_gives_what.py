@@ -1,0 +1,120 @@
+"""Who is no admin says what to build and not how, by whichever way they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from builds.build import State
+from builds.triggers import BuildTemplate, TriggerRule
+from handlers.auth import Gate
+from tests.handlers.house import REPOSITORY, House, Named, body, event, push, structured
+
+HOW: list[dict[str, Any]] = [
+    {"image": "registry.example/kiln/other"},
+    {"tags": ["current"]},
+    {"tags": ["main"], "ref": "refs/heads/main"},
+    {"build_args": {"A": "b"}},
+    {"build_args": {"http_proxy": "http://evil.example:3128"}},
+    {"build_args": {"BUILDKIT_SYNTAX": "evil/frontend"}},
+]
+PROGRAMS = [
+    Named("user:root", admin=True),
+    Named("token:ci", admin=True),
+    Named("service:bot"),
+    Named(None, admin=True),
+]
+
+
+def through_api(house: House, given: dict[str, Any]) -> TestResponse:
+    return house.client.post("/api/v1/builds", json=body(**given))
+
+
+def through_events(house: House, given: dict[str, Any]) -> TestResponse:
+    return house.client.post("/events", **structured(event(data=body(**given))))
+
+
+WAYS = pytest.mark.parametrize("way", [through_api, through_events])
+Way = Callable[[House, dict[str, Any]], TestResponse]
+
+
+@pytest.mark.parametrize("by", ["user:kim", "oidc:kim"])
+@pytest.mark.parametrize("given", HOW, ids=str)
+@WAYS
+def test_how_is_not_for_ordinary_people(houses: Callable[..., House], way: Way, given: dict[str, Any], by: str) -> None:
+    house = houses(auth_gate=Gate((Named(by),)))
+    answer = way(house, given)
+    assert (answer.status_code, answer.mimetype) == (403, "application/problem+json")
+    assert next(iter(given)) in answer.json["detail"]
+    assert not house.builds()
+    assert way(house, {"subdir": "a", "ref": "refs/heads/main"}).status_code == 202
+
+
+@pytest.mark.parametrize("who", PROGRAMS, ids=lambda who: str(who.by))
+@WAYS
+def test_how_is_for_admins_and_programs(houses: Callable[..., House], way: Way, who: Named) -> None:
+    house = houses(auth_gate=Gate((who,)))
+    for given in HOW[:4]:
+        assert way(house, given).status_code == 202
+    for given in HOW[4:]:
+        answer = way(house, given)
+        assert answer.status_code == 400
+        assert next(iter(given["build_args"])) in answer.json["detail"]
+
+
+@WAYS
+def test_what_has_succeeded_is_not_built_again_for_ordinary_people(houses: Callable[..., House], way: Way) -> None:
+    somebody = Named("user:kim")
+    house = houses(auth_gate=Gate((somebody,)))
+    assert through_api(house, {"force": True}).status_code == 202, "nothing is there yet"
+    (build,) = house.builds()
+    house.run(build.name)
+    house.end(build.name)
+    answer = way(house, {"force": True})
+    assert (answer.status_code, "succeeded" in answer.json["detail"]) == (403, True)
+    assert house.engine.get(build.name).state is State.SUCCEEDED
+    assert way(house, {}).status_code == 202
+    somebody.by = "token:ci"
+    assert through_api(house, {"force": True, "ref": "refs/heads/main"}).status_code == 202
+    assert house.engine.get(build.name).state is State.QUEUED
+
+
+def test_what_has_failed_may_be_forced_by_everybody(houses: Callable[..., House]) -> None:
+    house = houses(auth_gate=Gate((Named("user:kim"),)))
+    name = house.ask().name
+    house.run(name)
+    house.end(name, state=State.FAILED)
+    assert through_api(house, {"force": True}).status_code == 202
+    assert house.engine.get(name).state is State.QUEUED
+
+
+KNATIVE = {"type": "dev.knative.source.github.push", "subject": "refs/heads/main"}
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        event(type="com.github.push", data=push(), source=REPOSITORY, time="2030-01-01T00:00:00Z"),
+        event(data=push(), source=REPOSITORY, **KNATIVE),
+        event(type="com.gitlab.push", data=push()),
+        event(type="org.jupyterhub.server.spawned", data={}),
+        event(type="dev.kiln.build.succeeded.v1"),
+        event(type="org.example.anything"),
+    ],
+    ids=lambda forged: forged["type"],
+)
+def test_who_may_not_speak_for_a_repository_sends_no_events_of_it(
+    houses: Callable[..., House], forged: dict[str, object]
+) -> None:
+    every = TriggerRule(name="every", build=BuildTemplate(repository=REPOSITORY, ref="refs/heads/main", tags=("main",)))
+    somebody = Named("user:kim")
+    house = houses(auth_gate=Gate((somebody,)), triggers=[every])
+    for sent in (structured(forged), structured([event(), forged], "cloudevents-batch")):
+        answer = house.client.post("/events", **sent)
+        assert (answer.status_code, "dev.kiln.build.requested.v1" in answer.json["detail"]) == (403, True)
+    assert not house.builds()
+    somebody.by = "service:broker"
+    assert house.client.post("/events", **structured(forged)).status_code != 403
