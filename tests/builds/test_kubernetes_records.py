@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from builds.arguments import MAX_BYTES
 from builds.build import (
     MAX_ATTEMPTS_KEPT,
     MAX_CAUSES,
@@ -32,7 +33,7 @@ from builds.engines.kubernetes.records import (
     summary_of,
 )
 from builds.engines.marks import joined
-from builds.intake import MAX_ARGS_BYTES, MAX_VALUE
+from builds.intake import MAX_VALUE
 from builds.report import as_json, event
 from tests.builds.histories import NOW, failed
 from tests.builds.making import ask
@@ -60,7 +61,7 @@ def announced(made: Build, number: int, word: str = "queued") -> Announcement:
 def largest() -> Build:
     """All that is bounded, at its bound."""
     long = "x" * MAX_VALUE
-    asks = [ask("b", f"{number}-{long}", args={"A": "v" * MAX_ARGS_BYTES}) for number in range(MAX_CAUSES)]
+    asks = [ask("b", f"{number}-{long}", args={"A": "v" * MAX_BYTES}) for number in range(MAX_CAUSES)]
     made = joined(None, asks, uid=lambda: "uid-1", now=NOW)
     attempts = tuple(failed(number, message="m" * 1024) for number in range(MAX_ATTEMPTS_KEPT))
     done = Delivery(
