@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import rfc8785
@@ -21,6 +21,9 @@ from eventing.event import Event
 
 VERSION = 1
 """Of the stored record. An engine leaves a record of another version alone and reports it."""
+
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A record with a time without zone cannot be read: it could be compared with no other."""
 
 MAX_OUTBOX = 50
 """Events of one build that may wait for a sink, each kept whole. Who asks for more is told to come back later."""
@@ -87,7 +90,7 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
     before: str | None
     """The commit the ref pointed at until then; `None` where the push created the ref or the host did not say."""
-    at: datetime | None = None
+    at: Time | None = None
     """When the host says it was pushed."""
 
 
@@ -100,7 +103,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     by: str | None
     """`user:<name>`, `service:<name>`, `token:<name>`, `oidc:<sub>`, `webhook:<host>`, `sync`; `None` under
     `KILN_AUTH=none`."""
-    at: datetime
+    at: Time
     """When web wrote it down."""
     kind: Kind
     trigger: str | None = None
@@ -179,9 +182,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     number: int
     node: str | None
     """`None`: not pinned; whichever node can be had."""
-    written_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
+    written_at: Time
+    started_at: Time | None = None
+    finished_at: Time | None = None
     stopping: Reason | None = None
     """Why it has been told to stop; `None` while it has not. `infrastructure`: it was given up before it ran."""
     state: State | None = None
@@ -203,7 +206,7 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
 
     round: int
     by: str | None
-    at: datetime
+    at: Time
 
 
 class DeliveryState(StrEnum):
@@ -220,9 +223,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     type: str
     state: DeliveryState = DeliveryState.PENDING
     tries: int = 0
-    due_at: datetime
+    due_at: Time
     """Not to be tried before this."""
-    at: datetime | None = None
+    at: Time | None = None
     """When it was delivered, or given up."""
     error: str | None = None
 
@@ -231,7 +234,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     """An event that has been decided on: written down before it is sent, kept whole until every sink has it."""
 
     event: Event
-    at: datetime
+    at: Time
     deliveries: tuple[Delivery, ...]
 
 
@@ -255,10 +258,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     round_began_with: int = 1
     """The number of the round's first attempt."""
     image: Image | None = None
-    queued_at: datetime | None = None
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    not_before: datetime | None = None
+    queued_at: Time | None = None
+    started_at: Time | None = None
+    finished_at: Time | None = None
+    not_before: Time | None = None
     """Backoff: the next attempt is not due before this."""
     answered: tuple[str, ...] = ()
     """Keys of the causes that have had their terminal event."""
@@ -284,7 +287,7 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     uid: str
     request: Request
     causes: tuple[Cause, ...]
-    created_at: datetime
+    created_at: Time
     status: Status = Status()
     cancel: Cancel | None = None
     open: bool = True
@@ -355,8 +358,8 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     phase: Phase
     node: str | None = None
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
+    started_at: Time | None = None
+    ended_at: Time | None = None
     result: Result | None = None
     result_lost: bool = False
     """Its result cannot be read though it may have ended well: the registry knows."""

@@ -3,26 +3,33 @@
 It may be killed at any instant. What it has decided is in the record before it acts on it, so the next one does the
 rest: completes a start that was written, sends what was announced, adopts what runs. Nothing is done in the order of
 what came in; every round begins with a look at everything that is open.
+
+Within a round, records are written side by side, each by one thread, under the revision that the plan saw. The next
+plan is made when all of them have an answer, so a slot is taken from the decision on.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from builds import metrics
 from builds.build import Attempt, Build, Cause, Image, Phase, Sighting, State
-from builds.engines import Conflict, Engine, EngineError, NotFound, Unavailable, World
+from builds.engines import Conflict, Engine, EngineError, NotFound, Refused, Unavailable, World
 from builds.faults import Fault, reached
 from builds.plan import (
+    BACKOFF,
+    MAX_BACKOFF,
     Action,
     Bury,
     Confirm,
@@ -51,6 +58,7 @@ from eventing.sinks import Outcome, Sink, pause, wanted
 log = logging.getLogger(__name__)
 
 K = TypeVar("K")
+T = TypeVar("T")
 
 IDLE = 5.0
 """Seconds between two looks when nothing is open and nothing happens."""
@@ -58,8 +66,8 @@ BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
 MOMENT = 0.5
 """Seconds of acting between two looks."""
-TOLD_AT_ONCE = 50
-"""What became of so many tries of a delivery is written down between two plans."""
+WRITERS = 8
+"""Records that are written at a time: an API server on two cores does no more in a second for more of them."""
 HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
 SWEEP = 20
@@ -82,6 +90,14 @@ class Inspector(Protocol):
     """Asks the registry for the image that an attempt has pushed. Raises any exception where it cannot know."""
 
     def __call__(self, build: Build, attempt: Attempt, /) -> Image | None: ...
+
+
+class _Quarantined(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that is left alone: until `until` (by the monotonic clock), or until somebody changes it."""
+
+    revision: str
+    failures: int
+    until: float
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,13 +141,16 @@ class Controller:
         self._troubles: dict[tuple[str, int], str] = {}
         self._sending: set[tuple[str, str]] = set()
         self._told: SimpleQueue[Told] = SimpleQueue()
-        self._unrecorded: list[Told] = []
-        self._recorded = False
+        self._unrecorded: dict[str, list[Told]] = {}
+        self._quarantine: dict[str, _Quarantined] = {}
+        self._held: frozenset[str] = frozenset()
         self._confirming: set[str] = set()
         self._confirmations: dict[str, Confirmation] = {}
         self._inspecting: set[tuple[str, int]] = set()
         self._inspections: dict[tuple[str, int], Inspection] = {}
         self._registry = ThreadPoolExecutor(2, thread_name_prefix="confirm")
+        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
+        self._starting = threading.Lock()
         self._tidied: datetime | None = None
         self._sweep: Iterator[Build] | None = None
         self._open = False
@@ -144,6 +163,7 @@ class Controller:
                 self._engine.wait(self._turn())
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)
+            self._writers.shutdown()
 
     def _turn(self) -> float:
         """Looks until there is nothing to do; returns for how many seconds nothing is expected."""
@@ -170,14 +190,11 @@ class Controller:
             for build in world.deleted:
                 self._deleted(build)
             self._count(world.builds)
-            recorded, self._recorded = self._recorded, False
-            if not recorded and self._record_told(builds):
-                self._recorded = True  # the next look is for what waits: a thousand deliveries must not hold a start up
-                return True
+            self._collect_told(builds)
             now = self._clock()
             self._unfit = [attempt for attempt in self._unfit if left_out_until(attempt, now)]
             facts = Facts(
-                builds=world.builds,
+                builds=self._not_quarantined(world.builds),
                 sightings=tuple(map(self._with_trouble, world.sightings)),
                 nodes=world.nodes,
                 scalable=world.scalable,
@@ -191,19 +208,71 @@ class Controller:
                 turns=self._turns,
                 unfit=self._unfit,
             )
-            return self._carry_out(plan(facts, self._limits, now), builds) or recorded
+            return self._carry_out(self._planned(facts, now), builds)
+
+    def _planned(self, facts: Facts, now: datetime) -> Sequence[Action]:
+        """The plan; records for which there can be none are put aside."""
+        try:
+            return plan(facts, self._limits, now)
+        except Exception:
+            bad = {build.name: error for build in facts.builds if (error := self._unplannable(build, facts, now))}
+            if not bad:
+                raise
+            for build in facts.builds:
+                if build.name in bad:
+                    self._put_aside(build, f"no plan can be made: {bad[build.name]!r}")
+            return plan(msgspec.structs.replace(facts, builds=self._not_quarantined(facts.builds)), self._limits, now)
+
+    def _unplannable(self, build: Build, facts: Facts, now: datetime) -> Exception | None:
+        try:
+            plan(msgspec.structs.replace(facts, builds=(build,)), self._limits, now)
+        except Exception as error:  # noqa: BLE001  (whatever it is, it is this record's)
+            return error
+        return None
 
     def _carry_out(self, actions: Sequence[Action], builds: Mapping[str, Build]) -> bool:
-        """The urgent ones first, and no more than fit into a moment: then it is time to look again for urgent ones.
+        """Side by side, the urgent ones first, and no more than fit into a moment: then it is time to look again.
 
-        They are about different records, so their order is free. Returns whether the world has changed.
+        What concerns one record is done by one thread, in order. Returns whether the world has changed.
         """
-        changed, until = False, self._monotonic() + MOMENT
+        work: dict[str, list[Action]] = {name: [] for name in self._unrecorded if name not in self._held}
         for action in sorted(actions, key=_urgency):
-            changed |= self._act(builds[action.build], action)
-            if changed and self._monotonic() > until:
-                break
-        return changed
+            work.setdefault(action.build, []).append(action)
+        order = sorted(work.items(), key=lambda entry: min(map(_urgency, entry[1]), default=NOT_URGENT))
+        until = self._monotonic() + MOMENT
+        tasks = [partial(self._act_on, builds[name], todo, until) for name, todo in order]
+        done = [tasks[0]()] if len(tasks) == 1 else [*self._writers.map(_called, tasks)]
+        self._judge([one for one in done if isinstance(one, _Failed)], succeeded=True in done)
+        return any(one is not False for one in done)
+
+    def _judge(self, failed: Sequence[_Failed], *, succeeded: bool) -> None:
+        """Puts records aside that alone could not be written. Raises Unavailable where nothing could be."""
+        for one in failed:
+            if not succeeded and not isinstance(one.error, Refused):
+                raise one.error
+        for one in failed:
+            self._put_aside(one.build, str(one.error))
+
+    # ---- Quarantine -----------------------------------------------------------------------------------------------
+
+    def _put_aside(self, build: Build, why: str) -> None:
+        """One bad record harms nothing else: it is tried again after a pause that grows."""
+        before = self._quarantine.get(build.name)
+        failures = before.failures + 1 if before else 1
+        pause = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF).total_seconds()
+        until = self._monotonic() + pause
+        self._quarantine[build.name] = _Quarantined(revision=build.revision, failures=failures, until=until)
+        log.warning("Record put aside, retrying in %.0f s: %s", pause, why, extra={"build": build.name})
+
+    def _not_quarantined(self, builds: Sequence[Build]) -> Sequence[Build]:
+        now = self._monotonic()
+        self._held = frozenset(
+            build.name
+            for build in builds
+            if (entry := self._quarantine.get(build.name)) and entry.revision == build.revision and now < entry.until
+        )
+        metrics.QUARANTINED.set(len(self._held))
+        return [build for build in builds if build.name not in self._held]
 
     def _with_trouble(self, sighting: Sighting) -> Sighting:
         """Why an attempt could not be started is known here, and by nobody else."""
@@ -224,35 +293,71 @@ class Controller:
         self._troubles = {key: why for key, why in self._troubles.items() if key[0] in open_}
         for name in {*self._confirmations} - open_:
             del self._confirmations[name]
+        for name in {*self._quarantine} - open_:
+            del self._quarantine[name]
         for key in [key for key in (*self._inspections,) if key[0] not in open_]:
             del self._inspections[key]
 
     # ---- Actions --------------------------------------------------------------------------------------------------
 
-    def _act(self, build: Build, action: Action) -> bool:
-        """Carries out one action. Returns whether the world has changed by it."""
+    def _act_on(self, build: Build, actions: Sequence[Action], until: float) -> bool | _Failed:
+        """Carries out what concerns one record, in a thread of its own, unless it is later than `until`.
+
+        Returns whether the world has changed by it, or why that is not known.
+        """
+        changed = False
         try:
-            match action:
-                case Start():
-                    return self._start(build, action)
-                case Deliver():
-                    return self._deliver(build, action)
-                case Confirm() | Inspect():
-                    return self._ask_registry(build, action)
-                case _:
-                    after = self._write(build, action)
-                    self._after(after, action)
-                    return True
+            if self._monotonic() > until:
+                return False
+            for action in actions:
+                after = self._act(build, action)
+                changed |= after is not None
+                build = after or build
+            if build.name in self._unrecorded:
+                self._write(build, None)
+                changed = True
         except Conflict:
             metrics.CONFLICTS.inc()
             return True
         except NotFound:
             log.warning("The record has gone", extra={"build": build.name})
-            return False
+        except Unavailable as error:
+            return _Failed(build, error)
+        else:
+            if changed:
+                self._quarantine.pop(build.name, None)
+        return changed
 
-    def _write(self, build: Build, action: Action) -> Build:
-        now = self._clock()
-        return self._engine.write(advance(build, action, now, self._announce(now)))
+    def _act(self, build: Build, action: Action) -> Build | None:
+        """Carries out one action. Returns the build after it where the world has changed by it."""
+        match action:
+            case Start():
+                return self._start(build, action)
+            case Deliver():
+                return self._deliver(build, action)
+            case Confirm() | Inspect():
+                self._ask_registry(build, action)
+                return None
+            case _:
+                after = self._write(build, action)
+                self._after(after, action)
+                return after
+
+    def _write(self, build: Build, action: Action | None) -> Build:
+        """The record after `action`, and with what became of its deliveries, in one write."""
+        told, now, after = self._unrecorded.pop(build.name, []), self._clock(), build
+        for one in told:
+            after = self._after_try(after, one)
+        try:
+            after = self._engine.write(advance(after, action, now, self._announce(now)) if action else after)
+        except NotFound:
+            self._recorded(told)
+            raise
+        except EngineError:
+            self._unrecorded[build.name] = told
+            raise
+        self._recorded(told)
+        return after
 
     def _announce(self, now: datetime) -> Announce:
         def announce(
@@ -307,13 +412,16 @@ class Controller:
                 took = (build.status.finished_at - build.status.queued_at).total_seconds()
                 metrics.SECONDS.labels(outcome.state).observe(took)
 
-    def _start(self, build: Build, start: Start) -> bool:
+    def _start(self, build: Build, start: Start) -> Build | None:
         """The start is in the record before the attempt exists: who finds it there completes it under the same name."""
         live = build.live
         if live is None:
             build = self._write(build, start)
             live = build.live
-            self._turns = self._turns.after(build)
+            with self._starting:
+                self._turns = self._turns.after(build)
+            if start.opens:
+                self._reported(build, Report(build=build.name, word=Word.QUEUED, attempt=start.attempt))
             reached(Fault.CONTROLLER_START_WRITTEN)
         assert live is not None  # noqa: S101  (it has just been written)
         try:
@@ -321,24 +429,24 @@ class Controller:
         except Unavailable as error:
             log.warning("The attempt cannot be started: %s", error, extra={"build": build.name})
             self._troubles[build.name, live.number] = str(error)
-            return False
+            return None
         self._troubles.pop((build.name, live.number), None)
-        return True
+        return build
 
-    def _deliver(self, build: Build, deliver: Deliver) -> bool:
+    def _deliver(self, build: Build, deliver: Deliver) -> Build | None:
         event = next(a.event for a in build.status.outbox if a.event.id == deliver.event)
         sink = self._sinks.get(deliver.sink)
         if sink is None:
             gone = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
             self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=gone))
-            return True
+            return build
         self._sending.add((event.id, sink.name))
 
         def done(outcome: Outcome) -> None:
             self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=outcome))
 
         self._courier.send(event, sink, done)
-        return False
+        return None
 
     def _tell(self, told: Told) -> None:
         if told.outcome.delivered:
@@ -346,13 +454,12 @@ class Controller:
         self._told.put(told)
         self._engine.wake()
 
-    def _ask_registry(self, build: Build, action: Confirm | Inspect) -> bool:
+    def _ask_registry(self, build: Build, action: Confirm | Inspect) -> None:
         """On a thread of its own: a registry may take long to answer, and no look waits for it."""
         if isinstance(action, Inspect):
             self._ask(build, self._inspecting, (build.name, action.attempt), self._inspect)
         else:
             self._ask(build, self._confirming, build.name, self._confirm)
-        return False
 
     def _confirm(self, build: Build) -> None:
         asking = tuple(cause.key for cause in build.unanswered)
@@ -402,32 +509,26 @@ class Controller:
 
     # ---- Deliveries -----------------------------------------------------------------------------------------------
 
-    def _record_told(self, builds: Mapping[str, Build]) -> bool:
-        """Writes down what became of deliveries. What meets a conflict is written at the next look."""
-        told, self._unrecorded = self._unrecorded[:TOLD_AT_ONCE], self._unrecorded[TOLD_AT_ONCE:]
-        while len(told) < TOLD_AT_ONCE:
+    def _collect_told(self, builds: Mapping[str, Build]) -> None:
+        """What became of deliveries since the last look, by record: it goes along with the next write of each."""
+        for name in {*self._unrecorded} - {*builds}:
+            self._recorded(self._unrecorded.pop(name))
+        while True:
             try:
-                told.append(self._told.get_nowait())
+                told = self._told.get_nowait()
             except Empty:
-                break
-        current = dict(builds)
+                return
+            if told.build in builds:
+                self._unrecorded.setdefault(told.build, []).append(told)
+            else:
+                self._recorded([told])
+
+    def _recorded(self, told: Sequence[Told]) -> None:
+        """It is in the record now, or there is no record any more that could hold it."""
         for one in told:
-            build = current.get(one.build)
-            if build is not None:
-                try:
-                    current[one.build] = self._engine.write(self._after_try(build, one))
-                except Conflict:
-                    self._unrecorded.append(one)
-                    continue
-                except NotFound:
-                    pass
-                except EngineError:
-                    self._unrecorded.extend(told[told.index(one) :])
-                    raise
             self._sending.discard((one.event, one.sink))
             self._count_try(one)
             reached(Fault.CONTROLLER_DELIVERED)
-        return bool(told)
 
     def _after_try(self, build: Build, told: Told) -> Build:
         outcome, now = told.outcome, self._clock()
@@ -475,11 +576,14 @@ class Controller:
             self._sweep = self._engine.closed(now - kept)
         some = list(islice(self._sweep, SWEEP))
         for build in some:
-            match expired(build, self._limits, now):
-                case Forget():
-                    self._engine.forget(build)
-                case ForgetLogs():
-                    self._engine.forget_logs(build)
+            try:
+                match expired(build, self._limits, now):
+                    case Forget():
+                        self._engine.forget(build)
+                    case ForgetLogs():
+                        self._engine.forget_logs(build)
+            except Refused as error:
+                log.warning("Not deleted, retrying at the next sweep: %s", error, extra={"build": build.name})
         if len(some) < SWEEP:
             self._sweep = None
         return self._sweep is not None
@@ -490,9 +594,23 @@ class Controller:
             metrics.BUILDS.labels(state).set(states.count(state))
 
 
+class _Failed(NamedTuple):
+    """A record whose write, or what followed from it, failed."""
+
+    build: Build
+    error: Unavailable
+
+
+def _called(task: Callable[[], T]) -> T:
+    return task()
+
+
 def _word(outcome: Outcome) -> str:
     """As the metric has it."""
     return "delivered" if outcome.delivered else "refused" if outcome.final else "failed"
+
+
+NOT_URGENT = 3
 
 
 def _urgency(action: Action) -> int:
@@ -505,4 +623,4 @@ def _urgency(action: Action) -> int:
         case Deliver() | Confirm() | Inspect():
             return 2
         case _:
-            return 3
+            return NOT_URGENT

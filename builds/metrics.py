@@ -23,3 +23,4 @@ CONFLICTS = Counter("kiln_conflicts", "Writes that were given up because the rec
 LOOKS = Histogram(
     "kiln_plan_seconds", "One look: observing, planning and acting.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)
 )
+QUARANTINED = Gauge("kiln_records_put_aside", "Open records that cannot be planned or written, and wait to be retried.")

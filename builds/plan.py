@@ -31,6 +31,7 @@ from builds.build import (
     Reason,
     Sighting,
     State,
+    Status,
     Timings,
 )
 
@@ -42,6 +43,8 @@ BACKSTOP = timedelta(seconds=120)
 """After the builder's own time limit, before it is stopped from outside."""
 LEFT_OUT = timedelta(minutes=5)
 """For so long no attempt is sent to a node that could not take one."""
+SETTLING = timedelta(seconds=2)
+"""An attempt usually runs by then. Before, why it does not is not worth a write."""
 PATIENCE = timedelta(minutes=10)
 """With an attempt that has no node: a machine has to be ordered, to boot, and to pull the daemon's image."""
 OLDEST_EVERY = 4
@@ -169,11 +172,15 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Start(Action, frozen=True, kw_only=True):
-    """Write the attempt into the record if it is not there yet, then run it."""
+    """Write the attempt into the record if it is not there yet, then run it.
+
+    `opens`: the same write opens the round and announces `queued`.
+    """
 
     attempt: int
     node: str | None
     alone: bool = False
+    opens: bool = False
 
 
 class Stop(Action, frozen=True, kw_only=True):
@@ -200,6 +207,8 @@ class Report(Action, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     causes: tuple[str, ...] = ()
     retry_at: datetime | None = None
+    waiting: str | None = None
+    """Why the build waits; goes with `queued`."""
     at: datetime | None = None
     """When it happened, where that is known better than by the moment of writing."""
     node: str | None = None
@@ -256,15 +265,37 @@ def plan(facts: Facts, limits: Limits, now: datetime) -> list[Action]:
     look = _Look(facts, limits, now)
     actions: list[Action] = []
     waiting: list[Build] = []
+    opening: dict[str, Report] = {}
     for build in facts.builds:
         own = _next(build, look)
+        if isinstance(own, Report) and own.word is Word.QUEUED:
+            after = opened(build, own.attempt, now)
+            if _unwanted(after, look) is None:
+                opening[build.name], own = own, None
+                waiting.append(after)
+        elif own is None and build.status.state is State.QUEUED and build.live is None:
+            waiting.append(build)
         if own is not None:
             actions.append(own)
             look.heed(build, own)
-        elif build.status.state is State.QUEUED and build.live is None:
-            waiting.append(build)
         actions.extend(_deliveries(build, look))
-    return [*actions, *_starts(waiting, look)]
+    return [*actions, *_starts(waiting, opening, look)]
+
+
+def opened(build: Build, attempt: int, at: datetime) -> Build:
+    """The build in its next round, waiting for `attempt`: only its attempts, deliveries and answers are kept."""
+    kept = build.status
+    status = Status(
+        round=kept.round + 1,
+        attempt=attempt,
+        round_began_with=attempt,
+        queued_at=at if kept.round else build.created_at,
+        attempts=kept.attempts,
+        answered=kept.answered,
+        outbox=kept.outbox,
+        deliveries=kept.deliveries,
+    )
+    return msgspec.structs.replace(build, status=status)
 
 
 def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
@@ -344,7 +375,9 @@ def _under_way(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> 
         return _complete(build, live, stop, sighting, look)
     if stop and (live.stopping is None or (build.name, live.number) not in look.facts.stopped):
         return stop
-    return _explain(build, sighting.trouble.message if sighting.trouble else sighting.waiting)
+    if sighting.trouble:
+        return _explain(build, sighting.trouble.message)
+    return _explain(build, sighting.waiting) if look.watched(build, live) >= SETTLING else None
 
 
 def _ended(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Action | None:
@@ -626,24 +659,32 @@ def _due(at: datetime | None, now: datetime, longest: timedelta) -> bool:
 # ---- Starts -------------------------------------------------------------------------------------------------------
 
 
-def _starts(waiting: Sequence[Build], look: _Look) -> Iterator[Action]:
-    """Fills the free slots, in order; tells those who are left why they wait."""
+def _starts(waiting: Sequence[Build], opening: Mapping[str, Report], look: _Look) -> Iterator[Action]:
+    """Fills the free slots, in order; tells those who are left why they wait.
+
+    `opening`: the reports that open the rounds of those that are new. What starts at once needs no write of its own.
+    """
     slots = _Slots(look)
     due = [build for build in waiting if _due(build.status.not_before, look.now, MAX_BACKOFF)]
     starts = [*_placed(due, slots, look.facts.turns)] or [*_unplaced(due, slots, look)]
-    yield from starts
+    for start in starts:
+        yield msgspec.structs.replace(start, opens=start.build in opening)
     started = {start.build for start in starts}
     for build in waiting:
-        explain = None if build.name in started else _explain(build, _why_waiting(build, look))
-        if explain:
-            yield explain
+        if build.name in started:
+            continue
+        why = _why_waiting(build, look)
+        own = opening.get(build.name)
+        action = _explain(build, why) if own is None else msgspec.structs.replace(own, waiting=why)
+        if action:
+            yield action
 
 
 def _placed(due: Sequence[Build], slots: _Slots, turns: Turns) -> Iterator[Start]:
-    left = list(due)
+    left = {build.name: (build, _Place(build)) for build in due}
     while left and slots.left:
-        build = min(left, key=lambda build: _rank(build, turns))
-        left.remove(build)
+        build, _ = min(left.values(), key=lambda one: one[1].rank(turns))
+        del left[build.name]
         alone = _to_be_alone(build)
         node = slots.take(build, alone=alone)
         if node is not None:
@@ -664,7 +705,7 @@ def _unplaced(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Star
     ):
         return
     if any(_due(_waits_since(build) + after, look.now, after) for build in due):
-        build = min(due, key=lambda build: _rank(build, look.facts.turns))
+        build = min(due, key=lambda build: _Place(build).rank(look.facts.turns))
         alone = _to_be_alone(build)
         if slots.on_all(alone=alone):
             yield Start(build=build.name, attempt=build.status.attempt, node=None, alone=alone)
@@ -693,13 +734,19 @@ def asker(build: Build) -> str:
 _URGENCY = {kind: place for place, kind in enumerate(Kind)}
 
 
-def _rank(build: Build, turns: Turns) -> tuple[object, ...]:
-    """Lower goes first: people, pushes, sync; then who was served longest ago; then the oldest."""
-    age = (build.status.queued_at or build.created_at, build.name)
-    if turns.starts % OLDEST_EVERY == OLDEST_EVERY - 1:
-        return age
-    by, of = turns.served.get(f"by {asker(build)}", 0), turns.served.get(f"of {build.request.repository}", 0)
-    return (_URGENCY[build.kind], by, of, *age)
+class _Place:
+    """A build's place among those that wait. What does not change with the turns is computed once."""
+
+    def __init__(self, build: Build) -> None:
+        self._age = (build.status.queued_at or build.created_at, build.name)
+        self._urgency = _URGENCY[build.kind]
+        self._by, self._of = f"by {asker(build)}", f"of {build.request.repository}"
+
+    def rank(self, turns: Turns) -> tuple[object, ...]:
+        """Lower goes first: people, pushes, sync; then who was served longest ago; then the oldest."""
+        if turns.starts % OLDEST_EVERY == OLDEST_EVERY - 1:
+            return self._age
+        return (self._urgency, turns.served.get(self._by, 0), turns.served.get(self._of, 0), *self._age)
 
 
 class _Holder(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,9 +22,8 @@ from builds.build import (
     DeliveryState,
     Reason,
     State,
-    Status,
 )
-from builds.plan import Action, Bury, Explain, Report, Settle, Start, Stop, Word
+from builds.plan import Action, Bury, Explain, Report, Settle, Start, Stop, Word, opened
 from eventing.event import Event
 
 change = msgspec.structs.replace
@@ -40,7 +39,7 @@ def advance(build: Build, action: Action, now: datetime, announce: Announce) -> 
         case Report():
             return _report(build, action, now, announce)
         case Start():
-            return _status(build, attempts=(*build.status.attempts, _attempt(action, now))[-MAX_ATTEMPTS_KEPT:])
+            return _start(build, action, now, announce)
         case Stop():
             return _live(build, stopping=action.reason, message=action.message, unfit=action.unfit)
         case Explain():
@@ -90,6 +89,15 @@ def _delivery(build: Build, event: str, sink: str, update: Callable[[Delivery], 
     return _status(build, outbox=tuple(outbox), deliveries=tuple(done[-MAX_DELIVERIES_KEPT:]))
 
 
+def _start(build: Build, start: Start, now: datetime, announce: Announce) -> Build:
+    """With the attempt; one that opens the round announces `queued` in the same write."""
+    if start.opens:
+        build = opened(build, start.attempt, now)
+        build = _announced(build, now, announce(build, Word.QUEUED, start.attempt, None))
+    attempts = (*build.status.attempts, _attempt(start, now))[-MAX_ATTEMPTS_KEPT:]
+    return _status(build, attempts=attempts, waiting=None)
+
+
 def _attempt(start: Start, now: datetime) -> Attempt:
     return Attempt(number=start.attempt, node=start.node, written_at=now, alone=start.alone)
 
@@ -101,7 +109,7 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
     if report.node and build.live:
         build = _live(build, node=report.node)
     if report.word is Word.QUEUED:
-        after = _queued(build, report, at)
+        after = _status(opened(build, report.attempt, at), waiting=report.waiting)
     elif report.word is Word.STARTED:
         after = _status(_live(build, started_at=at), state=State.RUNNING, started_at=at, waiting=None)
     elif report.word is Word.RETRYING:
@@ -112,22 +120,6 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
     else:
         after = _terminal(_close_attempt(build, report, at), report, at)
     return _announced(after, now, announce(after, report.word, report.attempt, None))
-
-
-def _queued(build: Build, report: Report, at: datetime) -> Build:
-    """A new round: nothing of the one before is left but its attempts, deliveries and who was answered."""
-    kept = build.status
-    status = Status(
-        round=kept.round + 1,
-        attempt=report.attempt,
-        round_began_with=report.attempt,
-        queued_at=at if kept.round else build.created_at,
-        attempts=kept.attempts,
-        answered=kept.answered,
-        outbox=kept.outbox,
-        deliveries=kept.deliveries,
-    )
-    return change(build, status=status)
 
 
 def _terminal(build: Build, report: Report, at: datetime) -> Build:

@@ -26,6 +26,7 @@ class EngineError(Exception):
      ├── QueueFull      KILN_MAX_QUEUED, or the asker's share of it, is reached (.per_user)
      ├── Conflict       the record has changed since the revision that the write was decided on
      └── Unavailable    the store cannot be reached, or did not answer in time: try again
+          └── Refused   the store works, and does not take this one: others it may
     """
 
 
@@ -48,6 +49,10 @@ class Conflict(EngineError):
 
 
 class Unavailable(EngineError):
+    pass
+
+
+class Refused(Unavailable):
     pass
 
 

@@ -7,16 +7,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from prometheus_client import REGISTRY
 
 from builds import report
-from builds.build import Attempt, Build, Cause, Image, Phase, State
+from builds.build import Attempt, Build, Cause, DeliveryState, Image, Node, Phase, State
 from builds.controller import SWEEP, Controller
-from builds.engines import NotFound, Unavailable, World
+from builds.engines import NotFound, Refused, Unavailable, World
 from builds.engines.local import LocalEngine
 from builds.plan import Limits, Word
 from eventing.event import Event
@@ -239,3 +241,113 @@ def test_one_that_stands_by_says_so_once_and_goes_on(seen: Seen, caplog: pytest.
         leads.set()
         until(lambda: seen.get("b").status.round)
     assert len([entry for entry in caplog.records if "Another controller leads." in entry.message]) == 1
+
+
+# ---- Side by side -------------------------------------------------------------------------------------------------
+
+
+class Counted(Seen):
+    """Counts its writes, refuses those of some records, and can hold all of them until several are under way."""
+
+    refused: frozenset[str] = frozenset()
+    together: threading.Barrier | None = None
+
+    def write(self, build: Build) -> Build:
+        self.writes.append(build)
+        if build.name in self.refused:
+            raise Refused("A policy denies it.")
+        if self.together:
+            self.together.wait(10)
+        return super().write(build)
+
+    @cached_property
+    def writes(self) -> list[Build]:
+        return []
+
+
+@pytest.fixture
+def counted(tmp_path: Path) -> Iterator[Counted]:
+    local = engine_in(tmp_path, kind=Counted)
+    assert isinstance(local, Counted)
+    yield local
+    local.close()
+
+
+def with_node(world: World) -> World:
+    return replace(world, nodes=(Node(name="local"),))
+
+
+def test_from_a_record_to_its_attempt_is_one_write(counted: Counted) -> None:
+    counted.change = with_node
+    counted.accept([ask(args={"do": "wait"})])
+    with running(counted, Clock()):
+        until(lambda: counted.get("b").state is State.RUNNING)
+        build = counted.get("b")
+        assert build.live
+        counted.stop(build, build.live)
+    assert [(one.status.round, one.live is not None, one.status.started_at) for one in counted.writes[:1]] == [
+        (1, True, None)
+    ]
+    assert counted.writes[1].status.started_at is not None, "nothing is written in between"
+
+
+def test_records_are_written_side_by_side(counted: Counted) -> None:
+    """Each waits until the others are under way: one after the other, none would ever be."""
+    counted.together = threading.Barrier(3)
+    counted.accept([ask(name) for name in "abc"])
+    with running(counted, Clock()):
+        until(lambda: all(counted.get(name).status.round for name in "abc"))
+
+
+def test_a_record_that_is_refused_harms_no_other(counted: Counted, caplog: pytest.LogCaptureFixture) -> None:
+    counted.refused = frozenset({"bad"})
+    counted.accept([ask(name) for name in ("bad", "good", "fine")])
+    with running(counted, Clock()):
+        until(lambda: counted.get("good").status.round and counted.get("fine").status.round)
+        until(lambda: REGISTRY.get_sample_value("kiln_records_put_aside") == 1)
+        counted.accept([ask("later")])
+        until(lambda: counted.get("later").status.round)
+    assert counted.get("bad").status.round == 0
+    tried = [build for build in counted.writes if build.name == "bad"]
+    assert len(tried) == 1, "not again before its pause is over"
+    (told,) = [entry for entry in caplog.records if entry.message.startswith("Record put aside")]
+    assert vars(told)["build"] == "bad"
+
+
+def test_a_record_that_was_put_aside_goes_on_when_somebody_has_changed_it(counted: Counted) -> None:
+    counted.refused = frozenset({"bad"})
+    counted.accept([ask("bad")])
+    with running(counted, Clock()):
+        until(lambda: REGISTRY.get_sample_value("kiln_records_put_aside") == 1)
+        counted.refused = frozenset()
+        counted.accept([ask("bad", "2")])
+        until(lambda: counted.get("bad").status.round)
+
+
+def test_a_record_that_cannot_be_planned_harms_no_other(counted: Counted, caplog: pytest.LogCaptureFixture) -> None:
+    """A time without zone, which can be compared with no other."""
+
+    def edited(world: World) -> World:
+        naive = datetime(2026, 1, 1)  # noqa: DTZ001
+        builds = [
+            replace(one, status=replace(one.status, round=1, not_before=naive)) if one.name == "bad" else one
+            for one in world.builds
+        ]
+        return replace(with_node(world), builds=tuple(builds))
+
+    counted.change = edited
+    counted.accept([ask(name, args={"do": "succeed"}) for name in ("bad", "good")])
+    with running(counted, Clock()):
+        until(lambda: counted.get("good").state is State.SUCCEEDED)
+    assert counted.get("bad").status.round == 0
+    assert [entry for entry in caplog.records if entry.message.startswith("Record put aside")]
+
+
+def test_what_became_of_deliveries_goes_along_with_the_next_write(counted: Counted) -> None:
+    """One write for all that was told of a record, not one for each."""
+    counted.change = with_node
+    with running(counted, Clock(), post=Post(DELIVERED)):
+        counted.accept([ask(args={"do": "succeed"})])
+        until(lambda: not counted.get("b").open)
+    assert [delivery.state for delivery in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED] * 3
+    assert len(counted.writes) <= 7

@@ -115,18 +115,39 @@ def uncounted(action: Action) -> str | None:
 # ---- Rounds -------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_record_is_announced_first() -> None:
-    assert only(decide(build(round=0))) == Report(build="b", word=Word.QUEUED, attempt=1)
+FULL = Limits(builds_per_node=0)
+NO_SLOT = "Waiting for a free build slot."
+
+
+def test_a_new_record_is_announced_and_started_in_one_write() -> None:
+    assert only(decide(build(round=0))) == Start(build="b", attempt=1, node="n1", opens=True)
+
+
+def test_a_new_record_that_has_to_wait_is_announced_with_the_reason() -> None:
+    assert only(decide(build(round=0), limits=FULL)) == Report(build="b", word=Word.QUEUED, attempt=1, waiting=NO_SLOT)
+
+
+def test_what_is_cancelled_before_anybody_has_seen_it_is_announced_and_not_started() -> None:
+    cancel = Cancel(round=1, by=None, at=NOW)
+    assert only(decide(build(round=0, cancel=cancel))) == Report(build="b", word=Word.QUEUED, attempt=1)
+
+
+def test_slots_are_shared_by_those_that_are_new_and_those_that_waited() -> None:
+    actions = decide(build("new", round=0, created=9), build("old"), limits=Limits(builds_per_node=1))
+    assert actions == [
+        Start(build="old", attempt=1, node="n1"),
+        Report(build="new", word=Word.QUEUED, attempt=1, waiting=NO_SLOT),
+    ]
 
 
 def test_a_failed_build_that_is_asked_for_again_gets_a_new_round_with_a_new_number() -> None:
     ended = build("b", cause("1"), cause("2"), state=State.FAILED, attempt=3, answered=(cause("1").key,))
-    assert only(decide(ended)) == Report(build="b", word=Word.QUEUED, attempt=4)
+    assert only(decide(ended, limits=FULL)) == Report(build="b", word=Word.QUEUED, attempt=4, waiting=NO_SLOT)
 
 
 def test_force_opens_a_round_on_what_succeeded() -> None:
     forced = build("b", cause("1", force=True), state=State.SUCCEEDED, attempt=1, image=IMAGE)
-    assert only(decide(forced)) == Report(build="b", word=Word.QUEUED, attempt=2)
+    assert only(decide(forced)) == Start(build="b", attempt=2, node="n1", opens=True)
 
 
 def test_what_has_ended_and_been_told_is_settled() -> None:
@@ -150,8 +171,8 @@ class TestJoiners:
 
     def test_built_again_if_it_has_gone(self) -> None:
         confirmation = Confirmation(image=None, causes=(cause("2").key,))
-        report = only(decide(self.done, confirmations={"b": confirmation}))
-        assert report == Report(build="b", word=Word.QUEUED, attempt=2)
+        start = only(decide(self.done, confirmations={"b": confirmation}))
+        assert start == Start(build="b", attempt=2, node="n1", opens=True)
 
     def test_who_joins_while_the_registry_is_asked_needs_an_answer_of_their_own(self) -> None:
         more = replace(self.done, causes=(*self.done.causes, cause("3")))
@@ -483,7 +504,10 @@ def test_nothing_is_done_about_an_attempt_that_cannot_be_seen() -> None:
 def test_why_an_attempt_is_pending_is_told() -> None:
     pending = build(attempts=(attempt(),))
     seen = sees(pending, Phase.PENDING, waiting="Pulling the builder's image.")
-    assert only(decide(pending, sightings=[seen])) == Explain(build="b", waiting="Pulling the builder's image.")
+    assert decide(pending, sightings=[seen]) == [], "it may run in a moment"
+    watched = {("b", 1): timedelta(seconds=2)}
+    told = only(decide(pending, sightings=[seen], watched=watched))
+    assert told == Explain(build="b", waiting="Pulling the builder's image.")
     assert decide(replace(pending, status=replace(pending.status, waiting=seen.waiting)), sightings=[seen]) == []
 
 

@@ -57,6 +57,7 @@ from builds.plan import (
     Turns,
     Word,
     deleted,
+    opened,
     plan,
 )
 from builds.record import advance, delivered, undelivered
@@ -494,6 +495,9 @@ class World(RuleBasedStateMachine):
 
     def check(self, build: Build, action: Action) -> None:
         """What an action must never do, seen at the moment it is carried out."""
+        if isinstance(action, Start) and action.opens:
+            assert build.status.round == 0 or build.reopened
+            build = opened(build, action.attempt, self.now)
         cancelled = build.cancel is not None and build.cancel.round == build.status.round
         match action:
             case Start():

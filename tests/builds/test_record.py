@@ -68,6 +68,21 @@ def test_a_start_is_written_before_anything_runs() -> None:
     assert after.status.outbox == ()
 
 
+def test_a_start_that_opens_the_round_announces_it_in_the_same_write() -> None:
+    fresh = build(round=0, queued_at=None, created=7)
+    after = advance(fresh, Start(build="b", attempt=1, node="n1", opens=True), NOW, announce)
+    status = after.status
+    assert (status.state, status.round, status.queued_at) == (State.QUEUED, 1, ago(7))
+    assert [attempt.number for attempt in status.attempts] == [1]
+    assert [one.event.type for one in status.outbox] == ["dev.kiln.build.queued.v1"]
+
+
+def test_why_a_build_waits_is_written_with_its_announcement() -> None:
+    fresh = build(round=0, queued_at=None)
+    after = advance(fresh, report(Word.QUEUED, waiting="Waiting for a free build slot."), NOW, announce)
+    assert after.status.waiting == "Waiting for a free build slot."
+
+
 def test_the_record_keeps_a_bounded_number_of_attempts() -> None:
     old = build(attempts=tuple(failed(n) for n in range(1, 21)), attempt=21)
     after = advance(old, Start(build="b", attempt=21, node="n1"), NOW, announce)

@@ -23,8 +23,8 @@ from msgspec.structs import replace
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from builds.build import Build, State
-from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Unavailable, pages
-from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
+from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Refused, Unavailable, pages
+from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409, Forbidden, Invalid
 from builds.engines.kubernetes.logs import Logs
 from builds.engines.kubernetes.records import (
     COMPONENT,
@@ -398,4 +398,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except ApiError as error:
-        raise Unavailable(f"The Kubernetes API does not do what is needed: {error}") from error
+        told = f"Kubernetes API request failed: {error}"
+        if isinstance(error, Forbidden | Invalid) and error.status != 401:  # noqa: PLR2004  (401: nothing is accepted)
+            raise Refused(told) from error
+        raise Unavailable(told) from error
