@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from builds.builder.spec import Surroundings
     from builds.confirm import Confirmer
     from builds.engines import Engine, Records
-    from builds.engines.kubernetes import KubernetesEngine, KubernetesRecords
+    from builds.engines.kubernetes import Circuit, KubernetesEngine, KubernetesRecords
     from builds.engines.local import LocalEngine
     from builds.intake import Intake, Resolver
     from builds.plan import Limits, Word
@@ -258,9 +258,9 @@ def _local(kiln: Kiln) -> LocalEngine:
 
 
 def _in_cluster(kiln: Kiln) -> KubernetesRecords:
-    from builds.engines.kubernetes import KubernetesRecords  # noqa: PLC0415
+    from builds.engines.kubernetes import Circuit, KubernetesRecords  # noqa: PLC0415
 
-    return KubernetesRecords(**_where(kiln))
+    return KubernetesRecords(**_where(kiln, Circuit()))
 
 
 def _controlling(kiln: Kiln) -> KubernetesEngine:
@@ -284,13 +284,13 @@ def _controlling(kiln: Kiln) -> KubernetesEngine:
     )
 
 
-def _where(kiln: Kiln) -> dict[str, Any]:
+def _where(kiln: Kiln, circuit: Circuit | None = None) -> dict[str, Any]:
     """What web and controller must agree on. Raises Unavailable without a cluster."""
     from builds.engines.kubernetes import Release, connect  # noqa: PLC0415
 
     found = kiln.settings
     return {
-        "api": connect(found.namespace),
+        "api": connect(found.namespace, circuit),
         "release": Release(name=found.instance.partition("/")[2]),
         "anchor": found.anchor,
         "max_queued": found.max_queued,

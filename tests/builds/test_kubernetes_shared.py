@@ -66,6 +66,26 @@ def test_what_is_wanted_while_one_writes_is_the_next_write(store: Store) -> None
     assert not store.joint._lanes, "nothing is kept of those who have gone"
 
 
+def test_who_waits_for_a_turn_takes_along_what_comes_meanwhile() -> None:
+    turn, written = threading.Lock(), list[list[int]]()
+    joint: Joint[int, None] = Joint(lambda _, wanted: written.append(sorted(wanted)), lambda: turn)
+    with ThreadPoolExecutor(5) as threads:
+        with turn:
+            many = [threads.submit(joint, "a", [number]) for number in range(5)]
+            until(lambda: len(joint._lanes["a"].next.wanted) == 5)
+        assert [one.result() for one in many] == [None] * 5
+    assert written == [[0, 1, 2, 3, 4]]
+
+
+def test_who_gets_no_turn_writes_nothing_and_the_next_is_asked_anew() -> None:
+    turns, written = Turns(1), list[list[int]]()
+    joint: Joint[int, None] = Joint(lambda _, wanted: written.append([*wanted]), lambda: turns.one(0.01))
+    with turns.one(1), pytest.raises(TimeoutError):
+        joint("a", [1])
+    joint("a", [2])
+    assert written == [[2]]
+
+
 def test_an_error_is_for_all_who_were_in_it_and_for_nobody_else(store: Store) -> None:
     with ThreadPoolExecutor(20) as threads:
         first = asked(store, threads, "a", range(1))

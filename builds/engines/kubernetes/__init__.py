@@ -5,14 +5,25 @@
     records, jobs, sightings  a build as a ConfigMap, an attempt as a Job, what pods and Events say: pure
     logs, shared              what many readers share
     api, watch, lease         Kubernetes, as far as it is spoken to
+    circuit                   who asks while it does not answer is told so at once
 
 Web and controller meet only in the records; whoever holds the Lease acts on them. Nothing here needs more than a
 namespace: no object of the cluster is read or made.
 """
 
+from builds.engines.kubernetes.circuit import Circuit
 from builds.engines.kubernetes.engine import KubernetesEngine
 from builds.engines.kubernetes.jobs import TemplateError, checked, mounted
 from builds.engines.kubernetes.records import Release
 from builds.engines.kubernetes.store import KubernetesRecords, connect
 
-__all__ = ["KubernetesEngine", "KubernetesRecords", "Release", "TemplateError", "checked", "connect", "mounted"]
+__all__ = [
+    "Circuit",
+    "KubernetesEngine",
+    "KubernetesRecords",
+    "Release",
+    "TemplateError",
+    "checked",
+    "connect",
+    "mounted",
+]

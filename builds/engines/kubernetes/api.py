@@ -30,6 +30,8 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from builds.engines.kubernetes.circuit import Circuit
+
 if TYPE_CHECKING:
     from kubernetes.client.configuration import Configuration
 
@@ -225,10 +227,13 @@ class Stream:
 class Api:
     """The API server of `configuration`, in one namespace. For any number of threads.
 
-    `timeout` are the seconds that one exchange may take in all; each call can have its own.
+    `timeout` are the seconds that one exchange may take in all; each call can have its own. With a `circuit`, none is
+    begun while the server does not answer: that is Busy at once.
     """
 
-    def __init__(self, configuration: Configuration, namespace: str, *, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self, configuration: Configuration, namespace: str, *, timeout: float = TIMEOUT, circuit: Circuit | None = None
+    ) -> None:
         from kubernetes.client.rest import RESTClientObject  # noqa: PLC0415 (see above)
         from kubernetes.utils.keepalive import tcp_keepalive_socket_options  # noqa: PLC0415
 
@@ -239,9 +244,10 @@ class Api:
         self._configuration = configuration
         self._pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
         self._timeout = timeout
+        self._circuit = circuit
 
     @classmethod
-    def connect(cls, *, namespace: str | None = None, timeout: float = TIMEOUT) -> Api:
+    def connect(cls, *, namespace: str | None = None, timeout: float = TIMEOUT, circuit: Circuit | None = None) -> Api:
         """As the service account in a pod, elsewhere as kubectl would. Raises ApiError if there is neither.
 
         Without `namespace`: the pod's own, or that of kubectl's current context.
@@ -250,7 +256,7 @@ class Api:
 
         configuration = Configuration()
         own = _configure(configuration)
-        return cls(configuration, namespace or own(), timeout=timeout)
+        return cls(configuration, namespace or own(), timeout=timeout, circuit=circuit)
 
     def close(self) -> None:
         self._pool.clear()
@@ -347,14 +353,34 @@ class Api:
         one. Anything else might be done twice by that.
         """
         limit = self._timeout if timeout is None else timeout
-        deadline = time.monotonic() + limit
         headers = {"Accept": accept or JSON, "Content-Type": content_type or JSON}
         sent = None if body is None else msgspec.json.encode(body)
+        with self._guarded(limit) as allowed:
+            return self._exchange(method, self._url(path, query), headers, sent, allowed)
+
+    @contextmanager
+    def _guarded(self, limit: float) -> Iterator[float]:
+        """The seconds that an exchange may take. Raises Busy while the server does not answer."""
+        circuit = self._circuit
+        if circuit is None:
+            yield limit
+            return
+        if not circuit.passes():
+            raise Busy(f"The Kubernetes API server at {self.host} does not answer; it is tried again in a moment.")
+        try:
+            yield circuit.patience(limit)
+        except ApiError as error:
+            circuit.unanswered() if error.status is None else circuit.answered()
+            raise
+        circuit.answered()
+
+    def _exchange(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, limit: float) -> bytes:
+        deadline = time.monotonic() + limit
         tries = 2 if method == "GET" else 1
         while True:
             tries -= 1
             try:
-                response = self._open(method, self._url(path, query), deadline, headers=headers, body=sent)
+                response = self._open(method, url, deadline, headers=headers, body=body)
                 return _whole(response, deadline)
             except (HTTPError, OSError) as error:
                 if not tries or not _broke(error):

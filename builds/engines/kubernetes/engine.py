@@ -48,6 +48,9 @@ STRAY_AFTER = 30.0
 """Seconds after which a pod that no record knows of is ended."""
 ASK_AGAIN = 3.0
 """Seconds between two looks at what is said of an attempt that does not begin."""
+SHARE = 20
+"""The part of the time (one in so many) that such looks may take of the leader: the API server searches all Events of
+the namespace for those of one object, and all pods for those of one Job, and whose those are is not ours to say."""
 FEW = 100
 """Objects that are read at once of those of which there can be thousands."""
 
@@ -94,6 +97,7 @@ class KubernetesEngine(KubernetesRecords):
         self._gone: deque[Manifest] = deque()
         self._deleted: list[Build] = []
         self._strays: dict[str, float] = {}
+        self._searches = _Budget(SHARE)
         self._term = 0
         self._with_jobs: dict[str, list[str]] = {}
 
@@ -249,8 +253,9 @@ class KubernetesEngine(KubernetesRecords):
         """The open records, oldest first, with what this process has written over what the watch has seen."""
         decoded: dict[str, Build] = {}
         for name, stored in self._records.objects().items():
-            known = self._decoded.get(name)
-            if known is not None and known.revision == stored["metadata"]["resourceVersion"]:
+            revision = stored["metadata"]["resourceVersion"]
+            ours = (self._decoded.get(name), self._own.latest(name))
+            if known := next((one for one in ours if one is not None and one.revision == revision), None):
                 decoded[name] = known
             elif (build := self._readable(stored, build_of)) is not None:
                 decoded[name] = build
@@ -282,15 +287,32 @@ class KubernetesEngine(KubernetesRecords):
         pod = pods.get((build.name, attempt.number))
         if pod is None or pod["metadata"]["labels"].get(jobs.LABEL_UID) != build.uid:
             pod = known.ended
-        if pod is None and known.made_at is not None and time.monotonic() - known.made_at < SETTLING:
+        if pod is not None:
+            known.pod = pod["metadata"]["name"]
+        elif known.pod is not None:
+            pod = self._left_watch(known.pod)
+        elif known.made_at is not None and time.monotonic() - known.made_at < SETTLING:
             return Sighting(build=build.name, attempt=attempt.number, phase=Phase.PENDING, waiting=sightings.BEING_MADE)
+        elif known.without is not None and not self._searches.free(known.searched_at):
+            return known.without
+        else:
+            with self._searches.spending():
+                pod = self._asked_pod(build, attempt)
+            known.searched_at = time.monotonic()
         if pod is None:
-            pod = self._asked_pod(build, attempt)
-            if pod is not None and sightings.terminal(pod):
-                known.ended = pod
-        if pod is None:
-            return self._without_pod(build, attempt, known)
+            known.without = self._without_pod(build, attempt, known)
+            return known.without
+        known.pod, known.without = pod["metadata"]["name"], None
+        if sightings.terminal(pod):
+            known.ended = pod
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
+
+    def _left_watch(self, name: str) -> Manifest | None:
+        """A pod that the watch has shown: it has ended, or it is gone."""
+        try:
+            return self._api.read("pods", name)
+        except Absent:
+            return None
 
     def _left_over(self, pods: Mapping[Key, Manifest], live: Collection[str]) -> Iterator[Sighting]:
         """Pods that run though no record has them for its live attempt: they have their slots until they have ended.
@@ -323,13 +345,14 @@ class KubernetesEngine(KubernetesRecords):
         return sightings.of_job(build, attempt.number, job, self._events_of(known, job, "Job"), started=started)
 
     def _events_of(self, known: _Attempt, thing: Manifest, kind: str) -> Sequence[Manifest]:
-        """What was said of an attempt that has not begun; asked for now and then."""
+        """What was said of an attempt that has not begun; asked for now and then, when it has had time to."""
         if kind == "Pod" and (sightings.terminal(thing) or sightings.began(thing)):
             return []
-        if time.monotonic() - known.asked_at > ASK_AGAIN:
+        if time.monotonic() - known.seen_at > SETTLING and self._searches.free(known.asked_at):
             name = thing["metadata"]["name"]
             fields = f"involvedObject.kind={kind},involvedObject.name={name}"
-            known.said = list(self._api.list("events", fields=fields))
+            with self._searches.spending():
+                known.said = list(self._api.list("events", fields=fields))
             known.asked_at = time.monotonic()
         return known.said
 
@@ -388,10 +411,36 @@ class _Attempt:
     """What this process knows of an attempt besides what the watches show."""
 
     def __init__(self) -> None:
+        self.seen_at = time.monotonic()
         self.made_at: float | None = None
+        self.pod: str | None = None
         self.ended: Manifest | None = None
+        self.without: Sighting | None = None
+        self.searched_at = float("-inf")
         self.said: list[dict[str, Any]] = []
         self.asked_at = float("-inf")
+
+
+class _Budget:
+    """What may take one part in `share` of the time, whatever it costs."""
+
+    def __init__(self, share: int) -> None:
+        self._share = share
+        self._next = float("-inf")
+
+    def free(self, last: float) -> bool:
+        """Whether there is time for one more, about something that was asked about at `last`."""
+        now = time.monotonic()
+        return now >= self._next and now - last > ASK_AGAIN
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            ended = time.monotonic()
+            self._next = ended + self._share * (ended - began)
 
 
 class _Own:

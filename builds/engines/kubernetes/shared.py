@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -112,10 +112,17 @@ class _Lane(Generic[W, T]):
 
 
 class Joint(Generic[W, T]):
-    """One write at a time for each key, with all that is wanted by then. All of those get its result, or its error."""
+    """One write at a time for each key, with all that is wanted by then. All of those get its result, or its error.
 
-    def __init__(self, write: Callable[[str, Sequence[W]], T]) -> None:
+    A write begins within `turn`: who has to wait for that takes along all that comes meanwhile. What `turn` raises is
+    for all of them too.
+    """
+
+    def __init__(
+        self, write: Callable[[str, Sequence[W]], T], turn: Callable[[], AbstractContextManager[object]] = nullcontext
+    ) -> None:
         self._write = write
+        self._turn = turn
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane[W, T]] = {}
 
@@ -139,13 +146,20 @@ class Joint(Generic[W, T]):
         return batch.value  # type: ignore[return-value]  # what the write has returned
 
     def _do(self, key: str, lane: _Lane[W, T], batch: _Batch[W, T]) -> None:
-        with self._lock:
-            lane.next = _Batch()
         try:
-            batch.value = self._write(key, batch.wanted)
+            with self._turn():
+                self._close(lane)
+                batch.value = self._write(key, batch.wanted)
         except Exception as error:  # noqa: BLE001  (all who wanted it are told)
             batch.error = error
+            if lane.next is batch:
+                self._close(lane)
         batch.done = True
+
+    def _close(self, lane: _Lane[W, T]) -> None:
+        """Who comes from now on is in the next batch."""
+        with self._lock:
+            lane.next = _Batch()
 
 
 class Turns:

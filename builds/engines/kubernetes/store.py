@@ -2,9 +2,9 @@
 
 Asking for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Only who finds
 the record there reads it, adds the cause and patches it under the revision that was read; what one web is asked for the
-same build meanwhile goes into its next write. Lists and the length of the queue come from answers that all requests of
-this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within what two seconds bring. A queue that is far
-from its limit is not counted that often: that takes longer the more there are.
+same build meanwhile, or before it is its turn to write, goes into its next write. Lists and the length of the queue
+come from answers that all requests of this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within what
+two seconds bring. A queue that is far from its limit is not counted that often: that takes longer the more there are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
 
@@ -25,6 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from builds.build import Build, State
 from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Refused, Unavailable, pages
 from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409, Forbidden, Invalid
+from builds.engines.kubernetes.circuit import Circuit
 from builds.engines.kubernetes.logs import Logs
 from builds.engines.kubernetes.records import (
     COMPONENT,
@@ -78,10 +79,13 @@ _KEPT = ("name", "uid", "resourceVersion", "annotations")
 """Of an object's metadata, for as long as a list is believed."""
 
 
-def connect(namespace: str | None) -> Api:
-    """The API server of the cluster that this runs in, or that kubectl would speak to. Raises Unavailable."""
+def connect(namespace: str | None, circuit: Circuit | None = None) -> Api:
+    """The API server of the cluster that this runs in, or that kubectl would speak to. Raises Unavailable.
+
+    With a `circuit` for who is waited for: senders of webhooks have ten seconds.
+    """
     try:
-        return Api.connect(namespace=namespace)
+        return Api.connect(namespace=namespace, circuit=circuit)
     except ApiError as error:
         raise Unavailable(str(error)) from error
 
@@ -142,8 +146,9 @@ class KubernetesRecords:
         self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH)
         self._queues: Shared[_Queue] = Shared(FRESH)
         self._seen: Shared[Build] = Shared(LOOK)
-        self._joint: Joint[Ask, Build] = Joint(self._in_turn)
+        self._there: Shared[bool] = Shared(FRESH)  # records that this process has written: to create them is in vain
         self._turns = Turns(WRITERS)
+        self._joint: Joint[Ask, Build] = Joint(self._join, self._in_turn)
         self._leaders: Shared[str] = Shared(FRESH)
         self._logs = Logs(api)
         self._reported: set[tuple[str, str]] = set()
@@ -218,17 +223,20 @@ class KubernetesRecords:
 
     # ---- Asking -----------------------------------------------------------------------------------------------------
 
-    def _in_turn(self, name: str, asks: Sequence[Ask]) -> Build:
-        try:
-            with self._turns.one(TURN):
-                return self._join(name, asks)
-        except TimeoutError:
-            raise Unavailable("Too many builds are being asked for at once: try again.") from None
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        with ExitStack() as turn:
+            try:
+                turn.enter_context(self._turns.one(TURN))
+            except TimeoutError:
+                raise Unavailable("Too many builds are being asked for at once: try again.") from None
+            yield
 
     def _join(self, name: str, asks: Sequence[Ask]) -> Build:
         """One record with the causes of all `asks`: made, or if it is there joined."""
-        with suppress(Conflict):
-            return self._queued(self._create(joined(None, asks, uid=str, now=self._now())))
+        if not self._there.known(name):
+            with suppress(Conflict):
+                return self._queued(self._create(joined(None, asks, uid=str, now=self._now())))
         for attempt in _meeting_others():
             with attempt:
                 before = self._find(name)
@@ -265,6 +273,7 @@ class KubernetesRecords:
 
     def _written(self, build: Build, stored: Manifest) -> Build:
         self._seen.forget(build.name)
+        self._there.put(build.name, value=True)
         self._lists.clear()
         return replace(build, uid=stored["metadata"]["uid"], revision=stored["metadata"]["resourceVersion"])
 
