@@ -6,7 +6,7 @@ BIN := .venv/bin
 IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo cluster cluster-down image test lint style format types imports bench fuzz mutants chart locks clean
+.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports bench fuzz mutants chart locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
@@ -47,6 +47,9 @@ image:  ## web, controller and builder as one image, kiln:dev, and what makes it
 
 test: venv  ## every tier that this machine can run
 	@$(BIN)/python -m tests.run
+
+test-quick: venv  ## the same without the tiers that need a cluster, JupyterHub or a browser
+	@$(BIN)/python -m tests.run unit docker
 
 lint: style format types imports  ## style, types, and which way imports point
 

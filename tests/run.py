@@ -1,21 +1,31 @@
-"""`make test`: every tier that this machine can run, one after the other, and what came of each.
+"""`make test`: every tier that this machine can run, side by side where they can, and what came of each.
 
 A tier is a folder here; `unit` is all that is in no other. A tier that cannot run is named with the reason. With
 `CI=true` that is a failure, and so is a tier that ran no test or skipped one: there, nothing goes untested unnoticed.
+
+Most tests wait for something most of the time, so tiers run beside each other (`LANES`), and each in several workers
+that take whole files (`WORKERS`). Tests marked `alone` change what others use, or measure time: they come last, one
+after the other. What a tier prints is shown as one block when it has ended; until then a line says how far each is.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from tests.parts import chromium, machine, node
 from tests.parts import cluster as kind
@@ -23,15 +33,28 @@ from tests.parts import hub as jupyterhub
 
 HERE = Path(__file__).resolve().parent
 
+LANES = (("cluster",), ("docker",), ("unit", "hub", "browser"))
+"""Tiers that run one after the other, beside those of the other lanes."""
+WORKERS = {"unit": 2, "docker": 3, "cluster": 2}
+"""Processes of a tier, for a machine with two cores; one where nothing is said."""
+LIMIT = 65 * 60.0
+"""Seconds for all tiers together. What runs then is stopped, and has failed."""
+PROGRESS = 60.0
+"""Seconds between two lines that say how far each tier is."""
+PATIENCE = 45.0
+"""Seconds in which a tier that is stopped takes away what it has started; then it is killed."""
+
+Need = Callable[[], AbstractContextManager[Mapping[str, str]]]
+"""Makes what tests need and keeps it; what it yields is added to their environment. Raises MachineError."""
+
 
 @dataclass(frozen=True)
 class Tier:
-    """`needs` prepares what its tests need and keeps it until they are done; it raises MachineError with the reason.
-    `gap` is what none of them can tell."""
+    """`needs` are made before its tests, in this order. `gap` is what none of its tests can tell."""
 
     name: str
     arguments: Sequence[str]
-    needs: Callable[[], AbstractContextManager[None]] = nullcontext
+    needs: Sequence[Need] = ()
     gap: str | None = None
 
 
@@ -45,6 +68,12 @@ class Outcome:
     not_run: str | None = None
     gap: str | None = None
 
+    def __add__(self, other: Outcome) -> Outcome:
+        """Of two parts of one tier."""
+        counts = (self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
+        reason = self.not_run or other.not_run
+        return Outcome(self.tier, *counts, self.seconds + other.seconds, reason, self.gap)
+
     def good(self, *, strict: bool) -> bool:
         complete = self.not_run is None and self.passed > 0 and not self.skipped
         return not self.failed and (complete or not strict)
@@ -57,48 +86,181 @@ class Outcome:
         return f"{self.tier:<8} {counts} {self.seconds:>6.0f} s{gap}"
 
 
-def docker() -> AbstractContextManager[None]:
+# What tiers need ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def docker() -> Iterator[Mapping[str, str]]:
     """A daemon that builds, and the programs that the tests run beside it."""
     reason = machine.problem()
     if reason and reason != machine.NO_DAEMON:
         raise machine.MachineError(f"{reason}; `make demo` offers to install it")
     machine.program("docker-registry", package="docker-registry")
     machine.program("busybox", package="busybox-static")
-    return machine.daemon()
+    with machine.daemon():
+        yield {}
 
 
 @contextmanager
-def hub() -> Iterator[None]:
-    """The same, the packages of JupyterHub's clients and proxy, and an environment with a Hub."""
-    with docker():
-        node.packages()
-        jupyterhub.environment()
-        yield
+def hub() -> Iterator[Mapping[str, str]]:
+    """The packages of JupyterHub's clients and proxy, and an environment with a Hub."""
+    node.packages()
+    jupyterhub.environment()
+    yield {}
 
 
-def browser() -> AbstractContextManager[None]:
-    """All that the Hub's clients need, and Chromium."""
+@contextmanager
+def browser() -> Iterator[Mapping[str, str]]:
+    """Chromium."""
     reason = chromium.problem()
     if reason:
         raise machine.MachineError(reason)
-    return hub()
+    yield {}
 
 
-def cluster() -> AbstractContextManager[None]:
-    """Docker, and what makes a cluster on it; the tests make the cluster."""
+@contextmanager
+def programs() -> Iterator[Mapping[str, str]]:
+    """Those that make a cluster and install charts."""
     absent = kind.absent()
     if absent:
         raise machine.MachineError(f"there is no {' and no '.join(absent)} command")
-    return docker()
+    yield {}
 
 
-FOLDERS = {"docker": docker, "cluster": cluster, "hub": hub, "browser": browser}
+@contextmanager
+def cluster() -> Iterator[Mapping[str, str]]:
+    """One cluster for all workers, with Kiln's image on its nodes."""
+    with kind.chosen() as made:
+        yield {kind.SHARED: made.name}
+
+
+FOLDERS: Mapping[str, Sequence[Need]] = {
+    "docker": (docker,),
+    "cluster": (programs, docker, cluster),
+    "hub": (docker, hub),
+    "browser": (browser, docker, hub),
+}
 """Tiers with a folder of their own, and what they need."""
 
 GAPS = {
     "cluster": "that a network keeps to the NetworkPolicies, only what the chart makes of them",
 }
 """kind's own network need not enforce them, so no test can rely on it."""
+
+
+class Needs:
+    """What has been made for tiers: once for all of them, and kept until the end."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._guards: defaultdict[Need, threading.Lock] = defaultdict(threading.Lock)
+        self._made: dict[Need, Mapping[str, str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def make(self, needs: Iterable[Need]) -> dict[str, str]:
+        """Returns what they add to the environment. Raises MachineError."""
+        added: dict[str, str] = {}
+        for need in needs:
+            with self._guards[need]:
+                if need not in self._made:
+                    self._made[need] = self._stack.enter_context(need())
+                added |= self._made[need]
+        return added
+
+
+# How they run ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """The tests of a tier that run beside others, or those that run alone."""
+
+    tier: Tier
+    alone: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.tier.name}, alone" if self.alone else self.tier.name
+
+    def command(self, report: Path) -> list[str]:
+        workers = 0 if self.alone else WORKERS.get(self.tier.name, 1)
+        spread = [f"--numprocesses={workers}", "--dist=loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
+        chosen = ["-m", "alone" if self.alone else "not alone"]
+        told = ["-q", "--durations=10", f"--junitxml={report}"]
+        return [sys.executable, "-m", "pytest", *told, *spread, *chosen, *self.tier.arguments]
+
+
+@dataclass
+class Running:
+    """What runs now, so that it can be shown and stopped."""
+
+    processes: dict[str, tuple[subprocess.Popen[bytes], Path]] = field(default_factory=dict)
+    stopped: str | None = None
+    """Why nothing more is to begin."""
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, part: Part, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
+        """Runs it to its end and returns its status."""
+        with self.guard, log.open("wb") as output:
+            if self.stopped:
+                return 1
+            process = subprocess.Popen(
+                command, cwd=HERE.parent, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+            self.processes[str(part)] = process, log
+        try:
+            return process.wait()
+        finally:
+            with self.guard:
+                del self.processes[str(part)]
+
+    def progress(self) -> str:
+        with self.guard:
+            return "; ".join(f"{part} {_so_far(log)}" for part, (_, log) in self.processes.items())
+
+    def stop(self, reason: str) -> None:
+        """As Ctrl-C would; after a while by force, with all that has come of it."""
+        with self.guard:
+            self.stopped = self.stopped or reason
+            running = [process for process, _ in self.processes.values()]
+        started = _descendants({process.pid for process in running})
+        for process in running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and any(map(_alive, running)):
+            started |= _descendants({process.pid for process in running})
+            time.sleep(0.2)
+        for pid in started:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _alive(process: subprocess.Popen[bytes]) -> bool:
+    return Path(f"/proc/{process.pid}").exists() and process.returncode is None
+
+
+def _descendants(pids: set[int]) -> set[int]:
+    """They and all that they have started and that still has its parent."""
+    shown = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], check=True, capture_output=True, text=True).stdout
+    parents = {int(pid): int(parent) for pid, parent in map(str.split, shown.splitlines())}
+    found: set[int] = set()
+    while pids - found:
+        found |= pids
+        pids = {pid for pid, parent in parents.items() if parent in found}
+    return found
+
+
+def _so_far(log: Path) -> str:
+    """From pytest's lines of dots."""
+    lines = re.findall(r"^([.FEsxX]+) +\[ *(\d+)%\]$", log.read_text(errors="replace"), re.MULTILINE)
+    bad = sum(dots.count("F") + dots.count("E") for dots, _ in lines)
+    share = f"{lines[-1][1]} %" if lines else "begins"
+    return f"{share} ({bad} failed)" if bad else share
 
 
 def tiers(wanted: Sequence[str]) -> list[Tier]:
@@ -113,36 +275,102 @@ def tiers(wanted: Sequence[str]) -> list[Tier]:
     return [tier for tier in there if not wanted or tier.name in wanted]
 
 
-def run(tier: Tier) -> Outcome:
+def _after(seconds: float) -> Callable[[], bool]:
+    ends = time.monotonic() + seconds
+    return lambda: time.monotonic() > ends
+
+
+def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[Outcome]:
+    """Their outcomes, in that order. When time is over (after `LIMIT`, by default) no tier goes on."""
+    named = [[tier for tier in tiers if tier.name in lane] for lane in LANES]
+    rest = [tier for tier in tiers if not any(tier in lane for lane in named)]
+    beside = [[Part(tier) for tier in lane] for lane in (*named, rest) if lane]
+    last = [[Part(tier, alone=True) for tier in tiers if _marks_any(tier)]]
+    found: dict[str, Outcome] = {}
+    running, over = Running(), over or _after(LIMIT)
+    with Needs() as needs:
+        for lanes in (beside, last):
+            with ThreadPoolExecutor(max(len(lanes), 1)) as threads:
+                working = [threads.submit(_lane, lane, needs, running, found) for lane in lanes]
+                _watch(working, running, over)
+    return [found[tier.name] for tier in tiers]
+
+
+def _marks_any(tier: Tier) -> bool:
+    """Whether its folder marks a test `alone`: to start pytest only for what is not there takes seconds."""
+    folders = [Path(argument) for argument in tier.arguments if not argument.startswith("-")]
+    return any("mark.alone" in path.read_text() for folder in folders for path in folder.rglob("*.py"))
+
+
+def _watch(working: Sequence[Future[None]], running: Running, over: Callable[[], bool]) -> None:
+    """Until all have ended. Raises what one of them did."""
+    left: set[Future[None]] = {*working}
     try:
-        with tier.needs():
-            return replace(_pytest(tier), gap=tier.gap)
+        while left:
+            done, left = wait(left, PROGRESS, FIRST_EXCEPTION)
+            for one in done:
+                one.result()
+            if left and over() and not running.stopped:
+                running.stop("all tiers together took too long")
+            elif left and (so_far := running.progress()):
+                print(f"{time.strftime('%H:%M:%S')} {so_far}", flush=True)
+    except BaseException:
+        running.stop("interrupted")
+        raise
+
+
+def _lane(parts: Sequence[Part], needs: Needs, running: Running, found: dict[str, Outcome]) -> None:
+    for part in parts:
+        name, before = part.tier.name, found.get(part.tier.name)
+        if before and (before.not_run is not None or running.stopped):
+            continue
+        outcome = _outcome(part, needs, running)
+        found[name] = before + outcome if before else outcome
+
+
+def _outcome(part: Part, needs: Needs, running: Running) -> Outcome:
+    try:
+        environment = os.environ | needs.make(part.tier.needs)
     except machine.MachineError as error:
-        return Outcome(tier.name, not_run=str(error))
+        return Outcome(part.tier.name, not_run=str(error))
+    if running.stopped:
+        return Outcome(part.tier.name, failed=1, not_run=running.stopped)
+    return _pytest(part, environment, running)
 
 
-def _pytest(tier: Tier) -> Outcome:
-    print(f"== {tier.name} ==", flush=True)
+PRINTING = threading.Lock()
+
+
+def _pytest(part: Part, environment: Mapping[str, str], running: Running) -> Outcome:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", *tier.arguments]
-        status = subprocess.run(command, cwd=HERE.parent, check=False).returncode
+        report, log = Path(folder) / "report.xml", Path(folder) / "log"
+        status = running.start(part, part.command(report), environment, log)
+        with PRINTING:
+            _show(part, status, log)
         counts = ET.parse(report).getroot().find("testsuite") if report.is_file() else None
     number = {} if counts is None else {name: int(counts.get(name, 0)) for name in counts.attrib if name in COUNTS}
     skipped = number.get("skipped", 0)
     failed = number.get("failures", 0) + number.get("errors", 0)
-    if status not in (0, 5):  # 5: there was no test
+    if status not in (0, NO_TEST):
         failed = max(failed, 1)  # pytest itself ended badly
     passed = max(number.get("tests", 0) - number.get("failures", 0) - number.get("errors", 0) - skipped, 0)
-    return Outcome(tier.name, passed, failed, skipped, time.monotonic() - began)
+    return Outcome(part.tier.name, passed, failed, skipped, time.monotonic() - began, gap=part.tier.gap)
 
 
 COUNTS = ("tests", "failures", "errors", "skipped")
+NO_TEST = 5
+"""pytest's status where it has found none."""
+
+
+def _show(part: Part, status: int, log: Path) -> None:
+    if status != NO_TEST:
+        print(f"\n== {part} ==\n{log.read_text(errors='replace')}", flush=True)
 
 
 def main(wanted: Sequence[str]) -> int:
-    outcomes = [run(tier) for tier in tiers(wanted)]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    outcomes = run(tiers(wanted))
     print()
     for outcome in outcomes:
         print(outcome)
@@ -153,4 +381,7 @@ def main(wanted: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

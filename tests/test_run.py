@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import run
+from tests.parts.kiln import until
 from tests.parts.machine import MachineError
 from tests.run import Outcome, Tier
+
+pytestmark = pytest.mark.timeout(240)
+"""Most start pytest several times, which takes seconds each on a machine that does much else."""
 
 
 @pytest.mark.parametrize(
@@ -26,6 +35,11 @@ def test_in_ci_nothing_goes_untested(outcome: Outcome, lenient: bool, strict: bo
     assert (outcome.good(strict=False), outcome.good(strict=True)) == (lenient, strict)
 
 
+def alone(tier: Tier) -> Outcome:
+    (outcome,) = run.run([tier])
+    return outcome
+
+
 def test_counts_are_those_of_pytest(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text(
         "import pytest\n"
@@ -33,32 +47,33 @@ def test_counts_are_those_of_pytest(tmp_path: Path) -> None:
         "def test_bad(): assert False\n"
         "def test_broken(missing): pass\n"
         "@pytest.mark.skip\ndef test_left_out(): pass\n"
+        "@pytest.mark.alone\ndef test_good_alone(): pass\n"
     )
-    outcome = run.run(Tier("some", [str(tmp_path), "-p", "no:cacheprovider"]))
-    assert (outcome.passed, outcome.failed, outcome.skipped) == (1, 2, 1)
+    outcome = alone(Tier("some", [str(tmp_path)]))
+    assert (outcome.passed, outcome.failed, outcome.skipped) == (2, 2, 1)
 
 
 def test_a_run_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text("import nothing_of_that_name\n")
-    assert run.run(Tier("some", [str(tmp_path)])).failed == 1
+    assert alone(Tier("some", [str(tmp_path)])).failed >= 1
 
 
 def test_a_tier_that_cannot_run_says_why() -> None:
-    def needs() -> AbstractContextManager[None]:
+    def needs() -> AbstractContextManager[Mapping[str, str]]:
         raise MachineError("there is no docker command")
 
-    assert str(run.run(Tier("docker", [], needs))) == "docker   not run: there is no docker command"
+    assert str(alone(Tier("docker", [], [needs]))) == "docker   not run: there is no docker command"
 
 
 def test_a_browser_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     (tier,) = run.tiers(["browser"])
-    assert str(run.run(tier)) == "browser  not run: there is no chromium command: install the package chromium"
+    assert str(alone(tier)) == "browser  not run: there is no chromium command: install the package chromium"
 
 
 def test_what_no_test_can_tell_is_said(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text("def test_good(): pass\n")
-    outcome = run.run(Tier("some", [str(tmp_path), "-p", "no:cacheprovider"], gap="the weather"))
+    outcome = alone(Tier("some", [str(tmp_path)], gap="the weather"))
     assert str(outcome).splitlines()[1].strip() == "not tested: the weather"
     (cluster,) = run.tiers(["cluster"])
     assert "NetworkPolicies" in str(cluster.gap)
@@ -67,3 +82,110 @@ def test_what_no_test_can_tell_is_said(tmp_path: Path) -> None:
 def test_an_unknown_tier_is_named() -> None:
     with pytest.raises(SystemExit, match="no tier typo; there is unit"):
         run.tiers(["typo"])
+
+
+def test_what_two_tiers_need_is_made_once_and_kept_until_all_have_ended(tmp_path: Path) -> None:
+    """Those marked `alone`, too; and what it yields is in their environment."""
+    told: list[str] = []
+
+    @contextmanager
+    def shared() -> Iterator[Mapping[str, str]]:
+        told.append("made")
+        yield {"SHARED": "here"}
+        told.append("gone")
+
+    tiers = []
+    for name in ("hub", "cluster"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test_some.py").write_text(
+            "import os, pytest\n"
+            "def test_beside(): assert os.environ['SHARED'] == 'here'\n"
+            "@pytest.mark.alone\ndef test_alone(): assert os.environ['SHARED'] == 'here'\n"
+        )
+        tiers.append(Tier(name, [str(tmp_path / name)], [shared]))
+    assert [(one.passed, one.failed) for one in run.run(tiers)] == [(2, 0), (2, 0)]
+    assert told == ["made", "gone"]
+
+
+MEET = """
+from pathlib import Path
+import time
+
+def test_both_are_there():
+    Path({own!r}).touch()
+    while not Path({other!r}).exists():
+        time.sleep(0.02)
+"""
+
+
+def test_tiers_of_two_lanes_run_at_the_same_time(tmp_path: Path) -> None:
+    here = {name: tmp_path / name for name in ("hub", "cluster")}
+    for name, other in (("hub", "cluster"), ("cluster", "hub")):
+        here[name].mkdir()
+        meeting = MEET.format(own=str(tmp_path / f"{name}.came"), other=str(tmp_path / f"{other}.came"))
+        (here[name] / "test_some.py").write_text(meeting)
+    outcomes = run.run([Tier(name, [str(folder)]) for name, folder in here.items()])
+    assert [(one.passed, one.failed) for one in outcomes] == [(1, 0), (1, 0)]
+
+
+LASTING = """
+import subprocess, sys
+from pathlib import Path
+
+import pytest
+
+@pytest.fixture
+def left():
+    yield
+    Path({gone!r}).touch()
+
+def test_lasts(left):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    Path({started!r}).write_text(str(child.pid))
+    child.wait()
+"""
+
+
+@pytest.fixture
+def lasting(tmp_path: Path) -> SimpleNamespace:
+    """A tier of one test that would not end; its fixture notes that it was taken away."""
+    found = SimpleNamespace(folder=tmp_path / "tests", started=tmp_path / "started", gone=tmp_path / "gone")
+    found.folder.mkdir()
+    (found.folder / "test_some.py").write_text(LASTING.format(started=str(found.started), gone=str(found.gone)))
+    return found
+
+
+def left_nothing(lasting: SimpleNamespace) -> None:
+    """What is left of a process that has ended and that nobody has asked about has no command line."""
+    command = Path(f"/proc/{lasting.started.read_text()}/cmdline")
+    assert not (command.exists() and command.read_bytes())
+    assert lasting.gone.exists()
+
+
+def test_tiers_that_take_too_long_have_failed(lasting: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PROGRESS", 0.2)
+    tiers = [Tier("unit", [str(lasting.folder)]), Tier("hub", [str(lasting.folder)])]
+    stopped, next_one = run.run(tiers, lambda: lasting.started.exists() and bool(lasting.started.read_text()))
+    assert stopped.failed == 1
+    assert (next_one.failed, next_one.not_run) == (1, "all tiers together took too long")
+    left_nothing(lasting)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing_behind(lasting: SimpleNamespace, number: signal.Signals) -> None:
+    script = (
+        "import signal, sys\n"
+        "from tests import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"run.tiers = lambda wanted: [run.Tier('docker', [{str(lasting.folder)!r}])]\n"
+        "run.main([])\n"
+    )
+    whole = subprocess.Popen([sys.executable, "-c", script], cwd=run.HERE.parent, start_new_session=True)
+    try:
+        until(lambda: lasting.started.exists() and lasting.started.read_text(), 30)
+        whole.send_signal(number)
+        assert whole.wait(50) != 0
+    finally:
+        whole.kill()
+        whole.wait()
+    left_nothing(lasting)

@@ -1,7 +1,8 @@
-"""One cluster, one registry and one Git host for all tests of this tier.
+"""One cluster for all tests of this tier; one registry, one Git host and one release for those of a process.
 
 Making the cluster takes a minute and a half. `KILN_TEST_CLUSTER=<name>` says to use one of that name, which is made if
-it is not there, and stays: for those who run one test again and again (`kind delete cluster --name <name>` ends it).
+it is not there, and stays: so `make test` has one for several workers, and you for one test again and again (`kind
+delete cluster --name <name>` ends it). A test that changes a node, or measures time, is marked `alone`.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from tests.parts.registry import Registry
 Configured = Callable[..., Configuration]
 
 SETTING_UP = {"cluster": 600, "release": 300}
-"""Seconds for the first test that has them, as a test's time limit is for its fixtures, too."""
+"""Seconds for the first test of a file that has them, as a test's time limit is for its fixtures, too: any file may be
+the first of its worker."""
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for fixture, seconds in sorted(SETTING_UP.items(), key=lambda each: each[1]):
-        using = (item for item in items if fixture in getattr(item, "fixturenames", ()))
-        if first := next(using, None):
+        using = [item for item in items if fixture in getattr(item, "fixturenames", ())]
+        for first in {item.path: item for item in reversed(using)}.values():
             first.add_marker(pytest.mark.timeout(seconds), append=False)  # before the test's own
 
 

@@ -24,7 +24,7 @@ from tests.parts.installation import ENDED, SMALL, Webhook, http
 from tests.parts.kiln import until
 from tests.parts.registry import Registry
 
-pytestmark = pytest.mark.timeout(SETTING_UP["release"] + 600)
+pytestmark = [pytest.mark.timeout(SETTING_UP["release"] + 600), pytest.mark.alone]
 
 SLOTS = 4
 REFS = 5

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import requests
@@ -67,9 +68,16 @@ class Cluster:
     """One of its own, in place of what an interrupted run has left of it, with Kiln's image made anew on its workers.
     With `keep` it is taken as it is where it is there, and left running."""
 
-    def __init__(self, name: str = "kiln-test", *, keep: bool = False, kiln_image: str = image.IMAGE) -> None:
+    def __init__(
+        self,
+        name: str = "kiln-test",
+        *,
+        keep: bool = False,
+        kiln_image: str = image.IMAGE,
+        folder: Path | None = None,
+    ) -> None:
         self.name, self.keep, self.kiln_image = name, keep, kiln_image
-        self.folder = FOLDER / name
+        self.folder = folder or FOLDER / name
         self.kubeconfig = self.folder / "kubeconfig"
 
     def __enter__(self) -> Self:
@@ -190,10 +198,22 @@ class Cluster:
         run("docker", "exec", pod["spec"]["nodeName"], "bash", "-c", script)
 
 
+SHARED = "KILN_TEST_CLUSTER"
+
+
 def chosen() -> Cluster:
-    """The one that `KILN_TEST_CLUSTER` names, which stays; without that one of its own."""
-    kept = os.environ.get("KILN_TEST_CLUSTER")
-    return Cluster(kept, keep=True, kiln_image=f"kiln:{kept}") if kept else Cluster()
+    """The one that `KILN_TEST_CLUSTER` names, which stays; without that one of its own.
+
+    Several processes may use it at a time: each has a folder, and its own copy of the kubeconfig there.
+    """
+    kept = os.environ.get(SHARED)
+    if kept is None:
+        return Cluster(kiln_image=_image_for("kiln-test"))
+    return Cluster(kept, keep=True, kiln_image=_image_for(kept), folder=FOLDER / kept / str(os.getpid()))
+
+
+def _image_for(cluster: str) -> str:
+    return f"kiln:{cluster}"
 
 
 class Release(Installation):
