@@ -29,7 +29,7 @@ MAX_OUTBOX = 50
 """Events of one build that may wait for a sink, each kept whole. Who asks for more is told to come back later."""
 
 MAX_CAUSES = 100
-"""How many causes a record keeps: the first and the latest ones."""
+"""How many causes a record keeps. Answered ones make room; who finds none is told to come back later."""
 
 MAX_CAUSES_BYTES = 64 * 1024
 """And how much room they take, as JSON: a record has its limits (1 MiB in Kubernetes), and ids may be long."""
@@ -94,8 +94,17 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
     """When the host says it was pushed."""
 
 
+def is_person(by: str | None) -> bool:
+    """Whether an asker (`Cause.by`) is a person, who has a share of the queue."""
+    return by is not None and by.startswith(("user:", "oidc:"))
+
+
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
-    """One event that asked for a build. (`source`, `id`) says which; the same pair again changes nothing."""
+    """One event that asked for a build. (`source`, `id`) says which; the same pair again changes nothing.
+
+    A person chooses both for the events that they send, so what they send is the same only as what they have sent
+    themselves: nobody can take the place of an event that is yet to come.
+    """
 
     source: str
     id: str
@@ -116,17 +125,32 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     credentials: bool = False
     """Whether it may have the build use stored Git credentials: that was checked when it came in."""
+    merged: tuple[str, ...] = ()
+    """Keys of earlier causes of the same asker that this one stands for."""
 
     @property
     def key(self) -> str:
-        """8 hex digits that stand for (`source`, `id`)."""
-        return _cause_key(self.source, self.id)
+        """8 hex digits that stand for (`source`, `id`), and for the person who sent it."""
+        return _cause_key(*self.identity)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The same for the same event only."""
+        return (self.source, self.id, *([self.by] if self.by and is_person(self.by) else []))
+
+    def stands_for(self, key: str) -> bool:
+        """Whether who asked under that key is answered when this cause is."""
+        return key == self.key or key in self.merged
+
+    def knows(self, other: Cause) -> bool:
+        """Whether another one is no news beside it."""
+        return self.identity == other.identity or (self.by == other.by and other.key in self.merged)
 
 
 @lru_cache(maxsize=20_000)
-def _cause_key(source: str, id_: str) -> str:
+def _cause_key(*identity: str) -> str:
     """Kept, because a plan over a thousand builds asks for it again and again."""
-    return fingerprint([source, id_])[:8]
+    return fingerprint([*identity])[:8]
 
 
 def fingerprint(value: list[Any]) -> str:

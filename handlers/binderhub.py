@@ -252,7 +252,8 @@ class _Teller:
 
     def over(self, build: Build) -> bool:
         """Whether it has ended, and whoever asked has had the answer."""
-        return build.state.ended and all(cause.key != self._cause for cause in build.unanswered)
+        asked = self._cause
+        return build.state.ended and not (asked and any(cause.stands_for(asked) for cause in build.unanswered))
 
     def tell(self, seen: Build | LogLine | None) -> bytes:
         """Nothing where nothing is new."""

@@ -74,11 +74,12 @@ def list_builds(identity: Identity) -> Page:
 
 
 def may_cancel(build: Build, identity: Identity) -> bool:
-    return identity.admin or all(cause.by == identity.by for cause in build.causes)
+    """Everybody who waits decides; where nobody does any more, those who have asked."""
+    return identity.admin or all(cause.by == identity.by for cause in build.unanswered or build.causes)
 
 
 def cancel(name: str, identity: Identity) -> Build:
-    """Leaves the cancel mark. Who is no admin may do so only while every cause is theirs. Raises Problem 403."""
+    """Leaves the cancel mark. Who is no admin may do so only while nobody else waits for it. Raises Problem 403."""
     if not may_cancel(look(name, identity), identity):
         raise Problem(403, "Others have asked for this build too, so only an admin may cancel it.")
     asking.note(build=name)

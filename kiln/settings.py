@@ -373,7 +373,7 @@ SETTINGS: tuple[Setting, ...] = (
         read=_number(1, 1_000_000),
         default="20",
         says="How many of them may be one person's (`user:…` or `oidc:…` in `causes[].by`; tokens and webhooks have no "
-        "share); what comes beyond is answered 429.",
+        "share). Asking again for one that waits counts, too; what comes beyond is answered 429.",
     ),
     Setting(
         name="KILN_MAX_ATTEMPTS",

@@ -5,31 +5,36 @@ The controller owns the rest and acts on these marks; nothing here starts, stops
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Sequence
 from datetime import datetime
 
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, MAX_CAUSES_BYTES, MAX_OUTBOX, Build, Cancel, Cause, State
+from builds.build import MAX_CAUSES, MAX_CAUSES_BYTES, MAX_OUTBOX, Build, Cancel, Cause, State, is_person
 from builds.engines import AlreadyEnded, Ask, QueueFull
 
+Causes = tuple[Cause, ...]
 
-def joined(before: Build | None, asks: Sequence[Ask], *, uid: Callable[[], str], now: datetime) -> Build:
+
+def joined(before: Build | None, asks: Sequence[Ask], *, uid: Callable[[], str], now: datetime, share: int) -> Build:
     """One build with the causes of all `asks`, which are for it; the very same value where that is no news.
 
-    Raises QueueFull where so many events of it wait for a sink that no more may be caused.
+    `share` is how many asks of one person may wait in it. Raises QueueFull beyond that, where its causes have no room
+    that an answered one could give, and where so many events of it wait for a sink that no more may be caused.
     """
     first = asks[0]
-    after = before or Build(
-        name=first.name, uid=uid(), request=first.request, causes=(first.cause,), created_at=now, revision=""
-    )
+    after = before or Build(name=first.name, uid=uid(), request=first.request, causes=(), created_at=now, revision="")
     for ask in asks:
         after = _with_cause(after, ask.cause)
     if after is before:
         return after
     if before is not None and len(before.status.outbox) >= MAX_OUTBOX:
         raise QueueFull(f"{MAX_OUTBOX} events of this build wait for a sink that does not take them.")
+    for by, number in asks_of(after).items():
+        if number > share and any(ask.cause.by == by for ask in asks):
+            raise share_full(by, share)
     return replace(after, open=True)
 
 
@@ -49,14 +54,19 @@ def cancelled(build: Build, by: str | None, now: datetime) -> Build:
     return replace(build, cancel=Cancel(round=current, by=by, at=now))
 
 
-def askers(build: Build) -> set[str]:
-    """Those who still wait for an answer."""
-    return {cause.by for cause in build.unanswered if cause.by}
+def asks_of(build: Build) -> Counter[str]:
+    """How many asks of each person still wait for an answer."""
+    waiting: Counter[str] = Counter()
+    for cause in build.unanswered:
+        if cause.by and is_person(cause.by):
+            waiting[cause.by] += 1 + len(cause.merged)
+    return waiting
 
 
-def limited(by: str | None) -> bool:
-    """Whether an asker is a person, who has a share of the queue."""
-    return by is not None and by.startswith(("user:", "oidc:"))
+def gained(before: Build | None, after: Build) -> Counter[str]:
+    """How many more asks of each person wait in the queue with this build."""
+    earlier = asks_of(before) if before is not None and before.state is State.QUEUED else Counter[str]()
+    return asks_of(after) - earlier if after.state is State.QUEUED else Counter()
 
 
 def queue_full(limit: int) -> QueueFull:
@@ -64,24 +74,66 @@ def queue_full(limit: int) -> QueueFull:
 
 
 def share_full(by: str, limit: int) -> QueueFull:
-    said = f"{limit} builds of {by} are waiting already, and no more may (KILN_MAX_QUEUED_PER_USER)."
+    said = f"{by} has asked {limit} times and waits for the answers; no more may (KILN_MAX_QUEUED_PER_USER)."
     return QueueFull(said, per_user=True)
 
 
 def _with_cause(build: Build, cause: Cause) -> Build:
-    """The build with one more cause; the very same if it knows it. The first is kept for ever, and the latest are."""
-    if any((known.source, known.id) == (cause.source, cause.id) for known in build.causes):
+    """The build with one more cause; the very same if it knows it. Raises QueueFull."""
+    if any(known.knows(cause) for known in build.causes):
         return build
-    first, *others = (*build.causes, cause)
-    latest = others[-(MAX_CAUSES - 1) :]
-    room = MAX_CAUSES_BYTES - _size(first)
-    kept: list[Cause] = []
-    for other in reversed(latest):
-        room -= _size(other)
-        if room < 0 and kept:
-            break
-        kept.append(other)
-    return replace(build, causes=(first, *reversed(kept)))
+    return replace(build, causes=_fitted((*build.causes, cause), build.status.answered))
+
+
+def _fitted(causes: Causes, answered: Collection[str]) -> Causes:
+    """As many as a record has room for: answered ones go, then one asker's are merged. Nobody who waits is left out.
+
+    Raises QueueFull.
+    """
+    while len(causes) > 1 and (len(causes) > MAX_CAUSES or sum(map(_size, causes)) > MAX_CAUSES_BYTES):
+        fewer = _without_an_answered(causes, answered) or _with_an_askers_merged(causes, answered)
+        if fewer is None:
+            raise QueueFull("So many wait for this build that its record has no room for one more.")
+        causes = fewer
+    return causes
+
+
+def _without_an_answered(causes: Causes, answered: Collection[str]) -> Causes | None:
+    """The first cause stays: it made the build."""
+    for place, cause in enumerate(causes[1:], start=1):
+        if cause.key in answered:
+            return causes[:place] + causes[place + 1 :]
+    return None
+
+
+def _with_an_askers_merged(causes: Causes, answered: Collection[str]) -> Causes | None:
+    """With those of one asker as one: of the one who has the most."""
+    groups: dict[Hashable, list[Cause]] = defaultdict(list)
+    for cause in causes:
+        if cause.key not in answered:
+            groups[_likeness(cause)].append(cause)
+    most = max(groups.values(), key=len, default=[])
+    if len(most) < 2:  # noqa: PLR2004  (what it takes to merge)
+        return None
+    merged = _merged(most)
+    return tuple(merged if cause is most[0] else cause for cause in causes if cause is most[0] or cause not in most)
+
+
+def _likeness(cause: Cause) -> Hashable:
+    """Equal for causes that may be one. A tag belongs to its ref."""
+    return (cause.by, cause.kind, cause.trigger, cause.credentials, cause.ref if cause.tags else None, bool(cause.tags))
+
+
+def _merged(causes: Sequence[Cause]) -> Cause:
+    """The latest, which nobody has acted on yet, with what all of them ask for. It is no push: those supersede."""
+    *earlier, latest = causes
+    return replace(
+        latest,
+        tags=tuple(dict.fromkeys(tag for cause in causes for tag in cause.tags)),
+        force=any(cause.force for cause in causes),
+        push=None,
+        merged=tuple(dict.fromkeys(key for cause in earlier for key in (*cause.merged, cause.key))) + latest.merged,
+    )
 
 
 def _size(cause: Cause) -> int:

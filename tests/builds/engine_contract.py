@@ -86,10 +86,34 @@ class RecordsContract:
         (forced,) = records.accept([ask("b", "3", force=True)])
         assert (forced.open, forced.state) == (True, State.QUEUED)
 
-    def test_the_first_and_the_latest_causes_are_kept(self, records: Engine) -> None:
-        build = records.accept([ask("b", str(n)) for n in range(MAX_CAUSES + 20)])[-1]
-        kept = [int(one.id) for one in build.causes]
-        assert kept == [0, *range(21, MAX_CAUSES + 20)]
+    def test_answered_causes_make_room_but_the_first(self, records: Engine) -> None:
+        (build,) = records.accept([ask("b", "0")])
+        for n in range(1, MAX_CAUSES + 20):
+            records.write(ended(build))
+            (build,) = records.accept([ask("b", str(n))])
+        assert [int(one.id) for one in build.causes] == [0, *range(21, MAX_CAUSES + 20)]
+
+    def test_nobody_who_waits_is_pushed_out(self, records: Engine) -> None:
+        first, other = ask("b", "first", by="webhook:github"), ask("b", "other", by="user:ada")
+        other = replace(other, cause=replace(other.cause, tags=("hers",)))
+        records.accept([first, other])
+        for n in range(400):
+            records.accept([ask("b", str(n), by="token:ci")])
+        build = records.get("b")
+        assert build.causes[:2] == (first.cause, other.cause)
+        assert all(any(one.stands_for(ask("b", str(n)).cause.key) for one in build.causes) for n in range(400))
+        assert records.accept([ask("b", "17", by="token:ci")]) == [build], "known, though it is merged"
+
+    def test_where_nobody_can_be_merged_who_comes_is_sent_away(self, records: Engine) -> None:
+        for n in range(MAX_CAUSES):
+            (build,) = records.accept([ask("b", by=f"user:{n}")])
+        with pytest.raises(QueueFull) as full:
+            records.accept([ask("b", by="user:late")])
+        assert not full.value.per_user
+        assert records.get("b") == build
+        assert [one.by for one in build.causes] == [f"user:{n}" for n in range(MAX_CAUSES)]
+        records.write(ended(build))
+        assert records.accept([ask("b", by="user:late")]), "those who were answered make room"
 
     # ---- Limits -----------------------------------------------------------------------------------------------------
 
@@ -132,7 +156,34 @@ class RecordsContract:
             records.accept([ask("b3", by=by)])
         assert full.value.per_user
         assert records.accept([ask("b3", by=f"{by}b")])
-        assert records.accept([ask("b3", "2", by=by)]), "joining takes no place"
+        with pytest.raises(QueueFull) as full:
+            records.accept([ask("b3", "2", by=by)])
+        assert full.value.per_user, "who joins has asked, too"
+        assert records.accept([ask("b1", by=by)]), "who is known asks for nothing new"
+
+    @pytest.mark.parametrize("there", [State.QUEUED, State.RUNNING, State.SUCCEEDED])
+    def test_who_asks_again_and_again_has_their_share_of_it(self, records: Engine, there: State) -> None:
+        (build,) = records.accept([ask("b", "1", by="token:ci")])
+        if there is not State.QUEUED:
+            records.write(replace(ended(build, there), open=True))
+        for n in range(2):
+            records.accept([ask("b", str(n), by="user:a")])
+        for _ in range(2):
+            with pytest.raises(QueueFull) as full:
+                records.accept([ask("b", "9", by="user:a")])
+            assert full.value.per_user
+        assert records.accept([ask("b", "9", by="user:z"), ask("b", "9", by="token:ci")])
+
+    def test_what_has_begun_to_run_takes_no_place_in_the_queue(self, records: Engine) -> None:
+        for build in records.accept([ask("b1", by="user:a"), ask("b2", by="user:a")]):
+            records.write(replace(build, status=replace(build.status, state=State.RUNNING, round=1)))
+        assert records.accept([ask("b3", by="user:a"), ask("b4", by="user:a")])
+
+    def test_a_person_cannot_take_the_place_of_an_event_to_come(self, records: Engine) -> None:
+        records.accept([ask("b", "sync:refs/heads/main", by="user:mallory")])
+        (build,) = records.accept([ask("b", "sync:refs/heads/main", by="sync")])
+        assert [one.by for one in build.causes] == ["user:mallory", "sync"]
+        assert len({one.key for one in build.causes}) == 2
 
     @pytest.mark.parametrize("by", [None, "token:a", "webhook:github.com", "sync"])
     def test_only_people_have_a_share(self, records: Engine, by: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from builds.build import (
     DeliveryState,
     State,
 )
+from builds.engines import Ask, QueueFull
 from builds.engines.kubernetes.records import (
     LABEL_OPEN,
     LABEL_REPOSITORY,
@@ -58,11 +60,17 @@ def announced(made: Build, number: int, word: str = "queued") -> Announcement:
     return Announcement(event=told, at=NOW, deliveries=(waiting,))
 
 
+def _asked(number: int) -> Ask:
+    """By somebody else each time, so that nothing can be merged."""
+    return ask("b", f"{number}-{'x' * MAX_VALUE}", by=f"user:{number}", args={"A": "v" * MAX_BYTES})
+
+
 def largest() -> Build:
     """All that is bounded, at its bound."""
-    long = "x" * MAX_VALUE
-    asks = [ask("b", f"{number}-{long}", args={"A": "v" * MAX_BYTES}) for number in range(MAX_CAUSES)]
-    made = joined(None, asks, uid=lambda: "uid-1", now=NOW)
+    made = joined(None, [_asked(0)], uid=lambda: "uid-1", now=NOW, share=20)
+    with suppress(QueueFull):
+        for number in range(1, MAX_CAUSES):
+            made = joined(made, [_asked(number)], uid=str, now=NOW, share=20)
     attempts = tuple(failed(number, message="m" * 1024) for number in range(MAX_ATTEMPTS_KEPT))
     done = Delivery(
         sink="hub", event="e" * 60, type="t" * 30, state=DeliveryState.DEAD, due_at=NOW, at=NOW, error="e" * 500
@@ -146,5 +154,5 @@ def test_a_damaged_outbox_is_named() -> None:
 def test_one_that_was_asked_for_again_waits_in_every_list() -> None:
     made = build()
     over = replace(made, status=replace(made.status, state=State.FAILED, round=1, answered=(made.causes[0].key,)))
-    again = joined(over, [ask("b", "2")], uid=str, now=NOW)
+    again = joined(over, [ask("b", "2")], uid=str, now=NOW, share=20)
     assert stored(again)["metadata"]["labels"][LABEL_STATE] == "queued"

@@ -192,7 +192,7 @@ def test_once_asked_for_it_is_there(
     further = due(wants, there, elsewhere)
     assert further == due(wants, there, elsewhere), "two who look at once ask for the same"
     if further is not None:
-        after = joined(there, [further], uid=lambda: "", now=NOW)
+        after = joined(there, [further], uid=lambda: "", now=NOW, share=20)
         assert after.causes[:-1] == there.causes
         assert due(wants, after, elsewhere) is None
         assert due(wants, after, None) is None
@@ -230,6 +230,6 @@ def test_what_comes_back_is_not_superseded_again() -> None:
     lost = record(State.CANCELLED, WEBHOOK, reason=Reason.SUPERSEDED)
     again = due(ask(), lost, moved(the_push(), Seen(commit=C, at=ago(30))))
     assert again is not None
-    opened = replace(joined(lost, [again], uid=lambda: "", now=NOW), cancel=None)
+    opened = replace(joined(lost, [again], uid=lambda: "", now=NOW, share=20), cancel=None)
     opened = replace(opened, status=replace(opened.status, state=State.QUEUED, reason=None))
     assert superseded(took_its_place, opened) == []

@@ -118,3 +118,32 @@ def test_who_may_not_speak_for_a_repository_sends_no_events_of_it(
     assert not house.builds()
     somebody.by = "service:broker"
     assert house.client.post("/events", **structured(forged)).status_code != 403
+
+
+@pytest.mark.parametrize("asks", [110, 400])
+def test_who_asks_again_and_again_pushes_nobody_out(houses: Callable[..., House], asks: int) -> None:
+    somebody = Named("token:ci", admin=True)
+    house = houses(auth_gate=Gate((somebody,)))
+    name = house.ask(tags=["main"], ref="refs/heads/main").name
+    somebody.by, somebody.admin = "user:ada", False
+    house.ask()
+    somebody.by = "user:mallory"
+    answers = [house.client.post("/api/v1/builds", json=body()) for _ in range(asks)]
+    assert [answer.status_code for answer in answers] == [202] * 20 + [429] * (asks - 20)
+    assert answers[-1].headers["Retry-After"]
+    waiting = house.engine.get(name).unanswered
+    assert [(cause.by, cause.tags) for cause in waiting][:2] == [("token:ci", ("main",)), ("user:ada", ())]
+    assert house.client.delete(f"/api/v1/builds/{name}").status_code == 403
+    somebody.by = "user:ada"
+    assert house.ask().name == name, "others go on asking"
+
+
+def test_everybody_who_waits_decides_on_a_cancel(houses: Callable[..., House]) -> None:
+    somebody = Named("user:ada")
+    house = houses(auth_gate=Gate((somebody,)))
+    name = house.ask().name
+    house.run(name)
+    house.end(name, state=State.FAILED)
+    somebody.by = "user:kim"
+    house.ask()
+    assert house.client.delete(f"/api/v1/builds/{name}").status_code == 202, "nobody else waits any more"

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar
@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from builds.build import Build, State
+from builds.build import Build, State, is_person
 from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Refused, Unavailable, pages
 from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409, Forbidden, Invalid
 from builds.engines.kubernetes.circuit import Circuit
@@ -45,7 +45,7 @@ from builds.engines.kubernetes.records import (
 )
 from builds.engines.kubernetes.shared import Joint, Shared, Turns
 from builds.engines.kubernetes.sightings import moment
-from builds.engines.marks import askers, cancelled, joined, limited, newly_queued, queue_full, share_full
+from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full
 from builds.faults import Fault, reached
 
 log = logging.getLogger(__name__)
@@ -98,26 +98,24 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class _Queue:
-    """Who waits: how many builds, and how many of each person; counted, and since then what this process has added."""
+    """Who waits: how many builds, and asks of each person; counted, and since then what this process has added."""
 
     def __init__(self, waiting: Iterable[Build]) -> None:
         self.length = 0
         self.shares = Counter[str]()
         self._lock = threading.Lock()
         for build in waiting:
-            self.add(build)
-
+            self.add(asks_of(build))
         self._counted = self.length
 
     def far(self, limit: int) -> bool:
         """Whether it is not half full, as far as it was counted, and few were added since then."""
         return self.length < limit // 2 and self.length - self._counted < limit // SHARE
 
-    def add(self, build: Build) -> None:
+    def add(self, asks: Counter[str], builds: int = 1) -> None:
         with self._lock:
-            self.length += 1
-            for by in filter(limited, askers(build)):
-                self.shares[by] += 1
+            self.length += builds
+            self.shares += asks
 
 
 class KubernetesRecords:
@@ -165,7 +163,7 @@ class KubernetesRecords:
         with translated():
             self._check_room(groups)
             reached(Fault.WEB_ACCEPTING)
-            builds = {name: self._joint(name, group) for name, group in groups.items()}
+            builds = {name: self._asked(name, group) for name, group in groups.items()}
         reached(Fault.WEB_ACCEPTED)
         return [builds[ask.name] for ask in asks]
 
@@ -223,6 +221,13 @@ class KubernetesRecords:
 
     # ---- Asking -----------------------------------------------------------------------------------------------------
 
+    def _asked(self, name: str, asks: Sequence[Ask]) -> Build:
+        try:
+            return self._joint(name, asks)
+        except QueueFull:  # maybe for what others asked in the same write
+            with self._in_turn():
+                return self._join(name, asks)
+
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
         with ExitStack() as turn:
@@ -236,22 +241,24 @@ class KubernetesRecords:
         """One record with the causes of all `asks`: made, or if it is there joined."""
         if not self._there.known(name):
             with suppress(Conflict):
-                return self._queued(self._create(joined(None, asks, uid=str, now=self._now())))
+                return self._queued(None, self._create(self._joined(None, asks)))
         for attempt in _meeting_others():
             with attempt:
                 before = self._find(name)
-                after = joined(before, asks, uid=str, now=self._now())
+                after = self._joined(before, asks)
                 if after is before:
                     return after
-                written = self._create(after) if before is None else self._put(after)
-                return self._queued(written) if newly_queued(before, after) else written
+                return self._queued(before, self._create(after) if before is None else self._put(after))
         raise AssertionError("tenacity returns or raises")
 
-    def _queued(self, build: Build) -> Build:
+    def _joined(self, before: Build | None, asks: Sequence[Ask]) -> Build:
+        return joined(before, asks, uid=str, now=self._now(), share=self._max_queued_per_user)
+
+    def _queued(self, before: Build | None, after: Build) -> Build:
         queue = self._queues.known(_ALL)
         if queue is not None:
-            queue.add(build)
-        return build
+            queue.add(gained(before, after), int(newly_queued(before, after)))
+        return after
 
     def _create(self, build: Build) -> Build:
         """Raises Conflict where there is a record of that name."""
@@ -309,27 +316,27 @@ class KubernetesRecords:
         Mostly one look at what is known says that they do not. Otherwise it is counted anew, and which of them are new:
         nobody is refused for what was so two seconds ago.
         """
-        news = {name: {ask.cause.by for ask in asks} for name, asks in groups.items()}
+        asked = Counter(ask.cause.by or "" for asks in groups.values() for ask in asks if is_person(ask.cause.by))
         known = self._queues.known(_ALL)
-        persons = any(limited(by) for who in news.values() for by in who)
-        far = known is not None and not persons and known.far(self._max_queued)
+        far = known is not None and not asked and known.far(self._max_queued)
         queue = self._queues.get(_ALL, self._counted, max_age=FAR if far else FRESH, waits=not far)
-        if self._without_room(news.values(), queue) is None:
+        if self._without_room(len(groups), asked, queue) is None:
             return
-        befores = {name: self._find(name) for name in groups}
-        for name, before in befores.items():
-            if not newly_queued(before, joined(before, groups[name], uid=str, now=self._now())):
-                del news[name]
-        full = self._without_room(news.values(), self._queues.get(_ALL, self._counted, max_age=CERTAIN))
+        builds, asked = 0, Counter()
+        for name, asks in groups.items():
+            before = self._find(name)
+            after = self._joined(before, asks)
+            builds += newly_queued(before, after)
+            asked += gained(before, after)
+        full = self._without_room(builds, asked, self._queues.get(_ALL, self._counted, max_age=CERTAIN))
         if full is not None:
             raise full
 
-    def _without_room(self, news: Collection[set[str | None]], queue: _Queue) -> QueueFull | None:
-        """What is full, if that many more builds (each given by who asks for it) were to wait."""
-        if news and queue.length + len(news) > self._max_queued:
+    def _without_room(self, builds: int, asked: Counter[str], queue: _Queue) -> QueueFull | None:
+        """What is full, if that many more builds, and asks of each person, were to wait."""
+        if builds and queue.length + builds > self._max_queued:
             return queue_full(self._max_queued)
-        shares = Counter(by for who in news for by in who if by is not None and limited(by))
-        for by, number in shares.items():
+        for by, number in asked.items():
             if queue.shares[by] + number > self._max_queued_per_user:
                 return share_full(by, self._max_queued_per_user)
         return None

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from builds.build import VERSION, Build, State
 from builds.engines import UNREADABLE, Ask, Conflict, EngineError, NotFound, Page, Unavailable, pages
-from builds.engines.marks import askers, cancelled, joined, limited, newly_queued, queue_full, share_full
+from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full
 from builds.engines.pages import microseconds
 from builds.faults import Fault, reached
 
@@ -50,7 +50,7 @@ _TABLES = (
         open INTEGER NOT NULL,
         state TEXT NOT NULL,        -- as everybody outside sees it
         repository TEXT NOT NULL,
-        askers TEXT NOT NULL,       -- JSON list: who still waits for an answer
+        askers TEXT NOT NULL,       -- JSON list: the person of each ask that waits for an answer
         created INTEGER NOT NULL,   -- microseconds since 1970
         finished INTEGER
     ) STRICT""",
@@ -185,25 +185,28 @@ class Store:
     def _join(self, connection: sqlite3.Connection, asks: Sequence[Ask]) -> Build:
         """Written if it is news."""
         before = self._find(connection, asks[0].name)
-        after = joined(before, asks, uid=lambda: str(uuid.uuid4()), now=self._now())
+        after = joined(before, asks, uid=lambda: str(uuid.uuid4()), now=self._now(), share=self._max_queued_per_user)
         if after is before:
             return after
         written = self._put(connection, after)
         if newly_queued(before, after):
-            self._check_queue(connection, {ask.cause.by for ask in asks})
+            self._check_queue(connection)
+        self._check_shares(connection, gained(before, after))
         return written
 
-    def _check_queue(self, connection: sqlite3.Connection, askers: Iterable[str | None]) -> None:
+    def _check_queue(self, connection: sqlite3.Connection) -> None:
         """Raises QueueFull if the build just written was one too many."""
         (queued,) = connection.execute("SELECT count(*) FROM builds WHERE state = 'queued'").fetchone()
         if queued > self._max_queued:
             raise queue_full(self._max_queued)
+
+    def _check_shares(self, connection: sqlite3.Connection, persons: Iterable[str]) -> None:
+        """Raises QueueFull if one of them has asked once too often."""
         query = "SELECT count(*) FROM builds, json_each(askers) AS asker WHERE state = 'queued' AND asker.value = ?"
-        for by in askers:
-            if by is not None and limited(by):
-                (theirs,) = connection.execute(query, (by,)).fetchone()
-                if theirs > self._max_queued_per_user:
-                    raise share_full(by, self._max_queued_per_user)
+        for by in persons:
+            (theirs,) = connection.execute(query, (by,)).fetchone()
+            if theirs > self._max_queued_per_user:
+                raise share_full(by, self._max_queued_per_user)
 
     def _find(self, connection: sqlite3.Connection, name: str) -> Build | None:
         query = "SELECT name, record, revision FROM builds WHERE name = ?"
@@ -226,7 +229,7 @@ class Store:
             "open": int(build.open),
             "state": str(build.state),
             "repository": build.request.repository,
-            "askers": msgspec.json.encode(sorted(askers(build))).decode(),
+            "askers": msgspec.json.encode(sorted(asks_of(build).elements())).decode(),
             "created": microseconds(build.created_at),
             "finished": build.status.finished_at and microseconds(build.status.finished_at),
         }
