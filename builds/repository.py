@@ -319,6 +319,40 @@ class Policy:
         """Whether this repository may be fetched from that address, to which its host's name has just been resolved."""
         return is_public(ipaddress.ip_address(address)) or self._allows(repository, by_name=True)
 
+    def check_host(self, place: Repository) -> None:
+        """Whether a build may fetch from this scheme, host and port what is no repository (`place.path` says nothing).
+
+        Objects of Git LFS and a language's list of versions come from hosts that no pattern of a site names, so what is
+        public is allowed, unless a pattern bans all of the host. Raises RepositoryRefused.
+        """
+        origin = _origin(place)
+        if any(glob_match(pattern, f"{origin}{NO_PATH}") for pattern in self.banned):
+            raise RepositoryRefused(f"{origin} is banned here.")
+        if _is_private(place.host) and not self._names(place):
+            raise RepositoryRefused(
+                f"{origin} is in a private network; only where KILN_ALLOWED_REPOSITORIES names this host is anything "
+                "fetched from it."
+            )
+
+    def check_endpoint(self, place: Repository) -> None:
+        """Whether a repository may name this scheme, host and port as its LFS server: a URL that is allowed could be
+        there. Raises RepositoryRefused."""
+        self.check_host(place)
+        if not any(_could_begin(pattern, _origin(place)) for pattern in self.allowed):
+            raise RepositoryRefused(
+                f"{_origin(place)} is not among the hosts of the repositories that are allowed here."
+            )
+
+    def permits_host_address(self, place: Repository, address: str | Address) -> bool:
+        """As `permits_address`, for what `check_host` is asked about."""
+        return is_public(ipaddress.ip_address(address)) or self._names(place)
+
+    def _names(self, place: Repository) -> bool:
+        """Whether a pattern names the host, with this scheme and port."""
+        return any(
+            _names_host(pattern, place.host) and _could_begin(pattern, _origin(place)) for pattern in self.allowed
+        )
+
     def _allows(self, repository: Repository, *, by_name: bool = False) -> bool:
         return any(
             glob_match(pattern, repository.url)
@@ -326,6 +360,25 @@ class Policy:
             and (not by_name or _names_host(pattern, repository.host))
             for pattern in self.allowed
         )
+
+
+NO_PATH = "?/?/?/?"
+"""A path that no URL here has, so that only a pattern for every path of a host matches it."""
+
+
+def _origin(place: Repository) -> str:
+    """`scheme://host[:port]/`, as canonical URLs begin."""
+    return place.url.removesuffix(place.path)
+
+
+def _could_begin(pattern: str, beginning: str) -> bool:
+    """Whether some text that begins so matches the pattern."""
+    places = {0}
+    for piece in re.split(r"((?:^|(?<=/))\*\*/|\*+)", pattern):
+        if not piece.startswith("*") and any(piece.startswith(beginning[place:]) for place in places):
+            return True
+        places = _reach(piece, beginning, places)
+    return len(beginning) in places
 
 
 def _names_host(pattern: str, host: str) -> bool:
@@ -349,24 +402,51 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+NOT_PUBLIC_4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",
+            "10.0.0.0/8",
+            "100.64.0.0/10",
+            "127.0.0.0/8",
+            "168.63.129.16/32",  # Azure's metadata and DNS service, at an address that is public elsewhere
+            "169.254.0.0/16",
+            "172.16.0.0/12",
+            "192.0.0.0/24",
+            "192.0.2.0/24",
+            "192.88.99.0/24",
+            "192.168.0.0/16",
+            "198.18.0.0/15",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "224.0.0.0/3",
+        ),
+    )
+)
 GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+NOT_PUBLIC_6 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # IETF protocol assignments, Teredo among them
+            "2001:db8::/32",
+            "2002::/16",  # 6to4
+            "3fff::/20",
+        ),
+    )
+)
+"""IANA's special-purpose registries (RFC 6890). Listed here because `ipaddress.is_global` has changed between releases
+of Python. NAT64, Teredo and 6to4 carry IPv4 addresses past filters, and are outside `GLOBAL_UNICAST` or listed."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is on the internet. What carries another one (mapped, NAT64, 6to4, Teredo) is judged by it."""
+    """Whether an address is on the internet. An IPv4-mapped one is judged by the IPv4 address in it."""
     if isinstance(address, ipaddress.IPv4Address):
-        return address.is_global and not address.is_multicast
-    inner = _embedded(address)
-    if inner is not None:
-        return is_public(inner)
-    return address in GLOBAL_UNICAST and address.is_global
-
-
-def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    if address in NAT64:
-        return ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    return address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+        return not any(address in network for network in NOT_PUBLIC_4)
+    if address.ipv4_mapped:
+        return is_public(address.ipv4_mapped)
+    return address in GLOBAL_UNICAST and not any(address in network for network in NOT_PUBLIC_6)
 
 
 # What is in a repository

@@ -286,7 +286,18 @@ PRIVATE = [
     "[::ffff:127.0.0.1]",
     "[::ffff:a9fe:a9fe]",
     "[::127.0.0.1]",
+    "168.63.129.16",
+    "[::ffff:168.63.129.16]",
+    "192.0.0.8",
+    "192.0.0.9",  # of these the releases of Python think differently
+    "192.0.0.192",
+    "192.88.99.1",
     "[64:ff9b::127.0.0.1]",
+    "[64:ff9b::1.1.1.1]",
+    "[2002:101:101::1]",
+    "[2001::1]",
+    "[2001:20::1]",
+    "[3fff::1]",
     "[64:ff9b:1::1]",
     "[2002:7f00:1::]",
     "[2002:c0a8:101::1]",
@@ -306,7 +317,7 @@ def test_private_hosts_are_refused_in_every_spelling(scheme: str, host: str) -> 
     assert "private network" in (refusal(url, "https://**", "http://**", "https://*/**", "**") or "")
 
 
-@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "64:ff9b::1.1.1.1", "2002:101:101::1"])
+@pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "192.0.1.1", "168.63.129.17"])
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
 
