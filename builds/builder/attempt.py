@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from builds.builder.redact import Redactor
 from builds.builder.source import Source
 from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec
 from builds.clients.git import Git, credentials
+from builds.clients.git.process import PROXIES
 from builds.clients.registry import Registry, RegistryError, docker_folder, secrets
 from builds.errors import AskError, BuildsError
 from builds.faults import Fault, reached
@@ -121,6 +122,7 @@ class Attempt:
         request = self.spec.request
         return Result(
             state=State.SUCCEEDED,
+            message=" ".join(self._git.moved) or None,
             image=Image(repository=request.image, tag=self.tag, digest=digest, tags=tags),
         )
 
@@ -165,7 +167,7 @@ class Attempt:
         self.log.phase = "fetch"
         self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
-        Source(self._git).look_through(request.clone_url, request.commit)
+        Source(self._git, self.log.say).look_through(request.clone_url, request.commit)
         reached(Fault.BUILDER_FETCHED)
 
     def _build(self) -> None:
@@ -173,10 +175,23 @@ class Attempt:
         labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
         env = {**self._git.environment, **self._docker}
         image = f"{spec.request.image}:{self.tag}"
-        command = tool.command(spec.request, image, labels, self.folder)
-        tool.build(command, self.folder, env, self.progress, self.log)
+        command = tool.command(spec.request, image, labels, self.folder, _outside(env))
+        self._git.trouble()  # what was told, or overcome, before
+        try:
+            tool.build(command, self.folder, env, self.progress, self.log)
+        except Failure:
+            self._raise_refused()
+            raise
         self.progress.end(time.monotonic())
         self.log.phase = None
+
+    def _raise_refused(self) -> None:
+        """Raises the Failure that a connection which was not made stands for, if the tool can have failed by it."""
+        error = self._git.trouble() if self.progress.stage in (Stage.FETCH, Stage.BUILD) else None
+        if error and self.progress.stage is Stage.FETCH:
+            raise refusal(error) from None
+        if error:  # no URL of the repository's, but one that repo2docker has in its code
+            raise Failure(INFRASTRUCTURE, f"What repo2docker needs for this language could not be fetched. {error}")
 
     def _digest(self) -> str:
         manifest = self._registry.manifest(self.spec.request.image, self.tag)
@@ -219,6 +234,15 @@ def blamed() -> Iterator[None]:
         raise refusal(error) from None
     except (RegistryError, BuildsError) as error:
         raise Failure(INFRASTRUCTURE, str(error)) from None
+
+
+def _outside(env: Mapping[str, str]) -> dict[str, str | None]:
+    """What docker and its credential helpers have otherwise than git: `None` is not set.
+
+    They reach the registry as the person who runs Kiln does, with their home and proxy, and not through the guard.
+    """
+    names = {name for name in {*env, *os.environ} if name.lower() in PROXIES or name in ("HOME", "XDG_CONFIG_HOME")}
+    return {name: os.environ.get(name) for name in sorted(names)}
 
 
 def _docker_environment(spec: Spec, folder: Path) -> dict[str, str]:

@@ -1,18 +1,21 @@
 """What a repository would make git fetch, found out before git may fetch it.
 
 The commit is fetched bare, shallow and without file contents; its `.gitmodules`, and those of what they name, are read
-as data. Every address in them is held against the policy and then permitted, so the clone that follows reaches the same
-hosts at the same addresses and nothing else. A commit names its submodules' commits, so both see the same.
+as data. Every URL in them is held against the policy and then permitted, with the redirects that its host answers; the
+clone that follows reaches these and nothing else. A commit names its submodules' commits, so both see the same.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+from builds.builder.lfs import Lfs
 from builds.clients.git import Git
-from builds.errors import CannotBuild, RepositoryError, RepositoryRefused, UnknownRef
+from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef
 
 MAX_DEPTH = 10
 """Levels of submodules below the repository."""
@@ -20,36 +23,57 @@ MAX_SUBMODULES = 200
 """Of all levels together."""
 
 
+class Submodule(NamedTuple):
+    """A link in a tree, with the URL that `.gitmodules` has for it."""
+
+    path: str
+    url: str
+    commit: str
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors within say which submodule they are about."""
+        try:
+            yield
+        except AskError as error:
+            raise type(error)(f"Submodule '{self.path}': {error}") from None
+
+
 class Source:
     """Looks through one repository and all its submodules."""
 
-    def __init__(self, git: Git) -> None:
+    def __init__(self, git: Git, say: Callable[[str], None]) -> None:
+        """`say` writes a line to the log."""
         self._git = git
+        self._say = say
+        self._lfs = Lfs(git, say)
         self._seen: set[tuple[str, str]] = set()
 
     def look_through(self, url: str, commit: str, depth: int = 0) -> None:
-        """Permits everything that a clone with submodules will fetch.
+        """Permits everything that a clone with submodules will fetch, and fetches the LFS objects.
 
-        Raises RepositoryError, UnknownRef, CannotBuild (all the repository's fault), Unreachable, TryAgain.
+        `url` is as git will be given it. Raises RepositoryError, UnknownRef, CannotBuild (all the repository's fault),
+        Unreachable, TryAgain; an error of a submodule names the submodule.
         """
         if (url, commit) in self._seen:
             return
         self._seen.add((url, commit))
         if len(self._seen) > MAX_SUBMODULES:
             raise CannotBuild(f"The repository has more than {MAX_SUBMODULES} submodules.")
-        self._git.permit(url)
+        self._git.permit(without_user(url), named=url)
         bare = self._git.home / f"{len(self._seen)}.git"
-        self._fetch(bare, url, commit)
-        for address, commits in self._submodules(bare, commit):
-            if depth == MAX_DEPTH:
-                raise CannotBuild(f"The repository has submodules nested deeper than {MAX_DEPTH} levels.")
-            where = resolved(url, address)
-            try:
-                self._git.permit(where)
-            except RepositoryError as error:
-                raise RepositoryRefused(f"A submodule is refused: {error}") from None
-            for wanted in commits:
-                self.look_through(where, wanted, depth + 1)
+        before = len(self._git.moved)
+        self._git.reach(url, lambda: self._fetch(bare, url, commit))
+        for sentence in self._git.moved[before:]:
+            self._say(sentence)
+        entries = self._tree(bare, commit)
+        if any(path.rpartition("/")[2] == ".gitattributes" for path in entries):
+            self._lfs.fetch(bare, self._git.permit(without_user(url), named=url), commit)
+        for submodule in self._submodules(bare, commit, entries):
+            with submodule.named():
+                if depth == MAX_DEPTH:
+                    raise CannotBuild(f"Submodules are nested deeper than {MAX_DEPTH} levels.")
+                self.look_through(resolved(url, submodule.url), submodule.commit, depth + 1)
 
     def _fetch(self, bare: Path, url: str, commit: str) -> None:
         run = self._git.run
@@ -66,29 +90,32 @@ class Source:
             run("fetch", *options, "--", "origin", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", at=bare)
             run("rev-parse", "--verify", f"{commit}^{{commit}}", at=bare)
 
-    def _submodules(self, bare: Path, commit: str) -> Iterator[tuple[str, list[str]]]:
-        """Every address in `.gitmodules`, with the commits that are wanted from it; nothing if the tree links to none.
-
-        A name may be configured more than once and git takes one of them; here all count.
-        """
+    def _tree(self, bare: Path, commit: str) -> Mapping[str, Sequence[str]]:
+        """Mode, type and object of every path of the commit."""
         listed = self._git.run("ls-tree", "-r", "-z", "--full-tree", commit, at=bare).decode(errors="surrogateescape")
-        entries = {path: meta.split() for meta, _, path in (entry.partition("\t") for entry in listed.split("\0"))}
-        links = {path: meta[2] for path, meta in entries.items() if meta[:2] == ["160000", "commit"]}
-        if not links:
+        return {path: meta.split() for meta, _, path in (entry.partition("\t") for entry in listed.split("\0"))}
+
+    def _submodules(self, bare: Path, commit: str, entries: Mapping[str, Sequence[str]]) -> Iterator[Submodule]:
+        """Those that `git clone --recursive` fetches: the tree links to them, and not `update = none`.
+
+        gitmodules(5). A link without an entry is no submodule. Of a setting that is there more than once, and of two
+        entries with one path, the last counts. What git may take otherwise, it was not permitted to fetch.
+        """
+        links = {path: meta[2] for path, meta in entries.items() if list(meta[:2]) == ["160000", "commit"]}
+        if not links or "".join(entries.get(".gitmodules", ())[:1]) not in ("100644", "100755"):
             return
-        if entries.get(".gitmodules", [""])[0] not in ("100644", "100755"):
-            raise CannotBuild(
-                "The repository links to submodules, but has no .gitmodules file that says what they are."
-            )
-        wanted: dict[str, list[str]] = {}
-        addresses: list[tuple[str, str]] = []
+        settings: dict[str, dict[str, str]] = {}
+        owners: dict[str, str] = {}
         for name, variable, value in self._settings(bare, commit):
-            if variable == "path" and value in links:
-                wanted.setdefault(name, []).append(links[value])
-            elif variable == "url":
-                addresses.append((name, value))
-        for name, address in addresses:
-            yield address, wanted.get(name, [])
+            settings.setdefault(name, {})[variable] = value
+            if variable == "path":
+                owners[value] = name
+        for path, target in links.items():
+            known = settings.get(owners.get(path, ""), {})
+            if known and not known.get("url"):
+                raise CannotBuild(f"Submodule '{path}' has no URL in .gitmodules.")
+            if known and known.get("update") != "none":
+                yield Submodule(path, known["url"], target)
 
     def _settings(self, bare: Path, commit: str) -> Iterator[tuple[str, str, str]]:
         """Name, variable and value of each setting in `.gitmodules`, read as git reads it."""
@@ -98,6 +125,11 @@ class Source:
             named = re.fullmatch(r"submodule\.(.+)\.([^.]+)", key, re.DOTALL)
             if named:
                 yield named[1], named[2], value
+
+
+def without_user(url: str) -> str:
+    """The URL without user name and password: credentials are the server's, and a repository has one URL."""
+    return re.sub(r"^(https?://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def resolved(parent: str, address: str) -> str:

@@ -7,6 +7,7 @@ failed is read from the progress that BuildKit prints.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -32,9 +33,12 @@ COMPLAINTS_HEARD = 200
 """Of the tool, and of git, which repeats whatever a host says."""
 
 CONFIG = """\
+import contextlib
 import os
 
+import repo2docker.docker
 from repo2docker.contentproviders import Git
+from repo2docker.docker import DockerEngine
 
 
 class Inside(Git):
@@ -48,10 +52,35 @@ class Inside(Git):
                     raise ValueError(f"{os.path.relpath(path, root)!r} is a link that leads out of the repository")
 
 
+@contextlib.contextmanager
+def outside():
+    inside = dict(os.environ)
+    os.environ.update((name, value) for name, value in OUTSIDE.items() if value is not None)
+    for name in (name for name, value in OUTSIDE.items() if value is None):
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(inside)
+
+
+class Outside(DockerEngine):
+    def inspect_image(self, image):
+        with outside():
+            return super().inspect_image(image)
+
+    def build(self, **options):
+        with outside():
+            yield from super().build(**options)
+
+
+repo2docker.docker.DockerEngine = Outside
 c.Repo2Docker.content_providers = [Inside]
 """
 """The other providers ask hosts of their own about every address, before they say that it is not theirs. And the tool
-reads its files, and takes the folder to build, on this machine and wherever a link leads: to our secrets."""
+reads its files, and takes the folder to build, on this machine and wherever a link leads: to our secrets. What the tool
+itself fetches goes through the guard; docker, which it starts, has the environment that Kiln was started with."""
 
 _STEP = re.compile(r"#(\d+) (\[(?:[^\]]* )?\d+/\d+\] .*)")
 _OUTPUT = re.compile(r"#(\d+) \d+\.\d+ (.*)")
@@ -166,10 +195,16 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
         raise progress.failure()
 
 
-def command(request: Request, image: str, labels: Mapping[str, str], folder: Path) -> list[str]:
-    """The command line that builds the commit and pushes it as `image` (with its tag)."""
+def command(
+    request: Request, image: str, labels: Mapping[str, str], folder: Path, outside: Mapping[str, str | None]
+) -> list[str]:
+    """The command line that builds the commit and pushes it as `image` (with its tag).
+
+    `outside` are the variables that docker has otherwise than the tool; `None` is not set.
+    """
     config = folder / "config.py"
-    config.write_text(f"SUBDIR = {request.subdir!r}\n{CONFIG}")
+    with open(config, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # a proxy's password
+        file.write(f"SUBDIR = {request.subdir!r}\nOUTSIDE = {dict(outside)!r}\n{CONFIG}")
     beside = Path(sys.executable).with_name("jupyter-repo2docker")
     program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]

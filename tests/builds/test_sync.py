@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from builds.build import Build, Kind, Push, Reason, State
-from builds.clients import git as client
-from builds.clients.git import Resolver, credentials
+from builds.clients.git import Resolver, credentials, refs
 from builds.engines import NotFound
 from builds.engines.local import LocalEngine
 from builds.errors import AskError, CannotBuild, RepositoryRefused, Unreachable
@@ -224,7 +223,7 @@ def test_what_a_template_misses_is_said_and_holds_nothing_up(house: House) -> No
 def test_a_host_that_a_template_names_and_that_does_not_answer_is_asked_again(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "RESOLVE_TIMEOUT", 0.5)
+    monkeypatch.setattr(refs, "RESOLVE_TIMEOUT", 0.5)
     house.host.create("ada/other")
     house.host.hanging.add("/ada/other.git")
     looked = house.look(
@@ -234,13 +233,13 @@ def test_a_host_that_a_template_names_and_that_does_not_answer_is_asked_again(
 
 
 @pytest.mark.parametrize(
-    ("path", "error"), [("ada/gone", CannotBuild), ("ada/moved", RepositoryRefused), ("ada/hanging", Unreachable)]
+    ("path", "error"), [("ada/gone", CannotBuild), ("ada/inside", RepositoryRefused), ("ada/hanging", Unreachable)]
 )
 def test_what_cannot_be_looked_at(
     path: str, error: type[AskError], house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client, "LIST_TIMEOUT", 0.5)
-    house.host.redirects["/ada/moved.git"] = house.url
+    monkeypatch.setattr(refs, "LIST_TIMEOUT", 0.5)
+    house.host.redirects["/ada/inside.git"] = "http://127.0.0.2:9/ada/page.git"
     house.host.hanging.add("/ada/hanging.git")
     with pytest.raises(error):
         house.look(house.sync(), house.host.url(path))

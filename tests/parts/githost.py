@@ -8,6 +8,7 @@ The demo serves its sample repository with it: hooks in the bare repositories ru
 from __future__ import annotations
 
 import base64
+import json
 import os
 import ssl
 import subprocess
@@ -36,13 +37,16 @@ class GitHost:
     with 302 to there; what is in `hanging` is accepted and never answered; what is in
     `old` is served by protocol 0, which gives only what refs point at. All may be changed while it runs. `requests`
     are the targets asked for so far, `credentials` those among them that came with one. `api` answers what is under
-    `/api/`: it is given the path and the headers, and gives status, headers and content. With `tls` it is also a proxy
-    that takes itself for every host.
+    `/api/`: it is given the path and the headers, and gives status, headers and content. `objects` are those of its LFS
+    server (`<repository>/info/lfs`), by SHA-256; `download` is the base of their URLs, if not here. With `tls` it
+    is also a proxy that takes itself for every host.
     """
 
     def __init__(self, root: Path, address: str = "127.0.0.1", port: int = 0) -> None:
         self.root = root
         self.api: Callable[[str, Mapping[str, str]], tuple[int, Mapping[str, str], bytes]] | None = None
+        self.objects: dict[str, bytes] = {}
+        self.download: str | None = None
         self.tls: ssl.SSLContext | None = None
         self.passwords: dict[str, tuple[str, str]] = {}
         self.redirects: dict[str, str] = {}
@@ -168,8 +172,25 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(302, {"Location": host.redirects[moved] + self.path.removeprefix(moved)})
             elif not self._may_come_in(path):
                 self._answer(401, {"WWW-Authenticate": 'Basic realm="git"'})
+            elif path.endswith("/info/lfs/objects/batch"):
+                self._batch(body)
+            elif (oid := path.rpartition("/lfs-objects/")[2]) in host.objects:
+                self._answer(200, {"Content-Type": "application/octet-stream"}, host.objects[oid])
             else:
                 self._run(body)
+
+    def _batch(self, body: IO[bytes]) -> None:
+        """git-lfs/docs/api/batch.md, for downloads."""
+        host = self.served_by
+        body.seek(0)
+        objects = []
+        for one in json.load(body)["objects"]:
+            href = f"{host.download or host.base + '/lfs-objects'}/{one['oid']}"
+            known = {"actions": {"download": {"href": href}}}
+            lacks = {"error": {"code": 404, "message": "Object does not exist"}}
+            objects.append({**one, **(known if one["oid"] in host.objects else lacks)})
+        content = json.dumps({"transfer": "basic", "objects": objects}).encode()
+        self._answer(200, {"Content-Type": "application/vnd.git-lfs+json"}, content)
 
     def _read_body(self, body: IO[bytes]) -> None:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

@@ -78,18 +78,6 @@ def private_name() -> str:
     pytest.skip("no name in /etc/hosts leads to this machine")
 
 
-def test_a_redirect_is_not_followed(
-    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
-) -> None:
-    (tmp_path / "content").mkdir()
-    (tmp_path / "content/Dockerfile").write_text("FROM scratch\n")
-    head = host.create(f"{path}-target", tmp_path / "content")
-    host.redirects[f"/{path}.git"] = host.url(f"{path}-target")
-    message = refused(builder.run(asked(host, path, head, registry)))
-    assert "redirects are not followed" in message
-    assert not any(f"{path}-target" in target for target in host.requests)
-
-
 @pytest.fixture
 def part(path: str, host: GitHost, tmp_path: Path) -> tuple[str, str]:
     """A repository to be used as a submodule: its path and its commit."""
@@ -122,11 +110,11 @@ def test_a_permitted_submodule_is_built(
     [
         ("https://192.168.7.7/a/b", "private network"),
         ("https://elsewhere.example/a/b", "not among"),
-        ("../../../../elsewhere.example/a/b", "A submodule"),
+        ("../../../../elsewhere.example/a/b", "Submodule 'part'"),
         ("file:///etc", "only https is"),
         ("/etc", "whole address"),
         ("ext::touch%20/tmp/kiln-owned", "remote helpers"),
-        ("--upload-pack=touch${IFS}/tmp/kiln-owned", "A submodule"),
+        ("--upload-pack=touch${IFS}/tmp/kiln-owned", "Submodule 'part'"),
         ("git@example.org:ada/part.git", "https://example.org/ada/part"),
     ],
 )

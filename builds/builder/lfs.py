@@ -1,0 +1,302 @@
+"""Git LFS: the objects that a commit's pointer files stand for, fetched before anything is checked out.
+
+The API is the batch API with the `basic` transfer (git-lfs/docs/api/batch.md, docs/spec.md for pointers). The git-lfs
+command is not used: it is written in Go, whose HTTP client never uses a proxy for a loopback address, so an LFS server
+could lead it to any service of this machine past the guard. git's own filter takes the objects from where they are put
+here (gitattributes(5), `SMUDGE`), and says so for each pointer whose object is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+import requests
+
+from builds.clients.git import Git
+from builds.clients.git.process import TRUST
+from builds.clients.guard import ANYTHING
+from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, TryAgain, Unreachable
+from builds.repository import Repository, canonical
+
+MAX_BYTES = 4 << 30
+"""Of all objects of an attempt. What is beyond is not fetched."""
+
+MAX_FILES = 10_000
+"""Pointer files of one repository that are read."""
+
+MAX_POINTER = 1024
+"""Bytes, from the specification."""
+
+BATCH = 100
+"""Objects in one request, as git-lfs asks."""
+
+TIMEOUT = (10, 60)
+"""Seconds for a connection, and for the next bytes of an answer."""
+
+MAX_ANSWER = 4 << 20
+"""Bytes of an answer to a batch request."""
+
+MEDIA_TYPE = "application/vnd.git-lfs+json"
+
+SMUDGE = """\
+# git gives what the repository holds on standard input, and the file's path as the argument.
+held=$(mktemp) || exit 1
+trap 'rm -f "$held"' EXIT
+cat > "$held"
+object=
+if [ "$(wc -c < "$held")" -le {most} ] && grep -q '^version https://git-lfs' "$held"; then
+    object=$(sed -n 's/^oid sha256:\\([0-9a-f]\\{{64\\}}\\)$/\\1/p' "$held")
+fi
+if [ -n "$object" ] && [ -f {store}/"$object" ]; then
+    cat {store}/"$object"
+else
+    [ -z "$object" ] || printf 'LFS object not fetched, so the file holds only its pointer: %s\\n' "$1" >&2
+    cat "$held"
+fi
+"""
+
+
+class Pointer(NamedTuple):
+    """A file's path, and its object: SHA-256 in hexadecimal, size in bytes."""
+
+    path: str
+    oid: str
+    size: int
+
+
+class Action(msgspec.Struct, frozen=True):
+    """Where an object is downloaded, and with which fields."""
+
+    href: str
+    header: Mapping[str, str] = {}
+
+
+class ObjectError(msgspec.Struct, frozen=True):
+    code: int = 0
+    message: str = ""
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What the server says of one object."""
+
+    oid: str
+    actions: Mapping[str, Action] | None = None
+    error: ObjectError | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """The answer to a batch request."""
+
+    objects: Sequence[Found]
+
+
+class Lfs:
+    """Fetches the objects of one attempt into `Git.lfs`."""
+
+    def __init__(self, git: Git, say: Callable[[str], None]) -> None:
+        """`say` writes a line to the log."""
+        self._git = git
+        self._say = say
+        self._left = MAX_BYTES
+        git.lfs.mkdir()
+        script = SMUDGE.format(store=shlex.quote(str(git.lfs)), most=MAX_POINTER)
+        (git.lfs / "smudge").write_text(script)
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy, no netrc but what is given here
+        self._session.proxies = dict.fromkeys(("http", "https"), git.guard.proxy(ANYTHING))
+        self._session.verify = os.environ.get(TRUST) or ssl.get_default_verify_paths().cafile or True
+
+    def fetch(self, bare: Path, repository: Repository, commit: str) -> None:
+        """Fetches what the commit's pointers stand for, and logs what is not fetched.
+
+        Raises RepositoryRefused for an LFS server or a download that the policy does not permit, CannotBuild for a
+        server that does not give what the pointers name to this build, Unreachable.
+        """
+        pointers = list(self._pointers(bare, commit))
+        wanted = {one.oid: one for one in pointers if not (self._git.lfs / one.oid).exists()}
+        if not wanted:
+            return
+        endpoint = self._endpoint(bare, repository, commit)
+        self._say(f"Fetching {len(wanted)} LFS objects from {_shown(endpoint)}.")
+        todo = [one for one in wanted.values() if self._fits(one)]
+        for start in range(0, len(todo), BATCH):
+            part = {one.oid: one for one in todo[start : start + BATCH]}
+            for found in self._batch(endpoint, list(part.values())):
+                if pointer := part.pop(found.oid, None):
+                    self._download(pointer, found)
+            for pointer in part.values():
+                self._missing(pointer, "the server does not list it")
+
+    def _fits(self, pointer: Pointer) -> bool:
+        if pointer.size > self._left:
+            self._missing(
+                pointer, f"it is {pointer.size} bytes, more than is left of {MAX_BYTES >> 30} GiB for a build"
+            )
+            return False
+        self._left -= pointer.size
+        return True
+
+    def _missing(self, pointer: Pointer, why: str) -> None:
+        self._say(f"LFS object of {pointer.path} not fetched: {why}. The file holds only its pointer.")
+
+    # What the commit says
+
+    def _pointers(self, bare: Path, commit: str) -> Iterator[Pointer]:
+        """The pointer files that the commit's attributes give to the LFS filter."""
+        self._git.run("read-tree", commit, at=bare)
+        empty = self._git.home / "empty"
+        empty.mkdir(exist_ok=True)
+        listed = self._git.run(
+            f"--work-tree={empty}", "ls-files", "-z", "--stage", "--", ":(attr:filter=lfs)", at=bare
+        ).decode(errors="surrogateescape")
+        entries = [entry.partition("\t") for entry in listed.split("\0") if entry.startswith("100")]
+        blobs = {path: meta.split()[1] for meta, _, path in entries}
+        if len(blobs) > MAX_FILES:
+            self._say(f"Of {len(blobs)} LFS files only the first {MAX_FILES} are looked at; others stay pointers.")
+        files = list(blobs.items())[:MAX_FILES]
+        self._prefetch(bare, [blob for _, blob in files])
+        for path, blob in files:
+            if pointer := self._pointer(bare, path, blob):
+                yield pointer
+
+    def _prefetch(self, bare: Path, blobs: Sequence[str]) -> None:
+        """All blobs in a few requests: git would fetch each when it is read. A host that refuses this is asked so."""
+        partial = self._git.run("config", "--default", "false", "--get", "remote.origin.promisor", at=bare)
+        if partial.strip() != b"true":
+            return
+        options = ("-c", "fetch.negotiationAlgorithm=noop", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head")
+        for start in range(0, len(blobs), BATCH):
+            with suppress(AskError):
+                self._git.run(*options, "--filter=blob:none", "--", "origin", *blobs[start : start + BATCH], at=bare)
+
+    def _pointer(self, bare: Path, path: str, blob: str) -> Pointer | None:
+        """`None` for a file that was committed whole."""
+        if int(self._git.run("cat-file", "-s", blob, at=bare)) > MAX_POINTER:
+            return None
+        text = self._git.run("cat-file", "blob", blob, at=bare).decode(errors="replace")
+        oid, size = re.search(r"(?m)^oid sha256:([0-9a-f]{64})$", text), re.search(r"(?m)^size ([0-9]{1,18})$", text)
+        if not text.startswith("version https://git-lfs") or not oid or not size:
+            return None
+        return Pointer(path, oid[1], int(size[1]))
+
+    def _endpoint(self, bare: Path, repository: Repository, commit: str) -> str:
+        """The server's URL: `.lfsconfig` names it, or it is the repository's. Raises RepositoryError."""
+        named = self._configured(bare, commit)
+        if not named:
+            url = repository.clone_url.removesuffix("/")
+            return f"{url}/info/lfs" if url.endswith(".git") else f"{url}.git/info/lfs"
+        parts = urlsplit(named)
+        try:
+            place = canonical(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/-/-")
+            if place.scheme not in ("http", "https"):
+                raise RepositoryRefused("only http and https are used.")
+            self._git.policy.check_endpoint(place)
+        except RepositoryError as error:
+            raise RepositoryRefused(
+                f"The LFS server {_shown(named)}, which .lfsconfig names, is refused: {error}"
+            ) from None
+        return f"{place.url.removesuffix('-/-')}{parts.path.strip('/')}"
+
+    def _configured(self, bare: Path, commit: str) -> str:
+        try:
+            listed = self._git.run("config", "--blob", f"{commit}:.lfsconfig", "--list", "-z", at=bare)
+        except AskError:  # there is none, or none that can be read
+            return ""
+        entries = [entry.partition("\n") for entry in listed.decode(errors="replace").split("\0")]
+        settings = {key: value for key, _, value in entries}
+        return next((settings[key] for key in ("lfs.url", "remote.origin.lfsurl") if settings.get(key)), "")
+
+    # What the server says
+
+    def _batch(self, endpoint: str, pointers: Sequence[Pointer]) -> Sequence[Found]:
+        asked = [{"oid": one.oid, "size": one.size} for one in pointers]
+        body = {"operation": "download", "transfers": ["basic"], "objects": asked, "hash_algo": "sha256"}
+        fields = {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}
+        with suppress(RepositoryError):
+            if authorization := self._git.authorization(canonical(endpoint.removesuffix(".git/info/lfs"))):
+                fields["Authorization"] = authorization
+        with self._asked("POST", f"{endpoint}/objects/batch", fields, msgspec.json.encode(body)) as answer:
+            _check(answer, _shown(endpoint))
+            content = b"".join(_up_to(answer, MAX_ANSWER))
+        try:
+            return msgspec.json.decode(content, type=Answer).objects
+        except msgspec.MsgspecError:
+            raise CannotBuild(f"The LFS server {_shown(endpoint)} gave an answer that is not of the LFS API.") from None
+
+    def _download(self, pointer: Pointer, found: Found) -> None:
+        action = (found.actions or {}).get("download")
+        if found.error or not action:
+            self._missing(pointer, f"the server says: {(found.error or ObjectError()).message[:200] or 'no download'}")
+            return
+        part, digest = self._git.lfs / "part", hashlib.sha256()
+        with self._asked("GET", action.href, action.header) as answer, part.open("wb") as file:
+            _check(answer, _shown(action.href))
+            for piece in _up_to(answer, pointer.size):
+                digest.update(piece)
+                file.write(piece)
+        if digest.hexdigest() == pointer.oid:
+            part.rename(self._git.lfs / pointer.oid)
+        else:
+            self._missing(pointer, f"what {_shown(action.href)} gave is another content")
+
+    def _asked(self, method: str, url: str, fields: Mapping[str, str], body: bytes | None = None) -> requests.Response:
+        """The answer, its content not read yet. Raises what the guard refused, Unreachable, CannotBuild."""
+        self._git.trouble()
+        headers = {**fields, "Accept-Encoding": "identity"}
+        try:
+            answer = self._session.request(method, url, headers=headers, data=body, stream=True, timeout=TIMEOUT)
+        except (requests.RequestException, ValueError) as error:
+            raise self._named(self._git.trouble(), url) or _unreachable(url, error) from None
+        refused = self._named(self._git.trouble(), url)
+        if refused:  # over plain http a refusal comes as an answer
+            answer.close()
+            raise refused
+        return answer
+
+    def _named(self, error: AskError | None, url: str) -> AskError | None:
+        return error and type(error)(f"An LFS request to {_shown(url)} was not made: {error}")
+
+
+def _unreachable(url: str, error: Exception) -> AskError:
+    if isinstance(error, requests.ConnectionError | requests.Timeout):
+        return Unreachable(f"The LFS server {_shown(url)} could not be reached ({type(error).__name__}).")
+    return CannotBuild(f"The LFS server gave a URL that cannot be asked: {_shown(url)} ({type(error).__name__}).")
+
+
+def _check(answer: requests.Response, where: str) -> None:
+    """Raises TryAgain for an answer that may be another next time, CannotBuild for every other error."""
+    status = answer.status_code
+    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise TryAgain(f"The LFS server {where} answered {status}.")
+    if not answer.ok:
+        raise CannotBuild(f"The LFS server {where} answered {status}.")
+
+
+def _up_to(answer: requests.Response, most: int) -> Iterator[bytes]:
+    """The content, cut where it becomes longer than `most` bytes. Raises Unreachable."""
+    left = most
+    try:
+        for piece in answer.iter_content(1 << 16):
+            yield piece[: left + 1]  # one byte too many, so that a digest tells
+            left -= len(piece)
+            if left < 0:
+                return
+    except requests.RequestException as error:
+        raise _unreachable(answer.url, error) from None
+
+
+def _shown(url: str) -> str:
+    """For a log: without what may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]

@@ -1,0 +1,44 @@
+"""What an error message of git means: whose fault it is, and a sentence that says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from builds.errors import AskError, CannotBuild, RepositoryRefused, TryAgain, UnknownRef, Unreachable
+
+
+class Redirected(RepositoryRefused):
+    """The host answers with a redirect."""
+
+
+MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
+    (r"returned error: 30\d|redirect", Redirected, "The Git host redirects too often, or not to a repository."),
+    (r"transport '.*' not allowed|protocol '.*' is not supported", RepositoryRefused, "The protocol is not allowed."),
+    (
+        r"not our ref|unadvertised object|not a tree|find remote ref|Needed a single revision",
+        UnknownRef,
+        "The repository has no such commit.",
+    ),
+    (
+        r"could not read (Username|Password)|Authentication failed|returned error: 40[13]",
+        CannotBuild,
+        "The Git host does not show this repository: it is not there, or not without a credential.",
+    ),
+    (r"repository '.*' not found|returned error: 4(04|10)", CannotBuild, "The Git host has no such repository."),
+    (r"does not appear to be a git repository|is this a git repository", CannotBuild, "There is no Git repository."),
+    (r"bad config", CannotBuild, "The repository's .gitmodules cannot be read."),
+    (r"does not support shallow", CannotBuild, "The Git host does not speak the smart HTTP protocol."),
+    (r"No space left on device", TryAgain, "There is no space left for the repository."),
+)
+"""What git complains of, matched in this order. All else is the network's or the host's fault: try again."""
+
+
+def diagnosis(complaint: str) -> AskError:
+    """The error that a complaint of git's stands for, with git's own last words in its message."""
+    said = [line.partition(": ")[2] for line in complaint.splitlines() if line.startswith(("fatal: ", "error: "))]
+    words = f" git says: {said[0][:300]}" if said else ""
+    for pattern, kind, sentence in MESSAGES:
+        if re.search(pattern, complaint):
+            return kind(sentence + words)
+    return Unreachable(f"The Git host could not be reached.{words}")

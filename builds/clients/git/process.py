@@ -1,0 +1,335 @@
+"""git as a client of hosts that are not trusted.
+
+Everything that git reads by itself (system and user configuration, hooks, templates, netrc, prompts) is shut off, and
+one private configuration file takes its place. Its only way out is a guard (`builds.clients.guard`), which lets nothing
+through by default. `Git.permit` opens it for one repository at a time, after its URL was held against the policy. git
+follows no redirect itself: `Git.reach` follows them, and holds each new URL against the policy. Credentials are in the
+private file too: not in an environment, not in an argument.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+from urllib.parse import urljoin
+
+from builds.clients.git.credentials import Credential, credential_for
+from builds.clients.git.messages import Redirected, diagnosis
+from builds.clients.guard import ANYTHING, UNKNOWN, Guard
+from builds.errors import AskError, CannotBuild, Unreachable
+from builds.removal import remove
+from builds.repository import Policy, Repository, canonical, is_commit
+
+Returned = TypeVar("Returned")
+
+MAX_OUTPUT, MAX_REFS, MAX_COMPLAINT = 64 << 20, 1 << 20, 16 << 10
+"""Bytes that git may print: at all (the names of half a million files), of refs, and of a complaint. More is a host or
+a repository that wants our memory."""
+
+MAX_REDIRECTS = 5
+"""Of one repository."""
+
+TRUST = "GIT_SSL_CAINFO"
+"""The one variable of git's own that is taken over: whose certificates count is for those to say who run us."""
+
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+"""Variables of the environment by which tools choose a proxy, in lower and upper case."""
+
+SETTINGS = """\
+[core]
+	hooksPath = /dev/null
+	fsmonitor = false
+[credential]
+	helper =
+[fetch]
+	recurseSubmodules = false
+[filter "lfs"]
+	smudge = sh {smudge} %f
+[gc]
+	auto = 0
+[http]
+	followRedirects = false
+	lowSpeedLimit = 1
+	lowSpeedTime = 60
+	proxy = {proxy}
+	proxyAuthMethod = basic
+[init]
+	defaultBranch = main
+	templateDir =
+[maintenance]
+	auto = false
+[protocol]
+	allow = never
+[submodule]
+	active = .
+[safe]
+	bareRepository = explicit
+"""
+"""`active` as `git clone --recursive` sets it, so that links without an entry in .gitmodules are passed over. The last
+one because files of a repository can look like a Git directory, with a configuration that runs commands."""
+
+
+class Git:
+    """Runs git with a private configuration, in which only permitted repositories can be reached.
+
+    A context manager: its folder (`home`) and all that was put there is gone afterwards. `guard` is what everything
+    else that a build runs has to reach the network through.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        credentials: Sequence[Credential] = (),
+        *,
+        lent: Callable[[Repository], bool] = lambda _: True,
+        folder: Path | None = None,
+        stdin: int | None = subprocess.DEVNULL,
+    ) -> None:
+        """`lent` says for which repositories a credential may be used. `home` is made in `folder`; `stdin` is git's
+        standard input, as `subprocess` takes it."""
+        self.policy = policy
+        self._credentials = credentials
+        self._lent = lent
+        self._stdin = stdin
+        self.home = Path(tempfile.mkdtemp(prefix="kiln-git-", dir=folder))
+        self.moved: list[str] = []
+        """A sentence for each redirect that was followed."""
+        self._permitted: dict[str, Repository] = {}
+        self.guard = Guard(policy)
+        self._write()
+
+    def __enter__(self) -> Git:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.guard.close()
+        with suppress(OSError):
+            remove(self.home)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For git, and for every program that runs git. What else such a program fetches goes through the guard."""
+        barred = ("GIT_", "XDG_CONFIG")
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name == TRUST or not (name.startswith(barred) or name.lower() in PROXIES)
+        }
+        proxy = self.guard.proxy(ANYTHING)
+        schemes = {one.scheme for one in self._permitted.values()}
+        return {
+            **kept,
+            **{name: proxy for lower in PROXIES[:3] for name in (lower, lower.upper())},
+            "HOME": str(self.home),  # curl reads ~/.netrc
+            "LC_ALL": "C.UTF-8",
+            "GIT_ALLOW_PROTOCOL": ":".join(sorted({"http", "https", *schemes})),  # the guard judges plain http
+            "GIT_ASKPASS": "",
+            "SSH_ASKPASS": "",
+            "GIT_CONFIG_GLOBAL": str(self._config),
+            "GIT_CONFIG_NOSYSTEM": "1",
+            "GIT_TERMINAL_PROMPT": "0",
+            "BUILDX_GIT_INFO": "false",  # or buildx runs git in the folder that it builds
+        }
+
+    @property
+    def lfs(self) -> Path:
+        """The folder of LFS objects, each named by its SHA-256; its `smudge` is git's filter for their pointers."""
+        return self.home / "lfs"
+
+    def permit(self, url: str, named: str | None = None) -> Repository:
+        """Lets git fetch from there from now on. `named` is how git will be given the URL, if not so.
+
+        Raises RepositoryError (RepositoryRefused for what the policy does not permit).
+        """
+        named = named or url
+        if named not in self._permitted:
+            repository = canonical(url)
+            self.policy.check(repository)
+            self._permitted[named] = repository
+            self._write()
+        return self._permitted[named]
+
+    def reach(self, url: str, action: Callable[[], Returned], deadline: float | None = None) -> Returned:
+        """What `action`, which asks the host of a permitted URL, returns. Redirects are followed one by one.
+
+        Each target is held against the policy and replaces the URL for everything that git does from then on. Raises
+        what `action` raises, RepositoryError, CannotBuild.
+        """
+        for _ in range(MAX_REDIRECTS):
+            try:
+                return action()
+            except Redirected:
+                self._follow(url, deadline)
+        return action()
+
+    def run(
+        self, *arguments: str, at: Path | None = None, deadline: float | None = None, most: int = MAX_OUTPUT
+    ) -> bytes:
+        """What git printed, at most so many bytes; `at` is the bare repository that it works on.
+
+        Raises what the guard refused, else what `diagnosis` makes of git's complaint; CannotBuild for more output,
+        Unreachable at the deadline.
+        """
+        done = self._run([*([f"--git-dir={at}"] if at else []), *arguments], deadline, most)
+        if done.status:
+            raise self.trouble() or diagnosis(done.complaint)
+        return done.output
+
+    def trouble(self) -> AskError | None:
+        """Why a connection of git's, or of a tool with `environment`, was not made since this was last asked."""
+        error, self.guard.error = self.guard.error, None
+        return error
+
+    def authorization(self, repository: Repository) -> str | None:
+        """The `Authorization` header for a repository, if there is a credential that may be used for it."""
+        credential = credential_for(repository, self._credentials)
+        return credential.authorization if credential and self._lent(repository) else None
+
+    def refs(self, url: str, *wanted: str, deadline: float | None = None) -> dict[str, str]:
+        """Of the full ref names asked for, those the repository has, with what they point at; `^{}` peels tags.
+
+        `HEAD` may be asked for; where it is a branch, that is added under the name `HEAD:`. git-ls-remote(1) matches by
+        suffix, so its answer is filtered here.
+        """
+        told = self._ls_remote(url, wanted, deadline)
+        return {name: value for name, value in told.items() if name in wanted or name == "HEAD:"}
+
+    def all_refs(self, url: str, deadline: float | None = None) -> dict[str, str]:
+        """All branches and tags, with what they point at, and `HEAD` and `HEAD:`, as `refs` has them."""
+        told = self._ls_remote(url, ("HEAD", "refs/heads/*", "refs/tags/*"), deadline)
+        return {name: value for name, value in told.items() if name.startswith(("HEAD", "refs/heads/", "refs/tags/"))}
+
+    def _ls_remote(self, url: str, patterns: Sequence[str], deadline: float | None) -> dict[str, str]:
+        command = ("ls-remote", "--symref", "--", url, *patterns)
+        output = self.reach(url, lambda: self.run(*command, deadline=deadline, most=MAX_REFS), deadline)
+        told = {}
+        for line in output.decode(errors="replace").splitlines():
+            value, _, name = line.partition("\t")
+            if value.startswith("ref: ") and name == "HEAD":
+                told["HEAD:"] = value.removeprefix("ref: ")
+            elif is_commit(value):
+                told[name] = value
+        return told
+
+    def _follow(self, url: str, deadline: float | None) -> None:
+        """Replaces the target of a permitted URL by where its host redirects to."""
+        now = self._permitted[url]
+        where = urljoin(f"{now.clone_url}/info/refs", self._location(url, deadline))
+        base, found, _ = where.partition("/info/refs?service=git-upload-pack")
+        if not found:  # most likely a page to sign in on
+            raise CannotBuild(
+                f"{now.url} redirects to what is no repository: it is not there, or not without a credential."
+            )
+        target = canonical(base)
+        self.policy.check(target)
+        self._permitted[url] = target
+        self.moved.append(f"{now.clone_url} redirects to {target.clone_url}.")
+        self._write()
+
+    def _location(self, url: str, deadline: float | None) -> str:
+        """The `Location` of the answer, from git's own trace: what asks is git, with its certificates and fields."""
+        trace = {"GIT_TRACE_CURL": "1", "GIT_TRACE_CURL_NO_DATA": "1"}
+        done = self._run(["ls-remote", "--", url, "HEAD"], deadline, MAX_REFS, trace)
+        told = re.findall(r"(?im)<= Recv header: location: *(\S+)", done.complaint)
+        return told[-1] if told else ""
+
+    def _run(self, arguments: Sequence[str], deadline: float | None, most: int, extra: Mapping[str, str] = {}) -> _Done:
+        self.guard.error = None
+        child = subprocess.Popen(
+            ["git", *arguments],  # noqa: S607 (the one on PATH)
+            cwd=self.home,
+            env={**self.environment, **extra},
+            stdin=self._stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
+        with child:
+            try:
+                output, complaint = _heard(child, deadline, most)
+                child.wait()
+            finally:
+                if child.returncode is None:  # its transport helpers have to end as well
+                    os.killpg(child.pid, signal.SIGKILL)
+        return _Done(child.returncode, output, complaint.decode(errors="replace"))
+
+    @property
+    def _config(self) -> Path:
+        return self.home / "gitconfig"
+
+    def _write(self) -> None:
+        smudge = _quoted(shlex.quote(str(self.lfs / "smudge")))
+        head = SETTINGS.format(proxy=self.guard.proxy(UNKNOWN), smudge=smudge)
+        sections = [head, *(self._section(*entry) for entry in self._permitted.items())]
+        with open(self._config, "w", opener=_private, encoding="utf-8") as file:
+            file.write("".join(sections))
+
+    def _section(self, named: str, repository: Repository) -> str:
+        """What git needs for one permitted URL. The longest `insteadOf` wins, so each URL has one, be it its own."""
+        target = _quoted(repository.clone_url)
+        section = f'[url "{target}"]\n\tinsteadOf = "{_quoted(named)}"\n'
+        if repository.scheme in ("http", "https"):
+            section += f'[http "{target}"]\n\tproxy = "{_quoted(self.guard.proxy_for(repository))}"\n'
+            if authorization := self.authorization(repository):
+                section += f"\textraHeader = Authorization: {authorization}\n"
+        return section
+
+
+class _Done(NamedTuple):
+    status: int
+    output: bytes
+    complaint: str
+
+
+def _heard(child: subprocess.Popen[bytes], deadline: float | None, most: int) -> tuple[bytes, bytes]:
+    """Output and complaint to their end; of the complaint the last part, where git says what is wrong.
+
+    `communicate` takes whatever a host sends. Raises CannotBuild, Unreachable.
+    """
+    assert child.stdout is not None  # noqa: S101 (it is a pipe)
+    assert child.stderr is not None  # noqa: S101
+    output, complaint = bytearray(), b""
+    with selectors.DefaultSelector() as selector:
+        for pipe in (child.stdout, child.stderr):
+            selector.register(pipe, selectors.EVENT_READ)
+        while selector.get_map():
+            left = _remaining(deadline)
+            ready = selector.select(left)
+            if left == 0.0 or not ready:
+                raise Unreachable("The Git host did not answer in time.")
+            for key, _ in ready:
+                piece = os.read(key.fd, 1 << 16)
+                if not piece:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is child.stderr:
+                    complaint = (complaint + piece)[-MAX_COMPLAINT:]
+                else:
+                    output += piece
+                if len(output) > most:
+                    raise CannotBuild(f"The repository, or its host, has more to tell than {most >> 20} MiB of names.")
+    return bytes(output), complaint
+
+
+def _quoted(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _remaining(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

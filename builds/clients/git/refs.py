@@ -1,0 +1,119 @@
+"""The commit that a ref of a repository stands for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from builds.clients.git.credentials import Credential, credential_for
+from builds.clients.git.process import Git
+from builds.clients.github import GitHub
+from builds.errors import CannotBuild, Malformed, UnknownRef, Unreachable
+from builds.repository import Policy, Refs, Repository, checked_ref, is_commit
+
+RESOLVE_TIMEOUT = 8.0
+"""Seconds that a look-up and all it asks of a host may take: GitHub gives a webhook 10."""
+
+LIST_TIMEOUT = 30.0
+"""Seconds for all refs of a repository: nobody waits for them, and there may be many."""
+
+LOOKUPS_PER_HOST = 4
+"""How many `Resolver` look-ups ask one host at the same time."""
+
+
+class Resolved(NamedTuple):
+    """A commit, and the full name of the ref that led to it; `None` where it was asked for by itself."""
+
+    ref: str | None
+    commit: str
+
+
+class Resolver:
+    """Finds the commit that a ref stands for. Safe to use from many threads; asks a host a few things at once.
+
+    Where there is a credential for a repository on GitHub, its API is asked first.
+    """
+
+    def __init__(self, policy: Policy, credentials: Callable[[], Sequence[Credential]] = tuple) -> None:
+        self._policy = policy
+        self._credentials = credentials
+        self._github = GitHub()
+        # Hosts that share one wait for each other now and then; one for each would grow with what strangers name.
+        self._turns = [threading.BoundedSemaphore(LOOKUPS_PER_HOST) for _ in range(64)]
+
+    def resolve(self, repository: Repository, ref: str | None) -> Resolved:
+        """`ref` is a full ref, the name of a branch or tag (a branch wins), a whole commit id, or `None` for HEAD.
+
+        Raises UnknownRef, CannotBuild, RepositoryRefused, Unreachable: after at most `RESOLVE_TIMEOUT` seconds.
+        """
+        if ref and is_commit(ref):
+            return Resolved(None, ref.lower())
+        with self._asking(repository, RESOLVE_TIMEOUT) as (git, deadline):
+            return self._told(repository, ref, deadline) or look_up(git, repository.clone_url, ref, deadline)
+
+    def _told(self, repository: Repository, ref: str | None, deadline: float) -> Resolved | None:
+        """What GitHub's API says, if it does."""
+        credential = credential_for(repository, self._credentials())
+        if credential is None:
+            return None
+        if ref is None or ref == "HEAD":
+            ref = self._github.default_branch(repository, credential.password, deadline)
+        found = ref and self._github.commit(repository, _names(ref), credential.password, deadline)
+        return Resolved(_branch(found[0]), found[1]) if found else None
+
+    def refs(self, repository: Repository) -> Refs:
+        """All branches and tags. Raises CannotBuild, RepositoryRefused, Unreachable: after at most `LIST_TIMEOUT`
+        seconds."""
+        with self._asking(repository, LIST_TIMEOUT) as (git, deadline):
+            told = git.all_refs(repository.clone_url, deadline)
+        names = [name for name in told if name.startswith("refs/") and not name.endswith("^{}")]
+        commits = {name: told.get(f"{name}^{{}}", told[name]) for name in names}
+        default = told.get("HEAD:")
+        return Refs(commits=commits, default=default if default in commits else None)
+
+    @contextmanager
+    def _asking(self, repository: Repository, seconds: float) -> Iterator[tuple[Git, float]]:
+        """A git that may ask this repository, when it is its turn, and until when."""
+        deadline = time.monotonic() + seconds
+        turn = self._turns[hash(repository.host) % len(self._turns)]
+        if not turn.acquire(timeout=seconds):
+            raise Unreachable(f"Too much is being asked of {repository.host} at the moment.")
+        try:
+            with Git(self._policy, self._credentials()) as git:
+                git.permit(repository.clone_url)
+                yield git, deadline
+        finally:
+            turn.release()
+
+
+def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) -> Resolved:
+    """The commit of a ref of a permitted repository. Raises UnknownRef and what `Git.run` raises."""
+    if ref is None or ref == "HEAD":
+        found = git.refs(url, "HEAD", deadline=deadline)
+        if "HEAD" not in found:
+            raise UnknownRef("The repository has no default branch: it may be empty.")
+        return Resolved(_branch(found.get("HEAD:")), found["HEAD"])
+    names = _names(ref)
+    found = git.refs(url, *names, *(f"{name}^{{}}" for name in names), deadline=deadline)
+    for name in names:
+        if name in found:
+            return Resolved(name, found.get(f"{name}^{{}}", found[name]))
+    raise UnknownRef(f"The repository has no branch or tag '{ref}'.")
+
+
+def _names(ref: str) -> list[str]:
+    """The full names that a ref may have, the one that wins first."""
+    return [ref] if ref.startswith("refs/") else [f"refs/heads/{ref}", f"refs/tags/{ref}"]
+
+
+def _branch(name: str | None) -> str | None:
+    """What a host says that its HEAD is: git believes anything. Raises CannotBuild."""
+    try:
+        if name is None or checked_ref(name).startswith("refs/"):
+            return name
+    except Malformed:
+        pass
+    raise CannotBuild("The repository's default branch has a name that no branch can have.")

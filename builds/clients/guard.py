@@ -1,0 +1,359 @@
+"""A forward proxy on loopback, through which git and all other tools of a build reach the network.
+
+A list of known URLs does not hold a tool: `.gitmodules` can be read otherwise than Kiln read it, a server can redirect,
+and a name can resolve to another address a moment later. Therefore the tools are given no way out but this proxy. It
+resolves each name itself, holds the host, the port and every address against the policy, and connects to the address
+that it checked. Where Kiln's own environment names a proxy for the host, the connection goes through that one.
+
+A user name in the proxy's URL says what a connection is for: one permitted repository (its host and port only), or
+anything else that a build fetches (`ANYTHING`). The password is random, so that neither a `RUN` step that reaches this
+machine's loopback nor another user of the machine can use the proxy.
+
+Own code, because the maintained proxies (proxy.py, mitmproxy) bring an event loop or a TLS interceptor, and their
+plugins see the name of a host but do not choose the address that is connected to. CONNECT (RFC 9110 §9.3.6) and
+absolute-form (RFC 9112 §3.2.2) are all that is needed: TLS stays between the tool and the host.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+import selectors
+import socket
+import ssl
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, Unreachable
+from builds.repository import Policy, Repository, canonical
+
+ANYTHING = "anything"
+"""The user name for connections that are no repository's: objects of Git LFS, a language's list of versions."""
+
+UNKNOWN = "unknown"
+"""The user name that may connect to nothing. git uses it for every URL that was not permitted."""
+
+CONNECT_TIMEOUT = 8.0
+"""Seconds for resolving a name, and for each address of it that is tried."""
+
+MAX_HEAD = 64 << 10
+"""Bytes of a request line with its fields."""
+
+MAX_CONNECTIONS = 64
+"""Connections at the same time: a build's tools use a few."""
+
+_UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
+
+class _Request(NamedTuple):
+    """`target` is where it wants to go, as a repository's address with a path that means nothing; `head` ends with an
+    empty line, and `rest` is what came after it."""
+
+    method: str
+    uri: str
+    target: Repository
+    user: str
+    head: bytes
+    rest: bytes
+
+
+class _Refused(Exception):
+    """The request is answered with this status and not carried out."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Guard:
+    """The proxy, from its construction to `close`. Also a context manager. Safe to use from many threads."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._secret = secrets.token_urlsafe(24)
+        self._repositories: dict[str, Repository] = {}
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.error: AskError | None = None
+        """Why a connection was not made: the first since this was last set to `None`."""
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Takes no further connection; those that are open end with the tools that hold them."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which `close` alone does not
+        self._listener.close()
+
+    def proxy(self, user: str) -> str:
+        """The proxy's URL for `ANYTHING` or `UNKNOWN`."""
+        return f"http://{user}:{self._secret}@127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def proxy_for(self, repository: Repository) -> str:
+        """The proxy's URL for connections to this repository's host and port. The policy has been asked already."""
+        known = next((user for user, one in self._repositories.items() if one == repository), None)
+        user = known or f"r{len(self._repositories)}"
+        self._repositories[user] = repository
+        return self.proxy(user)
+
+    def _accept(self) -> None:
+        while True:
+            self._places.acquire()
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            with client, suppress(OSError):
+                self._answer(client)
+        finally:
+            self._places.release()
+
+    def _answer(self, client: socket.socket) -> None:
+        client.settimeout(CONNECT_TIMEOUT)
+        try:
+            request = self._read(client)
+            with self._connected(request) as server:
+                if request.method == "CONNECT":
+                    client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+                    server.sendall(request.rest)
+                _relay(client, server, _Closing(done=request.method == "CONNECT"))
+        except _Refused as refused:
+            client.sendall(_response(refused.status, str(refused)))
+        except AskError as error:
+            self.error = self.error or error
+            status = "403 Forbidden" if isinstance(error, RepositoryError) else "502 Bad Gateway"
+            client.sendall(_response(status, str(error)))
+
+    def _read(self, client: socket.socket) -> _Request:
+        """Raises _Refused, RepositoryError."""
+        received = b""
+        while b"\r\n\r\n" not in received:
+            piece = client.recv(1 << 16)
+            if not piece or len(received) > MAX_HEAD:
+                raise _Refused("400 Bad Request")
+            received += piece
+        head, _, rest = received.partition(b"\r\n\r\n")
+        first, *fields = head.decode("latin-1").split("\r\n")
+        line = re.fullmatch(r"([A-Z]+) (\S+) HTTP/1\.[01]", first)
+        if not line:
+            raise _Refused("400 Bad Request")
+        user = self._user(fields)
+        method, uri = line[1], line[2]
+        scheme, authority, path = ("https", uri, "") if method == "CONNECT" else _absolute(uri)
+        target = canonical(f"{scheme}://{authority}/-/-")
+        kept = [field for field in fields if not re.match(r"(?i)(proxy-[a-z]+|connection|keep-alive) *:", field)]
+        lines = [f"{method} {path} HTTP/1.1", *kept, "Connection: close", "", ""]
+        return _Request(method, uri, target, user, "\r\n".join(lines).encode("latin-1"), rest)
+
+    def _user(self, fields: Sequence[str]) -> str:
+        """Whom the request is from. Raises _Refused where the password is wrong."""
+        for field in fields:
+            if given := re.fullmatch(r"(?i)proxy-authorization *: *basic +([A-Za-z0-9+/=]+) *", field):
+                with suppress(ValueError):
+                    user, _, password = base64.b64decode(given[1]).decode().partition(":")
+                    if secrets.compare_digest(password.encode(), self._secret.encode()):
+                        return user
+        raise _Refused("407 Proxy Authentication Required")
+
+    def _connected(self, request: _Request) -> socket.socket:
+        """A connection to the target; a request in absolute-form has been sent on it. Raises AskError."""
+        target = request.target
+        self._check(request.user, target)
+        upstream = _site_proxy(target)
+        try:
+            if not upstream:
+                server = _connect(self._addresses(request.user, target), target.port or 0)
+                if request.method != "CONNECT":
+                    server.sendall(request.head + request.rest)
+                return server
+            return _through(upstream, request)
+        except OSError as error:
+            raise Unreachable(f"{_place(target)} could not be reached: {error.strerror or error}.") from None
+
+    def _check(self, user: str, target: Repository) -> None:
+        """Raises RepositoryRefused."""
+        if user == ANYTHING:
+            self._policy.check_host(target)
+            return
+        repository = self._repositories.get(user)
+        if repository is None or _place(repository) != _place(target):
+            raise RepositoryRefused(
+                f"A connection to {_place(target)} was refused: neither the repository nor a submodule that its "
+                ".gitmodules names is there."
+            )
+
+    def _addresses(self, user: str, target: Repository) -> Sequence[str]:
+        """Every address of the host, each permitted. Raises RepositoryRefused, CannotBuild, Unreachable."""
+        found = addresses(target.host)
+        repository = self._repositories.get(user)
+        for address in found:
+            if repository is not None:
+                permitted = self._policy.permits_address(repository, address)
+            else:
+                permitted = self._policy.permits_host_address(target, address)
+            if not permitted:
+                raise RepositoryRefused(
+                    f"{target.host} leads to {address}, which is in a private network; only where "
+                    "KILN_ALLOWED_REPOSITORIES names this host are its repositories fetched."
+                )
+        return found
+
+
+def addresses(host: str) -> list[str]:
+    """The addresses of a name, within `CONNECT_TIMEOUT`. Raises CannotBuild for an unknown name, Unreachable.
+
+    In a thread: the C library's look-up can be neither interrupted nor limited.
+    """
+    found: list[str] = []
+    trouble: list[OSError | UnicodeError] = []
+
+    def ask() -> None:
+        try:
+            entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            found.extend(dict.fromkeys(str(entry[4][0]) for entry in entries))
+        except (OSError, UnicodeError) as error:
+            trouble.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(CONNECT_TIMEOUT)
+    if found:
+        return [address.partition("%")[0] for address in found]
+    if any(isinstance(error, socket.gaierror) and error.errno in _UNKNOWN_NAME for error in trouble):
+        raise CannotBuild(f"There is no host called {host}.")
+    raise Unreachable(f"The name {host} could not be looked up.")
+
+
+def _connect(found: Sequence[str], port: int) -> socket.socket:
+    """Raises OSError: the last address's."""
+    trouble: OSError = OSError("it has no address")
+    for address in found:
+        try:
+            return socket.create_connection((address, port), CONNECT_TIMEOUT)
+        except OSError as error:
+            trouble = error
+    raise trouble
+
+
+# The site's own proxy
+
+
+def _site_proxy(target: Repository) -> str:
+    """The proxy that Kiln's environment names for this host; empty where the host is connected to directly."""
+    if proxy_bypass(target.host):
+        return ""
+    proxies = getproxies()
+    return proxies.get(target.scheme) or proxies.get("all") or ""
+
+
+def _through(upstream: str, request: _Request) -> socket.socket:
+    """A connection through the site's proxy, which resolves names by itself. Raises OSError, Unreachable."""
+    parts = urlsplit(upstream if "://" in upstream else f"http://{upstream}")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Unreachable("The proxy that Kiln's environment names is of another kind than http and https.")
+    server = socket.create_connection((parts.hostname, parts.port or _PORTS[parts.scheme]), CONNECT_TIMEOUT)
+    if parts.scheme == "https":
+        server = ssl.create_default_context().wrap_socket(server, server_hostname=parts.hostname)
+    login = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
+    field = b"Proxy-Authorization: Basic " + base64.b64encode(login) + b"\r\n" if parts.username else b""
+    if request.method != "CONNECT":
+        _, _, fields = request.head.partition(b"\r\n")
+        server.sendall(f"{request.method} {request.uri} HTTP/1.1\r\n".encode() + field + fields + request.rest)
+        return server
+    authority = _authority(request.target).encode()
+    server.sendall(b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n" + field + b"\r\n")
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        piece = server.recv(1)  # nothing of what comes after the head may be taken
+        if not piece or len(answer) > MAX_HEAD:
+            raise Unreachable(f"The proxy {parts.hostname} closed the connection to {_place(request.target)}.")
+        answer += piece
+    status = answer.split(b"\r\n")[0].decode("latin-1")
+    if not re.match(r"HTTP/1\.[01] 2\d\d", status):
+        raise Unreachable(f"The proxy {parts.hostname} does not connect to {_place(request.target)}: {status[:200]}")
+    return server
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
+def _absolute(uri: str) -> tuple[str, str, str]:
+    """Scheme, authority and the rest of an absolute-form target. Raises _Refused."""
+    whole = re.fullmatch(r"(?i)(http)://([^/?#]+)([^#]*)", uri)
+    if not whole:
+        raise _Refused("400 Bad Request")
+    return whole[1].lower(), whole[2], whole[3] if whole[3].startswith("/") else f"/{whole[3]}"
+
+
+def _authority(target: Repository) -> str:
+    return f"[{target.host}]:{target.port}" if ":" in target.host else f"{target.host}:{target.port}"
+
+
+def _place(target: Repository) -> str:
+    return f"{target.scheme}://{_authority(target)}"
+
+
+def _response(status: str, sentence: str) -> bytes:
+    body = f"{sentence}\n".encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+    challenge = 'Proxy-Authenticate: Basic realm="kiln"\r\n' if status.startswith("407") else ""
+    return f"{head}{challenge}Connection: close\r\n\r\n".encode() + body
+
+
+class _Closing:
+    """Adds `Connection: close` to a response (after any of status 1xx) as it passes: a connection is for one request.
+
+    A tool would otherwise use it for its next request, to whatever host.
+    """
+
+    def __init__(self, *, done: bool) -> None:
+        self._done = done
+        self._held = b""
+
+    def __call__(self, data: bytes) -> bytes:
+        """What may be passed on."""
+        if self._done:
+            return data
+        self._held += data
+        passed = b""
+        while b"\r\n\r\n" in self._held and not self._done:
+            head, _, self._held = self._held.partition(b"\r\n\r\n")
+            self._done = not re.match(rb"HTTP/1\.\d 1\d\d", head)
+            passed += head + (b"\r\nConnection: close\r\n\r\n" if self._done else b"\r\n\r\n")
+        return passed + self._held if self._done else passed
+
+
+def _relay(client: socket.socket, server: socket.socket, closing: _Closing) -> None:
+    """Passes bytes on in both directions until one side ends."""
+    client.settimeout(None)
+    server.settimeout(None)
+    with selectors.DefaultSelector() as selector:
+        selector.register(client, selectors.EVENT_READ)
+        selector.register(server, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                side = client if key.fileobj is client else server
+                data = side.recv(1 << 16)
+                if not data:
+                    return
+                if side is client:
+                    server.sendall(data)
+                else:
+                    client.sendall(closing(data))

@@ -1,0 +1,474 @@
+"""The guard between a build's tools and the network: real git, and listeners that count their connections."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from builds.builder.source import Source
+from builds.clients import guard as guarding
+from builds.clients.git import Git, Resolver, credentials
+from builds.clients.guard import ANYTHING, UNKNOWN, Guard
+from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
+from builds.repository import Policy, canonical
+from tests.parts.githost import GitHost, commit, git
+
+METADATA = "169.254.169.254"
+
+
+class Listener:
+    """Counts the connections to an address of this machine, and answers none."""
+
+    def __init__(self, address: str = "127.0.0.2") -> None:
+        self.count = 0
+        self._socket = socket.create_server((address, 0))
+        self.place = f"{address}:{self._socket.getsockname()[1]}"
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.count += 1
+            connection.close()
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[GitHost]:
+    with GitHost(tmp_path / "host") as host:
+        yield host
+
+
+@pytest.fixture
+def internal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    """A service of the inside, which Kiln's own environment says to connect to without a proxy."""
+    listener = Listener()
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.0/8,127.0.0.1,127.0.0.2,localhost,*")
+    yield listener
+    listener.close()
+
+
+@pytest.fixture
+def own(host: GitHost) -> Iterator[Git]:
+    with Git(Policy([f"{host.base}/**", "https://**"])) as git:
+        yield git
+
+
+def make(host: GitHost, path: str, files: dict[str, str | bytes], links: dict[str, str] | None = None) -> str:
+    """A repository of these files; its commit is returned."""
+    content = host.root.parent / f"content-{path.replace('/', '-')}"
+    for name, data in files.items():
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
+        (content / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    host.create(path)
+    return commit(host.bare(path), content, links=links)
+
+
+def submodule(name: str, url: str, *more: str, path: str = "") -> str:
+    return "\n\t".join([f'[submodule "{name}"]', f"path = {path or name}", f"url = {url}", *more]) + "\n"
+
+
+def looked_through(own: Git, url: str, head: str) -> str:
+    """The lines of the log."""
+    lines: list[str] = []
+    Source(own, lines.append).look_through(url, head)
+    return "\n".join(lines)
+
+
+def cloned(own: Git, url: str, head: str) -> Path:
+    """What repo2docker's provider does. Raises what the builder makes of a failure."""
+    target = own.home / "clone"
+    commands = [["clone", "--no-checkout", url, str(target)], ["-C", str(target), "reset", "--hard", head]]
+    commands += [["-C", str(target), "submodule", "update", "--init", "--recursive"]]
+    for command in commands:
+        own.run(*command)
+    return target
+
+
+# What may not be reached
+
+
+def test_a_gitmodules_that_reads_otherwise_when_it_is_checked_out(host: GitHost, own: Git, internal: Listener) -> None:
+    """git writes `.gitmodules` in another encoding, and then it names another URL."""
+    part = make(host, "ada/part", {"file": "part"})
+    modules = submodule("part", host.url("ada/part")) + submodule("\uff50art", f"http://{internal.place}/a/b")
+    files: dict[str, str | bytes] = {
+        ".gitattributes": ".gitmodules working-tree-encoding=ASCII//TRANSLIT\n",
+        ".gitmodules": modules,
+    }
+    host.create("ada/page")
+    attributes = host.bare("ada/page") / "info/attributes"
+    attributes.write_text(".gitmodules !working-tree-encoding\n")  # it is committed as it stands here
+    head = make(host, "ada/page", files, {"part": part})
+    looked_through(own, host.url("ada/page"), head)
+    with pytest.raises(RepositoryRefused, match=f"connection to http://{internal.place} was refused"):
+        cloned(own, host.url("ada/page"), head)
+    assert internal.count == 0
+
+
+@pytest.mark.parametrize("kind", ["repository", "submodule"])
+@pytest.mark.parametrize(
+    "target", ["http://{internal}/a/b.git", f"http://{METADATA}/a/b.git", "http://[::1]:9/a/b.git"]
+)
+def test_a_redirect_inside_is_refused(kind: str, target: str, host: GitHost, own: Git, internal: Listener) -> None:
+    where = target.format(internal=internal.place)
+    host.redirects["/ada/moved.git"] = where
+    head = make(host, "ada/page", {".gitmodules": submodule("part", host.url("ada/moved"))}, {"part": "1" * 40})
+    url = host.url("ada/page" if kind == "submodule" else "ada/moved")
+    address = canonical(where).host.replace("[", "").replace(".", r"\.")
+    words = f"(?s)Submodule 'part': .*{address}" if kind == "submodule" else address
+    with pytest.raises(RepositoryRefused, match=words):
+        looked_through(own, url, head)
+    assert internal.count == 0
+
+
+def test_a_redirect_of_a_look_up_inside_is_refused(host: GitHost, internal: Listener) -> None:
+    host.redirects["/ada/moved.git"] = f"http://{internal.place}/a/b.git"
+    with pytest.raises(RepositoryRefused, match=r"127\.0\.0\.2"):
+        Resolver(Policy([f"{host.base}/**"])).resolve(canonical(host.url("ada/moved")), "main")
+    assert internal.count == 0
+
+
+def test_a_redirect_is_held_against_the_paths_of_the_policy_too(host: GitHost) -> None:
+    """The same host, but another owner's repository."""
+    make(host, "eve/page", {"file": "text"})
+    host.redirects["/ada/moved.git"] = host.url("eve/page")
+    with pytest.raises(RepositoryRefused, match=r"127\.0\.0\.1"):
+        Resolver(Policy([f"{host.base}/ada/*"])).resolve(canonical(host.url("ada/moved")), "main")
+    assert not any(target.startswith("/eve") for target in host.requests)
+
+
+def test_redirects_in_a_circle_end(host: GitHost) -> None:
+    host.redirects["/ada/moved.git"] = host.url("ada/moved")
+    with pytest.raises(RepositoryRefused, match="redirects too often"):
+        Resolver(Policy([f"{host.base}/**"])).resolve(canonical(host.url("ada/moved")), "main")
+
+
+def test_a_redirect_to_a_page(host: GitHost) -> None:
+    host.api = lambda *_: (302, {"Location": f"{host.base}/users/sign_in"}, b"")
+    with pytest.raises(CannotBuild, match="redirects to what is no repository"):
+        Resolver(Policy([f"{host.base}/**"])).resolve(canonical(f"{host.base}/api/private"), "main")
+
+
+@pytest.mark.parametrize("setting", ["lfs.url", "remote.origin.lfsurl"])
+@pytest.mark.parametrize(
+    "where", ["http://{internal}/lfs", f"http://{METADATA}/lfs", "http://localhost:9/", "file:///x"]
+)
+def test_an_lfs_server_inside(setting: str, where: str, host: GitHost, own: Git, internal: Listener) -> None:
+    url = where.format(internal=internal.place)
+    section, _, variable = setting.rpartition(".")
+    section = section.replace("remote.origin", 'remote "origin"')
+    files = {**lfs_file(b"content"), ".lfsconfig": f"[{section}]\n\t{variable} = {url}\n"}
+    head = make(host, "ada/page", files)
+    with pytest.raises(RepositoryRefused, match=url.partition("/lfs")[0].rstrip("/").replace(".", r"\.")):
+        looked_through(own, host.url("ada/page"), head)
+    assert internal.count == 0
+
+
+def test_an_lfs_server_that_sends_inside(host: GitHost, own: Git, internal: Listener) -> None:
+    """By the URL of a download, and by a redirect."""
+    files = lfs_file(b"content", host)
+    head = make(host, "ada/page", files)
+    host.download = f"http://{internal.place}/objects"
+    with pytest.raises(RepositoryRefused, match=internal.place):
+        looked_through(own, host.url("ada/page"), head)
+    host.redirects["/moved"] = f"http://{internal.place}/objects"
+    host.download = f"{host.base}/moved"
+    with Git(Policy([f"{host.base}/**"])) as other, pytest.raises(RepositoryRefused, match=r"127\.0\.0\.2"):
+        looked_through(other, host.url("ada/page"), head)
+    assert internal.count == 0
+
+
+def test_a_name_that_is_public_first_and_then_not(monkeypatch: pytest.MonkeyPatch, internal: Listener) -> None:
+    """Each connection goes to an address that was checked for it; there is no second look-up in between."""
+    answers, connected = [["1.1.1.1"], ["127.0.0.2"], ["1.1.1.1", "127.0.0.2"]], []
+    port = int(internal.place.rpartition(":")[2])
+
+    def getaddrinfo(name: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        assert name == "rebinding.example"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in answers.pop(0)]
+
+    def create_connection(place: tuple[str, int], timeout: float) -> socket.socket:
+        connected.append(place)
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(guarding.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(guarding.socket, "create_connection", create_connection)
+    with Git(Policy()) as own:
+        url = f"https://rebinding.example:{port}/a/b"
+        own.permit(url)
+        with pytest.raises(Unreachable, match=r"rebinding\.example"):
+            own.run("ls-remote", "--", url)
+        for _ in range(2):
+            with pytest.raises(RepositoryRefused, match=r"rebinding\.example leads to 127\.0\.0\.2"):
+                own.run("ls-remote", "--", url)
+    assert connected == [("1.1.1.1", port)]
+    assert internal.count == 0
+
+
+# Who may use it
+
+
+def proxied(proxy: str, url: str) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False
+        return session.get(url, proxies={"http": proxy, "https": proxy}, timeout=10)
+
+
+def test_only_who_knows_the_password_is_served(host: GitHost) -> None:
+    with Guard(Policy([f"{host.base}/**"])) as guard:
+        known = guard.proxy(ANYTHING)
+        bare = "http://" + known.rpartition("@")[2]
+        assert proxied(bare, f"{host.base}/x").status_code == 407
+        assert proxied(bare.replace("//", "//anything:wrong@"), f"{host.base}/x").status_code == 407
+        assert not host.requests
+        assert proxied(guard.proxy(UNKNOWN), f"{host.base}/x").status_code == 403
+        assert not host.requests
+        assert proxied(known, f"{host.base}/x").status_code == 404
+        assert host.requests == ["/x"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.2:{port}/",
+        "http://127.2:{port}/",
+        "http://0x7f000002:{port}/",
+        "http://localhost:{port}/",
+        "http://[::ffff:127.0.0.2]:{port}/",
+        f"http://{METADATA}/latest",
+        "https://banned.example/anything/at/all",
+        "https://127.0.0.2:{port}/",
+    ],
+)
+def test_what_is_inside_or_banned_is_refused_to_anything(url: str, host: GitHost, internal: Listener) -> None:
+    policy = Policy([f"{host.base}/**", "https://**"], ["https://banned.example/**"])
+    with Guard(policy) as guard:
+        try:
+            status = proxied(guard.proxy(ANYTHING), url.format(port=internal.place.rpartition(":")[2])).status_code
+        except requests.exceptions.ProxyError as error:
+            status = 403 if "403" in str(error) else 0
+        assert status == 403
+        assert isinstance(guard.error, RepositoryRefused)
+    assert internal.count == 0
+
+
+def test_the_tools_are_given_no_other_way_out(own: Git, internal: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example:3128")
+    monkeypatch.setenv("All_Proxy", "http://proxy.example:3128")
+    proxies = {name: value for name, value in own.environment.items() if name.lower().endswith("_proxy")}
+    assert set(proxies.values()) == {own.guard.proxy(ANYTHING)}
+    assert {"http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY"} <= set(proxies)
+
+
+def test_the_sites_proxy_is_chained_to(host: GitHost, own: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for plain http, and with its password."""
+    seen: list[str] = []
+
+    def serve(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            seen.append(connection.recv(1 << 16).decode())
+            connection.sendall(b"HTTP/1.1 418 Teapot\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        monkeypatch.setenv("http_proxy", f"http://ada:s%20x@127.0.0.1:{listener.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.setenv(name, "")
+        assert proxied(own.guard.proxy(ANYTHING), "http://public.example/path?query").status_code == 418
+    assert seen[0].startswith("GET http://public.example/path?query HTTP/1.1\r\n")
+    assert "Proxy-Authorization: Basic YWRhOnMgeA==" in seen[0]
+    assert seen[0].count("Proxy-Authorization") == 1
+
+
+# What is followed
+
+
+def test_a_repository_that_has_moved(host: GitHost, own: Git) -> None:
+    head = make(host, "ada/page", {"file": "text"})
+    host.redirects |= {"/ada/old.git": host.url("ada/older"), "/ada/older.git": host.url("ada/page")}
+    said = looked_through(own, host.url("ada/old"), head)
+    assert f"{host.url('ada/old')} redirects to {host.url('ada/older')}." in said
+    assert f"{host.url('ada/older')} redirects to {host.url('ada/page')}." in said
+    assert (cloned(own, host.url("ada/old"), head) / "file").read_text() == "text"
+
+
+def test_submodules_that_have_moved_and_are_relative(host: GitHost, own: Git) -> None:
+    """One without `.git`, and one beside the old place of the repository, as git resolves it."""
+    part = make(host, "ada/part", {"file": "part"})
+    modules = submodule("one", f"{host.base}/ada/short") + submodule("two", "../beside.git")
+    host.redirects |= {"/ada/short/": host.url("ada/part") + "/", "/ada/beside.git": host.url("ada/part")}
+    host.redirects |= {"/ada/old.git": host.url("bob/page")}
+    head = make(host, "bob/page", {".gitmodules": modules}, {"one": part, "two": part})
+    said = looked_through(own, host.url("ada/old"), head)
+    assert said.count("redirects to") == 3
+    target = cloned(own, host.url("ada/old"), head)
+    assert (target / "one/file").read_text() == (target / "two/file").read_text() == "part"
+
+
+def test_a_look_up_follows_too(host: GitHost) -> None:
+    head = make(host, "ada/page", {"file": "text"})
+    host.redirects["/ada/short/"] = host.url("ada/page") + "/"
+    policy = Policy([f"{host.base}/**"])
+    assert Resolver(policy).resolve(canonical(f"{host.base}/ada/short"), "main").commit == head
+    assert Resolver(policy).refs(canonical(f"{host.base}/ada/short")).default == "refs/heads/main"
+
+
+def test_a_credential_does_not_follow_a_redirect(host: GitHost, tmp_path: Path) -> None:
+    with GitHost(tmp_path / "other") as other:
+        head = make(other, "ada/page", {"file": "text"})
+        host.redirects["/ada/private.git"] = other.url("ada/page")
+        (tmp_path / "stored").write_text(f"http://ada:secret@127.0.0.1:{host.port}/ada\n")
+        with Git(Policy([f"{host.base}/**", f"{other.base}/**"]), credentials(tmp_path / "stored")) as own:
+            looked_through(own, host.url("ada/private"), head)
+            cloned(own, host.url("ada/private"), head)
+        assert host.credentials
+        assert not other.credentials
+
+
+# Submodules as git takes them
+
+
+@pytest.mark.parametrize(
+    ("modules", "links"),
+    [
+        pytest.param('{part}[submodule "gone"]\n\tpath = gone\n\turl = https://10.0.0.1/a/b\n', ["part"], id="stale"),
+        pytest.param(
+            '[submodule "part"]\n\tpath = part\n\turl = https://10.0.0.1/a/b\n\tupdate = none\n', ["part"], id="none"
+        ),
+        pytest.param("{user}", ["part"], id="user"),
+        pytest.param("{part}{part}", ["part"], id="twice"),
+        pytest.param('[submodule "part"]\n\turl = https://10.0.0.1/a/b\n{part}', ["part"], id="last counts"),
+        pytest.param("{slash}", ["part"], id="slash"),
+        pytest.param("", [], id="no submodule"),
+        pytest.param('[submodule "gone"]\n\tpath = gone\n\turl = nonsense\n', [], id="only stale"),
+        pytest.param("", ["part"], id="no entry"),
+        pytest.param('[submodule "part"]\n\tpath = part\n', ["part"], id="no url"),
+        pytest.param("{part}", ["part", "other"], id="one without entry"),
+    ],
+)
+def test_a_commit_is_fetched_where_git_clones_it(
+    modules: str, links: list[str], host: GitHost, own: Git, tmp_path: Path
+) -> None:
+    part = make(host, "ada/part", {"file": "part"})
+    known = {
+        "part": submodule("part", host.url("ada/part")),
+        "user": submodule("part", host.url("ada/part").replace("//", "//somebody@")),
+        "slash": submodule("part", host.url("ada/part"), path="part/"),
+    }
+    text = modules.format(**known) if "{" in modules else modules
+    files: dict[str, str | bytes] = {".gitmodules": text, "file": "text"}
+    head = make(host, "ada/page", files, dict.fromkeys(links, part))
+    command = ["git", "clone", "--quiet", "--recursive", host.url("ada/page"), str(tmp_path / "plain")]
+    plain = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL)
+    try:
+        looked_through(own, host.url("ada/page"), head)
+        target = cloned(own, host.url("ada/page"), head)
+    except AskError:
+        target = None
+    assert (target is None) == (plain.returncode != 0), plain.stderr
+    assert target is None or names(target) == names(tmp_path / "plain")
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if ".git" not in path.parts}
+
+
+def test_a_message_names_its_submodule(host: GitHost, own: Git) -> None:
+    inner = make(host, "ada/inner", {".gitmodules": submodule("deep", host.url("ada/lost"))}, {"deep": "1" * 40})
+    head = make(host, "ada/page", {".gitmodules": submodule("part", host.url("ada/inner"))}, {"part": inner})
+    with pytest.raises(CannotBuild, match="Submodule 'part': Submodule 'deep': The Git host has no such repository"):
+        looked_through(own, host.url("ada/page"), head)
+    make(host, "ada/lost", {"file": "text"})
+    with (
+        Git(Policy([f"{host.base}/**"])) as other,
+        pytest.raises(UnknownRef, match="Submodule 'part': Submodule 'deep': The repository has no such commit"),
+    ):
+        looked_through(other, host.url("ada/page"), head)
+
+
+# LFS
+
+
+def lfs_file(content: bytes, host: GitHost | None = None, name: str = "data.bin") -> dict[str, str | bytes]:
+    """A pointer file and the attributes that make it one; the host gets the object."""
+    oid = hashlib.sha256(content).hexdigest()
+    if host:
+        host.objects[oid] = content
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"
+    return {".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n", name: pointer}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["partial clone", "protocol 0"])
+def test_lfs_objects_are_there_after_the_checkout(host: GitHost, own: Git, old: bool) -> None:
+    content = bytes(range(256)) * 4000
+    inner = make(host, "ada/part", {**lfs_file(b"inner\0", host), "whole.bin": b"\0committed whole\n"})
+    modules = submodule("part", host.url("ada/part"))
+    files = {**lfs_file(content, host, "deep/er/a b'c.bin"), ".gitmodules": modules}
+    head = make(host, "ada/page", files, {"part": inner})
+    git("config", "uploadpack.allowFilter", "true", cwd=host.bare("ada/page"))
+    git("config", "uploadpack.allowAnySHA1InWant", "true", cwd=host.bare("ada/page"))
+    if old:
+        host.old.add("/ada/page.git")
+    said = looked_through(own, host.url("ada/page"), head)
+    target = cloned(own, host.url("ada/page"), head)
+    assert (target / "deep/er/a b'c.bin").read_bytes() == content
+    assert (target / "part/data.bin").read_bytes() == b"inner\0"
+    assert (target / "part/whole.bin").read_bytes() == b"\0committed whole\n"
+    assert "not fetched" not in said
+
+
+def test_an_lfs_server_that_a_repository_names(host: GitHost, own: Git) -> None:
+    files = {**lfs_file(b"content", host), ".lfsconfig": f"[lfs]\n\turl = {host.base}/else/info/lfs\n"}
+    head = make(host, "ada/page", files)
+    looked_through(own, host.url("ada/page"), head)
+    assert (cloned(own, host.url("ada/page"), head) / "data.bin").read_bytes() == b"content"
+    assert "/else/info/lfs/objects/batch" in host.requests
+
+
+def test_the_credential_goes_to_the_lfs_server_of_its_repository(host: GitHost, tmp_path: Path) -> None:
+    head = make(host, "ada/page", lfs_file(b"content", host))
+    host.passwords["/ada/"] = ("ada", "secret")
+    (tmp_path / "stored").write_text(f"http://ada:secret@127.0.0.1:{host.port}/ada\n")
+    with Git(Policy([f"{host.base}/**"]), credentials(tmp_path / "stored")) as own:
+        looked_through(own, host.url("ada/page"), head)
+        assert (cloned(own, host.url("ada/page"), head) / "data.bin").read_bytes() == b"content"
+    assert not any(target.startswith("/lfs-objects") for target in host.credentials)
+
+
+@pytest.mark.parametrize("why", ["unknown", "too large", "other content", "longer"])
+def test_an_lfs_object_that_is_not_fetched_is_told(
+    why: str, host: GitHost, own: Git, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = lfs_file(b"content", host)
+    (oid,) = host.objects
+    if why == "unknown":
+        del host.objects[oid]
+    elif why == "too large":
+        monkeypatch.setattr("builds.builder.lfs.MAX_BYTES", 6)
+    else:
+        host.objects[oid] = b"con" if why == "other content" else b"content" * 100_000
+    head = make(host, "ada/page", files)
+    said = looked_through(own, host.url("ada/page"), head)
+    assert "LFS object of data.bin not fetched" in said
+    target = cloned(own, host.url("ada/page"), head)
+    assert (target / "data.bin").read_text() == files["data.bin"]
+    (target / "data.bin").unlink()
+    command = ["git", "checkout", "--", "data.bin"]
+    done = subprocess.run(command, cwd=target, env=own.environment, capture_output=True, text=True, check=True)
+    assert "LFS object not fetched, so the file holds only its pointer: data.bin" in done.stderr
