@@ -17,7 +17,7 @@ import msgspec
 
 from builds.build import SYNC, Build
 from builds.errors import Forbidden, RepositoryError, RuleError
-from builds.repository import HostKind, Repository, canonical, glob_match, repository_pattern
+from builds.repository import HostKind, Repository, canonical, forbids, repository_pattern
 
 WEBHOOKS = "webhooks"
 BY_DEFAULT = frozenset({WEBHOOKS})
@@ -90,7 +90,7 @@ class Private:
 
     def _may(self, repository: Repository) -> tuple[Words, bool]:
         """Who may use its credential, and whether anybody has said so."""
-        named = [words for pattern, words in self._rules if glob_match(pattern, repository.url)]
+        named = [words for pattern, words in self._rules if forbids(pattern, repository.url)]
         return (frozenset().union(*named) if named else BY_DEFAULT), bool(named)
 
 

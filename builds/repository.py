@@ -11,10 +11,11 @@ from __future__ import annotations
 import ipaddress
 import re
 import string
+import unicodedata
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes
 
 import msgspec
 
@@ -27,6 +28,7 @@ MAX_REF = 255
 MAX_SUBDIR = 1024
 
 EXAMPLE = "https://github.com/owner/name"
+ORG = "https://github.com/our-org/*"
 
 
 class HostKind(StrEnum):
@@ -220,9 +222,14 @@ def _part(text: str) -> str:
     return quote(raw, safe="!$&'()*+,;=:@~")
 
 
+def _lower(path: str) -> str:
+    """In lower case, but for what is percent-encoded."""
+    return re.sub(r"(%[0-9A-F]{2})|[A-Z]+", lambda found: found[1] or found[0].lower(), path)
+
+
 def _identity(path: str, host: str) -> str:
     if host in KNOWN_HOSTS:
-        path = re.sub(r"(%[0-9A-F]{2})|[A-Z]+", lambda found: found[1] or found[0].lower(), path)
+        path = _lower(path)
     # Twice is not another repository, and a canonical URL stays what it is.
     path = re.sub(r"(?<=[^/])(?:\.git)+$", "", path)
     if host in OWNER_AND_NAME and path.count("/") != 1:
@@ -264,28 +271,121 @@ def _reach(piece: str, text: str, places: set[int]) -> set[int]:
     return reached
 
 
-def repository_pattern(text: str) -> str:
-    """A pattern as canonical URLs are written, so that capitals, `.git` or a last `/` do not keep it from matching.
+def forbids(pattern: str, url: str) -> bool:
+    """Whether a pattern that keeps somebody out means a canonical URL: in any case, as hosts may ignore it."""
+    return glob_match(_folded(pattern), _folded(url))
 
-    Raises RuleError for one that can match no canonical URL.
+
+def _folded(text: str) -> str:
+    plain = unicodedata.normalize("NFC", unquote(text, errors="surrogateescape").casefold())
+    return re.sub(r"(?<=[^/])(?:\.git)+$", "", plain)
+
+
+def repository_pattern(text: str) -> str:
+    """A pattern as canonical URLs are written: in whatever spelling it is given, it matches what it names.
+
+    Raises RuleError for one that can match no canonical URL, with the form that would.
     """
-    whole = re.fullmatch(r"([^/:]+)://([^/]*)(/.*)?", text)
+    if wrong := re.search(r"[?#\[\]{}\\\s]|[^\x20-\x7e\xa0-\U0010ffff]", _without_ipv6(text)):
+        raise _matches_nothing(text, f"it holds {wrong[0]!r}, and only * and ** have a meaning", "several patterns")
+    if text.startswith("**"):
+        if re.search(r"(?<!:)//", text):
+            raise _matches_nothing(text, "it holds an empty part", re.sub(r"(?<!:)//+", "/", text))
+        return _without_end(text)
+    whole = re.fullmatch(r"([A-Za-z*][A-Za-z0-9+.*-]*)://([^/]*)(/.*)?", text)
     if not whole:
-        if re.fullmatch(r"\*\*/?.*", text):
-            return text
-        raise RuleError(f"The pattern '{text}' does not begin with a scheme, as in https://github.com/our-org/*.")
-    scheme, netloc, path = whole[1].lower(), whole[2].lower(), (whole[3] or "").rstrip("/")
-    if netloc in KNOWN_HOSTS:
-        path = path.lower()
-    return f"{scheme}://{netloc}{re.sub(r'(?<=[^/])(?:[.]git)+$', '', path)}"
+        raise _no_pattern(text)
+    scheme = whole[1].lower()
+    if not any(glob_match(scheme, known) for known in (*DEFAULT_PORTS, "file")):
+        raise _matches_nothing(text, f"nothing is fetched over {scheme}", f"https://{whole[2]}{whole[3] or '/**'}")
+    try:
+        netloc = _netloc_pattern(whole[2].rpartition("@")[2], scheme)
+        path = _path_pattern(_without_end(whole[3] or ""), netloc)
+    except RepositoryError as error:
+        raise RuleError(f"The pattern '{text}' can match no repository. {error} Write one such as {ORG}.") from None
+    form = _form_that_matches(path, netloc)
+    if form is not None:
+        raise _matches_nothing(text, "no repository has such a path", f"{scheme}://{netloc}/{form}")
+    return f"{scheme}://{netloc}{path}"
+
+
+def _without_end(text: str) -> str:
+    return re.sub(r"(?<=[^/])(?:[.]git)+$", "", text.rstrip("/"), flags=re.IGNORECASE)
+
+
+def _without_ipv6(text: str) -> str:
+    return re.sub(r"^([^/]*://[^/]*)\[([0-9A-Fa-f:.]+)\]", r"\1\2", text)
+
+
+def _no_pattern(text: str) -> RuleError:
+    form = ORG
+    if scp := re.fullmatch(r"(?:[^@/:]+@)?([A-Za-z0-9.-]+\.[A-Za-z0-9-]+)[:/](.*)", text):
+        form = f"https://{scp[1]}/{scp[2].lstrip('/') or '**'}"
+    elif text.startswith("*"):
+        form = f"https://*/{text.lstrip('*/') or '**'}"
+    return RuleError(f"The pattern '{text}' does not begin with a scheme, so it can match no repository: write {form}.")
+
+
+def _matches_nothing(text: str, why: str, form: str) -> RuleError:
+    return RuleError(f"The pattern '{text}' can match no repository: {why}. Write {form}.")
+
+
+def _netloc_pattern(text: str, scheme: str) -> str:
+    """Host and port, canonical as far as they are literal. Raises RepositoryError."""
+    if scheme == "file":
+        return "" if text.lower() == "localhost" else text
+    if "*" not in text:
+        host, port = _host_and_port(text, scheme if scheme in DEFAULT_PORTS else "https")
+        host = f"[{host}]" if ":" in host else host
+        default = port == DEFAULT_PORTS.get(scheme) or not re.search(r":[0-9]+$", text)
+        return host if default else f"{host}:{port}"
+    parts = re.fullmatch(r"([^:\[\]%]*)(?::([0-9*]*))?", text)
+    if not parts:
+        raise RepositoryError("The host in the pattern is malformed.")
+    host = ".".join(map(_label_pattern, parts[1].split("."))).removesuffix(".")
+    port_text = (parts[2] or "").lstrip("0")
+    return host if not port_text or port_text == str(DEFAULT_PORTS.get(scheme)) else f"{host}:{port_text}"
+
+
+def _label_pattern(label: str) -> str:
+    if label.isascii():
+        return label.lower()
+    if "*" in label:
+        raise RepositoryError("A part of a host that is not ASCII is written whole, without *.")
+    try:
+        return _idna(label)
+    except ValueError:
+        raise RepositoryError("The host in the pattern is not a valid name.") from None
+
+
+def _path_pattern(path: str, netloc: str) -> str:
+    """Raises RepositoryError."""
+    if not path:
+        return path
+    path = "/" + "/".join(map(_part, path.removeprefix("/").split("/")))
+    path = _lower(path) if netloc in KNOWN_HOSTS else path
+    return _without_end(path)
+
+
+def _form_that_matches(path: str, netloc: str) -> str | None:
+    """A path that can match something where this one cannot."""
+    if not path:
+        return None if "**" in netloc else "**"
+    if netloc not in OWNER_AND_NAME:
+        return None
+    inside = path[1:]
+    fewest = inside.replace("**/", "").count("/")
+    if fewest > 1:
+        return "/".join(inside.split("/")[:2])
+    return None if fewest == 1 or "**" in inside else f"{inside}/*"
 
 
 class Policy:
     """Which repositories may be fetched, and from which addresses.
 
-    Patterns are globs (`glob_match`) over canonical URLs; without `allowed`, all of `https`. What leads into a private
-    network, and schemes other than https, are allowed only by a pattern that names this host (no `*` in it), or this
-    scheme.
+    Patterns are globs (`glob_match`) over canonical URLs, and ban in any case; without `allowed`, all of `https`. What
+    leads into a private network, and schemes other than https, are allowed only by a pattern that names this host (no
+    `*` in it), or this scheme.
     """
 
     def __init__(self, allowed: Sequence[str] = (), banned: Sequence[str] = ()) -> None:
@@ -302,7 +402,7 @@ class Policy:
     def _judged(self, repository: Repository) -> str | None:
         """Why it is refused; asked by every webhook, so what was found is kept."""
         url = repository.url
-        if any(glob_match(pattern, url) for pattern in self.banned):
+        if any(forbids(pattern, url) for pattern in self.banned):
             return f"{url} is banned here."
         if _is_private(repository.host) and not self._allows(repository, by_name=True):
             return (
