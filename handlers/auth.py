@@ -1,8 +1,8 @@
 """Who is asking. A gate tries its authenticators in order; the first that knows the request says who it is.
 
-Where nobody is asked (`none`), being this machine is the only protection, and a browser on it is a way in for every
-page it shows: so a request whose `Host` is not loopback (DNS rebinding), that came through a proxy, or whose `Origin`
-is another site is refused, unless somebody has said `none` in so many words.
+Where `KILN_AUTH` is unset, Kiln is one person's on one machine, who has its token (`local`). A browser there is a way
+in for every page it shows: so a request whose `Host` is not loopback (DNS rebinding), that came through a proxy, or
+whose `Origin` is another site is refused before anybody looks at a token.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from flask import Request
 
 from builds.private import Words, words_of
 from builds.repository import is_loopback
+from handlers import xsrf
 from handlers.problems import Problem
 
 Tokens = Callable[[], Mapping[str, bytes]]
@@ -27,24 +29,38 @@ Tokens = Callable[[], Mapping[str, bytes]]
 
 SESSION = "kiln-session"
 SESSION_SECONDS = 12 * 3600
-SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-DOES_BY_GET = "binderhub.build"
-"""The endpoint whose clients have things done by GET."""
+LOCAL = "<what the file `token` in the state folder holds>"
+A = TypeVar("A")
 
+_SESSION = re.compile(
+    r"(?P<signed>(?P<name>[^/]+)\.(?P<expiry>[0-9]{1,12})\.[0-9a-f]{16})\.(?P<mac>[0-9a-f]{64})", re.ASCII
+)
 _FORWARDED = re.compile(
     r"forwarded|via|x-forwarded.*|x-original-.*|x-real-ip|(x-|x-cluster-|true-)client-ip|cf-connecting-ip",
     re.IGNORECASE,
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A session that a cookie holds: `id` names it and opens nothing, `xsrf` is what its pages must show, `expiry` is
+    Unix time."""
+
+    id: str
+    xsrf: str = field(repr=False)
+    expiry: float
+
+
 @dataclass(frozen=True)
 class Identity:
-    """`by` as it stands in `causes[].by`; `None` where nobody is asked. An admin may cancel what others asked for.
-    Who is neither that nor a program says what to build, and not how. `groups` are a Hub's."""
+    """`by` as it stands in `causes[].by`; `None` where nobody is asked, and for the one whose machine it is. An admin
+    may cancel what others asked for. Who is neither that nor a program says what to build, and not how. `groups` are a
+    Hub's. `session` is set where a cookie says who it is."""
 
     by: str | None
     admin: bool = False
     groups: frozenset[str] = frozenset()
+    session: Opened | None = field(default=None, compare=False)
 
     @property
     def chooses(self) -> bool:
@@ -78,41 +94,55 @@ class Anyone:
 
 @dataclass(frozen=True)
 class Bearer:
-    """`Authorization: Bearer <token>` (RFC 6750, §2.1), compared as bytes: WSGI's headers are Latin-1, tokens not."""
+    """`Authorization: Bearer <token>` (RFC 6750, §2.1), or `token <token>` as the Hub's clients have it.
+
+    Compared as bytes: WSGI's headers are Latin-1, tokens not. `by` makes a token's name what a cause says.
+    """
 
     tokens: Tokens
     in_url: bool = False
-
-    takes = "one of this Kiln's API tokens"
+    takes: str = "<one of this Kiln's API tokens>"
+    by: Callable[[str], str | None] = "token:{}".format
 
     def identify(self, request: Request) -> Identity | None:
-        given = token_of(request, ("bearer",), in_url=self.in_url)
+        given = token_of(request, in_url=self.in_url)
         name = None if given is None else name_of(given.encode("latin-1", "replace"), self.tokens())
-        return None if name is None else Identity(by=f"token:{name}", admin=True)
+        return None if name is None else Identity(by=self.by(name), admin=True)
 
 
 @dataclass(frozen=True)
 class Session:
     """The cookie that the pages' form sets, on any request of our own pages.
 
-    Its value is `<name>.<expiry>.<MAC>`, keyed by the token itself: every replica can check it, it says nothing about
-    the token, and it dies with it.
+    Its value is `<name>.<expiry>.<nonce>.<MAC>`, keyed by the token itself: every replica can check it, it says nothing
+    about the token, and it dies with it. `ended` says of a session's id whether somebody has signed out of it.
     """
 
     tokens: Tokens
+    ended: Callable[[str], bool]
+    by: Callable[[str], str | None] = "token:{}".format
 
     takes = None
 
     def identify(self, request: Request) -> Identity | None:
-        name, _, rest = request.cookies.get(SESSION, "").rpartition(".")[0].rpartition(".")
-        token = self.tokens().get(name)
-        if token is None or not re.fullmatch(r"[0-9]{1,12}", rest) or int(rest) < time.time():
+        value = request.cookies.get(SESSION, "")
+        match = _SESSION.fullmatch(value)
+        key = self.tokens().get(match["name"]) if match else None
+        if match is None or key is None or int(match["expiry"]) < time.time():
             return None
-        if not hmac.compare_digest(request.cookies[SESSION].encode(), session(name, token, int(rest)).encode()):
+        if not hmac.compare_digest(match["mac"], _mac(key, match["signed"])):
             return None
-        if changes(request) and foreign_origin(request):
-            raise Problem(403, "This must be asked from Kiln's own pages.")
-        return Identity(by=f"token:{name}", admin=True)
+        opened = Opened(id=session_id(value), xsrf=xsrf.token(key, value), expiry=float(match["expiry"]))
+        if self.ended(opened.id):
+            return None
+        xsrf.check(request, opened.xsrf)
+        return Identity(by=self.by(match["name"]), admin=True, session=opened)
+
+    def begin(self, given: bytes) -> str | None:
+        """The cookie's value for who brings a right token."""
+        tokens = self.tokens()
+        name = name_of(given, tokens)
+        return None if name is None else session(name, tokens[name], int(time.time()) + SESSION_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -122,13 +152,9 @@ class Gate:
     authenticators: tuple[Authenticator, ...]
     token_in_url: bool = False
 
-    def has(self, kind: type[Authenticator]) -> bool:
-        return any(isinstance(authenticator, kind) for authenticator in self.authenticators)
-
-    @property
-    def asks(self) -> bool:
-        """Whether anybody is asked who they are."""
-        return not self.has(Anyone)
+    def of(self, kind: type[A]) -> A | None:
+        """Its authenticator of a kind."""
+        return next((one for one in self.authenticators if isinstance(one, kind)), None)
 
     def admit(self, request: Request) -> Identity:
         """Raises Problem: 401 where nobody knows the request, 403 where it is known and not permitted; TryAgain where
@@ -138,12 +164,12 @@ class Gate:
             if identity is not None:
                 return identity
         in_url = "token" in request.args
-        said = "is wrong, or has expired" if "Authorization" in request.headers or in_url else "is missing"
+        said = "Wrong or expired token." if "Authorization" in request.headers or in_url else "Missing token."
         if in_url and not self.token_in_url:
-            said = "is not taken from an address, which is seen by many"
+            said = "A token is not taken from an address, which is seen by many."
         wanted = " or ".join(filter(None, (authenticator.takes for authenticator in self.authenticators)))
         headers = {"WWW-Authenticate": 'Bearer realm="kiln"'}
-        raise Problem(401, f"The token {said}: send Authorization: Bearer and {wanted}.", headers)
+        raise Problem(401, f"{said} Send `Authorization: Bearer` and {wanted}.", headers)
 
 
 def gate(
@@ -151,20 +177,23 @@ def gate(
     *,
     tokens: Tokens,
     hub: Sequence[Authenticator] = (),
-    pages: bool = False,
+    ended: Callable[[str], bool] | None = None,
     token_in_url: bool = False,
 ) -> Gate:
-    """The gate for the words of `KILN_AUTH` or `KILN_EVENTS_AUTH`; with `pages` people may come by the pages' cookie.
+    """The gate for the words of `KILN_AUTH` or `KILN_EVENTS_AUTH`, or `local`, where `tokens` holds the one of this
+    machine. With `ended` people may come by the pages' cookie.
 
     `hub` are the ways that a Hub opens. They come last: who is known here need not be asked for elsewhere. Raises
     ValueError for a word that is not in this version.
     """
     chosen = {*words}
-    if unknown := chosen - {"hub", "token", "none", "network"}:
+    if unknown := chosen - {"hub", "token", "none", "network", "local"}:
         raise ValueError(f"{', '.join(sorted(unknown))} is not in this version of Kiln")
     ways: list[Authenticator] = []
     if "token" in chosen:
-        ways += [Bearer(tokens, token_in_url), *([Session(tokens)] if pages else [])]
+        ways += [Bearer(tokens, token_in_url), *([Session(tokens, ended)] if ended else [])]
+    if "local" in chosen:
+        ways += [Bearer(tokens, takes=LOCAL, by=_nobody), *([Session(tokens, ended, _nobody)] if ended else [])]
     if "hub" in chosen:
         ways += hub
     if chosen & {"none", "network"}:
@@ -172,10 +201,10 @@ def gate(
     return Gate(tuple(ways), token_in_url)
 
 
-def token_of(request: Request, schemes: Sequence[str], *, in_url: bool) -> str | None:
-    """The token that a request brings, under one of these schemes of `Authorization`."""
+def token_of(request: Request, *, in_url: bool) -> str | None:
+    """The token that a request brings, as `Authorization: Bearer` or `token`."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() in schemes:
+    if scheme.lower() in ("bearer", "token"):
         return given.strip()
     return request.args.get("token") if in_url and not scheme else None
 
@@ -187,32 +216,32 @@ def name_of(given: bytes, tokens: Mapping[str, bytes]) -> str | None:
 
 
 def session(name: str, token: bytes, expiry: int) -> str:
-    """The value of the pages' cookie, valid until `expiry` (Unix time)."""
-    mac = hmac.new(token, f"kiln-session\n{name}\n{expiry}".encode(), hashlib.sha256).hexdigest()
-    return f"{name}.{expiry}.{mac}"
+    """A new value of the pages' cookie, valid until `expiry` (Unix time)."""
+    signed = f"{name}.{expiry}.{secrets.token_hex(8)}"
+    return f"{signed}.{_mac(token, signed)}"
 
 
-def foreign_origin(request: Request) -> bool:
-    """Whether a browser says that another site's page made this request (RFC 6454, §7; Fetch Metadata)."""
-    if changes(request) and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        return True  # a link that leads here is no request that changes anything
-    origin = request.headers.get("Origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
+def session_id(value: str) -> str:
+    """What a session is known by to who is told that it has ended."""
+    return hashlib.sha256(value.encode()).hexdigest()
 
 
-def changes(request: Request) -> bool:
-    """Whether it asks for something to be done: an image on another site's page must not be enough for that."""
-    return request.method not in SAFE or (request.method == "GET" and request.endpoint == DOES_BY_GET)
+def _mac(token: bytes, signed: str) -> str:
+    return hmac.new(token, f"kiln-session\n{signed}".encode(), hashlib.sha256).hexdigest()
+
+
+def _nobody(_: str) -> None:
+    """Who has this machine's token is the one who runs Kiln: there is nobody else to tell them from."""
 
 
 def refuse_foreigners(request: Request) -> None:
     """Raises Problem 403 for whatever looks as if it did not come from this machine."""
-    hint = "This Kiln asks nobody who they are, so it answers this machine only; KILN_AUTH says who else may come in."
+    hint = "This Kiln answers this machine only; KILN_AUTH says who else may come in."
     if not _loopback(request.headers.get("Host", "")):
         raise Problem(403, f"The Host of the request is not this machine. {hint}")
     if any(_FORWARDED.fullmatch(name) for name, _ in request.headers):
         raise Problem(403, f"The request came through a proxy. {hint}")
-    if foreign_origin(request):
+    if xsrf.foreign_origin(request):
         raise Problem(403, f"The request was made by another site's page. {hint}")
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from flask import Response, make_response, redirect, render_template, request
 
-from handlers.auth import Identity, foreign_origin
+from handlers import xsrf
+from handlers.auth import Identity
 from handlers.problems import Problem
 from handlers.services import services
 
@@ -25,21 +26,30 @@ def page(
     headers: Mapping[str, str] | None = None,
     **values: Any,
 ) -> Response:
-    """A page and, because each has a form, the cookie that its forms must match."""
+    """A page. Its forms and scripts show the session's own token; where there is no session, what a cookie holds."""
+    session = identity and identity.session
+    values |= {"by": identity and identity.by, "session": session}
+    if session:
+        return make_response(render_template(template, nonce=session.xsrf, **values), status, dict(headers or {}))
     nonce = request.cookies.get(CSRF, "")
     fresh = not re.fullmatch(r"[\w-]{43}", nonce, re.ASCII)
     nonce = secrets.token_urlsafe(32) if fresh else nonce
-    html = render_template(template, nonce=nonce, by=identity.by if identity else None, **values)
+    html = render_template(template, nonce=nonce, **values)
     response = make_response(html, status, dict(headers or {}))
     if fresh:
         set_cookie(response, CSRF, nonce, None)
     return response
 
 
-def check_form() -> None:
-    """Whether one of our own pages sent the form: it holds what the cookie holds, which no other site can read."""
-    nonce = request.cookies.get(CSRF, "").encode()
-    if foreign_origin(request) or not nonce or not hmac.compare_digest(request.form.get("form", "").encode(), nonce):
+def check_form(identity: Identity | None = None) -> None:
+    """Whether one of our own pages sent the form: it holds what the cookie holds, which no other site can read.
+
+    A session has been asked for more already (`handlers.xsrf`). Raises Problem 403.
+    """
+    if identity and identity.session:
+        return
+    nonce, given = request.cookies.get(CSRF, "").encode(), request.form.get(xsrf.FIELD, "").encode()
+    if xsrf.foreign_origin(request) or not nonce or not hmac.compare_digest(given, nonce):
         raise Problem(403, "This form has expired. Go back, reload the page and try again.")
 
 
@@ -50,14 +60,11 @@ def set_cookie(
     max_age: int | None,
     *,
     samesite: Literal["Strict", "Lax"] = "Strict",
-    readable: bool = False,
 ) -> None:
-    """`Lax` for what must be there when another site sends the browser here; `readable` by our pages' scripts."""
+    """`Lax` for what must be there when another site sends the browser here."""
     secure = (services().public_url or "").startswith("https:")
     path = services().base_path
-    response.set_cookie(
-        name, value, max_age=max_age, path=path, secure=secure, httponly=not readable, samesite=samesite
-    )
+    response.set_cookie(name, value, max_age=max_age, path=path, secure=secure, httponly=True, samesite=samesite)
 
 
 def to(location: str) -> Response:

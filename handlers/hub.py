@@ -5,10 +5,8 @@ Whoever a token belongs to must have been given access to this service there; th
 that its sign-in ended in, in a signed cookie: any replica can read it, none keeps anything. It is keyed by the token
 that the Hub has given to this service and to nobody else.
 
-On a Hub, other people's servers are on the same site as we are, and may be on the same host. So the browser's word that
-a request is our own page's is not enough for a session to have things done: the request must show the session's
-`X-Xsrftoken`, which a cookie for our path alone holds, as JupyterHub's own services have it. The pages' forms have
-their own proof.
+What a request by a session must show besides, because other people's servers may be on the same host, is in
+`handlers.xsrf`.
 """
 
 from __future__ import annotations
@@ -16,23 +14,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from flask import Request
 from itsdangerous import BadData, URLSafeTimedSerializer
 
-from handlers.auth import Authenticator, Identity, changes, foreign_origin, token_of
+from handlers import xsrf
+from handlers.auth import Authenticator, Identity, Opened, session_id, token_of
 from handlers.problems import Problem
 
 if TYPE_CHECKING:
     from builds.clients.hub import Holder, Hub
 
 HUB_SESSION = "kiln-hub-session"
-XSRF = "_xsrf"
-"""The name under which BinderHub's client looks for it."""
 SIGN_IN = "kiln-sign-in"
 SIGN_IN_SECONDS = 600
 """Who signs in may have to find a second factor."""
@@ -48,11 +45,13 @@ class HubService:
     access_scopes: Sequence[str]
     authorize_url: str
     callback_url: str
+    logout_url: str
+    """Where a browser ends its session at the Hub, and with it the tokens of all its sign-ins."""
     session_seconds: int
 
-    def ways(self, *, pages: bool = False, in_url: bool = False) -> tuple[Authenticator, ...]:
-        """For a gate; with `pages` browsers may come by their session."""
-        return (HubToken(self, in_url), HubSession(self)) if pages else (HubToken(self, in_url),)
+    def ways(self, *, ended: Callable[[str], bool] | None = None, in_url: bool = False) -> tuple[Authenticator, ...]:
+        """For a gate; with `ended`, which knows the sessions that were signed out of, browsers may come by theirs."""
+        return (HubToken(self, in_url), *([HubSession(self, ended)] if ended else []))
 
     def identity(self, token: str) -> Identity | None:
         """Who comes with this token. Raises Problem 403 for who has no access, HubAway."""
@@ -91,17 +90,15 @@ class HubService:
         )
         return None if token is None else str(self._signed("session").dumps(token))
 
-    def token(self, session: str) -> str | None:
-        """The token in a session's cookie."""
+    def opened(self, session: str) -> tuple[str, Opened] | None:
+        """The token in a session's cookie, and the session."""
         try:
-            token = self._signed("session").loads(session, max_age=self.session_seconds)
+            token, at = self._signed("session").loads(session, max_age=self.session_seconds, return_timestamp=True)
         except BadData:
             return None
-        return token if isinstance(token, str) else None
-
-    def xsrf(self, session: str) -> str:
-        """What a request must show beside the session's cookie. Hexadecimal: BinderHub's client cuts off a `-`."""
-        return hmac.new(self.secret.encode(), f"kiln-xsrf\n{session}".encode(), hashlib.sha256).hexdigest()
+        shown = xsrf.token(self.secret.encode(), session)
+        opened = Opened(id=session_id(session), xsrf=shown, expiry=at.timestamp() + self.session_seconds)
+        return (token, opened) if isinstance(token, str) else None
 
     def _signed(self, purpose: str) -> URLSafeTimedSerializer:
         signer = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
@@ -115,10 +112,10 @@ class HubToken:
     service: HubService
     in_url: bool = False
 
-    takes = "a token of the JupyterHub"
+    takes = "<a token of the JupyterHub>"
 
     def identify(self, request: Request) -> Identity | None:
-        token = token_of(request, ("bearer", "token"), in_url=self.in_url)
+        token = token_of(request, in_url=self.in_url)
         return self.service.identity(token) if token else None
 
 
@@ -127,23 +124,19 @@ class HubSession:
     """The cookie that a sign-in at the Hub ended in. Who sends a token as well is the token's holder, or nobody."""
 
     service: HubService
+    ended: Callable[[str], bool]
 
     takes = None
 
     def identify(self, request: Request) -> Identity | None:
         session = request.cookies.get(HUB_SESSION, "")
-        token = None if "Authorization" in request.headers else self.service.token(session)
-        if token is None:
+        found = None if "Authorization" in request.headers else self.service.opened(session)
+        if found is None or self.ended(found[1].id):
             return None
-        if changes(request) and (foreign_origin(request) or not self._shown(request, session)):
-            raise Problem(403, f"This must be asked from Kiln's own pages, with the cookie {XSRF} as X-Xsrftoken.")
-        return self.service.identity(token)
-
-    def _shown(self, request: Request, session: str) -> bool:
-        if request.blueprint == "pages":
-            return True  # its forms are checked by themselves
-        shown = request.headers.get("X-Xsrftoken") or request.args.get(XSRF) or ""  # an EventSource sends no headers
-        return hmac.compare_digest(shown.encode(), self.service.xsrf(session).encode())
+        token, opened = found
+        xsrf.check(request, opened.xsrf)
+        identity = self.service.identity(token)
+        return identity and replace(identity, session=opened)
 
 
 def new_nonce() -> str:

@@ -35,6 +35,9 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
+routes.before_request(signin.take_token)
+
+
 @routes.get("/", provide_automatic_options=False)
 def index() -> Response:
     identity = services().auth.admit(request)
@@ -70,8 +73,8 @@ def build(name: str) -> Response:
 
 @routes.post("/builds/<name>/cancel")
 def cancel_build(name: str) -> Response:
-    html.check_form()
     identity = services().auth.admit(request)
+    html.check_form(identity)
     with suppress(AlreadyEnded):  # the page says so
         cancel(name, identity)
     return html.to(url_for("pages.build", name=name))

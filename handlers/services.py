@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from flask import current_app
 
@@ -14,22 +14,33 @@ from builds.engines import Records
 from builds.intake import Intake
 from builds.private import Private
 from builds.triggers import Trigger
-from handlers.auth import Gate, Tokens
 from handlers.logs import Viewers
+
+if TYPE_CHECKING:
+    from handlers.auth import Gate
+
+
+class Sessions(Protocol):
+    """What all replicas know of sessions, which are in cookies: that one was signed out of."""
+
+    def ended(self, id: str) -> bool:  # noqa: A002
+        """Raises builds.engines.Unavailable."""
+
+    def end(self, id: str, expiry: float) -> None:  # noqa: A002
+        """`expiry` (Unix time) is when it would have ended by itself. Raises builds.engines.Unavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
     """Sizes are bytes. `webhook_secrets` gives the valid secrets of a route's word, none where there are none; it and
-    `tokens` are asked on every request, so that a rotated secret holds at once. `find_image` gives the digest of what a
-    build (its name comes last) has pushed as an image and tag, `None` where it has not or nobody can tell soon;
-    `registry_answers` whether anybody could."""
+    the gates' tokens are asked for on every request, so that a rotated secret holds at once. `find_image` gives the
+    digest of what a build (its name comes last) has pushed as an image and tag, `None` where it has not or nobody can
+    tell soon; `registry_answers` whether anybody could."""
 
     records: Records
     intake: Intake
     triggers: Sequence[Trigger]
     webhook_secrets: Callable[[str], Sequence[bytes]]
-    tokens: Tokens
     auth: Gate
     events_auth: Gate
     find_image: Callable[[str, str, str], str | None]
@@ -37,10 +48,12 @@ class Services:
     builder_info: Mapping[str, str]
     """What builds, as BinderHub's `/versions` says it: `build_image`, or `repo2docker-version`."""
     version: str
+    sessions: Sessions
+    """The sessions that were signed out of."""
     private: Private = field(default_factory=Private)
     """Who may see which builds."""
     loopback_only: bool = False
-    """Nobody is asked who they are because nothing can reach in: refuse what looks as if it came from elsewhere."""
+    """`KILN_AUTH` is unset: refuse what looks as if it came from elsewhere, and take this machine's token."""
     base_path: str = "/"
     public_url: str | None = None
     max_body: int = 2**20

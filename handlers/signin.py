@@ -6,14 +6,14 @@ that is the only door, and comes back to that page.
 
 from __future__ import annotations
 
-import time
 from http import HTTPStatus
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request, url_for
 
-from handlers import html, problems
-from handlers.auth import SESSION, SESSION_SECONDS, Session, name_of, session
-from handlers.hub import HUB_SESSION, SIGN_IN, SIGN_IN_SECONDS, XSRF, HubService, HubSession, new_nonce
+from handlers import html, problems, xsrf
+from handlers.auth import SESSION, SESSION_SECONDS, Session
+from handlers.hub import HUB_SESSION, SIGN_IN, SIGN_IN_SECONDS, HubService, HubSession, new_nonce
 from handlers.problems import Problem
 from handlers.services import services
 
@@ -40,13 +40,27 @@ def doors() -> Response:
 def login() -> Response:
     """Sets the session cookie for a right token; asks again for a wrong one."""
     html.check_form()
-    given = request.form.get("token", "").strip().encode()
-    tokens = services().tokens()
-    name = name_of(given, tokens)
-    if name is None or not _tokens():
+    response = _signed_in(request.form.get("token", ""), _place(request.form.get("build")))
+    if response is None:
         raise Problem(401, "There is no such token.")
-    response = html.to(_place(request.form.get("build")))
-    value = session(name, tokens[name], int(time.time()) + SESSION_SECONDS)
+    return response
+
+
+def take_token() -> Response | None:
+    """The address with this machine's token, as web prints it, for the same one without it and a cookie."""
+    if not services().loopback_only or "token" not in request.args or request.method != "GET":
+        return None
+    kept = [(name, value) for name, value in request.args.items(multi=True) if name != "token"]
+    place = url_for(str(request.endpoint), **(request.view_args or {})) + (f"?{urlencode(kept)}" if kept else "")
+    return _signed_in(request.args["token"], place)
+
+
+def _signed_in(token: str, place: str) -> Response | None:
+    sessions = _tokens()
+    value = sessions and sessions.begin(token.strip().encode())
+    if not value:
+        return None
+    response = html.to(place)
     html.set_cookie(response, SESSION, value, SESSION_SECONDS)
     return response
 
@@ -70,16 +84,24 @@ def come_back() -> Response:
         raise Problem(403, "The JupyterHub does not know this sign-in, or it was used already. Open the page again.")
     response = html.to(target)
     html.set_cookie(response, HUB_SESSION, value, service.session_seconds, samesite="Lax")
-    html.set_cookie(response, XSRF, service.xsrf(value), service.session_seconds, readable=True)
+    opened = service.opened(value)
+    if opened:
+        html.set_cookie(response, xsrf.COOKIE, opened[1].xsrf, service.session_seconds)
     response.delete_cookie(SIGN_IN, path=services().base_path)
     return response
 
 
 @routes.post("/logout")
 def logout() -> Response:
-    html.check_form()
-    response = html.to(url_for("signin.doors"))
-    for name in (SESSION, HUB_SESSION, XSRF):
+    """Ends the session, on every replica; one that began at the Hub ends there, too, as that of any service does."""
+    identity = services().auth.admit(request)
+    html.check_form(identity)
+    if identity.session:
+        services().sessions.end(identity.session.id, identity.session.expiry)
+    service = _hub()
+    over_the_hub = service is not None and HUB_SESSION in request.cookies
+    response = html.to(service.logout_url if service and over_the_hub else url_for("signin.doors"))
+    for name in (SESSION, HUB_SESSION, xsrf.COOKIE):
         response.delete_cookie(name, path=services().base_path)
     return response
 
@@ -99,7 +121,8 @@ def _doors(build: str, wrong: str | None, problem: Problem | None) -> Response:
         headers=problem.headers if problem else None,
         wrong=wrong,
         build=build,
-        tokens=_tokens(),
+        tokens=_tokens() is not None,
+        local=services().loopback_only,
         hub=_hub() is not None,
     )
 
@@ -117,8 +140,8 @@ def _place(build: str | None) -> str:
 
 
 def _hub() -> HubService | None:
-    ways = services().auth.authenticators
-    return next((way.service for way in ways if isinstance(way, HubSession)), None)
+    way = services().auth.of(HubSession)
+    return way.service if way else None
 
 
 def _service() -> HubService:
@@ -128,5 +151,5 @@ def _service() -> HubService:
     return service
 
 
-def _tokens() -> bool:
-    return services().auth.has(Session)
+def _tokens() -> Session | None:
+    return services().auth.of(Session)

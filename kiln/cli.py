@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
+from builds.repository import is_loopback
 from kiln.errors import CommandError, KilnError
 from kiln.settings import SETTINGS, for_web
 
@@ -60,12 +62,14 @@ def environment(flags: dict[str, Any]) -> dict[str, str]:
 @settings_flags
 def web(**flags: Any) -> None:
     """Serve the API, the pages and the webhooks."""
-    from kiln import wiring  # noqa: PLC0415
+    from kiln import localtoken, wiring  # noqa: PLC0415
     from kiln.gunicorn import Web  # noqa: PLC0415
 
     kiln = wiring.load(environment(flags))
     for_web(kiln.settings)
-    Web(kiln.settings, wiring.ops(kiln, "web"), lambda stopping: wiring.app(kiln, stopping)).run()
+    ops = wiring.ops(kiln, "web")
+    token = localtoken.ensured(kiln.settings.state_dir).decode() if kiln.settings.loopback_only else None
+    Web(kiln.settings, ops, lambda stopping: wiring.app(kiln, stopping), token).run()
 
 
 @commands.command()
@@ -127,7 +131,9 @@ def build(server: str | None, token_file: Path | None, build_args: tuple[str, ..
     from kiln.progress import Progress, printable  # noqa: PLC0415
 
     body = {name: value for name, value in asked.items() if value} | {"build_args": _pairs(build_args)}
-    kiln = Server(server or _here(), _token(token_file))
+    server = server or _here()
+    token_file = token_file or _local_token(server)
+    kiln = Server(server, _token(token_file))
     made = kiln.ask(body)
     location = kiln.location(made["log"]["url"]).removesuffix("/log")
     click.echo(f"{made['name']}: {location}", err=True)
@@ -161,7 +167,7 @@ def send(file: BinaryIO, url: str | None, token_file: Path | None) -> int:
 
     url = url or f"{_here()}events"
     request = saved.parse(file.read())
-    answer = Server(url, _token(token_file)).send(url, request.headers, request.body)
+    answer = Server(url, _token(token_file or _local_token(url))).send(url, request.headers, request.body)
     click.echo(f"{answer.status_code} {answer.reason}")
     if "Location" in answer.headers:
         click.echo(f"Location: {answer.headers['Location']}")
@@ -173,6 +179,20 @@ def send(file: BinaryIO, url: str | None, token_file: Path | None) -> int:
 def _here() -> str:
     path = os.environ.get("KILN_BASE_PATH", "/").strip("/")
     return f"http://127.0.0.1:{os.environ.get('PORT') or 8000}/" + (f"{path}/" if path else "")
+
+
+def _local_token(url: str) -> Path | None:
+    """The file with this machine's token, where there is one and it would not leave the machine."""
+    from kiln import localtoken  # noqa: PLC0415
+
+    try:
+        here = is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return None
+    (setting,) = (setting for setting in SETTINGS if setting.name == "KILN_STATE_DIR")
+    folder = setting.read(os.environ.get(setting.name) or str(setting.default))
+    path = localtoken.path_in(Path(str(folder)))
+    return path if here and path.exists() else None
 
 
 def _token(file: Path | None) -> str | None:

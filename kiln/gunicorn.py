@@ -146,8 +146,11 @@ class Web(BaseApplication):  # type: ignore[misc]
     What it is given is set when the worker is told to end, so that streams do not use up the grace.
     """
 
-    def __init__(self, settings: Settings, ops: Ops, load: Callable[[threading.Event], Any]) -> None:
-        self._settings, self._ops, self._load = settings, ops, load
+    def __init__(
+        self, settings: Settings, ops: Ops, load: Callable[[threading.Event], Any], token: str | None = None
+    ) -> None:
+        """`token` is the one of this machine, which the pages' address is printed with: once, for who starts web."""
+        self._settings, self._ops, self._load, self._token = settings, ops, load, token
         self._stopping = threading.Event()
         super().__init__(prog="kiln web")
 
@@ -175,7 +178,16 @@ class Web(BaseApplication):  # type: ignore[misc]
 
             signal.signal(signal.SIGTERM, end)
 
-        return {"post_fork": post_fork, "post_worker_init": post_worker_init}
+        def when_ready(arbiter: Any) -> None:
+            if self._token:
+                print(f"Kiln's pages: {_address(arbiter.LISTENERS[0])}?token={self._token}", flush=True)  # noqa: T201
+
+        return {"post_fork": post_fork, "post_worker_init": post_worker_init, "when_ready": when_ready}
+
+
+def _address(listener: Any) -> str:
+    host, port = listener.sock.getsockname()[:2]
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
 def options(settings: Settings) -> dict[str, Any]:

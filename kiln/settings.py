@@ -38,6 +38,8 @@ class Hub(msgspec.Struct, frozen=True, kw_only=True):
     """Where a browser goes to sign in: a path, unless the Hub says on which host it is."""
     callback_url: str | None
     """Where it comes back to; by default `oauth_callback` under our base path."""
+    logout_url: str
+    """Where it signs out of the Hub, and of what the Hub has signed it in to."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,9 +57,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str | None
     event_source: str
     auth: tuple[str, ...]
-    """Words of `KILN_AUTH`; `("none",)` also where it is unset and nothing can reach in."""
+    """Words of `KILN_AUTH`; `("local",)` where it is unset and nothing can reach in."""
     loopback_only: bool
-    """`KILN_AUTH` is unset: a request that looks as if it came from elsewhere gets 403."""
+    """`KILN_AUTH` is unset: a request that looks as if it came from elsewhere gets 403, all others need the token."""
     events_auth: tuple[str, ...]
     token_in_url: bool
     hub: Hub | None
@@ -325,10 +327,11 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_AUTH",
         read=_each_of("hub", "token", "none", later=["oidc"]),
         default=None,
-        says="Who may use the API and the pages: `hub` (the JupyterHub says who), `token`, both (`hub,token`), or "
-        "`none`. Unset means `none`, and is allowed only where nothing can reach in: host loopback, base path `/`, "
-        "public URL unset or loopback, no `JUPYTERHUB_*`. Then a request whose `Host` is not loopback, or with a "
-        "forwarding header or a foreign `Origin`, is refused.",
+        says="Who may use the API and the pages: `hub` (the JupyterHub says who), `token`, both (`hub,token`),"
+        " or `none`. Unset is allowed only where nothing can reach in: host loopback, base path `/`, "
+        "public URL unset or loopback, no `JUPYTERHUB_*`. Then everybody needs the token in the file "
+        "`token` of `KILN_STATE_DIR`, which web makes at its first start, and a request whose `Host` is "
+        "not loopback, or with a forwarding header or a foreign `Origin`, is refused.",
     ),
     Setting(
         name="KILN_EVENTS_AUTH",
@@ -443,7 +446,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_STATE_DIR",
         read=_path,
         default="~/.local/state/kiln",
-        says="Engine `local`: the folder of records and attempts, shared by web and controller.",
+        says="Engine `local`: the folder of records and attempts, shared by web and controller. Where `KILN_AUTH` is "
+        "unset, the folder of `token`, which `kiln` looks for there.",
     ),
     Setting(
         name="KILN_NAMESPACE",
@@ -544,7 +548,7 @@ def read(environ: Mapping[str, str]) -> Settings:
         problems.extend(_what_a_cluster_needs(values))
     if problems:
         raise SettingsError(problems)
-    auth = values["auth"] or ("none",)
+    auth = values["auth"] or ("local",)
     decided = {
         "event_source": values["event_source"] or values["public_url"] or "/kiln",
         "auth": auth,
@@ -580,12 +584,14 @@ def _hub(environ: Mapping[str, str]) -> Hub | None:
         raise ValueError("JUPYTERHUB_OAUTH_ACCESS_SCOPES: must be a list of scopes, as JSON") from None
     base = environ.get("JUPYTERHUB_BASE_URL", "/").strip("/")
     host = environ.get("JUPYTERHUB_HOST", "").rstrip("/")
+    pages = f"{host}{f'/{base}' if base else ''}/hub"
     return Hub(
         api_url=url.rstrip("/"),
         api_token=token,
         client_id=environ.get("JUPYTERHUB_CLIENT_ID") or f"service-{name}",
         access_scopes=scopes or (f"access:services!service={name}",),
-        authorize_url=f"{host}{f'/{base}' if base else ''}/hub/api/oauth2/authorize",
+        authorize_url=f"{pages}/api/oauth2/authorize",
+        logout_url=f"{pages}/logout",
         callback_url=environ.get("JUPYTERHUB_OAUTH_CALLBACK_URL") or None,
     )
 

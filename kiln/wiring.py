@@ -29,7 +29,7 @@ from eventing.delivery import sinks_from_environment
 from eventing.errors import SinkError
 from eventing.hosts import DIALECTS
 from eventing.sinks import Sink
-from kiln import config, logs, settings
+from kiln import config, localtoken, logs, settings
 from kiln.config import Config
 from kiln.errors import CommandError, KilnError
 from kiln.ops import Ops
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from builds.sync import Sync
     from eventing.event import Event
     from handlers.hub import HubService
+    from handlers.services import Sessions
 
 log = logging.getLogger(__name__)
 
@@ -147,9 +148,10 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     private = _private(kiln)
     entitled = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
+    held = sessions(kiln)
     ways = hub.ways(in_url=in_url) if hub else ()
-    for_pages = hub.ways(in_url=in_url, pages=True) if hub else ()
-    gate_for = functools.partial(gate, tokens=kiln.secrets.api_tokens, token_in_url=in_url)
+    for_pages = hub.ways(in_url=in_url, ended=held.ended) if hub else ()
+    gate_for = functools.partial(gate, tokens=_tokens(kiln), token_in_url=in_url)
     return create_app(
         Services(
             records=records(kiln),
@@ -157,8 +159,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             private=private,
             triggers=kiln.config.triggers,
             webhook_secrets=kiln.secrets.webhooks,
-            tokens=kiln.secrets.api_tokens,
-            auth=gate_for(found.auth, pages=True, hub=for_pages),
+            sessions=held,
+            auth=gate_for(found.auth, ended=held.ended, hub=for_pages),
             events_auth=gate_for(found.events_auth, hub=ways),
             find_image=images.digest,
             registry_answers=lambda: images.answers(kiln.images.prefix),
@@ -172,6 +174,26 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             stopping=stopping,
         )
     )
+
+
+def _tokens(kiln: Kiln) -> Callable[[], Mapping[str, bytes]]:
+    """The API tokens; or the one of this machine, read once. Raises CommandError."""
+    if not kiln.settings.loopback_only:
+        return kiln.secrets.api_tokens
+    own = {localtoken.NAME: localtoken.ensured(kiln.settings.state_dir)}
+    return lambda: own
+
+
+def sessions(kiln: Kiln) -> Sessions:
+    """Raises EngineError."""
+    if kiln.settings.engine == "local":
+        from builds.engines.local.sessions import LocalSessions  # noqa: PLC0415
+
+        return LocalSessions(kiln.settings.state_dir / "signed-out")
+    from builds.engines.kubernetes import KubernetesSessions  # noqa: PLC0415
+
+    where = _where(kiln)
+    return KubernetesSessions(where["api"], where["release"], anchor=where["anchor"])
 
 
 def _hub_service(found: Settings) -> HubService | None:
@@ -190,6 +212,7 @@ def _hub_service(found: Settings) -> HubService | None:
         access_scopes=told.access_scopes,
         authorize_url=told.authorize_url,
         callback_url=told.callback_url or f"{found.base_path}oauth_callback",
+        logout_url=told.logout_url,
         session_seconds=SESSION_SECONDS,
     )
 

@@ -139,7 +139,7 @@ def start_procfile(system: System) -> None:
     web = Process(process, log, f"http://127.0.0.1:{port}/", "")
     system.processes.append(web)
     system.web.append(web)
-    until(lambda: process.poll() is not None or get(f"{system.url}api/v1/builds")[0] == requests.codes.ok)
+    until(lambda: process.poll() is not None or get(f"{system.url}versions")[0] == requests.codes.ok)
     if process.poll() is not None:
         raise DemoError(f"Kiln does not start:\n{log.read_text(errors='replace')[-4000:]}")
 
@@ -188,7 +188,7 @@ def follow(said: Said, system: System) -> dict[str, Any]:
     if not found:
         raise DemoError("the push asked for no build: see the webhook's answer above")
     build, shown = found[0], ""
-    for message in Server(system.url).follow(build["name"]):
+    for message in Server(system.url, system.own_token).follow(build["name"]):
         if message.kind == "log":
             said.detail(str(message.data["line"]))
             continue
@@ -239,9 +239,12 @@ def forget_images(registry: str) -> None:
 def stay(said: Said, system: System, clone: Path) -> None:
     """Until Ctrl-C. Further pushes and builds are told as their events come in."""
     server = f"--server {system.url}"
-    said.stage(f"The page: {system.url}   Ctrl-C ends all of it. To try next, in another terminal:")
+    said.stage(
+        f"The page: {system.url}?token={system.own_token}   Ctrl-C ends all of it. To try next, in another terminal:"
+    )
     said.detail(f"cd {clone} && git commit --allow-empty -m again && git push origin main")
-    said.detail(f"{Path(sys.executable).parent}/kiln build {server} https://github.com/binder-examples/conda")
+    state = f"KILN_STATE_DIR={shlex.quote(system.settings['KILN_STATE_DIR'])}"
+    said.detail(f"{state} {Path(sys.executable).parent}/kiln build {server} https://github.com/binder-examples/conda")
     known = len(system.sinks["demo"].events)
     while True:
         time.sleep(0.5)

@@ -11,17 +11,23 @@ function plain(text) {
   return line.slice(line.lastIndexOf("\r") + 1).replace(CODES, "").replace(CONTROLS, "");
 }
 
+// What a request for this session's own pages shows. A service worker of another page on this host must not see it.
+const shown = document.querySelector("meta[name=xsrf]")?.content;
+const worker = navigator.serviceWorker;
+function overheard() { return Boolean(worker?.controller); }
+
 // The facts come from the page itself, so that there is one template for them.
 async function refresh() {
-  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  if (overheard()) return;
+  const answer = await fetch(location.href, { headers: { Accept: "text/html", ...(shown && { "X-Xsrftoken": shown }) } });
   if (!answer.ok) return;
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
   const fresh = page.getElementById("facts");
-  const shown = document.getElementById("facts");
-  if (!fresh || fresh.outerHTML === shown.outerHTML) return;
-  const unfolded = [...shown.querySelectorAll("details")].map((part) => part.open);
+  const facts = document.getElementById("facts");
+  if (!fresh || fresh.outerHTML === facts.outerHTML) return;
+  const unfolded = [...facts.querySelectorAll("details")].map((part) => part.open);
   fresh.querySelectorAll("details").forEach((part, index) => { part.open = part.open || Boolean(unfolded[index]); });
-  shown.replaceWith(document.adoptNode(fresh));
+  facts.replaceWith(document.adoptNode(fresh));
   document.title = page.title;
   dress();
 }
@@ -46,7 +52,8 @@ function dress() {
 
 function follow(log) {
   const following = document.getElementById("following");
-  const source = new EventSource(log.dataset.follow);
+  const source = new EventSource(log.dataset.follow + (shown ? `?_xsrf=${shown}` : ""));
+  worker?.addEventListener("controllerchange", () => source.close());
   let waiting = [];
   let attempt = null;
   let phase = null;
@@ -92,7 +99,8 @@ function follow(log) {
 
 dress();
 const log = document.querySelector("#log[data-follow]");
-if (log) follow(log);
+if (overheard()) worker.getRegistration().then((one) => one?.unregister()).then((gone) => gone && location.reload());
+else if (log) follow(log);
 if (document.querySelector("#facts[data-live=all]")) {
   setInterval(() => { if (!document.hidden) refresh(); }, 5000);
 }

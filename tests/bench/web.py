@@ -91,7 +91,11 @@ def watched() -> None:
 
 
 def followers(installation: Installation, build: str) -> Viewers:
-    return Viewers(f"{installation.url}api/v1/builds/{build}/log", VIEWERS, {"Accept": "text/event-stream"})
+    return Viewers(
+        f"{installation.url}api/v1/builds/{build}/log",
+        VIEWERS,
+        installation.authorization | {"Accept": "text/event-stream"},
+    )
 
 
 def followed(installation: Installation, build: str, left: Callable[[], bool]) -> None:

@@ -18,6 +18,7 @@ from builds.build import Attempt, Build, Image, Reason, State
 from builds.builder.spec import Surroundings
 from builds.clients.git import Resolver
 from builds.engines.local import LocalEngine
+from builds.engines.local.sessions import LocalSessions
 from builds.image import ImagePolicy
 from builds.intake import Intake
 from builds.record import change
@@ -200,6 +201,7 @@ def build_house(
     )
 
     valid = dict(TOKENS)
+    sessions = LocalSessions(folder / "signed-out")
 
     def tokens() -> Mapping[str, bytes]:
         return valid
@@ -210,8 +212,8 @@ def build_house(
             "intake": intake,
             "triggers": load(triggers),
             "webhook_secrets": lambda word: (b"an old one", SECRET) if word == "github" else (),
-            "tokens": tokens,
-            "auth": auth_gate or gate(auth, tokens=tokens, pages=True),
+            "sessions": sessions,
+            "auth": auth_gate or gate(auth, tokens=tokens, ended=sessions.ended),
             "events_auth": auth_gate or gate(events_auth or auth, tokens=tokens),
             "find_image": lambda image, tag, build: None,  # noqa: ARG005
             "registry_answers": lambda: True,

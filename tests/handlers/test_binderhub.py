@@ -304,8 +304,7 @@ def test_a_token_is_asked_for(houses: Callable[..., House]) -> None:
     assert the_refusal(house, Authorization="Bearer wrong")["status_code"] == 401
     assert phases(everything(house, **bearer())) == ["ready"]
     for path in ("/versions", "/health", "/api/repoproviders"):
-        assert house.client.get(path).status_code == 401
-        assert house.client.get(path, headers=bearer()).status_code == 200
+        assert house.client.get(path).status_code == 200
 
 
 def test_who_asked_is_in_the_record(houses: Callable[..., House]) -> None:
@@ -538,7 +537,12 @@ def test_nor_does_it_by_the_cookie_of_somebody_who_is_logged_in(houses: Callable
     form = re.search(r'name="form" value="([^"]+)"', page.text)
     assert form
     client.post("/login", data={"form": form[1], "token": TOKENS["ci"].decode()})
-    for headers, status in (({"Sec-Fetch-Site": "same-site"}, 403), ({"Sec-Fetch-Site": "same-origin"}, None)):
+    (shown,) = re.findall(r'name="xsrf" content="([^"]+)"', client.get("/", headers={"Accept": "text/html"}).text)
+    for headers, status in (
+        ({"Sec-Fetch-Site": "same-site", "X-Xsrftoken": shown}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 403),
+        ({"Sec-Fetch-Site": "same-origin", "X-Xsrftoken": shown}, None),
+    ):
         with closing(client.get(URL, headers=headers, buffered=False)) as answer:
             said = json.loads(next(frames(answer.response))["data"])  # type: ignore[arg-type]
         assert said.get("status_code") == status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,8 +13,10 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from builds.clients.hub import Hub
+from builds.engines.local.sessions import LocalSessions
 from handlers.auth import gate
-from handlers.hub import HUB_SESSION, SIGN_IN, XSRF, HubService
+from handlers.hub import HUB_SESSION, SIGN_IN, HubService
+from handlers.xsrf import COOKIE as XSRF
 from tests.handlers.house import TOKENS, House, body
 from tests.parts.hubapi import HubApi
 
@@ -34,7 +37,7 @@ Behind = Callable[..., House]
 
 
 @pytest.fixture
-def behind(houses: Callable[..., House], api: HubApi) -> Behind:
+def behind(houses: Callable[..., House], api: HubApi, tmp_path: Path) -> Behind:
     """A house whose Hub is `api`."""
 
     def make(*words: str, in_url: bool = False, secret: str = SECRET, seconds: int = 3600, **more: Any) -> House:
@@ -45,11 +48,13 @@ def behind(houses: Callable[..., House], api: HubApi) -> Behind:
             access_scopes=("access:services!service=binder",),
             authorize_url="/hub/api/oauth2/authorize",
             callback_url="/oauth_callback",
+            logout_url="/hub/logout",
             session_seconds=seconds,
         )
-        ways = service.ways(pages=True, in_url=in_url)
-        given = gate(words or ("hub",), tokens=lambda: TOKENS, hub=ways, pages=True, token_in_url=in_url)
-        return houses(auth_gate=given, events_auth=("none",), **more)
+        sessions = LocalSessions(tmp_path / "signed-out")
+        ways = service.ways(ended=sessions.ended, in_url=in_url)
+        given = gate(words or ("hub",), tokens=lambda: TOKENS, hub=ways, ended=sessions.ended, token_in_url=in_url)
+        return houses(auth_gate=given, events_auth=("none",), sessions=sessions, **more)
 
     return make
 
@@ -141,7 +146,7 @@ def test_signing_in_leads_back_and_sets_cookies_for_us_alone(behind: Behind, api
     cookies = {cookie.partition("=")[0]: cookie for cookie in back.headers.getlist("Set-Cookie")}
     assert "HttpOnly" in cookies[HUB_SESSION]
     assert "SameSite=Lax" in cookies[HUB_SESSION]
-    assert "HttpOnly" not in cookies[XSRF]
+    assert "HttpOnly" in cookies[XSRF], "a page of the same host could move its address below our path and read it"
     assert "SameSite=Strict" in cookies[XSRF]
     assert all("Secure" in cookie and "Path=/" in cookie for name, cookie in cookies.items() if name != SIGN_IN)
     assert api.forms[0]["client_secret"] == SECRET
@@ -215,10 +220,14 @@ def test_signing_out_ends_the_session_here(behind: Behind, api: HubApi) -> None:
     assert "user:ada" in page.text
     form = re.search(r'name="form" value="([\w-]+)"', page.text)
     assert form
+    kept = str(client.get_cookie(HUB_SESSION).value)  # type: ignore[union-attr]
+    assert client.post("/logout", data={"form": "0" * 64}, headers=HTML).status_code == 403
     out = client.post("/logout", data={"form": form[1]}, headers=HTML)
-    assert out.headers["Location"] == "/login"
+    assert out.headers["Location"] == "/hub/logout"
     assert "/login/hub" in client.get("/login", headers=HTML).text
+    client.set_cookie(HUB_SESSION, kept)
     assert client.get("/api/v1/builds").status_code == 401
+    assert behind().client.get("/api/v1/builds", headers={"Cookie": f"{HUB_SESSION}={kept}"}).status_code == 401
 
 
 def test_where_there_are_two_doors_both_are_shown(behind: Behind, api: HubApi) -> None:

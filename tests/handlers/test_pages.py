@@ -13,7 +13,7 @@ from werkzeug.test import TestResponse
 from handlers.auth import SESSION, session
 from handlers.html import CSRF
 from handlers.pages import plain
-from tests.handlers.house import COMMIT, REPOSITORY, House, body
+from tests.handlers.house import COMMIT, REPOSITORY, House, bearer, body
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 TOKEN = "a canary of the tokens"
@@ -151,7 +151,7 @@ def test_the_cookie_does_for_other_replicas_and_for_nobody_else(houses: Callable
         (session("ci", b"a canary of the tokens", int(time.time()) - 1), 401),
         (value.value.replace("ci.", "second."), 401),
         ("ci..", 401),
-        ("ci.99999999999." + "é", 401),
+        ("ci.99999999999." + "0" * 16 + "." + "é" * 64, 401),
         ("", 401),
     ):
         other = second.client
@@ -171,7 +171,9 @@ def test_a_cookie_from_another_site_changes_nothing(houses: Callable[..., House]
     sign_in(client)
     assert client.post("/api/v1/builds", json=body(), headers={"Origin": "https://evil.example"}).status_code == 403
     assert not house.builds()
-    assert client.post("/api/v1/builds", json=body(), headers={"Origin": "http://localhost"}).status_code == 202
+    assert client.post("/api/v1/builds", json=body(), headers={"Origin": "http://localhost"}).status_code == 403
+    shown = {"Origin": "http://localhost", "X-Xsrftoken": form(client.get("/", headers=HTML))}
+    assert client.post("/api/v1/builds", json=body(), headers=shown).status_code == 202
 
 
 def test_signing_in_leads_back_to_the_build_and_out_again(houses: Callable[..., House]) -> None:
@@ -189,12 +191,98 @@ def test_signing_in_leads_back_to_the_build_and_out_again(houses: Callable[..., 
     assert "Path=/base/" in cookie
     evil = client.post("/base/login", data={**data, "build": "//evil.example"}, headers=HTML)
     assert not evil.headers["Location"].startswith(("//", "http"))
-    out = client.post("/base/logout", data=data, headers=HTML)
+    assert client.post("/base/logout", data=data, headers=HTML).status_code == 403, "that is not of this session"
+    kept = client.get_cookie(SESSION, path="/base/")
+    assert kept
+    out = client.post("/base/logout", data={"form": form(client.get("/base/", headers=HTML))}, headers=HTML)
     assert out.status_code == 303
     assert f"{SESSION}=;" in out.headers["Set-Cookie"]
+    client.set_cookie(SESSION, kept.value, path="/base/")
+    assert client.get("/base/api/v1/builds").status_code == 401
 
 
 def test_a_login_that_no_page_of_ours_sent_is_refused(houses: Callable[..., House]) -> None:
     answer = houses(auth=["token"]).client.post("/login", data={"token": TOKEN}, headers=HTML)
     assert answer.status_code == 403
     assert "Set-Cookie" not in answer.headers
+
+
+NAVIGATES = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+
+
+@pytest.mark.parametrize("path", ["/", "/builds/{}", "/api/v1/builds", "/api/v1/builds/{}", "/api/v1/builds/{}/log"])
+@pytest.mark.parametrize("auth", ["token", "local"])
+def test_another_page_of_the_same_origin_reads_nothing(houses: Callable[..., House], path: str, auth: str) -> None:
+    house = houses(auth=[auth], loopback_only=auth == "local")
+    client = house.client
+    sign_in(client)
+    page = client.get("/", headers=HTML)
+    asked = client.post("/api/v1/builds", json=body(), headers={"X-Xsrftoken": form(page)})
+    path = path.format(asked.json["name"])
+    for changed in (
+        {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"},
+        {"Sec-Fetch-Mode": "same-origin", "Sec-Fetch-Dest": "empty"},
+        {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"},
+        {"Sec-Fetch-Dest": "iframe"},
+        {"Sec-Fetch-Dest": "empty"},
+        {"Service-Worker-Navigation-Preload": "true"},
+    ):
+        headers = {**HTML, **NAVIGATES, **changed}
+        assert client.get(path, headers=headers).status_code == 403, changed
+        assert client.get(path, headers={**headers, "X-Xsrftoken": "0" * 64}).status_code == 403
+        assert client.get(path, headers={**headers, "X-Xsrftoken": form(page)}).status_code == 200
+    opened = client.get(path, headers={**HTML, **NAVIGATES})
+    assert opened.status_code == 200
+    assert opened.headers["Cross-Origin-Opener-Policy"] == "noopener-allow-popups"
+    assert opened.headers["X-Frame-Options"] == "DENY"
+
+
+def test_a_browser_that_does_not_say_what_it_loads_is_believed_where_the_origin_is_ours(
+    houses: Callable[..., House],
+) -> None:
+    for base, status in (("/", 200), ("/services/binder/", 403)):
+        client = houses(auth=["token"], base_path=base).client
+        page = client.get(base, headers=HTML)
+        client.post(f"{base}login", data={"form": form(page), "token": TOKEN}, headers=HTML)
+        assert client.get(base, headers={**HTML, "User-Agent": "Mozilla/5.0"}).status_code == status
+
+
+def test_a_token_needs_no_xsrf(houses: Callable[..., House]) -> None:
+    client = houses(auth=["token"]).client
+    sign_in(client)
+    headers = {**bearer(), "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
+    assert client.post("/api/v1/builds", json=body(), headers=headers).status_code == 202
+    assert client.get("/api/v1/builds", headers={"Authorization": f"token {TOKEN}"}).status_code == 200
+
+
+def test_the_address_with_this_machines_token_becomes_a_cookie(houses: Callable[..., House]) -> None:
+    house = houses(auth=["local"], loopback_only=True)
+    client = house.client
+    assert client.get("/", headers=HTML).status_code == 401
+    assert client.get("/?token=wrong", headers=HTML).status_code == 401
+    assert client.get(f"/api/v1/builds?token={TOKEN}").status_code == 401
+    answer = client.get(f"/?token={TOKEN}&state=failed", headers=HTML)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/?state=failed")
+    cookie = answer.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in cookie
+    assert "Sign out" in client.get("/", headers=HTML).text
+    asked = house.client.post("/api/v1/builds", json=body(), headers=bearer())
+    assert (asked.status_code, asked.json["causes"][0]["by"]) == (202, None)
+    for sent in ({"Host": "evil.example"}, {"X-Forwarded-For": "1.2.3.4"}, {"Origin": "https://evil.example"}):
+        assert client.get("/", headers={**HTML, **sent}).status_code == 403
+        assert house.client.get("/api/v1/builds", headers={**bearer(), **sent}).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/", "/build/gh/octo/stats/main", "/api/v1/builds"])
+def test_who_only_comes_from_this_machine_is_nobody(houses: Callable[..., House], path: str) -> None:
+    house = houses(auth=["local"], loopback_only=True)
+    answer = house.client.get(path)
+    assert answer.status_code == 401 or '"status_code":401' in answer.text
+    assert not house.builds()
+
+
+@pytest.mark.parametrize("path", ["/versions", "/health", "/api/repoproviders"])
+def test_what_binderhub_tells_everybody(houses: Callable[..., House], path: str) -> None:
+    assert houses(auth=["token"]).client.get(path).status_code == 200

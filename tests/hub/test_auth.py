@@ -116,7 +116,9 @@ def test_a_users_token_asks_and_says_who_asked(world: World) -> None:
     (cause,) = answer.json()["causes"]
     assert cause["by"] == "user:ada"
     assert world.get(f"builds/{answer.json()['name']}", world.token("grace"), params={}).status_code == 200
-    scheme = requests.get(f"{world.url}versions", headers={"Authorization": f"token {world.token('ada')}"}, timeout=30)
+    scheme = requests.get(
+        f"{world.url}api/v1/builds", headers={"Authorization": f"token {world.token('ada')}"}, timeout=30
+    )
     assert scheme.status_code == 200
 
 
@@ -318,7 +320,9 @@ def test_a_hub_that_says_nothing_is_waited_for_a_few_seconds_by_few(world: World
     world.between.drop = True
     try:
         with ThreadPoolExecutor(100) as many:
-            asked = [many.submit(timed, lambda: direct(world, "versions", secrets.token_hex(16))) for _ in range(100)]
+            asked = [
+                many.submit(timed, lambda: direct(world, "api/v1/builds", secrets.token_hex(16))) for _ in range(100)
+            ]
             open_to_all, took = timed(lambda: requests.get(f"{world.direct}login", timeout=30))
             answers = [each.result() for each in asked]
         assert (open_to_all.status_code, took < 3) == (200, True)
@@ -328,17 +332,17 @@ def test_a_hub_that_says_nothing_is_waited_for_a_few_seconds_by_few(world: World
         world.between.drop = False
         world.between.cut()
     token = world.token("ada")
-    until(lambda: direct(world, "versions", token).status_code == 200)
+    until(lambda: direct(world, "api/v1/builds", token).status_code == 200)
 
 
 def test_a_hub_that_is_slow_is_waited_for(world: World) -> None:
     token = world.token("grace")
     world.between.delay = 0.5
     try:
-        answer, took = timed(lambda: direct(world, "versions", token))
+        answer, took = timed(lambda: direct(world, "api/v1/builds", token))
         assert answer.status_code == 200
         assert took >= 0.5
-        assert timed(lambda: direct(world, "versions", token))[1] < 0.5, "what it said holds for a while"
+        assert timed(lambda: direct(world, "api/v1/builds", token))[1] < 0.5, "what it said holds for a while"
     finally:
         world.between.delay = 0.0
 

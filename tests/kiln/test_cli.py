@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -54,10 +55,16 @@ def kiln(tmp_path: Path) -> Iterator[Kiln]:
 
 
 @pytest.fixture(scope="module")
-def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    """One for all tests that only ask it things."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
+    """One for all tests that only ask it things; its web is `web`."""
     with Kiln(tmp_path_factory.mktemp("web")) as installation:
-        yield installation.start("web")
+        installation.start("web")
+        yield installation
+
+
+@pytest.fixture
+def web(served: Kiln) -> Process:
+    return served.processes[0]
 
 
 def test_help_names_the_commands(kiln: Kiln) -> None:
@@ -177,26 +184,28 @@ def test_the_ops_port_answers(web: Process) -> None:
     assert get(f"{web.ops}/other")[0] == 404
 
 
-def test_send_prints_the_answer(kiln: Kiln, web: Process, tmp_path: Path) -> None:
+def test_send_prints_the_answer(served: Kiln, web: Process, tmp_path: Path) -> None:
     saved = tmp_path / "event.json"
     saved.write_text(json.dumps(EVENT))
-    done = kiln.run("send", str(saved), "--to", f"{web.url}events")
+    done = served.run("send", str(saved), "--to", f"{web.url}events")
     assert done.returncode == 0
     assert done.stdout.startswith("202 ")
     assert "Location: /api/v1/builds/build-binder-examples-conda-" in done.stdout
-    batch = kiln.run("send", "-", "--to", f"{web.url}events", stdin=json.dumps([EVENT, EVENT | {"id": "e-2"}]).encode())
+    batch = served.run(
+        "send", "-", "--to", f"{web.url}events", stdin=json.dumps([EVENT, EVENT | {"id": "e-2"}]).encode()
+    )
     assert batch.stdout.startswith("202 ")
 
 
-def test_send_of_what_is_refused_is_status_1(kiln: Kiln, web: Process) -> None:
-    done = kiln.run("send", "-", "--to", f"{web.url}events", stdin=b'{"specversion":"1.0"}')
+def test_send_of_what_is_refused_is_status_1(served: Kiln, web: Process) -> None:
+    done = served.run("send", "-", "--to", f"{web.url}events", stdin=b'{"specversion":"1.0"}')
     assert done.returncode == 1
     assert done.stdout.startswith("400 ")
 
 
-def test_requests_are_logged_as_json_with_event_and_build(kiln: Kiln, web: Process) -> None:
+def test_requests_are_logged_as_json_with_event_and_build(served: Kiln, web: Process) -> None:
     event = EVENT | {"id": "e-logged"}
-    kiln.run("send", "-", "--to", f"{web.url}events?secret=canary-3f", stdin=json.dumps(event).encode())
+    served.run("send", "-", "--to", f"{web.url}events?secret=canary-3f", stdin=json.dumps(event).encode())
     until(lambda: any(line.get("event_id") == "e-logged" for line in web.lines))
     (line,) = [line for line in web.lines if line.get("event_id") == "e-logged"]
     assert line["logger"] == "gunicorn.access"
@@ -206,12 +215,12 @@ def test_requests_are_logged_as_json_with_event_and_build(kiln: Kiln, web: Proce
     assert "canary" not in web.log.read_text()
 
 
-def test_a_chunked_body_beyond_the_limit_is_413_and_not_cut_off(web: Process) -> None:
+def test_a_chunked_body_beyond_the_limit_is_413_and_not_cut_off(served: Kiln, web: Process) -> None:
     host, port = str(web.url).removeprefix("http://").rstrip("/").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(
             b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/cloudevents+json\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n"
+            b"Authorization: Bearer " + str(served.own_token).encode() + b"\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         chunk = b"%x\r\n%s\r\n" % (2**16, b" " * 2**16)
         connection.sendall(chunk * 17 + b"0\r\n\r\n")
@@ -225,10 +234,12 @@ def test_sigterm_ends_web(kiln: Kiln) -> None:
 def test_sigterm_ends_web_at_once_although_somebody_follows_a_log(kiln: Kiln) -> None:
     web = kiln.start("web")
     body = json.dumps(EVENT["data"]).encode()
-    ask = urllib.request.Request(f"{web.url}api/v1/builds", body, {"Content-Type": "application/json"})
+    ask = urllib.request.Request(
+        f"{web.url}api/v1/builds", body, {"Content-Type": "application/json", **kiln.authorization}
+    )
     with urllib.request.urlopen(ask, timeout=10) as answer:
         url = f"{str(web.url).rstrip('/')}{json.load(answer)['log']['url']}"
-    follow = urllib.request.Request(url, headers={"Accept": "text/event-stream"})
+    follow = urllib.request.Request(url, headers={"Accept": "text/event-stream", **kiln.authorization})
     with urllib.request.urlopen(follow, timeout=20) as stream:
         assert stream.readline() == b"event: state\n"
         began = time.monotonic()
@@ -283,8 +294,8 @@ def test_build_where_nobody_answers_is_status_1(kiln: Kiln) -> None:
     assert done.stderr == "kiln: http://127.0.0.1:9/ does not answer (ConnectionError)\n"
 
 
-def test_build_tells_why_it_was_refused(kiln: Kiln, web: Process) -> None:
-    done = kiln.run("build", "git@github.com:a/b.git", "--server", str(web.url))
+def test_build_tells_why_it_was_refused(served: Kiln, web: Process) -> None:
+    done = served.run("build", "git@github.com:a/b.git", "--server", str(web.url))
     assert (done.returncode, done.stdout) == (1, "")
     assert "https://github.com/a/b" in done.stderr
 
@@ -300,3 +311,45 @@ def test_a_token_is_read_from_a_file(tmp_path: Path) -> None:
         with_token = kiln.run(*arguments, "--token-file", str(tokens / "ci"), stdin=json.dumps(EVENT).encode())
         assert with_token.stdout.startswith("202 ")
         assert "canary" not in web.log.read_text() + with_token.stdout + with_token.stderr
+
+
+def test_this_machines_token_is_its_owners_alone_and_told_once(tmp_path: Path) -> None:
+    with Kiln(tmp_path) as kiln:
+        first, second = kiln.start("web"), kiln.start("web")
+        path = tmp_path / "state" / "token"
+        assert path.stat().st_mode & 0o777 == 0o600
+        token = path.read_text().strip()
+        for web in (first, second):
+            assert web.log.read_text().count(token) == 1
+            assert f"{web.url}?token={token}\n" in web.log.read_text()
+            assert get(f"{web.url}api/v1/builds")[0] == 401
+            assert get(f"{web.url}api/v1/builds", kiln.authorization)[0] == 200
+        done = kiln.run("send", "-", "--to", f"{first.url}events", stdin=json.dumps(EVENT).encode())
+        assert done.stdout.startswith("202 ")
+        path.chmod(0o644)
+        third = kiln.start("web", ready=False)
+        assert third.popen.wait(timeout=30) == 1
+        assert "only its owner can read" in third.log.read_text()
+
+
+def test_this_machines_token_does_not_leave_it(tmp_path: Path) -> None:
+    heard: list[bytes] = []
+    with Kiln(tmp_path) as kiln, socket.create_server(("127.0.0.1", 0)) as proxy:
+        (tmp_path / "state").mkdir()
+        (tmp_path / "state" / "token").write_text("a-canary-of-this-machine\n")
+
+        def hear() -> None:
+            connection, _ = proxy.accept()
+            with connection:
+                heard.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        proxy.settimeout(20)
+        listener = threading.Thread(target=hear, daemon=True)
+        listener.start()
+        through = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        arguments = ("send", "-", "--to", "http://kiln.example/events")
+        assert kiln.run(*arguments, stdin=json.dumps(EVENT).encode(), http_proxy=through).stdout.startswith("202 ")
+        listener.join(20)
+    assert b"POST http://kiln.example/events" in heard[0]
+    assert b"Authorization" not in heard[0]

@@ -215,9 +215,9 @@ def test_none_can_be_said_in_so_many_words(environ: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("environ", ENCLOSED, ids=str)
-def test_where_nothing_can_reach_in_unset_is_none_for_this_machine(environ: dict[str, str]) -> None:
+def test_where_nothing_can_reach_in_unset_is_this_machines_token(environ: dict[str, str]) -> None:
     settings = read(LEAST | environ)
-    assert (settings.auth, settings.events_auth, settings.loopback_only) == (("none",), ("none",), True)
+    assert (settings.auth, settings.events_auth, settings.loopback_only) == (("local",), ("local",), True)
 
 
 def test_events_are_let_in_as_everybody_unless_it_is_said() -> None:

@@ -38,7 +38,7 @@ class Installation(Kiln):
         (self.folder / "kiln.yaml").write_text(yaml.safe_dump({"repositories": [*repositories], **more}))
 
     def builds(self, web: Process) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(get(f"{web.url}api/v1/builds")[1])["items"]
+        found: list[dict[str, Any]] = json.loads(get(f"{web.url}api/v1/builds", self.authorization)[1])["items"]
         return found
 
 

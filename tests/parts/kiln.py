@@ -59,6 +59,16 @@ class Kiln:
             process.stop(signal.SIGKILL)
 
     @property
+    def own_token(self) -> str | None:
+        """This machine's, as web makes it where `KILN_AUTH` is unset."""
+        path = Path(self.settings["KILN_STATE_DIR"]) / "token"
+        return path.read_text().strip() if "KILN_AUTH" not in self.settings and path.exists() else None
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {} if self.own_token is None else {"Authorization": f"Bearer {self.own_token}"}
+
+    @property
     def environment(self) -> dict[str, str]:
         return {name: os.environ[name] for name in KEPT if name in os.environ} | self.settings
 

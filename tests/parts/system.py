@@ -28,8 +28,8 @@ from tests.parts.kiln import Kiln, Process
 from tests.parts.registry import Registry
 
 
-class System(Installation, Kiln):
-    """Kiln with what is around it. Web is open to this machine."""
+class System(Kiln, Installation):
+    """Kiln with what is around it. Web is open to who has this machine's token."""
 
     def __init__(
         self,
@@ -80,6 +80,12 @@ class System(Installation, Kiln):
         if command == "web":
             self.web.append(process)
         return process
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        """What it was told to show, or else this machine's token."""
+        token = self.token or self.own_token
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     @property
     def url(self) -> str:

@@ -3,6 +3,7 @@
     store                     web's half: create, get, list and patch records
     engine                    the controller's half: watches, Jobs, the Lease
     records, jobs, sightings  a build as a ConfigMap, an attempt as a Job, what pods and Events say: pure
+    sessions                  which sessions of the pages were signed out of
     logs, shared              what many readers share
     api, watch, lease         Kubernetes, as far as it is spoken to
     circuit                   who asks while it does not answer is told so at once
@@ -15,12 +16,14 @@ from builds.engines.kubernetes.circuit import Circuit
 from builds.engines.kubernetes.engine import KubernetesEngine
 from builds.engines.kubernetes.jobs import TemplateError, checked, mounted
 from builds.engines.kubernetes.records import Release
+from builds.engines.kubernetes.sessions import KubernetesSessions
 from builds.engines.kubernetes.store import KubernetesRecords, connect
 
 __all__ = [
     "Circuit",
     "KubernetesEngine",
     "KubernetesRecords",
+    "KubernetesSessions",
     "Release",
     "TemplateError",
     "checked",

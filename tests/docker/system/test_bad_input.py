@@ -112,6 +112,7 @@ def post(system: System, case: Case, body: object) -> requests.Response:
     headers = dict(case.headers)
     if case.signed:
         headers = github.delivery(system.webhook_secret.encode(), "push", case.body) | headers
+    headers = system.authorization | headers
     encoded = {name: value.encode("utf-8") for name, value in headers.items()}
     return http("POST", f"{system.url}{case.route}", data=body, headers=encoded)
 

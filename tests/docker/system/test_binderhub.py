@@ -25,9 +25,9 @@ def address(system: System, path: str, ref: str, base: str | None = None) -> str
     return f"{base or system.url}build/git/{quote(system.host.url(path), safe='')}/{ref}?build_only=true"
 
 
-def messages(url: str, **headers: str) -> Iterator[Message]:
+def messages(system: System, url: str, **headers: str) -> Iterator[Message]:
     """What comes, with the ids, as it comes."""
-    with closing(http("GET", url, headers=headers, stream=True, timeout=50)) as answer:
+    with closing(http("GET", url, headers=system.authorization | headers, stream=True, timeout=50)) as answer:
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream")
         fields: dict[str, str] = {}
         for line in answer.iter_lines(decode_unicode=True):
@@ -41,7 +41,7 @@ def messages(url: str, **headers: str) -> Iterator[Message]:
 
 def test_a_cold_build_and_a_warm_image(system: System) -> None:
     commit = system.commit("ada/binder", {"Dockerfile": SMALL})
-    said = list(messages(address(system, "ada/binder", "main")))
+    said = list(messages(system, address(system, "ada/binder", "main")))
     phases = list(dict.fromkeys(message["phase"] for message in said))
     assert phases in (
         ["waiting", "fetching", "building", "ready"],
@@ -55,7 +55,7 @@ def test_a_cold_build_and_a_warm_image(system: System) -> None:
     assert "".join(one["message"] for one in said if one["phase"] not in ("waiting", "ready")) == system.log(name)
     # Of another process of web, by another spelling.
     other = next(str(web.url) for web in system.web if web.url != system.url)
-    (end,) = messages(address(system, "ada/binder", commit, other))
+    (end,) = messages(system, address(system, "ada/binder", commit, other))
     assert (end["message"], end["imageDigest"]) == ("Done! Found built image\n", said[-1]["imageDigest"])
     assert len(system.one(name)["causes"]) == 1
 
@@ -67,18 +67,18 @@ def test_an_image_that_was_pushed_by_somebody_else(system: System) -> None:
     image = system.ended(name)["image"]
     other = system.commit("ada/found", {"Dockerfile": SMALL})
     Client().tag(image["repository"], image["digest"], other)
-    (end,) = messages(address(system, "ada/found", "main"))
+    (end,) = messages(system, address(system, "ada/found", "main"))
     assert (end["phase"], end["imageName"]) == ("ready", f"{image['repository']}:{other}")
     assert [build["commit"] for build in system.listed() if build["repository"].endswith("ada/found")] == [commit]
 
 
 def test_a_failing_repository(system: System) -> None:
     system.commit("ada/fails", {"Dockerfile": "FROM scratch\nCOPY nothing-of-that-name /\n"})
-    *_, end = messages(address(system, "ada/fails", "main"))
+    *_, end = messages(system, address(system, "ada/fails", "main"))
     assert end["phase"] == "failed"
     assert "nothing-of-that-name" in end["message"]
     name = end["id"].partition(":")[0]
-    (again,) = messages(address(system, "ada/fails", "main"), **{"Last-Event-ID": end["id"]})
+    (again,) = messages(system, address(system, "ada/fails", "main"), **{"Last-Event-ID": end["id"]})
     assert again == end
     assert system.ended(name)["attempt"] == 1
 
@@ -88,13 +88,13 @@ def test_two_viewers_and_one_who_comes_back_at_another_process(system: System) -
     bases = [str(web.url) for web in system.web]
     seen: list[Message] = []
     with ThreadPoolExecutor(1) as pool:
-        whole = pool.submit(lambda: list(messages(address(system, "ada/viewed", "main", bases[0]))))
-        with closing(messages(address(system, "ada/viewed", "main", bases[0]))) as first:
+        whole = pool.submit(lambda: list(messages(system, address(system, "ada/viewed", "main", bases[0]))))
+        with closing(messages(system, address(system, "ada/viewed", "main", bases[0]))) as first:
             for message in first:
                 seen.append(message)
                 if message["phase"] == "building":
                     break
-        seen += messages(address(system, "ada/viewed", "main", bases[1]), **{"Last-Event-ID": seen[-1]["id"]})
+        seen += messages(system, address(system, "ada/viewed", "main", bases[1]), **{"Last-Event-ID": seen[-1]["id"]})
         everything = whole.result(timeout=50)
     assert [one for one in seen if one["phase"] != "waiting"] == [
         one for one in everything if one["phase"] != "waiting"
@@ -128,7 +128,7 @@ def test_a_ref_with_a_slash_by_curl_without_accept(system: System) -> None:
 def test_what_is_not_there(system: System) -> None:
     system.commit("ada/there", {"Dockerfile": SMALL})
     for path, ref in (("ada/there", "nowhere"), ("ada/nobody", "main")):
-        (end,) = messages(address(system, path, ref))
+        (end,) = messages(system, address(system, path, ref))
         assert (end["phase"], end["status_code"]) == ("failed", 422)
 
 
@@ -145,7 +145,7 @@ def test_a_registry_that_is_deaf_holds_nobody_up(tmp_path: Path, host: GitHost) 
         system.start("web")
         registry.pause()
         began = time.monotonic()
-        with closing(messages(address(system, "ada/deaf", "main"))) as said:
+        with closing(messages(system, address(system, "ada/deaf", "main"))) as said:
             assert next(said)["phase"] == "waiting"
         assert 2 <= time.monotonic() - began < 8
         assert len(system.listed()) == 1

@@ -176,7 +176,7 @@ def test_a_log_is_followed_over_the_death_of_web(crashing: System, controllers: 
     ids: list[str] = []
 
     def follow(web: Process, enough: threading.Event) -> None:
-        headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": ids[-1]} if ids else {})
+        headers = crashing.authorization | {"Accept": "text/event-stream"} | ({"Last-Event-ID": ids[-1]} if ids else {})
         url = f"{web.url}api/v1/builds/{name}/log"
         with contextlib.suppress(requests.RequestException), http("GET", url, headers=headers, stream=True) as answer:
             for line in answer.iter_lines():

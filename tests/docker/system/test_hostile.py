@@ -100,7 +100,7 @@ def event(**data: object) -> dict[str, object]:
 @pytest.mark.parametrize("repository", REPOSITORIES)
 def test_a_repository(queue: System, repository: str) -> None:
     details = {check(queue.ask(repository=repository, commit=COMMIT)), check(queue.ask(repository=repository))}
-    structured = {"Content-Type": "application/cloudevents+json"}
+    structured = {"Content-Type": "application/cloudevents+json", **queue.authorization}
     body = event(repository=repository, commit=COMMIT)
     details.add(check(http("POST", f"{queue.url}events", json=body, headers=structured)))
     assert len(details) == 1

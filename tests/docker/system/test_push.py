@@ -93,7 +93,7 @@ def test_copies_of_one_webhook_and_twenty_events_are_one_build(system: System) -
     def cloudevent(number: int) -> int:
         event = {"specversion": "1.0", "id": f"{number}", "source": "/twenty", "type": "dev.kiln.build.requested.v1"}
         event_body = {**event, "data": {"repository": url, "commit": commit}}
-        kind = {"Content-Type": "application/cloudevents+json"}
+        kind = {"Content-Type": "application/cloudevents+json", **system.authorization}
         return http("POST", f"{webs[number % 2]}events", json=event_body, headers=kind).status_code
 
     with ThreadPoolExecutor(32) as senders:

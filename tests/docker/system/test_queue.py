@@ -44,7 +44,7 @@ def event(number: int) -> dict[str, object]:
 
 
 def batch(system: System, *numbers: int) -> requests.Response:
-    headers = {"Content-Type": "application/cloudevents-batch+json"}
+    headers = {"Content-Type": "application/cloudevents-batch+json", **system.authorization}
     return http("POST", f"{system.url}events", data=json.dumps([event(number) for number in numbers]), headers=headers)
 
 

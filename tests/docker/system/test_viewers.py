@@ -44,8 +44,8 @@ def streams(system: System, name: str) -> dict[str, tuple[str, dict[str, str]]]:
     build = system.one(name)
     binder = f"{system.url}build/git/{quote(build['repository'], safe='')}/{build['commit']}?build_only=true"
     return {
-        "log": (f"{system.url}api/v1/builds/{name}/log", {"Accept": "text/event-stream"}),
-        "binderhub": (binder, {}),
+        "log": (f"{system.url}api/v1/builds/{name}/log", system.authorization | {"Accept": "text/event-stream"}),
+        "binderhub": (binder, system.authorization),
     }
 
 
@@ -71,7 +71,9 @@ def test_three_hundred_look_at_one_build_and_the_next_is_told_to_come_back(crowd
         assert viewers(crowded) == MOST
         refused = http("GET", ways["log"][0], headers=ways["log"][1])
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "30")
-        (told,) = [line for line in http("GET", ways["binderhub"][0]).text.splitlines() if line]
+        (told,) = [
+            line for line in http("GET", ways["binderhub"][0], headers=ways["binderhub"][1]).text.splitlines() if line
+        ]
         assert '"phase":"failed"' in told
         assert '"status_code":503' in told
         assert "As many logs are being followed as can be" in told

@@ -1,0 +1,40 @@
+"""The sessions of the pages that were signed out of, for every web on this machine: an empty file for each.
+
+Its name is a digest that opens nothing, its time when the session would have expired by itself. Whoever adds one takes
+away what has expired.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from builds.engines import Unavailable
+
+
+class LocalSessions:
+    def __init__(self, folder: Path) -> None:
+        """Raises Unavailable."""
+        self._folder = folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise Unavailable(f"The folder {folder} cannot be used: {error.strerror}.") from error
+
+    def ended(self, id: str) -> bool:  # noqa: A002
+        return (self._folder / id).exists()
+
+    def end(self, id: str, expiry: float) -> None:  # noqa: A002
+        """Raises Unavailable."""
+        try:
+            for old in os.scandir(self._folder):
+                with suppress(FileNotFoundError):
+                    if old.stat().st_mtime < time.time():
+                        Path(old).unlink()
+            path = self._folder / id
+            path.touch(mode=0o600)
+            os.utime(path, (expiry, expiry))
+        except OSError as error:
+            raise Unavailable(f"The folder {self._folder} cannot be used: {error.strerror}.") from error
