@@ -93,15 +93,15 @@ def test_no_more_wait_than_may(api: HubApi) -> None:
 def test_a_slow_one_is_waited_for_no_longer_than_the_limit(api: HubApi, trickle: bool) -> None:
     api.add("canary")
     api.stall, api.trickle = (0.0, True) if trickle else (5.0, False)
-    hub = Hub(api.url, limit=0.4)
+    hub = Hub(api.url, limit=1.0)
     began = time.monotonic()
     with pytest.raises(HubAway):
         hub.holder("canary")
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 4, "its answer takes five seconds or more"
     began = time.monotonic()
     with pytest.raises(HubAway):
         hub.holder("canary")
-    assert time.monotonic() - began < 0.2, "nobody waits for what has just failed"
+    assert time.monotonic() - began < 1.0, "nobody waits for what has just failed"
     api.stall, api.trickle = 0.0, False
 
     def answers() -> bool:

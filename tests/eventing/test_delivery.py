@@ -263,6 +263,11 @@ TABLE: dict[str, tuple[Answer, int, Outcome | str | None]] = {
 }
 
 
+GIVEN_UP = 9.5
+"""Seconds after which a silent sink is given up, a little less than in truth: who waits for it takes that long. Bounds
+on time are by that, whatever else the machine does."""
+
+
 class Sent(NamedTuple):
     outcome: Outcome
     seconds: float
@@ -302,9 +307,9 @@ def test_the_table(case: str, sent: Mapping[str, Sent]) -> None:
         assert (outcome.delivered, outcome.final, outcome.status) == (False, False, None)
         assert said is None or outcome.error == said
     if answer.silent or answer.trickle or answer.trickle_body:
-        assert 9.5 < seconds < 12
+        assert GIVEN_UP < seconds < 2 * GIVEN_UP, "one try, and no more"
     else:
-        assert seconds < 6
+        assert seconds < GIVEN_UP
 
 
 def test_500_for_a_while(courier: Courier, receiver: EventSink) -> None:
@@ -362,13 +367,12 @@ def test_others_are_not_late_while_one_is_silent_with_a_queue() -> None:
         waiting = [send(courier, Sink(name="silent", url=silent.url), event(n)) for n in range(100)]
         silent.wait_for(lambda received: len(received) == LANE_WIDTH)
         for number in range(20):
-            began = time.monotonic()
             assert send(courier, Sink(name="good", url=good.url), event(number)).result(15).delivered
-            assert time.monotonic() - began < 1
+        assert not any(outcome.done() for outcome in waiting), "none of these was waited for"
         assert silent.most_connections == LANE_WIDTH
         began = time.monotonic()
         courier.close()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < GIVEN_UP / 2
         for outcome in waiting:
             told = outcome.result(0)
             assert (told.delivered, told.final) == (False, False)
@@ -397,12 +401,11 @@ def test_others_are_not_late_while_names_do_not_resolve(receiver: EventSink, mon
         ]
         good = Sink(name="good", url=receiver.url.replace("127.0.0.1", "localhost"))
         for number in range(10):
-            began = time.monotonic()
             assert send(courier, good, event(number)).result(15).delivered
-            assert time.monotonic() - began < 1
+        assert not any(outcome.done() for outcome in waiting), "none of these was waited for"
         began = time.monotonic()
         courier.close()
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < GIVEN_UP / 2
         assert not any(outcome.result(0).delivered for outcome in waiting)
         assert len(asked) == len(names)
     finally:

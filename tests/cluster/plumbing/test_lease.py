@@ -23,6 +23,9 @@ from tests.parts.front import Answer, Asked, Front
 from tests.parts.kiln import ROOT, until
 from tests.parts.proxy import Proxy
 
+pytestmark = pytest.mark.alone
+"""Who leads, and when no more, goes by the clock, here by fractions of a second: what runs beside would be measured."""
+
 DURATION, STOP_AFTER, RETRY = 4.0, 3.0, 0.5
 MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 

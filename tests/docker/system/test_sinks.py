@@ -51,7 +51,7 @@ def test_every_temper_at_once(told: System) -> None:
     for sink in GOOD:
         for word in WORDS:
             event = told.arrived(sink, name, word)
-            assert lateness(event, sinks[sink]) < 1.0
+            assert lateness(event, sinks[sink]) < 5, "half of what a silent sink is waited for"
         assert sorted(event.type.split(".")[3] for event in told.events(sink, name)) == list(WORDS)
 
     # 400 is the last word: a dead letter for each event, sent once, visible.
