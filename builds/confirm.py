@@ -22,10 +22,10 @@ from builds.repository import HostKind, canonical
 
 
 class Confirmer:
-    """`registry` makes a client: one is for one thread at a time, and this may be called from several."""
+    """`registry` makes a client for an image: one is for one thread at a time, and this may be called from several."""
 
     def __init__(
-        self, *, registry: Callable[[], Registry], resolver: Resolver, hosts: Mapping[str, HostKind] | None = None
+        self, *, registry: Callable[[str], Registry], resolver: Resolver, hosts: Mapping[str, HostKind] | None = None
     ) -> None:
         self._registry = registry
         self._resolver = resolver
@@ -39,7 +39,7 @@ class Confirmer:
         image = build.status.image
         if image is None:
             return None
-        registry = self._registry()
+        registry = self._registry(image.repository)
         if registry.manifest(image.repository, image.digest) is None:
             return None
         return self._tagged(registry, build, image, build.unanswered)
@@ -50,7 +50,7 @@ class Confirmer:
         Raises RegistryError, TryAgain.
         """
         request = build.request
-        registry, tag = self._registry(), tag_for(request.commit, request.subdir, request.build_args)
+        registry, tag = self._registry(request.image), tag_for(request.commit, request.subdir, request.build_args)
         manifest = registry.manifest(request.image, tag)
         if manifest is None:
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 from builds.build import fingerprint, readable
@@ -66,22 +66,42 @@ def legal_tag(text: str) -> str:
 class ImagePolicy:
     """Where images may go: each repository's own under the prefix, and names that are asked for beside those.
 
-    `allowed` are the patterns of `allowed_images` (globs over the name).
+    `allowed` are the patterns of `allowed_images` (globs over the name). Images of repositories that are `private` lie
+    under `private_prefix`, all of them, and no others do: there they have a credential of their own.
     """
 
-    def __init__(self, prefix: str, allowed: Sequence[str] = ()) -> None:
-        """Raises RuleError where no image could be called after the prefix."""
-        if not prefix or not _NAME.fullmatch(f"{prefix}a-0") or len(prefix) > MAX_NAME // 2:
+    def __init__(
+        self,
+        prefix: str,
+        allowed: Sequence[str] = (),
+        *,
+        private_prefix: str | None = None,
+        private: Callable[[Repository], bool] = lambda _: False,
+    ) -> None:
+        """Raises RuleError where no image could be called after a prefix, or the two do not keep images apart."""
+        for given in (prefix, *([] if private_prefix is None else [private_prefix])):
+            if not given or not _NAME.fullmatch(f"{given}a-0") or len(given) > MAX_NAME // 2:
+                raise RuleError(
+                    f"The image prefix '{given}' must be the beginning of an image's name in lower case, such as "
+                    "registry.example/org/."
+                )
+        if private_prefix is not None and prefix.startswith(private_prefix):
             raise RuleError(
-                f"The image prefix '{prefix}' must be the beginning of an image's name in lower case, such as "
-                "registry.example/org/."
+                f"Images under {prefix} would lie under private_image_prefix ({private_prefix}), which is for private "
+                "repositories alone."
             )
         self.prefix = prefix
         self.allowed = tuple(allowed)
+        self.private_prefix = private_prefix
+        self._private = private
 
     def own(self, repository: Repository) -> str:
         """The image that a repository has without asking for one."""
-        return image_for(self.prefix, repository)
+        return image_for(self._prefix(repository), repository)
+
+    def is_private(self, image: str) -> bool:
+        """Whether it is one of a private repository."""
+        return self.private_prefix is not None and image.startswith(self.private_prefix)
 
     def check(self, image: str, repository: Repository) -> str:
         """The image as it was asked for, for a build of the repository. Raises Malformed, Forbidden."""
@@ -92,12 +112,17 @@ class ImagePolicy:
             )
         if image == self.own(repository):
             return image
+        private = self._prefix(repository) == self.private_prefix
+        if private != self.is_private(image):
+            where = f"must be under {self.private_prefix}" if private else f"may not be under {self.private_prefix}"
+            raise Forbidden(f"Images of private repositories lie apart from others: {image} {where}.")
         if self._is_somebodys(image):
             raise Forbidden(
                 f"{image} is the name of one repository's image, and of no other's. Choose a name that does not end in "
                 "'-' and ten hexadecimal digits, or one in a folder of its own."
             )
-        if (image.startswith(self.prefix) and image != self.prefix) or any(
+        prefix = self._prefix(repository)
+        if (image.startswith(prefix) and image != prefix) or any(
             glob_match(pattern, image) for pattern in self.allowed
         ):
             return image
@@ -105,4 +130,10 @@ class ImagePolicy:
 
     def _is_somebodys(self, image: str) -> bool:
         """Whether a repository could have it for its own."""
-        return image.startswith(self.prefix) and _SLUG.fullmatch(image, len(self.prefix)) is not None
+        prefixes = (self.prefix, self.private_prefix)
+        return any(prefix and image.startswith(prefix) and _SLUG.fullmatch(image, len(prefix)) for prefix in prefixes)
+
+    def _prefix(self, repository: Repository) -> str:
+        if self.private_prefix is not None and self._private(repository):
+            return self.private_prefix
+        return self.prefix

@@ -13,9 +13,9 @@ from typing import Protocol
 import msgspec
 
 from builds.arguments import checked_arguments
-from builds.build import Cause, Kind, Request, build_name
+from builds.build import Build, Cause, Kind, Request, build_name
 from builds.engines import Ask
-from builds.errors import Forbidden, Malformed
+from builds.errors import AskError, Forbidden, Malformed
 from builds.image import ImagePolicy, is_reserved, legal_tag, slug_for, tag_for
 from builds.private import Private, words_of
 from builds.repository import (
@@ -163,6 +163,25 @@ class Intake:
             credentials=credentials,
         )
         return Ask(name=build_name(self._instance, request), request=request, cause=cause)
+
+    def refusal(self, build: Build) -> str | None:
+        """Why what a stored record says must not be built, in a sentence; `None` where it may be.
+
+        Whoever may write records could have changed it. Its name is of what was asked for, and nobody can change that.
+        """
+        request = build.request
+        try:
+            repository = self.repository(request.clone_url)
+            self._policy.check(repository)
+            commit_id(request.commit)
+            subdirectory(request.subdir)
+            checked_arguments(request.build_args)
+            self._images.check(request.image, repository)
+        except AskError as error:
+            return str(error)
+        if (build.name, request.repository) != (build_name(self._instance, request), repository.url):
+            return "The record's name does not fit what it is to build: somebody has changed it, and nothing is built."
+        return None
 
     def _where(self, repository: Repository, wanted: Wanted, *, credentials: bool) -> tuple[str | None, str]:
         ref = None if wanted.ref is None or wanted.ref == "HEAD" else checked_ref(wanted.ref)

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
 from builds.build import SYNC, Build
 from builds.errors import Forbidden, RepositoryError, RuleError
-from builds.repository import HostKind, Repository, canonical, forbids, repository_pattern
+from builds.repository import HostKind, Repository, canonical, forbids, glob_match, repository_pattern
 
 WEBHOOKS = "webhooks"
 BY_DEFAULT = frozenset({WEBHOOKS})
@@ -39,6 +40,15 @@ def words_of(by: str | None, groups: Iterable[str] = ()) -> Words:
     if by is not None and (by == SYNC or by.startswith("webhook:")):
         return BY_DEFAULT
     return frozenset([*([by] if by else []), *(f"group:{group}" for group in groups)])
+
+
+class Scope(Protocol):
+    """What a stored credential is for: repositories of one host, below a path."""
+
+    @property
+    def origin(self) -> str: ...
+
+    def fits(self, repository: Repository) -> bool: ...
 
 
 class Private:
@@ -88,10 +98,33 @@ class Private:
         """Whether a build of one repository may use the credential of another: all who may have it may have that."""
         return self._may(build)[0] <= self._may(other)[0]
 
+    def names(self, repository: Repository) -> bool:
+        """Whether a rule names it. Then its images are for the same people, and lie apart from all others."""
+        return self._may(repository)[1]
+
+    def may_lend(self, build: Repository, credential: Scope) -> bool:
+        """Whether there could be a repository that a credential fits and whose credential a build may use.
+
+        Says yes where it cannot tell: only the builder knows which repositories a build fetches, and it asks `lends`.
+        """
+        if credential.fits(build):
+            return True
+        ours = self._may(build)[0]
+        near = [words for pattern, words in self._rules if _on_host(pattern, credential.origin)]
+        return ours <= BY_DEFAULT.union(*near)
+
     def _may(self, repository: Repository) -> tuple[Words, bool]:
         """Who may use its credential, and whether anybody has said so."""
         named = [words for pattern, words in self._rules if forbids(pattern, repository.url)]
         return (frozenset().union(*named) if named else BY_DEFAULT), bool(named)
+
+
+def _on_host(pattern: str, origin: str) -> bool:
+    """Whether a pattern of repositories could match one at that origin (`https://host:port`)."""
+    scheme, _, host = origin.partition("://")
+    usual = host.removesuffix({"https": ":443", "http": ":80"}.get(scheme, ""))
+    named = pattern.partition("://")[2].partition("/")[0] or "**"
+    return any(glob_match(named, text) for text in (host, usual))
 
 
 def _word(text: str) -> str:

@@ -44,6 +44,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     insecure_registries: tuple[str, ...] = ()
     private: tuple[PrivateRule, ...] = ()
     allowed_images: tuple[str, ...] = ()
+    private_image_prefix: str | None = None
 
 
 class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -127,6 +128,7 @@ class _Reader:
             insecure_registries=self._registries(),
             private=tuple(self._private()),
             allowed_images=tuple(self._items("allowed_images", str)),
+            private_image_prefix=self._private_image_prefix(),
         )
 
     def _private(self) -> Iterator[PrivateRule]:
@@ -139,6 +141,17 @@ class _Reader:
             except RuleError as error:
                 self.problems.append(f"private[{number}]: {error}")
             yield rule
+
+    def _private_image_prefix(self) -> str | None:
+        prefix: str | None = self._converted(
+            self._sections.get("private_image_prefix"), str | None, "private_image_prefix"
+        )
+        if prefix is None and self._listed("private"):
+            self.problems.append(
+                "private_image_prefix: must be set, because `private` names a repository: the prefix under which its "
+                "images lie apart from all others, such as registry.example/private/"
+            )
+        return prefix
 
     def _triggers(self) -> tuple[Trigger, ...]:
         if "triggers" not in self._sections:
@@ -213,7 +226,7 @@ class _Reader:
             self.problems.append(f"{section}: must be a list")
         return []
 
-    def _converted(self, value: object, kind: type[T], place: str) -> T | None:
+    def _converted(self, value: object, kind: Any, place: str) -> Any:
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:

@@ -92,6 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pod_template_sha256: str | None
     docker_host: str | None
     registry_config: Path | None
+    private_registry_config: Path | None
     fault: str | None
     k_sink: str | None
     k_ce_overrides: str | None
@@ -498,6 +499,13 @@ SETTINGS: tuple[Setting, ...] = (
         read=_path,
         default=None,
         says="A docker `config.json` with the registry's credentials, for the push and for looking at manifests.",
+    ),
+    Setting(
+        name="KILN_PRIVATE_REGISTRY_CONFIG",
+        read=_path,
+        default=None,
+        says="The same for images under `private_image_prefix`: they are pushed and looked at with it alone, and no "
+        "step of a build has it. When unset, without a credential.",
     ),
     Setting(
         name="KILN_FAULT",

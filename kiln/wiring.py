@@ -13,7 +13,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime, timedelta
 from importlib import metadata
@@ -24,7 +24,8 @@ import msgspec
 
 from builds.errors import RuleError
 from builds.image import ImagePolicy
-from builds.repository import Policy
+from builds.private import Private
+from builds.repository import Policy, canonical
 from eventing.delivery import sinks_from_environment
 from eventing.errors import SinkError
 from eventing.hosts import DIALECTS
@@ -41,13 +42,13 @@ if TYPE_CHECKING:
 
     from builds.build import Build, Cause
     from builds.builder.spec import Surroundings
+    from builds.clients.registry import Registry
     from builds.confirm import Confirmer
     from builds.engines import Engine, Records
     from builds.engines.kubernetes import Circuit, KubernetesEngine, KubernetesRecords
     from builds.engines.local import LocalEngine
     from builds.intake import Intake, Resolver
     from builds.plan import Limits, Word
-    from builds.private import Private
     from builds.sync import Sync
     from eventing.event import Event
     from handlers.hub import HubService
@@ -81,15 +82,14 @@ def load(environ: Mapping[str, str]) -> Kiln:
     configured = _or_note(problems, lambda: config.read(found.config, found.config_sha256)) or Config()
     injected = _or_note(problems, lambda: sinks_from_environment(found.sink_binding)) or []
     policy = _or_note(problems, lambda: Policy(found.allowed_repositories, found.banned_repositories))
-    images = _or_note(problems, lambda: ImagePolicy(found.image_prefix, configured.allowed_images))
+    images = _or_note(problems, lambda: _image_policy(found, configured))
     folder = Secrets(found.secrets_dir)
     sinks = (*injected, *configured.sinks)
     names = [sink.name for sink in sinks]
     if names.count("k-sink") > 1:
         problems.append("sinks: k-sink is the name of the one that K_SINK injects")
     _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names))
-    if found.registry_config is not None and not found.registry_config.is_file():
-        problems.append(f"KILN_REGISTRY_CONFIG: {found.registry_config} is not a file")
+    problems += _wrong_registry_configs(found)
     if problems or policy is None or images is None:
         raise KilnError(problems)
     return Kiln(
@@ -102,6 +102,27 @@ def load(environ: Mapping[str, str]) -> Kiln:
         docker_host=found.docker_host or environ.get("DOCKER_HOST") or None,
         registry_config=_registry_config(found, environ),
     )
+
+
+def _image_policy(found: Settings, configured: Config) -> ImagePolicy:
+    """Raises RuleError."""
+    return ImagePolicy(
+        found.image_prefix,
+        configured.allowed_images,
+        private_prefix=configured.private_image_prefix,
+        private=Private(configured.private, hosts=configured.hosts).names,
+    )
+
+
+def _wrong_registry_configs(found: Settings) -> Iterator[str]:
+    given = {
+        "KILN_REGISTRY_CONFIG": found.registry_config,
+        "KILN_PRIVATE_REGISTRY_CONFIG": found.private_registry_config,
+    }
+    files = [path for path in given.values() if path is not None]
+    yield from (f"{name}: {path} is not a file" for name, path in given.items() if path in files and not path.is_file())
+    if len(files) > 1 and all(path.is_file() for path in files) and files[0].samefile(files[1]):
+        yield "KILN_PRIVATE_REGISTRY_CONFIG: is the file of KILN_REGISTRY_CONFIG, which every build's steps have"
 
 
 def _or_note(problems: list[str], read: Callable[[], T]) -> T | None:
@@ -138,13 +159,11 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
     from builds.clients.git import Resolver, credentials  # noqa: PLC0415
     from builds.clients.images import LIMIT, Images  # noqa: PLC0415
-    from builds.clients.registry import Registry  # noqa: PLC0415
     from handlers.app import Services, create_app  # noqa: PLC0415
     from handlers.auth import gate  # noqa: PLC0415
 
     found = kiln.settings
-    registry = functools.partial(Registry, kiln.registry_config, kiln.config.insecure_registries, (LIMIT, LIMIT))
-    images = Images(registry)
+    images = Images(_registry(kiln, (LIMIT, LIMIT)))
     private = _private(kiln)
     entitled = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
@@ -196,6 +215,18 @@ def sessions(kiln: Kiln) -> Sessions:
     return KubernetesSessions(where["api"], where["release"], anchor=where["anchor"])
 
 
+def _registry(kiln: Kiln, *limits: tuple[float, float]) -> Callable[[str], Registry]:
+    """Makes a client for the registry of an image, with the credential that is for it."""
+    from builds.clients.registry import NO_LOGIN, Registry  # noqa: PLC0415
+
+    def make(image: str) -> Registry:
+        own = kiln.settings.private_registry_config or NO_LOGIN
+        login = own if kiln.images.is_private(image) else kiln.registry_config
+        return Registry(login, kiln.config.insecure_registries, *limits)
+
+    return make
+
+
 def _hub_service(found: Settings) -> HubService | None:
     """This service as its Hub knows it, where the Hub says who comes in."""
     if found.hub is None or "hub" not in found.auth + found.events_auth:
@@ -226,7 +257,6 @@ def _builder_info(found: Settings) -> Mapping[str, str]:
 
 def _private(kiln: Kiln) -> Private:
     from builds.clients.git import Stored  # noqa: PLC0415
-    from builds.private import Private  # noqa: PLC0415
 
     stored = Stored(kiln.secrets.git_credentials)
     return Private(kiln.config.private, hosts=kiln.config.hosts, stored=stored.fits)
@@ -288,6 +318,7 @@ def _in_cluster(kiln: Kiln) -> KubernetesRecords:
 
 def _controlling(kiln: Kiln) -> KubernetesEngine:
     """Raises EngineError, KilnError."""
+    from builds.clients.git import Resolver  # noqa: PLC0415
     from builds.engines.kubernetes import KubernetesEngine, TemplateError, checked, mounted  # noqa: PLC0415
 
     found = kiln.settings
@@ -303,8 +334,23 @@ def _controlling(kiln: Kiln) -> KubernetesEngine:
         image=found.builder_image,
         surroundings=mounted(surroundings(kiln), template, docker_host=found.docker_host),
         lease=str(found.anchor),
+        refusal=intake(kiln, Resolver(kiln.policy)).refusal,
+        git_keys=_git_keys(kiln),
         identity=f"{socket.gethostname()}-{secrets.token_hex(4)}",
     )
+
+
+def _git_keys(kiln: Kiln) -> Callable[[Build], Sequence[str]]:
+    """Which files of the Git credentials a build's pod has."""
+    from builds.clients.lent import lent_files  # noqa: PLC0415
+
+    private, folder = _private(kiln), kiln.secrets.git_credentials
+
+    def lent(build: Build) -> Sequence[str]:
+        repository = canonical(build.request.clone_url, kiln.config.hosts)
+        return lent_files(folder, lambda credential: private.may_lend(repository, credential))
+
+    return lent
 
 
 def _where(kiln: Kiln, circuit: Circuit | None = None) -> dict[str, Any]:
@@ -331,11 +377,17 @@ def surroundings(kiln: Kiln) -> Surroundings:
         banned_repositories=found.banned_repositories,
         insecure_registries=kiln.config.insecure_registries,
         registry_config=kiln.registry_config,
+        private_image_prefix=kiln.config.private_image_prefix,
+        private_registry_config=_text(found.private_registry_config),
         docker_host=kiln.docker_host,
-        git_credentials=None if credentials is None else str(credentials),
+        git_credentials=_text(credentials),
         private=kiln.config.private,
         timeout=found.build_timeout,
     )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 # The controller ----------------------------------------------------------------------------------------------------
@@ -420,11 +472,10 @@ def limits(found: Settings) -> Limits:
 
 def _confirmer(kiln: Kiln) -> Confirmer:
     from builds.clients.git import Resolver, credentials  # noqa: PLC0415
-    from builds.clients.registry import Registry  # noqa: PLC0415
     from builds.confirm import Confirmer  # noqa: PLC0415
 
     return Confirmer(
-        registry=lambda: Registry(kiln.registry_config, kiln.config.insecure_registries),
+        registry=_registry(kiln),
         resolver=Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials)),
         hosts=kiln.config.hosts,
     )

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 import traceback
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,10 +25,10 @@ from builds.builder.log import Log
 from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
 from builds.builder.redact import Redactor
 from builds.builder.source import Source
-from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec
+from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec, Surroundings
 from builds.clients.git import Git, credentials
 from builds.clients.git.process import PROXIES
-from builds.clients.registry import Registry, RegistryError, docker_folder, secrets
+from builds.clients.registry import NO_LOGIN, Registry, RegistryError, docker_folder, secrets
 from builds.errors import AskError, BuildsError
 from builds.faults import Fault, reached
 from builds.image import tag_for
@@ -97,12 +98,17 @@ class Attempt:
         around = spec.surroundings
         self.spec, self.log, self.folder = spec, log, folder
         self.progress = tool.Progress(Stage.READY, time.monotonic())
+        if spec.refused:
+            raise Failure(Reason.REPOSITORY, spec.refused)
         with blamed():
-            self._docker = _docker_environment(spec, folder)
-            self._registry = Registry(around.registry_config, around.insecure_registries)
+            self._docker = _docker_environment(around, around.registry_config, folder / "docker")
+            login = (around.private_registry_config or NO_LOGIN) if spec.private else around.registry_config
+            self._registry = Registry(login, around.insecure_registries)
             known = credentials(around.git_credentials)
             passwords = (one.password for one in known)
-            log.redact = Redactor((*passwords, *secrets(around.registry_config)), spec.request.build_args)
+            log.redact = Redactor(
+                (*passwords, *secrets(around.registry_config), *secrets(login)), spec.request.build_args
+            )
             policy = Policy(around.allowed_repositories, around.banned_repositories)
             private, own = Private(around.private), canonical(spec.request.clone_url)
             self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
@@ -175,13 +181,16 @@ class Attempt:
         labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
         env = {**self._git.environment, **self._docker}
         image = f"{spec.request.image}:{self.tag}"
-        command = tool.command(spec.request, image, labels, self.folder, _outside(env))
+        built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
+        command = tool.command(spec.request, built, labels, self.folder, _outside(env), push=not spec.private)
         self._git.trouble()  # what was told, or overcome, before
         try:
             tool.build(command, self.folder, env, self.progress, self.log)
         except Failure:
             self._raise_refused()
             raise
+        if spec.private:
+            self._push(built, image)
         self.progress.end(time.monotonic())
         self.log.phase = None
 
@@ -192,6 +201,19 @@ class Attempt:
             raise refusal(error) from None
         if error:  # no URL of the repository's, but one that repo2docker has in its code
             raise Failure(INFRASTRUCTURE, f"What repo2docker needs for this language could not be fetched. {error}")
+
+    def _push(self, built: str, image: str) -> None:
+        """Pushes what was built as a private repository's image, with the credential that no build's steps have.
+
+        Until then nobody can guess its name: a `FROM` takes what the daemon holds without asking the registry.
+        """
+        around = self.spec.surroundings
+        login = around.private_registry_config or NO_LOGIN
+        env = {**os.environ, **self._docker, **_docker_environment(around, login, self.folder / "private")}
+        try:
+            tool.push(built, image, env, self.progress, self.log)
+        finally:
+            tool.untag([built, image], env)
 
     def _digest(self) -> str:
         manifest = self._registry.manifest(self.spec.request.image, self.tag)
@@ -245,19 +267,17 @@ def _outside(env: Mapping[str, str]) -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in sorted(names)}
 
 
-def _docker_environment(spec: Spec, folder: Path) -> dict[str, str]:
+def _docker_environment(around: Surroundings, config: str | None, copy: Path) -> dict[str, str]:
     """Which daemon, and a private copy of the registries' credentials: the mounted one may be read-only, and buildx
     writes beside it."""
-    around = spec.surroundings
     own = docker_folder()
     found = {"DOCKER_CONFIG": str(own)}
     if around.docker_host:
         found["DOCKER_HOST"] = around.docker_host
-    if around.registry_config:
-        copy = folder / "docker"
+    if config:
         copy.mkdir(mode=0o700)
         (copy / "config.json").touch(mode=0o600)
-        (copy / "config.json").write_bytes(_without_context(Path(around.registry_config)))
+        (copy / "config.json").write_bytes(b"{}" if config == NO_LOGIN else _without_context(Path(config)))
         (copy / "cli-plugins").symlink_to(own / "cli-plugins")
         found["DOCKER_CONFIG"] = str(copy)
     return found

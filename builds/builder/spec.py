@@ -27,6 +27,9 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     insecure_registries: tuple[str, ...] = ()
     registry_config: str | None = None
     """A docker `config.json`."""
+    private_image_prefix: str | None = None
+    """Images under it are pushed and looked at with the next one alone, and no build's steps have that."""
+    private_registry_config: str | None = None
     docker_host: str | None = None
     git_credentials: str | None = None
     """A file in git's store format, or a folder of them."""
@@ -46,6 +49,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[Tag, ...] = ()
     force: bool = False
     surroundings: Surroundings = Surroundings()
+    refused: str | None = None
+    """Why nothing of it may be done, in a sentence."""
+
+    @property
+    def private(self) -> bool:
+        """Whether its image is one of a private repository."""
+        prefix = self.surroundings.private_image_prefix
+        return prefix is not None and self.request.image.startswith(prefix)
 
 
 def attempt_label(build: Build, attempt: Attempt) -> str:
@@ -53,13 +64,13 @@ def attempt_label(build: Build, attempt: Attempt) -> str:
     return f"{build.uid}.{attempt.number}"
 
 
-def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings) -> Spec:
+def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused: str | None = None) -> Spec:
     """The spec of an attempt: a pure function of the record, so that a second leader writes the same.
 
     Stored Git credentials go along only if somebody who may use them (`builds.private`) is among those who ask. Anybody
     else could name a private repository that they may not see.
     """
-    if not any(cause.credentials for cause in build.unanswered):
+    if refused or not any(cause.credentials for cause in build.unanswered):
         surroundings = msgspec.structs.replace(surroundings, git_credentials=None)
     tags = {(tag, cause.ref): Tag(name=tag, ref=cause.ref) for cause in build.causes for tag in cause.tags}
     return Spec(
@@ -70,4 +81,5 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings) -> Spec
         tags=tuple(tags.values()),
         force=any(cause.force for cause in build.unanswered),
         surroundings=surroundings,
+        refused=refused,
     )

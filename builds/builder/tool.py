@@ -130,6 +130,9 @@ class Progress:
         elif line.startswith(("ERROR: ", "error: ")):
             self._complaints.append(line.partition(": ")[2])
 
+    def pushing(self, now: float) -> None:
+        self._reach(Stage.PUSH, now)
+
     def end(self, now: float) -> None:
         self._ended = now
 
@@ -195,10 +198,39 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
         raise progress.failure()
 
 
+def push(built: str, image: str, env: Mapping[str, str], progress: Progress, log: Log) -> None:
+    """Pushes an image of the daemon's under another name. Raises Failure."""
+    name, send = ["docker", "tag", built, image], ["docker", "push", image]
+    subprocess.run(name, env=env, check=True, stdout=subprocess.DEVNULL)
+    progress.pushing(time.monotonic())
+    log.phase = phase_of(progress.stage)
+    said: deque[str] = deque(maxlen=LINES_HEARD)
+    with subprocess.Popen(send, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        assert child.stdout is not None  # noqa: S101 (it is a pipe)
+        while raw := child.stdout.readline(LONGEST_READ):
+            for text in lines_of(raw.decode(errors="replace")):
+                said.append(clean(text))
+                log.say(text)
+    if child.returncode:
+        raise failure(progress.stage, list(said))
+
+
+def untag(images: Sequence[str], env: Mapping[str, str]) -> None:
+    """Takes names from the daemon's images, and with the last one the image; as far as they are there."""
+    command = ["docker", "image", "rm", "--force", *images]
+    subprocess.run(command, env=env, check=False, capture_output=True)
+
+
 def command(
-    request: Request, image: str, labels: Mapping[str, str], folder: Path, outside: Mapping[str, str | None]
+    request: Request,
+    image: str,
+    labels: Mapping[str, str],
+    folder: Path,
+    outside: Mapping[str, str | None],
+    *,
+    push: bool = True,
 ) -> list[str]:
-    """The command line that builds the commit and pushes it as `image` (with its tag).
+    """The command line that builds the commit as `image` (with its tag), and pushes it.
 
     `outside` are the variables that docker has otherwise than the tool; `None` is not set.
     """
@@ -208,7 +240,8 @@ def command(
     beside = Path(sys.executable).with_name("jupyter-repo2docker")
     program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]
-    arguments += ["--user-id", "1000", "--user-name", "jovyan", "--no-run", "--json-logs", "--push"]
+    arguments += ["--user-id", "1000", "--user-name", "jovyan", "--no-run", "--json-logs"]
+    arguments += ["--push"] if push else []
     for name, value in labels.items():
         arguments += ["--label", f"{name}={value}"]
     for name, value in request.build_args.items():

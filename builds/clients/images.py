@@ -29,9 +29,9 @@ HEALTH_KEPT = 15.0
 
 
 class Images:
-    """Safe to use from many threads. `registry` makes a client: one is for one thread at a time."""
+    """Safe to use from many threads. `registry` makes a client for an image: one is for one thread at a time."""
 
-    def __init__(self, registry: Callable[[], Registry], limit: float = LIMIT) -> None:
+    def __init__(self, registry: Callable[[str], Registry], limit: float = LIMIT) -> None:
         self._registry = registry
         self._limit = limit
         self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
@@ -50,18 +50,18 @@ class Images:
             labels = registry.labels(image, manifest.digest) if manifest else None
             return manifest.digest if manifest and labels and labels.get(LABEL_BUILD) == build else None
 
-        return self._within_limit(pushed)
+        return self._within_limit(image, pushed)
 
     def answers(self, image: str) -> bool:
         """Whether the registry of an image (or of a prefix of images) is up."""
         with self._health:
             if time.monotonic() - self._asked_at >= HEALTH_KEPT:
-                self._answers = self._within_limit(lambda registry: registry.answers(image)) is True
+                self._answers = self._within_limit(image, lambda registry: registry.answers(image)) is True
                 self._asked_at = time.monotonic()
             return self._answers
 
-    def _within_limit(self, ask: Callable[[Registry], T]) -> T | None:
-        asked = self._askers.submit(lambda: ask(self._registry()))
+    def _within_limit(self, image: str, ask: Callable[[Registry], T]) -> T | None:
+        asked = self._askers.submit(lambda: ask(self._registry(image)))
         try:
             return asked.result(self._limit)
         except TimeoutError:

@@ -39,6 +39,10 @@ MAX_BODY = 8 << 20
 T = TypeVar("T")
 
 
+NO_LOGIN = "/nonexistent/docker/config.json"
+"""A docker configuration without credentials. (None at all is the one of whoever runs this.)"""
+
+
 class RegistryError(Exception):
     """Root of what is raised here. The sentence names the registry, never a credential.
 

@@ -113,6 +113,9 @@ its name, so no two pairs of them meet as they would at `a-b` and `c`, `a` and `
 - {name: KILN_CONFIG_SHA256, value: {{ get (include "kiln.configFiles" . | fromJson) "config.yaml" | sha256sum }}}
 - {name: KILN_SECRETS_DIR, value: /etc/kiln/secrets}
 - {name: KILN_REGISTRY_CONFIG, value: /etc/kiln/registry/config.json}
+{{- if include "kiln.privateRegistry" . }}
+- {name: KILN_PRIVATE_REGISTRY_CONFIG, value: /etc/kiln/private-registry/config.json}
+{{- end }}
 - {name: KILN_BUILDER_IMAGE, value: {{ include "kiln.image" . | quote }}}
 - {name: KILN_DOCKER_HOST, value: unix:///run/kiln/docker.sock}
 {{- if .Values.jupyterhub.service }}
@@ -210,14 +213,22 @@ name: {{ index . 2 }}
 secret: {secretName: {{ include "kiln.secretName" . }}, optional: true, defaultMode: 0440}
 {{- end }}
 
-{{/* The registry's credentials. Without them nothing could be pushed: a pod that lacks their Secret waits and says so. */}}
+{{/*
+A registry's credentials: (list root values name). Without them nothing could be pushed: a pod that lacks their Secret waits
+and says so.
+*/}}
 {{- define "kiln.registryVolume" -}}
-{{- $ours := empty .Values.registry.existingSecret -}}
-name: registry
+{{- $values := index . 1 -}}
+name: {{ index . 2 }}
 secret:
-  secretName: {{ include "kiln.secretName" (list . .Values.registry "registry") }}
+  secretName: {{ include "kiln.secretName" . }}
   defaultMode: 0440
-  items: [{key: {{ ternary ".dockerconfigjson" .Values.registry.existingSecretKey $ours }}, path: config.json}]
+  items: [{key: {{ ternary ".dockerconfigjson" $values.existingSecretKey (empty $values.existingSecret) }}, path: config.json}]
+{{- end }}
+
+{{/* Whether there are credentials for the images of private repositories: empty, if not. */}}
+{{- define "kiln.privateRegistry" -}}
+{{- with .Values.privateRegistry }}{{ or .existingSecret .server }}{{ end -}}
 {{- end }}
 
 {{/* Major version of the daemon. */}}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from builds.errors import Forbidden, Malformed, RuleError
 from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, tag_for
-from builds.repository import HostKind, canonical
+from builds.repository import HostKind, Repository, canonical
 
 HOSTS = {"git.example.edu": HostKind.GITLAB, "ghe.example.edu": HostKind.GITHUB}
 COMMIT = "50533eb470ee6c24e872043d30b2fee463d6943f"
@@ -197,3 +197,47 @@ def test_prefixes(prefix: str) -> None:
 def test_what_is_no_prefix(prefix: str) -> None:
     with pytest.raises(RuleError, match=r"registry\.example/org/"):
         ImagePolicy(prefix)
+
+
+# ---- Private repositories ----------------------------------------------------------------------------------------
+
+SECRET, OPEN = canonical("https://github.com/org/secret"), canonical("https://github.com/org/open")
+APART = ImagePolicy(
+    "r.example/org/", ["**"], private_prefix="r.example/org/private/", private=lambda asked: asked == SECRET
+)
+
+
+def test_images_of_private_repositories_lie_apart() -> None:
+    assert APART.own(SECRET) == image_for("r.example/org/private/", SECRET)
+    assert APART.own(OPEN) == image_for("r.example/org/", OPEN)
+    assert [APART.is_private(APART.own(repository)) for repository in (SECRET, OPEN)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("image", "repository"),
+    [
+        ("r.example/org/private/mine", OPEN),
+        (image_for("r.example/org/private/", OPEN), OPEN),
+        (image_for("r.example/org/private/", SECRET), OPEN),
+        (image_for("r.example/org/", SECRET), SECRET),
+        ("r.example/org/courses/stats", SECRET),
+        ("elsewhere.example/stats", SECRET),
+    ],
+)
+def test_no_image_crosses_over_whatever_is_allowed(image: str, repository: Repository) -> None:
+    with pytest.raises(Forbidden, match="Images of private repositories lie apart"):
+        APART.check(image, repository)
+
+
+def test_no_private_repository_has_the_image_of_another() -> None:
+    other = canonical("https://github.com/org/other-secret")
+    with pytest.raises(Forbidden, match="is the name of one repository's image"):
+        APART.check(image_for("r.example/org/private/", other), SECRET)
+    for image in (APART.own(SECRET), "r.example/org/private/course"):
+        assert APART.check(image, SECRET) == image
+
+
+@pytest.mark.parametrize("prefix", ["r.example/org/", "r.example/", "R.example/", ""])
+def test_a_prefix_that_keeps_nothing_apart_is_refused(prefix: str) -> None:
+    with pytest.raises(RuleError):
+        ImagePolicy("r.example/org/", private_prefix=prefix)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builds.build import Kind, Push
+from builds.build import Build, Kind, Push, build_name
 from builds.engines import Ask
 from builds.errors import (
     AskError,
@@ -22,9 +22,9 @@ from builds.errors import (
     UnknownRef,
     Unreachable,
 )
-from builds.image import ImagePolicy
+from builds.image import ImagePolicy, image_for
 from builds.intake import Intake, merge
-from builds.repository import HostKind, Policy, Repository
+from builds.repository import HostKind, Policy, Repository, canonical
 from builds.triggers import BuildRequestBody, Wanted, asked, plain, template
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -328,3 +328,48 @@ def test_a_trigger_says_how_whoever_sent_the_event() -> None:
     want = Wanted(repository="https://github.com/a/b", commit=COMMIT, trigger="a", tags=(plain("x"),), force=True)
     cause = ask(want, by="webhook:github", chooses=False).cause
     assert (cause.tags, cause.force) == (("x",), True)
+
+
+# ---- Records that somebody has changed -------------------------------------------------------------------------------
+
+
+def recorded(**changes: Any) -> Build:
+    """The record of a build that was asked for, with changes that left its name as it was."""
+    asked = ask(Wanted(repository="https://github.com/a/b", commit=COMMIT, subdir=plain("sub")))
+    request = msgspec.structs.replace(asked.request, **changes)
+    return Build(name=asked.name, uid="u", request=request, causes=(asked.cause,), created_at=NOW)
+
+
+def test_a_record_as_it_was_written_is_built() -> None:
+    assert intake().refusal(recorded()) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"commit": "b" * 40},
+        {"commit": "--upload-pack=x"},
+        {"subdir": ""},
+        {"subdir": "../.."},
+        {"build_args": {"A": "1"}},
+        {"build_args": {"BUILDKIT_SYNTAX": "evil.example/frontend"}},
+        {"clone_url": "https://github.com/other/repository"},
+        {"clone_url": "https://github.com/evil/repository"},
+        {"clone_url": "ext::sh -c id"},
+        {"repository": "https://github.com/other/repository"},
+        {"repository": "https://github.com/other/repository", "clone_url": "https://github.com/other/repository"},
+        {"image": "r.example/org/other"},
+        {"image": "elsewhere.example/x"},
+        {"image": image_for("r.example/org/", canonical("https://github.com/other/repository"))},
+    ],
+    ids=str,
+)
+def test_a_changed_record_is_not_built(changes: dict[str, Any]) -> None:
+    assert intake().refusal(recorded(**changes))
+
+
+def test_a_record_that_fits_its_name_is_held_against_the_policy_all_the_same() -> None:
+    build = recorded()
+    request = msgspec.structs.replace(build.request, image="elsewhere.example/x")
+    forged = msgspec.structs.replace(build, name=build_name("local", request), request=request)
+    assert "Images may be pushed under" in str(intake().refusal(forged))

@@ -6,6 +6,7 @@ import copy
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from kubernetes_validate import validate
 
@@ -13,6 +14,7 @@ from builds.builder.spec import Surroundings, spec_for
 from builds.engines.kubernetes.jobs import (
     DOCKER_HOST,
     GIT_CREDENTIALS,
+    PRIVATE_REGISTRY,
     SPEC,
     TemplateError,
     checked,
@@ -142,3 +144,58 @@ def test_a_builder_is_told_only_of_what_is_mounted() -> None:
     full = mounted(outside, template, docker_host="tcp://d:1")
     assert full.registry_config == "/etc/kiln/registry/config.json"
     assert (full.git_credentials, full.docker_host) == (GIT_CREDENTIALS, "tcp://d:1")
+
+
+# ---- What a build's pod has of the Secrets ------------------------------------------------------------------------
+
+LENT = {"git-credentials": GIT_CREDENTIALS, "private-registry": PRIVATE_REGISTRY}
+
+
+def with_secrets() -> dict[str, Any]:
+    template = copy.deepcopy(TEMPLATE)
+    container = next(one for one in template["spec"]["containers"] if one["name"] == "builder")
+    for name, path in LENT.items():
+        template["spec"].setdefault("volumes", []).append(
+            {"name": name, "secret": {"secretName": name, "optional": True}}
+        )
+        container.setdefault("volumeMounts", []).append({"name": name, "mountPath": path, "readOnly": True})
+    return template
+
+
+def secrets_of(
+    git_keys: tuple[str, ...] = (), *, private: bool = False, lent: bool = True, refused: str | None = None
+) -> Any:
+    """The Secrets' volumes in the Job's pod, by name; each of them is mounted, and no other is."""
+    one, asked = attempt(), build()
+    prefix = asked.request.image if private else "elsewhere.example/"
+    around = Surroundings(git_credentials=GIT_CREDENTIALS, private_image_prefix=prefix)
+    spec = spec_for(asked, one, around, refused)
+    if lent and not refused:
+        spec = msgspec.structs.replace(spec, surroundings=around)
+    pod = job(asked, one, spec, template=with_secrets(), image="i", release=RELEASE, owner=OWNER, git_keys=git_keys)[
+        "spec"
+    ]["template"]["spec"]
+    volumes = {volume["name"]: volume["secret"] for volume in pod["volumes"] if "secret" in volume}
+    mounts = {mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts & {*LENT} == {*volumes} & {*LENT}
+    return {name: volumes[name] for name in LENT if name in volumes}
+
+
+def test_a_pod_has_the_keys_that_its_build_may_use() -> None:
+    items = [{"key": "a", "path": "a"}, {"key": "b.example", "path": "b.example"}]
+    assert secrets_of(("a", "b.example")) == {
+        "git-credentials": {"secretName": "git-credentials", "optional": True, "items": items}
+    }
+
+
+def test_a_pod_without_a_credential_mounts_none() -> None:
+    assert secrets_of() == {}
+    assert secrets_of(("a",), lent=False) == {}
+
+
+def test_only_a_private_image_has_its_registry_s_credential() -> None:
+    assert {*secrets_of(private=True)} == {"private-registry"}
+
+
+def test_what_is_refused_has_nothing() -> None:
+    assert secrets_of(("a",), private=True, refused="Somebody has changed it.") == {}

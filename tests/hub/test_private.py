@@ -39,7 +39,10 @@ def scene(
 ) -> Iterator[Scene]:
     canary = f"canary {secrets.token_hex(12)}/"
     folder = tmp_path_factory.mktemp("private")
-    config = {"private": [{"match": f"{host.base}/private/*", "use_by": ["webhooks", "group:staff"]}]}
+    config = {
+        "private": [{"match": f"{host.base}/private/*", "use_by": ["webhooks", "group:staff"]}],
+        "private_image_prefix": f"{registry.host}/private-{secrets.token_hex(4)}/",
+    }
     with GitHost(folder / "elsewhere") as elsewhere:
         scene = Scene(
             folder,

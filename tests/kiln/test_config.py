@@ -14,6 +14,7 @@ from builds.repository import HostKind
 from kiln.config import Config, parse, pod_template, read
 from kiln.errors import ConfigError
 
+PREFIX = "private_image_prefix: registry.example/private/\n"
 DOCS = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
@@ -46,7 +47,10 @@ def test_repositories_are_polled_or_not() -> None:
 
 
 def test_who_may_use_credentials_is_said_or_webhooks_may() -> None:
-    rules = parse(b"private: [{match: 'https://a.example/*'}, {match: '**', use_by: ['group:staff', 'user:ada b']}]")
+    rules = parse(
+        b"private: [{match: 'https://a.example/*'}, {match: '**', use_by: ['group:staff', 'user:ada b']}]\n"
+        b"private_image_prefix: registry.example/private/"
+    )
     assert [rule.use_by for rule in rules.private] == [("webhooks",), ("group:staff", "user:ada b")]
 
 
@@ -90,10 +94,21 @@ def test_no_triggers_is_not_the_default_trigger() -> None:
             "repositories: [{url: 'https://github.com/a/b'}, {url: 'https://github.com/A/b.git'}]",
             "repositories[1].url: this repository is repositories[0] already",
         ),
-        ("private: [{match: 'a.example/*'}]", "private[0]: The pattern 'a.example/*' does not begin with a scheme"),
-        ("private: [{match: 'https://a.example/*', use_by: [ada]}]", "private[0]: 'ada' is nobody: use_by takes"),
-        ("private: [{match: 'https://a.example/*', used_by: []}]", "private[0]: Object contains unknown field"),
+        (
+            f"{PREFIX}private: [{{match: 'a.example/*'}}]",
+            "private[0]: The pattern 'a.example/*' does not begin with a scheme",
+        ),
+        (
+            f"{PREFIX}private: [{{match: 'https://a.example/*', use_by: [ada]}}]",
+            "private[0]: 'ada' is nobody: use_by takes",
+        ),
+        (
+            f"{PREFIX}private: [{{match: 'https://a.example/*', used_by: []}}]",
+            "private[0]: Object contains unknown field",
+        ),
         ("private: {}", "private: must be a list"),
+        ("private: [{match: 'https://a.example/*'}]", "private_image_prefix: must be set, because `private` names"),
+        ("private_image_prefix: [a]", "private_image_prefix: Expected `str | null`"),
         ("a: &a [*a]", "a: there is no such section"),
         ("a: !!python/object:os.system {}", "Line 1: could not determine a constructor"),
         ("a: !!bool x", "The file is not YAML"),

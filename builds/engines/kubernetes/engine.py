@@ -76,14 +76,22 @@ class KubernetesEngine(KubernetesRecords):
         anchor: str | None = None,
         max_queued: int = 1000,
         max_queued_per_user: int = 20,
+        refusal: Callable[[Build], str | None] = lambda _: None,
+        git_keys: Callable[[Build], Sequence[str]] = lambda _: (),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Raises TemplateError."""
+        """`refusal` says why a record must not be built as it stands there, and `git_keys` which keys of the Secret
+        with Git credentials a build's pod has.
+
+        Raises TemplateError.
+        """
         super().__init__(
             api, release, anchor=anchor, max_queued=max_queued, max_queued_per_user=max_queued_per_user, now=now
         )
         self._template = jobs.checked(template)
         self._image = image
+        self._refusal = refusal
+        self._git_keys = git_keys
         self._surroundings = surroundings
         self._woken = threading.Event()
         ours = selector(release.of(COMPONENT))
@@ -184,14 +192,16 @@ class KubernetesEngine(KubernetesRecords):
 
     def start(self, build: Build, attempt: Attempt) -> None:
         self._must_lead()
+        refused = self._refusal(build)
         job = jobs.job(
             build,
             attempt,
-            spec_for(build, attempt, self._surroundings),
+            spec_for(build, attempt, self._surroundings, refused),
             template=self._template,
             image=self._image,
             release=self._release,
             owner={"apiVersion": "v1", "kind": "ConfigMap", "name": build.name, "uid": build.uid},
+            git_keys=() if refused else self._git_keys(build),
         )
         with translated():
             try:

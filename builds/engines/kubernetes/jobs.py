@@ -8,6 +8,7 @@ gives the same Job, so that any leader can complete a start that another one wro
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -33,6 +34,8 @@ DOCKER_HOST = f"unix://{SOCKET_FOLDER}/docker.sock"
 IN_USE = f"{SOCKET_FOLDER}/builds.lock"
 REGISTRY = "/etc/kiln/registry"
 REGISTRY_CONFIG = f"{REGISTRY}/config.json"
+PRIVATE_REGISTRY = "/etc/kiln/private-registry"
+PRIVATE_REGISTRY_CONFIG = f"{PRIVATE_REGISTRY}/config.json"
 GIT_CREDENTIALS = "/etc/kiln/git-credentials"
 
 
@@ -67,6 +70,7 @@ def mounted(surroundings: Surroundings, template: Manifest, *, docker_host: str 
         surroundings,
         docker_host=docker_host or DOCKER_HOST,
         registry_config=REGISTRY_CONFIG if REGISTRY in folders else None,
+        private_registry_config=PRIVATE_REGISTRY_CONFIG if PRIVATE_REGISTRY in folders else None,
         git_credentials=GIT_CREDENTIALS if GIT_CREDENTIALS in folders else None,
     )
 
@@ -80,8 +84,13 @@ def job(
     image: str,
     release: Release,
     owner: Manifest,
+    git_keys: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The Job of one attempt; `owner` is the reference to its record."""
+    """The Job of one attempt; `owner` is the reference to its record.
+
+    Of the Secrets with credentials the pod has what this build may use: `git_keys` of the one for Git, and the private
+    registry's only where its image goes there.
+    """
     own = {**release.labels(COMPONENT), **labels(build, attempt)}
     pod = copy.deepcopy(dict(template))
     metadata = pod.setdefault("metadata", {})
@@ -91,6 +100,8 @@ def job(
         **metadata.get("annotations", {}),
         SPEC: msgspec.json.encode(spec).decode(),
     }
+    _lend(pod["spec"], GIT_CREDENTIALS, git_keys if spec.surroundings.git_credentials else ())
+    _lend(pod["spec"], PRIVATE_REGISTRY, None if spec.private and not spec.refused else ())
     pod["spec"] |= {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
@@ -124,8 +135,8 @@ def pinned(affinity: Manifest, node: str) -> dict[str, Any]:
     return {**affinity, "nodeAffinity": {**node_affinity, required: {"nodeSelectorTerms": both}}}
 
 
-def _builder(template: Manifest) -> Manifest:
-    found: Manifest = next(one for one in template["spec"]["containers"] if one["name"] == CONTAINER)
+def _builder(template: Manifest) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in template["spec"]["containers"] if one["name"] == CONTAINER)
     return found
 
 
@@ -146,6 +157,24 @@ def _container(container: dict[str, Any], image: str) -> dict[str, Any]:
             {"name": "kiln-spec", "mountPath": SPEC_FOLDER, "readOnly": True},
         ],
     }
+
+
+def _lend(pod: dict[str, Any], path: str, keys: Sequence[str] | None) -> None:
+    """Leaves of the Secret that the builder mounts at a path only these keys; `None` is all as the template has it."""
+    builder = _builder({"spec": pod})
+    mounts = builder.get("volumeMounts", [])
+    names = {mount["name"] for mount in mounts if mount.get("mountPath", "").rstrip("/") == path}
+    if not names or keys is None:
+        return
+    if keys:
+        items = [{"key": key, "path": key} for key in keys]
+        volumes = (volume for volume in pod.get("volumes", []) if volume["name"] in names and "secret" in volume)
+        for volume in volumes:
+            volume["secret"] = {**volume["secret"], "items": items}
+        return
+    builder["volumeMounts"] = [mount for mount in mounts if mount["name"] not in names]
+    used = {mount["name"] for container in pod["containers"] for mount in container.get("volumeMounts", [])}
+    pod["volumes"] = [volume for volume in pod.get("volumes", []) if volume["name"] not in names - used]
 
 
 def _spec_volume() -> dict[str, Any]:

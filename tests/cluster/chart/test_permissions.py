@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
+import json
 from typing import Any
 
 import pytest
@@ -300,6 +302,7 @@ def test_each_part_sees_its_secrets_and_may_wait_for_them(example: str, names: l
     for component, pod in release.pods():
         found = {path: volume["secret"] for path, volume in mounts(pod).items() if "secret" in volume}
         registry = found.pop("/etc/kiln/registry", None)
+        found.pop("/etc/kiln/private-registry", None)
         found = {path: secret for path, secret in found.items() if not path.endswith("/gitlab")}
         if component in FOLDERS:
             assert registry, component
@@ -327,9 +330,29 @@ def test_the_registry_s_credentials_are_one_file_for_all_who_need_them(example: 
             assert not secret.get("optional")  # without it, nothing could be pushed: the pod waits and says so
 
 
+@pytest.mark.parametrize("example", ["everything", "minimal"])
+def test_private_images_have_a_credential_of_their_own_or_none(example: str) -> None:
+    """Which builds have it is for the controller to say, so it is in the template."""
+    release = render(VALUES[example])
+    there = example == "everything"
+    for component, pod in release.pods():
+        volume = mounts(pod).get("/etc/kiln/private-registry")
+        assert (volume is not None) == (there and component in ("web", "controller", "build"))
+        if volume:
+            assert volume["secret"]["secretName"] == "kiln-private-registry"
+            assert not volume["secret"].get("optional")
+    for deployment in release.of("Deployment"):
+        env = environment(deployment["spec"]["template"]["spec"]["containers"][0])
+        assert ("KILN_PRIVATE_REGISTRY_CONFIG" in env) == there
+
+
 def test_secrets_from_values_hold_what_was_given() -> None:
     made = {one["metadata"]["name"]: one["stringData"] for one in render(VALUES["everything"]).of("Secret")}
     registry = made.pop("kiln-registry")
+    private = made.pop("kiln-private-registry")
+    assert json.loads(private[".dockerconfigjson"]) == {
+        "auths": {"registry.example": {"auth": base64.b64encode(b"private:private-password").decode()}}
+    }
     assert registry == {".dockerconfigjson": '{"auths":{"registry.example":{"auth":"a2lsbjpwdXNoLXBhc3N3b3Jk"}}}'}
     assert made == {
         "kiln-api-tokens": {"alice": "token-of-alice"},

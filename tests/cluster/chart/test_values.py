@@ -17,7 +17,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 OURS = {
     "KILN_ENGINE", "KILN_NAMESPACE", "KILN_INSTANCE", "KILN_ANCHOR", "KILN_POD_TEMPLATE", "KILN_POD_TEMPLATE_SHA256",
     "KILN_BUILDER_IMAGE", "KILN_HOST", "KILN_CONFIG", "KILN_CONFIG_SHA256", "KILN_SECRETS_DIR", "KILN_REGISTRY_CONFIG",
-    "KILN_DOCKER_HOST",
+    "KILN_PRIVATE_REGISTRY_CONFIG", "KILN_DOCKER_HOST",
 }  # fmt: skip
 """What the chart sets itself."""
 ELSEWHERE = {"PORT", "KILN_OPS_PORT", "KILN_STATE_DIR", "KILN_FAULT", "K_SINK", "K_CE_OVERRIDES", "K_CA_CERTS"}
@@ -69,6 +69,7 @@ def test_where_images_go_has_to_be_said() -> None:
         ({"settings": {"auth": "hub"}}, "jupyterhub.service (the name under which the hub has Kiln"),
         ({"settings": {"auth": "none", "events_auth": "hub,token"}}, "jupyterhub.service (the name under which"),
         ({"registry": {"server": "registry.example"}}, "registry.username and registry.password (registry.server is"),
+        ({"privateRegistry": {"server": "registry.example"}}, "privateRegistry.username and privateRegistry.password"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs (the gateways"),
         ({"dockerd": {"image": {"tag": "latest"}}}, "dockerd.version must be set"),
     ],

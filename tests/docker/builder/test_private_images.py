@@ -1,0 +1,123 @@
+"""Images of private repositories: pushed with a credential that no build's steps have, and taken by no other build."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from builds.build import State
+from builds.clients.registry import Registry as Client
+from tests.docker.builder.conftest import asked
+from tests.parts.building import Attempt, Builder, put_busybox
+from tests.parts.githost import GitHost
+from tests.parts.registry import Registry
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@dataclass
+class Private:
+    """A private repository's image, in a registry that lets nobody in without the credential."""
+
+    builder: Builder
+    host: GitHost
+    registry: Registry
+    around: dict[str, Any]
+    canaries: tuple[str, ...]
+    secret: str
+    image: str = ""
+    tag: str = ""
+    digest: str = ""
+
+    def build(self, path: str, content: Path) -> Attempt:
+        request = asked(self.host, path, self.host.create(path, content), self.registry)
+        return self.builder.run(request, **self.around)
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry, str]]:
+    password = secrets.token_urlsafe(24)
+    with Registry(tmp_path_factory.mktemp("guarded"), {"private": password}) as registry:
+        yield registry, password
+
+
+@pytest.fixture
+def private(tmp_path: Path, path: str, builder: Builder, host: GitHost, guarded: tuple[Registry, str]) -> Private:
+    """Built and pushed."""
+    registry, password = guarded
+    auth = base64.b64encode(f"private:{password}".encode()).decode()
+    (tmp_path / "private.json").write_text(json.dumps({"auths": {registry.host: {"auth": auth}}}))
+    (tmp_path / "public.json").write_text("{}")
+    around = {
+        "registry_config": str(tmp_path / "public.json"),
+        "private_image_prefix": f"{registry.host}/",
+        "private_registry_config": str(tmp_path / "private.json"),
+    }
+    private = Private(builder, host, registry, around, (password, auth), secrets.token_hex(16))
+    attempt = private.build(path, content(tmp_path / "content", "FROM scratch\nCOPY page /page\n", private.secret))
+    assert attempt.result.state is State.SUCCEEDED, attempt.text
+    assert attempt.result.image
+    assert not any(canary in attempt.everything for canary in private.canaries)
+    private.image, private.tag = attempt.result.image.repository, attempt.result.image.tag
+    private.digest = attempt.result.image.digest
+    manifest = Client(around["private_registry_config"]).manifest(private.image, private.tag)
+    assert manifest
+    assert manifest.digest == private.digest
+    return private
+
+
+def content(folder: Path, dockerfile: str, page: str) -> Path:
+    folder.mkdir()
+    (folder / "Dockerfile").write_text(dockerfile)
+    (folder / "page").write_text(page)
+    put_busybox(folder)
+    return folder
+
+
+WAYS = {
+    "FROM": "FROM {it}\nCOPY page /mine\n",
+    "ARG": "ARG it={it}\nFROM $it AS theirs\nFROM scratch\nCOPY --from=theirs /page /mine\n",
+    "COPY": "FROM scratch\nCOPY --from={it} /page /mine\n",
+    "mount": 'FROM scratch\nCOPY busybox /b\nRUN --mount=from={it},target=/m ["/b", "cat", "/m/page"]\n',
+}
+REFERENCES = ("{image}", "{image}:{tag}", "{image}:{tag}@{digest}", "{image}@{digest}")
+
+
+def test_no_other_build_takes_one_on_the_same_daemon(
+    private: Private, path: str, tmp_path: Path, registry: Registry
+) -> None:
+    known = {"image": private.image, "tag": private.tag, "digest": private.digest}
+    for way, dockerfile in WAYS.items():
+        for number, reference in enumerate(REFERENCES):
+            name = f"{way.lower()}-{number}"
+            theirs = content(tmp_path / name, dockerfile.format(it=reference.format(**known)), "a stranger's")
+            commit = private.host.create(f"{path}-{name}", theirs)
+            request = asked(private.host, f"{path}-{name}", commit, registry)
+            attempt = private.builder.run(request, **{**private.around, "private_image_prefix": None})
+            assert attempt.result.state is State.FAILED, attempt.text
+            assert private.secret not in attempt.everything
+            assert Client().manifest(request.image, commit) is None
+
+
+def test_the_daemon_keeps_no_name_of_it(private: Private) -> None:
+    command = ["docker", "image", "ls", "--all", "--digests", "--no-trunc"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert private.image not in listed
+    assert private.digest not in listed
+    assert not [line for line in listed.splitlines() if line.startswith("kiln-") and " private " in line]
+
+
+def test_a_private_build_s_own_steps_do_not_have_the_credential(private: Private, path: str, tmp_path: Path) -> None:
+    """It would read every private image, not only this repository's."""
+    mine = content(tmp_path / "again", f"FROM {private.image}:{private.tag}\nCOPY page /mine\n", "again")
+    attempt = private.build(f"{path}-again", mine)
+    assert attempt.result.state is State.FAILED, attempt.text
+    assert not any(canary in attempt.everything for canary in private.canaries)
