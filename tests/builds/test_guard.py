@@ -102,10 +102,19 @@ def cloned(own: Git, url: str, head: str) -> Path:
 # What may not be reached
 
 
-def test_a_gitmodules_that_reads_otherwise_when_it_is_checked_out(host: GitHost, own: Git, internal: Listener) -> None:
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        pytest.param('[submodule "\uff50art"]\n\turl = {url}\n', id="name"),
+        pytest.param('\tbranch = "\u201c ; \\\n\turl = {url} ; "\n', id="quotation mark"),
+    ],
+)
+def test_a_gitmodules_that_reads_otherwise_when_it_is_checked_out(
+    hidden: str, host: GitHost, own: Git, internal: Listener
+) -> None:
     """git writes `.gitmodules` in another encoding, and then it names another URL."""
     part = make(host, "ada/part", {"file": "part"})
-    modules = submodule("part", host.url("ada/part")) + submodule("\uff50art", f"http://{internal.place}/a/b")
+    modules = submodule("part", host.url("ada/part")) + hidden.format(url=f"http://{internal.place}/a/b")
     files: dict[str, str | bytes] = {
         ".gitattributes": ".gitmodules working-tree-encoding=ASCII//TRANSLIT\n",
         ".gitmodules": modules,
