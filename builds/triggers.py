@@ -40,7 +40,8 @@ class PushRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Which pushes: globs over short branch and tag names, and over the paths of changed files.
 
     Where only one of `branches` and `tags` is given, the other kind of ref does not match. `paths` is for branches, and
-    holds too where the host did not say all that has changed.
+    holds too where the host did not say all that has changed. Globs are taken in order, and one after `!` takes back
+    what those before it have chosen, as in GitHub Actions.
     """
 
     branches: tuple[str, ...] | None = None
@@ -225,6 +226,8 @@ def _load(rule: TriggerRule) -> Trigger:
         filters = tuple(parse(value, f"filters[{index}]") for index, value in enumerate(rule.filters))
     except FilterError as error:
         raise RuleError(f"Trigger '{rule.name}', {error}") from None
+    for place in PushRule.__struct_fields__:
+        _check_globs(f"Trigger '{rule.name}', push.{place}", getattr(rule.push, place, None) or ())
     return Trigger(
         name=rule.name,
         filters=filters,
@@ -238,6 +241,25 @@ def _load(rule: TriggerRule) -> Trigger:
         tags=tuple(read(f"tags[{index}]", text) for index, text in enumerate(build.tags)),
         force=build.force,
     )
+
+
+def _check_globs(place: str, globs: Sequence[str]) -> None:
+    """Raises RuleError for globs that can match nothing, or mean something else to who knows GitHub Actions."""
+    for index, glob in enumerate(globs):
+        _check_glob(f"{place}[{index}]", glob.removeprefix("!"))
+    if globs and globs[0].startswith("!"):
+        raise RuleError(f"{place}: nothing is chosen before what is taken away; begin with a pattern such as '**'.")
+
+
+def _check_glob(place: str, glob: str) -> None:
+    if special := re.search(r"[?\[\]{}\\]", glob):
+        raise RuleError(
+            f"{place}: '{special[0]}' has no meaning in '{glob}', only * and ** have; write several patterns."
+        )
+    form = re.sub(r"^(?:refs/(?:heads|tags)/|(?:\./|/)+|!+)", "", glob.strip())
+    form = re.sub(r"/+$", "/**", form)
+    if form != glob or not form:
+        raise RuleError(f"{place}: '{glob}' can match nothing; write '{form or '**'}'.")
 
 
 # From events
@@ -296,11 +318,17 @@ def _pushed(rule: PushRule, push: PushFacts) -> bool:
     branch = push.ref.startswith("refs/heads/")
     if rule.branches is not None or rule.tags is not None:
         globs = rule.branches if branch else rule.tags
-        if not any(glob_match(glob, short_name(push.ref)) for glob in globs or ()):
+        if not _chosen(globs or (), short_name(push.ref)):
             return False
     if rule.paths is None or push.paths is None or not branch:
         return True
-    return any(glob_match(glob, path) for glob in rule.paths for path in push.paths)
+    return any(_chosen(rule.paths, path) for path in push.paths)
+
+
+def _chosen(globs: Sequence[str], text: str) -> bool:
+    """By the last glob that matches."""
+    last = [glob for glob in globs if glob_match(glob.removeprefix("!"), text)][-1:]
+    return bool(last) and not last[0].startswith("!")
 
 
 def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from builds.build import Push
 from builds.errors import AskError, CannotBuild, Malformed, RuleError
-from builds.triggers import DEFAULT, Template, Trigger, TriggerRule, Wanted, load, plain, template, wanted
+from builds.triggers import DEFAULT, PushRule, Template, Trigger, TriggerRule, Wanted, load, plain, template, wanted
 from eventing.event import Event
 
 SAMPLES = Path(__file__).parents[1] / "eventing" / "samples" / "github"
@@ -137,6 +137,9 @@ def test_real_pushes() -> None:
         ('{tags: ["v*"], branches: [main]}', "refs/heads/main", True),
         ('{tags: ["v*"], branches: [main]}', "refs/tags/v1", True),
         ("{branches: []}", "refs/heads/main", False),
+        ("{branches: ['**', '!wip/**', 'wip/show']}", "refs/heads/main", True),
+        ("{branches: ['**', '!wip/**', 'wip/show']}", "refs/heads/wip/x", False),
+        ("{branches: ['**', '!wip/**', 'wip/show']}", "refs/heads/wip/show", True),
         ("{}", "refs/heads/main", True),
         ("{}", "refs/tags/v1", True),
     ],
@@ -444,3 +447,28 @@ def test_any_data_is_wanted_or_refused(data: object, type_: str) -> None:
         wanted(rules, event(data, type=type_))
     except AskError:
         return
+
+
+@pytest.mark.parametrize(
+    ("globs", "form"),
+    [
+        (["refs/heads/main"], "write 'main'"),
+        (["main", "refs/tags/v*"], "write 'v*'"),
+        (["/binder/**"], "write 'binder/**'"),
+        (["./binder"], "write 'binder'"),
+        (["binder/"], "write 'binder/**'"),
+        ([" main"], "write 'main'"),
+        ([""], "write '**'"),
+        (["{main,dev}"], "write several patterns"),
+        (["v?"], "write several patterns"),
+        (["[ab]"], "write several patterns"),
+        (["!main"], "begin with a pattern"),
+        (["**", "!!main"], "write 'main'"),
+    ],
+)
+@pytest.mark.parametrize("place", ["branches", "tags", "paths"])
+def test_globs_that_can_match_nothing_are_refused_with_the_form_that_can(
+    place: str, globs: list[str], form: str
+) -> None:
+    with pytest.raises(RuleError, match=rf"Trigger 'a', push\.{place}.*{re.escape(form)}"):
+        load([TriggerRule(name="a", push=PushRule(**{place: tuple(globs)}))])
