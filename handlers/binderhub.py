@@ -83,13 +83,13 @@ def build(provider: str, spec: str) -> Response:
         return logs.streamed(())
     resumed = _resumed(source, identity)
     if resumed:
-        return _followed(lambda: resumed)
+        return _followed(lambda: resumed, identity.by)
     ask, notes = _ask(source, url_for("binderhub.build", provider=provider, spec=spec), identity)
     tag = tag_for(ask.request.commit, ask.request.subdir, ask.request.build_args)
     digest = services().find_image(ask.request.image, tag, ask.name)
     if digest:
         return logs.streamed([*_noted(notes), _ready(ask.request.image, tag, digest, "Done! Found built image")])
-    return _followed(lambda: _just_ended(ask.name) or _accepted(ask), notes)
+    return _followed(lambda: _just_ended(ask.name) or _accepted(ask), identity.by, notes)
 
 
 @routes.get("/versions")
@@ -205,9 +205,9 @@ def _records_answer() -> bool:
 # What is said --------------------------------------------------------------------------------------------------------
 
 
-def _followed(find: Callable[[], Viewed], notes: Sequence[str] = ()) -> Response:
+def _followed(find: Callable[[], Viewed], by: str | None, notes: Sequence[str] = ()) -> Response:
     """The stream of a build. It is looked for, or asked for, when there is a viewer's place for it."""
-    leave = services().viewers.enter()
+    leave = services().viewers.enter(by)
     try:
         viewed = find()
         asking.note(build=viewed.build.name)

@@ -114,10 +114,11 @@ def cancelled(name: str) -> Response:
 @routes.get("/<name>/log")
 def log(name: str) -> Response:
     """As server-sent events for who asks for those, else as the text that exists now."""
-    build = look(name, services().auth.admit(request))
+    identity = services().auth.admit(request)
+    build = look(name, identity)
     wanted = _attempt(build)
     if "text/event-stream" in request.accept_mimetypes.values():
-        return _followed(build, wanted)
+        return _followed(build, wanted, identity)
     lines = services().records.log(name, wanted or build.status.attempt)
     return Response((f"{line.text}\n" for line in lines), content_type="text/plain; charset=utf-8")
 
@@ -134,11 +135,11 @@ def _attempt(build: Build) -> int | None:
     return int(text)
 
 
-def _followed(build: Build, wanted: int | None) -> Response:
+def _followed(build: Build, wanted: int | None, identity: Identity) -> Response:
     """The stream, with a viewer's place that is given back when it is closed, whoever closes it."""
     if request.method == "HEAD":
         return logs.streamed(())
-    leave = services().viewers.enter()
+    leave = services().viewers.enter(identity.by)
     start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (wanted or build.status.round_began_with, 0)
     base = services().base_path
 

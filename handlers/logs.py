@@ -12,13 +12,14 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 import msgspec
 from flask import Response
 
-from builds.build import Build
+from builds.build import Build, is_person
 from builds.engines import LogLine, NotFound, Records, Unavailable
 from handlers import metrics
 from handlers.problems import BUSY, Problem
@@ -31,6 +32,9 @@ LOOK = 0.5
 IDLE = 2.0
 """Seconds to wait for a change of the record while no attempt runs."""
 
+SHARES = 4
+"""A person may have this part of all viewers' places."""
+
 PIECE = 1 << 16
 """Bytes that are sent at once, and a frame more."""
 
@@ -39,22 +43,36 @@ Position = tuple[int, int]
 
 
 class Viewers:
-    """How many follow a log now; each holds a thread of web, so there is a limit."""
+    """How many follow a log now; each holds a thread of web, so there is a limit, and for a person a share of it."""
 
     def __init__(self, limit: int) -> None:
-        self._free = threading.BoundedSemaphore(limit)
+        self._limit = limit
+        self._share = max(1, limit // SHARES)
+        self._lock = threading.Lock()
+        self._here = Counter[str]()
 
-    def enter(self) -> Callable[[], None]:
-        """Takes a place: what is returned gives it back, once, however often it is called. Raises Problem 503."""
-        if not self._free.acquire(blocking=False):
-            raise Problem(503, "As many logs are being followed as can be. Try again.", {"Retry-After": str(BUSY)})
+    def enter(self, by: str | None) -> Callable[[], None]:
+        """Takes a place: what is returned gives it back, once, however often it is called.
+
+        Raises Problem: 429 where a person has their share, 503 where there is no place.
+        """
+        who = by or ""
+        with self._lock:
+            if self._here.total() >= self._limit:
+                raise Problem(503, "As many logs are being followed as can be. Try again.", {"Retry-After": str(BUSY)})
+            if by is not None and is_person(by) and self._here[who] >= self._share:
+                said = f"You follow {self._share} logs already, which is one person's share."
+                raise Problem(429, said, {"Retry-After": str(BUSY)})
+            self._here[who] += 1
         metrics.VIEWERS.inc()
         once = threading.Lock()
 
         def leave() -> None:
             if once.acquire(blocking=False):
                 metrics.VIEWERS.dec()
-                self._free.release()
+                with self._lock:
+                    self._here[who] -= 1
+                    self._here += Counter()  # without those who have left
 
         return leave
 

@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SPARED = 12
+"""Of web's threads: who needs no answer of a Hub always has as many."""
 LAST_LOOK = 5.0
 """Seconds that a look at a listed repository has to come to its end when the controller is told to stop."""
 
@@ -237,7 +239,7 @@ def _hub_service(found: Settings) -> HubService | None:
 
     told = found.hub
     return HubService(
-        hub=Hub(told.api_url, most_waiting=found.threads // 2),  # whoever needs no Hub has the other half
+        hub=Hub(told.api_url, most_waiting=found.threads - SPARED),
         client_id=told.client_id,
         secret=told.api_token,
         access_scopes=told.access_scopes,

@@ -1,8 +1,9 @@
 """JupyterHub's REST API, asked while somebody waits: whose token is this, and what is a sign-in's code worth.
 
-Whoever brings a token depends on the Hub, and a Hub restarts, stalls and is far away. So it is asked on a few threads
-of this module's own; who asks gets an answer within the limit, or HubAway; no more may wait for it than leave web its
-other threads; after it has failed to answer nobody asks it for a moment. What it said of a token holds for half a
+Whoever brings a token depends on the Hub, and a Hub restarts, stalls and is far away. So it is asked on threads of this
+module's own, one for each who may wait, so that nobody's question waits behind a stranger's; a place is taken before
+that. Who asks gets an answer within the limit, or HubAway; no more may wait for it than leave web its other threads;
+after it has failed to answer nobody asks it for a moment. What it said of a token holds for half a
 minute, so that a page with its log is one question, and a token that was revoked is refused soon.
 
 Its package has all this, too (`jupyterhub.services.auth`), for 68 MB and most of a second: these are two requests.
@@ -16,8 +17,9 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
@@ -32,7 +34,6 @@ T = TypeVar("T")
 
 LIMIT = 5.0
 """Seconds after which nobody waits for the Hub any more: GitHub gives a webhook 10, BinderHub's clients do not care."""
-THREADS = 8
 MOST_WAITING = 64
 KEPT = 30.0
 """Seconds for which an answer about a token holds. A Hub answers a few hundred such questions in a second."""
@@ -70,7 +71,7 @@ class Hub:
         self._url = url.rstrip("/")
         self._limit = limit
         self._kept = kept
-        self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="hub")
+        self._askers = ThreadPoolExecutor(most_waiting, thread_name_prefix="hub")
         self._room = threading.BoundedSemaphore(most_waiting)
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, tuple[float, Holder | None]] = OrderedDict()
@@ -86,12 +87,18 @@ class Hub:
             until, holder = self._known.get(key, (0.0, None))
             if time.monotonic() < until:
                 return holder
+        with self._place():
+            return self._wait(self._asking(key, token))
+
+    def _asking(self, key: bytes, token: str) -> Future[Holder | None]:
+        """One question for all who bring the same token at the same time."""
+        with self._lock:
             self._rest()
             asked = self._asked.get(key)
             if asked is None:
                 asked = self._asked[key] = self._askers.submit(self._look_up, key, token)
                 asked.add_done_callback(lambda _: self._asked.pop(key, None))
-        return self._wait(asked)
+            return asked
 
     def access_token(self, code: str, *, client_id: str, secret: str, redirect_uri: str) -> str | None:
         """The token that a browser's sign-in ends in (RFC 6749, §4.1.3); `None` for a code that is none, or is used up.
@@ -101,7 +108,8 @@ class Hub:
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
         form |= {"client_id": client_id, "client_secret": secret}
         self._rest()
-        answer = self._wait(self._askers.submit(self._call, "POST", "oauth2/token", form=form))
+        with self._place():
+            answer = self._wait(self._askers.submit(self._call, "POST", "oauth2/token", form=form))
         return None if answer is None else _decoded(answer, _Grant).access_token
 
     def _look_up(self, key: bytes, token: str) -> Holder | None:
@@ -119,17 +127,23 @@ class Hub:
         if time.monotonic() - self._failed_at < PAUSE:
             raise HubAway
 
-    def _wait(self, asked: Future[T]) -> T:
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """Raises HubAway where as many wait as may."""
         if not self._room.acquire(blocking=False):
             raise HubAway("Too many wait for the JupyterHub to say who they are. Try again.")
+        try:
+            yield
+        finally:
+            self._room.release()
+
+    def _wait(self, asked: Future[T]) -> T:
         try:
             return asked.result(self._limit)
         except (TimeoutError, CancelledError):
             asked.cancel()  # unless it has begun; then the limits of its own requests end it
             self._failed(f"no answer within {self._limit:g} s")
             raise HubAway from None
-        finally:
-            self._room.release()
 
     def _failed(self, why: str) -> None:
         self._failed_at = time.monotonic()

@@ -157,5 +157,21 @@ def test_its_threads_are_few(api: HubApi) -> None:
     for number in range(50):
         hub.holder(f"canary-{number}")
     mine = [thread for thread in threading.enumerate() if thread.name.startswith("hub")]
-    assert len(mine) <= module.THREADS * 20
-    assert threading.active_count() <= before + module.THREADS + 2
+    assert len(mine) <= module.MOST_WAITING * 20
+    assert threading.active_count() <= before + module.MOST_WAITING + 2
+
+
+def test_a_good_token_does_not_wait_behind_a_hundred_bad_ones() -> None:
+    with HubApi() as api:
+        api.add("ada's")
+        hub = Hub(api.url, most_waiting=116)
+        hub.holder("warm")
+        api.stall = 1.0
+        with ThreadPoolExecutor(100) as strangers:
+            asked = [strangers.submit(hub.holder, f"bogus-{number}") for number in range(100)]
+            until(lambda: len(api.asked) > 90)
+            began = time.monotonic()
+            assert hub.holder("ada's") is not None
+            took = time.monotonic() - began
+            assert {each.result() for each in asked} == {None}
+        assert took < 2 * api.stall, "one answer of the Hub, and no queue before it"

@@ -13,6 +13,7 @@ from werkzeug.test import TestResponse
 
 from builds.build import Build, State
 from handlers import logs
+from handlers.problems import Problem
 from tests.handlers.house import House, frames
 
 SSE = {"Accept": "text/event-stream"}
@@ -175,3 +176,18 @@ def test_a_record_that_goes_away_ends_the_stream(house: House, running: Build) -
         house.end(running.name)
         house.engine.forget(house.engine.get(running.name))
         assert len(list(events)) <= 1
+
+
+def test_one_person_does_not_have_all_the_places() -> None:
+    viewers = logs.Viewers(8)
+    mine = [viewers.enter("user:mallory") for _ in range(2)]
+    with pytest.raises(Problem) as refused:
+        viewers.enter("user:mallory")
+    assert refused.value.status == 429
+    others = [viewers.enter(by) for by in ("user:ada", *["token:ci"] * 5)]
+    with pytest.raises(Problem) as full:
+        viewers.enter("user:kim")
+    assert full.value.status == 503
+    for leave in (*mine, *mine, *others):
+        leave()
+    assert viewers.enter("user:mallory")
