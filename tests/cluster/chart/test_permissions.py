@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
+from builds.repository import GLOBAL_UNICAST, NOT_PUBLIC_4, NOT_PUBLIC_6, is_public
 from tests.cluster.chart.helm import LEAST, VALUES, Object, Release, environment, merged, mounts, render
 
 each_example = pytest.mark.parametrize("example", VALUES)
@@ -231,7 +233,11 @@ def reaches(policy: Object, address: str, port: int) -> bool:
         "fe80::1",
         "::1",
         "64:ff9b::a00:1",
+        "64:ff9b:1::a00:1",
         "2002:a00:1::",
+        "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+        "168.63.129.16",
+        "192.0.0.1",
     ],
 )
 def test_builds_reach_no_private_address(component: str, address: str) -> None:
@@ -242,6 +248,27 @@ def test_builds_reach_no_private_address(component: str, address: str) -> None:
 @pytest.mark.parametrize("address", ["140.82.112.3", "172.15.0.1", "172.32.0.1", "11.0.0.1", "2606:50c0:8000::153"])
 def test_builds_reach_the_internet(component: str, address: str) -> None:
     assert reaches(policies(render())[component], address, 443)
+
+
+def edges(networks: Iterable[str]) -> Iterator[str]:
+    """The first and the last address of each network, and those beside them."""
+    for network in map(ipaddress.ip_network, networks):
+        first, last = int(network.network_address), int(network.broadcast_address)
+        most = 2**network.max_prefixlen - 1
+        kind = type(network.network_address)
+        yield from {str(kind(at)) for at in (first - 1, first, last, last + 1) if 0 <= at <= most}
+
+
+def test_what_a_policy_lets_out_is_what_the_builder_counts_as_public() -> None:
+    """Here the network says it, there `is_public`: no address is refused by one alone."""
+    policy = policies(render())["build"]
+    blocks = [to["ipBlock"] for to in policy["egress"][1]["to"]]
+    ranges = [cidr for block in blocks for cidr in [block["cidr"], *block["except"]]]
+    ours = [*NOT_PUBLIC_4, *NOT_PUBLIC_6, GLOBAL_UNICAST]
+    addresses = {*edges(ranges), *edges(map(str, ours)), "64:ff9b::1", "::1", "fe80::1", "fd00::1"}
+    assert len(addresses) > 60
+    for address in addresses:
+        assert reaches(policy, address, 443) == is_public(ipaddress.ip_address(address)), address
 
 
 @pytest.mark.parametrize("component", ["build", "dockerd"])
