@@ -29,7 +29,7 @@ from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec, Surroundings
 from builds.clients.git import Git, credentials
 from builds.clients.git.process import PROXIES
 from builds.clients.registry import NO_LOGIN, Registry, RegistryError, docker_folder, secrets
-from builds.errors import AskError, BuildsError
+from builds.errors import AskError, BuildsError, UnknownRef
 from builds.faults import Fault, reached
 from builds.image import tag_for
 from builds.private import Private
@@ -38,6 +38,9 @@ from builds.repository import Policy, canonical
 
 DAEMON_PATIENCE = 30.0
 """Seconds to wait for a daemon that does not answer: it may be starting, or restarting."""
+
+UNTAG_TIMEOUT = 4.0
+"""Seconds: a builder that is told to stop has ten for everything."""
 
 
 def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
@@ -66,6 +69,8 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
         result = Result(state=State.FAILED, reason=Reason.TIMEOUT, message=sentence)
     ended = time.monotonic()
     processes.end_session()
+    if attempt:
+        attempt.untag()
     with suppress(OSError):
         remove(folder)
     if result.message:
@@ -112,6 +117,7 @@ class Attempt:
             policy = Policy(around.allowed_repositories, around.banned_repositories)
             private, own = Private(around.private), canonical(spec.request.clone_url)
             self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
+        self._tagging = False  # whether the daemon may have the image under its tag
         self.tag = tag_for(spec.request.commit, spec.request.subdir, spec.request.build_args)
 
     def run(self) -> Result:
@@ -173,7 +179,12 @@ class Attempt:
         self.log.phase = "fetch"
         self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
-        Source(self._git, self.log.say).look_through(request.clone_url, request.commit)
+        try:
+            Source(self._git, self.log.say).look_through(request.clone_url, request.commit)
+        except UnknownRef as error:
+            if not self.spec.just_pushed:
+                raise
+            raise Failure(INFRASTRUCTURE, f"The Git host does not serve the push yet. {error}", counted=False) from None
         reached(Fault.BUILDER_FETCHED)
 
     def _build(self) -> None:
@@ -183,6 +194,7 @@ class Attempt:
         image = f"{spec.request.image}:{self.tag}"
         built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
         command = tool.command(spec.request, built, labels, self.folder, _outside(env), push=not spec.private)
+        self._tagging = True
         self._git.trouble()  # what was told, or overcome, before
         try:
             tool.build(command, self.folder, env, self.progress, self.log)
@@ -193,6 +205,20 @@ class Attempt:
             self._push(built, image)
         self.progress.end(time.monotonic())
         self.log.phase = None
+        self.untag()
+
+    def untag(self) -> None:
+        """Takes the image's tag from the daemon, or a `FROM` would find it there without the registry being asked.
+
+        The layers stay, in BuildKit's cache.
+        """
+        if not self._tagging:
+            return
+        command = ["docker", "image", "rm", f"{self.spec.request.image}:{self.tag}"]
+        env = {**os.environ, **self._docker}
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, env=env, capture_output=True, timeout=UNTAG_TIMEOUT, check=False)
+        self._tagging = False
 
     def _raise_refused(self) -> None:
         """Raises the Failure that a connection which was not made stands for, if the tool can have failed by it."""

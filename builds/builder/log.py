@@ -91,16 +91,13 @@ class Log:
 
 
 def lines_of(text: str) -> list[str]:
-    """A text's lines as a terminal has them. `str.splitlines` knows further ends of lines, like U+2028, with which a
-    step of a Dockerfile could say what looks like a line of BuildKit's own."""
-    lines = _LINE_END.split(text)
+    """A text's lines. Only a newline ends one: with others (a lone carriage return, U+2028) a step of a Dockerfile
+    could print what looks like a line of BuildKit's own."""
+    lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
-
-
-_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 def clean(text: str) -> str:
     """A line as plain text, cut where it is longer than anybody reads."""
-    text = _CONTROLS.sub("", text).encode(errors="replace").decode()
+    text = _CONTROLS.sub("", text.rstrip("\r").replace("\r", " ")).encode(errors="replace").decode()
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}… [{len(text) - LONGEST} characters left out]"

@@ -1,8 +1,8 @@
-"""Whose fault it was: from the stage reached and what the tool said to a reason and a sentence.
+"""Classifies a failed attempt: whose fault it was, and a sentence that says so.
 
-repo2docker ends with status 1 whatever happened. What BuildKit, git and docker say differs, and this is the one table
-of it. What no row knows is the repository's fault only once one of its own build steps ran: before that, an unknown
-complaint is ours, and is tried again.
+repo2docker ends with status 1 whatever happened. The verdict rests on evidence (`builds.builder.evidence`) and on what
+repo2docker and BuildKit themselves report (`Account`), never on what a step printed: a step may print anything. Once
+the daemon builds, what no row explains is the repository's fault.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -24,8 +24,7 @@ class Stage(StrEnum):
 
     READY = "ready"  # nothing of the repository has been touched
     FETCH = "fetch"
-    BUILD = "build"  # fetched; its Dockerfile is made or read
-    STEP = "step"  # a step of its Dockerfile ran
+    BUILD = "build"
     PUSH = "push"
 
 
@@ -43,119 +42,263 @@ class Failure(Exception):
         self.counted = counted
 
 
-class Row(NamedTuple):
-    """What a pattern in the tool's words means in these stages. `sentence` comes before the words in the message."""
+class Step(NamedTuple):
+    """A command of a Dockerfile that failed."""
 
-    stages: Sequence[Stage]
-    pattern: str
+    name: str
+    exit: str
+    """As BuildKit says it: `exit code: 1`, or why the command could not be started."""
+    output: Sequence[str]
+    """Its last lines. They are quoted, and decide nothing."""
+    of_tool: bool
+    """Whether repo2docker wrote the Dockerfile."""
+
+
+class Account(NamedTuple):
+    """What repo2docker, git and BuildKit report of a failed run."""
+
+    stage: Stage
+    complaints: Sequence[str] = ()
+    """Lines of git and of repo2docker itself."""
+    error: str = ""
+    """BuildKit's final error, or buildx's."""
+    step: Step | None = None
+    fetching: bool = False
+    """Whether BuildKit failed to fetch something: an image, a URL, a Git repository."""
+    began: bool = False
+    """Whether the daemon has begun to build."""
+    killed: bool = False
+    """Whether a tool was ended by a signal, or before it had done its work."""
+    unreachable: str = ""
+    """The host that repo2docker itself could not reach."""
+    base: str = ""
+    """The image that the Dockerfile begins with."""
+
+
+class Evidence(NamedTuple):
+    """What was found out after the failure, from those who know."""
+
+    daemon: str = ""
+    """Why the daemon is not the one that the build began with, or does not answer."""
+    disk_full: bool = False
+    out_of_memory: bool = False
+    """Whether the kernel killed a process for want of memory meanwhile."""
+    service: str = ""
+    """The origin that the failed step tried to reach, and that does not answer the daemon's containers."""
+
+
+class Row(NamedTuple):
+    """A verdict and when it applies: the first row that does counts. `{words}` and the like: `_fields`."""
+
+    applies: Callable[[Account, Evidence], object]
     reason: Reason
     sentence: str
     out_of_memory: bool = False
     counted: bool = True
 
 
-ANY = tuple(Stage)
-BUILDING = (Stage.BUILD, Stage.STEP)
 REPOSITORY, INFRASTRUCTURE = Reason.REPOSITORY, Reason.INFRASTRUCTURE
 
+_NO_SPACE = r"(?i)no space left on device$"
+_DAEMON_LOST = (
+    r"^(failed to receive status|listing workers for Build|failed to list workers|error during connect"
+    r"|Cannot connect to the Docker daemon)|error reading from server: EOF$|docker\.sock: connect"
+)
+_HELPER = r"^error getting credentials|: error getting credentials"
+_UNREACHABLE = (
+    r"(?i)dial tcp|i/o timeout|TLS handshake timeout|server misbehaving|no such host|x509:|connection re(fused|set)"
+    r"|deadline exceeded|unexpected EOF|: EOF$|toomanyrequests|\b429\b|status.{0,80}\b5\d\d\b|server gave HTTP response"
+)
+_NO_DOCKER = (
+    r"^Error during build: The (docker|podman|buildx) .* must be installed|^Error during build: .*buildx plugin"
+)
+_DENIED = r"unauthorized|denied|no basic auth credentials|authentication required"
+
 ROWS: Sequence[Row] = (
-    Row(ANY, r"no space left on device", INFRASTRUCTURE, "The disk is full."),
     Row(
-        ANY,
-        r"Cannot connect to the Docker daemon|commandline client must be installed|buildx plugin must be installed"
-        r"|is the docker daemon running|code = Unavailable|failed to receive status|error reading from server"
-        r"|transport is closing|docker\.sock: connect",
+        lambda _, seen: seen.daemon,
         INFRASTRUCTURE,
-        "The Docker daemon does not answer, or the connection to it was lost.",
+        "The Docker daemon does not answer, or the connection to it was lost. {daemon}",
         counted=False,
     ),
+    Row(lambda _, seen: seen.disk_full, INFRASTRUCTURE, "The disk is full. {words}"),
     Row(
-        BUILDING,
-        r"^runc run failed: .* error running hook",
+        lambda told, seen: seen.out_of_memory and (told.killed or (told.step and told.step.exit == "exit code: 137")),
         INFRASTRUCTURE,
-        "The Docker daemon could not start a step.",
-        counted=False,
-    ),
-    Row(
-        BUILDING,
-        r"exit code: 137\b|signal: killed|cannot allocate memory",
-        INFRASTRUCTURE,
-        "A step was killed, most likely because there was not enough memory for it.",
+        "There was not enough memory: the kernel killed a process. {words}",
         out_of_memory=True,
     ),
     Row(
-        (Stage.PUSH,),
-        r"unauthorized|denied|no basic auth credentials|authentication required",
+        lambda told, seen: told.step and seen.service,
         INFRASTRUCTURE,
-        "The registry does not let the image be pushed.",
+        "{service} does not answer, and the build needs it. {words}",
     ),
-    Row((Stage.PUSH,), r"", INFRASTRUCTURE, "The image could not be pushed to the registry."),
+    Row(lambda told, _: told.step, REPOSITORY, "A step of the build failed. {words}"),
+    Row(lambda told, _: told.killed, INFRASTRUCTURE, "A tool that builds was ended from outside. {words}"),
     Row(
-        (Stage.FETCH,),
-        r"Could not parse object",
-        REPOSITORY,
-        "No branch or tag of the repository leads to the commit.",
-    ),
-    Row(
-        (Stage.FETCH,),
-        r"No url found for submodule",
-        REPOSITORY,
-        "A submodule has no address.",
-    ),
-    Row(BUILDING, r"did not complete successfully|executor failed running", REPOSITORY, "A step of the build failed."),
-    Row(
-        BUILDING,
-        r"dial tcp|i/o timeout|TLS handshake timeout|lookup .* (no such host|server misbehaving)|x509:"
-        r"|unexpected status.* 5\d\d|toomanyrequests|429 Too Many|connection reset|unexpected EOF",
+        lambda told, _: re.search(_DAEMON_LOST, told.error),
         INFRASTRUCTURE,
-        "What the build needs could not be reached by the Docker daemon.",
+        "The Docker daemon does not answer, or the connection to it was lost. {words}",
+        counted=False,
+    ),
+    Row(lambda told, _: re.search(_NO_SPACE, told.error), INFRASTRUCTURE, "The disk is full. {words}"),
+    Row(
+        lambda told, _: told.stage is Stage.PUSH and re.search(_DENIED, told.error),
+        INFRASTRUCTURE,
+        "The registry does not let the image be pushed. {words}",
     ),
     Row(
-        BUILDING,
-        r"pull access denied|repository does not exist|manifest unknown|: not found$|invalid reference format"
-        r"|failed to parse stage name|no match for platform",
-        REPOSITORY,
-        "Something that the Dockerfile names is not there.",
+        lambda told, _: told.stage is Stage.PUSH,
+        INFRASTRUCTURE,
+        "The image could not be pushed to the registry. {words}",
     ),
     Row(
-        BUILDING,
-        r"dockerfile parse error|failed to read dockerfile|Dockerfile cannot be empty|no build stage"
-        r"|failed to (compute cache key|calculate checksum)|unknown instruction|requires (at least|exactly)",
-        REPOSITORY,
-        "The Dockerfile cannot be built.",
+        lambda told, _: re.search(_HELPER, told.error),
+        INFRASTRUCTURE,
+        "Docker's credential helper failed. {words}",
     ),
     Row(
-        ANY,
-        r"Subdirectory .* does not exist|No environment specification found",
-        REPOSITORY,
-        "The repository has nothing to build there.",
+        lambda told, _: told.fetching and re.search(_UNREACHABLE, told.error),
+        INFRASTRUCTURE,
+        "{host} could not be reached by the Docker daemon. {words}",
     ),
     Row(
-        (Stage.FETCH, Stage.BUILD),
-        r"^Error during build: (?!Command |Failed to |\[Errno)",
-        REPOSITORY,
-        "repo2docker cannot make sense of the repository's configuration files.",
+        lambda told, _: told.unreachable,
+        INFRASTRUCTURE,
+        "{unreachable} could not be reached by repo2docker. {words}",
+    ),
+    Row(
+        lambda told, _: any(re.search(_NO_DOCKER, line) for line in told.complaints),
+        INFRASTRUCTURE,
+        "The builder has no docker command, or no buildx. {words}",
+    ),
+    Row(
+        lambda told, _: told.stage is Stage.BUILD and told.error and not told.began,
+        INFRASTRUCTURE,
+        "docker buildx could not begin the build. {words}",
     ),
 )
 
+_FETCH_SENTENCES: Sequence[tuple[str, str]] = (
+    (
+        r"Subdirectory .* does not exist|No environment specification found",
+        "The repository has nothing to build there.",
+    ),
+    (r"Could not parse object", "No branch or tag of the repository leads to the commit."),
+    (r"No url found for submodule", "A submodule has no address."),
+    (r"is a link that leads out of the repository", "The repository would have files of the builder read."),
+)
+_SENTENCES: Sequence[tuple[str, str]] = (
+    (
+        (
+            r"pull access denied|repository does not exist|manifest unknown|: not found$|invalid reference format"
+            r"|failed to parse stage name|no match for platform"
+        ),
+        "Something that the Dockerfile names is not there.",
+    ),
+    (
+        (
+            r"(?i)dockerfile|no build stage|failed to (compute cache key|calculate checksum|process|parse)"
+            r"|unknown instruction|requires (at least|exactly)|should not be blank|containerPort|no instructions"
+        ),
+        "The Dockerfile cannot be built.",
+    ),
+    (r"^Error during build: ", "repo2docker cannot make sense of the repository's configuration files."),
+)
+"""How what the repository did wrong is introduced."""
 
-def failure(stage: Stage, complaints: Sequence[str], step: str = "") -> Failure:
-    """What a failed tool stands for. `complaints` are all that the tool itself said, `step` tells of the failed one.
 
-    In the message is the step, or else the complaint that gave the reason.
-    """
+def failure(told: Account, seen: Evidence) -> Failure:
+    """The verdict on a failed run."""
     for row in ROWS:
-        telling = [line for line in complaints if re.search(row.pattern, line, re.IGNORECASE)]
-        if telling and stage in row.stages:
-            words = step or telling[-1].removeprefix("Error during build: ")
-            message = f"{row.sentence} {words}"
+        if row.applies(told, seen):
+            message = row.sentence.format(**_fields(told, seen)).strip()
             return Failure(row.reason, message, out_of_memory=row.out_of_memory, counted=row.counted)
-    if stage is Stage.FETCH:
-        return refusal(diagnosis("\n".join(complaints)))
-    words = step or (complaints[-1] if complaints else "It said nothing.")
-    if stage is Stage.STEP:
-        return Failure(REPOSITORY, f"The build failed. {words}")
-    return Failure(INFRASTRUCTURE, f"The build could not be carried out. {words}")
+    if not told.error and not told.complaints:
+        return Failure(INFRASTRUCTURE, "The build could not be carried out, and no tool said why.")
+    if introduced := _introduced(told, _FETCH_SENTENCES if told.stage is Stage.FETCH else ()):
+        return introduced
+    if any(line.startswith(("fatal: ", "error: ")) for line in told.complaints):
+        return refusal(diagnosis("\n".join(told.complaints)))
+    return _introduced(told, _SENTENCES) or Failure(REPOSITORY, f"The build failed. {_words(told)}")
+
+
+def _introduced(told: Account, sentences: Sequence[tuple[str, str]]) -> Failure | None:
+    """The repository's failure in words that one of the patterns is found in."""
+    for pattern, sentence in sentences:
+        said = [line for line in (*told.complaints, told.error) if re.search(pattern, line)]
+        if said:
+            return Failure(REPOSITORY, f"{sentence} {_unwrapped(said[-1])}")
+    return None
+
+
+def _fields(told: Account, seen: Evidence) -> dict[str, str]:
+    return {
+        "words": _words(told),
+        "host": _host(told.error),
+        "daemon": seen.daemon,
+        "service": seen.service,
+        "unreachable": told.unreachable,
+    }
+
+
+def _host(error: str) -> str:
+    """The host that BuildKit's error is about."""
+    found = re.search(r"https?://([^/\"\s]+)|lookup (\S+)", error)
+    return (found[1] or found[2]) if found else "What the Dockerfile names"
+
+
+def _words(told: Account) -> str:
+    if told.step:
+        said = telling(told.step.output)
+        return f"{_short(told.step.name)}: {told.step.exit}" + (f"; it said: {said}" if said else "")
+    if told.error:
+        return _unwrapped(told.error)
+    complaints = [line for line in told.complaints if line.startswith(("Error during build: ", "fatal: ", "error: "))]
+    return _unwrapped((complaints or list(told.complaints) or [""])[-1])
+
+
+_WRAPPERS = re.compile(
+    r"^(Error during build:|failed to solve(?: with frontend [\w.]+)?|rpc error: code = \w+ desc ="
+    r"|failed to create LLB definition):? "
+)
+
+
+def _unwrapped(error: str) -> str:
+    """BuildKit's error without the names of the layers of BuildKit that it came through."""
+    while (shorter := _WRAPPERS.sub("", error)) != error:
+        error = shorter
+    return error
+
+
+_LONGEST_NAME = 100
+"""Characters of a step in a message."""
+
+
+def _short(name: str) -> str:
+    name = re.sub(r"TIMEFORMAT='time: %3R' *bash -c '(?:time )?", "", " ".join(name.split()))
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
+
+
+_TELLING = (
+    (
+        r"(?i)does not exist|nothing provides|no matching distribution|unable to locate package|no such file"
+        r"|not found\b|could not (find|resolve|solve)|has no installation candidate"
+    ),
+    r"^\s*(E: |(\w+\.)*\w*(Error|Exception)\b|(?i:error|critical|fatal)\b)|(?i:\berror: |\bcritical\b|\bfatal: )",
+)
+"""What lines that give the reason look like: the better ones first."""
+_NOISE = re.compile(r"^\s*$|^time: [\d.]+$|^\[notice\]|^npm notice|^(WARNING|warning|Note)\b|^\W+$|^(real|user|sys)\s")
+
+
+def telling(output: Sequence[str]) -> str:
+    """The line of a step's output that tells why it failed, or else the last one that says something."""
+    lines = [line.strip() for line in output if not _NOISE.search(line)]
+    for pattern in _TELLING:
+        found = [line for line in lines if re.search(pattern, line)]
+        if found:
+            return found[-1]
+    return lines[-1] if lines else ""
 
 
 def refusal(error: AskError) -> Failure:

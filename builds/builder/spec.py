@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import msgspec
 
 from builds.build import Attempt, Build, Request
@@ -10,6 +12,10 @@ from builds.private import PrivateRule
 LABEL_BUILD = "dev.kiln.build"
 LABEL_ATTEMPT = "dev.kiln.attempt"
 """Of an image: the build's name, and `<uid>.<number>` of the attempt that pushed it."""
+
+
+REPLICATION = timedelta(minutes=5)
+"""For so long after a push, a host that does not serve the commit is asked again: its replicas may lag."""
 
 
 class Tag(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +54,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     request: Request
     tags: tuple[Tag, ...] = ()
     force: bool = False
+    just_pushed: bool = False
+    """Whether a push named the commit less than `REPLICATION` ago."""
     surroundings: Surroundings = Surroundings()
     refused: str | None = None
     """Why nothing of it may be done, in a sentence."""
@@ -80,6 +88,7 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
         request=build.request,
         tags=tuple(tags.values()),
         force=any(cause.force for cause in build.unanswered),
+        just_pushed=any(cause.push and attempt.written_at - cause.at < REPLICATION for cause in build.unanswered),
         surroundings=surroundings,
         refused=refused,
     )

@@ -1,12 +1,13 @@
-"""Runs `jupyter-repo2docker` as a program, and follows what it says.
+"""Runs `jupyter-repo2docker` as a program, and follows what it reports.
 
 It is run rather than imported because it changes the working directory, the logger and `sys.excepthook` for good, and
 because what it starts must be ended with it. Its exit status says only whether it worked; how far it came and why it
-failed is read from the progress that BuildKit prints.
+failed is in its own messages and in BuildKit's reports.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,31 +15,35 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from builds.build import Request, Timings
+from builds.builder.buildkit import Graph, Report, Reports, Vertex, is_cancelled
+from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
-from builds.builder.outcome import Failure, Stage, failure
+from builds.builder.outcome import Account, Stage, Step, failure
 
-LONGEST_READ = 1 << 20
+LONGEST_READ = 16 << 20
 """Bytes of one line that are kept in memory."""
 
-LINES_HEARD = 20
-"""Of each step: what it said last tells why it failed."""
-
 COMPLAINTS_HEARD = 200
-"""Of the tool, and of git, which repeats whatever a host says."""
+"""Lines of the tool, and of git, which repeats whatever a host says."""
 
 CONFIG = """\
 import contextlib
 import os
+import shutil
+import subprocess
+from urllib.parse import urlsplit
 
 import repo2docker.docker
+from repo2docker.app import Repo2Docker
 from repo2docker.contentproviders import Git
 from repo2docker.docker import DockerEngine
+from repo2docker.utils import R2dState
 
 
 class Inside(Git):
@@ -50,6 +55,17 @@ class Inside(Git):
             for path in (folder, *(os.path.join(folder, name) for name in names)):
                 if os.path.exists(path) and os.path.commonpath((root, os.path.realpath(path))) != root:
                     raise ValueError(f"{os.path.relpath(path, root)!r} is a link that leads out of the repository")
+        same_for_all(root)
+
+
+def same_for_all(root):
+    read = ["git", "read-tree", "HEAD"]
+    for command in (read, ["git", "submodule", "--quiet", "foreach", "--recursive", " ".join(read)]):
+        subprocess.run(command, cwd=root, check=True)
+    for folder, folders, _ in os.walk(os.path.join(root, ".git")):
+        if "logs" in folders and os.path.exists(os.path.join(folder, "HEAD")):
+            shutil.rmtree(os.path.join(folder, "logs"))
+            folders.remove("logs")
 
 
 @contextlib.contextmanager
@@ -75,60 +91,101 @@ class Outside(DockerEngine):
             yield from super().build(**options)
 
 
+def causes(error):
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def killed(error):
+    return isinstance(error, subprocess.CalledProcessError) and (error.returncode < 0 or error.returncode == 137)
+
+
+def unreachable(error):
+    import requests
+
+    answer = getattr(error, "response", None)
+    request = getattr(error, "request", None)
+    down = isinstance(error, (requests.ConnectionError, requests.Timeout))
+    if down or (answer is not None and (answer.status_code >= 500 or answer.status_code == 429)):
+        return urlsplit((answer if answer is not None else request).url).netloc if answer or request else "A host"
+    return ""
+
+
+def hook(self, kind, error, trace):
+    chain = list(causes(error))
+    self.log.error(
+        f"Error during build: {error}",
+        extra={
+            "phase": R2dState.FAILED,
+            "command": isinstance(error, subprocess.CalledProcessError),
+            "killed": any(map(killed, chain)),
+            "unreachable": next(filter(None, map(unreachable, chain)), ""),
+        },
+    )
+
+
 repo2docker.docker.DockerEngine = Outside
+Repo2Docker.json_excepthook = hook
 c.Repo2Docker.content_providers = [Inside]
+c.DockerEngine.extra_buildx_build_args = [
+    "--progress=rawjson",
+    "--build-arg=BUILDKIT_CACHE_MOUNT_NS=" + NAMESPACE,
+]
 """
 """The other providers ask hosts of their own about every address, before they say that it is not theirs. And the tool
 reads its files, and takes the folder to build, on this machine and wherever a link leads: to our secrets. What the tool
-itself fetches goes through the guard; docker, which it starts, has the environment that Kiln was started with."""
+itself fetches goes through the guard; docker, which it starts, has the environment that Kiln was started with.
 
-_STEP = re.compile(r"#(\d+) (\[(?:[^\]]* )?\d+/\d+\] .*)")
-_OUTPUT = re.compile(r"#(\d+) \d+\.\d+ (.*)")
-_STEP_ERROR = re.compile(r"#(\d+) ERROR: (.*)")
-_COMMAND_LINE = re.compile(r"Error during build: Command '\[.*\]' (returned non-zero exit|died with)")
-_BY_THE_DAEMON = re.compile(r"no space left on device|^runc run failed: .* error running hook", re.IGNORECASE)
-"""What a step says although it is none of its doing."""
-_PUSHING = re.compile(r"#\d+ pushing ")
+An error is told with its class, which is not in its text: the text may quote the repository. Cache mounts
+(`RUN --mount=type=cache`) get a namespace for each repository, or any repository could fill another's. Git's index and
+logs hold times. Without them, checkouts of a commit are equal, and BuildKit finds again what follows their copy."""
+
+_COPIES_REPOSITORY = re.compile(r"\[[^\]]*\] COPY --chown=\S+ src/ ")
+_FROM = re.compile(r"\[[^\]]*\] FROM ([^\s@]+)")
+_OWN_DOCKERFILE = "DockerBuildPack"
+"""The build pack of repositories that bring a Dockerfile."""
 
 
 class ToolLine(msgspec.Struct, frozen=True):
-    """A line of `--json-logs`. There may be an `exc_info`, which is a traceback of the tool's own code."""
+    """A line of `--json-logs`; what follows `phase` is `hook`'s (`CONFIG`)."""
 
     message: str
     phase: str | None = None
+    command: bool = False
+    killed: bool = False
+    unreachable: str = ""
 
 
 class Progress:
-    """What is known of a run from the lines so far. `clock` gives seconds."""
+    """What is known of a run so far. Times are seconds of one clock."""
 
     def __init__(self, stage: Stage, began: float) -> None:
         self.stage = stage
         self._since: dict[Stage, float] = {stage: began}
         self._ended: float | None = None
-        self._steps: dict[str, str] = {}
-        self._said: dict[str, deque[str]] = {}
-        self._failed_step = ""
+        self._reports = Reports()
+        self._graph = Graph()
+        self._buildpack = ""
+        self._error = ""
         self._complaints: deque[str] = deque(maxlen=COMPLAINTS_HEARD)
+        self._killed = False
+        self._unreachable = ""
 
-    def take(self, line: str, phase: str | None, now: float) -> None:
-        """One line of text, with the phase that the tool gave it."""
-        if phase == "building" and self.stage is Stage.FETCH:
+    def take(self, line: ToolLine, now: float) -> Iterator[str]:
+        """One message of the tool. Gives the lines that it is for the log."""
+        if line.phase == "building" and self.stage is Stage.FETCH:
             self._reach(Stage.BUILD, now)
-        if self.stage is Stage.FETCH or phase in (None, "failed"):
-            self._complaints.append(line)
-        elif step := _STEP.match(line):
-            self._steps[step[1]] = step[2]
-            if not re.match(r"\[.*\] FROM ", step[2]):
-                self._reach(Stage.STEP, now)
-        elif _PUSHING.match(line):
-            self._reach(Stage.PUSH, now)
-        elif error := _STEP_ERROR.match(line):
-            self._failed_step = error[1]
-            self._complaints.append(error[2])
-        elif output := _OUTPUT.match(line):
-            self._said.setdefault(output[1], deque(maxlen=LINES_HEARD)).append(output[2].strip())
-        elif line.startswith(("ERROR: ", "error: ")):
-            self._complaints.append(line.partition(": ")[2])
+            self._complaints.clear()  # whatever it was, it went on
+        if line.phase != "failed" and self.stage is not Stage.FETCH:
+            yield from self._building(line.message, now)
+            return
+        self._killed = self._killed or line.killed
+        self._unreachable = line.unreachable or self._unreachable
+        if not line.command:  # whoever was called has said why, and this is only how
+            for text in lines_of(line.message):
+                self._complaints.append(clean(text).strip())
+                yield text
 
     def pushing(self, now: float) -> None:
         self._reach(Stage.PUSH, now)
@@ -146,26 +203,51 @@ class Progress:
         spent = {stage.value: round(stop - since, 3) for (stage, since), stop in zip(begun, ends, strict=False)}
         return Timings(fetch=spent.get("fetch"), build=spent.get("build"), push=spent.get("push"))
 
-    def failure(self) -> Failure:
-        """Why the tool failed, in its own words."""
-        said = [line for line in self._said.get(self._failed_step, ()) if line]
-        complaints = [line.strip().removeprefix("failed to solve: ") for line in self._complaints if line.strip()]
-        complaints[:0] = [line for line in said if _BY_THE_DAEMON.search(line)]
-        return failure(self.stage, complaints, self._step(complaints, said))
+    def account(self, *, killed: bool = False) -> Account:
+        """What is known of the failure. `killed` says that the tool itself was."""
+        vertices = list(self._graph)
+        failed = self._graph.failed(self._error)
+        interrupted = failed is None and (is_cancelled(self._error) or (bool(vertices) and not self._error))
+        return Account(
+            stage=self.stage,
+            complaints=[line for line in self._complaints if line],
+            error=self._error,
+            step=self._step(failed, vertices),
+            fetching=failed is not None and failed.is_source,
+            began=bool(vertices),
+            killed=killed or self._killed or interrupted,
+            unreachable=self._unreachable,
+            base=next((found[1] for vertex in vertices if (found := _FROM.match(vertex.name))), ""),
+        )
 
-    def _step(self, complaints: Sequence[str], said: Sequence[str]) -> str:
-        """The step that failed, how, and what it said last; empty where no step did."""
-        step = self._steps.get(self._failed_step)
-        if step is None:
-            return ""
-        how = re.search(r"exit code: \d+$", complaints[-1])  # before it is the command, which the step's name has too
-        return f"{step}: {how[0] if how else complaints[-1]}" + (f"; its last line: {said[-1]}" if said else "")
+    def _step(self, failed: Vertex | None, vertices: Sequence[Vertex]) -> Step | None:
+        if failed is None or failed.exit is None:
+            return None
+        copied = any(vertex.completed and _COPIES_REPOSITORY.match(vertex.name) for vertex in vertices)
+        of_tool = self._buildpack not in ("", _OWN_DOCKERFILE) and not copied
+        return Step(failed.name, failed.exit, tuple(clean(line) for line in failed.output), of_tool)
+
+    def _building(self, message: str, now: float) -> Iterator[str]:
+        taken = self._reports.take(message)
+        if isinstance(taken, Report):
+            yield from self._graph.take(taken)
+            if any(vertex.name.startswith("pushing ") for vertex in taken.vertexes or ()):
+                self._reach(Stage.PUSH, now)
+        elif taken is not None:
+            self._hear(taken)
+            yield taken
+
+    def _hear(self, text: str) -> None:
+        """A line of buildx or repo2docker that is no report."""
+        if using := re.fullmatch(r"Using (\w+) builder", text):
+            self._buildpack = using[1]
+        elif text.startswith(("ERROR: ", "error: ")):
+            self._error = clean(text).partition(": ")[2]
 
     def _reach(self, stage: Stage, now: float) -> None:
         if list(Stage).index(stage) > list(Stage).index(self.stage):
             self.stage = stage
             self._since[stage] = now
-            self._complaints.clear()  # whatever it was, it went on
 
 
 def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress: Progress, log: Log) -> None:
@@ -173,29 +255,26 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
     here, temporary = folder / "empty", folder / "tmp"  # the tool runs any `repo2docker_config.py` where it is started
     here.mkdir()
     temporary.mkdir()
-    child = subprocess.Popen(
-        command,
-        cwd=here,
-        env={**env, "TMPDIR": str(temporary), "DOCKER_BUILDKIT": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,  # standard input is inherited: it is the attempt's lock
-        stderr=subprocess.STDOUT,
-    )
-    assert child.stdout is not None  # noqa: S101 (it is a pipe)
-    while raw := child.stdout.readline(LONGEST_READ):
-        line = tool_line(raw)
-        if _COMMAND_LINE.match(line.message):  # what failed has been said, and this is only how it was called
-            continue
-        for text in lines_of(line.message):
-            progress.take(clean(text), line.phase, time.monotonic())
-            log.phase = phase_of(progress.stage)
-            log.say(text)
-    status = child.wait()
-    if status < 0 or status == 143:  # noqa: PLR2004 (128 + SIGTERM)
-        time.sleep(0.5)  # whoever ended it may have meant us as well, and then we hear of it here
-    if status == -9:  # noqa: PLR2004 (SIGKILL)
-        raise failure(progress.stage, ["signal: killed"])
-    if status:
-        raise progress.failure()
+    docker = {name: value for name, value in env.items() if name.startswith("DOCKER_")}
+    with witnessed({**os.environ, **docker}, folder) as witness:
+        child = subprocess.Popen(
+            command,
+            cwd=here,
+            env={**env, "TMPDIR": str(temporary), "DOCKER_BUILDKIT": "1", "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,  # standard input is inherited: it is the attempt's lock
+            stderr=subprocess.STDOUT,
+        )
+        assert child.stdout is not None  # noqa: S101 (it is a pipe)
+        while raw := child.stdout.readline(LONGEST_READ):
+            for text in progress.take(tool_line(raw), time.monotonic()):
+                log.phase = phase_of(progress.stage)
+                log.say(text)
+        status = child.wait()
+        if status < 0 or status == 143:  # noqa: PLR2004 (128 + SIGTERM)
+            time.sleep(0.5)  # whoever ended it may have meant us as well, and then we hear of it here
+        if status:
+            told = progress.account(killed=status < 0)
+            raise failure(told, witness.examine(told))
 
 
 def push(built: str, image: str, env: Mapping[str, str], progress: Progress, log: Log) -> None:
@@ -234,9 +313,10 @@ def command(
 
     `outside` are the variables that docker has otherwise than the tool; `None` is not set.
     """
+    namespace = hashlib.sha256(request.repository.encode()).hexdigest()
     config = folder / "config.py"
     with open(config, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # a proxy's password
-        file.write(f"SUBDIR = {request.subdir!r}\nOUTSIDE = {dict(outside)!r}\n{CONFIG}")
+        file.write(f"NAMESPACE = {namespace!r}\nSUBDIR = {request.subdir!r}\nOUTSIDE = {dict(outside)!r}\n{CONFIG}")
     beside = Path(sys.executable).with_name("jupyter-repo2docker")
     program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]
@@ -261,4 +341,4 @@ def tool_line(raw: bytes) -> ToolLine:
 
 def phase_of(stage: Stage) -> str | None:
     """As it stands in the log."""
-    return {Stage.READY: None, Stage.STEP: "build"}.get(stage, stage.value)
+    return None if stage is Stage.READY else stage.value

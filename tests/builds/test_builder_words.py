@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections import deque
 from urllib.parse import quote
 
 import msgspec
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 
 from builds.build import Image, Reason, Result, State
 from builds.builder import log as logs
+from builds.builder.evidence import named_origins
 from builds.builder.log import Log
-from builds.builder.outcome import Stage, exit_status
+from builds.builder.outcome import Evidence, Stage, exit_status, failure, telling
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, fitted
 from builds.builder.source import resolved
-from builds.builder.tool import Progress, tool_line
+from builds.builder.tool import Progress, ToolLine, tool_line
 from builds.errors import RepositoryRefused
 
 SECRETS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=40)
@@ -75,10 +77,10 @@ def test_lines_are_numbered_and_have_a_phase() -> None:
     ]
 
 
-def test_only_what_ends_a_line_on_a_terminal_ends_one() -> None:
+def test_only_a_newline_ends_a_line() -> None:
     out = io.BytesIO()
     log = Log(out)
-    log.say("#8 0.1 x\u2028#9 pushing layers\x0b\x0c\x85\x1c\n\nlast")
+    log.say("#8 0.1 x\u2028#9 pushing\rlayers\x0b\x0c\x85\x1c\n\nlast")
     assert [line["text"] for line in written(log, out)] == ["#8 0.1 x\u2028#9 pushing layers", "", "last"]
 
 
@@ -113,7 +115,7 @@ def test_any_text_can_be_logged(text: str) -> None:
     out = io.BytesIO()
     log = Log(out)
     log.say(text)
-    ends = text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").count("\n")
+    ends = text.replace("\r\n", "\n").removesuffix("\n").count("\n")
     assert [line["n"] for line in written(log, out)] == list(range(1, ends + 2))
     assert len(log.tail.encode()) <= logs.SHORT_TAIL
 
@@ -155,54 +157,131 @@ def test_the_exit_status_says_the_same(result: Result, status: int) -> None:
 # The tool's words
 
 
-def test_what_nobody_knows_is_the_repositorys_fault_only_once_a_step_ran() -> None:
-    for step, reason in ((None, Reason.INFRASTRUCTURE), ("#4 [1/2] COPY a b", Reason.REPOSITORY)):
-        progress = Progress(Stage.FETCH, 0.0)
-        progress.take("Using DockerBuildPack builder", "building", 1.0)
-        if step:
-            progress.take(step, "building", 2.0)
-        progress.take("ERROR: failed to solve: nobody has ever seen this", "building", 3.0)
-        assert progress.failure().reason is reason
-        assert "nobody has ever seen this" in progress.failure().message
+def report(**parts: object) -> str:
+    return json.dumps(parts)
+
+
+def vertex(name: str, error: str = "", *, digest: str = "sha256:1") -> str:
+    ended = {"completed": "2026-01-01T00:00:02Z", "error": error} if error else {}
+    return report(vertexes=[{"digest": digest, "name": name, "started": "2026-01-01T00:00:00Z", **ended}])
+
+
+def output(text: str, *, digest: str = "sha256:1") -> str:
+    data = base64.b64encode(text.encode()).decode()
+    return report(logs=[{"vertex": digest, "timestamp": "2026-01-01T00:00:01Z", "data": data}])
+
+
+def progress(*messages: str) -> Progress:
+    """After the fetch, and these messages of the build."""
+    made = Progress(Stage.FETCH, 0.0)
+    for number, message in enumerate(("Using PythonBuildPack builder\n", *messages), 1):
+        deque(made.take(ToolLine(message, "building"), float(number)))
+    return made
+
+
+FAILED = 'process "/bin/sh -c x" did not complete successfully: exit code: '
+
+
+@given(st.text())
+def test_no_output_of_a_step_decides_anything(text: str) -> None:
+    told = progress(
+        vertex("[1/1] RUN x"), output(text), vertex("[1/1] RUN x", f"{FAILED}1"), f"ERROR: failed to solve: {FAILED}1\n"
+    ).account()
+    failed = failure(told, Evidence())
+    assert failed.reason is Reason.REPOSITORY
+    assert failed.message.startswith("A step of the build failed. [1/1] RUN x: exit code: 1")
 
 
 @pytest.mark.parametrize(
-    ("said", "counted", "out_of_memory"),
+    ("seen", "code", "reason", "counted", "out_of_memory"),
     [
-        ("ERROR: failed to receive status: rpc error: code = Unavailable desc = error reading from server: EOF", 0, 0),
-        ("ERROR: Cannot connect to the Docker daemon at unix:///run/kiln/docker.sock.", 0, 0),
-        ('#4 ERROR: process "/bin/sh -c x" did not complete successfully: exit code: 137', 1, 1),
-        ("ERROR: no space left on device", 1, 0),
+        (Evidence(), 137, Reason.REPOSITORY, True, False),
+        (Evidence(out_of_memory=True), 137, Reason.INFRASTRUCTURE, True, True),
+        (Evidence(out_of_memory=True), 1, Reason.REPOSITORY, True, False),
+        (Evidence(daemon="It was restarted."), 1, Reason.INFRASTRUCTURE, False, False),
+        (Evidence(disk_full=True), 1, Reason.INFRASTRUCTURE, True, False),
+        (Evidence(service="https://index.example"), 1, Reason.INFRASTRUCTURE, True, False),
     ],
 )
-def test_that_the_daemon_went_away_does_not_count_but_that_it_had_no_memory_does(
-    said: str, counted: int, out_of_memory: int
+def test_evidence_decides_about_a_failed_step(
+    seen: Evidence, code: int, reason: Reason, counted: bool, out_of_memory: bool
 ) -> None:
-    progress = Progress(Stage.BUILD, 0.0)
-    progress.take("#4 [1/2] RUN x", "building", 1.0)
-    progress.take(said, "building", 2.0)
-    failure = progress.failure()
-    assert (failure.reason, failure.counted, failure.out_of_memory) == (Reason.INFRASTRUCTURE, counted, out_of_memory)
+    told = progress(vertex("[1/1] RUN x", f"{FAILED}{code}"), f"ERROR: failed to solve: {FAILED}{code}").account()
+    failed = failure(told, seen)
+    assert (failed.reason, failed.counted, failed.out_of_memory) == (reason, counted, out_of_memory)
+
+
+def test_what_nobody_knows_is_the_repositorys_fault_once_the_daemon_builds() -> None:
+    unknown = "ERROR: failed to solve: nobody has ever seen this"
+    for begun, reason in ((False, Reason.INFRASTRUCTURE), (True, Reason.REPOSITORY)):
+        messages = [vertex("[internal] load build definition from Dockerfile")] if begun else []
+        failed = failure(progress(*messages, unknown).account(), Evidence())
+        assert failed.reason is reason
+        assert "nobody has ever seen this" in failed.message
+
+
+def test_a_build_that_was_cancelled_from_outside_is_not_the_repositorys() -> None:
+    begun = vertex("[1/1] RUN x")
+    for rest in ((), (vertex("[1/1] RUN x", "context canceled"), "ERROR: failed to solve: Canceled: context canceled")):
+        assert failure(progress(begun, *rest).account(), Evidence()).reason is Reason.INFRASTRUCTURE
+
+
+@pytest.mark.parametrize("split", ["\n", None])
+def test_reports_come_on_one_line_or_on_several(split: str | None) -> None:
+    text = vertex("[1/1] RUN x", f"{FAILED}7")
+    lines = json.dumps(json.loads(text), indent=2).splitlines() if split else [text]
+    step = progress(*lines).account().step
+    assert step
+    assert step.exit == "exit code: 7"
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (["python 3.6.15 does not exist", "critical libmamba failed", "time: 37.177"], "python 3.6.15 does not exist"),
+        (["E: Unable to locate package nope", "Reading state"], "E: Unable to locate package nope"),
+        (
+            ["ERROR: No matching distribution found for x", "[notice] A new release"],
+            "ERROR: No matching distribution found for x",
+        ),
+        (["  File x", "ValueError: no", "", "time: 0.1"], "ValueError: no"),
+        (["begun", "there is no such tool"], "there is no such tool"),
+        ([], ""),
+    ],
+)
+def test_the_line_that_tells_is_quoted(output: list[str], expected: str) -> None:
+    assert telling(output) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "origin"),
+    [
+        ("Looking in indexes: https://user:secret@mirror.example:8443/simple", "https://mirror.example:8443"),
+        ("curl: (6) Could not resolve host: micro.mamba.pm", "https://micro.mamba.pm"),
+        ("HTTPSConnectionPool(host='index.example', port=443): Max retries exceeded", "https://index.example:443"),
+        ("NameResolutionError(Failed to resolve 'index.example' ([Errno -2]))", "https://index.example"),
+    ],
+)
+def test_services_that_a_step_names(line: str, origin: str) -> None:
+    assert named_origins([line]) == [origin]
 
 
 def test_seconds_of_each_stage() -> None:
-    progress = Progress(Stage.FETCH, 10.0)
-    assert progress.timings(11.0).fetch == 1.0
-    progress.take("Using DockerBuildPack builder", "building", 12.0)
-    progress.take("#4 [1/2] COPY a b", "building", 13.0)
-    progress.take("#7 pushing registry.example/a with docker", "building", 16.0)
-    progress.end(16.5)
-    timings = progress.timings(99.0)
+    made = Progress(Stage.FETCH, 10.0)
+    assert made.timings(11.0).fetch == 1.0
+    deque(made.take(ToolLine("Using DockerBuildPack builder", "building"), 12.0))
+    deque(made.take(ToolLine(vertex("[1/2] COPY a b"), "building"), 13.0))
+    deque(made.take(ToolLine(vertex("pushing registry.example/a with docker", digest="2"), "building"), 16.0))
+    made.end(16.5)
+    timings = made.timings(99.0)
     assert (timings.fetch, timings.build, timings.push) == (2.0, 4.0, 0.5)
 
 
 @given(st.binary())
 def test_any_line_of_the_tool_is_understood(raw: bytes) -> None:
-    progress = Progress(Stage.FETCH, 0.0)
-    line = tool_line(raw)
-    for text in line.message.splitlines():
-        progress.take(text, line.phase, 1.0)
-    assert progress.failure().message
+    made = Progress(Stage.FETCH, 0.0)
+    deque(made.take(tool_line(raw), 1.0))
+    assert failure(made.account(), Evidence()).message
 
 
 # Submodules

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 
 from builds.builder.spec import Surroundings, Tag, spec_for
@@ -33,3 +35,11 @@ def test_every_cause_has_its_tags_and_force_is_for_those_who_wait() -> None:
     )
     assert (spec.attempt, spec.attempt_label, spec.force) == (3, "uid-b.3", True)
     assert spec_for(build("b", *causes, answered=(causes[0].key,)), attempt(), AROUND).force is False
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(0, True), (4, True), (5, False)])
+def test_a_pushed_commit_may_not_be_served_at_once(minutes: int, expected: bool) -> None:
+    push = pushed("1")
+    late = replace(attempt(), written_at=push.at + timedelta(minutes=minutes))
+    assert spec_for(build("b", push), late, AROUND).just_pushed is expected
+    assert not spec_for(build("b", cause("1")), late, AROUND).just_pushed

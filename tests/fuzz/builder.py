@@ -6,7 +6,7 @@ import io
 from contextlib import suppress
 
 from builds.builder.log import Log
-from builds.builder.outcome import Stage
+from builds.builder.outcome import Evidence, Stage, failure
 from builds.builder.redact import Redactor
 from builds.builder.source import resolved
 from builds.builder.tool import Progress, tool_line
@@ -23,13 +23,11 @@ def tool_output(data: bytes) -> None:
     log.redact = Redactor([SECRET], {"NAME": "1"})
     progress = Progress(Stage.FETCH, 0.0)
     for raw in [*data.splitlines(), SECRET.encode()]:
-        line = tool_line(raw)
-        for text in line.message.splitlines():
-            progress.take(text, line.phase, 1.0)
+        for text in progress.take(tool_line(raw), 1.0):
             log.say(text)
     log.close()
     assert SECRET.encode() not in out.getvalue()
-    assert progress.failure().message
+    assert failure(progress.account(), Evidence()).message
 
 
 def git_words(data: bytes) -> None:

@@ -30,8 +30,19 @@ MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
     (r"bad config", CannotBuild, "The repository's .gitmodules cannot be read."),
     (r"does not support shallow", CannotBuild, "The Git host does not speak the smart HTTP protocol."),
     (r"No space left on device", TryAgain, "There is no space left for the repository."),
+    (r"unable to create file|File name too long", CannotBuild, "The repository has a file that cannot be written."),
+    (r"died of signal", TryAgain, "git was ended from outside."),
+    (
+        (
+            r"unable to access|Could not resolve|Failed to connect|[Cc]onnection|[Tt]imed? ?out|early EOF|RPC failed"
+            r"|hung up|unexpected disconnect|returned error: (5\d\d|429)|expected flush|curl \d+|SSL|TLS"
+            r"|bad line length|protocol error|invalid server response"
+        ),
+        Unreachable,
+        "The Git host could not be reached.",
+    ),
 )
-"""What git complains of, matched in this order. All else is the network's or the host's fault: try again."""
+"""What git complains of, matched in this order. All else is the repository's fault."""
 
 
 def diagnosis(complaint: str) -> AskError:
@@ -41,4 +52,4 @@ def diagnosis(complaint: str) -> AskError:
     for pattern, kind, sentence in MESSAGES:
         if re.search(pattern, complaint):
             return kind(sentence + words)
-    return Unreachable(f"The Git host could not be reached.{words}")
+    return CannotBuild(f"git cannot read this repository.{words}") if said else TryAgain("git failed without a word.")

@@ -95,7 +95,7 @@ def test_build_arguments_are_not_told(
     head = host.create(path, content(tmp_path / "content", step))
     attempt = builder.run(asked(host, path, head, registry, build_args={"CANARY": canary, "SHORT": "1"}))
     assert attempt.status == 64
-    assert "its last line: it is *** or ***" in (attempt.result.message or "")
+    assert "it said: it is *** or ***" in (attempt.result.message or "")
     assert "and 1" in attempt.text, "what is not worth hiding is not hidden"
     for spelling in spellings("", canary):
         assert spelling not in attempt.everything

@@ -1,0 +1,172 @@
+"""What BuildKit reports of a build, as `docker buildx build --progress=rawjson` prints it: one JSON object per report.
+
+In this form a step's output is data of its own, so no step can say what would pass for a report of BuildKit's. The log
+shows the reports as `--progress=plain` does.
+
+Source: `SolveStatus` in BuildKit's `client/graph.go`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime
+
+import msgspec
+
+OUTPUT_KEPT = 100
+"""Lines of each step's output that are kept for the message."""
+
+_CANCELED = re.compile(r"(^|: )context canceled$", re.IGNORECASE)
+_EXIT = re.compile(
+    r"(?:^process \".*\" did not complete successfully|^executor failed running \[.*\]): (.*)$", re.DOTALL
+)
+_SOURCE = re.compile(
+    r"\[internal\] load metadata for |resolve image config for |\[[^\]]*\] FROM |https?://|git://|git@"
+)
+
+
+class VertexReport(msgspec.Struct, frozen=True):
+    """A vertex of the build graph: a step, or something that BuildKit does beside them."""
+
+    digest: str
+    name: str = ""
+    started: datetime | None = None
+    completed: datetime | None = None
+    cached: bool = False
+    error: str = ""
+
+
+class OutputReport(msgspec.Struct, frozen=True):
+    vertex: str
+    timestamp: datetime
+    data: bytes = b""
+
+
+class StatusReport(msgspec.Struct, frozen=True):
+    vertex: str
+    id: str = ""
+
+
+class Report(msgspec.Struct, frozen=True):
+    vertexes: tuple[VertexReport, ...] | None = None
+    logs: tuple[OutputReport, ...] | None = None
+    statuses: tuple[StatusReport, ...] | None = None
+
+
+class Reports:
+    """Puts reports together from lines: buildx 0.13 indents them, so that each takes several."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def take(self, line: str) -> Report | str | None:
+        """A report, or `line` itself if it is no part of one; `None` while a report is incomplete."""
+        text = line.rstrip("\r\n")
+        if not self._lines and not text.startswith("{"):
+            return text
+        self._lines.append(text)
+        if text == "}" or (len(self._lines) == 1 and text.endswith("}")):
+            whole = "".join(self._lines)
+            self._lines.clear()
+            return _decoded(whole)
+        return None
+
+
+def _decoded(text: str) -> Report | str:
+    try:
+        return msgspec.json.decode(text, type=Report)
+    except (msgspec.MsgspecError, UnicodeEncodeError):
+        return text
+
+
+class Vertex:
+    """What is known of one vertex so far. `number` is that of its lines in the log."""
+
+    def __init__(self, number: int, name: str) -> None:
+        self.number, self.name = number, name
+        self.error = ""
+        self.completed = False
+        self.output: deque[str] = deque(maxlen=OUTPUT_KEPT)
+        self._started: datetime | None = None
+        self._partial = b""
+        self._seen: set[str] = set()
+
+    @property
+    def exit(self) -> str | None:
+        """How the command of a step ended, as in `exit code: 1`; `None` if no command failed."""
+        found = _EXIT.search(self.error)
+        return found[1] if found else None
+
+    @property
+    def is_source(self) -> bool:
+        """Whether it fetches something: an image or its metadata, a URL, a Git repository."""
+        return _SOURCE.match(self.name) is not None
+
+    def take(self, report: VertexReport) -> Iterator[str]:
+        """The lines of the log that the report adds."""
+        if report.started and not self._started:
+            self._started = report.started
+            yield f"#{self.number} {self.name}"
+        if report.completed and report.started and not (self.completed and not report.error):
+            yield from self._flush(report.completed)
+            self.completed, self.error = True, report.error
+            spent = (report.completed - report.started).total_seconds()
+            state = f"ERROR: {report.error}" if report.error else "CACHED" if report.cached else f"DONE {spent:.1f}s"
+            yield f"#{self.number} {state}"
+
+    def take_output(self, report: OutputReport) -> Iterator[str]:
+        *lines, self._partial = (self._partial + report.data).split(b"\n")
+        for line in lines:
+            yield self._said(line, report.timestamp)
+
+    def take_status(self, report: StatusReport) -> Iterator[str]:
+        if report.id not in self._seen:
+            self._seen.add(report.id)
+            yield f"#{self.number} {report.id}"
+
+    def _flush(self, at: datetime) -> Iterator[str]:
+        if self._partial:
+            partial, self._partial = self._partial, b""
+            yield self._said(partial, at)
+
+    def _said(self, line: bytes, at: datetime) -> str:
+        text = line.decode(errors="replace").removesuffix("\r")
+        self.output.append(text)
+        since = (at - self._started).total_seconds() if self._started else 0.0
+        return f"#{self.number} {since:.3f} {text}"
+
+
+class Graph:
+    """All vertices of one build."""
+
+    def __init__(self) -> None:
+        self._vertices: dict[str, Vertex] = {}
+
+    def __iter__(self) -> Iterator[Vertex]:
+        return iter(self._vertices.values())
+
+    def take(self, report: Report) -> Iterator[str]:
+        """The lines of the log that the report adds."""
+        for vertex in report.vertexes or ():
+            if vertex.started or vertex.digest in self._vertices:
+                yield from self._vertex(vertex.digest, vertex.name).take(vertex)
+        for status in report.statuses or ():
+            yield from self._vertex(status.vertex).take_status(status)
+        for output in report.logs or ():
+            yield from self._vertex(output.vertex).take_output(output)
+
+    def failed(self, final: str) -> Vertex | None:
+        """The vertex that failed: the one whose error is in BuildKit's final error, not one that was only cancelled."""
+        failed = [vertex for vertex in self if vertex.error and not _CANCELED.search(vertex.error)]
+        named = [vertex for vertex in failed if vertex.error in final]
+        return next(reversed(named or failed), None)
+
+    def _vertex(self, digest: str, name: str = "") -> Vertex:
+        return self._vertices.setdefault(digest, Vertex(len(self._vertices) + 1, name))
+
+
+def is_cancelled(final: str) -> bool:
+    """Whether the final error says that the client went away."""
+    return _CANCELED.search(final) is not None

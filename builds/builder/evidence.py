@@ -1,0 +1,168 @@
+"""Evidence about a failed build, from the daemon, the kernel and the services themselves.
+
+A step may print that the disk is full; whether it is, only the daemon can say. So a `Witness` watches from the
+beginning of a build, and after a failure it asks.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import re
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from builds.builder.outcome import Account, Evidence, Stage, Step
+
+ROOM = 64 << 20
+"""Bytes: a disk that does not take so much more is full."""
+
+PROBE_TIMEOUT = 60.0
+"""Seconds for each question."""
+
+MAX_SERVICES = 4
+"""Origins that are asked for one failed step."""
+
+_ORIGIN = re.compile(r"(https?)://(?:[^/@\s\"'<>]*@)?([A-Za-z0-9.-]+(?::\d+)?)")
+_NAMED = re.compile(
+    r"HTTPS?Connection(?:Pool)?\(host='([\w.-]+)', port=(\d+)"
+    r"|(?:[Rr]esolve(?: host)?|host address)[: '\u2018]+([\w-]+(?:\.[\w-]+)+)"
+)
+
+_PROBE = """\
+i=100
+for origin; do
+    i=$((i+1))
+    code=$(curl --silent --insecure --max-time 8 --output /dev/null --write-out '%{http_code}' "$origin") || code=000
+    case $code in 000|429|5??) exit $i;; esac
+done
+"""
+"""Ends with 101 if the first origin does not answer, and so on. An image without curl ends with another number, and
+then nothing is known."""
+
+
+class Witness:
+    """Sees whether the daemon stays, and asks it afterwards. `environment` is docker's."""
+
+    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
+        self._environment = environment
+        self._folder = folder
+        self._killed_before = oom_kills()
+        self._events = self._docker_started("events", "--filter", "type=daemon")
+
+    def examine(self, told: Account) -> Evidence:
+        """What there is to know about this failure."""
+        if told.stage is Stage.FETCH:
+            return Evidence(disk_full=self._own_disk_full(), out_of_memory=oom_kills() > self._killed_before)
+        full = self._own_disk_full() or self._daemon_disk_full()
+        return Evidence(
+            daemon=self._daemon_trouble(),
+            disk_full=full,
+            out_of_memory=oom_kills() > self._killed_before,
+            service=self._service(told.step, told.base) if told.step and told.step.of_tool else "",
+        )
+
+    def close(self) -> None:
+        self._events.kill()
+        self._events.wait()
+
+    def _own_disk_full(self) -> bool:
+        found = os.statvfs(self._folder)
+        return found.f_bavail * found.f_frsize < ROOM >> 2 or (found.f_files > 0 and found.f_favail < 100)  # noqa: PLR2004
+
+    def _daemon_disk_full(self) -> bool:
+        """Makes the daemon write an image of zeros, and takes it away again."""
+        done = self._docker("import", "-", stdin=_zeros(ROOM))
+        if done.returncode == 0:
+            self._docker("image", "rm", done.stdout.decode().strip())
+        return b"no space left on device" in done.stderr
+
+    def _daemon_trouble(self) -> str:
+        """Why the daemon is not the one of before; empty if it is."""
+        asked = self._docker("version", "--format", "{{.Server.Version}}")
+        if asked.returncode:
+            return asked.stderr.decode(errors="replace").strip()[:300]
+        with suppress(subprocess.TimeoutExpired):
+            self._events.wait(0.2)
+        if self._events.returncode is None:
+            return ""
+        permitted = self._docker("events", "--since", "1", "--until", "1").returncode == 0
+        return "It was restarted during the build." if permitted else ""
+
+    def _service(self, step: Step, base: str) -> str:
+        """Which of the origins that the step's output names does not answer a container on the daemon.
+
+        The output only says whom to ask. A container asks, and not the builder: it is let out where the step was.
+        """
+        origins = named_origins(step.output)
+        if not origins or not base:
+            return ""
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            command = json.dumps(["sh", "-c", _PROBE, "probe", *(f"{origin}/" for origin in origins)])
+            (Path(folder) / "Dockerfile").write_text(f"FROM {base}\nRUN {command}\n")
+            done = self._docker("buildx", "build", "--progress=quiet", "--no-cache", folder)
+        found = re.search(r"exit code: (\d+)\s*$", done.stderr.decode(errors="replace"))
+        index = int(found[1]) - 101 if found else -1
+        return origins[index] if 0 <= index < len(origins) else ""
+
+    def _docker(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        command = ["docker", *arguments]
+        try:
+            return subprocess.run(
+                command, env=self._environment, input=stdin, capture_output=True, timeout=PROBE_TIMEOUT, check=False
+            )
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(command, 1, b"", b"It took the connection and said nothing.")
+
+    def _docker_started(self, *arguments: str) -> subprocess.Popen[bytes]:
+        command = ["docker", *arguments]
+        quiet = subprocess.DEVNULL
+        return subprocess.Popen(command, env=self._environment, stdout=quiet, stderr=quiet)  # holds the attempt's lock
+
+
+@contextmanager
+def witnessed(environment: Mapping[str, str], folder: Path) -> Iterator[Witness]:
+    """A witness, until the build is over."""
+    witness = Witness(environment, folder)
+    try:
+        yield witness
+    finally:
+        witness.close()
+
+
+def oom_kills() -> int:
+    """Processes that this machine's kernel has killed for want of memory, in whatever control group: the daemon's
+    steps run on the same kernel. 0 where the kernel does not count (before Linux 4.13)."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def named_origins(output: Sequence[str]) -> list[str]:
+    """The origins that lines of a step's output name, the last first."""
+    found: list[str] = []
+    for line in reversed(output):
+        found += [f"{scheme}://{host}" for scheme, host in _ORIGIN.findall(line)]
+        for host, port, name in _NAMED.findall(line):
+            found.append(f"https://{name}" if name else f"{'http' if port != '443' else 'https'}://{host}:{port}")
+    return list(dict.fromkeys(found))[:MAX_SERVICES]
+
+
+def _zeros(size: int) -> bytes:
+    """A compressed tar archive of one file of zeros: some kilobytes."""
+    header = tarfile.TarInfo("zeros")
+    header.size = size
+    piece = gzip.compress(bytes(1 << 20), mtime=0)
+    whole = io.BytesIO()
+    whole.write(gzip.compress(header.tobuf(), mtime=0))
+    whole.write(piece * (size >> 20))
+    whole.write(gzip.compress(bytes(1024), mtime=0))
+    return whole.getvalue()

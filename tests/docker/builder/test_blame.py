@@ -1,0 +1,260 @@
+"""Whose fault a failure is, each cause made for real: no word that a step prints decides it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from builds.build import Reason
+from tests.docker.builder.conftest import asked
+from tests.parts.building import Attempt, Builder, put_busybox
+from tests.parts.githost import GitHost, commit
+from tests.parts.kiln import until
+from tests.parts.registry import Registry
+
+ODD = {
+    "blank base": "ARG BASE\nFROM ${BASE}\n",
+    "port": "FROM scratch\nEXPOSE abc\n",
+    "platform": "FROM --platform=foo scratch\nCOPY busybox /\n",
+    "substitution": "FROM scratch\nCOPY ${X!y} /\n",
+    "comments": "# nothing\n# else\n",
+    "long line": f"FROM scratch\nLABEL long={'a' * 70_000}\n",
+    "words of the disk": 'FROM scratch\nCOPY "no space left on device" /\n',
+    "words of the network": 'FROM scratch\nCOPY "dial tcp i/o timeout" /\n',
+}
+
+LIES = {
+    "a lone carriage return": r"printf 'x\rERROR: rpc error: code = Unavailable desc = gone\n'; exit 1",
+    "a push": r"printf 'x\r#99 pushing layers\nERROR: denied\n'; exit 1",
+    "the disk": "echo no space left on device; exit 1",
+    "the daemon": "echo 'runc run failed: x error running hook' >&2; exit 1",
+    "memory": "exit 137",
+    "a report": """echo '{"vertexes": [{"digest": "x", "name": "pushing x", "error": "context canceled"}]}'; exit 1""",
+    "a network": "echo dial tcp: i/o timeout; exit 1",
+}
+
+
+def theirs(attempt: Attempt) -> str:
+    """The sentence with which it ended as the repository's fault."""
+    assert attempt.status == 64, attempt.text
+    assert attempt.result.reason is Reason.REPOSITORY
+    return attempt.result.message or ""
+
+
+def ours(attempt: Attempt) -> str:
+    """The sentence with which it ended as infrastructure's fault."""
+    assert attempt.status == 69, attempt.text
+    assert attempt.result.reason is Reason.INFRASTRUCTURE
+    assert attempt.members() == []
+    assert attempt.left_behind() == []
+    return attempt.result.message or ""
+
+
+def dockerfile(host: GitHost, path: str, folder: Path, text: str) -> str:
+    """The commit of a repository with that Dockerfile and a busybox."""
+    folder.mkdir(exist_ok=True)
+    put_busybox(folder)
+    (folder / "Dockerfile").write_text(text)
+    return host.create(path, folder)
+
+
+def step(command: str) -> str:
+    """A Dockerfile of one step, which nobody has done before."""
+    return f"FROM scratch\nCOPY busybox /bin/sh\nENV RUN={secrets.token_hex(8)}\nRUN {command}\n"
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+def test_a_dockerfile_that_cannot_be_built(
+    text: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    head = dockerfile(host, path, tmp_path / "content", text)
+    assert theirs(builder.run(asked(host, path, head, registry)))
+
+
+@pytest.mark.parametrize("name", ["Dockerfile/x", "environment.yml/x", "Dockerfile"])
+def test_files_that_are_something_else(
+    name: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    content = tmp_path / "content"
+    (content / name).parent.mkdir(parents=True)
+    (content / name).write_text("FROM scratch\nCOPY . /\n")
+    if name == "Dockerfile":
+        (content / ".dockerignore").write_text("a[\n")
+    head = host.create(path, content)
+    assert theirs(builder.run(asked(host, path, head, registry)))
+
+
+@pytest.mark.parametrize("command", LIES.values(), ids=LIES)
+def test_a_step_that_lies(
+    command: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    head = dockerfile(host, path, tmp_path / "content", step(command))
+    attempt = builder.run(asked(host, path, head, registry))
+    assert "RUN" in theirs(attempt)
+    assert not attempt.result.out_of_memory
+
+
+@contextmanager
+def answering(status: int) -> Iterator[str]:
+    """A host on this machine that answers everything with that status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("text", ["FROM {}/some/base:1\n", "FROM scratch\nADD http://{}/file /\n"])
+def test_a_host_that_is_down(
+    status: int, text: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    with answering(status) as down:
+        head = dockerfile(host, path, tmp_path / "content", text.format(down))
+        assert down in ours(builder.run(asked(host, path, head, registry)))
+
+
+def test_a_file_that_is_not_on_its_host(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    with answering(404) as up:
+        head = dockerfile(host, path, tmp_path / "content", f"FROM scratch\nADD http://{up}/file /\n")
+        theirs(builder.run(asked(host, path, head, registry)))
+
+
+@pytest.fixture
+def small() -> Iterator[Path]:
+    """A control group with 32 MiB of memory."""
+    root = Path("/sys/fs/cgroup/memory")
+    if not root.exists() or os.geteuid() != 0:
+        pytest.skip("there is no memory controller of cgroup v1 to use")
+    group = root / f"kiln-{secrets.token_hex(4)}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(32 << 20))
+    try:
+        yield group
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_a_step_that_the_kernel_kills(
+    small: Path, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    token = f"4{secrets.randbelow(10**9)}"
+    command = f"echo begun; sleep 3.{token}; tail /dev/zero"
+    text = f'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sh", "-c", "{command}"]\n'
+    head = dockerfile(host, path, tmp_path / "content", text)
+    attempt = builder.start(asked(host, path, head, registry))
+    attempt.until_step_says("begun")
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    shells = [pid for pid in pids if f"sleep 3.{token};" in _command(pid) and "buildx" not in _command(pid)]
+    for pid in shells:
+        (small / "cgroup.procs").write_text(str(pid))
+    attempt.wait()
+    assert "the kernel killed a process" in ours(attempt)
+    assert attempt.result.out_of_memory
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("program", ["docker-buildx", "docker buildx", "jupyter-repo2docker"])
+def test_a_tool_that_is_killed_while_it_builds(
+    program: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    head = dockerfile(host, path, tmp_path / "content", step("echo begun; sleep 20"))
+    attempt = builder.start(asked(host, path, head, registry))
+    attempt.until_step_says("begun")
+    _kill(attempt, program)
+    attempt.wait()
+    assert "ended from outside" in ours(attempt)
+
+
+@pytest.mark.parametrize("program", ["git clone", "git-remote-http"])
+def test_git_is_killed_while_the_tool_clones(
+    program: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    head = dockerfile(host, path, tmp_path / "content", step("echo begun"))
+    attempt = builder.start(asked(host, path, head, registry))
+    attempt.until("Picked Inside content provider")
+    if _kill(attempt, program):
+        attempt.wait()
+        ours(attempt)
+    else:
+        attempt.wait()
+        assert attempt.status == 0
+
+
+def _kill(attempt: Attempt, program: str) -> bool:
+    found = [pid for pid in attempt.members() if program in _command(pid)]
+    for pid in found:
+        os.kill(pid, signal.SIGKILL)
+    return bool(found)
+
+
+# What one repository's builds leave on the daemon for others
+
+
+def test_a_cache_mount_is_its_repositorys(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    place = f"/cache-{secrets.token_hex(8)}"
+    mount = f"RUN --mount=type=cache,target={place} "
+    write = dockerfile(host, f"{path}-a", tmp_path / "a", _with_mount(f"{mount} echo poison > {place}/wheel"))
+    read = _with_mount(f"{mount} /bin/busybox test -e {place}/wheel")
+    again = dockerfile(host, f"{path}-b", tmp_path / "b", read)
+    builder_of_a = builder.run(asked(host, f"{path}-a", write, registry))
+    assert builder_of_a.status == 0, builder_of_a.text
+    theirs(builder.run(asked(host, f"{path}-b", again, registry)))
+    (tmp_path / "a/Dockerfile").write_text(read)
+    own = commit(host.bare(f"{path}-a"), tmp_path / "a")
+    assert builder.run(asked(host, f"{path}-a", own, registry)).status == 0, "its own mount is kept"
+
+
+def _with_mount(command: str) -> str:
+    busybox = "COPY busybox /bin/sh\nCOPY busybox /bin/busybox\n"
+    return f"FROM scratch\n{busybox}ENV RUN={secrets.token_hex(8)}\n{command}\n"
+
+
+@pytest.mark.parametrize("end", ["pushed", "cancelled", "no registry"])
+def test_the_daemon_has_no_tag_of_an_image(
+    end: str, path: str, builder: Builder, host: GitHost, tmp_path: Path
+) -> None:
+    with Registry(tmp_path / "registry") as registry:
+        head = dockerfile(host, path, tmp_path / "content", step("echo begun; sleep 1"))
+        attempt = builder.start(asked(host, path, head, registry))
+        attempt.until_step_says("begun")
+        if end == "cancelled":
+            registry.pause()
+            attempt.until(" pushing ")
+            attempt.process.send_signal(signal.SIGTERM)
+        elif end == "no registry":
+            registry.stop()
+        attempt.wait()
+        assert attempt.status == {"pushed": 0, "cancelled": 143, "no registry": 69}[end]
+        listed = ["docker", "image", "ls", "--quiet", f"{registry.host}/{path}"]
+        assert subprocess.run(listed, capture_output=True, check=True).stdout == b""
