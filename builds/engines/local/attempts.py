@@ -121,6 +121,11 @@ class _Folder:
         draft.write_bytes(content)
         draft.replace(self[name])
 
+    def clean(self) -> None:
+        """Takes out the working folder of a builder that was killed: it holds credentials."""
+        for path in self.path.glob("kiln-*"):
+            remove(path)
+
     def clear(self) -> None:
         """Takes out everything but the lock, which is in hand."""
         for path in self.path.iterdir():
@@ -165,6 +170,8 @@ class Attempts:
             overdue = told is not None and self._now() - told > GRACE
             if look is Look.ORPHANED or (overdue and look in (Look.STARTING, Look.RUNNING)):
                 _kill(folder.session)
+            if look is Look.OVER:
+                folder.clean()
             return look
 
     def sighting(self, build: Build, attempt: Attempt, look: Look, node: str) -> Sighting:
