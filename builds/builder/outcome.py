@@ -63,8 +63,8 @@ class Account(NamedTuple):
     error: str = ""
     """BuildKit's final error, or buildx's."""
     step: Step | None = None
-    fetching: bool = False
-    """Whether BuildKit failed to fetch something: an image, a URL, a Git repository."""
+    source: str = ""
+    """What BuildKit failed to fetch, in its words: an image, a URL, a Git repository."""
     began: bool = False
     """Whether the daemon has begun to build."""
     killed: bool = False
@@ -158,7 +158,7 @@ ROWS: Sequence[Row] = (
         "Docker's credential helper failed. {words}",
     ),
     Row(
-        lambda told, _: told.fetching and re.search(_UNREACHABLE, told.error),
+        lambda told, _: told.source and re.search(_UNREACHABLE, told.error),
         INFRASTRUCTURE,
         "{host} could not be reached by the Docker daemon. {words}",
     ),
@@ -235,7 +235,7 @@ def _introduced(told: Account, sentences: Sequence[tuple[str, str]]) -> Failure 
 def _fields(told: Account, seen: Evidence) -> dict[str, str]:
     return {
         "words": _words(told),
-        "host": _host(told.error),
+        "host": _host(f"{told.error} {told.source}"),
         "daemon": seen.daemon,
         "service": seen.service,
         "unreachable": told.unreachable,

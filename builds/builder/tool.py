@@ -213,7 +213,7 @@ class Progress:
             complaints=[line for line in self._complaints if line],
             error=self._error,
             step=self._step(failed, vertices),
-            fetching=failed is not None and failed.is_source,
+            source=failed.name if failed and failed.is_source else "",
             began=bool(vertices),
             killed=killed or self._killed or interrupted,
             unreachable=self._unreachable,
