@@ -24,7 +24,7 @@ from builds.build import Request, Timings
 from builds.builder.buildkit import Graph, Report, Reports, Vertex, is_cancelled
 from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
-from builds.builder.outcome import Account, Stage, Step, failure
+from builds.builder.outcome import Account, Evidence, Stage, Step, failure
 
 LONGEST_READ = 16 << 20
 """Bytes of one line that are kept in memory."""
@@ -283,15 +283,15 @@ def push(built: str, image: str, env: Mapping[str, str], progress: Progress, log
     subprocess.run(name, env=env, check=True, stdout=subprocess.DEVNULL)
     progress.pushing(time.monotonic())
     log.phase = phase_of(progress.stage)
-    said: deque[str] = deque(maxlen=LINES_HEARD)
+    said = ""
     with subprocess.Popen(send, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         assert child.stdout is not None  # noqa: S101 (it is a pipe)
         while raw := child.stdout.readline(LONGEST_READ):
             for text in lines_of(raw.decode(errors="replace")):
-                said.append(clean(text))
+                said = clean(text) or said
                 log.say(text)
     if child.returncode:
-        raise failure(progress.stage, list(said))
+        raise failure(Account(progress.stage, error=said, killed=child.returncode < 0), Evidence())
 
 
 def untag(images: Sequence[str], env: Mapping[str, str]) -> None:
