@@ -1,11 +1,14 @@
-"""Runs the benchmarks, or those that are named: `python -m tests.bench webhooks starts`."""
+"""Runs the benchmarks, or those that are named: `python -m tests.bench webhooks starts`.
+
+`python -m tests.bench cluster --against <git revision>`: that revision beside this code, in turns on one cluster.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
 
-from tests.bench import building, cluster, records, web
+from tests.bench import building, cluster, leader, records, web
 
 BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "build": building.against_bare,
@@ -16,10 +19,14 @@ BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "stored": records.stored,
     "plan": records.plans,
     "cluster": cluster.figures,
+    "capacity": leader.capacity,
 }
 
 
 def main(wanted: list[str]) -> None:
+    if wanted[:2] == ["cluster", "--against"] and len(wanted) == 3:
+        leader.compared(wanted[2])
+        return
     unknown = {*wanted} - {*BENCHMARKS}
     if unknown:
         sys.exit(f"There is no {', '.join(sorted(unknown))}; there is {', '.join(BENCHMARKS)}.")

@@ -1,0 +1,514 @@
+"""Web and controller as processes of this machine, on a cluster whose one node is simulated: nothing is built.
+
+The node, its Docker daemon's pod and what a kubelet says of build pods are written into the API server as a kubelet
+would; Jobs, scheduling, records, watches and the Lease are the cluster's own. So what is measured is Kiln's and the
+control plane's work, and another revision of Kiln can do the same beside it: its processes run from its own tree.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+
+from builds.build import Image, Result, State
+from builds.engines.kubernetes.api import MERGE_PATCH, Absent, Api, ApiError
+from builds.engines.kubernetes.records import Release as Owner
+from builds.engines.kubernetes.records import manifest
+from builds.engines.kubernetes.watch import Watch
+from builds.engines.marks import joined
+from docs.demo.github import delivery
+from tests.bench import web
+from tests.bench.figures import beside
+from tests.builds.making import ask, ended
+from tests.builds.things import TEMPLATE
+from tests.parts.cluster import CONFIG, Cluster, run
+from tests.parts.kiln import get, megabytes, until
+from tests.parts.machine import ROOT
+from tests.parts.registry import free_port
+from tests.parts.sink import EventSink
+
+NODE = "kiln-bench"
+TURNS = 2
+ONE_BY_ONE = 30
+AT_ONCE, SENDERS = 200, 8
+COMMITS, REFS, STORM = 100, 5, 50
+LYING = {"events": 3000, "ended": 5000, "pods": 1000, "configmaps": 1000}
+SECONDS = 2.0
+"""That a simulated build takes."""
+CARRIED = 600
+"""Builds of which the capacity is measured."""
+
+
+class Node:
+    """A node without a kubelet, with room for any number of builds. With `builds`, its pods run and succeed."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Node:
+        with suppress(Absent):
+            self._api.request("DELETE", f"/api/v1/nodes/{NODE}")
+        self._api.request("POST", "/api/v1/nodes", body={"metadata": {"name": NODE}})
+        self._beat()
+        self._threads = [threading.Thread(target=self._beats)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self._api.request("DELETE", f"/api/v1/nodes/{NODE}")
+
+    def _beats(self) -> None:
+        while not self._over.wait(5):
+            with suppress(ApiError):
+                self._beat()
+
+    def _beat(self) -> None:
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        ready = {"type": "Ready", "status": "True", "reason": "Bench", "message": "", "lastHeartbeatTime": now}
+        room = {"cpu": "10000", "memory": "10Ti", "pods": "100000", "ephemeral-storage": "10Ti"}
+        status = {"conditions": [{**ready, "lastTransitionTime": now}], "capacity": room, "allocatable": room}
+        self._api.request("PATCH", f"/api/v1/nodes/{NODE}/status", body={"status": status}, content_type=MERGE_PATCH)
+
+    @contextmanager
+    def building(self, api: Api) -> Iterator[None]:
+        """What a kubelet says of build pods: they run once they are placed, and have succeeded `SECONDS` later."""
+        with ThreadPoolExecutor(8) as hands:
+            seen: set[str] = set()
+
+            def look() -> None:
+                for name, pod in watch.objects().items():
+                    if name not in seen and pod["spec"].get("nodeName") == NODE:
+                        seen.add(name)
+                        hands.submit(_run, api, name)
+                        timer = threading.Timer(SECONDS, hands.submit, (_succeed, api, name))
+                        timer.daemon = True
+                        timer.start()
+
+            watch = Watch(api, "pods", labels="app.kubernetes.io/component=build", changed=look)
+            watch.start()
+            yield
+            watch.stop()
+
+
+def _run(api: Api, name: str) -> None:
+    _says(api, name, "Running", {"running": {"startedAt": _now()}})
+
+
+def _succeed(api: Api, name: str) -> None:
+    image = Image(repository="registry.invalid/bench", tag="x", digest="sha256:" + "0" * 64)
+    result = msgspec.json.encode(Result(state=State.SUCCEEDED, image=image)).decode()
+    began = _now(SECONDS)
+    _says(
+        api,
+        name,
+        "Succeeded",
+        {"terminated": {"exitCode": 0, "startedAt": began, "finishedAt": _now(), "message": result}},
+    )
+
+
+def _now(ago: float = 0) -> str:
+    return f"{datetime.now(UTC) - timedelta(seconds=ago):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _says(api: Api, name: str, phase: str, state: Mapping[str, object]) -> None:
+    container = {"name": "builder", "image": "x", "imageID": "x", "ready": False, "restartCount": 0, "state": state}
+    body = {"status": {"phase": phase, "containerStatuses": [container]}}
+    with suppress(ApiError):
+        api.request("PATCH", api.path("pods", name, "status"), body=body, content_type=MERGE_PATCH)
+
+
+class Side:
+    """One revision of Kiln in the namespace: `tree` is where its code is."""
+
+    def __init__(self, what: str, tree: Path, cluster: Cluster, api: Api, folder: Path) -> None:
+        self.what, self._tree, self._api, self._folder = what, tree, api, folder
+        self.release = f"bench-{what}-{secrets.token_hex(2)}"
+        self.secret = secrets.token_hex(16)
+        self._cluster = cluster
+        self.ops = ""
+
+    @contextmanager
+    def running(self) -> Iterator[Side]:
+        """Its processes, each with a sink that takes everything."""
+        with ExitStack() as ends, EventSink() as sink:
+            self._installed()
+            settings = self._settings(sink.url)
+            port, ops, own = free_port(), free_port(), free_port()
+            env = {**settings, "PORT": str(port), "KILN_OPS_PORT": str(ops), "PYTHONPATH": str(self._tree)}
+            self.web = ends.enter_context(_process("web", self._tree, env))
+            control = {**env, "KILN_OPS_PORT": str(own)}
+            self.controller = ends.enter_context(_process("controller", self._tree, control))
+            self.url, self.ops = f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{own}"
+            for each in (ops, own):
+                until(lambda each=each: get(f"http://127.0.0.1:{each}/readyz")[0] == 200, 60)  # type: ignore[misc]
+            until(lambda: (self._api.read("leases", self.release).get("spec") or {}).get("holderIdentity"), 60)
+            yield self
+
+    def _installed(self) -> None:
+        for kind in ("configmaps", "leases"):
+            with suppress(ApiError):
+                self._api.create(kind, {"metadata": {"name": self.release}})
+        labels = Owner(name=self.release).of("dockerd")
+        name = f"{self.release}-dockerd"
+        spec = {"nodeName": NODE, "containers": [{"name": "dockerd", "image": "x"}]}
+        with suppress(ApiError):
+            self._api.create("pods", {"metadata": {"name": name, "labels": labels}, "spec": spec})
+        ready = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+        path = self._api.path("pods", name, "status")
+        self._api.request("PATCH", path, body={"status": ready}, content_type=MERGE_PATCH)
+
+    def _settings(self, sink: str) -> dict[str, str]:
+        folder = self._folder / self.what
+        hooks = folder / "secrets/webhooks/github"
+        hooks.mkdir(parents=True, exist_ok=True)
+        (hooks / "main").write_text(self.secret)
+        config, template = folder / "config.yaml", folder / "template.yaml"
+        every = {"name": "every", "push": {"branches": ["**"]}}
+        config.write_text(yaml.safe_dump({"sinks": [{"name": "bench", "url": sink}], "triggers": [every]}))
+        spec = {**TEMPLATE["spec"]}
+        spec.pop("nodeSelector", None)
+        template.write_text(yaml.safe_dump({**TEMPLATE, "spec": spec}))
+        return {
+            "KILN_ENGINE": "kubernetes",
+            "KILN_NAMESPACE": self._api.namespace,
+            "KILN_INSTANCE": f"{self._api.namespace}/{self.release}",
+            "KILN_ANCHOR": self.release,
+            "KILN_IMAGE_PREFIX": "registry.invalid/",
+            "KILN_STATE_DIR": str(folder / "state"),
+            "KILN_CONFIG": str(config),
+            "KILN_SECRETS_DIR": str(folder / "secrets"),
+            "KILN_BUILDER_IMAGE": "x",
+            "KILN_POD_TEMPLATE": str(template),
+            "KILN_DOCKER_HOST": "unix:///run/kiln/docker.sock",
+            "KILN_BUILDS_PER_NODE": "1000",
+            "KILN_PENDING_GRACE": "3600",
+            "KILN_SUPERSEDE": "off",
+            "KILN_LOG_LEVEL": "warning",
+            "KUBECONFIG": str(self._cluster.kubeconfig),
+            **web.FREE,
+        }
+
+    def metric(self, name: str) -> float:
+        lines = get(f"{self.ops}/metrics")[1].decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    def pushes(self) -> Callable[[int], web.Request]:
+        return partial(web.push, self.secret.encode(), secrets.randbelow(10**6))
+
+
+@contextmanager
+def _process(command: str, tree: Path, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    with web.process([sys.executable, "-c", _START, str(tree), command], env) as running:
+        try:
+            yield running
+        finally:
+            running.kill()  # one that waits for the API server may take its time to end
+
+
+_START = """
+import os, runpy, sys
+tree = sys.argv.pop(1)
+os.chdir(tree)
+sys.path[0] = tree
+runpy.run_module("kiln", run_name="__main__")
+"""
+
+
+# What is measured -----------------------------------------------------------------------------------------------------
+
+
+class Jobs:
+    """When each Job was first seen."""
+
+    def __init__(self, api: Api) -> None:
+        self.seen: dict[str, float] = {}
+        self.watch = Watch(api, "jobs", labels="app.kubernetes.io/component=build", changed=self._look)
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for name in self.watch.objects():
+            self.seen.setdefault(name, now)
+
+
+def _one_by_one(side: Side, jobs: Jobs) -> float:
+    """Median seconds from sending a webhook until its Job exists, one after the other."""
+    make, took = side.pushes(), []
+    connection = http.client.HTTPConnection(urlsplit(side.url).netloc, timeout=30)
+    for number in range(ONE_BY_ONE):
+        headers, body = make(number)
+        began = time.monotonic()
+        connection.request("POST", "/webhooks/github", body, headers)
+        name = json.loads(connection.getresponse().read())["builds"][0]["name"]
+        until_fast(lambda name=name: f"{name}-1" in jobs.seen)  # type: ignore[misc]
+        took.append(jobs.seen[f"{name}-1"] - began)
+    return median(took)
+
+
+def until_fast(condition: Callable[[], object], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds:g} s in vain")
+        time.sleep(0.001)
+
+
+def _burst(side: Side, jobs: Jobs) -> dict[str, float]:
+    """200 at once by 8 senders: until all are answered, until all Jobs exist, until all have been told of."""
+    told, before = side.metric("kiln_deliveries_total"), {*jobs.seen}
+    began = time.monotonic()
+    web.load(partial(web.poster, side.url, "/webhooks/github", side.pushes()), senders=SENDERS, each=AT_ONCE // SENDERS)
+    accepted = time.monotonic() - began
+    until_fast(lambda: len(jobs.seen) >= len(before) + AT_ONCE)
+    made = max(jobs.seen[name] for name in {*jobs.seen} - before) - began
+    until(lambda: side.metric("kiln_deliveries_total") >= told + AT_ONCE, 120)
+    all_told = time.monotonic() - began
+    return {"accepted": accepted, "jobs": made, "told": all_told}
+
+
+def _storm(side: Side, refs: int, commits: int) -> float:
+    """Seconds until all of many webhooks at once are answered, `refs` of them for each commit."""
+    make = side.pushes()
+
+    def one(number: int) -> None:
+        headers, body = make(number // refs)
+        said = json.loads(body)
+        said["ref"] = f"refs/heads/b{number % refs}"
+        body = json.dumps(said).encode()
+        headers = delivery(side.secret.encode(), "push", body)
+        web.poster(side.url, "/webhooks/github", lambda _: (headers, body))(number)
+
+    with ThreadPoolExecutor(STORM) as senders:
+        began = time.monotonic()
+        list(senders.map(one, range(refs * commits)))
+        return time.monotonic() - began
+
+
+def compared(revision: str) -> None:
+    """This code and another revision's, in turns on one cluster: builds from webhook to Job, bursts and storms."""
+    with _site() as (cluster, api, folder), _tree(revision) as tree:
+        sides = [partial(Side, "new", ROOT, cluster, api, folder), partial(Side, "old", tree, cluster, api, folder)]
+        jobs = Jobs(api)
+        jobs.watch.start()
+        try:
+            figures = _turns(sides, jobs)
+            _print(figures, revision)
+            full_of = [make() for make in sides]
+            _lie(api, full_of)
+            loaded = _turns([partial(_same, side) for side in full_of], jobs, only_burst=True)
+            for what in ("new", "old"):
+                key = f"{AT_ONCE} at once: all Jobs"
+                full, bare = median(loaded[key][what]), median(figures[key][what])
+                beside(f"{what}: the same, much lying", full, bare, "s", "without")
+        finally:
+            jobs.watch.stop()
+
+
+def _same(side: Side) -> Side:
+    return side
+
+
+Figures = dict[str, dict[str, list[float]]]
+
+
+def _turns(sides: Sequence[Callable[[], Side]], jobs: Jobs, *, only_burst: bool = False) -> Figures:
+    found: Figures = {}
+
+    def add(what: str, side: Side, value: float) -> None:
+        found.setdefault(what, {}).setdefault(side.what, []).append(value)
+        print(f"  {side.what}: {what}: {value:.3f} s", flush=True)
+
+    for turn in range(TURNS):
+        for make in sides if turn % 2 else [*reversed(sides)]:
+            with make().running() as side:
+                if not only_burst:
+                    add("1 sender: sent to Job, median", side, _one_by_one(side, jobs))
+                burst = _burst(side, jobs)
+                add(f"{AT_ONCE} at once: all accepted", side, burst["accepted"])
+                add(f"{AT_ONCE} at once: all Jobs", side, burst["jobs"])
+                add(f"{AT_ONCE} at once: all told of", side, burst["told"])
+                if not only_burst:
+                    add(f"{COMMITS * REFS} webhooks, {COMMITS} commits", side, _storm(side, REFS, COMMITS))
+    return found
+
+
+def _print(figures: Figures, revision: str) -> None:
+    for what, of in figures.items():
+        unit, scale = ("ms", 1000) if "median" in what else ("s", 1)
+        beside(what, median(of["new"]), median(of["old"]), unit, revision[:20], scale)
+
+
+# The cluster ----------------------------------------------------------------------------------------------------------
+
+
+class _Bare(Cluster):
+    """One node, and no image of Kiln: nothing of it runs there."""
+
+    def __enter__(self) -> Self:
+        there = self.name in run("kind", "get", "clusters").split()
+        if there and self.keep:
+            run("kind", "export", "kubeconfig", f"--name={self.name}", f"--kubeconfig={self.kubeconfig}")
+            return self
+        if there:
+            self.delete()
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        config = yaml.safe_load(CONFIG.read_text())
+        config["nodes"] = config["nodes"][:1]
+        file = self.folder / "kind.yaml"
+        file.write_text(yaml.safe_dump(config))
+        named = [f"--name={self.name}", f"--config={file}", f"--kubeconfig={self.kubeconfig}"]
+        run("kind", "create", "cluster", *named, "--wait=180s")
+        return self
+
+
+@contextmanager
+def _site() -> Iterator[tuple[Cluster, Api, Path]]:
+    kept = os.environ.get("KILN_TEST_CLUSTER")
+    with (
+        tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
+        _Bare(kept or "kiln-bench", keep=bool(kept)) as cluster,
+    ):
+        api = Api(cluster.configuration(), f"bench-{secrets.token_hex(3)}", timeout=60)
+        api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": api.namespace}})
+        until(partial(_has_account, api))
+        with Node(api):
+            yield cluster, api, Path(name)
+
+
+def _has_account(api: Api) -> bool:
+    """Without it no pod can be made."""
+    try:
+        return bool(api.get(f"/api/v1/namespaces/{api.namespace}/serviceaccounts/default"))
+    except Absent:
+        return False
+
+
+@contextmanager
+def _tree(revision: str) -> Iterator[Path]:
+    """The files of a revision of this repository."""
+    with tempfile.TemporaryDirectory(prefix="kiln-revision-") as folder:
+        archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, capture_output=True).stdout
+        subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
+        yield Path(folder)
+
+
+def _lie(api: Api, sides: Sequence[Side]) -> None:
+    """Leaves lying in the namespace what others, and time, leave there."""
+    pod = {"spec": {"schedulingGates": [{"name": "kiln.dev/bench"}], "containers": [{"name": "it", "image": "x"}]}}
+    target = {"kind": "Pod", "namespace": api.namespace, "name": "somebody"}
+
+    def event(_: int) -> tuple[str, dict[str, Any]]:
+        return "events", {"involvedObject": target, "reason": "Bench", "message": "x" * 200, "type": "Normal"}
+
+    def history(number: int) -> tuple[str, dict[str, Any]]:
+        side = sides[number % len(sides)]
+        return "configmaps", _ended(api, side)
+
+    makers: Mapping[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
+        "events": event,
+        "ended": history,
+        "pods": lambda _: ("pods", pod),
+        "configmaps": lambda _: ("configmaps", {"data": {"x": "y" * 1000}}),
+    }
+
+    def make(what: str, number: int) -> None:
+        kind, body = makers[what](number)
+        api.create(kind, {**body, "metadata": {"name": f"lying-{what}-{number}", **body.get("metadata", {})}})
+
+    with ThreadPoolExecutor(8) as hands:
+        for what, number in LYING.items():
+            list(hands.map(partial(make, what), range(number)))
+
+
+def _ended(api: Api, side: Side) -> dict[str, Any]:
+    """A record that is history, made from any that there was."""
+    now = datetime.now(UTC)
+    build = ended(joined(None, [ask(f"build-{secrets.token_hex(10)}")], uid=str, now=now, share=1), at=now)
+    return manifest(build, Owner(name=side.release), None)
+
+
+# Capacity -------------------------------------------------------------------------------------------------------------
+
+
+def capacity() -> None:
+    """What one controller carries, with simulated builders: builds an hour, memory, records, events in and out."""
+    with _site() as (cluster, api, folder):
+        side = Side("new", ROOT, cluster, api, folder)
+        jobs = Jobs(api)
+        jobs.watch.start()
+        with side.running():
+            _memory(side)
+            _rates(side)
+            _lists(side, api)
+        jobs.watch.stop()
+
+
+def _memory(side: Side) -> None:
+    """Of open builds whose pods wait."""
+    before = megabytes(side.controller.pid)
+    web.load(partial(web.poster, side.url, "/webhooks/github", side.pushes()), each=STORM * 10 // web.SENDERS)
+    until(lambda: side.metric("kiln_builds{") >= STORM * 9, 120)
+    grown = megabytes(side.controller.pid) - before
+    _say("memory per open build", grown * 1024 / (STORM * 10), f"KB (controller, {STORM * 10} open)")
+
+
+def _rates(side: Side) -> None:
+    """Builds that run for a moment, one after the other as slots are free: what the controller and the cluster do."""
+    node_api = side._api
+    ended, told = side.metric("kiln_builds_ended_total"), side.metric("kiln_deliveries_total")
+    with Node.building(Node(node_api), node_api):
+        began = time.monotonic()
+        web.load(partial(web.poster, side.url, "/webhooks/github", side.pushes()), each=CARRIED // web.SENDERS)
+        accepted = CARRIED / (time.monotonic() - began)
+        until(lambda: side.metric("kiln_builds_ended_total") >= ended + CARRIED, 540)
+        took = time.monotonic() - began
+        until(lambda: side.metric("kiln_deliveries_total") >= told + 3 * CARRIED, 120)
+    out = 3 * CARRIED / (time.monotonic() - began)
+    _say("events in", accepted, "/s")
+    _say("builds carried", CARRIED / took * 3600, f"/h ({CARRIED} of {SECONDS:g} s each)")
+    _say("events out", out, "/s")
+
+
+def _lists(side: Side, api: Api) -> None:
+    """The first page of all builds, as records pile up."""
+    there = 0
+    for number in (1000, 2500, 5000):
+        with ThreadPoolExecutor(8) as hands:
+            list(hands.map(lambda _: api.create("configmaps", _ended(api, side)), range(number - there)))
+        there = number
+        seconds = []
+        for _ in range(5):
+            time.sleep(2.1)  # lists are shared for two seconds
+            began = time.monotonic()
+            status, _ = get(f"{side.url}api/v1/builds?limit=50")
+            seconds.append(time.monotonic() - began)
+            assert status == 200
+        _say(f"list with {number} records", median(seconds) * 1000, "ms")
+
+
+def _say(what: str, value: float, unit: str) -> None:
+    print(f"  {what:<28} {value:>9.1f} {unit}", flush=True)
