@@ -86,7 +86,7 @@ WAYS = {
     "FROM": "FROM {it}\nCOPY page /mine\n",
     "ARG": "ARG it={it}\nFROM $it AS theirs\nFROM scratch\nCOPY --from=theirs /page /mine\n",
     "COPY": "FROM scratch\nCOPY --from={it} /page /mine\n",
-    "mount": 'FROM scratch\nCOPY busybox /b\nRUN --mount=from={it},target=/m ["/b", "cat", "/m/page"]\n',
+    "mount": 'FROM scratch\nCOPY busybox /busybox\nRUN --mount=from={it},target=/m ["/busybox", "cat", "/m/page"]\n',
 }
 REFERENCES = ("{image}", "{image}:{tag}", "{image}:{tag}@{digest}", "{image}@{digest}")
 
