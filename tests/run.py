@@ -50,12 +50,11 @@ Need = Callable[[], AbstractContextManager[Mapping[str, str]]]
 
 @dataclass(frozen=True)
 class Tier:
-    """`needs` are made before its tests, in this order. `gap` is what none of its tests can tell."""
+    """`needs` are made before its tests, in this order."""
 
     name: str
     arguments: Sequence[str]
     needs: Sequence[Need] = ()
-    gap: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,12 @@ class Outcome:
     skipped: int = 0
     seconds: float = 0
     not_run: str | None = None
-    gap: str | None = None
 
     def __add__(self, other: Outcome) -> Outcome:
         """Of two parts of one tier."""
         counts = (self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
         reason = self.not_run or other.not_run
-        return Outcome(self.tier, *counts, self.seconds + other.seconds, reason, self.gap)
+        return Outcome(self.tier, *counts, self.seconds + other.seconds, reason)
 
     def good(self, *, strict: bool) -> bool:
         complete = self.not_run is None and self.passed > 0 and not self.skipped
@@ -82,8 +80,7 @@ class Outcome:
         if self.not_run is not None:
             return f"{self.tier:<8} not run: {self.not_run}"
         counts = f"{self.passed:>6} passed {self.failed:>4} failed {self.skipped:>4} skipped"
-        gap = f"\n{'':<8} not tested: {self.gap}" if self.gap else ""
-        return f"{self.tier:<8} {counts} {self.seconds:>6.0f} s{gap}"
+        return f"{self.tier:<8} {counts} {self.seconds:>6.0f} s"
 
 
 # What tiers need ---------------------------------------------------------------------------------------------------
@@ -141,11 +138,6 @@ FOLDERS: Mapping[str, Sequence[Need]] = {
     "browser": (browser, docker, hub),
 }
 """Tiers with a folder of their own, and what they need."""
-
-GAPS = {
-    "cluster": "that a network keeps to the NetworkPolicies, only what the chart makes of them",
-}
-"""kind's own network need not enforce them, so no test can rely on it."""
 
 
 class Needs:
@@ -268,7 +260,7 @@ def tiers(wanted: Sequence[str]) -> list[Tier]:
     ignored = [f"--ignore={HERE / name}" for name in FOLDERS]
     there = [Tier("unit", [str(HERE), *ignored])]
     folders = {name: needs for name, needs in FOLDERS.items() if (HERE / name).is_dir()}
-    there += [Tier(name, [str(HERE / name)], needs, GAPS.get(name)) for name, needs in folders.items()]
+    there += [Tier(name, [str(HERE / name)], needs) for name, needs in folders.items()]
     unknown = {*wanted} - {tier.name for tier in there}
     if unknown:
         sys.exit(f"There is no tier {', '.join(sorted(unknown))}; there is {', '.join(tier.name for tier in there)}.")
@@ -355,7 +347,7 @@ def _pytest(part: Part, environment: Mapping[str, str], running: Running) -> Out
     if status not in (0, NO_TEST):
         failed = max(failed, 1)  # pytest itself ended badly
     passed = max(number.get("tests", 0) - number.get("failures", 0) - number.get("errors", 0) - skipped, 0)
-    return Outcome(part.tier.name, passed, failed, skipped, time.monotonic() - began, gap=part.tier.gap)
+    return Outcome(part.tier.name, passed, failed, skipped, time.monotonic() - began)
 
 
 COUNTS = ("tests", "failures", "errors", "skipped")

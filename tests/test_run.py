@@ -71,14 +71,6 @@ def test_a_browser_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, t
     assert str(alone(tier)) == "browser  not run: there is no chromium command: install the package chromium"
 
 
-def test_what_no_test_can_tell_is_said(tmp_path: Path) -> None:
-    (tmp_path / "test_some.py").write_text("def test_good(): pass\n")
-    outcome = alone(Tier("some", [str(tmp_path)], gap="the weather"))
-    assert str(outcome).splitlines()[1].strip() == "not tested: the weather"
-    (cluster,) = run.tiers(["cluster"])
-    assert "NetworkPolicies" in str(cluster.gap)
-
-
 def test_an_unknown_tier_is_named() -> None:
     with pytest.raises(SystemExit, match="no tier typo; there is unit"):
         run.tiers(["typo"])
