@@ -11,7 +11,7 @@ import time
 
 from flask import Flask, Response, g, request
 
-from handlers import binderhub, builds, events, metrics, pages, problems, signin, webhooks
+from handlers import binderhub, builds, events, html, metrics, pages, problems, signin, webhooks
 from handlers.auth import refuse_foreigners
 from handlers.services import Services, services
 
@@ -37,6 +37,7 @@ def create_app(held: Services) -> Flask:
     app.extensions["kiln"] = held
     app.config["MAX_CONTENT_LENGTH"] = held.max_body  # for the pages' forms; all else is read by `bodies`
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
+    app.jinja_env.globals["integrity"] = html.integrity
     problems.register(app)
     for part in (events, webhooks, builds, binderhub, pages, signin):
         app.register_blueprint(part.routes, url_prefix=f"{prefix}{part.routes.url_prefix or ''}" or None)

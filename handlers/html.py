@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 import re
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 from flask import Response, make_response, redirect, render_template, request
@@ -16,6 +20,7 @@ from handlers.problems import Problem
 from handlers.services import services
 
 CSRF = "kiln-form"
+_STATIC = Path(__file__).parent / "static"
 
 
 def page(
@@ -30,15 +35,23 @@ def page(
     session = identity and identity.session
     values |= {"by": identity and identity.by, "session": session}
     if session:
-        return make_response(render_template(template, nonce=session.xsrf, **values), status, dict(headers or {}))
+        proof = partial(xsrf.form_token, session.xsrf)
+        return make_response(render_template(template, proof=proof, **values), status, dict(headers or {}))
     nonce = request.cookies.get(CSRF, "")
     fresh = not re.fullmatch(r"[\w-]{43}", nonce, re.ASCII)
     nonce = secrets.token_urlsafe(32) if fresh else nonce
-    html = render_template(template, nonce=nonce, **values)
+    html = render_template(template, proof=lambda _: nonce, **values)
     response = make_response(html, status, dict(headers or {}))
     if fresh:
         set_cookie(response, CSRF, nonce, None)
     return response
+
+
+@lru_cache
+def integrity(name: str) -> str:
+    """The digest of a static file, as Subresource Integrity writes it."""
+    digest = hashlib.sha384((_STATIC / name).read_bytes()).digest()
+    return f"sha384-{base64.b64encode(digest).decode()}"
 
 
 def check_form(identity: Identity | None = None) -> None:

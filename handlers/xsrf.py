@@ -9,11 +9,14 @@ read or do anything, so:
 - Whatever is read shows it too, unless the browser says that it is loading a document into a tab of its own: Fetch
   Metadata cannot be set by a page, and what a service worker fetches has the destination `empty`. A navigation that is
   preloaded for a service worker is handed to it, so it does not count.
+- A service worker may answer for our scripts and styles, so a page names their digests (Subresource Integrity). It sees
+  the forms that are sent, so each form holds a token that is good for its own address alone.
 - A document cannot be framed, and cuts the tie to whoever opened it (`handlers.app.HEADERS`).
 
 Who sends an `Authorization` header needs nothing of this: no browser adds one by itself.
 
-https://www.w3.org/TR/fetch-metadata/, https://html.spec.whatwg.org/multipage/browsers.html#cross-origin-opener-policies
+https://www.w3.org/TR/fetch-metadata/, https://html.spec.whatwg.org/multipage/browsers.html#cross-origin-opener-policies,
+https://www.w3.org/TR/SRI/
 """
 
 from __future__ import annotations
@@ -42,6 +45,11 @@ FORMS = frozenset({"pages", "signin"})
 def token(key: bytes, session: str) -> str:
     """What goes with a session. Hexadecimal: BinderHub's client cuts off a `-`."""
     return hmac.new(key, f"kiln-xsrf\n{session}".encode(), hashlib.sha256).hexdigest()
+
+
+def form_token(wanted: str, path: str) -> str:
+    """What a page's form that goes to `path` holds: whoever sees the form being sent can do no more than that form."""
+    return hmac.new(wanted.encode(), f"kiln-form\n{path}".encode(), hashlib.sha256).hexdigest()
 
 
 def check(request: Request, wanted: str) -> None:
@@ -76,8 +84,8 @@ def _opens_a_page(request: Request) -> bool:
 
 
 def _shows(request: Request, wanted: str) -> bool:
-    shown = [request.headers.get(name) for name in HEADERS]
-    shown.append(request.args.get(COOKIE))  # an EventSource sends no headers
+    shown = [(request.headers.get(name), wanted) for name in HEADERS]
+    shown.append((request.args.get(COOKIE), wanted))  # an EventSource sends no headers
     if request.blueprint in FORMS and request.method == "POST":
-        shown.append(request.form.get(FIELD))
-    return any(hmac.compare_digest(each.encode(), wanted.encode()) for each in shown if each)
+        shown.append((request.form.get(FIELD), form_token(wanted, request.path)))
+    return any(hmac.compare_digest(each.encode(), right.encode()) for each, right in shown if each)

@@ -20,6 +20,7 @@ from tests.parts import chromium
 from tests.parts.authority import make_authority
 from tests.parts.githost import GitHost
 from tests.parts.hub import NO_CLUSTER
+from tests.parts.mallory import Mallory
 from tests.parts.paired import Paired
 from tests.parts.registry import Registry
 
@@ -45,6 +46,7 @@ c.JupyterHub.spawner_class = "kubespawner.KubeSpawner"
 c.Spawner.pre_spawn_hook = start_of
 c.JupyterHub.load_roles += [{"name": "user", "scopes": ["self", access]}]
 jupyterhub_fancy_profiles.setup_ui(c)
+c.Proxy.extra_routes = {"/user/mallory/": mallory}
 c.KubeSpawner.profile_list = [
     {
         "display_name": "Build your own",
@@ -83,11 +85,11 @@ def pair(
 ) -> Iterator[Paired]:
     folder = tmp_path_factory.mktemp("browser")
     make_authority(folder, "DNS:github.com")
-    with GitHost(folder / "git") as host:
+    with GitHost(folder / "git") as host, Mallory() as mallory:
         host.tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         host.tls.load_cert_chain(folder / "host.pem", folder / "host.key")
         trust = {"https_proxy": host.base, "GIT_SSL_CAINFO": str(folder / "ca.pem")}
-        hub = f"cluster, prefix = {NO_CLUSTER!r}, '{registry.host}/'\n{CONFIG}"
+        hub = f"cluster, prefix, mallory = {NO_CLUSTER!r}, '{registry.host}/', {mallory.url!r}\n{CONFIG}"
         banned = "https://github.com/ada/banned"
         with Paired(folder, hub=hub, registry=registry, host=host, KILN_BANNED_REPOSITORIES=banned, **trust) as pair:
             yield pair

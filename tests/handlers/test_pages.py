@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -21,6 +23,13 @@ TOKEN = "a canary of the tokens"
 
 def form(page: TestResponse) -> str:
     found = re.search(r'name="form" value="([\w-]+)"', page.text)
+    assert found, page.text
+    return found[1]
+
+
+def shown(page: TestResponse) -> str:
+    """What the page's scripts show for its session."""
+    found = re.search(r'<meta name="xsrf" content="(\w+)">', page.text)
     assert found, page.text
     return found[1]
 
@@ -172,8 +181,8 @@ def test_a_cookie_from_another_site_changes_nothing(houses: Callable[..., House]
     assert client.post("/api/v1/builds", json=body(), headers={"Origin": "https://evil.example"}).status_code == 403
     assert not house.builds()
     assert client.post("/api/v1/builds", json=body(), headers={"Origin": "http://localhost"}).status_code == 403
-    shown = {"Origin": "http://localhost", "X-Xsrftoken": form(client.get("/", headers=HTML))}
-    assert client.post("/api/v1/builds", json=body(), headers=shown).status_code == 202
+    headers = {"Origin": "http://localhost", "X-Xsrftoken": shown(client.get("/", headers=HTML))}
+    assert client.post("/api/v1/builds", json=body(), headers=headers).status_code == 202
 
 
 def test_signing_in_leads_back_to_the_build_and_out_again(houses: Callable[..., House]) -> None:
@@ -201,6 +210,31 @@ def test_signing_in_leads_back_to_the_build_and_out_again(houses: Callable[..., 
     assert client.get("/base/api/v1/builds").status_code == 401
 
 
+def test_what_a_form_holds_is_good_for_that_form_alone(houses: Callable[..., House]) -> None:
+    """A service worker of another page on this host sees what is sent."""
+    client = houses(auth=["token"]).client
+    sign_in(client)
+    own = {"X-Xsrftoken": shown(client.get("/", headers=HTML))}
+    path = f"/builds/{client.post('/api/v1/builds', json=body(), headers=own).json['name']}"  # type: ignore[index]
+    page = client.get(path, headers=HTML)
+    out, cancel = re.findall(r'name="form" value="(\w+)"', page.text)
+    assert len({out, cancel, shown(page)}) == 3
+    for wrong in (out, shown(page)):
+        assert client.post(f"{path}/cancel", data={"form": wrong}, headers=HTML).status_code == 403
+    for value in (out, cancel):
+        assert client.post("/api/v1/builds", json=body(), headers={"X-Xsrftoken": value}).status_code == 403
+    assert client.post(f"{path}/cancel", data={"form": cancel}, headers=HTML).status_code == 303
+
+
+def test_scripts_and_styles_are_those_that_the_page_names(house: House) -> None:
+    page = house.client.get("/", headers=HTML).text
+    named = re.findall(r'(?:src|href)="(/static/kiln\.(?:js|css))" integrity="sha384-([^"]+)"', page)
+    assert len(named) == 2
+    for path, digest in named:
+        with house.client.get(path) as answer:
+            assert base64.b64encode(hashlib.sha384(answer.data).digest()).decode() == digest
+
+
 def test_a_login_that_no_page_of_ours_sent_is_refused(houses: Callable[..., House]) -> None:
     answer = houses(auth=["token"]).client.post("/login", data={"token": TOKEN}, headers=HTML)
     assert answer.status_code == 403
@@ -217,7 +251,7 @@ def test_another_page_of_the_same_origin_reads_nothing(houses: Callable[..., Hou
     client = house.client
     sign_in(client)
     page = client.get("/", headers=HTML)
-    asked = client.post("/api/v1/builds", json=body(), headers={"X-Xsrftoken": form(page)})
+    asked = client.post("/api/v1/builds", json=body(), headers={"X-Xsrftoken": shown(page)})
     path = path.format(asked.json["name"])
     for changed in (
         {"Sec-Fetch-Mode": "cors", "Sec-Fetch-Dest": "empty"},
@@ -230,7 +264,7 @@ def test_another_page_of_the_same_origin_reads_nothing(houses: Callable[..., Hou
         headers = {**HTML, **NAVIGATES, **changed}
         assert client.get(path, headers=headers).status_code == 403, changed
         assert client.get(path, headers={**headers, "X-Xsrftoken": "0" * 64}).status_code == 403
-        assert client.get(path, headers={**headers, "X-Xsrftoken": form(page)}).status_code == 200
+        assert client.get(path, headers={**headers, "X-Xsrftoken": shown(page)}).status_code == 200
     opened = client.get(path, headers={**HTML, **NAVIGATES})
     assert opened.status_code == 200
     assert opened.headers["Cross-Origin-Opener-Policy"] == "noopener-allow-popups"
