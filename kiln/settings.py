@@ -435,7 +435,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_MAX_VIEWERS",
         read=_number(1, 10_000),
         default="112",
-        says="How many logs can be followed at once. Web has 16 threads more than that.",
+        says="How many logs can be followed at once; a quarter of them by one person. "
+        "Web has 16 threads more than that.",
     ),
     Setting(
         name="KILN_LOG_LEVEL",

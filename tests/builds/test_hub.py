@@ -151,14 +151,22 @@ def test_a_code_is_good_once(api: HubApi) -> None:
     assert api.forms[0] == {**form, "client_id": "service-binder", "client_secret": "own"}
 
 
-def test_its_threads_are_few(api: HubApi) -> None:
-    before = threading.active_count()
-    hub = Hub(api.url)
-    for number in range(50):
-        hub.holder(f"canary-{number}")
-    mine = [thread for thread in threading.enumerate() if thread.name.startswith("hub")]
-    assert len(mine) <= module.MOST_WAITING * 20
-    assert threading.active_count() <= before + module.MOST_WAITING + 2
+def test_its_threads_are_as_many_as_wait_at_once() -> None:
+    with HubApi() as api:
+        hub = Hub(api.url, most_waiting=4)
+        before = {*threading.enumerate()}
+        for number in range(20):
+            hub.holder(f"one-by-one-{number}")
+        api.stall = 0.5
+        with ThreadPoolExecutor(40) as many:
+            asked = [many.submit(hub.holder, f"at-once-{number}") for number in range(40)]
+            refused = [one for one in asked if isinstance(one.exception(), HubAway)]
+        assert refused
+        assert 0 < len(_of_the_hub(before)) <= 4
+
+
+def _of_the_hub(before: set[threading.Thread]) -> set[threading.Thread]:
+    return {thread for thread in {*threading.enumerate()} - before if thread.name.startswith("hub")}
 
 
 def test_a_good_token_does_not_wait_behind_a_hundred_bad_ones() -> None:
