@@ -158,6 +158,13 @@ def fingerprint(value: list[Any]) -> str:
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
+class RefusedTag(msgspec.Struct, frozen=True, kw_only=True):
+    """A further tag that the registry does not let be set, and why: registries may forbid that a tag is moved."""
+
+    name: str
+    message: str
+
+
 class Image(msgspec.Struct, frozen=True, kw_only=True):
     """A pushed image, known by the digest (`sha256:…`) of its manifest in the registry."""
 
@@ -166,6 +173,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
     tags: tuple[str, ...] = ()
     """Further tags that were set on the same manifest."""
+    refused_tags: tuple[RefusedTag, ...] = ()
+    """Those that the registry would not set."""
 
     @property
     def reference(self) -> str:

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import msgspec
-
 from builds.build import Attempt, Build, Cause, Image
 from builds.builder.spec import LABEL_ATTEMPT, attempt_label
-from builds.clients.registry import Registry
+from builds.clients.registry import Registry, Unauthorized
+from builds.clients.tagging import with_tags
 from builds.errors import AskError, TryAgain
 from builds.image import tag_for
 from builds.intake import Resolver
@@ -40,7 +39,10 @@ class Confirmer:
         if image is None:
             return None
         registry = self._registry(image.repository)
-        if registry.manifest(image.repository, image.digest) is None:
+        try:
+            if registry.manifest(image.repository, image.digest) is None:
+                return None
+        except Unauthorized:  # there are registries that say so of what is not there
             return None
         return self._tagged(registry, build, image, build.unanswered)
 
@@ -51,25 +53,22 @@ class Confirmer:
         """
         request = build.request
         registry, tag = self._registry(request.image), tag_for(request.commit, request.subdir, request.build_args)
-        manifest = registry.manifest(request.image, tag)
-        if manifest is None:
+        try:
+            manifest = registry.manifest(request.image, tag)
+            labels = registry.labels(request.image, manifest.digest) if manifest else None
+        except Unauthorized:
             return None
-        labels = registry.labels(request.image, manifest.digest)
-        if labels is None or labels.get(LABEL_ATTEMPT) != attempt_label(build, attempt):
+        if manifest is None or labels is None or labels.get(LABEL_ATTEMPT) != attempt_label(build, attempt):
             return None
         image = Image(repository=request.image, tag=tag, digest=manifest.digest)
         return self._tagged(registry, build, image, build.causes)
 
     def _tagged(self, registry: Registry, build: Build, image: Image, causes: Sequence[Cause]) -> Image:
         """The image with the tags that these causes want as well, as far as they may be set."""
-        tags = dict.fromkeys(image.tags)
         for cause in causes:
-            wanted = [tag for tag in cause.tags if tag not in tags]
-            if wanted and self._is_current(build, cause):
-                for tag in wanted:
-                    registry.tag(image.repository, image.digest, tag)
-                tags |= dict.fromkeys(wanted)
-        return msgspec.structs.replace(image, tags=tuple(tags))
+            if {*cause.tags} - {*image.tags} and self._is_current(build, cause):
+                image = with_tags(registry, image, cause.tags)
+        return image
 
     def _is_current(self, build: Build, cause: Cause) -> bool:
         """Whether the cause's ref (if any) still points at the commit; not, where nobody may know."""

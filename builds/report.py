@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from builds.build import Attempt, Build, Cause, Delivery, DeliveryState, Reason, State, Timings
+from builds.build import Attempt, Build, Cause, Delivery, DeliveryState, Reason, RefusedTag, State, Timings
 from builds.image import tag_for
 from builds.triggers import BuildRequestBody
 from eventing.event import Event, Scalar
@@ -39,13 +39,15 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class ImageView(msgspec.Struct, frozen=True, kw_only=True):
     """Where the image goes: `repository` and `tag` are known from the start, the rest when it is there.
 
-    `reference` is `repository:tag@digest`; `tags` are further tags that were set on the same manifest.
+    `reference` is `repository:tag@digest`; `tags` are further tags that were set on the same manifest,
+    `refused_tags` those that the registry would not set, each with its words.
     """
 
     reference: str | None
     repository: str
     tag: str
     tags: tuple[str, ...]
+    refused_tags: tuple[RefusedTag, ...]
     digest: str | None
 
 
@@ -232,10 +234,11 @@ def _image(build: Build) -> ImageView:
             repository=image.repository,
             tag=image.tag,
             tags=image.tags,
+            refused_tags=image.refused_tags,
             digest=image.digest,
         )
     tag = tag_for(request.commit, request.subdir, request.build_args)
-    return ImageView(reference=None, repository=request.image, tag=tag, tags=(), digest=None)
+    return ImageView(reference=None, repository=request.image, tag=tag, tags=(), refused_tags=(), digest=None)
 
 
 def _durations(queued_at: datetime, started_at: datetime | None, timings: Timings) -> DurationsView:

@@ -217,14 +217,15 @@ def sessions(kiln: Kiln) -> Sessions:
     return KubernetesSessions(where["api"], where["release"], anchor=where["anchor"])
 
 
-def _registry(kiln: Kiln, *limits: tuple[float, float]) -> Callable[[str], Registry]:
+def _registry(kiln: Kiln, *limits: tuple[float, float], pushes: bool = False) -> Callable[[str], Registry]:
     """Makes a client for the registry of an image, with the credential that is for it."""
-    from builds.clients.registry import NO_LOGIN, Registry  # noqa: PLC0415
+    from builds.clients.docker_config import NO_LOGIN  # noqa: PLC0415
+    from builds.clients.registry import Registry  # noqa: PLC0415
 
     def make(image: str) -> Registry:
         own = kiln.settings.private_registry_config or NO_LOGIN
         login = own if kiln.images.is_private(image) else kiln.registry_config
-        return Registry(login, kiln.config.insecure_registries, *limits)
+        return Registry(login, kiln.config.insecure_registries, *limits, pushes=pushes)
 
     return make
 
@@ -477,7 +478,7 @@ def _confirmer(kiln: Kiln) -> Confirmer:
     from builds.confirm import Confirmer  # noqa: PLC0415
 
     return Confirmer(
-        registry=_registry(kiln),
+        registry=_registry(kiln, pushes=True),
         resolver=Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials)),
         hosts=kiln.config.hosts,
     )

@@ -29,7 +29,7 @@ FILES = [ROOT / name for name in TRACKED.split("\0") if name and (ROOT / name).i
 READS_ENVIRONMENT = {
     "builds.builder",
     "builds.clients.git",  # what git inherits
-    "builds.clients.registry",  # where docker's configuration lies
+    "builds.clients.docker_config",  # where docker's configuration lies
     "builds.engines.local",  # what an attempt inherits
     "builds.faults",
     "kiln",

@@ -6,7 +6,6 @@ cloned. Each step either goes on or raises the `Failure` that says whose fault i
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tempfile
@@ -26,9 +25,12 @@ from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
 from builds.builder.redact import Redactor
 from builds.builder.source import Source
 from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec, Surroundings
+from builds.clients import docker_config
+from builds.clients.docker_config import NO_LOGIN
 from builds.clients.git import Git, credentials
 from builds.clients.git.process import PROXIES
-from builds.clients.registry import NO_LOGIN, Registry, RegistryError, docker_folder, secrets
+from builds.clients.registry import Refused, Registry, RegistryError
+from builds.clients.tagging import with_tags
 from builds.errors import AskError, BuildsError, UnknownRef
 from builds.faults import Fault, reached
 from builds.image import tag_for
@@ -108,12 +110,11 @@ class Attempt:
         with blamed():
             self._docker = _docker_environment(around, around.registry_config, folder / "docker")
             login = (around.private_registry_config or NO_LOGIN) if spec.private else around.registry_config
-            self._registry = Registry(login, around.insecure_registries)
+            self._registry = Registry(login, around.insecure_registries, pushes=True)
             known = credentials(around.git_credentials)
             passwords = (one.password for one in known)
-            log.redact = Redactor(
-                (*passwords, *secrets(around.registry_config), *secrets(login)), spec.request.build_args
-            )
+            logins = (*docker_config.secrets(around.registry_config), *docker_config.secrets(login))
+            log.redact = Redactor((*passwords, *logins), spec.request.build_args)
             policy = Policy(around.allowed_repositories, around.banned_repositories)
             private, own = Private(around.private), canonical(spec.request.clone_url)
             self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
@@ -127,23 +128,24 @@ class Attempt:
                 self._fetch()
                 self._await_daemon()
                 self._build()
-            digest = self._digest()
+            image = Image(repository=self.spec.request.image, tag=self.tag, digest=self._digest())
+            self.log.say(image.reference)
             reached(Fault.BUILDER_PUSHED)
-            tags = self._set_tags()
+            image = with_tags(self._registry, image, self._wanted_tags())
+            self._tell_tags(image)
             reached(Fault.BUILDER_TAGGED)
-        request = self.spec.request
-        return Result(
-            state=State.SUCCEEDED,
-            message=" ".join(self._git.moved) or None,
-            image=Image(repository=request.image, tag=self.tag, digest=digest, tags=tags),
-        )
+        return Result(state=State.SUCCEEDED, message=" ".join(self._git.moved) or None, image=image)
 
     def _found(self) -> bool:
         """Whether the image is there already: only this build's, as its label says."""
         request = self.spec.request
         if self.spec.force:
             return False
-        labels = self._registry.labels(request.image, self.tag)
+        try:
+            labels = self._registry.labels(request.image, self.tag)
+        except Refused as error:
+            self.log.say(f"Whether the image is there cannot be known; the push will show. {error}")
+            return False
         if labels is None or labels.get(LABEL_BUILD) != self.spec.name:
             return False
         self.log.say(f"{request.image}:{self.tag} is in the registry: nothing to build.")
@@ -190,9 +192,9 @@ class Attempt:
     def _build(self) -> None:
         spec = self.spec
         labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
-        env = {**self._git.environment, **self._docker}
         image = f"{spec.request.image}:{self.tag}"
         built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
+        env = {**self._git.environment, **self._docker}
         command = tool.command(spec.request, built, labels, self.folder, _outside(env), push=not spec.private)
         self._tagging = True
         self._git.trouble()  # what was told, or overcome, before
@@ -242,25 +244,29 @@ class Attempt:
             tool.untag([built, image], env)
 
     def _digest(self) -> str:
-        manifest = self._registry.manifest(self.spec.request.image, self.tag)
+        try:
+            manifest = self._registry.manifest(self.spec.request.image, self.tag)
+        except Refused as error:
+            sentence = f"The image was pushed, but the credential must allow to pull it as well. {error}"
+            raise Failure(INFRASTRUCTURE, sentence) from None
         if manifest is None:
             raise Failure(INFRASTRUCTURE, "The image was pushed, but the registry does not have it.")
-        self.log.say(f"{self.spec.request.image}:{self.tag}@{manifest.digest}")
         return manifest.digest
 
-    def _set_tags(self) -> tuple[str, ...]:
-        """Sets those further tags whose ref, if they have one, still points at the commit."""
-        request = self.spec.request
+    def _wanted_tags(self) -> Iterator[str]:
+        """Those further tags whose ref, if they have one, still points at the commit."""
         current = self._current_refs()
-        done: list[str] = []
         for tag in self.spec.tags:
             if tag.ref is not None and tag.ref not in current:
                 self.log.say(f"The tag {tag.name} is not set: {tag.ref} is no longer at this commit.")
-            elif tag.name not in (*done, self.tag):
-                self._registry.tag(request.image, self.tag, tag.name)
-                self.log.say(f"The tag {tag.name} is set.")
-                done.append(tag.name)
-        return tuple(done)
+            elif tag.name != self.tag:
+                yield tag.name
+
+    def _tell_tags(self, image: Image) -> None:
+        for name in image.tags:
+            self.log.say(f"The tag {name} is set.")
+        for refused in image.refused_tags:
+            self.log.say(f"The tag {refused.name} is not set: {refused.message}")
 
     def _current_refs(self) -> set[str]:
         """Those of the tags' refs that point at the commit now."""
@@ -284,38 +290,30 @@ def blamed() -> Iterator[None]:
         raise Failure(INFRASTRUCTURE, str(error)) from None
 
 
+_GITS = ("HOME", "XDG_CONFIG", "GIT_")
+"""How the variables begin that git has of its own."""
+
+
 def _outside(env: Mapping[str, str]) -> dict[str, str | None]:
     """What docker and its credential helpers have otherwise than git: `None` is not set.
 
     They reach the registry as the person who runs Kiln does, with their home and proxy, and not through the guard.
     """
-    names = {name for name in {*env, *os.environ} if name.lower() in PROXIES or name in ("HOME", "XDG_CONFIG_HOME")}
+    names = {name for name in {*env, *os.environ} if name.lower() in PROXIES or name.startswith(_GITS)}
     return {name: os.environ.get(name) for name in sorted(names)}
 
 
 def _docker_environment(around: Surroundings, config: str | None, copy: Path) -> dict[str, str]:
     """Which daemon, and a private copy of the registries' credentials: the mounted one may be read-only, and buildx
     writes beside it."""
-    own = docker_folder()
+    own = docker_config.folder()
     found = {"DOCKER_CONFIG": str(own)}
     if around.docker_host:
         found["DOCKER_HOST"] = around.docker_host
     if config:
         copy.mkdir(mode=0o700)
         (copy / "config.json").touch(mode=0o600)
-        (copy / "config.json").write_bytes(b"{}" if config == NO_LOGIN else _without_context(Path(config)))
+        (copy / "config.json").write_bytes(b"{}" if config == NO_LOGIN else docker_config.for_tools(config))
         (copy / "cli-plugins").symlink_to(own / "cli-plugins")
         found["DOCKER_CONFIG"] = str(copy)
     return found
-
-
-def _without_context(config: Path) -> bytes:
-    """A docker `config.json` that does not choose a daemon, whose address would not be there."""
-    try:
-        content = json.loads(config.read_bytes())
-        content.pop("currentContext", None)
-    except (OSError, ValueError, AttributeError):
-        raise Failure(
-            INFRASTRUCTURE, f"The docker configuration {config} cannot be read, or is not what docker writes."
-        ) from None
-    return json.dumps(content).encode()

@@ -15,7 +15,8 @@ MAX_MESSAGE = 1024
 
 
 def fitted(result: Result) -> bytes:
-    """As JSON, shortened until it fits: first the log's tail, from its beginning, then the message, then the tags."""
+    """As JSON, shortened until it fits: first the log's tail, from its beginning, then the message, then the tags
+    (those that were refused first)."""
     result = msgspec.structs.replace(result, message=_first_bytes(result.message, MAX_MESSAGE))
     while len(encoded := msgspec.json.encode(result)) > MAX_BYTES:
         result = _shorter(result)
@@ -42,8 +43,14 @@ def _shorter(result: Result) -> Result:
     if result.message:
         return msgspec.structs.replace(result, message=result.message[: len(result.message) * 3 // 4])
     image = result.image
-    tags = image.tags[: len(image.tags) // 2] if image else ()
-    return msgspec.structs.replace(result, image=msgspec.structs.replace(image, tags=tags)) if image else result
+    if image is None:
+        return result
+    if image.refused_tags:
+        fewer = image.refused_tags[: len(image.refused_tags) // 2]
+        return msgspec.structs.replace(result, image=msgspec.structs.replace(image, refused_tags=fewer))
+    return msgspec.structs.replace(
+        result, image=msgspec.structs.replace(image, tags=image.tags[: len(image.tags) // 2])
+    )
 
 
 def _first_bytes(text: str | None, most: int) -> str | None:

@@ -1,7 +1,13 @@
 """A container registry, as far as an image is looked for there and tagged (OCI Distribution 1.1).
 
 `docker` has no command that reads a label or sets a tag without the image itself, and libraries for it are heavier than
-the few requests. Credentials come from a docker `config.json`, as the daemon's client has them.
+the few requests (oras takes 0.5 s to import, and knows one challenge per answer). Only what the specification says with
+MUST is relied upon.
+
+Credentials come from a docker `config.json`. They go to the registry, and to the token service that it names, as those
+of docker do: a registry that is not to have the password could ask for it itself. But they never travel with less
+protection than the registry has: over plain HTTP only to a token service on the registry's own host, where that one is
+spoken to over plain HTTP as well.
 """
 
 from __future__ import annotations
@@ -10,17 +16,22 @@ import base64
 import hashlib
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from http import HTTPStatus
 from typing import TypeVar
-from urllib.parse import urlencode
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import msgspec
 import requests
 
+from builds.clients import docker_config
 from builds.clients.answers import content_of
+from builds.clients.challenges import challenges
+from builds.clients.docker_config import DOCKER_HUB, Login
+from builds.clients.errors import Refused, RegistryError, Unauthorized, Unreachable
 from builds.repository import is_loopback
+
+__all__ = ["Manifest", "Refused", "Registry", "RegistryError", "Unauthorized", "Unreachable", "split"]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -29,35 +40,15 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 ACCEPT = ", ".join((MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST))
 """All four: a registry that keeps one of a kind that is not named says 404."""
 
-DOCKER_HUB = "docker.io"
-DOCKER_HUB_KEY = "https://index.docker.io/v1/"
-TOKEN_USER = "<token>"  # noqa: S105 (what credential helpers say in place of a name)
 TIMEOUT = (5.0, 20.0)
 MAX_BODY = 8 << 20
+MAX_GRANTS = 4
+"""Authorizations that are tried for one request."""
+MAX_WORDS = 300
+"""Characters of what a registry says that get into a message."""
 
 
 T = TypeVar("T")
-
-
-NO_LOGIN = "/nonexistent/docker/config.json"
-"""A docker configuration without credentials. (None at all is the one of whoever runs this.)"""
-
-
-class RegistryError(Exception):
-    """Root of what is raised here. The sentence names the registry, never a credential.
-
-    RegistryError
-     ├── Unauthorized   it knows no such user, or does not let this one do that
-     └── Unreachable    no answer, or none that makes sense: try again
-    """
-
-
-class Unauthorized(RegistryError):
-    pass
-
-
-class Unreachable(RegistryError):
-    pass
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,33 +85,31 @@ class _Token(msgspec.Struct):
     access_token: str = ""
 
 
-class _Login(msgspec.Struct):
-    auth: str = ""
-    username: str = ""
-    password: str = ""
-    identitytoken: str = ""
+class _Error(msgspec.Struct):
+    message: str = ""
 
 
-class _Helped(msgspec.Struct):
-    """A credential helper's answer."""
+class _Errors(msgspec.Struct):
+    """Why a registry refuses (Distribution 1.1, "Error codes")."""
 
-    username: str = msgspec.field(name="Username")
-    secret: str = msgspec.field(name="Secret")
+    errors: list[_Error] = []
 
 
-class DockerConfig(msgspec.Struct):
-    """What of a docker `config.json` is about credentials."""
+class _Grant(msgspec.Struct, frozen=True):
+    """One way to be let in: what a challenge asks for, and the scope to ask the token service for (if it is one)."""
 
-    auths: dict[str, _Login] = {}
-    cred_helpers: dict[str, str] = msgspec.field(default_factory=dict, name="credHelpers")
-    creds_store: str = msgspec.field(default="", name="credsStore")
+    scheme: str
+    realm: str = ""
+    service: str = ""
+    scope: str = ""
 
 
 class Registry:
     """The registries that a docker `config.json` has credentials for. One thread at a time.
 
     `insecure` are `host:port` to be spoken to over plain HTTP; loopback always is. `timeout` is in seconds: to connect,
-    and between two bytes of an answer.
+    and between two bytes of an answer. With `pushes`, leave to push is asked for from the start: there are registries
+    that let nobody look for an image that is not there but those who may make it.
     """
 
     def __init__(
@@ -128,35 +117,39 @@ class Registry:
         config: str | os.PathLike[str] | None = None,
         insecure: Sequence[str] = (),
         timeout: tuple[float, float] = TIMEOUT,
+        *,
+        pushes: bool = False,
     ) -> None:
-        self._config = Path(config) if config else docker_folder() / "config.json"
+        self._config = config
         self._insecure = frozenset(insecure)
         self._timeout = timeout
+        self._pushes = pushes
         self._session = requests.Session()
         self._session.auth = _no_netrc
         self._authorization: dict[str, str] = {}
+        self._services: dict[str, _Grant] = {}
 
     def manifest(self, image: str, reference: str, *, body: bool = False) -> Manifest | None:
         """What `reference` (a tag or digest) is in the repository `image`; `None` if it is not there.
 
-        Raises Unauthorized, Unreachable.
+        Raises Unauthorized where the registry does not let us know, Refused, Unreachable.
         """
-        answer = self._ask("GET" if body else "HEAD", image, f"manifests/{reference}", {"Accept": ACCEPT})
-        if answer.status_code == requests.codes.not_found:
+        path, headers = f"manifests/{reference}", {"Accept": ACCEPT}
+        answer = self._ask("GET" if body else "HEAD", image, path, headers)
+        if not body and answer.status_code != HTTPStatus.NOT_FOUND and not (answer.ok and _told_digest(answer)):
+            # HEAD may lack the digest, be unknown, or be refused, which is explained in a body only.
+            answer = self._ask("GET", image, path, headers)
+        if answer.status_code == HTTPStatus.NOT_FOUND:
             return None
-        self._expect(answer, requests.codes.ok, image)
-        content = answer.content if body else None
-        digest = answer.headers.get("Docker-Content-Digest", "")
-        if content is not None and not digest:
-            digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        if not re.fullmatch(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", digest):
-            raise Unreachable(f"The registry {_host(image)} does not tell the digest of a manifest.")
-        return Manifest(digest=digest, media_type=answer.headers.get("Content-Type", ""), body=content)
+        self._expect(answer, image)
+        digest = _told_digest(answer) or f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
+        media_type = answer.headers.get("Content-Type", "")
+        return Manifest(digest=digest, media_type=media_type, body=answer.content if body else None)
 
     def labels(self, image: str, reference: str) -> Mapping[str, str] | None:
         """The labels of an image (of its first platform, where it has several); `None` if it is not there.
 
-        Raises Unauthorized, Unreachable.
+        Raises Unauthorized where the registry does not let us know, Refused, Unreachable.
         """
         manifest = self.manifest(image, reference, body=True)
         if manifest is None:
@@ -168,39 +161,60 @@ class Registry:
         if contents.config is None:
             return {}
         answer = self._ask("GET", image, f"blobs/{contents.config.digest}", {})
-        self._expect(answer, requests.codes.ok, image)
+        self._expect(answer, image)
         config = _decoded(answer.content, _Config, image).config
         return config.labels or {} if config else {}
 
     def tag(self, image: str, reference: str, tag: str) -> None:
-        """Makes `tag` the same manifest, byte for byte. Raises Unauthorized, Unreachable."""
+        """Makes `tag` the same manifest, byte for byte; one that is refused, but is that manifest already, will do.
+
+        Raises Refused (a tag that may not be moved is), Unreachable.
+        """
         manifest = self.manifest(image, reference, body=True)
         if manifest is None:
             raise Unreachable(f"The registry {_host(image)} no longer has the image.")
         headers = {"Content-Type": manifest.media_type}
         answer = self._ask("PUT", image, f"manifests/{tag}", headers, manifest.body)
-        self._expect(answer, requests.codes.created, image)
+        try:
+            self._expect(answer, image)
+        except Refused:
+            there = self.manifest(image, tag)
+            if there is None or there.digest != manifest.digest:
+                raise
 
     def answers(self, image: str) -> bool:
         """Whether the registry of an image is up, whatever it thinks of us. Raises Unreachable where it is silent."""
         host = split(image)[0]
         answer = self._send("GET", f"{self._base(host)}/v2/", {}, None, host)
-        return answer.status_code in (requests.codes.ok, requests.codes.unauthorized)
+        return answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
 
     def _base(self, host: str) -> str:
-        plain = host in self._insecure or _is_loopback(host)
-        return f"{'http' if plain else 'https'}://{'registry-1.docker.io' if host == DOCKER_HUB else host}"
+        scheme = "http" if self._is_plain(host) else "https"
+        return f"{scheme}://{'registry-1.docker.io' if host == DOCKER_HUB else host}"
+
+    def _is_plain(self, host: str) -> bool:
+        return host in self._insecure or _is_loopback(host)
 
     def _ask(
         self, method: str, image: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> requests.Response:
-        """One request, and once more with the authorization that the registry asks for."""
+        """One request, and again with each authorization that the registry asks for, until one serves."""
         host, name = split(image)
         url = f"{self._base(host)}/v2/{name}/{path}"
         answer = self._send(method, url, {**headers, **self._authorized(image)}, body, host)
-        if answer.status_code == requests.codes.unauthorized:
-            self._authorization[image] = self._authorize(host, answer.headers.get("WWW-Authenticate", ""))
+        tried: set[_Grant] = set()
+        refusal: RegistryError | None = None
+        while (grant := self._next(answer, host, name, tried)) is not None:
+            tried.add(grant)
+            try:
+                self._authorization[image] = self._authorize(host, grant)
+            except Refused as error:
+                refusal = refusal or error
+                continue
             answer = self._send(method, url, {**headers, **self._authorized(image)}, body, host)
+            refusal = None
+        if refusal is not None:
+            raise refusal
         return answer
 
     def _authorized(self, image: str) -> Mapping[str, str]:
@@ -219,63 +233,130 @@ class Registry:
                 data=body,
                 timeout=self._timeout,
                 stream=True,
+                allow_redirects=method != "POST",  # whose body is a secret
                 proxies=none,  # type: ignore[arg-type]
             )
             answer._content = content_of(answer, MAX_BODY)
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, OSError, ValueError) as error:
             raise Unreachable(f"The registry {host} could not be reached: {_cause(error)}.") from None
         return answer
 
-    def _authorize(self, host: str, challenge: str) -> str:
-        """The header's value that answers a challenge (RFC 9110 §11; Distribution's token authentication)."""
-        scheme, _, rest = challenge.partition(" ")
-        known = self.credential(host)
-        if scheme.lower() == "basic":
-            if known is None:
-                raise Unauthorized(f"The registry {host} asks for a password, and {self._config} has none for it.")
-            return _basic(*known)
-        asked = dict(re.findall(r'(\w+)="([^"]*)"', rest))
-        if scheme.lower() != "bearer" or not asked.get("realm", "").startswith(("https://", "http://")):
+    def _next(self, answer: requests.Response, host: str, name: str, tried: set[_Grant]) -> _Grant | None:
+        """The next way to be let in that the registry names and nobody has tried. Raises Unauthorized for strange ones.
+
+        A token that has too little in it is answered with 401, or with 403 and `insufficient_scope` (RFC 6750, §3.1).
+        """
+        if len(tried) == MAX_GRANTS or answer.status_code not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return None
+        asked = challenges(answer.headers.get("WWW-Authenticate", ""))
+        if answer.status_code == HTTPStatus.FORBIDDEN:
+            asked = [one for one in asked if one.parameters.get("error", "").lower() == "insufficient_scope"]
+        bearers = [one.parameters for one in asked if one.scheme == "bearer"]
+        grants = [grant for parameters in bearers for grant in self._grants(host, name, parameters)]
+        grants += [_Grant("basic") for one in asked if one.scheme == "basic"]
+        if asked and not grants:
             raise Unauthorized(f"The registry {host} asks for a kind of authorization that is not known here.")
-        return f"Bearer {self._token(host, asked, known)}"
+        return next((grant for grant in grants if grant not in tried), None)
 
-    def _token(self, host: str, asked: Mapping[str, str], known: tuple[str, str] | None) -> str:
-        query = {name: asked[name] for name in ("service", "scope") if name in asked}
-        if known and known[0] == TOKEN_USER:  # an identity token, which is exchanged (OAuth 2.0, RFC 6749 §6)
-            form = {**query, "grant_type": "refresh_token", "client_id": "kiln", "refresh_token": known[1]}
-            headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            answer = self._send("POST", asked["realm"], headers, urlencode(form).encode(), host)
-        else:
-            headers = {"Authorization": _basic(*known)} if known else {}
-            answer = self._send("GET", f"{asked['realm']}?{urlencode(query)}", headers, None, host)
-        self._expect(answer, requests.codes.ok, host)
-        content = _decoded(answer.content, _Token, host)
-        return content.token or content.access_token
-
-    def credential(self, host: str) -> tuple[str, str] | None:
-        """User name and password for a registry; the name `TOKEN_USER` goes with an identity token."""
-        config = read_config(self._config)
-        key = DOCKER_HUB_KEY if host == DOCKER_HUB else host
-        for name in (key, f"https://{key}", f"http://{key}"):
-            login = config.auths.get(name, _Login())
-            if login.identitytoken:
-                return TOKEN_USER, login.identitytoken
-            if login.auth:
-                return _user_and_password(login.auth)
-            if login.username:
-                return login.username, login.password
-        helper = config.cred_helpers.get(key) or config.creds_store
-        return _from_helper(helper, key) if helper else None
-
-    def _expect(self, answer: requests.Response, status: int, image: str) -> None:
-        if answer.status_code == status:
+    def _grants(self, host: str, name: str, asked: Mapping[str, str]) -> Iterator[_Grant]:
+        before = self._services.get(host, _Grant("bearer"))
+        realm, service = asked.get("realm", before.realm), asked.get("service", before.service)
+        if not realm:
             return
-        host = _host(image)
-        if answer.status_code in (requests.codes.unauthorized, requests.codes.forbidden):
+        named = asked.get("scope", "")
+        self._services[host] = _Grant("bearer", realm, service)
+        if self._pushes:
+            yield _Grant("bearer", realm, service, _widened(named, name))
+        yield _Grant("bearer", realm, service, named or f"repository:{name}:pull")
+
+    def _authorize(self, host: str, grant: _Grant) -> str:
+        """The header's value (RFC 9110 §11; Distribution's token authentication). Raises Unauthorized, Unreachable."""
+        login = docker_config.read(self._config).login(host)
+        if login and login.registry_token:
+            return f"Bearer {login.registry_token}"
+        if grant.scheme == "bearer":
+            return f"Bearer {self._token(host, grant, login)}"
+        if login is None:
+            raise Unauthorized(f"The registry {host} asks for a password, and {self._path} has none for it.")
+        return _basic(login)
+
+    def _token(self, host: str, grant: _Grant, login: Login | None) -> str:
+        realm = self._service(host, grant.realm, login)
+        query = {"service": grant.service} if grant.service else {}
+        scopes = [("scope", scope) for scope in grant.scope.split()]
+        if login and login.identity_token:
+            form = {"grant_type": "refresh_token", "client_id": "kiln", "refresh_token": login.identity_token}
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            encoded = urlencode({**query, "scope": grant.scope, **form}).encode()
+            answer = self._send("POST", grant.realm, headers, encoded, host)
+        else:
+            headers = {"Authorization": _basic(login)} if login else {}
+            asked = urlencode([*parse_qsl(realm.query, keep_blank_values=True), *query.items(), *scopes])
+            answer = self._send("GET", urlunsplit(realm._replace(query=asked)), headers, None, host)
+        self._expect(answer, host)
+        given = _decoded(answer.content, _Token, host)
+        return given.token or given.access_token
+
+    def _service(self, host: str, realm: str, login: Login | None) -> SplitResult:
+        """The address of a token service that may have the password, if there is one. Raises Unauthorized."""
+        try:
+            parts = urlsplit(realm)
+            name = (parts.hostname or "").lower()
+        except ValueError:
+            raise Unauthorized(f"The registry {host} names a token service that is no URL.") from None
+        own = name == (urlsplit(f"//{host}").hostname or "").lower()
+        if name and parts.scheme in ("http", "https") and login is None:
+            return parts
+        if name and (parts.scheme == "https" or (parts.scheme == "http" and own and self._is_plain(host))):
+            return parts
+        raise Unauthorized(
+            f"The registry {host} names a token service that the password would not be safe with: {realm[:200]}"
+        )
+
+    @property
+    def _path(self) -> str:
+        return str(self._config or docker_config.folder() / "config.json")
+
+    def _expect(self, answer: requests.Response, image: str) -> None:
+        """Raises Unauthorized, Refused or Unreachable for an answer that is no success."""
+        status = answer.status_code
+        if answer.ok and status < HTTPStatus.MULTIPLE_CHOICES:
+            return
+        host, said = _host(image), _said(answer)
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise Unauthorized(
-                f"The registry {host} does not accept the credential for it in {self._config}, or not for {image}."
+                f"The registry {host} does not accept the credential for it in {self._path}, or not for {image}{said}"
             )
-        raise Unreachable(f"The registry {host} answers with status {answer.status_code}.")
+        final = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSES
+        raise (Refused if final else Unreachable)(f"The registry {host} answers with status {status}{said}")
+
+
+_PASSES = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
+"""Of the client's errors, those that may be otherwise next time."""
+
+
+def _widened(scope: str, name: str) -> str:
+    """A scope with leave to pull and push `name` in it: `repository:<name>:pull,push`, after what else is asked for."""
+    others = [one for one in scope.split() if not one.startswith(f"repository:{name}:")]
+    own = [one.rpartition(":")[2].split(",") for one in scope.split() if one.startswith(f"repository:{name}:")]
+    actions = dict.fromkeys(("pull", "push", *(action for actions in own for action in actions)))
+    return " ".join([f"repository:{name}:{','.join(actions)}", *others])
+
+
+def _told_digest(answer: requests.Response) -> str | None:
+    digest: str = answer.headers.get("Docker-Content-Digest", "")
+    return digest if re.fullmatch(r"sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}", digest) else None
+
+
+def _said(answer: requests.Response) -> str:
+    """The registry's own words, as the end of a sentence: `: repository not found.`"""
+    try:
+        found = msgspec.json.decode(answer.content, type=_Errors).errors
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        found = []
+    words = " ".join("; ".join(error.message for error in found if error.message).split())
+    printable = "".join(character for character in words if character.isprintable())[:MAX_WORDS].rstrip(". ")
+    return f": {printable}." if printable else "."
 
 
 def split(image: str) -> tuple[str, str]:
@@ -290,50 +371,8 @@ def split(image: str) -> tuple[str, str]:
     return host, name if host != DOCKER_HUB or "/" in name else f"library/{name}"
 
 
-def docker_folder() -> Path:
-    """Where this user's docker client keeps its configuration."""
-    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
-
-
-def read_config(path: Path) -> DockerConfig:
-    """A docker `config.json`; an empty one where there is none. Raises Unreachable for what is no such file."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=DockerConfig)
-    except FileNotFoundError:
-        return DockerConfig()
-    except (OSError, msgspec.MsgspecError):
-        raise Unreachable(f"The docker configuration {path} cannot be read, or is not what docker writes.") from None
-
-
-def secrets(config: str | os.PathLike[str] | None) -> Iterator[str]:
-    """All that must not be seen of a docker `config.json` (the user's own, if none is named). Raises Unreachable."""
-    for login in read_config(Path(config) if config else docker_folder() / "config.json").auths.values():
-        password = _user_and_password(login.auth)[1] if login.auth else ""
-        yield from filter(None, (login.auth, password, login.password, login.identitytoken))
-
-
-def _user_and_password(auth: str) -> tuple[str, str]:
-    try:
-        user, _, password = base64.b64decode(auth).decode().partition(":")
-    except ValueError:
-        raise Unreachable("An 'auth' in the docker configuration is not base64 of 'name:password'.") from None
-    return user, password.rstrip("\0")
-
-
-def _from_helper(helper: str, key: str) -> tuple[str, str] | None:
-    """Asks a credential helper by docker's protocol (https://github.com/docker/docker-credential-helpers)."""
-    try:
-        done = subprocess.run(
-            [f"docker-credential-{helper}", "get"], input=key.encode(), capture_output=True, timeout=20, check=True
-        )
-        found = msgspec.json.decode(done.stdout, type=_Helped)
-    except (OSError, subprocess.SubprocessError, msgspec.MsgspecError):
-        return None
-    return found.username, found.secret
-
-
-def _basic(user: str, password: str) -> str:
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+def _basic(login: Login) -> str:
+    return "Basic " + base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
 
 
 def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:

@@ -542,9 +542,9 @@ def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: 
     again.close()
 
 
-def test_a_builder_gets_the_variables_it_needs_and_no_other(state: Path) -> None:
-    ours = {"PATH": os.environ["PATH"], "HOME": "/root", "https_proxy": "http://proxy:1", "SSL_CERT_FILE": "/ca"}
-    secret = {"KILN_SECRETS_DIR": "/secrets", "AWS_SECRET_ACCESS_KEY": "x", "K_SINK": "http://sink", "PYTHONPATH": "/p"}
+def test_a_builder_gets_the_persons_environment_and_nothing_of_kilns_own(state: Path) -> None:
+    ours = {"PATH": os.environ["PATH"], "HOME": "/root", "https_proxy": "http://proxy:1", "AWS_PROFILE": "builds"}
+    secret = {"KILN_SECRETS_DIR": "/secrets", "JUPYTERHUB_API_TOKEN": "x", "K_SINK": "http://sink", "PYTHONPATH": "/p"}
     engine = engine_in(state, environment={**ours, **secret, "KILN_FAULT": f"{state}/none"})
     begin(engine, do="environment")
     sighting = awaited(engine, Phase.ENDED)

@@ -191,6 +191,7 @@ def test_a_build_that_succeeded() -> None:
             "repository": "r.example/a-b",
             "tag": f"{COMMIT}-01234567",
             "tags": ["main"],
+            "refused_tags": [],
             "digest": "sha256:" + "d" * 64,
         },
         "node": "local",
@@ -243,6 +244,7 @@ def test_what_is_known_before_the_end() -> None:
         "repository": "r.example/a-b",
         "tag": plain["image"]["tag"],
         "tags": [],
+        "refused_tags": [],
         "digest": None,
     }
     assert plain["image"]["tag"].startswith(f"{COMMIT}-")

@@ -33,7 +33,7 @@ class LocalEngine:
     """An `Engine` under one folder: `kiln.db` and `attempts/<build>-<number>/`.
 
     `command` is the builder: it is given the paths of the spec and of the result. `environment` is where the few
-    variables that it inherits are taken from (`attempts.INHERITED`).
+    variables that it inherits are taken from (`attempts.inherited`).
 
     Raises Unavailable where the folder or the file cannot be used, EngineError where a newer Kiln has written them.
     """

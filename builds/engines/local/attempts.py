@@ -42,19 +42,22 @@ log = logging.getLogger(__name__)
 GRACE = timedelta(seconds=30)
 """What a builder has after it was told to stop (it promises ten), before all of it is killed."""
 
-INHERITED = (
-    *("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR"),
-    *("http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"),
-    *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO"),
-    "KILN_FAULT",
-)
-"""The variables that a builder gets of ours, where they are set: no other is any of its business."""
+KEPT_BACK = ("KILN_", "K_", "JUPYTERHUB_", "BUILDX_", "BUILDKIT_", "DOCKER_", "PYTHON", "GIT_")
+PASSED_ON = ("KILN_FAULT", "DOCKER_CONFIG", "GIT_SSL_CAINFO")
+"""A builder has this process's environment, because docker's credential helpers look there for the clouds' accounts and
+for where their files are. By how they begin: what is only ours, what chooses another builder or daemon, what changes
+how Python and git run; and those of them that it gets all the same."""
 
 _CODE = Path(builds.__file__).parents[1]
 """Where `python -m builds.builder` finds the code that starts it, and not what lies in anybody's working directory."""
 
 _MAX_RESULT = 64 * 1024
 """A builder writes 4096 bytes at most; whatever is longer has not been written by one."""
+
+
+def inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of ours that a builder gets."""
+    return {name: value for name, value in environment.items() if name in PASSED_ON or not name.startswith(KEPT_BACK)}
 
 
 class Look(Enum):
@@ -149,7 +152,7 @@ class Attempts:
         self._root = root
         self._surroundings = surroundings
         self._command = tuple(command)
-        self._environment = {name: value for name, value in environment.items() if name in INHERITED}
+        self._environment = inherited(environment)
         self._ended = ended
         self._now = now
 

@@ -140,7 +140,8 @@ def test_a_wrong_password(entry: str, path: str, builder: Builder, host: GitHost
         head = repository(host, path, tmp_path / "content", "echo begun")
         config = credentials(tmp_path, closed, "ada", canary) if entry == "wrong" else None
         attempt = builder.run(asked(host, path, head, closed), registry_config=config)
-    assert f"The registry {closed.host} " in ours(attempt)
+    assert "does not let the image be pushed" in ours(attempt)
+    assert f"The registry {closed.host} " in attempt.text, "it is told before the build as well"
     assert canary not in attempt.everything
 
 

@@ -1,0 +1,232 @@
+"""A docker `config.json`, read as the docker command reads it, and the credentials that it leads to.
+
+docker-py has a reader of its own (`docker.auth`). It is not used: it falls back to `auths` where a credential helper
+has nothing, fails on `null`, matches keys of Docker Hub that docker does not, and takes 0.2 s to import.
+
+https://github.com/docker/cli/tree/v28.2.2/cli/config (configfile/file.go, credentials/file_store.go, native_store.go)
+https://github.com/docker/docker-credential-helpers
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from builds.clients.errors import Unreachable
+
+DOCKER_HUB = "docker.io"
+DOCKER_HUB_KEY = "https://index.docker.io/v1/"
+NO_LOGIN = "/nonexistent/docker/config.json"
+"""A docker configuration without credentials. (None at all is the one of whoever runs this.)"""
+TOKEN_USER = "<token>"  # noqa: S105 (what credential helpers say in place of a name)
+
+HELPER_TIMEOUT = 20.0
+"""Seconds that a credential helper may take: it may ask a cloud."""
+
+_NO_ENTRY = ("credentials not found in native keychain", "no credentials server URL", "no credentials username")
+"""What a helper prints where it has nothing; any other failure is one."""
+
+
+class Login(msgspec.Struct, frozen=True, kw_only=True):
+    """Credentials for one registry. At most one of password, identity token and registry token is there."""
+
+    username: str = ""
+    password: str = ""
+    identity_token: str = ""
+    """To be exchanged for a token (OAuth 2.0, RFC 6749 §6)."""
+    registry_token: str = ""
+    """The bearer token itself."""
+
+
+class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a `config.json` that is about credentials. `path` is for messages."""
+
+    path: Path
+    auths: Mapping[str, Login] = {}
+    helpers: Mapping[str, str] = {}
+    store: str = ""
+
+    def login(self, host: str) -> Login | None:
+        """Credentials for a registry (`host` or `host:port`), `None` where there are none.
+
+        A helper that answers decides alone: docker looks at `auths` only where there is none, or it fails. Raises
+        Unreachable for one that fails where nothing is in `auths`.
+        """
+        key = DOCKER_HUB_KEY if host == DOCKER_HUB else host
+        helper = self.helpers[key] if key in self.helpers else self._store()
+        stored = self._stored(key)
+        try:
+            found = _from_helper(helper, key) if helper else stored
+        except Unreachable:
+            if stored is None:
+                raise
+            found = stored
+        return None if found == Login() else found
+
+    def _store(self) -> str:
+        """docker takes the platform's usual store where the file has no credentials at all."""
+        if self.store or self.helpers or self.auths or self.path == Path(NO_LOGIN):
+            return self.store
+        usual = "osxkeychain" if sys.platform == "darwin" else "pass" if shutil.which("pass") else "secretservice"
+        return usual if shutil.which(f"docker-credential-{usual}") else ""
+
+    def _stored(self, key: str) -> Login | None:
+        if key in self.auths:
+            return self.auths[key]
+        return next((login for name, login in self.auths.items() if hostname(name) == key), None)
+
+
+def folder() -> Path:
+    """Where this user's docker client keeps its configuration."""
+    return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+
+
+def read(config: str | os.PathLike[str] | None) -> DockerConfig:
+    """A docker `config.json`, the user's own if none is named; an empty one where there is no such file.
+
+    Raises Unreachable for a file that docker would not read.
+    """
+    path = Path(config) if config else folder() / "config.json"
+    content = _lowered(_content(path))
+    auths = _objects(content.get("auths", {}), path)
+    helpers = content.get("credhelpers", {})
+    store = content.get("credsstore", "")
+    if not isinstance(store, str) or not all(isinstance(name, str) for name in _object(helpers, path).values()):
+        raise _not_docker(path)
+    logins = {name: _login(entry, path) for name, entry in auths.items()}
+    return DockerConfig(
+        path=path, auths={name: login for name, login in logins.items() if login}, helpers=helpers, store=store
+    )
+
+
+def for_tools(config: str | os.PathLike[str]) -> bytes:
+    """The same file for another client's use: without `null`, which docker-py does not take, without entries that
+    cannot be decoded, and without a context, whose address would not be there. Raises Unreachable."""
+    path = Path(config)
+    content = _content(path)
+    for name in list(content):
+        if name.lower() == "currentcontext":
+            del content[name]
+        elif name.lower() == "auths":
+            entries = _objects(content[name], path)
+            content[name] = {host: entry for host, entry in entries.items() if _login(_lowered(entry), path)}
+    return json.dumps(content).encode()
+
+
+def secrets(config: str | os.PathLike[str] | None) -> Iterator[str]:
+    """All that must not be seen of a docker `config.json` (the user's own, if none is named). Raises Unreachable."""
+    for login in read(config).auths.values():
+        pair = base64.b64encode(f"{login.username}:{login.password}".encode()).decode() if login.password else ""
+        yield from filter(None, (login.password, pair, login.identity_token, login.registry_token))
+
+
+def hostname(key: str) -> str:
+    """The registry that a key of `auths` is for, as docker's `ConvertToHostname` has it."""
+    if "://" in key:
+        try:
+            return urlsplit(key).netloc.rpartition("@")[2] or key.partition("/")[0]
+        except ValueError:
+            return ""
+    return key.partition("/")[0]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The file as it is, but for what is `null`."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError:
+        raise _not_docker(path) from None
+    try:
+        content: dict[str, Any] = _without_null(msgspec.json.decode(text, type=dict[str, Any]) if text.strip() else {})
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise _not_docker(path) from None
+    return content
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_null(part) for name, part in value.items() if part is not None}
+    return value
+
+
+def _lowered(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Go's decoder does not mind the case of a field's name."""
+    return {name.lower(): value for name, value in content.items()}
+
+
+def _object(value: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _not_docker(path)
+    return value
+
+
+def _objects(value: Any, path: Path) -> dict[str, dict[str, Any]]:
+    return {name: _object(entry, path) for name, entry in _object(value, path).items()}
+
+
+def _login(entry: Mapping[str, Any], path: Path) -> Login | None:
+    """An entry of `auths`; `None` for one whose `auth` cannot be decoded, which is no use to anybody."""
+    known = _lowered(entry)
+    if not all(isinstance(known.get(name, ""), str) for name in ("auth", "username", "password", "identitytoken")):
+        raise _not_docker(path)
+    pair = _decoded(known["auth"]) if known.get("auth") else (known.get("username", ""), known.get("password", ""))
+    if pair is None:
+        return None
+    token, registry_token = known.get("identitytoken", ""), str(known.get("registrytoken", ""))
+    return Login(
+        username=pair[0],
+        password="" if token or registry_token else pair[1],
+        identity_token="" if registry_token else token,
+        registry_token=registry_token,
+    )
+
+
+def _decoded(auth: str) -> tuple[str, str] | None:
+    try:
+        padded = re.sub(r"[\r\n]", "", auth)  # which Go's decoder skips as well
+        user, colon, password = base64.b64decode(padded, validate=True).decode().partition(":")
+    except ValueError:
+        return None
+    return (user, password.strip("\0")) if user and colon else None
+
+
+def _from_helper(helper: str, key: str) -> Login | None:
+    """What a credential helper has, asked in this process's environment: helpers look for files of their own there."""
+    program = f"docker-credential-{helper}"
+    try:
+        done = subprocess.run(
+            [program, "get"], input=key.encode(), capture_output=True, timeout=HELPER_TIMEOUT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Unreachable(f"The credential helper {program} did not answer within {HELPER_TIMEOUT:.0f} s.") from None
+    except (OSError, ValueError) as error:
+        raise Unreachable(f"The credential helper {program} cannot be run ({type(error).__name__}).") from None
+    said = done.stdout.decode(errors="replace").strip()
+    if done.returncode:
+        if said in _NO_ENTRY:
+            return None
+        words = (said or done.stderr.decode(errors="replace").strip())[:300]
+        raise Unreachable(f"The credential helper {program} failed: {words or f'exit status {done.returncode}'}")
+    try:
+        found = _lowered(msgspec.json.decode(said, type=dict[str, Any]))
+        user, secret = found.get("username") or "", found["secret"]
+        return Login(identity_token=secret) if user == TOKEN_USER else Login(username=user, password=secret)
+    except (msgspec.MsgspecError, KeyError):
+        raise Unreachable(f"The credential helper {program} printed no credentials.") from None
+
+
+def _not_docker(path: Path) -> Unreachable:
+    return Unreachable(f"The docker configuration {path} cannot be read, or is not what docker writes.")

@@ -1,0 +1,25 @@
+"""What can go wrong with a registry, as one tree. The sentences name the registry, never a credential.
+
+RegistryError
+ ├── Refused           it has understood, and will not do that
+ │    └── Unauthorized   it knows no such user, or does not let this one do that
+ └── Unreachable       no answer, or none that makes sense: try again
+"""
+
+from __future__ import annotations
+
+
+class RegistryError(Exception):
+    """Root of what is raised by the clients of registries."""
+
+
+class Refused(RegistryError):
+    pass
+
+
+class Unauthorized(Refused):
+    pass
+
+
+class Unreachable(RegistryError):
+    pass

@@ -1,0 +1,41 @@
+"""Further tags of an image that is in the registry.
+
+Registries may forbid that a tag is moved (the immutable tags of ECR and Harbor). Such a tag is told of and fails
+nothing: the image is there under its own tag and digest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from builds.build import Image, RefusedTag
+from builds.clients.registry import Refused, Registry
+
+log = logging.getLogger(__name__)
+
+MAX_REFUSED = 10
+MAX_MESSAGE = 400
+"""Refusals that are kept with an image, and characters of each: records have a size. All are logged."""
+
+
+def with_tags(registry: Registry, image: Image, names: Iterable[str]) -> Image:
+    """The image with those of the tags that the registry would set now, and those that it refused.
+
+    Raises RegistryError where the registry does not answer.
+    """
+    tags = dict.fromkeys(image.tags)
+    refused = {one.name: one for one in image.refused_tags}
+    for name in names:
+        if name in tags:
+            continue
+        try:
+            registry.tag(image.repository, image.digest, name)
+            tags[name] = None
+            refused.pop(name, None)
+        except Refused as error:
+            log.warning("The tag %s of %s is not set: %s", name, image.repository, error)
+            refused[name] = RefusedTag(name=name, message=str(error)[:MAX_MESSAGE])
+    return msgspec.structs.replace(image, tags=tuple(tags), refused_tags=tuple(refused.values())[:MAX_REFUSED])
