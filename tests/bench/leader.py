@@ -33,6 +33,7 @@ from builds.build import Image, Result, State
 from builds.engines.kubernetes.api import MERGE_PATCH, Absent, Api, ApiError
 from builds.engines.kubernetes.records import Release as Owner
 from builds.engines.kubernetes.records import manifest
+from builds.engines.kubernetes.store import KubernetesRecords
 from builds.engines.kubernetes.watch import Watch
 from builds.engines.marks import joined
 from docs.demo.github import delivery
@@ -95,10 +96,11 @@ class Node:
         self._api.request("PATCH", f"/api/v1/nodes/{NODE}/status", body={"status": status}, content_type=MERGE_PATCH)
 
     @contextmanager
-    def building(self, api: Api) -> Iterator[None]:
+    def building(self, release: str) -> Iterator[None]:
         """What a kubelet says of build pods: they run once they are placed, and have succeeded `SECONDS` later."""
         with ThreadPoolExecutor(8) as hands:
             seen: set[str] = set()
+            timers: list[threading.Timer] = []
 
             def look() -> None:
                 for name, pod in watch.objects().items():
@@ -106,13 +108,17 @@ class Node:
                         seen.add(name)
                         hands.submit(_run, api, name)
                         timer = threading.Timer(SECONDS, hands.submit, (_succeed, api, name))
-                        timer.daemon = True
+                        timers.append(timer)
                         timer.start()
 
-            watch = Watch(api, "pods", labels="app.kubernetes.io/component=build", changed=look)
+            api = self._api
+            ours = f"app.kubernetes.io/component=build,app.kubernetes.io/instance={release}"
+            watch = Watch(api, "pods", labels=ours, changed=look)
             watch.start()
             yield
             watch.stop()
+            for timer in timers:
+                timer.join()  # each leaves something to do
 
 
 def _run(api: Api, name: str) -> None:
@@ -456,15 +462,11 @@ def _ended(api: Api, side: Side) -> dict[str, Any]:
 
 def capacity() -> None:
     """What one controller carries, with simulated builders: builds an hour, memory, records, events in and out."""
-    with _site() as (cluster, api, folder):
-        side = Side("new", ROOT, cluster, api, folder)
-        jobs = Jobs(api)
-        jobs.watch.start()
-        with side.running():
-            _memory(side)
-            _rates(side)
-            _lists(side, api)
-        jobs.watch.stop()
+    with _site() as (cluster, api, folder), Side("new", ROOT, cluster, api, folder).running() as side:
+        _memory(side)
+    with _site() as (cluster, api, folder), Side("new", ROOT, cluster, api, folder).running() as side:
+        _rates(side, Node(api))
+        _lists(side, api)
 
 
 def _memory(side: Side) -> None:
@@ -476,11 +478,10 @@ def _memory(side: Side) -> None:
     _say("memory per open build", grown * 1024 / (STORM * 10), f"KB (controller, {STORM * 10} open)")
 
 
-def _rates(side: Side) -> None:
+def _rates(side: Side, node: Node) -> None:
     """Builds that run for a moment, one after the other as slots are free: what the controller and the cluster do."""
-    node_api = side._api
     ended, told = side.metric("kiln_builds_ended_total"), side.metric("kiln_deliveries_total")
-    with Node.building(Node(node_api), node_api):
+    with node.building(side.release):
         began = time.monotonic()
         web.load(partial(web.poster, side.url, "/webhooks/github", side.pushes()), each=CARRIED // web.SENDERS)
         accepted = CARRIED / (time.monotonic() - began)
@@ -501,12 +502,12 @@ def _lists(side: Side, api: Api) -> None:
             list(hands.map(lambda _: api.create("configmaps", _ended(api, side)), range(number - there)))
         there = number
         seconds = []
-        for _ in range(5):
-            time.sleep(2.1)  # lists are shared for two seconds
+        for _ in range(5):  # each by one who knows nothing yet: lists are shared for two seconds
+            records = KubernetesRecords(api, Owner(name=side.release))
             began = time.monotonic()
-            status, _ = get(f"{side.url}api/v1/builds?limit=50")
+            records.list(limit=50)
             seconds.append(time.monotonic() - began)
-            assert status == 200
+            records.close()
         _say(f"list with {number} records", median(seconds) * 1000, "ms")
 
 
