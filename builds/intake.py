@@ -7,6 +7,7 @@ that can be judged without the network is judged before it is used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from typing import Protocol
 
@@ -59,6 +60,18 @@ class Resolver(Protocol):
         """
 
 
+class Lookups(Protocol):
+    """Limits how many wait for a Git host at the same time."""
+
+    def place(self, by: str | None) -> AbstractContextManager[None]:
+        """A place for who asks, held while the host is asked. Raises builds.errors.TryAgain where there is none."""
+
+
+class _Unlimited:
+    def place(self, by: str | None) -> AbstractContextManager[None]:  # noqa: ARG002
+        return nullcontext()
+
+
 class _Options(msgspec.Struct, frozen=True, kw_only=True):
     subdir: str
     build_args: Mapping[str, str]
@@ -70,7 +83,7 @@ class Intake:
     """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`.
 
     `resolver` asks as anybody can; `entitled` (without it, the same) has the stored credentials, and is used for those
-    who may have them used.
+    who may have them used. `lookups` limits how many wait for a Git host at the same time.
     """
 
     def __init__(
@@ -83,6 +96,7 @@ class Intake:
         resolver: Resolver,
         entitled: Resolver | None = None,
         private: Private | None = None,
+        lookups: Lookups | None = None,
     ) -> None:
         self._instance = instance
         self._policy = policy
@@ -91,6 +105,7 @@ class Intake:
         self._resolver = resolver
         self._entitled = entitled or resolver
         self._private = private or Private()
+        self._lookups = lookups or _Unlimited()
 
     def repository(self, url: str) -> Repository:
         """The repository by its canonical URL, whether or not it may be built. Raises RepositoryError."""
@@ -137,7 +152,7 @@ class Intake:
         repository = self.repository(wanted.repository)
         self._policy.check(repository)
         credentials = self._private.admit(repository, words_of(by, groups))
-        ref, commit = self._where(repository, wanted, credentials=credentials)
+        ref, commit = self._where(repository, wanted, by, credentials=credentials)
         options = self._options(wanted, repository, ref, commit)
         request = Request(
             repository=repository.url,
@@ -183,7 +198,9 @@ class Intake:
             return "The record's name does not fit what it is to build: somebody has changed it, and nothing is built."
         return None
 
-    def _where(self, repository: Repository, wanted: Wanted, *, credentials: bool) -> tuple[str | None, str]:
+    def _where(
+        self, repository: Repository, wanted: Wanted, by: str | None, *, credentials: bool
+    ) -> tuple[str | None, str]:
         ref = None if wanted.ref is None or wanted.ref == "HEAD" else checked_ref(wanted.ref)
         commit = None if wanted.commit is None else commit_id(wanted.commit)
         if ref is not None and is_commit(ref):
@@ -196,10 +213,10 @@ class Intake:
         # Before anybody is asked over the network, with something in place of what only the answer will tell.
         self._options(wanted, repository, "refs/heads/main", "0" * 40)
         resolver = self._entitled if credentials else self._resolver
+        with self._lookups.place(by):
+            found = resolver.resolve(repository, None if known else ref)
         if known:
-            resolver.resolve(repository, None)
             return ref, known
-        found = resolver.resolve(repository, ref)
         return found.ref, commit or found.commit
 
     def _options(self, wanted: Wanted, repository: Repository, ref: str | None, commit: str) -> _Options:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -98,10 +98,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     k_ce_overrides: str | None
     k_ca_certs: str | None
 
+    max_lookups: ClassVar[int] = 32
+    """Refs that web looks up at once, each on a thread."""
+
     @property
     def threads(self) -> int:
-        """Of web: each viewer of a log holds one, and 16 are always left for everybody else."""
-        return 16 + self.max_viewers
+        """Of web: each viewer of a log and each look-up of a ref holds one; 16 are always left for everybody else."""
+        return 16 + self.max_lookups + self.max_viewers
 
     def ops_port_of(self, process: Process) -> int:
         if self.ops_port is not None:
@@ -436,7 +439,7 @@ SETTINGS: tuple[Setting, ...] = (
         read=_number(1, 10_000),
         default="112",
         says="How many logs can be followed at once; a quarter of them by one person. "
-        "Web has 16 threads more than that.",
+        "Web has 48 threads more than that.",
     ),
     Setting(
         name="KILN_LOG_LEVEL",

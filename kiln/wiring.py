@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from builds.engines import Engine, Records
     from builds.engines.kubernetes import Circuit, KubernetesEngine, KubernetesRecords
     from builds.engines.local import LocalEngine
-    from builds.intake import Intake, Resolver
+    from builds.intake import Intake, Lookups, Resolver
     from builds.plan import Limits, Word
     from builds.sync import Sync
     from eventing.event import Event
@@ -159,7 +159,7 @@ def ops(kiln: Kiln, process: Process) -> Ops:
 
 def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
-    from builds.clients.git import Resolver, credentials  # noqa: PLC0415
+    from builds.clients.git import Lookups, Resolver, credentials  # noqa: PLC0415
     from builds.clients.images import LIMIT, Images  # noqa: PLC0415
     from handlers.app import Services, create_app  # noqa: PLC0415
     from handlers.auth import gate  # noqa: PLC0415
@@ -176,7 +176,13 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     return create_app(
         Services(
             records=records(kiln),
-            intake=intake(kiln, Resolver(kiln.policy), entitled=entitled, private=private),
+            intake=intake(
+                kiln,
+                Resolver(kiln.policy),
+                entitled=entitled,
+                private=private,
+                lookups=Lookups(found.max_lookups),
+            ),
             private=private,
             triggers=kiln.config.triggers,
             webhook_secrets=kiln.secrets.webhooks,
@@ -266,7 +272,12 @@ def _private(kiln: Kiln) -> Private:
 
 
 def intake(
-    kiln: Kiln, resolver: Resolver, *, entitled: Resolver | None = None, private: Private | None = None
+    kiln: Kiln,
+    resolver: Resolver,
+    *,
+    entitled: Resolver | None = None,
+    private: Private | None = None,
+    lookups: Lookups | None = None,
 ) -> Intake:
     """The way in; `entitled` has the stored credentials, for those whom `private` lets use them."""
     from builds.intake import Intake  # noqa: PLC0415
@@ -279,6 +290,7 @@ def intake(
         resolver=resolver,
         entitled=entitled,
         private=private,
+        lookups=lookups,
     )
 
 

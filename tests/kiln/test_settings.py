@@ -35,7 +35,7 @@ def test_defaults_are_those_of_the_table() -> None:
     assert (settings.engine, settings.host, settings.port, settings.base_path) == ("local", "127.0.0.1", 8000, "/")
     assert (settings.ops_port_of("web"), settings.ops_port_of("controller")) == (9090, 9091)
     assert (settings.build_timeout, settings.delivery_period, settings.history) == (3600, 86400, 7 * 86400)
-    assert (settings.max_body, settings.max_viewers, settings.threads) == (2**20, 112, 128)
+    assert (settings.max_body, settings.max_viewers, settings.threads) == (2**20, 112, 160)
     assert settings.state_dir == Path("~/.local/state/kiln").expanduser()
     assert settings.event_source == "/kiln"
 

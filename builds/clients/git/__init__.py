@@ -1,6 +1,7 @@
-"""The Git client: running git (`process`), refs (`refs`), credentials (`credentials`), error messages (`messages`)."""
+"""The Git client: running git (`process`), refs (`refs`), how many ask (`lookups`), credentials, error messages."""
 
 from builds.clients.git.credentials import Credential, Stored, credential_for, credentials
+from builds.clients.git.lookups import Lookups
 from builds.clients.git.messages import diagnosis
 from builds.clients.git.process import Git
 from builds.clients.git.refs import Resolved, Resolver, look_up
@@ -8,6 +9,7 @@ from builds.clients.git.refs import Resolved, Resolver, look_up
 __all__ = [
     "Credential",
     "Git",
+    "Lookups",
     "Resolved",
     "Resolver",
     "Stored",
