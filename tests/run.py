@@ -33,9 +33,9 @@ from tests.parts import hub as jupyterhub
 
 HERE = Path(__file__).resolve().parent
 
-LANES = (("cluster",), ("docker",), ("unit", "hub", "browser"))
+LANES = (("cluster",), ("docker", "unit", "hub", "browser"))
 """Tiers that run one after the other, beside those of the other lanes."""
-WORKERS = {"unit": 2, "docker": 3, "cluster": 2}
+WORKERS = {"unit": 2, "docker": 2, "cluster": 2}
 """Processes of a tier, for a machine with two cores; one where nothing is said."""
 LIMIT = 65 * 60.0
 """Seconds for all tiers together. What runs then is stopped, and has failed."""

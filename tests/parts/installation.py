@@ -30,7 +30,7 @@ from tests.parts.sink import EventSink
 
 ENDED = ("succeeded", "failed", "cancelled")
 NONE = "0" * 40
-PATIENCE = 50.0
+PATIENCE = 90.0
 """Seconds that a build may take, on a machine that does much else."""
 
 SMALL = "FROM scratch\nCOPY page /page\n"
