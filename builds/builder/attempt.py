@@ -23,6 +23,7 @@ from builds.builder import processes, tool
 from builds.builder.log import Log
 from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
 from builds.builder.redact import Redactor
+from builds.builder.result import message_of
 from builds.builder.source import Source
 from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec, Surroundings
 from builds.clients import docker_config
@@ -80,7 +81,7 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
     log.close()
     return msgspec.structs.replace(
         result,
-        message=result.message and log.redact(result.message),
+        message=message_of(log.redact(result.message or ""), log.redact(attempt.moved if attempt else "")),
         log_tail=log.tail,
         timings=attempt.progress.timings(ended) if attempt else Timings(),
         commit=attempt.spec.request.commit if attempt else None,
@@ -121,6 +122,11 @@ class Attempt:
         self._tagging = False  # whether the daemon may have the image under its tag
         self.tag = tag_for(spec.request.commit, spec.request.subdir, spec.request.build_args)
 
+    @property
+    def moved(self) -> str:
+        """A sentence for each redirect that was followed."""
+        return " ".join(self._git.moved)
+
     def run(self) -> Result:
         """Raises Failure."""
         with self._git, blamed():
@@ -134,7 +140,7 @@ class Attempt:
             image = with_tags(self._registry, image, self._wanted_tags())
             self._tell_tags(image)
             reached(Fault.BUILDER_TAGGED)
-        return Result(state=State.SUCCEEDED, message=" ".join(self._git.moved) or None, image=image)
+        return Result(state=State.SUCCEEDED, image=image)
 
     def _found(self) -> bool:
         """Whether the image is there already: only this build's, as its label says."""
@@ -196,6 +202,7 @@ class Attempt:
         built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
         env = {**self._git.environment, **self._docker}
         command = tool.command(spec.request, built, labels, self.folder, _outside(env), push=not spec.private)
+        self._git.check_addresses()
         self._tagging = True
         self._git.trouble()  # what was told, or overcome, before
         try:

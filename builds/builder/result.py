@@ -12,15 +12,26 @@ from builds.build import Result
 MAX_BYTES = 4096
 MAX_MESSAGE = 1024
 """Bytes of UTF-8."""
+MAX_MOVED = 400
+"""Of these, those that redirects may take from what else there is to say."""
 
 
 def fitted(result: Result) -> bytes:
     """As JSON, shortened until it fits: first the log's tail, from its beginning, then the message, then the tags
     (those that were refused first)."""
-    result = msgspec.structs.replace(result, message=_first_bytes(result.message, MAX_MESSAGE))
+    message = None if result.message is None else _first_bytes(result.message, MAX_MESSAGE)
+    result = msgspec.structs.replace(result, message=message)
     while len(encoded := msgspec.json.encode(result)) > MAX_BYTES:
         result = _shorter(result)
     return encoded
+
+
+def message_of(said: str, moved: str) -> str | None:
+    """What became of the attempt, and then which redirects were followed; neither crowds the other out."""
+    if said:
+        moved = _first_bytes(moved, MAX_MOVED)
+        said = _first_bytes(said, MAX_MESSAGE - len(f" {moved}".encode(errors="replace")) if moved else MAX_MESSAGE)
+    return " ".join(filter(None, (said, moved))) or None
 
 
 def write(path: Path, result: Result) -> None:
@@ -53,7 +64,7 @@ def _shorter(result: Result) -> Result:
     )
 
 
-def _first_bytes(text: str | None, most: int) -> str | None:
-    if text is None or len(text.encode(errors="replace")) <= most:
+def _first_bytes(text: str, most: int) -> str:
+    if len(text.encode(errors="replace")) <= most:
         return text
     return text.encode(errors="replace")[: most - 3].decode(errors="ignore") + "…"

@@ -63,9 +63,11 @@ class Source:
         self._git.permit(without_user(url), named=url)
         bare = self._git.home / f"{len(self._seen)}.git"
         before = len(self._git.moved)
-        self._git.reach(url, lambda: self._fetch(bare, url, commit))
-        for sentence in self._git.moved[before:]:
-            self._say(sentence)
+        try:
+            self._git.reach(url, lambda: self._fetch(bare, url, commit))
+        finally:
+            for sentence in self._git.moved[before:]:
+                self._say(sentence)
         entries = self._tree(bare, commit)
         if any(path.rpartition("/")[2] == ".gitattributes" for path in entries):
             self._lfs.fetch(bare, self._git.permit(without_user(url), named=url), commit)

@@ -23,7 +23,8 @@ import selectors
 import socket
 import ssl
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
@@ -45,8 +46,14 @@ CONNECT_TIMEOUT = 8.0
 MAX_HEAD = 64 << 10
 """Bytes of a request line with its fields."""
 
+HEAD_TIMEOUT = 3.0
+"""Seconds for a whole head, however it is sent: the tools are on this machine."""
+
+MAX_READERS = 256
+"""Connections at the same time whose head, with the password, has not been read."""
+
 MAX_CONNECTIONS = 64
-"""Connections at the same time: a build's tools use a few."""
+"""Connections at the same time with the password: a build's tools use a few."""
 
 _UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
@@ -78,6 +85,7 @@ class Guard:
         self._policy = policy
         self._secret = secrets.token_urlsafe(24)
         self._repositories: dict[str, Repository] = {}
+        self._readers = threading.BoundedSemaphore(MAX_READERS)
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.error: AskError | None = None
@@ -111,7 +119,7 @@ class Guard:
 
     def _accept(self) -> None:
         while True:
-            self._places.acquire()
+            self._readers.acquire()
             try:
                 client, _ = self._listener.accept()
             except OSError:
@@ -119,17 +127,13 @@ class Guard:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        try:
-            with client, suppress(OSError):
-                self._answer(client)
-        finally:
-            self._places.release()
+        with client, suppress(OSError):
+            self._answer(client)
 
     def _answer(self, client: socket.socket) -> None:
-        client.settimeout(CONNECT_TIMEOUT)
         try:
-            request = self._read(client)
-            with self._connected(request) as server:
+            request = self._admitted(client)
+            with self._places, self._connected(request) as server:
                 if request.method == "CONNECT":
                     client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                     server.sendall(request.rest)
@@ -141,15 +145,16 @@ class Guard:
             status = "403 Forbidden" if isinstance(error, RepositoryError) else "502 Bad Gateway"
             client.sendall(_response(status, str(error)))
 
+    def _admitted(self, client: socket.socket) -> _Request:
+        """The request of a client that has the password, which no longer counts as a reader. Raises as `_read`."""
+        try:
+            return self._read(client)
+        finally:
+            self._readers.release()
+
     def _read(self, client: socket.socket) -> _Request:
-        """Raises _Refused, RepositoryError."""
-        received = b""
-        while b"\r\n\r\n" not in received:
-            piece = client.recv(1 << 16)
-            if not piece or len(received) > MAX_HEAD:
-                raise _Refused("400 Bad Request")
-            received += piece
-        head, _, rest = received.partition(b"\r\n\r\n")
+        """Raises _Refused, RepositoryError, TimeoutError."""
+        head, _, rest = _received(client).partition(b"\r\n\r\n")
         first, *fields = head.decode("latin-1").split("\r\n")
         line = re.fullmatch(r"([A-Z]+) (\S+) HTTP/1\.[01]", first)
         if not line:
@@ -201,23 +206,48 @@ class Guard:
 
     def _addresses(self, user: str, target: Repository) -> Sequence[str]:
         """Every address of the host, each permitted. Raises RepositoryRefused, CannotBuild, Unreachable."""
-        found = addresses(target.host)
         repository = self._repositories.get(user)
-        for address in found:
-            if repository is not None:
-                permitted = self._policy.permits_address(repository, address)
-            else:
-                permitted = self._policy.permits_host_address(target, address)
-            if not permitted:
-                raise RepositoryRefused(
-                    f"{target.host} leads to {address}, which is in a private network; only where "
-                    "KILN_ALLOWED_REPOSITORIES names this host are its repositories fetched."
-                )
-        return found
+        if repository is not None:
+            return checked_addresses(repository, self._policy.permits_address)
+        return checked_addresses(target, self._policy.permits_host_address)
 
 
-def addresses(host: str) -> list[str]:
-    """The addresses of a name, within `CONNECT_TIMEOUT`. Raises CannotBuild for an unknown name, Unreachable.
+def checked_addresses(
+    target: Repository, permits: Callable[[Repository, str], bool], seconds: float = CONNECT_TIMEOUT
+) -> Sequence[str]:
+    """Every address of the target's host, each of which `permits` says may be connected to for the target.
+
+    Raises RepositoryRefused, and as `addresses`.
+    """
+    found = addresses(target.host, seconds)
+    for address in found:
+        if not permits(target, address):
+            raise RepositoryRefused(
+                f"{target.host} leads to {address}, which is in a private network; only where "
+                "KILN_ALLOWED_REPOSITORIES names this host are its repositories fetched."
+            )
+    return found
+
+
+def _received(client: socket.socket) -> bytes:
+    """All that came with the head. Raises _Refused, TimeoutError after `HEAD_TIMEOUT`."""
+    deadline = time.monotonic() + HEAD_TIMEOUT
+    received = b""
+    while b"\r\n\r\n" not in received:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        client.settimeout(left)
+        piece = client.recv(1 << 16)
+        if not piece or len(received) > MAX_HEAD:
+            raise _Refused("400 Bad Request")
+        received += piece
+    client.settimeout(CONNECT_TIMEOUT)
+    return received
+
+
+def addresses(host: str, seconds: float = CONNECT_TIMEOUT) -> list[str]:
+    """The addresses of a name, within so many seconds. Raises CannotBuild for an unknown name, Unreachable.
 
     In a thread: the C library's look-up can be neither interrupted nor limited.
     """
@@ -233,7 +263,7 @@ def addresses(host: str) -> list[str]:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(CONNECT_TIMEOUT)
+    thread.join(seconds)
     if found:
         return [address.partition("%")[0] for address in found]
     if any(isinstance(error, socket.gaierror) and error.errno in _UNKNOWN_NAME for error in trouble):

@@ -19,7 +19,7 @@ from builds.builder.evidence import named_origins
 from builds.builder.log import Log
 from builds.builder.outcome import Evidence, Stage, exit_status, failure, telling
 from builds.builder.redact import Redactor
-from builds.builder.result import MAX_BYTES, fitted
+from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
 from builds.builder.tool import Progress, ToolLine, tool_line
 from builds.errors import RepositoryRefused
@@ -304,3 +304,16 @@ def test_a_relative_address_is_resolved_as_git_does(parent: str, address: str, e
 def test_a_relative_address_cannot_leave_everything() -> None:
     with pytest.raises(RepositoryRefused):
         resolved("https://h.example/a", "../../../../../../x")
+
+
+@given(said=st.text(max_size=2000), moved=st.text(max_size=2000))
+def test_neither_the_failure_nor_the_redirects_crowd_the_other_out(said: str, moved: str) -> None:
+    message = (message_of(said, moved) or "").encode(errors="replace")
+    assert message.startswith(said.encode(errors="replace")[: MAX_MESSAGE - MAX_MOVED - 8])
+    if said:
+        assert len(message) <= MAX_MESSAGE
+        assert moved.encode(errors="replace")[: MAX_MOVED - 8] in message
+
+
+def test_nothing_to_say_is_no_message() -> None:
+    assert message_of("", "") is None

@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 import requests
 
+from builds.build import Reason, Request, Result
 from builds.builder.source import Source
+from builds.builder.spec import Spec, Surroundings
 from builds.clients import guard as guarding
-from builds.clients.git import Git, Resolver, credentials
+from builds.clients.git import Git, Resolver, credentials, process
 from builds.clients.guard import ANYTHING, UNKNOWN, Guard
 from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
 from builds.repository import Policy, canonical
@@ -481,3 +487,116 @@ def test_an_lfs_object_that_is_not_fetched_is_told(
     command = ["git", "checkout", "--", "data.bin"]
     done = subprocess.run(command, cwd=target, env=own.environment, capture_output=True, text=True, check=True)
     assert "LFS object not fetched, so the file holds only its pointer: data.bin" in done.stderr
+
+
+# Who keeps it busy
+
+
+def test_silent_connections_take_no_place(host: GitHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEAD_TIMEOUT", "CONNECT_TIMEOUT"):
+        monkeypatch.setattr(guarding, name, 60.0, raising=False)
+    with Guard(Policy([f"{host.base}/**"])) as guard, ExitStack() as held:
+        for _ in range(guarding.MAX_CONNECTIONS):
+            held.enter_context(socket.create_connection(place_of(guard)))
+        assert proxied(guard.proxy(ANYTHING), f"{host.base}/x").status_code == 404
+
+
+def test_more_silent_connections_than_are_read_at_once(host: GitHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarding, "MAX_READERS", 2)
+    monkeypatch.setattr(guarding, "HEAD_TIMEOUT", 0.5)
+    with Guard(Policy([f"{host.base}/**"])) as guard, ExitStack() as held:
+        for _ in range(7):
+            held.enter_context(socket.create_connection(place_of(guard)))
+        assert proxied(guard.proxy(ANYTHING), f"{host.base}/x").status_code == 404
+
+
+def test_a_head_has_one_deadline_however_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarding, "HEAD_TIMEOUT", 0.5)
+    with Guard(Policy()) as guard, socket.create_connection(place_of(guard)) as client:
+        client.settimeout(0.1)
+        assert any(ended(client, b"x") for _ in range(100))
+
+
+def ended(client: socket.socket, data: bytes) -> bool:
+    """Sends, and says whether the other side has closed."""
+    try:
+        client.sendall(data)
+        return not client.recv(1)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def place_of(guard: Guard) -> tuple[str, int]:
+    parts = urlsplit(guard.proxy(UNKNOWN))
+    return str(parts.hostname), int(parts.port or 0)
+
+
+# What does not go through it
+
+
+@pytest.mark.parametrize("url", ["ssh://inside.example/a/b", "git://inside.example/a/b"])
+def test_addresses_are_checked_before_each_run_for_other_schemes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every address, each time; only a pattern that names the host lets it be private."""
+    answers = [["1.1.1.1"], ["1.1.1.1", "127.0.0.2"]]
+    started: list[object] = []
+
+    def getaddrinfo(name: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        assert name == "inside.example"
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in found]
+
+    def popen(command: object, **_: object) -> None:
+        started.append(command)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(guarding.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    scheme = url.partition(":")[0]
+    with Git(Policy([f"{scheme}://**"])) as own:
+        own.permit(url)
+        with pytest.raises(FileNotFoundError):
+            own.run("ls-remote", "--", url)
+        with pytest.raises(RepositoryRefused, match=r"inside\.example leads to 127\.0\.0\.2"):
+            own.run("ls-remote", "--", url)
+        with pytest.raises(RepositoryRefused, match=r"inside\.example leads to 127\.0\.0\.2"):
+            own.check_addresses()
+        assert len(started) == 1
+    with Git(Policy([f"{scheme}://inside.example/**"])) as own:
+        own.permit(url)
+        with pytest.raises(FileNotFoundError):
+            own.run("ls-remote", "--", url)
+
+
+# What is told
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["no repository", "no commit"])
+def test_a_failed_attempt_tells_where_the_repository_moved(there: bool, host: GitHost, tmp_path: Path) -> None:
+    if there:
+        make(host, "ada/page", {"file": "text"})
+    host.redirects["/ada/old.git"] = host.url("ada/page")
+    request = Request(
+        repository=f"{host.base}/ada/old",
+        clone_url=host.url("ada/old"),
+        commit="1" * 40,
+        image="127.0.0.1:1/a/b",
+    )
+    around = Surroundings(allowed_repositories=(f"{host.base}/**",))
+    spec = Spec(name="a", attempt=1, attempt_label="u.1", request=request, force=True, surroundings=around)
+    (tmp_path / "spec").write_bytes(msgspec.json.encode(spec))
+    script = (
+        "import sys; from pathlib import Path; from builds.builder.attempt import attempted; "
+        "from builds.builder.log import Log; from builds.builder.result import fitted; "
+        "result = attempted(Path(sys.argv[1]), Log(open(sys.argv[2], 'wb')), sys.argv[3]); "
+        "sys.stdout.buffer.write(fitted(result))"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "spec"), str(tmp_path / "log"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True, start_new_session=True)
+    result = msgspec.json.decode(done.stdout, type=Result)
+    sentence = f"{host.url('ada/old')} redirects to {host.url('ada/page')}."
+    assert result.reason is Reason.REPOSITORY
+    assert (result.message or "").startswith("The repository has no" if there else "The Git host has no")
+    assert (result.message or "").endswith(sentence)
+    assert sentence in (tmp_path / "log").read_text()

@@ -5,6 +5,9 @@ one private configuration file takes its place. Its only way out is a guard (`bu
 through by default. `Git.permit` opens it for one repository at a time, after its URL was held against the policy. git
 follows no redirect itself: `Git.reach` follows them, and holds each new URL against the policy. Credentials are in the
 private file too: not in an environment, not in an argument.
+
+git reaches `ssh://` and `git://`, which no policy permits unless a pattern names them, without the guard. The addresses
+of such a host are held against the policy before each run, and git looks the name up again.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from urllib.parse import urljoin
 
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.messages import Redirected, diagnosis
-from builds.clients.guard import ANYTHING, UNKNOWN, Guard
+from builds.clients.guard import ANYTHING, CONNECT_TIMEOUT, UNKNOWN, Guard, checked_addresses
 from builds.errors import AskError, CannotBuild, Unreachable
 from builds.removal import remove
 from builds.repository import Policy, Repository, canonical, is_commit
@@ -181,12 +184,23 @@ class Git:
         """What git printed, at most so many bytes; `at` is the bare repository that it works on.
 
         Raises what the guard refused, else what `diagnosis` makes of git's complaint; CannotBuild for more output,
-        Unreachable at the deadline.
+        Unreachable at the deadline; and as `check_addresses`.
         """
         done = self._run([*([f"--git-dir={at}"] if at else []), *arguments], deadline, most)
         if done.status:
             raise self.trouble() or diagnosis(done.complaint)
         return done.output
+
+    def check_addresses(self, deadline: float | None = None) -> None:
+        """Holds the hosts that git reaches without the guard against the policy; to be called before git is run.
+
+        Raises RepositoryRefused, CannotBuild for an unknown name, Unreachable.
+        """
+        direct = (one for one in self._permitted.values() if one.host and one.scheme not in ("http", "https"))
+        for repository in direct:
+            left = _remaining(deadline)
+            seconds = CONNECT_TIMEOUT if left is None else min(left, CONNECT_TIMEOUT)
+            checked_addresses(repository, self.policy.permits_address, seconds)
 
     def trouble(self) -> AskError | None:
         """Why a connection of git's, or of a tool with `environment`, was not made since this was last asked."""
@@ -248,6 +262,7 @@ class Git:
 
     def _run(self, arguments: Sequence[str], deadline: float | None, most: int, extra: Mapping[str, str] = {}) -> _Done:
         self.guard.error = None
+        self.check_addresses(deadline)
         child = subprocess.Popen(
             ["git", *arguments],  # noqa: S607 (the one on PATH)
             cwd=self.home,
