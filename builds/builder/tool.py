@@ -59,9 +59,9 @@ class Inside(Git):
 
 
 def same_for_all(root):
-    read = ["git", "read-tree", "HEAD"]
-    for command in (read, ["git", "submodule", "--quiet", "foreach", "--recursive", " ".join(read)]):
-        subprocess.run(command, cwd=root, check=True)
+    for folder, folders, files in os.walk(root):
+        if ".git" in folders or ".git" in files:
+            subprocess.run(["git", "read-tree", "HEAD"], cwd=folder, check=True)
     for folder, folders, _ in os.walk(os.path.join(root, ".git")):
         if "logs" in folders and os.path.exists(os.path.join(folder, "HEAD")):
             shutil.rmtree(os.path.join(folder, "logs"))
