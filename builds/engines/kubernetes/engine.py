@@ -306,9 +306,12 @@ class KubernetesEngine(KubernetesRecords):
         elif known.without is not None and not self._searches.free(known.searched_at):
             return known.without
         else:
-            with self._searches.spending():
+            with self._searches.spending():  # of both searches, or the first would always use up the second's time
                 pod = self._asked_pod(build, attempt)
+                known.without = None if pod else self._without_pod(build, attempt, known)
             known.searched_at = time.monotonic()
+            if known.without is not None:
+                return known.without
         if pod is None:
             known.without = self._without_pod(build, attempt, known)
             return known.without
