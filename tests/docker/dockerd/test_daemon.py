@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-RENDERED = Path(__file__).parents[2] / "cluster" / "chart" / "golden" / "minimal.yaml"
+RENDERED = Path(__file__).parents[2] / "cluster" / "chart" / "golden" / "daemon.yaml"
 LOCK = "/run/kiln/builds.lock"
 LIMIT, MIB = 50, 2**20
 
