@@ -6,6 +6,7 @@ What it is started with is read from the rendered chart. Only the limit of the c
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import subprocess
 import tarfile
@@ -29,9 +30,19 @@ def rendered() -> tuple[dict[str, Any], dict[str, str]]:
     objects = [one for one in yaml.safe_load_all(RENDERED.read_text()) if one]
     [daemons] = [one for one in objects if one["kind"] == "DaemonSet"]
     [files] = [one["data"] for one in objects if one["kind"] == "ConfigMap" and "daemon.json" in one.get("data", {})]
-    assert '"30GB"' in files["daemon.json"]
-    files["daemon.json"] = files["daemon.json"].replace('"30GB"', f'"{LIMIT}MB"')
-    return daemons["spec"]["template"]["spec"], files
+    pod = daemons["spec"]["template"]["spec"]
+    before = files["daemon.json"]
+    assert '"30GB"' in before
+    files["daemon.json"] = before.replace('"30GB"', f'"{LIMIT}MB"')
+    for container in pod["containers"]:
+        held = [part.replace(digest(before), digest(files["daemon.json"])) for part in container["command"]]
+        assert held != container["command"], "it holds its files against digests"
+        container["command"] = held
+    return pod, files
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 POD, FILES = rendered()
