@@ -73,6 +73,8 @@ class Account(NamedTuple):
     """The host that repo2docker itself could not reach."""
     base: str = ""
     """The image that the Dockerfile begins with."""
+    registry: str = "the registry"
+    """Where the image goes."""
 
 
 class Evidence(NamedTuple):
@@ -145,12 +147,12 @@ ROWS: Sequence[Row] = (
     Row(
         lambda told, _: told.stage is Stage.PUSH and re.search(_DENIED, told.error),
         INFRASTRUCTURE,
-        "The registry does not let the image be pushed. {words}",
+        "{registry} does not let the image be pushed. {words}",
     ),
     Row(
         lambda told, _: told.stage is Stage.PUSH,
         INFRASTRUCTURE,
-        "The image could not be pushed to the registry. {words}",
+        "The image could not be pushed to {registry}. {words}",
     ),
     Row(
         lambda told, _: re.search(_HELPER, told.error),
@@ -239,6 +241,7 @@ def _fields(told: Account, seen: Evidence) -> dict[str, str]:
         "daemon": seen.daemon,
         "service": seen.service,
         "unreachable": told.unreachable,
+        "registry": told.registry,
     }
 
 

@@ -160,8 +160,9 @@ class ToolLine(msgspec.Struct, frozen=True):
 class Progress:
     """What is known of a run so far. Times are seconds of one clock."""
 
-    def __init__(self, stage: Stage, began: float) -> None:
+    def __init__(self, stage: Stage, began: float, *, registry: str = "the registry") -> None:
         self.stage = stage
+        self.registry = registry
         self._since: dict[Stage, float] = {stage: began}
         self._ended: float | None = None
         self._reports = Reports()
@@ -217,6 +218,7 @@ class Progress:
             began=bool(vertices),
             killed=killed or self._killed or interrupted,
             unreachable=self._unreachable,
+            registry=self.registry,
             base=next((found[1] for vertex in vertices if (found := _FROM.match(vertex.name))), ""),
         )
 
@@ -291,7 +293,8 @@ def push(built: str, image: str, env: Mapping[str, str], progress: Progress, log
                 said = clean(text) or said
                 log.say(text)
     if child.returncode:
-        raise failure(Account(progress.stage, error=said, killed=child.returncode < 0), Evidence())
+        told = Account(progress.stage, error=said, killed=child.returncode < 0, registry=progress.registry)
+        raise failure(told, Evidence())
 
 
 def untag(images: Sequence[str], env: Mapping[str, str]) -> None:

@@ -51,7 +51,8 @@ class Parts:
         return requests.head(url, headers={"Accept": MANIFESTS}, timeout=10).headers.get("Docker-Content-Digest")
 
     def build(self, name: str) -> dict[str, Any]:
-        answer: dict[str, Any] = requests.get(f"{self.web.url}api/v1/builds/{name}", timeout=10).json()
+        url = f"{self.web.url}api/v1/builds/{name}"
+        answer: dict[str, Any] = requests.get(url, headers=self.kiln.authorization, timeout=10).json()
         return answer
 
 
@@ -91,7 +92,8 @@ def test_asking_again_is_answered_with_the_same_image_and_sets_further_tags(part
     until(lambda: parts.digest(image, "later") == digest)
     commit(parts.host.bare("test/again"), parts.folder / "again", message="The branch moves on")
     old = {"repository": url, "ref": "refs/heads/main", "commit": tag, "tags": ["yesterday"]}
-    requests.post(f"{parts.web.url}api/v1/builds", json=old, timeout=10).raise_for_status()
+    headers = parts.kiln.authorization
+    requests.post(f"{parts.web.url}api/v1/builds", json=old, headers=headers, timeout=10).raise_for_status()
     parts.kiln.run("build", url, *server, "--ref", tag, "--tag", "last")
     until(lambda: parts.digest(image, "last") == digest)
     assert parts.digest(image, "yesterday") is None
@@ -129,7 +131,9 @@ def test_ctrl_c_leaves_the_build_to_go_on_and_says_how_to_cancel_it(parts: Parts
         assert kiln.wait(timeout=10) == 130
     told = shown.read_text()
     name = re.match(r"(build-\S+): ", told)[1]
-    assert f"curl -X DELETE {parts.web.url}api/v1/builds/{name}\n" in told
+    token = Path(parts.kiln.settings["KILN_STATE_DIR"]) / "token"
+    header = f'-H "Authorization: Bearer $(cat {token})"'
+    assert f"curl -X DELETE {header} {parts.web.url}api/v1/builds/{name}\n" in told
     assert "Traceback" not in told
     assert parts.build(name)["state"] == "running"
     until(lambda: parts.build(name)["state"] == "succeeded")

@@ -30,7 +30,7 @@ from urllib.parse import urljoin
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.messages import Redirected, diagnosis
 from builds.clients.guard import ANYTHING, CONNECT_TIMEOUT, UNKNOWN, Guard, checked_addresses
-from builds.errors import AskError, CannotBuild, Unreachable
+from builds.errors import AskError, CannotBuild, RepositoryRefused, Unreachable
 from builds.removal import remove
 from builds.repository import Policy, Repository, canonical, is_commit
 
@@ -248,7 +248,10 @@ class Git:
                 f"{now.url} redirects to what is no repository: it is not there, or not without a credential."
             )
         target = canonical(base)
-        self.policy.check(target)
+        try:
+            self.policy.check(target)
+        except RepositoryRefused as error:
+            raise RepositoryRefused(f"{now.url} redirects to {target.url}, which is refused: {error}") from None
         self._permitted[url] = target
         self.moved.append(f"{now.clone_url} redirects to {target.clone_url}.")
         self._write()

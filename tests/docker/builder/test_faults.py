@@ -129,7 +129,7 @@ def test_a_registry_that_goes_away_before_the_push(path: str, builder: Builder, 
         attempt.until_step_says("begun")
         registry.stop()
         attempt.wait()
-    assert "could not be pushed to the registry" in ours(attempt)
+    assert "could not be pushed to " in ours(attempt)
     assert attempt.result.timings.push is not None
 
 

@@ -83,7 +83,7 @@ def test_a_daemon_that_freezes(tmp_path: Path, registry: Registry, host: GitHost
     daemon.stop()
     daemon.start()
     with System(
-        tmp_path, registry=registry, host=host, KILN_DOCKER_HOST=daemon.host, KILN_BUILD_TIMEOUT="8s"
+        tmp_path, registry=registry, host=host, KILN_DOCKER_HOST=daemon.host, KILN_BUILD_TIMEOUT="20s"
     ) as system:
         system.start("web")
         system.start("controller")
