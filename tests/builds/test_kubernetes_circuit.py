@@ -8,7 +8,7 @@ import pytest
 from kubernetes.client.configuration import Configuration
 
 from builds.engines.kubernetes.api import Api, Busy
-from builds.engines.kubernetes.circuit import SUSPICIOUS, Circuit
+from builds.engines.kubernetes.circuit import FAILURES, SUSPICIOUS, Circuit
 from tests.parts.proxy import Proxy
 
 
@@ -63,8 +63,9 @@ def test_a_try_whose_outcome_nobody_tells_is_not_the_last() -> None:
     assert one.passes()
 
 
-def test_after_a_failure_nobody_waits_for_long() -> None:
+def test_who_tries_again_does_not_wait_for_long() -> None:
     one = circuit(Clock())
+    fails(one, FAILURES - 1)
     assert one.patience(5) == 5
     fails(one, 1)
     assert (one.patience(5), one.patience(0.5)) == (SUSPICIOUS, 0.5)

@@ -2,7 +2,7 @@
 
 https://learn.microsoft.com/en-us/azure/architecture/patterns/circuit-breaker
 
-Not pybreaker, whose `call` holds a lock: one call at a time. Here calls are also shortened after a failure.
+Not pybreaker, whose `call` holds a lock: one call at a time. Here the call that tries again is also shortened.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FAILURES = 3
 REST = 2.0
 """Seconds for which it stays open; then one call tries whether it can be closed."""
 SUSPICIOUS = 2.0
-"""Seconds that a call may take after one has failed: who has waited for others has not much time left."""
+"""Seconds that the call may take which tries whether the circuit can be closed."""
 
 
 class Circuit:
@@ -48,7 +48,7 @@ class Circuit:
 
     def patience(self, seconds: float) -> float:
         """The seconds that a call may take, which takes `seconds` at most."""
-        return min(seconds, SUSPICIOUS) if self._failures else seconds
+        return min(seconds, SUSPICIOUS) if self._failures >= self._most else seconds
 
     def answered(self) -> None:
         with self._lock:

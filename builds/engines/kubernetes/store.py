@@ -70,7 +70,7 @@ them takes longer than it may."""
 TURN = 20.0
 """Seconds to wait for that. Git hosts wait ten for their answer, and do not ask again: what they have asked for is
 better written late than not."""
-PATIENCE = 3.0
+PATIENCE = 8.0
 """Seconds for which a write that met another one is tried again."""
 
 
