@@ -10,27 +10,25 @@ from __future__ import annotations
 import errno
 import gc
 import logging
-import selectors
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
-from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
 
 from builds.engines import EngineError
 from kiln import logs
-from kiln.arrival import Arrival
 from kiln.ops import Ops
 from kiln.settings import Settings
 
@@ -38,13 +36,6 @@ GRACE = 30
 """Seconds for requests under way after SIGTERM: the longest that is not a viewer waits 20 s for its turn to write."""
 STARTING = 10
 """Seconds in which all threads have to be there."""
-LARGEST_BODY = 26 << 20
-"""Bytes that are awaited before a thread has the request: more than GitHub sends. The application refuses the rest."""
-MOST_HELD = 96 << 20
-"""Bytes of requests that are not whole yet; beyond it the largest of them is dropped."""
-PIECE = 1 << 16
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # for the heartbeat: the root may be read-only, and disks block
 
 
@@ -68,35 +59,29 @@ class KilnLogger(Logger):  # type: ignore[misc]
 
 
 class _Connection(socket.socket):
-    """A connection whose requests are read by the one thread that accepts; `recv` gives what has arrived of one."""
+    """What is read from it has to be there by `deadline`, in seconds of the monotonic clock."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.arrived = Arrival(LARGEST_BODY)
+    deadline = float("inf")
 
-    def take(self) -> int:
-        """Reads what is there, in bytes. Raises BlockingIOError where that is nothing, OSError."""
-        data = super().recv(PIECE)
-        self.arrived.feed(data)
-        return len(data)
-
-    def recv(self, size: int, _flags: int = 0) -> bytes:
-        """Raises ConnectionResetError where more is wanted than has come: that is no news to gunicorn."""
-        data = self.arrived.read(size)
-        if not data and not self.arrived.closed:
-            raise ConnectionResetError(errno.ECONNRESET, "The rest does not come")
-        return data
-
-    def discard(self) -> bool:
-        """Whether there was something to throw away, or may be later. Raises OSError."""
-        return bool(super().recv(PIECE))
+    def recv(self, *args: Any) -> bytes:
+        """Raises ConnectionResetError past the deadline, as if the client had gone: that is no news to gunicorn."""
+        usual = self.gettimeout()
+        left = max(self.deadline - time.monotonic(), 0.001)  # 0 would be: do not wait, and say that differently
+        self.settimeout(left if usual is None else min(left, usual))
+        try:
+            return super().recv(*args)
+        except TimeoutError as error:
+            raise ConnectionResetError(errno.ECONNRESET, "The rest does not come") from error
+        finally:
+            self.settimeout(usual)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threads, none of which waits for a client that sends nothing.
+    """gunicorn's threads, none of which anybody can keep for ever.
 
-    gunicorn waits in a thread of the pool for the rest of a request, for who takes an answer, and for the client to
-    close. Here the thread that accepts reads requests, and hands on what is whole.
+    gunicorn waits without end for the rest of a request and for who takes an answer, so as many senders as there are
+    threads, each silent after a word, would be the end of web. And it waits for a client to close the connection in the
+    one thread that accepts all others.
     """
 
     patience = 30.0
@@ -107,12 +92,6 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     part of what a webhook takes, and a proxy in front of web has one after the other."""
     linger = 1.0
     """Seconds for the client to close after us, so that it reads the answer though not all of its body was read."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._arriving: dict[Any, float] = {}
-        self._leaving: dict[Any, float] = {}
-        self._held = 0
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """All threads are there from the start: it shows then whether they can be had, and there are never more.
@@ -125,144 +104,33 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             pool.submit(there.wait, STARTING)
         return cast("ThreadPoolExecutor", pool)
 
-    def accept(self, listener: Any) -> None:
-        try:
-            sock, client = listener.accept()
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
-                raise
-            return
-        self.nr_conns += 1
-        conn = TConn(self.cfg, _Connection(fileno=sock.detach()), client, listener.getsockname())
-        conn.data_ready = True
-        self._await(conn)
-        if self.nr_conns >= self.worker_connections and len(self._arriving) > 1:
-            self._drop(next(iter(self._arriving)))  # the oldest makes room, so that accepting never stops
-
-    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
-        self.poller.unregister(client)
-        self.keepalived_conns.remove(conn)
-        self._await(conn)
-
-    def _await(self, conn: Any) -> None:
-        """Until its request is whole, a connection is with the poller."""
-        conn.sock.setblocking(False)
-        self._arriving[conn] = time.monotonic() + self.patience
-        self._held += len(conn.sock.arrived)
-        self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._arrive(conn))
-        self._arrive(conn)
-
-    def _arrive(self, conn: Any) -> None:
-        arrived = conn.sock.arrived
-        try:
-            self._held += conn.sock.take()
-            if arrived.expects and not arrived.whole:
-                arrived.expects = False
-                conn.sock.send(CONTINUE)
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._drop(conn)
-            return
-        self._settle(conn)
-
-    def _settle(self, conn: Any) -> None:
-        """Hands on what is whole, ends what will never be."""
-        if conn.sock.arrived.whole:
-            self._forget(conn)
-            self.enqueue_req(conn)
-        elif conn.sock.arrived.closed:
-            self._drop(conn)
-        elif self._held > MOST_HELD:
-            self._drop(max(self._arriving, key=lambda each: len(each.sock.arrived)))
-
-    def _forget(self, conn: Any) -> None:
-        del self._arriving[conn]
-        self._held -= len(conn.sock.arrived)
-        self.poller.unregister(conn.sock)
-
-    def _drop(self, conn: Any) -> None:
-        self._forget(conn)
-        self.nr_conns -= 1
-        conn.close()
-
-    def murder_pending(self) -> None:
-        """Ends what took too long to arrive, and closes where the client does not (gunicorn calls it in its loop)."""
-        now = time.monotonic()
-        for conn in [conn for conn, until in self._arriving.items() if until < now]:
-            if len(conn.sock.arrived):
-                with suppress(OSError):
-                    conn.sock.send(TIMED_OUT)
-            self._drop(conn)
-        for conn in [conn for conn, until in self._leaving.items() if until < now]:
-            self._left(conn)
-
-    def _cap_keepalive(self, deadline: float) -> None:
-        """Nor is a first request awaited for long once the worker stops."""
-        super()._cap_keepalive(deadline)
-        for conn, until in self._arriving.items():
-            if not len(conn.sock.arrived):
-                self._arriving[conn] = min(until, deadline)
-
-    def finish_request(self, conn: Any, fs: Any) -> None:
-        if fs.cancelled() or fs.exception() or not fs.result() or conn.parser.unreader.buf.getvalue():
-            self._leave(conn)
-        elif len(conn.sock.arrived):
-            self._await(conn)
-        else:
-            super().finish_request(conn, fs)
-
-    def _leave(self, conn: Any) -> None:
-        """The client closes, or is not waited for; no thread waits with it."""
-        self._leaving[conn] = time.monotonic() + self.linger
-        try:
-            conn.sock.setblocking(False)
-            self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._discard(conn))
-            conn.sock.shutdown(socket.SHUT_WR)
-        except (OSError, ValueError):
-            self._left(conn)
-
-    def _discard(self, conn: Any) -> None:
-        try:
-            if conn.sock.discard():
-                return
-        except BlockingIOError:
-            return
-        except OSError:
-            pass
-        self._left(conn)
-
-    def _left(self, conn: Any) -> None:
-        del self._leaving[conn]
-        with suppress(OSError, KeyError, ValueError):
-            self.poller.unregister(conn.sock)
-        self.nr_conns -= 1
-        conn.close()
-
     def handle(self, conn: Any) -> Any:
-        kept = self._answer(conn)
-        while kept and self.alive and self._asks_again(conn):
-            kept = self._answer(conn)
+        if not isinstance(conn.sock, _Connection):
+            conn.sock = _Connection(fileno=conn.sock.detach())
+        kept = self._handle(conn)
+        while kept is True and self.alive and self._asks_again(conn):
+            kept = self._handle(conn)
         return kept
 
-    def _answer(self, conn: Any) -> bool:
-        """Whether the connection stays; then what arrived of the request is gone."""
-        kept = super().handle(conn) is True
-        if kept:
-            conn.sock.arrived.next()
+    def _handle(self, conn: Any) -> Any:
+        conn.sock.deadline = time.monotonic() + self.patience
+        kept = super().handle(conn)
+        if kept is False:
+            conn.sock.deadline = time.monotonic() + self.linger
+            util.close_graceful(conn.sock, self.linger)
+            conn.close = lambda graceful=False: None  # noqa: ARG005  # it is done
         return kept
 
     def _asks_again(self, conn: Any) -> bool:
-        """Whether the next request is there whole, soon; the poller waits for the others."""
-        until = time.monotonic() + self.soon
-        while not conn.sock.arrived.whole and (left := until - time.monotonic()) > 0:
-            conn.sock.settimeout(left)
-            try:
-                if not conn.sock.take():
-                    break
-            except OSError:
-                break
-        return bool(conn.sock.arrived.whole)
+        """Or has asked already, with the request before; or closes, which is for gunicorn to see."""
+        if conn.parser.unreader.buf.getvalue():
+            return True
+        conn.sock.deadline = time.monotonic() + self.soon
+        try:
+            conn.sock.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
+        return True
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.sock.settimeout(self.patience)

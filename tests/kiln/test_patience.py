@@ -115,9 +115,5 @@ def test_who_has_asked_has_an_answer_however_long_that_takes(port: int) -> None:
 
 
 def test_who_breaks_off_is_told_so(port: int) -> None:
-    words = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na"
-    assert answer(port, words).startswith(b"HTTP/1.1 408 ")
-    with socket.create_connection(("127.0.0.1", port), ENOUGH) as connection:
-        connection.sendall(words)
-        connection.shutdown(socket.SHUT_WR)
-        assert b"".join(iter(lambda: connection.recv(4096), b"")).endswith(b"\r\n1\n")
+    said = answer(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na")
+    assert said.endswith(b"\r\nbroken off\n")
