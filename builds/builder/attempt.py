@@ -183,7 +183,8 @@ class Attempt:
 
     def _fetch(self) -> None:
         request = self.spec.request
-        self.progress = tool.Progress(Stage.FETCH, time.monotonic(), registry=request.image.partition("/")[0])
+        registry = request.image.partition("/")[0]
+        self.progress = tool.Progress(Stage.FETCH, time.monotonic(), registry=registry, login=self._registry.login_file)
         self.log.phase = "fetch"
         self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")

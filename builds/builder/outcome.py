@@ -75,6 +75,8 @@ class Account(NamedTuple):
     """The image that the Dockerfile begins with."""
     registry: str = "the registry"
     """Where the image goes."""
+    login: str = ""
+    """The file with the credential for the registry."""
 
 
 class Evidence(NamedTuple):
@@ -147,7 +149,7 @@ ROWS: Sequence[Row] = (
     Row(
         lambda told, _: told.stage is Stage.PUSH and re.search(_DENIED, told.error),
         INFRASTRUCTURE,
-        "{registry} does not let the image be pushed. {words}",
+        "The registry {registry} does not accept the credential for it in {login}, or it may not push there. {words}",
     ),
     Row(
         lambda told, _: told.stage is Stage.PUSH,
@@ -242,6 +244,7 @@ def _fields(told: Account, seen: Evidence) -> dict[str, str]:
         "service": seen.service,
         "unreachable": told.unreachable,
         "registry": told.registry,
+        "login": told.login,
     }
 
 

@@ -160,9 +160,9 @@ class ToolLine(msgspec.Struct, frozen=True):
 class Progress:
     """What is known of a run so far. Times are seconds of one clock."""
 
-    def __init__(self, stage: Stage, began: float, *, registry: str = "the registry") -> None:
+    def __init__(self, stage: Stage, began: float, *, registry: str = "the registry", login: str = "") -> None:
         self.stage = stage
-        self.registry = registry
+        self.registry, self.login = registry, login
         self._since: dict[Stage, float] = {stage: began}
         self._ended: float | None = None
         self._reports = Reports()
@@ -219,6 +219,7 @@ class Progress:
             killed=killed or self._killed or interrupted,
             unreachable=self._unreachable,
             registry=self.registry,
+            login=self.login,
             base=next((found[1] for vertex in vertices if (found := _FROM.match(vertex.name))), ""),
         )
 
@@ -293,7 +294,8 @@ def push(built: str, image: str, env: Mapping[str, str], progress: Progress, log
                 said = clean(text) or said
                 log.say(text)
     if child.returncode:
-        told = Account(progress.stage, error=said, killed=child.returncode < 0, registry=progress.registry)
+        killed = child.returncode < 0
+        told = Account(progress.stage, error=said, killed=killed, registry=progress.registry, login=progress.login)
         raise failure(told, Evidence())
 
 

@@ -277,7 +277,7 @@ class Registry:
         if grant.scheme == "bearer":
             return f"Bearer {self._token(host, grant, login)}"
         if login is None:
-            raise Unauthorized(f"The registry {host} asks for a password, and {self._path} has none for it.")
+            raise Unauthorized(f"The registry {host} asks for a password, and {self.login_file} has none for it.")
         return _basic(login)
 
     def _token(self, host: str, grant: _Grant, login: Login | None) -> str:
@@ -314,7 +314,8 @@ class Registry:
         )
 
     @property
-    def _path(self) -> str:
+    def login_file(self) -> str:
+        """The path of the `config.json` that holds the credentials."""
         return str(self._config or docker_config.folder() / "config.json")
 
     def _expect(self, answer: requests.Response, image: str) -> None:
@@ -324,8 +325,9 @@ class Registry:
             return
         host, said = _host(image), _said(answer)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            where = self.login_file
             raise Unauthorized(
-                f"The registry {host} does not accept the credential for it in {self._path}, or not for {image}{said}"
+                f"The registry {host} does not accept the credential for it in {where}, or not for {image}{said}"
             )
         final = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSES
         raise (Refused if final else Unreachable)(f"The registry {host} answers with status {status}{said}")

@@ -140,7 +140,7 @@ def test_a_wrong_password(entry: str, path: str, builder: Builder, host: GitHost
         head = repository(host, path, tmp_path / "content", "echo begun")
         config = credentials(tmp_path, closed, "ada", canary) if entry == "wrong" else None
         attempt = builder.run(asked(host, path, head, closed), registry_config=config)
-    assert "does not let the image be pushed" in ours(attempt)
+    assert "does not accept the credential for it in " in ours(attempt)
     assert f"The registry {closed.host} " in attempt.text, "it is told before the build as well"
     assert canary not in attempt.everything
 
@@ -154,7 +154,7 @@ def test_a_password_that_is_changed_before_the_push(path: str, builder: Builder,
         attempt.until_step_says("begun")
         registry.let_in({"ada": "another"})
         attempt.wait()
-    assert "does not let the image be pushed" in ours(attempt)
+    assert "does not accept the credential for it in " in ours(attempt)
     assert canary not in attempt.everything
 
 
