@@ -52,7 +52,7 @@ def _receive(word: str) -> Response:
         raise Problem(403, "This Kiln has no secret for webhooks of this host.")
     headers = dict(request.headers)
     body = bodies.read(services().max_body)
-    dialect.verify(headers, body, secrets)
+    dialect.verify(headers, body, secrets, services().now())
     delivered = dialect.parse(headers, body)
     if isinstance(delivered, Ignored):
         return _nothing(delivered.reason)

@@ -48,10 +48,11 @@ class Dialect(Protocol):
     pushes: frozenset[str]
     """Event types that are its pushes, in every spelling that is in use."""
 
-    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
+    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes], now: datetime) -> None:
         """Raises SignatureError unless one of `secrets` signed these raw bytes; with no secrets it always does.
 
-        Raises DecodeError for headers that cannot be read.
+        Where the host signs the time of sending as well, `now` must be near it. Raises DecodeError for headers that
+        cannot be read.
         """
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:

@@ -9,12 +9,10 @@ https://github.com/cloudevents/spec/blob/main/cloudevents/adapters/github.md
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
-from urllib.parse import parse_qsl
 
 import msgspec
 from msgspec import Meta
@@ -22,8 +20,22 @@ from msgspec import Meta
 from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts.payload import (
+    Commit,
+    Hash,
+    Path,
+    Ref,
+    first_text,
+    header,
+    is_signed,
+    is_zero,
+    page_of,
+    paths_of,
+    payload_of,
+    text_at,
+)
 from eventing.http import event_of
-from eventing.wire import essence, load_json, lowered
+from eventing.wire import lowered
 
 MAX_COMMITS = 20
 """A push with as many commits as this may have more: then nobody knows all the paths."""
@@ -33,13 +45,12 @@ _IGNORED = {
     "create": "A new branch or tag comes as a push as well, and that one counts.",
     "delete": "A deleted branch or tag leaves nothing to build.",
 }
-_Path = tuple[str, ...]
-_TYPE_ENDS: Mapping[str, tuple[_Path, ...]] = {  # where it is not the payload's `action`
+_TYPE_ENDS: Mapping[str, tuple[Path, ...]] = {  # where it is not the payload's `action`
     "deployment": (),
     "deployment_status": (("deployment_status", "state"),),
     "membership": (("scope",), ("action",)),
 }
-_SUBJECTS: Mapping[str, _Path] = {  # of the events that somebody may want a build for
+_SUBJECTS: Mapping[str, Path] = {  # of the events that somebody may want a build for
     "deployment": ("deployment", "id"),
     "pull_request": ("number",),
     "push": ("ref",),
@@ -47,7 +58,7 @@ _SUBJECTS: Mapping[str, _Path] = {  # of the events that somebody may want a bui
     "workflow_dispatch": ("workflow",),
     "workflow_run": ("workflow", "name"),
 }
-_SOURCES: tuple[_Path, ...] = (  # the first that is there
+_SOURCES: tuple[Path, ...] = (  # the first that is there
     ("repository", "url"),
     ("organization", "url"),
     ("installation", "account", "url"),
@@ -59,33 +70,37 @@ class GitHub:
     word = "github"
     pushes = frozenset({"com.github.push", "dev.knative.source.github.push"})
 
-    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
+    def verify(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        secrets: Sequence[bytes],
+        now: datetime | None = None,  # noqa: ARG002 - GitHub signs no time
+    ) -> None:
         """By `X-Hub-Signature-256` alone: the older SHA-1 header is never looked at."""
         given = lowered(headers).get("x-hub-signature-256")
         if given is None:
             raise SignatureError("There is no X-Hub-Signature-256: give the webhook its secret.")
-        said = given.encode(errors="replace")  # as bytes: comparing texts fails for those beyond ASCII
-        signatures = [b"sha256=" + hmac.digest(secret, body, "sha256").hex().encode() for secret in secrets if secret]
-        if not any([hmac.compare_digest(said, signature) for signature in signatures]):  # noqa: C419 - all of them, always
+        if not is_signed(given, body, secrets, "sha256="):
             raise SignatureError("X-Hub-Signature-256 was not made with this webhook's secret.")
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
         """`id` is X-GitHub-Delivery, which a redelivery repeats; `source` is `repository.url`, or what stands for it in
         events that have no repository. Pushes and the events of `_SUBJECTS` have a `subject`."""
         named = lowered(headers)
-        event, delivery = _header(named, "X-GitHub-Event"), _header(named, "X-GitHub-Delivery")
+        event, delivery = header(named, "X-GitHub-Event"), header(named, "X-GitHub-Delivery")
         if not re.fullmatch(r"[a-z0-9_]{1,64}", event):
             raise DecodeError("X-GitHub-Event is no event's name.")
         if event in _IGNORED:
             return Ignored(_IGNORED[event])
-        payload = _payload(named, body)
+        payload = payload_of(named, body)
         made = event_of(
             {
                 "specversion": "1.0",
                 "id": delivery,
-                "source": next(filter(None, (_text(payload, path) for path in _SOURCES)), None),
+                "source": first_text(payload, _SOURCES),
                 "type": ".".join(["com.github", event, *_type_ends(event, payload)]),
-                "subject": _text(payload, _SUBJECTS[event]) if event in _SUBJECTS else None,
+                "subject": text_at(payload, _SUBJECTS[event]) if event in _SUBJECTS else None,
                 "datacontenttype": "application/json",
             },
             payload,
@@ -100,14 +115,14 @@ class GitHub:
             push = msgspec.convert(event.data, _Push)
         except msgspec.ValidationError as error:
             raise DecodeError(f"This is no push of GitHub's: {error}.") from None
-        deleted = push.deleted or _is_zero(push.after)
-        created = push.created or _is_zero(push.before)
+        deleted = push.deleted or is_zero(push.after)
+        created = push.created or is_zero(push.before)
         pushed_at = push.repository.pushed_at
         return PushFacts(
             repository=push.repository.clone_url,
             ref=push.ref,
             commit=None if deleted else push.commit,
-            before=None if _is_zero(push.before) else push.before,
+            before=None if is_zero(push.before) else push.before,
             created=created,
             deleted=deleted,
             forced=push.forced,
@@ -119,8 +134,7 @@ class GitHub:
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
         """As one that created the ref, because nothing is known of what was there before, nor of changed paths."""
-        page = repository.removesuffix(".git")
-        owner, _, name = "/".join(page.split("/")[3:]).rpartition("/")
+        page, owner, name = page_of(repository)
         data = {
             "ref": ref,
             "before": "0" * len(commit),
@@ -153,18 +167,6 @@ class GitHub:
         )
 
 
-_Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
-_Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z", max_length=1024)]  # git check-ref-format(1)
-_Paths = list[str]
-
-
-class _Commit(msgspec.Struct):
-    id: _Hash
-    added: _Paths | None = None
-    modified: _Paths | None = None
-    removed: _Paths | None = None
-
-
 class _Repository(msgspec.Struct):
     clone_url: str
     default_branch: str | None = None
@@ -175,15 +177,15 @@ class _Repository(msgspec.Struct):
 class _Push(msgspec.Struct):
     """The parts of a push payload that matter here."""
 
-    ref: _Ref
-    before: _Hash
-    after: _Hash
+    ref: Ref
+    before: Hash
+    after: Hash
     repository: _Repository
     created: bool = False
     deleted: bool = False
     forced: bool = False
-    head_commit: _Commit | None = None
-    commits: list[_Commit] = []
+    head_commit: Commit | None = None
+    commits: list[Commit] = []
 
     @property
     def commit(self) -> str | None:
@@ -194,60 +196,10 @@ class _Push(msgspec.Struct):
 
     @property
     def paths(self) -> tuple[str, ...] | None:
-        if not 0 < len(self.commits) < MAX_COMMITS:
-            return None
-        paths: set[str] = set()
-        for commit in self.commits:
-            for part in (commit.added, commit.modified, commit.removed):
-                if part is None:
-                    return None
-                paths.update(part)
-        return tuple(sorted(paths))
-
-
-def _is_zero(commit: str) -> bool:
-    """The hash that stands for "none"; its length depends on the repository's object format."""
-    return set(commit) == {"0"}
-
-
-def _header(named: Mapping[str, str], name: str) -> str:
-    value = named.get(name.lower())
-    if not value:
-        raise DecodeError(f"The header {name} is missing.")
-    return value
-
-
-def _payload(named: Mapping[str, str], body: bytes) -> dict[str, object]:
-    media_type = essence(_header(named, "Content-Type"))
-    if media_type == "application/x-www-form-urlencoded":
-        body = _form_payload(body)
-    elif media_type != "application/json":
-        raise DecodeError("Set the webhook's content type to application/json.")
-    payload = load_json(body)
-    if not isinstance(payload, dict):
-        raise DecodeError("The payload is not a JSON object.")
-    return payload
-
-
-def _form_payload(body: bytes) -> bytes:
-    try:
-        ((name, payload),) = parse_qsl(body.decode(), errors="strict", max_num_fields=1)
-    except ValueError:
-        raise DecodeError("This form does not hold one field in UTF-8.") from None
-    if name != "payload":
-        raise DecodeError("The field of this form is not called payload.")
-    return payload.encode()
+        return paths_of(self.commits) if 0 < len(self.commits) < MAX_COMMITS else None
 
 
 def _type_ends(event: str, payload: Mapping[str, object]) -> list[str]:
     """What follows the event's name in the type."""
-    ends = (_text(payload, path) for path in _TYPE_ENDS.get(event, (("action",),)))
+    ends = (text_at(payload, path) for path in _TYPE_ENDS.get(event, (("action",),)))
     return [end for end in ends if end]
-
-
-def _text(payload: Mapping[str, object], path: _Path) -> str | None:
-    """The string or integer at `path`, as text; `None` where there is none, or an empty one."""
-    value: object = payload
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None

@@ -421,4 +421,4 @@ def test_a_row_per_host() -> None:
         assert dialect.word == word
         assert dialect.pushes
         with pytest.raises(EventError):
-            dialect.verify({}, b"", [])
+            dialect.verify({}, b"", [], datetime.now(UTC))

@@ -1,0 +1,115 @@
+"""What the dialects of several hosts share: HMAC signatures, payloads as JSON or in a form, commits and refs.
+
+A helper belongs here when two hosts need it. What differs between hosts stays in the module of the host.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping, Sequence
+from typing import Annotated
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Meta
+
+from eventing.errors import DecodeError
+from eventing.wire import essence, load_json
+
+Path = tuple[str, ...]
+
+Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
+Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z", max_length=1024)]  # git check-ref-format(1)
+
+FORM = "application/x-www-form-urlencoded"
+
+
+class Commit(msgspec.Struct):
+    """A commit in a push: its hash and the files that it changed, `None` where the host does not list them."""
+
+    id: Hash
+    added: list[str] | None = None
+    modified: list[str] | None = None
+    removed: list[str] | None = None
+
+
+def is_zero(commit: str) -> bool:
+    """The hash that stands for "none"; its length depends on the repository's object format."""
+    return set(commit) == {"0"}
+
+
+def is_signed(given: str, body: bytes, secrets: Sequence[bytes], prefix: str = "") -> bool:
+    """Whether `given` is `prefix` and the hexadecimal HMAC-SHA256 of `body` with one of `secrets`.
+
+    Takes the same time whichever secret it was. An empty secret signs nothing.
+    """
+    said = given.encode(errors="replace")  # as bytes: comparing texts fails for those beyond ASCII
+    signatures = [f"{prefix}{hmac.digest(secret, body, 'sha256').hex()}".encode() for secret in secrets if secret]
+    return any([hmac.compare_digest(said, signature) for signature in signatures])  # noqa: C419 - all of them, always
+
+
+def header(named: Mapping[str, str], name: str) -> str:
+    """The value of a header; `named` by lower-case name. Raises DecodeError where it is missing or empty."""
+    value = named.get(name.lower())
+    if not value:
+        raise DecodeError(f"The header {name} is missing.")
+    return value
+
+
+def json_text(named: Mapping[str, str], body: bytes) -> bytes:
+    """The JSON of a delivery: its body, or the field `payload` of a form. Raises DecodeError."""
+    media_type = essence(header(named, "Content-Type"))
+    if media_type == FORM:
+        return _form_payload(body)
+    if media_type != "application/json":
+        raise DecodeError("Set the webhook's content type to application/json.")
+    return body
+
+
+def payload_of(named: Mapping[str, str], body: bytes) -> dict[str, object]:
+    """Raises DecodeError."""
+    payload = load_json(json_text(named, body))
+    if not isinstance(payload, dict):
+        raise DecodeError("The payload is not a JSON object.")
+    return payload
+
+
+def text_at(payload: Mapping[str, object], path: Path) -> str | None:
+    """The string or integer at `path`, as text; `None` where there is none, or an empty one."""
+    value: object = payload
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) and value != "" else None
+
+
+def first_text(payload: Mapping[str, object], paths: Sequence[Path]) -> str | None:
+    """`text_at` the first of the paths where there is one."""
+    return next(filter(None, (text_at(payload, path) for path in paths)), None)
+
+
+def paths_of(commits: Sequence[Commit]) -> tuple[str, ...] | None:
+    """The files that the commits changed, sorted; `None` where one of them does not list its own."""
+    paths: set[str] = set()
+    for commit in commits:
+        for part in (commit.added, commit.modified, commit.removed):
+            if part is None:
+                return None
+            paths.update(part)
+    return tuple(sorted(paths))
+
+
+def page_of(repository: str) -> tuple[str, str, str]:
+    """The page, the owner (with all groups), and the name of a repository, by the URL to clone it from."""
+    page = repository.removesuffix(".git")
+    owner, _, name = "/".join(page.split("/")[3:]).rpartition("/")
+    return page, owner, name
+
+
+def _form_payload(body: bytes) -> bytes:
+    try:
+        ((name, payload),) = parse_qsl(body.decode(), errors="strict", max_num_fields=1)
+    except ValueError:
+        raise DecodeError("This form does not hold one field in UTF-8.") from None
+    if name != "payload":
+        raise DecodeError("The field of this form is not called payload.")
+    return payload.encode()
