@@ -19,7 +19,7 @@ from builds.repository import Repository, canonical
 from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
 from eventing.event import Event
-from eventing.hosts import DIALECTS, Ignored
+from eventing.hosts import DIALECTS, Ignored, word_of
 from eventing.http import decode
 from kiln import saved, wiring
 from kiln.errors import KilnError
@@ -30,9 +30,6 @@ Say = Callable[[str], object]
 
 UNKNOWN = "0" * 40
 """Stands for a commit that only a look-up would tell."""
-
-_MARKS = {"x-github-event": "github"}
-"""Headers by which a webhook is known when nobody says which route it came by."""
 
 
 def check(environ: Mapping[str, str], event: bytes | None, say: Say) -> int:
@@ -75,7 +72,7 @@ def _describe(kiln: Kiln, say: Say) -> None:
 
 def _dry_run(kiln: Kiln, content: bytes, say: Say) -> None:
     request = saved.parse(content)
-    word = next((word for mark, word in _MARKS.items() if mark in request.headers), None)
+    word = word_of(request.headers)
     events = decode(request.headers, request.body) if word is None else _delivered(word, request, say)
     intake = wiring.intake(kiln, _Nobody())
     for event in events:

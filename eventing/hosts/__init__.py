@@ -8,12 +8,17 @@ from eventing.event import Event
 from eventing.hosts.dialect import Dialect, Ignored, PushFacts
 from eventing.hosts.github import GitHub
 
-__all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "push_of", "pushed"]
+__all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "push_of", "pushed", "word_of"]
 
 DIALECTS: Mapping[str, Dialect] = {dialect.word: dialect for dialect in (GitHub(),)}
-"""By the word in the route."""
+"""By the word in the route. A host that sends another's headers as well stands before that one."""
 USUAL = "github"
 """The dialect in which a push is told of where the host's own is not known here."""
+
+
+def word_of(headers: Mapping[str, str]) -> str | None:
+    """Whose delivery has these headers, by lower-case name; `None` where they are no known host's."""
+    return next((word for word, dialect in DIALECTS.items() if dialect.own_header in headers), None)
 
 
 def push_of(event: Event) -> PushFacts | None:

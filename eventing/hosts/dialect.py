@@ -45,6 +45,8 @@ class Dialect(Protocol):
 
     word: str
     """In the route: `/webhooks/<word>`."""
+    own_header: str
+    """Name, in lower case, of a header that tells its deliveries from those of the hosts after it in `DIALECTS`."""
     pushes: frozenset[str]
     """Event types that are its pushes, in every spelling that is in use."""
 
@@ -53,6 +55,15 @@ class Dialect(Protocol):
 
         Where the host signs the time of sending as well, `now` must be near it. Raises DecodeError for headers that
         cannot be read.
+        """
+
+    def signed(self, headers: Mapping[str, str], body: bytes, secret: bytes, now: datetime) -> dict[str, str]:
+        """The headers, by lower-case name, with a signature by `secret` that `verify` accepts in place of any other."""
+
+    def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
+        """The headers, without a signature, of a delivery of which only the payload was kept.
+
+        `delivery` stands for the id that the host gave it. Raises DecodeError where the payload shows no known event.
         """
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:

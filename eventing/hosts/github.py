@@ -32,6 +32,7 @@ from eventing.hosts.payload import (
     page_of,
     paths_of,
     payload_of,
+    signature,
     text_at,
 )
 from eventing.http import event_of
@@ -58,6 +59,19 @@ _SUBJECTS: Mapping[str, Path] = {  # of the events that somebody may want a buil
     "workflow_dispatch": ("workflow",),
     "workflow_run": ("workflow", "name"),
 }
+_SHOWN_BY: Sequence[tuple[str, frozenset[str]]] = (  # the first event of whose members the payload has all
+    ("push", frozenset({"ref", "before", "after"})),
+    ("ping", frozenset({"zen"})),
+    ("create", frozenset({"ref_type", "master_branch"})),
+    ("delete", frozenset({"ref_type"})),
+    ("repository_dispatch", frozenset({"client_payload"})),
+    ("workflow_dispatch", frozenset({"workflow", "inputs"})),
+    ("workflow_run", frozenset({"workflow_run"})),
+    ("deployment_status", frozenset({"deployment_status"})),
+    ("deployment", frozenset({"deployment"})),
+    ("release", frozenset({"release"})),
+    ("pull_request", frozenset({"pull_request", "number"})),
+)
 _SOURCES: tuple[Path, ...] = (  # the first that is there
     ("repository", "url"),
     ("organization", "url"),
@@ -68,6 +82,7 @@ _SOURCES: tuple[Path, ...] = (  # the first that is there
 
 class GitHub:
     word = "github"
+    own_header = "x-github-event"
     pushes = frozenset({"com.github.push", "dev.knative.source.github.push"})
 
     def verify(
@@ -83,6 +98,21 @@ class GitHub:
             raise SignatureError("There is no X-Hub-Signature-256: give the webhook its secret.")
         if not is_signed(given, body, secrets, "sha256="):
             raise SignatureError("X-Hub-Signature-256 was not made with this webhook's secret.")
+
+    def signed(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        secret: bytes,
+        now: datetime,  # noqa: ARG002 - GitHub signs no time
+    ) -> dict[str, str]:
+        return {**lowered(headers), "x-hub-signature-256": signature(body, secret, "sha256=")}
+
+    def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
+        event = next((event for event, members in _SHOWN_BY if members <= payload.keys()), None)
+        if event is None:
+            raise DecodeError("The payload does not show which event it is: the header X-GitHub-Event must say so.")
+        return {"content-type": "application/json", "x-github-event": event, "x-github-delivery": delivery}
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
         """`id` is X-GitHub-Delivery, which a redelivery repeats; `source` is `repository.url`, or what stands for it in

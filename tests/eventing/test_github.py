@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from eventing.errors import DecodeError, EventError, SignatureError
 from eventing.event import Event
-from eventing.hosts import DIALECTS, Ignored, PushFacts, push_of
+from eventing.hosts import DIALECTS, Ignored, PushFacts, push_of, word_of
 from eventing.http import decode, encode
 from tests.eventing.events import events, json_values
 from tests.parts.published import published
@@ -27,6 +27,7 @@ SAMPLES = Path(__file__).parent / "samples" / "github"
 DELIVERY = "72d3162e-cc78-11e3-81ab-4c9367dc0958"
 SECRET = b"It's a Secret to Everybody"
 
+NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 OLD = "0b19f9d6f2ba0d5cc2d4b4f6f4d4b0bb2ba9d6a9"
 WEEK_3, TYPO = (commit["id"] for commit in json.loads((SAMPLES / "push.json").read_text())["commits"])
 
@@ -414,6 +415,33 @@ class TestPublished:
         push = push_of(Event(id="1", source="/", type="com.github.push", data=payload))
         assert push is not None
         assert (push.deleted, push.commit) == (True, None)
+
+
+class TestPayloadAlone:
+    """A delivery of which only the payload was kept."""
+
+    @pytest.mark.parametrize(
+        ("name", "event"), [("push", "push"), ("push-tag", "push"), ("ping", "ping"), ("release", "release")]
+    )
+    def test_its_headers_say_what_it_is(self, name: str, event: str) -> None:
+        body = (SAMPLES / f"{name}.json").read_bytes()
+        made = GITHUB.headers_for(json.loads(body), DELIVERY)
+        assert made["x-github-event"] == event
+        assert word_of(made) == "github"
+        assert GITHUB.parse(made, body) == GITHUB.parse(headers(event), body)
+
+    def test_what_shows_no_event_is_refused(self) -> None:
+        with pytest.raises(DecodeError, match="X-GitHub-Event"):
+            GITHUB.headers_for({"action": "created"}, DELIVERY)
+
+
+def test_every_host_accepts_what_is_signed_as_it_signs() -> None:
+    for dialect in DIALECTS.values():
+        headers = dialect.signed({"X-Hub-Signature-256": "stale", "X-Kept": "1"}, b"{}", SECRET, NOW)
+        assert headers["x-kept"] == "1"
+        dialect.verify(headers, b"{}", [SECRET], NOW)
+        with pytest.raises(SignatureError):
+            dialect.verify(headers, b"[]", [SECRET], NOW)
 
 
 def test_a_row_per_host() -> None:
