@@ -239,7 +239,11 @@ class Intake:
             subdir=subdir,
             build_args=build_args,
             image=image,
-            tags=_tags([text(tag) for tag in wanted.tags], own=tag_for(commit, subdir, build_args)),
+            tags=_tags(
+                [text(tag) for tag in wanted.tags],
+                own=tag_for(commit, subdir, build_args),
+                templated=wanted.trigger is not None,
+            ),
         )
 
 
@@ -268,11 +272,16 @@ def _check_given(wanted: Wanted) -> None:
         )
 
 
-def _tags(tags: Sequence[str], *, own: str) -> tuple[str, ...]:
-    """As they can be set, without the tag that the image has anyway."""
+def _tags(tags: Sequence[str], *, own: str, templated: bool) -> tuple[str, ...]:
+    """As they can be set, without the tag that the image has anyway.
+
+    A template that fills in a ref with the name of a commit makes a reserved tag: it gets a `_` in front.
+    """
     if len(tags) > MAX_TAGS:
         raise Malformed(f"There are more than {MAX_TAGS} tags.")
     legal = tuple(dict.fromkeys(tag for tag in map(legal_tag, tags) if tag != own))
+    if templated:
+        legal = tuple(f"_{tag}" if is_reserved(tag) else tag for tag in legal)
     if any(map(is_reserved, legal)):
         raise Malformed("A tag that looks like a commit is for the image of that commit alone.")
     return legal

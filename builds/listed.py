@@ -23,6 +23,7 @@ from builds.errors import Malformed
 from builds.repository import Refs, Repository, checked_ref, short_name
 from eventing.event import Event
 from eventing.hosts import pushed
+from eventing.http import attribute_text
 
 change = msgspec.structs.replace
 
@@ -60,7 +61,7 @@ def pushes(url: str, repository: Repository, refs: Refs) -> Iterator[Ref]:
             commit = refs.commits[name]
             push = pushed(
                 repository.kind,
-                id=f"{SYNC}:{name}:{commit}",
+                id=attribute_text(f"{SYNC}:{name}:{commit}"),
                 repository=clone_url,
                 ref=name,
                 commit=commit,

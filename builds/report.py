@@ -16,6 +16,7 @@ from builds.build import Attempt, Build, Cause, Delivery, DeliveryState, Reason,
 from builds.image import tag_for
 from builds.triggers import BuildRequestBody
 from eventing.event import Event, Scalar
+from eventing.http import attribute_text
 
 SCHEMAS = "https://kiln.dev/schemas/"
 """Where the shipped schemas are, as identifiers: `build.v1.json` and `request.v1.json`."""
@@ -137,9 +138,10 @@ def event(
     data = _plain(_view(build, base, tail=True))
     reasons = (tried.reason for tried in build.status.attempts if tried.number == attempt)
     traces = (asker.traceparent for asker in ((cause,) if cause else build.causes))
+    ref = cause.ref if cause else data["ref"]
     extensions: dict[str, Scalar | None] = {
         "repository": build.request.repository,
-        "ref": cause.ref if cause else data["ref"],
+        "ref": ref and attribute_text(ref),
         "commit": build.request.commit,
         "image": data["image"]["reference"],
         "reason": data["reason"] or next(reasons, None),

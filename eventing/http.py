@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Literal
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import msgspec
 from cloudevents.core.bindings.http import to_binary_event
@@ -114,6 +114,14 @@ def event_of(attributes: Mapping[str, object], data: object = None) -> Event:
     extensions = {name: value for name, value in present.items() if name not in context and name != "specversion"}
     _check_references(context)
     return Event(**context, time=time, extensions=extensions, data=data)  # type: ignore[arg-type]
+
+
+def attribute_text(text: str) -> str:
+    """A text as an attribute can hold it: characters that CloudEvents does not allow in strings are percent-encoded.
+
+    Git allows most of them in a ref.
+    """
+    return _FORBIDDEN.sub(lambda found: quote(found[0], errors="replace"), text)
 
 
 def wire_text(value: object) -> str:

@@ -16,7 +16,7 @@ from flask import Blueprint, Response, request
 
 from builds.build import Kind
 from builds.engines import Ask, EngineError
-from builds.errors import AskError, Forbidden
+from builds.errors import AskError, Forbidden, Malformed
 from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
 from eventing.event import Event
@@ -79,7 +79,7 @@ def _collected(refusals: list[str]) -> Iterator[None]:
     try:
         yield
     except AskError as error:
-        if error.status not in REFUSED:
+        if error.status not in REFUSED and not isinstance(error, Malformed):  # the host takes names that Kiln does not
             raise
         refusals.append(str(error))
 

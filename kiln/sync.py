@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from builds.builder.log import clean
 from builds.engines import Ask, EngineError
 from builds.errors import AskError, RepositoryError
 from builds.listed import Listed
@@ -82,4 +83,5 @@ def _tell(listed: Listed, looked: Looked, say: Say, complain: Say, *, dry: bool)
 
 
 def _line(ask: Ask) -> str:
-    return " ".join(filter(None, (ask.name, ask.cause.ref, ask.request.commit[:12], ask.request.subdir)))
+    """For a terminal, which a name could give orders to."""
+    return clean(" ".join(filter(None, (ask.name, ask.cause.ref, ask.request.commit[:12], ask.request.subdir))))

@@ -35,7 +35,7 @@ from eventing.hosts.payload import (
     signature,
     text_at,
 )
-from eventing.http import event_of
+from eventing.http import attribute_text, event_of
 from eventing.wire import lowered
 
 MAX_COMMITS = 20
@@ -124,13 +124,14 @@ class GitHub:
         if event in _IGNORED:
             return Ignored(_IGNORED[event])
         payload = payload_of(named, body)
+        subject = text_at(payload, _SUBJECTS.get(event, ()))
         made = event_of(
             {
                 "specversion": "1.0",
                 "id": delivery,
                 "source": first_text(payload, _SOURCES),
                 "type": ".".join(["com.github", event, *_type_ends(event, payload)]),
-                "subject": text_at(payload, _SUBJECTS[event]) if event in _SUBJECTS else None,
+                "subject": subject and attribute_text(subject),
                 "datacontenttype": "application/json",
             },
             payload,
@@ -190,7 +191,7 @@ class GitHub:
                 "id": id,
                 "source": page,
                 "type": "com.github.push",
-                "subject": ref,
+                "subject": attribute_text(ref),
                 "datacontenttype": "application/json",
             },
             data,

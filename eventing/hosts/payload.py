@@ -19,7 +19,7 @@ from eventing.wire import essence, load_json
 Path = tuple[str, ...]
 
 Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
-Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z", max_length=1024)]  # git check-ref-format(1)
+Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z")]  # git check-ref-format(1)
 
 FORM = "application/x-www-form-urlencoded"
 

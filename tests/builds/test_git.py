@@ -69,6 +69,13 @@ def test_refs_are_exact_and_tags_are_peeled(
     assert Resolver(policy).resolve(canonical(host.url("ada/page")), ref) == Resolved(full, head)
 
 
+def test_a_default_branch_that_no_text_can_name(host: GitHost, policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / "page").touch()
+    head, bare = host.create("ada/latin", tmp_path), host.bare("ada/latin")
+    git("branch", "-m", "main", "ma\udceen", cwd=bare)
+    assert Resolver(policy).resolve(canonical(host.url("ada/latin")), None) == Resolved(None, head)
+
+
 def test_all_branches_and_tags(host: GitHost, policy: Policy, tmp_path: Path) -> None:
     """Tags peeled; nothing else, whatever its name ends in."""
     (tmp_path / "page").touch()
@@ -249,7 +256,7 @@ def test_a_host_with_more_refs_than_anybody_reads(
         Resolver(policy).resolve(canonical(host.url("ada/page")), "main")
 
 
-@pytest.mark.parametrize("name", ["refs/heads/\x1b[31m", f"refs/heads/{'a' * 300}", "--upload-pack=x", "main"])
+@pytest.mark.parametrize("name", ["refs/heads/\x1b[31m", f"refs/heads/{'a' * 2000}", "--upload-pack=x", "main"])
 def test_a_host_that_lies_about_its_head(name: str) -> None:
     """git passes on whatever it is told by protocol version 2."""
     told = _packet(b"1" * 40 + f" HEAD symref-target:{name}\n".encode()) + b"0000"

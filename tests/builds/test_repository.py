@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import subprocess
 from contextlib import suppress
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from builds.errors import Malformed, RepositoryError, RepositoryRefused, RuleError
@@ -420,9 +421,31 @@ def test_globs_take_no_longer_than_the_text_is_long() -> None:
 # Refs, commits, folders
 
 
-@pytest.mark.parametrize("ref", ["main", "feature/x", "v1.0", "refs/heads/main", "refs/pull/1/head", "ü", "a@b", "+x"])
+REFS = ["main", "feature/x", "v1.0", "refs/heads/main", "refs/pull/1/head", "ü", "a@b", "+x", "a#b", "a%b", "it's", '"']
+REFS += ["refs/stash", "refs/heads/@", "refs/heads/-x", "a\u200cb", "a\u00a0b", "\U0001f680", "\u202eab", "a\x85"]
+REFS += ["refs/heads/" + "a" * 250, "refs/heads/" + "\U0001f680" * 250, "\ufffe", "a\u2028b", "x" * 1024]
+
+
+@pytest.mark.parametrize("ref", REFS, ids=ascii)
 def test_refs(ref: str) -> None:
     assert checked_ref(ref) == ref
+
+
+@given(st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text))
+@settings(max_examples=50)
+def test_a_ref_is_what_git_takes(text: str) -> None:
+    """As git-check-ref-format(1) says it of the full name."""
+    ref = f"refs/heads/{text}"
+    with suppress(UnicodeEncodeError):
+        taken = subprocess.run(["git", "check-ref-format", ref], check=False).returncode == 0
+        assert taken == _is_ref(ref)
+
+
+def _is_ref(text: str) -> bool:
+    try:
+        return checked_ref(text) == text
+    except Malformed:
+        return False
 
 
 BAD_REFS = ["", "-x", "--upload-pack=x", "a\nb", "a b", "a..b", "a~1", "a^", "a:b", "a?", "a*", "a[", "a\\b", "a@{1}"]
@@ -436,12 +459,11 @@ BAD_REFS += [
     "a/",
     "/a",
     "a//b",
-    "refs/heads",
     "a\x00",
     "a\x7f",
-    "a" * 256,
+    "a" * 1025,
 ]
-BAD_REFS += ["\ud800", "a\u2028", "refs/"]
+BAD_REFS += ["\ud800", "refs/", "refs//x", "\U0001f680" * 257]
 
 
 @pytest.mark.parametrize("ref", BAD_REFS, ids=ascii)

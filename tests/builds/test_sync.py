@@ -22,6 +22,7 @@ from builds.sync import Looked, Sync
 from builds.triggers import DEFAULT, BuildTemplate, PushRule, TriggerRule, load
 from tests.builds.making import AT, ask, ended, engine_in, replace
 from tests.parts.githost import GitHost, commit, git
+from tests.parts.refnames import NAMES
 
 MAIN = "refs/heads/main"
 RULE = TriggerRule(
@@ -108,6 +109,15 @@ def test_the_default_branch_is_asked_for_once(house: House) -> None:
         looked = house.look(again)
         assert (looked.asked, looked.comparison.known, looked.complete) == ((), 1, True)
     assert house.engine.get(build.name) == build
+
+
+def test_every_name_that_git_takes(house: House) -> None:
+    """But for those that are not UTF-8: nothing here could say them."""
+    head = house.commit()
+    for name in (*NAMES, "latin-1-\udce9"):
+        git("update-ref", f"refs/heads/{name}", head, cwd=house.bare)
+    (build,) = house.asked(house.sync([TriggerRule(name="all")]))
+    assert {cause.ref for cause in build.causes} == {f"refs/heads/{name}" for name in NAMES}
 
 
 def test_each_selected_ref_asks_for_its_tags(house: House) -> None:

@@ -256,7 +256,7 @@ class TestEvents:
             ("repository.pushed_at", -1), ("repository.pushed_at", 10**12),
             ("repository.pushed_at", "2026-09-14T10:00:00"),
             ("ref", None), ("ref", []), ("ref", "main"), ("ref", "refs/"), ("ref", "refs/heads/a b"),
-            ("ref", "refs/heads/a\n"), ("ref", "refs/heads/" + "a" * 1024), ("ref", "refs/heads/\x85"),
+            ("ref", "refs/heads/a\n"),
             ("ref", "--upload-pack=x"), ("before", None), ("before", "abc"), ("before", 0), ("after", "z" * 40),
             ("after", "A" * 40), ("after", "a" * 40 + "\n"), ("created", "no"), ("deleted", 0), ("forced", None),
             ("head_commit", []), ("head_commit", "x"), ("head_commit.id", None), ("head_commit.id", "main"),

@@ -230,7 +230,7 @@ class Git:
         command = ("ls-remote", "--symref", "--", url, *patterns)
         output = self.reach(url, lambda: self.run(*command, deadline=deadline, most=MAX_REFS), deadline)
         told = {}
-        for line in output.decode(errors="replace").splitlines():
+        for line in output.decode(errors="surrogateescape").split("\n"):  # a name may hold any other line end
             value, _, name = line.partition("\t")
             if value.startswith("ref: ") and name == "HEAD":
                 told["HEAD:"] = value.removeprefix("ref: ")

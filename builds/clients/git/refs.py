@@ -110,7 +110,12 @@ def _names(ref: str) -> list[str]:
 
 
 def _branch(name: str | None) -> str | None:
-    """What a host says that its HEAD is: git believes anything. Raises CannotBuild."""
+    """What a host says that its HEAD is: git believes anything. `None` where it cannot be said in UTF-8.
+
+    Raises CannotBuild.
+    """
+    if name and any("\ud800" <= character <= "\udfff" for character in name):
+        return None
     try:
         if name is None or checked_ref(name).startswith("refs/"):
             return name

@@ -1,0 +1,41 @@
+"""Names that git takes for a branch, and people or their tools give."""
+
+from __future__ import annotations
+
+NAMES = (
+    "main",
+    "feature/a-b",
+    "it's",
+    "a@b",
+    "issue#5",
+    "50%",
+    "100%25",
+    "a+b",
+    '"quoted"',
+    "a&b=c;d",
+    "$(id)",
+    "{ref}",
+    "<b>",
+    "caf\u00e9",
+    "cafe\u0301",
+    "\u212bngstr\u00f6m",
+    "\u65e5\u672c\u8a9e",
+    "\U0001f680",
+    "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+    "no\u00a0break",
+    "\u202eevil",
+    "line\u2028end",
+    "c1\x85\x9b31m",
+    "\ufeffbom",
+    "\ufffe",
+    "-x",
+    "HEAD",
+    "Main",
+    "refs/heads/main",
+    "a" * 250,
+    "\U0001f680" * 62,
+    f"{'deep/' * 180}x",
+    "89abcdef0123456789abcdef0123456789abcdef",
+    "0123abc",
+)
+"""Those that begin with `-`, are called `HEAD`, `refs/…` or as a commit is, are themselves only by their full name."""
