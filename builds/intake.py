@@ -201,7 +201,7 @@ class Intake:
     def _where(
         self, repository: Repository, wanted: Wanted, by: str | None, *, credentials: bool
     ) -> tuple[str | None, str]:
-        ref = None if wanted.ref is None or wanted.ref == "HEAD" else checked_ref(wanted.ref)
+        ref = None if wanted.ref is None else checked_ref(wanted.ref)
         commit = None if wanted.commit is None else commit_id(wanted.commit)
         if ref is not None and is_commit(ref):
             if commit is not None and commit != commit_id(ref):
@@ -214,7 +214,7 @@ class Intake:
         self._options(wanted, repository, "refs/heads/main", "0" * 40)
         resolver = self._entitled if credentials else self._resolver
         with self._lookups.place(by):
-            found = resolver.resolve(repository, None if known else ref)
+            found = resolver.resolve(repository, None if known or ref == "HEAD" else ref)
         if known:
             return ref, known
         return found.ref, commit or found.commit

@@ -437,9 +437,11 @@ class Policy:
             )
 
     def check_endpoint(self, place: Repository) -> None:
-        """Whether a repository may name this scheme, host and port as its LFS server: a URL that is allowed could be
-        there. Raises RepositoryRefused."""
+        """Whether a repository may name this as its LFS server: it is not a banned repository's, and a URL that is
+        allowed could be at this scheme, host and port. Raises RepositoryRefused."""
         self.check_host(place)
+        if any(forbids(pattern, place.url) for pattern in self.banned):
+            raise RepositoryRefused(f"{place.url} is banned here.")
         if not any(_could_begin(pattern, _origin(place)) for pattern in self.allowed):
             raise RepositoryRefused(
                 f"{_origin(place)} is not among the hosts of the repositories that are allowed here."

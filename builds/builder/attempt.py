@@ -203,7 +203,6 @@ class Attempt:
         built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
         env = {**self._git.environment, **self._docker}
         command = tool.command(spec.request, built, labels, self.folder, _outside(env), push=not spec.private)
-        self._git.check_addresses()
         self._tagging = True
         self._git.trouble()  # what was told, or overcome, before
         try:

@@ -112,7 +112,7 @@ class Lfs:
         git.lfs.mkdir()
         script = SMUDGE.format(store=shlex.quote(str(git.lfs)), most=MAX_POINTER)
         (git.lfs / "smudge").write_text(script)
-        self._session = requests.Session()
+        self._session = _Session()
         self._session.trust_env = False  # no proxy, no netrc but what is given here
         self._session.proxies = dict.fromkeys(("http", "https"), git.guard.proxy(ANYTHING))
         self._session.verify = os.environ.get(TRUST) or ssl.get_default_verify_paths().cafile or True
@@ -198,7 +198,8 @@ class Lfs:
             return f"{url}/info/lfs" if url.endswith(".git") else f"{url}.git/info/lfs"
         parts = urlsplit(named)
         try:
-            place = canonical(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/-/-")
+            path = parts.path.strip("/").removesuffix("info/lfs").rstrip("/")
+            place = canonical(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{path or '-/-'}")
             if place.scheme not in ("http", "https"):
                 raise RepositoryRefused("only http and https are used.")
             self._git.policy.check_endpoint(place)
@@ -206,11 +207,11 @@ class Lfs:
             raise RepositoryRefused(
                 f"The LFS server {_shown(named)}, which .lfsconfig names, is refused: {error}"
             ) from None
-        return f"{place.url.removesuffix('-/-')}{parts.path.strip('/')}"
+        return f"{place.url.removesuffix(place.path)}{parts.path.strip('/')}"
 
     def _configured(self, bare: Path, commit: str) -> str:
         try:
-            listed = self._git.run("config", "--blob", f"{commit}:.lfsconfig", "--list", "-z", at=bare)
+            listed = self._git.run("config", "--no-includes", "--blob", f"{commit}:.lfsconfig", "--list", "-z", at=bare)
         except AskError:  # there is none, or none that can be read
             return ""
         entries = [entry.partition("\n") for entry in listed.decode(errors="replace").split("\0")]
@@ -225,7 +226,7 @@ class Lfs:
         fields = {"Accept": MEDIA_TYPE, "Content-Type": MEDIA_TYPE}
         with suppress(RepositoryError):
             if authorization := self._git.authorization(canonical(endpoint.removesuffix(".git/info/lfs"))):
-                fields["Authorization"] = authorization
+                fields["Authorization"] = self._session.stored = authorization
         with self._asked("POST", f"{endpoint}/objects/batch", fields, msgspec.json.encode(body)) as answer:
             _check(answer, _shown(endpoint))
             content = b"".join(_up_to(answer, MAX_ANSWER))
@@ -266,6 +267,17 @@ class Lfs:
 
     def _named(self, error: AskError | None, url: str) -> AskError | None:
         return error and type(error)(f"An LFS request to {_shown(url)} was not made: {error}")
+
+
+class _Session(requests.Session):
+    """Sends `stored`, an `Authorization` of ours, to no URL of a redirect: by itself it would to any on one host."""
+
+    stored: str | None = None
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        super().rebuild_auth(prepared_request, response)  # type: ignore[no-untyped-call]
+        if prepared_request.headers.get("Authorization") == self.stored:
+            prepared_request.headers.pop("Authorization", None)
 
 
 def _unreachable(url: str, error: Exception) -> AskError:

@@ -120,8 +120,11 @@ class Source:
                 yield Submodule(path, known["url"], target)
 
     def _settings(self, bare: Path, commit: str) -> Iterator[tuple[str, str, str]]:
-        """Name, variable and value of each setting in `.gitmodules`, read as git reads it."""
-        output = self._git.run("config", "--blob", f"{commit}:.gitmodules", "--list", "-z", at=bare)
+        """Name, variable and value of each setting in `.gitmodules`, read as git reads it.
+
+        git includes no other file there, but with `--blob` it would: whatever file of this machine is named.
+        """
+        output = self._git.run("config", "--no-includes", "--blob", f"{commit}:.gitmodules", "--list", "-z", at=bare)
         for setting in output.decode(errors="surrogateescape").split("\0"):
             key, _, value = setting.partition("\n")
             named = re.fullmatch(r"submodule\.(.+)\.([^.]+)", key, re.DOTALL)

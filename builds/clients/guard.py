@@ -5,9 +5,9 @@ and a name can resolve to another address a moment later. Therefore the tools ar
 resolves each name itself, holds the host, the port and every address against the policy, and connects to the address
 that it checked. Where Kiln's own environment names a proxy for the host, the connection goes through that one.
 
-A user name in the proxy's URL says what a connection is for: one permitted repository (its host and port only), or
-anything else that a build fetches (`ANYTHING`). The password is random, so that neither a `RUN` step that reaches this
-machine's loopback nor another user of the machine can use the proxy.
+A user name in the proxy's URL says what a connection is for: one permitted repository (its host and port only), one
+that git reaches without HTTP (`DIRECT`), or anything else that a build fetches (`ANYTHING`). The password is random, so
+that neither a `RUN` step that reaches this machine's loopback nor another user of the machine can use the proxy.
 
 Own code, because the maintained proxies (proxy.py, mitmproxy) bring an event loop or a TLS interceptor, and their
 plugins see the name of a host but do not choose the address that is connected to. CONNECT (RFC 9110 §9.3.6) and
@@ -24,18 +24,21 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, Unreachable
+from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, TryAgain, Unreachable
 from builds.repository import Policy, Repository, canonical
 
 ANYTHING = "anything"
 """The user name for connections that are no repository's: objects of Git LFS, a language's list of versions."""
+
+DIRECT = "direct"
+"""The user name for permitted repositories at `ssh://` and `git://`."""
 
 UNKNOWN = "unknown"
 """The user name that may connect to nothing. git uses it for every URL that was not permitted."""
@@ -43,11 +46,17 @@ UNKNOWN = "unknown"
 CONNECT_TIMEOUT = 8.0
 """Seconds for resolving a name, and for each address of it that is tried."""
 
+CHAINED_TIMEOUT = 2.0
+"""Seconds for resolving a name that the site's proxy will resolve as well: it may be the only one that can."""
+
 MAX_HEAD = 64 << 10
-"""Bytes of a request line with its fields."""
+"""Bytes of a request line or status line with its fields."""
 
 HEAD_TIMEOUT = 3.0
 """Seconds for a whole head, however it is sent: the tools are on this machine."""
+
+ENDED_TIMEOUT = 60.0
+"""Seconds of silence after which a server is not waited for any more, once its client has nothing more to say."""
 
 MAX_READERS = 256
 """Connections at the same time whose head, with the password, has not been read."""
@@ -59,8 +68,8 @@ _UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NON
 
 
 class _Request(NamedTuple):
-    """`target` is where it wants to go, as a repository's address with a path that means nothing; `head` ends with an
-    empty line, and `rest` is what came after it."""
+    """`target` is where it wants to go, as a repository's address with a path that means nothing; `uri` is in
+    absolute-form, `head` ends with an empty line, and `rest` is what came after it."""
 
     method: str
     uri: str
@@ -107,7 +116,7 @@ class Guard:
         self._listener.close()
 
     def proxy(self, user: str) -> str:
-        """The proxy's URL for `ANYTHING` or `UNKNOWN`."""
+        """The proxy's URL for `ANYTHING`, `DIRECT` or `UNKNOWN`."""
         return f"http://{user}:{self._secret}@127.0.0.1:{self._listener.getsockname()[1]}"
 
     def proxy_for(self, repository: Repository) -> str:
@@ -160,17 +169,20 @@ class Guard:
         if not line:
             raise _Refused("400 Bad Request")
         user = self._user(fields)
+        if not all(map(_FIELD.fullmatch, fields)):
+            raise _Refused("400 Bad Request")
         method, uri = line[1], line[2]
         scheme, authority, path = ("https", uri, "") if method == "CONNECT" else _absolute(uri)
         target = canonical(f"{scheme}://{authority}/-/-")
-        kept = [field for field in fields if not re.match(r"(?i)(proxy-[a-z]+|connection|keep-alive) *:", field)]
-        lines = [f"{method} {path} HTTP/1.1", *kept, "Connection: close", "", ""]
-        return _Request(method, uri, target, user, "\r\n".join(lines).encode("latin-1"), rest)
+        named = target.url.removesuffix("/-/-")
+        kept = [field for field in fields if not _DROPPED.match(field)]
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {named.partition('//')[2]}", *kept, "Connection: close", "", ""]
+        return _Request(method, named + path, target, user, "\r\n".join(lines).encode("latin-1"), rest)
 
     def _user(self, fields: Sequence[str]) -> str:
         """Whom the request is from. Raises _Refused where the password is wrong."""
         for field in fields:
-            if given := re.fullmatch(r"(?i)proxy-authorization *: *basic +([A-Za-z0-9+/=]+) *", field):
+            if given := re.fullmatch(r"(?i)proxy-authorization: *basic +([A-Za-z0-9+/=]+) *", field):
                 with suppress(ValueError):
                     user, _, password = base64.b64decode(given[1]).decode().partition(":")
                     if secrets.compare_digest(password.encode(), self._secret.encode()):
@@ -180,53 +192,47 @@ class Guard:
     def _connected(self, request: _Request) -> socket.socket:
         """A connection to the target; a request in absolute-form has been sent on it. Raises AskError."""
         target = request.target
-        self._check(request.user, target)
-        upstream = _site_proxy(target)
+        repository = self._checked(request.user, target)
+        upstream = "" if request.user == DIRECT else _site_proxy(target)
         try:
-            if not upstream:
-                server = _connect(self._addresses(request.user, target), target.port or 0)
-                if request.method != "CONNECT":
-                    server.sendall(request.head + request.rest)
-                return server
-            return _through(upstream, request)
+            if upstream:
+                with suppress(TryAgain, CannotBuild):  # who cannot resolve it here leaves that to the site's proxy
+                    self._addresses(repository, target, CHAINED_TIMEOUT)
+                return _through(upstream, request)
+            return _direct(self._addresses(repository, target), request)
         except OSError as error:
             raise Unreachable(f"{_place(target)} could not be reached: {error.strerror or error}.") from None
 
-    def _check(self, user: str, target: Repository) -> None:
-        """Raises RepositoryRefused."""
+    def _checked(self, user: str, target: Repository) -> Repository | None:
+        """The repository that is there; `None` for `ANYTHING`. Raises RepositoryRefused."""
         if user == ANYTHING:
             self._policy.check_host(target)
-            return
-        repository = self._repositories.get(user)
-        if repository is None or _place(repository) != _place(target):
-            raise RepositoryRefused(
-                f"A connection to {_place(target)} was refused: neither the repository nor a submodule that its "
-                ".gitmodules names is there."
-            )
+            return None
+        if user == DIRECT:
+            found = [one for one in self._repositories.values() if one.scheme not in _PORTS]
+        else:
+            found = [one for one in (self._repositories.get(user),) if one and one.scheme == target.scheme]
+        for repository in found:
+            if (repository.host, repository.port) == (target.host, target.port):
+                return repository
+        raise RepositoryRefused(
+            f"A connection to {_authority(target) if user == DIRECT else _place(target)} was refused: neither the "
+            "repository nor a submodule that its .gitmodules names is there."
+        )
 
-    def _addresses(self, user: str, target: Repository) -> Sequence[str]:
+    def _addresses(
+        self, repository: Repository | None, target: Repository, seconds: float = CONNECT_TIMEOUT
+    ) -> Sequence[str]:
         """Every address of the host, each permitted. Raises RepositoryRefused, CannotBuild, Unreachable."""
-        repository = self._repositories.get(user)
-        if repository is not None:
-            return checked_addresses(repository, self._policy.permits_address)
-        return checked_addresses(target, self._policy.permits_host_address)
-
-
-def checked_addresses(
-    target: Repository, permits: Callable[[Repository, str], bool], seconds: float = CONNECT_TIMEOUT
-) -> Sequence[str]:
-    """Every address of the target's host, each of which `permits` says may be connected to for the target.
-
-    Raises RepositoryRefused, and as `addresses`.
-    """
-    found = addresses(target.host, seconds)
-    for address in found:
-        if not permits(target, address):
-            raise RepositoryRefused(
-                f"{target.host} leads to {address}, which is in a private network; only where "
-                "KILN_ALLOWED_REPOSITORIES names this host are its repositories fetched."
-            )
-    return found
+        permits = self._policy.permits_address if repository else self._policy.permits_host_address
+        found = addresses(target.host, seconds)
+        for address in found:
+            if not permits(repository or target, address):
+                raise RepositoryRefused(
+                    f"{target.host} leads to {address}, which is in a private network; only where "
+                    "KILN_ALLOWED_REPOSITORIES names this host are its repositories fetched."
+                )
+        return found
 
 
 def _received(client: socket.socket) -> bytes:
@@ -271,6 +277,14 @@ def addresses(host: str, seconds: float = CONNECT_TIMEOUT) -> list[str]:
     raise Unreachable(f"The name {host} could not be looked up.")
 
 
+def _direct(found: Sequence[str], request: _Request) -> socket.socket:
+    """A connection to one of the addresses; a request in absolute-form has been sent on it. Raises OSError."""
+    server = _connect(found, request.target.port or 0)
+    if request.method != "CONNECT":
+        server.sendall(request.head + request.rest)
+    return server
+
+
 def _connect(found: Sequence[str], port: int) -> socket.socket:
     """Raises OSError: the last address's."""
     trouble: OSError = OSError("it has no address")
@@ -305,7 +319,8 @@ def _through(upstream: str, request: _Request) -> socket.socket:
     field = b"Proxy-Authorization: Basic " + base64.b64encode(login) + b"\r\n" if parts.username else b""
     if request.method != "CONNECT":
         _, _, fields = request.head.partition(b"\r\n")
-        server.sendall(f"{request.method} {request.uri} HTTP/1.1\r\n".encode() + field + fields + request.rest)
+        line = f"{request.method} {request.uri} HTTP/1.1\r\n".encode("latin-1")
+        server.sendall(line + field + fields + request.rest)
         return server
     authority = _authority(request.target).encode()
     server.sendall(b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n" + field + b"\r\n")
@@ -322,6 +337,13 @@ def _through(upstream: str, request: _Request) -> socket.socket:
 
 
 _PORTS = {"http": 80, "https": 443}
+
+_FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*")
+"""RFC 9112 §5: no folded lines, and no line breaks that only some take for one."""
+
+_DROPPED = re.compile(r"(?i)(proxy-[a-z]+|connection|keep-alive|host):")
+"""Fields that are for this proxy, and `Host`, which is made from the target (RFC 9112 §3.2.2): a client could name
+another host there than the one that was checked."""
 
 
 def _absolute(uri: str) -> tuple[str, str, str]:
@@ -358,7 +380,7 @@ class _Closing:
         self._held = b""
 
     def __call__(self, data: bytes) -> bytes:
-        """What may be passed on."""
+        """What may be passed on. Raises ConnectionAbortedError for a head that does not end."""
         if self._done:
             return data
         self._held += data
@@ -367,23 +389,30 @@ class _Closing:
             head, _, self._held = self._held.partition(b"\r\n\r\n")
             self._done = not re.match(rb"HTTP/1\.\d 1\d\d", head)
             passed += head + (b"\r\nConnection: close\r\n\r\n" if self._done else b"\r\n\r\n")
+        if not self._done and len(self._held) > MAX_HEAD:
+            raise ConnectionAbortedError("The head of the answer is too long.")
         return passed + self._held if self._done else passed
 
 
 def _relay(client: socket.socket, server: socket.socket, closing: _Closing) -> None:
-    """Passes bytes on in both directions until one side ends."""
+    """Passes bytes on in both directions until the server ends, or says nothing more to a client that has ended."""
     client.settimeout(None)
     server.settimeout(None)
+    patience: float | None = None
     with selectors.DefaultSelector() as selector:
         selector.register(client, selectors.EVENT_READ)
         selector.register(server, selectors.EVENT_READ)
-        while True:
-            for key, _ in selector.select():
+        while ready := selector.select(patience):
+            for key, _ in ready:
                 side = client if key.fileobj is client else server
                 data = side.recv(1 << 16)
-                if not data:
+                if side is server and not data:
                     return
-                if side is client:
-                    server.sendall(data)
-                else:
+                if side is server:
                     client.sendall(closing(data))
+                elif data:
+                    server.sendall(data)
+                else:  # git has asked for all that it wants (`git://`), or is no longer there
+                    selector.unregister(client)
+                    server.shutdown(socket.SHUT_WR)
+                    patience = ENDED_TIMEOUT

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import os
+import secrets
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,11 +24,12 @@ from builds.build import Reason, Request, Result
 from builds.builder.source import Source
 from builds.builder.spec import Spec, Surroundings
 from builds.clients import guard as guarding
-from builds.clients.git import Git, Resolver, credentials, process
-from builds.clients.guard import ANYTHING, UNKNOWN, Guard
-from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
+from builds.clients.git import Git, Resolver, credentials
+from builds.clients.guard import ANYTHING, MAX_HEAD, UNKNOWN, Guard
+from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, UnknownRef, Unreachable
 from builds.repository import Policy, canonical
 from tests.parts.githost import GitHost, commit, git
+from tests.parts.kiln import until
 
 METADATA = "169.254.169.254"
 
@@ -533,40 +538,291 @@ def place_of(guard: Guard) -> tuple[str, int]:
     return str(parts.hostname), int(parts.port or 0)
 
 
-# What does not go through it
+# Other schemes
 
 
-@pytest.mark.parametrize("url", ["ssh://inside.example/a/b", "git://inside.example/a/b"])
-def test_addresses_are_checked_before_each_run_for_other_schemes(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every address, each time; only a pattern that names the host lets it be private."""
-    answers = [["1.1.1.1"], ["1.1.1.1", "127.0.0.2"]]
-    started: list[object] = []
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("ssh://inside.example/a/b", ("inside.example", 22)),
+        ("ssh://inside.example:2222/a/b", ("inside.example", 2222)),
+        ("git://inside.example/a/b", ("inside.example", 9418)),
+        ("git://inside.example:7/a/b", ("inside.example", 7)),
+    ],
+)
+def test_other_schemes_go_through_it(url: str, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every address, each time, and to the one that was checked; only a pattern that names the host lets it be
+    private."""
+    answers = [["1.1.1.1"], ["1.1.1.1", "127.0.0.2"], ["127.0.0.2"]]
+    connected: list[tuple[str, int]] = []
 
     def getaddrinfo(name: str, *_: object, **__: object) -> list[tuple[object, ...]]:
-        assert name == "inside.example"
-        found = answers.pop(0) if len(answers) > 1 else answers[0]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in found]
+        assert name == place[0]
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in answers.pop(0)]
 
-    def popen(command: object, **_: object) -> None:
-        started.append(command)
-        raise FileNotFoundError
+    def create_connection(where: tuple[str, int], timeout: float) -> socket.socket:
+        connected.append(where)
+        raise ConnectionRefusedError(111, "Connection refused")
 
     monkeypatch.setattr(guarding.socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(process.subprocess, "Popen", popen)
+    monkeypatch.setattr(guarding.socket, "create_connection", create_connection)
+    for name in ("HTTPS_PROXY", "https_proxy", "all_proxy"):  # no site's proxy connects to these ports
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     scheme = url.partition(":")[0]
-    with Git(Policy([f"{scheme}://**"])) as own:
+    with Git(Policy([f"{scheme}://**", f"{scheme}://*:*/**"])) as own:
         own.permit(url)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(Unreachable, match=r"inside\.example"):
             own.run("ls-remote", "--", url)
         with pytest.raises(RepositoryRefused, match=r"inside\.example leads to 127\.0\.0\.2"):
             own.run("ls-remote", "--", url)
-        with pytest.raises(RepositoryRefused, match=r"inside\.example leads to 127\.0\.0\.2"):
-            own.check_addresses()
-        assert len(started) == 1
-    with Git(Policy([f"{scheme}://inside.example/**"])) as own:
+    with Git(Policy([url])) as own:
         own.permit(url)
-        with pytest.raises(FileNotFoundError):
+        with pytest.raises(Unreachable, match=r"inside\.example"):
             own.run("ls-remote", "--", url)
+    assert connected == [("1.1.1.1", place[1]), ("127.0.0.2", place[1])]
+
+
+def test_a_repository_is_fetched_by_git_s_own_protocol(host: GitHost) -> None:
+    head = make(host, "ada/page", {"file": "text" * 100_000})
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    daemon = ["git", "daemon", "--export-all", "--listen=127.0.0.1", f"--port={port}", f"--base-path={host.root}"]
+    with subprocess.Popen([*daemon, "--reuseaddr", str(host.root)], start_new_session=True) as server:
+        try:
+            until(lambda: listens(port))
+            url = f"git://127.0.0.1:{port}/ada/page.git"
+            with Git(Policy([f"git://127.0.0.1:{port}/**"])) as own:
+                looked_through(own, url, head)
+                assert (cloned(own, url, head) / "file").read_text() == "text" * 100_000
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["git://{place}/a/b", "ssh://{place}/a/b", "ssh://ada@{place}/a/b", "git+ssh://{place}/a/b"]
+)
+def test_no_gitmodules_leads_other_schemes_elsewhere(url: str, host: GitHost, internal: Listener) -> None:
+    """Also where repositories of these schemes are permitted, and `.gitmodules` reads otherwise when it is checked
+    out."""
+    url = url.format(place=internal.place)
+    head = hidden(host, url)
+    with Git(Policy([f"{host.base}/**", "git://**", "ssh://**"])) as own:
+        for permitted in ("git://permitted.example/a/b", "ssh://permitted.example/a/b"):
+            own.permit(permitted)
+        looked_through(own, host.url("ada/page"), head)
+        with pytest.raises(RepositoryRefused, match=f"connection to {internal.place} was refused"):
+            cloned(own, host.url("ada/page"), head)
+    assert internal.count == 0
+
+
+def test_no_gitmodules_leads_to_an_ssh_address_in_short_form(host: GitHost) -> None:
+    head = hidden(host, "ada@127.0.0.2:a/b")
+    with Git(Policy([f"{host.base}/**", "ssh://**"])) as own:
+        own.permit("ssh://permitted.example/a/b")
+        looked_through(own, host.url("ada/page"), head)
+        with pytest.raises(RepositoryRefused, match=r"connection to 127\.0\.0\.2:22 was refused"):
+            cloned(own, host.url("ada/page"), head)
+
+
+def hidden(host: GitHost, url: str) -> str:
+    """A repository whose submodule has this URL only where it is checked out; its commit."""
+    part = make(host, "ada/part", {"file": "part"})
+    modules = submodule("part", host.url("ada/part")) + f'[submodule "\uff50art"]\n\turl = {url}\n'
+    host.create("ada/page")
+    (host.bare("ada/page") / "info/attributes").write_text(".gitmodules !working-tree-encoding\n")
+    files: dict[str, str | bytes] = {
+        ".gitattributes": ".gitmodules working-tree-encoding=ASCII//TRANSLIT\n",
+        ".gitmodules": modules,
+    }
+    return make(host, "ada/page", files, {"part": part})
+
+
+@pytest.mark.parametrize("patterns", [[], ["ssh://**", "git://**", "http://**"]], ids=["https only", "every scheme"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ssh://{place}/a/b",
+        "ssh://ada@{place}/a/b",
+        "git+ssh://{place}/a/b",
+        "git://{place}/a/b",
+        "http://{place}/a/b",
+        "https://{place}/a/b",
+        "HTTP://ada:secret@{place}/a/b",
+        "ftp://{place}/a/b",
+        "ada@127.0.0.2:a/b",
+        "127.0.0.2:a/b",
+        "../../../{place}/a/b",
+        "./../../../{place}/a/b",
+        "../../../../git://{place}/a/b",
+        "../../ada/../../{place}/a/b",
+    ],
+)
+def test_a_submodule_s_address_inside(address: str, patterns: list[str], host: GitHost, internal: Listener) -> None:
+    """In every scheme that git knows, and relative."""
+    modules = submodule("part", address.format(place=internal.place))
+    head = make(host, "ada/page", {".gitmodules": modules}, {"part": "1" * 40})
+    with (
+        Git(Policy([f"{host.base}/**", "https://**", *patterns])) as own,
+        pytest.raises(RepositoryError, match="Submodule 'part'"),
+    ):
+        looked_through(own, host.url("ada/page"), head)
+    assert internal.count == 0
+
+
+# What is in a request, and in an answer
+
+
+def test_a_request_names_the_host_that_was_checked(own: Git) -> None:
+    """RFC 9112 §3.2.2: a proxy makes `Host` of the target."""
+    with recorder() as (port, seen):
+        target = f"http://127.0.0.1:{port}/path?query"
+        with Guard(Policy([f"http://127.0.0.1:{port}/**"])) as guard, requests.Session() as session:
+            session.trust_env = False
+            session.proxies = {"http": guard.proxy(ANYTHING)}
+            answer = session.get(target, headers={"Host": "banned.example", "X-Kept": "kept"}, timeout=10)
+        assert answer.status_code == 418
+    assert seen[0].startswith("GET /path?query HTTP/1.1\r\n")
+    assert seen[0].lower().count("host:") == 1
+    assert f"\r\nHost: 127.0.0.1:{port}\r\n" in seen[0]
+    assert "X-Kept: kept" in seen[0]
+
+
+@pytest.mark.parametrize("field", ["X: a\nHost: banned.example", "X: a\rHost: b", " Host: b", "Host : b", "X: \0", "X"])
+def test_a_field_that_some_read_otherwise_is_refused(field: str) -> None:
+    with recorder() as (port, seen), Guard(Policy([f"http://127.0.0.1:{port}/**"])) as guard:
+        login = base64.b64encode(guard.proxy(ANYTHING)[7:].partition("@")[0].encode()).decode()
+        with socket.create_connection(place_of(guard), 10) as client:
+            head = f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\nProxy-Authorization: Basic {login}\r\n{field}\r\n\r\n"
+            client.sendall(head.encode())
+            assert client.recv(1 << 16).startswith(b"HTTP/1.1 400 ")
+    assert not seen
+
+
+@contextmanager
+def recorder() -> Iterator[tuple[int, list[str]]]:
+    """A port that answers one request with 418, and what it was sent."""
+    seen: list[str] = []
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            seen.append(connection.recv(1 << 16).decode())
+            connection.sendall(b"HTTP/1.1 418 Teapot\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        yield listener.getsockname()[1], seen
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.mark.parametrize("before", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\nX: "])
+def test_a_head_that_does_not_end_is_not_kept(before: bytes) -> None:
+    sent = 0
+
+    def serve(listener: socket.socket) -> None:
+        nonlocal sent
+        connection, _ = listener.accept()
+        with connection, suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(before)
+            while sent < 256 << 20:
+                sent += connection.send(b"a" * (1 << 16))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with Guard(Policy([f"{base}/**"])) as guard, pytest.raises(requests.RequestException):
+            proxied(guard.proxy(ANYTHING), base)
+        thread.join(30)
+    assert sent < MAX_HEAD + (16 << 20), "the rest is in buffers of the kernel"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_name_that_leads_inside_is_not_given_to_the_site_s_proxy(
+    scheme: str, internal: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The site's proxy resolves it again, and might well connect."""
+    resolve = socket.getaddrinfo
+
+    def getaddrinfo(name: str, *rest: object, **more: object) -> list[tuple[object, ...]]:
+        if name == "intranet.example":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 0))]
+        return resolve(name, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(guarding.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setenv(f"{scheme}_proxy", f"http://{internal.place}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    with Guard(Policy(["https://**"])) as guard:
+        with suppress(requests.exceptions.ProxyError):
+            assert proxied(guard.proxy(ANYTHING), f"{scheme}://intranet.example/").status_code == 403
+        assert "intranet.example leads to 10.0.0.1" in str(guard.error)
+    assert internal.count == 0
+
+
+# Files of this machine, and credentials
+
+
+@pytest.mark.parametrize("file", [".gitmodules", ".lfsconfig"])
+def test_no_file_of_this_machine_is_included(file: str, host: GitHost, own: Git, tmp_path: Path) -> None:
+    """As git does it itself with `.gitmodules`. A message would quote the file."""
+    canary = f"https://canary.example/{secrets.token_hex(8)}"
+    (tmp_path / "own").write_text(f'[submodule "part"]\n\turl = {canary}\n[lfs]\n\turl = file:///{canary}\n')
+    include = f"[include]\n\tpath = {tmp_path / 'own'}\n"
+    modules = include + '[submodule "part"]\n\tpath = part\n'
+    files = {".gitmodules": modules} if file == ".gitmodules" else {**lfs_file(b"content", host), file: include}
+    head = make(host, "ada/page", files, {"part": "1" * 40} if file == ".gitmodules" else None)
+    if file == ".gitmodules":
+        with pytest.raises(CannotBuild, match="Submodule 'part' has no URL"):
+            looked_through(own, host.url("ada/page"), head)
+    else:
+        looked_through(own, host.url("ada/page"), head)
+        assert (cloned(own, host.url("ada/page"), head) / "data.bin").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("first", ["ada", "ada/part"])
+def test_a_credential_is_for_no_repository_below_the_one_it_is_lent_for(
+    first: str, host: GitHost, tmp_path: Path
+) -> None:
+    """git takes a section for all URLs below its own."""
+    git("init", "--quiet", "--bare", str(host.root / "ada"))
+    git("init", "--quiet", "--bare", str(host.root / "ada/part"))
+    (tmp_path / "stored").write_text(f"http://ada:secret@127.0.0.1:{host.port}/ada\n")
+    with Git(Policy([f"{host.base}/**"]), credentials(tmp_path / "stored"), lent=lambda one: one.path == "ada") as own:
+        for path in (first, "ada", "ada/part"):
+            own.permit(f"{host.base}/{path}")
+        for path in ("ada", "ada/part"):
+            own.run("ls-remote", "--", f"{host.base}/{path}")
+    assert any(target.startswith("/ada/info") for target in host.credentials)
+    assert not any(target.startswith("/ada/part") for target in host.credentials)
+
+
+def test_a_credential_follows_no_redirect_of_an_lfs_server(host: GitHost, tmp_path: Path) -> None:
+    head = make(host, "ada/page", lfs_file(b"content", host))
+    host.redirects["/ada/page.git/info/lfs"] = f"{host.base}/eve/page.git/info/lfs"
+    (tmp_path / "stored").write_text(f"http://ada:secret@127.0.0.1:{host.port}/ada\n")
+    with Git(Policy([f"{host.base}/**"]), credentials(tmp_path / "stored")) as own, pytest.raises(AskError):
+        looked_through(own, host.url("ada/page"), head)
+    assert any(target.startswith("/ada/page.git/info/lfs") for target in host.credentials)
+    assert any(target.startswith("/eve/") for target in host.requests)
+    assert not any(target.startswith("/eve/") for target in host.credentials)
+
+
+@pytest.mark.parametrize("path", ["evil/page.git/info/lfs", "EVIL/page", "%65vil/page.git/info/lfs", "a/../evil/page"])
+def test_an_lfs_server_of_a_banned_repository(path: str, host: GitHost) -> None:
+    files = {**lfs_file(b"content", host), ".lfsconfig": f"[lfs]\n\turl = {host.base}/{path}\n"}
+    head = make(host, "ada/page", files)
+    policy = Policy([f"{host.base}/**"], [f"{host.base}/Evil/**"])
+    with Git(policy) as own, pytest.raises(RepositoryRefused, match=r"(?s)LFS server.*is refused"):
+        looked_through(own, host.url("ada/page"), head)
+    assert not any("objects/batch" in target for target in host.requests)
 
 
 # What is told

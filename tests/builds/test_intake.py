@@ -149,6 +149,7 @@ def test_another_instance_has_other_builds() -> None:
         (body(ref="feature/x"), "refs/heads/feature/x", "2" * 40, "feature/x"),
         (body(ref="refs/tags/v1"), "refs/tags/v1", "3" * 40, "refs/tags/v1"),
         (body(ref="feature/x", commit=COMMIT), "refs/heads/feature/x", COMMIT, "feature/x"),
+        (body(ref="HEAD", commit=COMMIT, tags=["current"]), "refs/heads/main", COMMIT, None),
     ],
 )
 def test_a_ref_is_looked_up_where_it_must_be(want: Wanted, ref: str, commit: str, looked_up: str | None) -> None:

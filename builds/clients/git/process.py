@@ -4,10 +4,8 @@ Everything that git reads by itself (system and user configuration, hooks, templ
 one private configuration file takes its place. Its only way out is a guard (`builds.clients.guard`), which lets nothing
 through by default. `Git.permit` opens it for one repository at a time, after its URL was held against the policy. git
 follows no redirect itself: `Git.reach` follows them, and holds each new URL against the policy. Credentials are in the
-private file too: not in an environment, not in an argument.
-
-git reaches `ssh://` and `git://`, which no policy permits unless a pattern names them, without the guard. The addresses
-of such a host are held against the policy before each run, and git looks the name up again.
+private file too: not in an environment, not in an argument. `ssh://` and `git://`, which no policy permits unless a
+pattern names them, go through the guard by a program of its own (`tunnel`).
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ import selectors
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,9 +26,10 @@ from types import TracebackType
 from typing import NamedTuple, TypeVar
 from urllib.parse import urljoin
 
+from builds.clients.git import tunnel
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.messages import Redirected, diagnosis
-from builds.clients.guard import ANYTHING, CONNECT_TIMEOUT, UNKNOWN, Guard, checked_addresses
+from builds.clients.guard import ANYTHING, DIRECT, UNKNOWN, Guard
 from builds.errors import AskError, CannotBuild, RepositoryRefused, Unreachable
 from builds.removal import remove
 from builds.repository import Policy, Repository, canonical, is_commit
@@ -53,6 +53,8 @@ SETTINGS = """\
 [core]
 	hooksPath = /dev/null
 	fsmonitor = false
+	gitProxy = "{tunnel}"
+	sshCommand = "{ssh}"
 [credential]
 	helper =
 [fetch]
@@ -110,6 +112,7 @@ class Git:
         """A sentence for each redirect that was followed."""
         self._permitted: dict[str, Repository] = {}
         self.guard = Guard(policy)
+        self._write_tunnel()
         self._write()
 
     def __enter__(self) -> Git:
@@ -184,23 +187,12 @@ class Git:
         """What git printed, at most so many bytes; `at` is the bare repository that it works on.
 
         Raises what the guard refused, else what `diagnosis` makes of git's complaint; CannotBuild for more output,
-        Unreachable at the deadline; and as `check_addresses`.
+        Unreachable at the deadline.
         """
         done = self._run([*([f"--git-dir={at}"] if at else []), *arguments], deadline, most)
         if done.status:
             raise self.trouble() or diagnosis(done.complaint)
         return done.output
-
-    def check_addresses(self, deadline: float | None = None) -> None:
-        """Holds the hosts that git reaches without the guard against the policy; to be called before git is run.
-
-        Raises RepositoryRefused, CannotBuild for an unknown name, Unreachable.
-        """
-        direct = (one for one in self._permitted.values() if one.host and one.scheme not in ("http", "https"))
-        for repository in direct:
-            left = _remaining(deadline)
-            seconds = CONNECT_TIMEOUT if left is None else min(left, CONNECT_TIMEOUT)
-            checked_addresses(repository, self.policy.permits_address, seconds)
 
     def trouble(self) -> AskError | None:
         """Why a connection of git's, or of a tool with `environment`, was not made since this was last asked."""
@@ -265,7 +257,6 @@ class Git:
 
     def _run(self, arguments: Sequence[str], deadline: float | None, most: int, extra: Mapping[str, str] = {}) -> _Done:
         self.guard.error = None
-        self.check_addresses(deadline)
         child = subprocess.Popen(
             ["git", *arguments],  # noqa: S607 (the one on PATH)
             cwd=self.home,
@@ -288,19 +279,41 @@ class Git:
     def _config(self) -> Path:
         return self.home / "gitconfig"
 
+    @property
+    def _tunnel(self) -> Path:
+        return self.home / "tunnel"
+
+    def _write_tunnel(self) -> None:
+        file = self.home / "direct"
+        with open(file, "w", opener=_private, encoding="ascii") as content:
+            content.write(self.guard.proxy(DIRECT))
+        command = shlex.join([sys.executable, "-I", tunnel.__file__, str(file)])
+        self._tunnel.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        self._tunnel.chmod(0o700)
+
+    def _ssh(self) -> str:
+        """ssh-configuration(5): what the user's own file says of these is not taken."""
+        through = f"{shlex.quote(str(self._tunnel)).replace('%', '%%')} %n %p"
+        options = ("ControlPath=none", "ProxyUseFdpass=no", f"ProxyCommand={through}")
+        return shlex.join(["ssh", *(word for option in options for word in ("-o", option))])
+
     def _write(self) -> None:
         smudge = _quoted(shlex.quote(str(self.lfs / "smudge")))
-        head = SETTINGS.format(proxy=self.guard.proxy(UNKNOWN), smudge=smudge)
+        proxy, direct = self.guard.proxy(UNKNOWN), _quoted(str(self._tunnel))
+        head = SETTINGS.format(proxy=proxy, smudge=smudge, tunnel=direct, ssh=_quoted(self._ssh()))
         sections = [head, *(self._section(*entry) for entry in self._permitted.items())]
         with open(self._config, "w", opener=_private, encoding="utf-8") as file:
             file.write("".join(sections))
 
     def _section(self, named: str, repository: Repository) -> str:
-        """What git needs for one permitted URL. The longest `insteadOf` wins, so each URL has one, be it its own."""
-        target = _quoted(repository.clone_url)
+        """What git needs for one permitted URL. The longest `insteadOf` wins, so each URL has one, be it its own.
+
+        git adds up the `extraHeader` of all sections whose URL begins this one; an empty one takes those before away.
+        """
+        target, proxy = _quoted(repository.clone_url), self.guard.proxy_for(repository)
         section = f'[url "{target}"]\n\tinsteadOf = "{_quoted(named)}"\n'
         if repository.scheme in ("http", "https"):
-            section += f'[http "{target}"]\n\tproxy = "{_quoted(self.guard.proxy_for(repository))}"\n'
+            section += f'[http "{target}"]\n\tproxy = "{_quoted(proxy)}"\n\textraHeader =\n'
             if authorization := self.authorization(repository):
                 section += f"\textraHeader = Authorization: {authorization}\n"
         return section
