@@ -166,13 +166,11 @@ class KubernetesEngine(KubernetesRecords):
             self._look_for_the_deleted()
             builds = self._open()
             pods = {key: pod for pod in self._pods.objects().values() if (key := sightings.attempt_of(pod))}
-            live = [(build, build.live) for build in builds if build.live is not None]
-            self._attempts = {
-                key: self._attempts.get(key) or _Attempt()
-                for key in ((build.name, attempt.number) for build, attempt in live if attempt)
-            }
-            seen = [self._sighting(build, attempt, pods) for build, attempt in live if attempt]
-            seen += self._left_over(pods, {build.uid for build, _ in live})
+            live = {(build.name, build.live.number): (build, build.live) for build in builds if build.live}
+            self._attempts = {key: self._attempts.get(key) or _Attempt() for key in live}
+            in_turn = sorted(live, key=lambda key: self._attempts[key].searched_at)
+            seen = [self._sighting(*live[key], pods) for key in in_turn]
+            seen += self._left_over(pods, {build.uid for build, _ in live.values()})
         nodes = sightings.nodes_of(self._daemons.objects().values())
         deleted, self._deleted = tuple(self._deleted), []
         return World(builds=builds, sightings=tuple(seen), nodes=nodes, scalable=True, deleted=deleted)
@@ -301,10 +299,10 @@ class KubernetesEngine(KubernetesRecords):
             known.pod = pod["metadata"]["name"]
         elif known.pod is not None:
             pod = self._left_watch(known.pod)
-        elif known.made_at is not None and time.monotonic() - known.made_at < SETTLING:
-            return Sighting(build=build.name, attempt=attempt.number, phase=Phase.PENDING, waiting=sightings.BEING_MADE)
         elif known.without is not None and not self._searches.free(known.searched_at):
             return known.without
+        elif known.made_at is not None and not self._due(known, known.made_at):
+            return Sighting(build=build.name, attempt=attempt.number, phase=Phase.PENDING, waiting=sightings.BEING_MADE)
         else:
             with self._searches.spending():  # of both searches, or the first would always use up the second's time
                 pod = self._asked_pod(build, attempt)
@@ -319,6 +317,10 @@ class KubernetesEngine(KubernetesRecords):
         if sightings.terminal(pod):
             known.ended = pod
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
+
+    def _due(self, known: _Attempt, made_at: float) -> bool:
+        """Whether it is time to search for the pod of a Job that this process made then."""
+        return time.monotonic() - made_at >= SETTLING and self._searches.free(known.searched_at)
 
     def _left_watch(self, name: str) -> Manifest | None:
         """A pod that the watch has shown: it has ended, or it is gone."""
