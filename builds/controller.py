@@ -17,15 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from builds import metrics
-from builds.build import Attempt, Build, Cause, Image, Phase, Sighting, State
-from builds.engines import Conflict, Engine, EngineError, NotFound, Refused, Unavailable, World
+from builds.build import Attempt, Build, Cause, DeliveryState, Image, Phase, Sighting, State
+from builds.engines import Conflict, Engine, NotFound, Refused, Unavailable, World
 from builds.faults import Fault, reached
 from builds.plan import (
     BACKOFF,
@@ -72,6 +71,9 @@ HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
 SWEEP = 20
 """Builds of which something is deleted between two looks: thousands may be due at once, and what is new cannot wait."""
+
+
+NO_SINK = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
 
 
 class Courier(Protocol):
@@ -144,6 +146,7 @@ class Controller:
         self._unrecorded: dict[str, list[Told]] = {}
         self._quarantine: dict[str, _Quarantined] = {}
         self._held: frozenset[str] = frozenset()
+        self._unreadable: Mapping[str, str] = {}
         self._confirming: set[str] = set()
         self._confirmations: dict[str, Confirmation] = {}
         self._inspecting: set[tuple[str, int]] = set()
@@ -152,7 +155,7 @@ class Controller:
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._starting = threading.Lock()
         self._tidied: datetime | None = None
-        self._sweep: Iterator[Build] | None = None
+        self._sweep: Iterator[Build | None] | None = None
         self._open = False
         self._unavailable = ""
 
@@ -160,15 +163,15 @@ class Controller:
         """Until it is `over`. Attempts that run then go on; the next controller adopts them."""
         try:
             while not over():
-                self._engine.wait(self._turn())
+                self._engine.wait(self._turn(over))
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)
             self._writers.shutdown()
 
-    def _turn(self) -> float:
+    def _turn(self, over: Callable[[], bool]) -> float:
         """Looks until there is nothing to do; returns for how many seconds nothing is expected."""
         try:
-            while self.look():
+            while self.look() and not over():
                 pass
             more = self._tidy()
         except Unavailable as error:
@@ -190,6 +193,7 @@ class Controller:
             for build in world.deleted:
                 self._deleted(build)
             self._count(world.builds)
+            self._note_unreadable(world.unreadable)
             self._collect_told(builds)
             now = self._clock()
             self._unfit = [attempt for attempt in self._unfit if left_out_until(attempt, now)]
@@ -248,10 +252,10 @@ class Controller:
     def _judge(self, failed: Sequence[_Failed], *, succeeded: bool) -> None:
         """Puts records aside that alone could not be written. Raises Unavailable where nothing could be."""
         for one in failed:
-            if not succeeded and not isinstance(one.error, Refused):
+            if not succeeded and isinstance(one.error, Unavailable) and not isinstance(one.error, Refused):
                 raise one.error
         for one in failed:
-            self._put_aside(one.build, str(one.error))
+            self._put_aside(one.build, str(one.error) or repr(one.error))
 
     # ---- Quarantine -----------------------------------------------------------------------------------------------
 
@@ -264,6 +268,12 @@ class Controller:
         self._quarantine[build.name] = _Quarantined(revision=build.revision, failures=failures, until=until)
         log.warning("Record put aside, retrying in %.0f s: %s", pause, why, extra={"build": build.name})
 
+    def _note_unreadable(self, unreadable: Mapping[str, str]) -> None:
+        for name, why in unreadable.items():
+            if self._unreadable.get(name) != why:
+                log.warning("Record put aside until it can be read: %s", why, extra={"build": name})
+        self._unreadable = unreadable
+
     def _not_quarantined(self, builds: Sequence[Build]) -> Sequence[Build]:
         now = self._monotonic()
         self._held = frozenset(
@@ -271,7 +281,7 @@ class Controller:
             for build in builds
             if (entry := self._quarantine.get(build.name)) and entry.revision == build.revision and now < entry.until
         )
-        metrics.QUARANTINED.set(len(self._held))
+        metrics.QUARANTINED.set(len(self._held | self._unreadable.keys()))
         return [build for build in builds if build.name not in self._held]
 
     def _with_trouble(self, sighting: Sighting) -> Sighting:
@@ -319,13 +329,13 @@ class Controller:
         except Conflict:
             metrics.CONFLICTS.inc()
             return True
-        except NotFound:
-            log.warning("The record has gone", extra={"build": build.name})
-        except Unavailable as error:
+        except (NotFound, Unavailable) as error:
             return _Failed(build, error)
-        else:
-            if changed:
-                self._quarantine.pop(build.name, None)
+        except Exception as error:
+            log.exception("Action failed", extra={"build": build.name})
+            return _Failed(build, error)
+        if changed:
+            self._quarantine.pop(build.name, None)
         return changed
 
     def _act(self, build: Build, action: Action) -> Build | None:
@@ -351,9 +361,9 @@ class Controller:
         try:
             after = self._engine.write(advance(after, action, now, self._announce(now)) if action else after)
         except NotFound:
-            self._recorded(told)
+            self._recorded(told, gone=True)
             raise
-        except EngineError:
+        except Exception:
             self._unrecorded[build.name] = told
             raise
         self._recorded(told)
@@ -427,7 +437,8 @@ class Controller:
         try:
             self._engine.start(build, live)
         except Unavailable as error:
-            log.warning("The attempt cannot be started: %s", error, extra={"build": build.name})
+            if self._troubles.get((build.name, live.number)) != str(error):
+                log.warning("The attempt cannot be started: %s", error, extra={"build": build.name})
             self._troubles[build.name, live.number] = str(error)
             return None
         self._troubles.pop((build.name, live.number), None)
@@ -437,8 +448,7 @@ class Controller:
         event = next(a.event for a in build.status.outbox if a.event.id == deliver.event)
         sink = self._sinks.get(deliver.sink)
         if sink is None:
-            gone = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
-            self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=gone))
+            self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=NO_SINK))
             return build
         self._sending.add((event.id, sink.name))
 
@@ -487,32 +497,39 @@ class Controller:
         self._registry.submit(ask)
 
     def _deleted(self, build: Build) -> None:
-        """Tells of the end of a build whose record has gone. There is nothing to write it into: it is sent once."""
-        log.warning("The record of an open build was deleted", extra={"build": build.name})
-        report = deleted(build)
-        if report is None:
-            return
-        now = self._clock()
-        after = advance(build, report, now, self._announce(now))
-        for announcement in after.status.outbox[len(build.status.outbox) :]:
-            for delivery in announcement.deliveries:
-                self._send_once(announcement.event, self._sinks[delivery.sink], build.name)
-        self._told_of(after, report)
+        """Tells of the end of a build whose record has gone, and what else waits for a sink.
 
-    def _send_once(self, event: Event, sink: Sink, build: str) -> None:
+        There is nothing left to write into: each event is sent once, and what is not taken then is a dead letter.
+        """
+        log.warning("The record of an open build was deleted", extra={"build": build.name})
+        report, now, after = deleted(build), self._clock(), build
+        if report is not None:
+            after = advance(build, report, now, self._announce(now))
+            self._told_of(after, report)
+        for announcement in after.status.outbox:
+            for delivery in announcement.deliveries:
+                under_way = (delivery.event, delivery.sink) in self._sending
+                if delivery.state is DeliveryState.PENDING and not under_way:
+                    self._send_once(announcement.event, delivery.sink, build.name)
+
+    def _send_once(self, event: Event, name: str, build: str) -> None:
         def done(outcome: Outcome) -> None:
             metrics.DELIVERIES.labels(_word(outcome)).inc()
             if not outcome.delivered:
-                self._dead(build, event.id, sink.name, outcome.error or "refused")
+                self._dead(build, event.id, name, outcome.error or "refused")
 
-        self._courier.send(event, sink, done)
+        sink = self._sinks.get(name)
+        if sink is None:
+            done(NO_SINK)
+        else:
+            self._courier.send(event, sink, done)
 
     # ---- Deliveries -----------------------------------------------------------------------------------------------
 
     def _collect_told(self, builds: Mapping[str, Build]) -> None:
         """What became of deliveries since the last look, by record: it goes along with the next write of each."""
         for name in {*self._unrecorded} - {*builds}:
-            self._recorded(self._unrecorded.pop(name))
+            self._recorded(self._unrecorded.pop(name), gone=True)
         while True:
             try:
                 told = self._told.get_nowait()
@@ -521,13 +538,14 @@ class Controller:
             if told.build in builds:
                 self._unrecorded.setdefault(told.build, []).append(told)
             else:
-                self._recorded([told])
+                self._recorded([told], gone=True)
 
-    def _recorded(self, told: Sequence[Told]) -> None:
-        """It is in the record now, or there is no record any more that could hold it."""
+    def _recorded(self, told: Sequence[Told], *, gone: bool = False) -> None:
+        """It is in the record now, or there is no record any more that could hold it (`gone`): then it was the last
+        try."""
         for one in told:
             self._sending.discard((one.event, one.sink))
-            self._count_try(one)
+            self._count_try(one, last=gone)
             reached(Fault.CONTROLLER_DELIVERED)
 
     def _after_try(self, build: Build, told: Told) -> Build:
@@ -549,10 +567,10 @@ class Controller:
         seconds = pause(tries + 1, outcome.retry_after)
         return undelivered(build, told.event, told.sink, now, error=error, pause=timedelta(seconds=seconds))
 
-    def _count_try(self, told: Told) -> None:
+    def _count_try(self, told: Told, *, last: bool) -> None:
         outcome = told.outcome
         metrics.DELIVERIES.labels(_word(outcome)).inc()
-        if outcome.final and not outcome.delivered:
+        if not outcome.delivered and (outcome.final or last):
             self._dead(told.build, told.event, told.sink, outcome.error or "refused")
 
     def _dead(self, build: str, event: str, sink: str, why: str) -> None:
@@ -574,19 +592,23 @@ class Controller:
                 return False
             self._tidied = now
             self._sweep = self._engine.closed(now - kept)
-        some = list(islice(self._sweep, SWEEP))
-        for build in some:
-            try:
-                match expired(build, self._limits, now):
-                    case Forget():
-                        self._engine.forget(build)
-                    case ForgetLogs():
-                        self._engine.forget_logs(build)
-            except Refused as error:
-                log.warning("Not deleted, retrying at the next sweep: %s", error, extra={"build": build.name})
-        if len(some) < SWEEP:
-            self._sweep = None
-        return self._sweep is not None
+        for number, build in enumerate(self._sweep, start=1):
+            if build is not None:
+                self._delete_expired(build, now)
+            if build is None or number == SWEEP:
+                return True
+        self._sweep = None
+        return False
+
+    def _delete_expired(self, build: Build, now: datetime) -> None:
+        try:
+            match expired(build, self._limits, now):
+                case Forget():
+                    self._engine.forget(build)
+                case ForgetLogs():
+                    self._engine.forget_logs(build)
+        except Refused as error:
+            log.warning("Not deleted, retrying at the next sweep: %s", error, extra={"build": build.name})
 
     def _count(self, builds: Sequence[Build]) -> None:
         states = [build.state for build in builds]
@@ -598,7 +620,7 @@ class _Failed(NamedTuple):
     """A record whose write, or what followed from it, failed."""
 
     build: Build
-    error: Unavailable
+    error: Exception
 
 
 def _called(task: Callable[[], T]) -> T:

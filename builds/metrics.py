@@ -14,7 +14,10 @@ SECONDS = Histogram(
     buckets=(5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200),
 )
 DELIVERIES = Counter("kiln_deliveries", "Tries to give an event to a sink, by outcome.", ["outcome"])
-DEAD_LETTERS = Counter("kiln_dead_letters", "Events that a sink refused for good, or did not take in time.")
+DEAD_LETTERS = Counter(
+    "kiln_dead_letters",
+    "Events that a sink refused for good, did not take in time, or had not taken when the record was deleted.",
+)
 """Each is logged with its event id and sink as well."""
 SYNC_LOOKS = Counter("kiln_sync_looks", "Looks at listed repositories, by outcome.", ["outcome"])
 SYNC_ASKED = Counter("kiln_sync_asked", "Builds that no webhook had asked for, and a look at their repository did.")
@@ -23,4 +26,6 @@ CONFLICTS = Counter("kiln_conflicts", "Writes that were given up because the rec
 LOOKS = Histogram(
     "kiln_plan_seconds", "One look: observing, planning and acting.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)
 )
-QUARANTINED = Gauge("kiln_records_put_aside", "Open records that cannot be planned or written, and wait to be retried.")
+QUARANTINED = Gauge(
+    "kiln_records_put_aside", "Open records that cannot be read, planned or written, and wait to be retried."
+)

@@ -5,7 +5,7 @@ Web holds the narrow half (`Records`), the controller the whole (`Engine`). `loc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -89,6 +89,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[Node, ...]
     deleted: tuple[Build, ...] = ()
     """As they last were: open builds whose record somebody has deleted by hand. Each is told once."""
+    unreadable: Mapping[str, str] = {}
+    """Why, by name: records that are open and not among `builds`, because they, or what is there of their attempts,
+    cannot be read."""
     scalable: bool = False
     """An attempt that no node has yet can bring one: an autoscaler sees that it waits."""
 
@@ -145,15 +148,16 @@ class Engine(Records, Protocol):
         """Asks the attempt to end (SIGTERM; its log and result stay). Raises Unavailable."""
 
     def forget(self, build: Build) -> None:
-        """Deletes the record and all that belongs to it."""
+        """Deletes the record and all that belongs to it. Raises Unavailable."""
 
     def forget_logs(self, build: Build) -> None:
-        """Deletes the logs of its attempts; the record stays."""
+        """Deletes the logs of its attempts; the record stays. Raises Unavailable."""
 
-    def closed(self, before: datetime) -> Iterator[Build]:
+    def closed(self, before: datetime) -> Iterator[Build | None]:
         """Builds that are settled and ended until then, for housekeeping: as they are read, in whatever order.
 
-        They may be forgotten as they come. Nothing is held that grows with how many there are.
+        They may be forgotten as they come. Nothing is held that grows with how many there are. `None` comes wherever
+        much had to be read: the caller may have something urgent to do.
         """
 
     def wait(self, timeout: float) -> None:

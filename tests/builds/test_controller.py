@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from msgspec.structs import replace
 from prometheus_client import REGISTRY
 
 from builds import report
-from builds.build import Attempt, Build, Cause, DeliveryState, Image, Node, Phase, State
+from builds.build import Announcement, Attempt, Build, Cause, Delivery, DeliveryState, Image, Node, Phase, State
 from builds.controller import SWEEP, Controller
 from builds.engines import NotFound, Refused, Unavailable, World
 from builds.engines.local import LocalEngine
@@ -25,7 +26,7 @@ from eventing.event import Event
 from eventing.sinks import Outcome, Sink
 from tests.builds.engine_contract import everything
 from tests.builds.histories import IMAGE
-from tests.builds.making import AT, ask, begin, ended, engine_in
+from tests.builds.making import AT, ask, begin, ended, engine_in, written
 from tests.parts.kiln import until
 
 HUB = Sink(name="hub", url="https://hub.example/events")
@@ -46,6 +47,7 @@ class Post:
 
 DELIVERED = Outcome(delivered=True, final=True)
 REFUSED = Outcome(delivered=False, final=True, error="answered 400")
+AWAY = Outcome(delivered=False, final=False, error="answered 503")
 
 
 class Clock:
@@ -84,7 +86,7 @@ def running(
     *,
     post: Post | None = None,
     inspector: Callable[[Build, Attempt], Image | None] = never,
-    **limits: timedelta,
+    **limits: timedelta | int,
 ) -> Iterator[None]:
     controller = Controller(
         engine,
@@ -158,6 +160,46 @@ def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen:
 
 
 # ---- What only a cluster does -------------------------------------------------------------------------------------
+
+
+def dead_letters() -> float:
+    return REGISTRY.get_sample_value("kiln_dead_letters_total") or 0.0
+
+
+def deleted_by_hand(state: Path, name: str) -> None:
+    with closing(sqlite3.connect(state / "kiln.db")) as connection, connection:
+        connection.execute("DELETE FROM builds WHERE name = ?", (name,))
+
+
+@pytest.mark.parametrize("answer", [DELIVERED, REFUSED, AWAY])
+def test_an_event_that_waits_when_its_record_is_deleted_is_sent_once_more_or_dead(
+    tmp_path: Path, answer: Outcome
+) -> None:
+    engine, post, before = engine_in(tmp_path), Post(AWAY), dead_letters()
+    try:
+        with running(engine, Clock(), post=post):
+            engine.accept([ask()])
+            until(lambda: engine.get("b").status.outbox and engine.get("b").status.outbox[0].deliveries[0].tries)
+            (first,) = post.sent
+            post.answer = answer
+            deleted_by_hand(tmp_path, "b")
+            until(lambda: any(told.type == "dev.kiln.build.cancelled.v1" for told in post.sent))
+        assert sorted(told.id for told in post.sent[1:]) == sorted([first.id, first.id.replace("queued", "cancelled")])
+        assert dead_letters() - before == (0 if answer is DELIVERED else 2)
+    finally:
+        engine.close()
+
+
+def test_an_attempt_whose_record_was_deleted_ends_and_leaves_nothing(tmp_path: Path) -> None:
+    engine = engine_in(tmp_path)
+    try:
+        begin(engine, "b", "wait")
+        with running(engine, Clock(), post=Post(DELIVERED)):
+            until((tmp_path / "attempts" / "b-1" / "ready").exists)
+            deleted_by_hand(tmp_path, "b")
+            until(lambda: not (tmp_path / "attempts" / "b-1").exists())
+    finally:
+        engine.close()
 
 
 @pytest.mark.parametrize("answer", [DELIVERED, REFUSED])
@@ -251,9 +293,12 @@ class Counted(Seen):
 
     refused: frozenset[str] = frozenset()
     together: threading.Barrier | None = None
+    wrong: Mapping[str, Exception] = {}
 
     def write(self, build: Build) -> Build:
         self.writes.append(build)
+        if build.name in self.wrong:
+            raise self.wrong[build.name]
         if build.name in self.refused:
             raise Refused("A policy denies it.")
         if self.together:
@@ -341,6 +386,44 @@ def test_a_record_that_cannot_be_planned_harms_no_other(counted: Counted, caplog
         until(lambda: counted.get("good").state is State.SUCCEEDED)
     assert counted.get("bad").status.round == 0
     assert [entry for entry in caplog.records if entry.message.startswith("Record put aside")]
+
+
+UNREADABLE = (b"", b"not JSON", b"\xff\xfe", b"[]", b'{"version":1}', b'{"version":2,"new":{}}', b"[" * 50000)
+UNWRITABLE = (Refused("A policy denies it."), NotFound("Gone, it says."), ValueError("no such value"), KeyError("x"))
+
+
+def test_whatever_is_wrong_with_some_records_fifty_others_end(
+    counted: Counted, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One for each way to be unreadable or unwritable, and of attempts that cannot be looked at."""
+    unreadable = {f"unreadable-{n}": content for n, content in enumerate(UNREADABLE)}
+    counted.wrong = {f"unwritable-{n}": error for n, error in enumerate(UNWRITABLE)}
+    (no_event,) = counted.accept([ask("no-event")])
+    waiting = Delivery(sink="hub", event="of-no-announcement", type="t", due_at=AT)
+    told = Announcement(event=Event(id="other", source="/s", type="t"), at=AT, deliveries=(waiting,))
+    Seen.write(counted, replace(no_event, status=replace(no_event.status, round=1, outbox=(told,))))
+    (no_time,) = counted.accept([ask("no-time")])
+    far = datetime.max.replace(tzinfo=UTC)
+    attempt = Attempt(number=1, node="other", written_at=AT, state=State.FAILED, unfit=True, finished_at=far)
+    Seen.write(counted, replace(no_time, status=replace(no_time.status, round=1, attempt=2, attempts=(attempt,))))
+    for name in ("no-folder", "no-spec"):
+        written(counted, name)
+    attempts = tmp_path / "attempts"
+    (attempts / "no-folder-1").write_text("")
+    (attempts / "no-spec-1" / "spec.json").mkdir(parents=True)
+    (attempts / "no-spec-1" / "lock").touch()
+    counted.accept([ask(name) for name in (*unreadable, *counted.wrong)])
+    with closing(sqlite3.connect(tmp_path / "kiln.db")) as connection, connection:
+        for name, content in unreadable.items():
+            connection.execute("UPDATE builds SET record = ? WHERE name = ?", (content, name))
+    good = [f"good-{n}" for n in range(50)]
+    counted.accept([ask(name, args={"do": "succeed"}) for name in good])
+    bad = {*unreadable, *counted.wrong, "no-event", "no-time", "no-folder", "no-spec"}
+    counted.change = with_node
+    with running(counted, Clock(), builds_per_node=8):
+        until(lambda: all(counted.get(name).state is State.SUCCEEDED for name in good), seconds=50)
+        until(lambda: REGISTRY.get_sample_value("kiln_records_put_aside") == len(bad))
+    assert bad == {vars(entry)["build"] for entry in caplog.records if entry.message.startswith("Record put aside")}
 
 
 def test_what_became_of_deliveries_goes_along_with_the_next_write(counted: Counted) -> None:

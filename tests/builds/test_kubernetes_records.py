@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import lzma
 from contextlib import suppress
 from typing import Any
 
@@ -27,6 +29,7 @@ from builds.engines.kubernetes.records import (
     LABEL_REPOSITORY,
     LABEL_STATE,
     SUMMARY,
+    UNPACKED,
     Unreadable,
     build_of,
     made_at,
@@ -144,8 +147,18 @@ def test_what_cannot_be_read_is_named(record: str, says: str) -> None:
         summary_of(found["metadata"])
 
 
+def test_a_time_without_zone_cannot_be_read() -> None:
+    found = stored(build())
+    text = found["data"]["record"].replace("+00:00", "").replace("00Z", "00")
+    found["data"]["record"] = found["metadata"]["annotations"][SUMMARY] = text
+    for read in (lambda: build_of(found), lambda: summary_of(found["metadata"]), lambda: made_at(found["metadata"])):
+        with pytest.raises(Unreadable):
+            read()
+
+
 def test_a_damaged_outbox_is_named() -> None:
-    for damaged in ("!", "AAAA", "/Td6WFoAAATm1rRGAgAhARAAAACocI6GAQABQQAAAAA="):
+    bomb = base64.b64encode(lzma.compress(b"[" + b" " * UNPACKED + b"]", preset=0)).decode()
+    for damaged in ("!", "AAAA", "/Td6WFoAAATm1rRGAgAhARAAAACocI6GAQABQQAAAAA=", bomb, bomb[:-40]):
         found = stored(build()) | {"binaryData": {"outbox": damaged}}
         with pytest.raises(Unreadable, match="The outbox of b"):
             build_of(found)

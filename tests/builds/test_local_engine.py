@@ -26,6 +26,7 @@ from builds.builder.spec import Spec, Surroundings
 from builds.engines import EngineError, NotFound, Unavailable
 from builds.engines.local import LocalEngine
 from builds.faults import Fault
+from builds.removal import remove
 from tests.builds.engine_contract import RecordsContract, everything
 from tests.builds.making import AT, ask, begin, ended, engine_in, written
 from tests.parts.kiln import until
@@ -305,6 +306,24 @@ def test_ten_thousand_builds(engine: LocalEngine) -> None:
     began = time.perf_counter()
     assert sum(1 for _ in engine.closed(AT)) == 10_000
     print(f"10,000 builds: all closed ones: {(time.perf_counter() - began) * 1000:.0f} ms")
+
+
+def test_while_folders_are_deleted_others_write(
+    state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(engine)
+    awaited(engine, Phase.ENDED)
+    settled = engine.write(ended(engine.get("b")))
+    others = iter("cd")
+
+    def write(path: Path) -> None:
+        engine.accept([ask(next(others))])
+        remove(path)
+
+    monkeypatch.setattr("builds.engines.local.attempts.remove", write)
+    engine.forget(settled)
+    assert everything(engine) == ["c"]
+    assert not folder(state).exists()
 
 
 # ---- Attempts -------------------------------------------------------------------------------------------------------

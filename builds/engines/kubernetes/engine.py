@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from builds.build import Attempt, Build, Phase, Sighting
 from builds.builder.spec import Surroundings, spec_for
-from builds.engines import Conflict, Unavailable, World
+from builds.engines import Conflict, Refused, Unavailable, World
 from builds.engines.kubernetes import jobs, sightings
 from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
 from builds.engines.kubernetes.lease import Lease
@@ -29,6 +29,7 @@ from builds.engines.kubernetes.records import (
     LABEL_OPEN,
     Manifest,
     Release,
+    Unreadable,
     build_of,
     selector,
     summary_of,
@@ -101,6 +102,7 @@ class KubernetesEngine(KubernetesRecords):
         self._lease = Lease(api, lease, identity, changed=self.wake)
         self._own = _Own()
         self._decoded: dict[str, Build] = {}
+        self._unreadable: dict[str, tuple[str, str]] = {}
         self._attempts: dict[Key, _Attempt] = {}
         self._gone: deque[Manifest] = deque()
         self._deleted: list[Build] = []
@@ -173,15 +175,22 @@ class KubernetesEngine(KubernetesRecords):
             seen += self._left_over(pods, {build.uid for build, _ in live.values()})
         nodes = sightings.nodes_of(self._daemons.objects().values())
         deleted, self._deleted = tuple(self._deleted), []
-        return World(builds=builds, sightings=tuple(seen), nodes=nodes, scalable=True, deleted=deleted)
+        return World(
+            builds=builds,
+            sightings=tuple(seen),
+            nodes=nodes,
+            scalable=True,
+            deleted=deleted,
+            unreadable={name: why for name, (_, why) in self._unreadable.items()},
+        )
 
     def write(self, build: Build) -> Build:
         self._must_lead()
         with translated():
             try:
                 written = self._put(replace(self._stored(build), status=build.status, open=build.open))
-            except Conflict:
-                self._reread(build)
+            except Conflict as conflict:
+                self._reread(build, conflict)
                 raise
         self._own.wrote(build.revision, written)
         self._queues.clear()
@@ -236,7 +245,7 @@ class KubernetesEngine(KubernetesRecords):
             for name in self._with_jobs.pop(build.name, ()):
                 self._delete_job(name)
 
-    def closed(self, before: datetime) -> Iterator[Build]:
+    def closed(self, before: datetime) -> Iterator[Build | None]:
         """As lists show them: with all that housekeeping asks for.
 
         A few at a time: what a process has once held, its memory keeps the size of.
@@ -244,10 +253,12 @@ class KubernetesEngine(KubernetesRecords):
         labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
         with translated():
             self._with_jobs = self._jobs_by_build()
-            for stored in self._api.list("configmaps", labels=labels, metadata_only=True, limit=FEW):
-                build = self._readable(stored["metadata"], summary_of)
-                if build is not None and build.status.finished_at and build.status.finished_at <= before:
-                    yield build
+            for page in self._api.pages("configmaps", labels=labels, metadata_only=True, limit=FEW):
+                for stored in page.items:
+                    build = self._readable(stored["metadata"], summary_of)
+                    if build is not None and build.status.finished_at and build.status.finished_at <= before:
+                        yield build
+                yield None
 
     def wait(self, timeout: float) -> None:
         self._woken.wait(timeout)
@@ -260,14 +271,20 @@ class KubernetesEngine(KubernetesRecords):
     def _open(self) -> tuple[Build, ...]:
         """The open records, oldest first, with what this process has written over what the watch has seen."""
         decoded: dict[str, Build] = {}
+        unreadable: dict[str, tuple[str, str]] = {}
         for name, stored in self._records.objects().items():
             revision = stored["metadata"]["resourceVersion"]
             ours = (self._decoded.get(name), self._own.latest(name))
-            if known := next((one for one in ours if one is not None and one.revision == revision), None):
-                decoded[name] = known
-            elif (build := self._readable(stored, build_of)) is not None:
-                decoded[name] = build
-        self._decoded = decoded
+            try:
+                if known := next((one for one in ours if one is not None and one.revision == revision), None):
+                    decoded[name] = known
+                elif (bad := self._unreadable.get(name)) and bad[0] == revision:
+                    unreadable[name] = bad
+                else:
+                    decoded[name] = build_of(stored)
+            except Unreadable as error:
+                unreadable[name] = (revision, str(error))
+        self._decoded, self._unreadable = decoded, unreadable
         builds = self._own.over(decoded)
         return tuple(sorted(builds, key=lambda build: (build.created_at, build.name)))
 
@@ -280,15 +297,28 @@ class KubernetesEngine(KubernetesRecords):
         while self._gone:
             stored = self._gone[0]
             name, uid = stored["metadata"]["name"], stored["metadata"]["uid"]
-            try:
-                there = self._api.read("configmaps", name, metadata_only=True)["metadata"]["uid"] == uid
-            except Absent:
-                there = False
+            there = self._still_ours(name, uid)
             self._gone.popleft()
             build = None if there else self._own.latest(name) or self._readable(stored, build_of)
             if build is not None and build.uid == uid:
                 self._deleted.append(build)
                 self._own.forget(name)
+
+    def _still_ours(self, name: str, uid: str) -> bool:
+        """Whether a record that has left the watch is there. One that is open gets the label back that says so:
+        somebody has taken it off, and nobody would look at it again."""
+        try:
+            metadata = self._api.read("configmaps", name, metadata_only=True)["metadata"]
+        except Absent:
+            return False
+        if metadata["uid"] != uid or not metadata.get("labels", {}).items() >= self._release.of(COMPONENT).items():
+            return False
+        record = self._readable(metadata, summary_of)
+        if record is not None and record.open and LABEL_OPEN not in metadata["labels"]:
+            log.warning("The label %s was taken off an open record", LABEL_OPEN, extra={"build": name})
+            with suppress(ApiError):
+                self._api.patch("configmaps", name, {"metadata": {"labels": {LABEL_OPEN: "true"}}})
+        return True
 
     def _sighting(self, build: Build, attempt: Attempt, pods: Mapping[Key, Manifest]) -> Sighting:
         known = self._attempts[build.name, attempt.number]
@@ -345,7 +375,8 @@ class KubernetesEngine(KubernetesRecords):
             since = self._strays[metadata["name"]] = known.get(metadata["name"], time.monotonic())
             if time.monotonic() - since > STRAY_AFTER and "deletionTimestamp" not in metadata:
                 log.warning("The pod %s runs though its attempt is over: its Job is deleted", metadata["name"])
-                self._delete_job(jobs.job_name(*key))
+                with suppress(ApiError):  # a policy may not permit it
+                    self._delete_job(jobs.job_name(*key))
 
     def _without_pod(self, build: Build, attempt: Attempt, known: _Attempt) -> Sighting:
         started = attempt.started_at is not None
@@ -392,9 +423,14 @@ class KubernetesEngine(KubernetesRecords):
             raise Conflict(f"The record of {build.name} has changed since revision {build.revision}.")
         return stored
 
-    def _reread(self, build: Build) -> None:
-        """After a conflict: or the next look would decide on the same again, until the watch has caught up."""
+    def _reread(self, build: Build, conflict: Conflict) -> None:
+        """After a conflict: or the next look would decide on the same again, until the watch has caught up.
+
+        Raises Refused where nothing has changed: then it is a policy that answers so.
+        """
         now = self._find(build.name)
+        if now is not None and now.revision == build.revision:
+            raise Refused(f"The record is refused as if it had changed: {conflict.__cause__}") from conflict
         if now is not None:
             self._own.wrote(build.revision, now)
 
@@ -418,7 +454,8 @@ class KubernetesEngine(KubernetesRecords):
         found: dict[str, list[str]] = {}
         labels = selector(self._release.of(COMPONENT))
         for job in self._api.list("jobs", labels=labels, metadata_only=True, limit=FEW):
-            found.setdefault(job["metadata"]["labels"][jobs.LABEL_BUILD], []).append(job["metadata"]["name"])
+            build = job["metadata"]["labels"].get(jobs.LABEL_BUILD, "")
+            found.setdefault(build, []).append(job["metadata"]["name"])
         return found
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import VERSION, Announcement, Build
+from builds.build import VERSION, Announcement, Build, Time
 from builds.engines import UNREADABLE, Unavailable
 
 COMPONENT = "build"
@@ -35,6 +35,9 @@ SUMMARY = "kiln.dev/summary"
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 """Of a record, as `builds.build.build_name` makes it."""
+
+UNPACKED = 64 << 20
+"""Bytes that an outbox, and reading it, may take in memory."""
 
 Manifest = Mapping[str, Any]
 """A Kubernetes object as plain JSON values."""
@@ -63,7 +66,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 class _Made(msgspec.Struct):
     """The part of a summary that places it in a list."""
 
-    created_at: datetime
+    created_at: Time
 
 
 class _Versioned(msgspec.Struct):
@@ -117,8 +120,8 @@ def build_of(stored: Manifest) -> Build:
     if not packed:
         return build
     try:
-        outbox = msgspec.json.decode(lzma.decompress(base64.b64decode(packed)), type=tuple[Announcement, ...])
-    except (*UNREADABLE, lzma.LZMAError, binascii.Error) as error:
+        outbox = msgspec.json.decode(_unpacked(packed), type=tuple[Announcement, ...])
+    except (*UNREADABLE, lzma.LZMAError, binascii.Error, EOFError) as error:
         raise Unreadable(f"The outbox of {metadata['name']} cannot be read: {error}.") from error
     return replace(build, status=replace(build.status, outbox=outbox))
 
@@ -177,3 +180,12 @@ def _encoded(build: Build) -> str:
 
 def _packed(outbox: tuple[Announcement, ...]) -> str:
     return base64.b64encode(lzma.compress(msgspec.json.encode(outbox), preset=0)).decode()
+
+
+def _unpacked(packed: str) -> bytes:
+    """Raises LZMAError, EOFError, ValueError. A megabyte could unpack to more than a process may have."""
+    decompressor = lzma.LZMADecompressor(memlimit=UNPACKED)
+    content = decompressor.decompress(base64.b64decode(packed), UNPACKED)
+    if not decompressor.eof:
+        raise ValueError("it is cut off, or too large")
+    return content

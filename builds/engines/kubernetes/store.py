@@ -24,7 +24,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from builds.build import Build, State, is_person
 from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Refused, Unavailable, pages
-from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409, Forbidden, Invalid
+from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
 from builds.engines.kubernetes.circuit import Circuit
 from builds.engines.kubernetes.logs import Logs
 from builds.engines.kubernetes.records import (
@@ -70,6 +70,8 @@ them takes longer than it may."""
 TURN = 20.0
 """Seconds to wait for that. Git hosts wait ten for their answer, and do not ask again: what they have asked for is
 better written late than not."""
+TRANSIENT = frozenset({401, 408, 429})
+"""Answers of 4xx that are about who asks, or about now, and not about one object. (A policy may refuse with any.)"""
 PATIENCE = 8.0
 """Seconds for which a write that met another one is tried again."""
 
@@ -415,6 +417,6 @@ def translated() -> Iterator[None]:
         yield
     except ApiError as error:
         told = f"Kubernetes API request failed: {error}"
-        if isinstance(error, Forbidden | Invalid) and error.status != 401:  # noqa: PLR2004  (401: nothing is accepted)
+        if 400 <= (error.status or 0) < 500 and error.status not in TRANSIENT:  # noqa: PLR2004
             raise Refused(told) from error
         raise Unavailable(told) from error

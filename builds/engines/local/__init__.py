@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from builds.build import Attempt, Build, Node, State
+from builds.build import Attempt, Build, Node, Phase, Sighting, State
 from builds.builder.spec import Surroundings
 from builds.engines import Ask, LogLine, Page, Unavailable, World
 from builds.engines.local.attempts import Attempts, Look
@@ -71,6 +72,8 @@ class LocalEngine:
         self._woken = threading.Event()
         self._seen: Mark = (-1, -1)
         self._looks: dict[tuple[str, int], tuple[Build, Attempt, Look]] = {}
+        self._open: Mapping[str, Build] = {}
+        self._left: dict[str, tuple[Build, Attempt, bool]] = {}
 
     def close(self) -> None:
         """Lets go of the file. Attempts go on."""
@@ -103,17 +106,25 @@ class LocalEngine:
 
     def observe(self) -> World:
         self._seen = self._changes.mark()
-        builds = self._store.open()
-        self._looks = {
-            (build.name, attempt.number): (build, attempt, self._attempts.tend(build, attempt))
-            for build in builds
-            if (attempt := build.live) is not None
-        }
-        sightings = tuple(
-            self._attempts.sighting(build, attempt, look, self._node) for build, attempt, look in self._looks.values()
-        )
+        stored, unreadable = self._store.open()
+        self._looks = {}
+        seen: dict[str, Sighting] = {}
+        for build in stored:
+            try:
+                if build.live is not None:
+                    seen[build.name] = self._sighting(build, build.live)
+            except Unavailable as error:
+                unreadable[build.name] = str(error)
+        builds = {build.name: build for build in stored if build.name not in unreadable}
+        deleted = self._deleted(builds, unreadable)
         why = self._daemon.trouble()
-        return World(builds=builds, sightings=sightings, nodes=(Node(name=self._node, ready=why is None, why=why),))
+        return World(
+            builds=tuple(builds.values()),
+            sightings=(*seen.values(), *self._left_over()),
+            nodes=(Node(name=self._node, ready=why is None, why=why),),
+            deleted=deleted,
+            unreadable=unreadable,
+        )
 
     def write(self, build: Build) -> Build:
         return self._store.write(build)
@@ -126,7 +137,9 @@ class LocalEngine:
         self._attempts.stop(build, attempt)
 
     def forget(self, build: Build) -> None:
-        self._store.forget(build, lambda: self._attempts.remove(build))
+        """Its folders first, and with no lock of the file: killed in between, it is done again at the next sweep."""
+        self._attempts.remove(build)
+        self._store.forget(build)
 
     def forget_logs(self, build: Build) -> None:
         self._attempts.remove(build)
@@ -144,9 +157,43 @@ class LocalEngine:
     def wake(self) -> None:
         self._woken.set()
 
+    def _sighting(self, build: Build, attempt: Attempt) -> Sighting:
+        """Raises Unavailable where its folder cannot be looked at."""
+        look = self._attempts.tend(build, attempt)
+        self._looks[build.name, attempt.number] = (build, attempt, look)
+        return self._attempts.sighting(build, attempt, look, self._node)
+
+    def _deleted(self, builds: Mapping[str, Build], unreadable: Mapping[str, str]) -> tuple[Build, ...]:
+        """Those that were open at the last look, and whose record has gone, or is another one of that name."""
+        before, self._open = self._open, builds
+        left = [one for one in before.values() if one.name not in unreadable and not _same(builds.get(one.name), one)]
+        gone = tuple(one for one in left if one.name in builds or not self._store.has(one.name))
+        self._left |= {one.uid: (one, one.live, False) for one in gone if one.live}
+        for one in gone:
+            self._attempts.discard(one)
+        return gone
+
+    def _left_over(self) -> Iterator[Sighting]:
+        """Attempts that are under way though their record has gone: told once to end, and deleted when they have."""
+        for uid, (build, attempt, told) in tuple(self._left.items()):
+            with suppress(Unavailable):
+                if self._attempts.tend(build, attempt) in (Look.NEVER, Look.OVER):
+                    del self._left[uid]
+                    self._attempts.discard(build)
+                    continue
+                if not told:
+                    self._attempts.stop(build, attempt)
+                    self._left[uid] = (build, attempt, True)
+            name = f"{build.name}-{attempt.number}"
+            yield Sighting(build=name, attempt=attempt.number, phase=Phase.RUNNING, node=self._node)
+
     def _moved(self) -> bool:
         """Whether an attempt is not any more as the last observation, or its start, left it."""
         try:
             return any(self._attempts.look(build, attempt) is not look for build, attempt, look in self._looks.values())
         except Unavailable:
             return False  # the next observation says it
+
+
+def _same(now: Build | None, before: Build) -> bool:
+    return now is not None and now.uid == before.uid

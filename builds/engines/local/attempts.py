@@ -33,7 +33,7 @@ import msgspec
 import builds
 from builds.build import Attempt, Build, Phase, Result, Sighting
 from builds.builder.spec import Surroundings, spec_for
-from builds.engines import UNREADABLE, LogLine, Unavailable, logfile
+from builds.engines import UNREADABLE, LogLine, Refused, Unavailable, logfile
 from builds.faults import Fault, reached
 from builds.removal import remove
 
@@ -174,7 +174,7 @@ class Attempts:
             if look is Look.ORPHANED or (overdue and look in (Look.STARTING, Look.RUNNING)):
                 _kill(folder.session)
             if look is Look.OVER:
-                folder.clean()
+                self._clean(folder, build)
             return look
 
     def sighting(self, build: Build, attempt: Attempt, look: Look, node: str) -> Sighting:
@@ -233,12 +233,23 @@ class Attempts:
                 os.killpg(session, signal.SIGTERM)
 
     def remove(self, build: Build) -> None:
-        """Deletes the folders of all attempts so far. Raises Unavailable."""
+        """Deletes the folders of all attempts so far. Raises Refused."""
         for number in range(1, build.status.attempt + 1):
             folder = self._root / f"{build.name}-{number}"
-            with _unavailable("deleted"):
+            try:
                 if folder.exists():
                     remove(folder)
+            except OSError as error:
+                raise Refused(f"The attempt's folder cannot be deleted: {error}.") from error
+
+    def discard(self, build: Build) -> None:
+        """Deletes the folders of a record that has gone, of whose attempts nothing is alive any more: not those of
+        another record of that name."""
+        for number in range(1, build.status.attempt + 1):
+            folder = _Folder(self._root / f"{build.name}-{number}", f"{build.uid}.{number}")
+            with suppress(OSError):
+                if _look(folder) is Look.OVER:
+                    remove(folder.path)
 
     def log(self, name: str, number: int, after: int) -> Iterator[LogLine]:
         """The lines after line `after`; the file is open only while they are being read. Raises Unavailable."""
@@ -250,6 +261,13 @@ class Attempts:
             (self._root / f"{name}-{number}" / "log").open("rb") as file,
         ):
             yield from logfile.lines(file, number, after)
+
+    def _clean(self, folder: _Folder, build: Build) -> None:
+        """What cannot be deleted holds up no end: it is tried again with the folder itself."""
+        try:
+            folder.clean()
+        except OSError as error:
+            log.warning("The builder's working folder is left: %s", error, extra={"build": build.name})
 
     def _folder(self, build: Build, attempt: Attempt) -> _Folder:
         return _Folder(self._root / f"{build.name}-{attempt.number}", f"{build.uid}.{attempt.number}")

@@ -151,12 +151,24 @@ class Store:
                 raise Conflict(f"The record of {build.name} has changed since revision {build.revision}.")
             return self._put(connection, replace(stored, status=build.status, open=build.open))
 
-    def open(self) -> tuple[Build, ...]:
-        """All that is not settled, oldest first."""
+    def open(self) -> tuple[Sequence[Build], dict[str, str]]:
+        """All that is not settled, oldest first; and, by name, why others cannot be read."""
         with self._reading() as connection:
             query = "SELECT name, record, revision FROM builds WHERE open = 1 ORDER BY created, name"
             rows = connection.execute(query).fetchall()
-        return tuple(self._readable(rows))
+        builds: dict[str, Build] = {}
+        unreadable: dict[str, str] = {}
+        for row in rows:
+            try:
+                builds[row[0]] = _decoded(row)
+            except Unavailable as error:
+                unreadable[row[0]] = str(error)
+        return tuple(builds.values()), unreadable
+
+    def has(self, name: str) -> bool:
+        """Whether there is a record of that name, readable or not."""
+        with self._reading() as connection:
+            return connection.execute("SELECT 1 FROM builds WHERE name = ?", (name,)).fetchone() is not None
 
     def closed(self, before: datetime) -> Iterator[Build]:
         """Reads some at a time and holds nothing between, so that each may be forgotten as it comes."""
@@ -171,14 +183,11 @@ class Store:
                 return
             place = rows[-1][:2]
 
-    def forget(self, build: Build, remove: Callable[[], None]) -> None:
-        """Deletes the record, after `remove` has deleted the rest, unless it has changed: somebody wants it again."""
+    def forget(self, build: Build) -> None:
+        """Deletes the record, unless it has changed: somebody wants it again."""
         with self._writing() as connection:
-            condition = "FROM builds WHERE name = ? AND revision = ?"
             same = (build.name, build.revision)
-            if connection.execute(f"SELECT 1 {condition}", same).fetchone():
-                remove()
-                connection.execute(f"DELETE {condition}", same)
+            connection.execute("DELETE FROM builds WHERE name = ? AND revision = ?", same)
 
     # ---- Inside a transaction ---------------------------------------------------------------------------------------
 
@@ -327,6 +336,6 @@ def _decoded(row: _Row) -> Build:
         version = msgspec.json.decode(record, type=_Versioned).version
         if version != VERSION:
             raise Unavailable(f"The record of {name} has version {version}, and this Kiln knows only {VERSION}.")
-        return replace(msgspec.json.decode(record, type=Build), revision=str(revision))
+        return replace(msgspec.json.decode(record, type=Build), name=name, revision=str(revision))
     except UNREADABLE as error:
         raise Unavailable(f"The record of {name} cannot be read: {error}.") from error

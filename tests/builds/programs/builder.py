@@ -63,6 +63,8 @@ def main() -> None:
     if do == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sleeper(stubborn=True)
+        (FOLDER / "kiln-left").mkdir()
+        (FOLDER / "kiln-left" / "token").write_text("s3cret")
     if do in ("wait", "stubborn"):
         (FOLDER / "ready").touch()
         while True:
