@@ -277,7 +277,7 @@ def wanted(triggers: Sequence[Trigger], event: Event) -> list[Wanted]:
     if event.type.startswith(OURS):
         return []
     push = push_of(event)
-    if push is not None and push.commit is None:
+    if push is not None and push.commit is None and not push.look_up:
         return []
     matching = (trigger for trigger in triggers if _matches(trigger, event, push))
     return [_wanted(trigger, event, push) for trigger in matching]

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 from eventing.event import Event
 from eventing.hosts.dialect import Dialect, Ignored, PushFacts
+from eventing.hosts.forgejo import Forgejo
+from eventing.hosts.gitea import Gitea
 from eventing.hosts.github import GitHub
 
 __all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "push_of", "pushed", "word_of"]
 
-DIALECTS: Mapping[str, Dialect] = {dialect.word: dialect for dialect in (GitHub(),)}
+DIALECTS: Mapping[str, Dialect] = {dialect.word: dialect for dialect in (Forgejo(), Gitea(), GitHub())}
 """By the word in the route. A host that sends another's headers as well stands before that one."""
 USUAL = "github"
 """The dialect in which a push is told of where the host's own is not known here."""

@@ -25,7 +25,7 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
     ref: str
     """`refs/heads/…` or `refs/tags/…`."""
     commit: str | None
-    """What the ref points at now, an annotated tag peeled; `None` for a deletion, or where the host does not say."""
+    """What the ref points at now, an annotated tag peeled; `None` for a deletion, a tag of no commit, or `look_up`."""
     before: str | None
     """What it pointed at until then; `None` where the push created it."""
     created: bool
@@ -38,6 +38,8 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...] | None
     """The files that changed, sorted; `None` where the host did not list all of them, so that any may have."""
     private: bool | None
+    look_up: bool = False
+    """The host does not say which commit the tag is on, so the ref has to be looked up."""
 
 
 class Dialect(Protocol):

@@ -32,6 +32,7 @@ from eventing.hosts.payload import (
     page_of,
     paths_of,
     payload_of,
+    shown_by,
     signature,
     text_at,
 )
@@ -59,7 +60,7 @@ _SUBJECTS: Mapping[str, Path] = {  # of the events that somebody may want a buil
     "workflow_dispatch": ("workflow",),
     "workflow_run": ("workflow", "name"),
 }
-_SHOWN_BY: Sequence[tuple[str, frozenset[str]]] = (  # the first event of whose members the payload has all
+_SHOWN_BY: Sequence[tuple[str, frozenset[str]]] = (
     ("push", frozenset({"ref", "before", "after"})),
     ("ping", frozenset({"zen"})),
     ("create", frozenset({"ref_type", "master_branch"})),
@@ -109,7 +110,7 @@ class GitHub:
         return {**lowered(headers), "x-hub-signature-256": signature(body, secret, "sha256=")}
 
     def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
-        event = next((event for event, members in _SHOWN_BY if members <= payload.keys()), None)
+        event = shown_by(payload, _SHOWN_BY)
         if event is None:
             raise DecodeError("The payload does not show which event it is: the header X-GitHub-Event must say so.")
         return {"content-type": "application/json", "x-github-event": event, "x-github-delivery": delivery}

@@ -53,6 +53,11 @@ def signature(body: bytes, secret: bytes, prefix: str = "") -> str:
     return f"{prefix}{hmac.digest(secret, body, 'sha256').hex()}"
 
 
+def shown_by(payload: Mapping[str, object], events: Sequence[tuple[str, frozenset[str]]]) -> str | None:
+    """The first of the events of whose members the payload has all; `None` where it is none of them."""
+    return next((event for event, members in events if members <= payload.keys()), None)
+
+
 def header(named: Mapping[str, str], name: str) -> str:
     """The value of a header; `named` by lower-case name. Raises DecodeError where it is missing or empty."""
     value = named.get(name.lower())

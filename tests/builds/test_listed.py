@@ -13,7 +13,7 @@ from builds.engines import Ask
 from builds.engines.marks import joined
 from builds.listed import Ref, Seen, due, moved, pushes
 from builds.plan import Facts, Limits, Report, Word, plan
-from builds.repository import Refs, canonical
+from builds.repository import HostKind, Refs, canonical
 from builds.triggers import DEFAULT, PushRule, Trigger, wanted
 from eventing.hosts import DIALECTS, push_of, pushed
 from tests.builds.histories import NOW, ago, build, cause, node, replace
@@ -59,6 +59,16 @@ def test_a_ref_is_the_push_that_made_it() -> None:
 @pytest.mark.parametrize("spelled", [URL, f"{URL}/", f"{URL}.git", f"{URL}.git/"])
 def test_spelling_changes_no_source(spelled: str) -> None:
     assert the_push(url=spelled).push == the_push().push
+
+
+@pytest.mark.parametrize("word", sorted(DIALECTS))
+def test_a_push_is_worded_as_its_own_host_does(word: str) -> None:
+    url = "https://git.example.com/lab/sample"
+    repository = canonical(url, {"git.example.com": HostKind(word)})
+    (ref,) = pushes(url, repository, Refs(commits={MAIN: A}, default=MAIN))
+    assert ref.push.type == f"com.{word}.push"
+    (want,) = wanted(DEFAULT, ref.push)
+    assert (want.repository, want.ref, want.commit) == (f"{url}.git", MAIN, A)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from eventing.hosts import DIALECTS
 from tests.fuzz.asked import binder_spec, build_request, pattern, repository_url, trigger_template
 from tests.fuzz.builder import git_words, tool_output
 from tests.fuzz.decode import decode_http
 from tests.fuzz.filters import filters
-from tests.fuzz.github import github_webhook
+from tests.fuzz.hosts import webhook
 from tests.fuzz.written import configuration, durations_and_sizes, saved_requests, server_sent_events
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -25,7 +26,7 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "durations_and_sizes": durations_and_sizes,
     "filters": filters,
     "git_words": git_words,
-    "github_webhook": github_webhook,
+    **{f"{word}_webhook": webhook(word) for word in DIALECTS},
     "pattern": pattern,
     "repository_url": repository_url,
     "saved_requests": saved_requests,

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from kiln.gunicorn import GRACE
+from tests.eventing.deliveries import Delivery, forgejo, gitea
 from tests.parts.kiln import Kiln, Process, get, until
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -144,6 +145,18 @@ def test_check_shows_what_a_saved_webhook_would_build(kiln: Kiln, tmp_path: Path
         assert "event d-1: com.github.push" in done.stdout
         assert "    repository: https://github.com/our-org/course\n" in done.stdout
         assert f":{COMMIT}\n" in done.stdout
+
+
+@pytest.mark.parametrize(("word", "delivery"), [("gitea", gitea()), ("forgejo", forgejo())])
+def test_check_knows_whose_webhook_it_is(kiln: Kiln, tmp_path: Path, word: str, delivery: Delivery) -> None:
+    """They send each other's headers, and GitHub's."""
+    (tmp_path / "kiln.yaml").write_text(f"hosts: {{git.example.com: {{kind: {word}}}}}\n")
+    head = "".join(f"{name}: {value}\r\n" for name, value in delivery.headers.items())
+    saved = f"POST /webhooks/{word} HTTP/1.1\r\n{head}\r\n".encode() + delivery.body
+    done = kiln.run("check", "--event", "-", stdin=saved, KILN_CONFIG=str(tmp_path / "kiln.yaml"))
+    assert done.returncode == 0
+    assert f"event d-1: com.{word}.push" in done.stdout
+    assert "    repository: https://git.example.com/lab/sample\n" in done.stdout
 
 
 def test_check_shows_what_no_trigger_wants_and_what_policy_refuses(kiln: Kiln) -> None:

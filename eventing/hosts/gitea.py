@@ -1,0 +1,236 @@
+"""Gitea's webhooks. Event types follow those of the CloudEvents adapter for GitHub, with `gitea` in place of `github`.
+
+Gitea signs the JSON with HMAC-SHA256, also where a form carries it, and does not repeat a failed delivery. A new branch
+or tag is a `create` and a `push`, a deleted one a `delete` (of a tag a `push` as well), so only the push counts. A test
+delivery is a push that moves nothing: there is no ping.
+
+https://docs.gitea.com/usage/repository/webhooks
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from eventing.errors import DecodeError, SignatureError
+from eventing.event import Event
+from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts.payload import (
+    Commit,
+    Hash,
+    Path,
+    Ref,
+    first_text,
+    header,
+    is_signed,
+    is_zero,
+    json_text,
+    page_of,
+    paths_of,
+    payload_of,
+    shown_by,
+    signature,
+    text_at,
+)
+from eventing.http import attribute_text, event_of
+from eventing.wire import lowered
+
+_IGNORED = {
+    "create": "A new branch or tag comes as a push as well, and that one counts.",
+    "delete": "A deleted branch or tag leaves nothing to build.",
+}
+_TEST = "This is a test delivery (nothing was pushed): the webhook works."
+_SUBJECTS: Mapping[str, Path] = {
+    "pull_request": ("number",),
+    "push": ("ref",),
+    "release": ("release", "id"),
+}
+_SHOWN_BY: Sequence[tuple[str, frozenset[str]]] = (
+    ("push", frozenset({"ref", "before", "after"})),
+    ("create", frozenset({"ref_type", "sha"})),
+    ("delete", frozenset({"ref_type"})),
+    ("release", frozenset({"release"})),
+    ("pull_request", frozenset({"pull_request", "number"})),
+)
+_SOURCES: tuple[Path, ...] = (
+    ("repository", "html_url"),
+    ("organization", "html_url"),
+    ("sender", "html_url"),
+)
+
+
+class Gitea:
+    word = "gitea"
+    own_header = "x-gitea-event"
+    pushes = frozenset({"com.gitea.push"})
+    prefixes: tuple[str, ...] = ("X-Gitea",)
+    """Beginnings of the names of its headers. The first that a delivery has is read."""
+
+    def verify(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        secrets: Sequence[bytes],
+        now: datetime | None = None,  # noqa: ARG002 - Gitea signs no time
+    ) -> None:
+        """By its own `…-Signature` alone. Gitea sends an empty one where the webhook has no secret."""
+        named = lowered(headers)
+        name = self._name(named, "Signature")
+        given = named.get(name.lower())
+        if not given:
+            raise SignatureError(f"There is no {name}: give the webhook its secret.")
+        if not is_signed(given, _signed(named, body), secrets):
+            raise SignatureError(f"{name} was not made with this webhook's secret.")
+
+    def signed(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        secret: bytes,
+        now: datetime,  # noqa: ARG002 - Gitea signs no time
+    ) -> dict[str, str]:
+        named = lowered(headers)
+        return {**named, f"{self.prefixes[0]}-Signature".lower(): signature(_signed(named, body), secret)}
+
+    def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
+        event, prefix = shown_by(payload, _SHOWN_BY), self.prefixes[0]
+        if event is None:
+            raise DecodeError(f"The payload does not show which event it is: the header {prefix}-Event must say so.")
+        own = {f"{prefix}-Event".lower(): event, f"{prefix}-Delivery".lower(): delivery}
+        return {"content-type": "application/json", **own}
+
+    def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
+        """`id` is `…-Delivery`, `source` the repository's page. A redelivery by hand has an `id` of its own."""
+        named = lowered(headers)
+        name = self._name(named, "Event")
+        event, delivery = header(named, name), header(named, self._name(named, "Delivery"))
+        if not re.fullmatch(r"[a-z0-9_]{1,64}", event):
+            raise DecodeError(f"{name} is no event's name.")
+        if event in _IGNORED:
+            return Ignored(_IGNORED[event])
+        payload = payload_of(named, body)
+        subject = text_at(payload, _SUBJECTS.get(event, ()))
+        made = event_of(
+            {
+                "specversion": "1.0",
+                "id": delivery,
+                "source": first_text(payload, _SOURCES),
+                "type": ".".join(filter(None, ["com", self.word, event, text_at(payload, ("action",))])),
+                "subject": subject and attribute_text(subject),
+                "datacontenttype": "application/json",
+            },
+            payload,
+        )
+        return self._nothing(made) or [made]
+
+    def facts(self, event: Event) -> PushFacts:
+        """Gitea does not say that a push was forced, nor when it was made."""
+        push = self._push(event)
+        created, deleted = is_zero(push.before), is_zero(push.after)
+        commit = None if deleted else push.commit
+        return PushFacts(
+            repository=push.repository.clone_url,
+            ref=push.ref,
+            commit=commit,
+            before=None if created else push.before,
+            created=created,
+            deleted=deleted,
+            forced=False,
+            pushed_at=None,
+            default_branch=push.repository.default_branch,
+            paths=None if created or deleted else push.paths,
+            private=push.repository.private,
+            look_up=commit is None and not deleted,
+        )
+
+    def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
+        """As one that created the ref, because nothing is known of what was there before, nor of changed paths."""
+        page, owner, name = page_of(repository)
+        data = {
+            "ref": ref,
+            "before": "0" * len(commit),
+            "after": commit,
+            "commits": [],
+            "total_commits": 0,
+            "head_commit": {"id": commit},
+            "repository": {
+                "name": name,
+                "full_name": f"{owner}/{name}" if owner else name,
+                "owner": {"login": owner},
+                "html_url": page,
+                "clone_url": repository,
+                "default_branch": default_branch,
+            },
+        }
+        return event_of(
+            {
+                "specversion": "1.0",
+                "id": id,
+                "source": page,
+                "type": f"com.{self.word}.push",
+                "subject": attribute_text(ref),
+                "datacontenttype": "application/json",
+            },
+            data,
+        )
+
+    def _name(self, named: Mapping[str, str], end: str) -> str:
+        """The name of one of its headers, as this delivery spells it."""
+        names = [f"{prefix}-{end}" for prefix in self.prefixes]
+        return next((name for name in names if name.lower() in named), names[0])
+
+    def _nothing(self, made: Event) -> Ignored | None:
+        """Why an event asks for nothing, if it does not."""
+        if made.type not in self.pushes:
+            return None
+        push = self._push(made)
+        if push.before == push.after:
+            return Ignored(_TEST)
+        return Ignored(_IGNORED["delete"]) if is_zero(push.after) else None
+
+    def _push(self, event: Event) -> _Push:
+        try:
+            return msgspec.convert(event.data, _Push)
+        except msgspec.ValidationError as error:
+            raise DecodeError(f"This is no push of {type(self).__name__}'s: {error}.") from None
+
+
+def _signed(named: Mapping[str, str], body: bytes) -> bytes:
+    """What the signature is over. A form that holds no payload is signed by nobody, so its bytes will do."""
+    try:
+        return json_text(named, body)
+    except DecodeError:
+        return body
+
+
+class _Repository(msgspec.Struct):
+    clone_url: str
+    default_branch: str | None = None
+    private: bool | None = None
+
+
+class _Push(msgspec.Struct):
+    """The parts of a push payload that matter here. Old versions lack `head_commit` and `total_commits`."""
+
+    ref: Ref
+    before: Hash
+    after: Hash
+    repository: _Repository
+    head_commit: Commit | None = None
+    commits: list[Commit] | None = None
+    total_commits: int | None = None
+
+    @property
+    def commit(self) -> str | None:
+        """Without a head commit a branch is still at `after`; a tag may be an object of its own."""
+        if self.head_commit is not None:
+            return self.head_commit.id
+        return self.after if self.ref.startswith("refs/heads/") else None
+
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        """Only the newest commits are listed (5 by default), and how many there were is in `total_commits`."""
+        return paths_of(self.commits) if self.commits and len(self.commits) == self.total_commits else None

@@ -1,0 +1,33 @@
+"""`eventing.hosts`: a delivery gives events that can be sent on, nobody forges a signature."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from eventing.errors import EventError
+from eventing.hosts import DIALECTS, Ignored, push_of
+from tests.fuzz.decode import check
+from tests.fuzz.message import read_message
+
+NOW = datetime(2026, 11, 29, tzinfo=UTC)
+
+
+def webhook(word: str) -> Callable[[bytes], None]:
+    """A target whose data is an HTTP message, the delivery of a host's webhook."""
+    dialect = DIALECTS[word]
+
+    def target(data: bytes) -> None:
+        headers, body = read_message(data)
+        with contextlib.suppress(EventError):
+            dialect.verify(headers, body, [b"a secret", b"another"], NOW)
+            raise AssertionError("verified")
+        with contextlib.suppress(EventError):
+            parsed = dialect.parse(headers, body)
+            for event in [] if isinstance(parsed, Ignored) else parsed:
+                push = push_of(event)
+                assert push is None or not push.deleted
+                check(event)
+
+    return target
