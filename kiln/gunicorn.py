@@ -10,25 +10,27 @@ from __future__ import annotations
 import errno
 import gc
 import logging
+import selectors
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
-from gunicorn import util  # type: ignore[import-untyped]
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.errors import AppImportError  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
-from gunicorn.workers.gthread import ThreadWorker  # type: ignore[import-untyped]
+from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
 
 from builds.engines import EngineError
 from kiln import logs
+from kiln.arrival import Arrival
 from kiln.ops import Ops
 from kiln.settings import Settings
 
@@ -36,6 +38,18 @@ GRACE = 30
 """Seconds for requests under way after SIGTERM: the longest that is not a viewer waits 20 s for its turn to write."""
 STARTING = 10
 """Seconds in which all threads have to be there."""
+LARGEST_BODY = 26 << 20
+"""Bytes that are awaited before a thread has the request: more than GitHub sends. The application refuses the rest."""
+MOST_HELD = 96 << 20
+"""Bytes of requests that are in memory at a time; beyond it the largest that is not whole yet is refused."""
+SMALL = 1 << 17
+"""Bytes; no request up to this size is refused because of what others send."""
+PIECE = 1 << 16
+AT_ONCE = 32
+"""Connections that are accepted before the others are looked at again."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # for the heartbeat: the root may be read-only, and disks block
 
 
@@ -59,29 +73,40 @@ class KilnLogger(Logger):  # type: ignore[misc]
 
 
 class _Connection(socket.socket):
-    """What is read from it has to be there by `deadline`, in seconds of the monotonic clock."""
+    """A connection whose requests are read by the one thread that accepts; `recv` gives what has arrived of one.
 
-    deadline = float("inf")
+    `counted` are the bytes of it that its worker has counted.
+    """
 
-    def recv(self, *args: Any) -> bytes:
-        """Raises ConnectionResetError past the deadline, as if the client had gone: that is no news to gunicorn."""
-        usual = self.gettimeout()
-        left = max(self.deadline - time.monotonic(), 0.001)  # 0 would be: do not wait, and say that differently
-        self.settimeout(left if usual is None else min(left, usual))
-        try:
-            return super().recv(*args)
-        except TimeoutError as error:
-            raise ConnectionResetError(errno.ECONNRESET, "The rest does not come") from error
-        finally:
-            self.settimeout(usual)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.arrived = Arrival(LARGEST_BODY)
+        self.counted = 0
+
+    def take(self) -> int:
+        """Reads what is there, in bytes. Raises BlockingIOError where that is nothing, OSError."""
+        data = super().recv(PIECE)
+        self.arrived.feed(data)
+        return len(data)
+
+    def recv(self, size: int, _flags: int = 0) -> bytes:
+        """Raises ConnectionResetError where more is wanted than has come: that is no news to gunicorn."""
+        data = self.arrived.read(size)
+        if not data and not self.arrived.closed:
+            raise ConnectionResetError(errno.ECONNRESET, "The rest does not come")
+        return data
+
+    def discard(self) -> int:
+        """Reads what is there, in bytes, and throws it away. Raises BlockingIOError where that is nothing, OSError."""
+        return len(super().recv(PIECE))
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threads, none of which anybody can keep for ever.
+    """gunicorn's threads, none of which waits for a client that sends nothing.
 
-    gunicorn waits without end for the rest of a request and for who takes an answer, so as many senders as there are
-    threads, each silent after a word, would be the end of web. And it waits for a client to close the connection in the
-    one thread that accepts all others.
+    gunicorn waits in a thread of the pool for the rest of a request, for who takes an answer, and for the client to
+    close. Here the thread that accepts reads requests, and hands on what is whole. A connection is at any time in one
+    place: with that thread (`_arriving`, `_leaving`, gunicorn's `keepalived_conns`) or with one of the pool.
     """
 
     patience = 30.0
@@ -90,8 +115,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     soon = 0.02
     """Seconds in which a thread waits for the next request of a connection: from thread to thread and back takes a good
     part of what a webhook takes, and a proxy in front of web has one after the other."""
+    turn = 0.25
+    """Seconds after which a thread does so no longer: others wait for it."""
     linger = 1.0
-    """Seconds for the client to close after us, so that it reads the answer though not all of its body was read."""
+    """Seconds of silence after which a connection is closed whose client does not close after us: it may not have read
+    the answer though not all of its body was read."""
+    longest_linger = 10.0
+    """Seconds for a client that sends on after the answer."""
+    youth = 1.0
+    """Seconds for which no connection has to make room for new ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._arriving: dict[Any, float] = {}
+        self._leaving: dict[Any, float] = {}
+        self._held = 0
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """All threads are there from the start: it shows then whether they can be had, and there are never more.
@@ -104,33 +142,189 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             pool.submit(there.wait, STARTING)
         return cast("ThreadPoolExecutor", pool)
 
-    def handle(self, conn: Any) -> Any:
-        if not isinstance(conn.sock, _Connection):
-            conn.sock = _Connection(fileno=conn.sock.detach())
-        kept = self._handle(conn)
-        while kept is True and self.alive and self._asks_again(conn):
-            kept = self._handle(conn)
+    # With the thread that accepts
+
+    def accept(self, listener: Any) -> None:
+        """As many as there are, so that a crowd does not cost a round of the poller each."""
+        for _ in range(AT_ONCE):
+            if self.nr_conns >= self.worker_connections:
+                return
+            try:
+                sock, client = listener.accept()
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                    raise
+                return
+            self.nr_conns += 1
+            connection = _Connection(sock.family, sock.type, sock.proto, fileno=sock.detach())
+            conn = TConn(self.cfg, connection, client, listener.getsockname())
+            conn.data_ready = True
+            self._await(conn)
+
+    def on_client_socket_readable(self, conn: Any, client: Any) -> None:
+        self.poller.unregister(client)
+        self.keepalived_conns.remove(conn)
+        self._await(conn)
+
+    def _await(self, conn: Any) -> None:
+        """Until its request is whole, a connection is with the poller; most are whole at once."""
+        self._arriving[conn] = time.monotonic() + self.patience
+        self._arrive(conn)
+        if conn in self._arriving:
+            self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._arrive(conn))
+
+    def _arrive(self, conn: Any) -> None:
+        if conn not in self._arriving:  # given up by an event of the same round
+            return
+        try:
+            conn.sock.take()
+            _continue(conn)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._forget(conn)
+            self._close(conn)
+            return
+        self._count(conn)
+        self._settle(conn)
+
+    def _settle(self, conn: Any) -> None:
+        """Hands on what is whole, ends what will never be."""
+        if conn.sock.arrived.whole:
+            self._forget(conn)
+            self.enqueue_req(conn)
+        elif conn.sock.arrived.closed:
+            self._forget(conn)
+            self._close(conn)
+        elif self._held > MOST_HELD:
+            largest = max(self._arriving, key=lambda each: len(each.sock.arrived))
+            if len(largest.sock.arrived) > SMALL:
+                self._refuse(largest, OVERLOADED)
+
+    def _count(self, conn: Any) -> None:
+        self._held += len(conn.sock.arrived) - conn.sock.counted
+        conn.sock.counted = len(conn.sock.arrived)
+
+    def _forget(self, conn: Any) -> None:
+        del self._arriving[conn]
+        with suppress(KeyError):  # it was whole at once
+            self.poller.unregister(conn.sock)
+
+    def _close(self, conn: Any) -> None:
+        conn.sock.arrived.drop()
+        self._count(conn)
+        self.nr_conns -= 1
+        conn.close()
+
+    def _refuse(self, conn: Any, words: bytes) -> None:
+        self._forget(conn)
+        with suppress(OSError):
+            conn.sock.send(words)
+        self._leave(conn)
+
+    def _give_up(self, conn: Any) -> None:
+        """Who has sent nothing is told nothing: it may have opened the connection ahead of need."""
+        if len(conn.sock.arrived):
+            self._refuse(conn, TIMED_OUT)
+        else:
+            self._forget(conn)
+            self._close(conn)
+
+    def murder_pending(self) -> None:
+        """Ends what took too long to arrive, and closes where the client does not (gunicorn calls it in its loop)."""
+        now = time.monotonic()
+        for conn in [conn for conn, until in self._arriving.items() if until < now]:
+            self._give_up(conn)
+        for conn in [conn for conn, until in self._leaving.items() if until < now]:
+            self._left(conn)
+        if self.nr_conns >= self.worker_connections:
+            self._make_room(now)
+
+    def _make_room(self, now: float) -> None:
+        """The oldest go, so that accepting never stops; those that have just come may be a crowd of good ones."""
+        before = now - self.youth
+        for conn in [conn for conn in self._leaving if conn.timeout - self.longest_linger < before]:
+            self._left(conn)
+        old = [conn for conn, until in self._arriving.items() if until - self.patience < before]
+        for conn in old[: self.worker_connections // 4]:
+            self._forget(conn)
+            self._close(conn)
+
+    def _cap_keepalive(self, deadline: float) -> None:
+        """Nor is a first request awaited for long once the worker stops."""
+        super()._cap_keepalive(deadline)
+        for conn, until in self._arriving.items():
+            if not len(conn.sock.arrived):
+                self._arriving[conn] = min(until, deadline)
+
+    def finish_request(self, conn: Any, fs: Any) -> None:
+        self._count(conn)
+        if fs.cancelled() or fs.exception() or not fs.result():
+            self._leave(conn)
+        elif len(conn.sock.arrived):
+            conn.sock.setblocking(False)
+            self._await(conn)
+        else:
+            super().finish_request(conn, fs)
+
+    def _leave(self, conn: Any) -> None:
+        """The client closes, or is not waited for; no thread waits with it."""
+        conn.sock.arrived.drop()
+        self._count(conn)
+        now = time.monotonic()
+        conn.timeout = now + self.longest_linger
+        self._leaving[conn] = now + self.linger
+        try:
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._discard(conn))
+            conn.sock.shutdown(socket.SHUT_WR)
+        except (OSError, ValueError):  # it is closed already
+            self._left(conn)
+
+    def _discard(self, conn: Any) -> None:
+        try:
+            if conn.sock.discard():
+                self._leaving[conn] = min(time.monotonic() + self.linger, conn.timeout)
+                return
+        except BlockingIOError:
+            return
+        except OSError:
+            pass
+        self._left(conn)
+
+    def _left(self, conn: Any) -> None:
+        del self._leaving[conn]
+        with suppress(KeyError):
+            self.poller.unregister(conn.sock)
+        self._close(conn)
+
+    # With a thread of the pool
+
+    def handle(self, conn: Any) -> bool:
+        """Whether the connection stays."""
+        until = time.monotonic() + self.turn
+        kept = self._answer(conn)
+        while kept and self.alive and time.monotonic() < until and self._asks_again(conn):
+            kept = self._answer(conn)
         return kept
 
-    def _handle(self, conn: Any) -> Any:
-        conn.sock.deadline = time.monotonic() + self.patience
-        kept = super().handle(conn)
-        if kept is False:
-            conn.sock.deadline = time.monotonic() + self.linger
-            util.close_graceful(conn.sock, self.linger)
-            conn.close = lambda graceful=False: None  # noqa: ARG005  # it is done
-        return kept
+    def _answer(self, conn: Any) -> bool:
+        """Whether the connection stays: only where parser and `Arrival` agree on where the next request begins."""
+        if super().handle(conn) is not True:
+            return False
+        return bool(conn.sock.arrived.next()) and not conn.parser.unreader.buf.getvalue()
 
     def _asks_again(self, conn: Any) -> bool:
-        """Or has asked already, with the request before; or closes, which is for gunicorn to see."""
-        if conn.parser.unreader.buf.getvalue():
-            return True
-        conn.sock.deadline = time.monotonic() + self.soon
-        try:
-            conn.sock.recv(1, socket.MSG_PEEK)
-        except OSError:
-            return False
-        return True
+        """Whether the next request is there whole, soon; the poller waits for the others."""
+        until = time.monotonic() + self.soon
+        while not conn.sock.arrived.whole and (left := until - time.monotonic()) > 0:
+            conn.sock.settimeout(left)
+            try:
+                if not conn.sock.take():
+                    break
+            except OSError:
+                break
+        return bool(conn.sock.arrived.whole)
 
     def handle_request(self, req: Any, conn: Any) -> Any:
         conn.sock.settimeout(self.patience)
@@ -138,6 +332,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return super().handle_request(req, conn)
         except TimeoutError as error:
             raise BrokenPipeError(errno.EPIPE, "The answer is not taken") from error  # which is no news to gunicorn
+
+
+def _continue(conn: Any) -> None:
+    """Says what a client with `Expect: 100-continue` waits for (RFC 9110, §10.1.1). Raises OSError."""
+    arrived = conn.sock.arrived
+    if arrived.expects and not arrived.whole:
+        arrived.expects = False
+        conn.sock.send(CONTINUE)
 
 
 class Web(BaseApplication):  # type: ignore[misc]

@@ -14,14 +14,15 @@ LARGE = 1 << 26
 
 class Impatient(Worker):
     patience = 1.0
+    longest_linger = 2.0
+    youth = 0.2
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """Says how long the body was; `/large` says a lot, `/late` says it after longer than the worker's patience."""
-    try:
-        said = b"%d\n" % len(environ["wsgi.input"].read())
-    except OSError:
-        said = b"broken off\n"
+    """Says how long the body was, at `/late` after longer than the worker's patience; `/large` says a lot, `/unread`
+    does not look at the body."""
+    unread = environ["PATH_INFO"] == "/unread"
+    said = b"unread\n" if unread else b"%d\n" % len(environ["wsgi.input"].read())
     if environ["PATH_INFO"] == "/large":
         said = bytes(LARGE)
     if environ["PATH_INFO"] == "/late":

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -19,12 +19,13 @@ ENOUGH = 12.0
 """Seconds: much more than a worker's patience here, much less than gunicorn's own."""
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    options = (
-        f"--bind 127.0.0.1:0 --worker-class tests.kiln.impatient.Impatient --threads {THREADS} --no-control-socket"
-    )
-    command = [sys.executable, "-m", "gunicorn", *options.split(), "tests.kiln.impatient:application"]
+OPTIONS = f"--bind 127.0.0.1:0 --worker-class tests.kiln.impatient.Impatient --threads {THREADS} --no-control-socket"
+
+
+@contextmanager
+def served(*options: str) -> Iterator[int]:
+    """The impatient worker, with further options of gunicorn; yields its port."""
+    command = [sys.executable, "-m", "gunicorn", *OPTIONS.split(), *options, "tests.kiln.impatient:application"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         listening = None
@@ -35,6 +36,12 @@ def port() -> Iterator[int]:
         process.terminate()
         rest = process.stderr.read()
     assert "Traceback" not in rest, rest
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with served() as port:
+        yield port
 
 
 def answer(port: int, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n") -> bytes:
@@ -115,5 +122,9 @@ def test_who_has_asked_has_an_answer_however_long_that_takes(port: int) -> None:
 
 
 def test_who_breaks_off_is_told_so(port: int) -> None:
-    said = answer(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na")
-    assert said.endswith(b"\r\nbroken off\n")
+    words = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\na"
+    assert answer(port, words).startswith(b"HTTP/1.1 408 ")
+    with socket.create_connection(("127.0.0.1", port), ENOUGH) as connection:
+        connection.sendall(words)
+        connection.shutdown(socket.SHUT_WR)
+        assert b"".join(iter(lambda: connection.recv(4096), b"")).endswith(b"\r\n1\n")

@@ -1,0 +1,129 @@
+"""Where a request ends, told from its bytes as they arrive (RFC 9112, §6), so that no thread waits for the rest.
+
+It errs on the side of "whole": gunicorn's parser says what is wrong with malformed or oversized requests.
+"""
+
+from __future__ import annotations
+
+import re
+
+LARGEST_HEAD = 1 << 20
+"""Bytes; a larger head, or trailer section, is for the parser to refuse."""
+LONGEST_LINE = 8190
+"""Bytes of a chunk's extensions: gunicorn's limit of a header field, which it holds them to."""
+
+_LENGTH = re.compile(rb"^content-length[ \t]*:[ \t]*([0-9]{1,12})[ \t]*\r$", re.IGNORECASE | re.MULTILINE)
+_CHUNKED = re.compile(rb"^transfer-encoding[ \t]*:", re.IGNORECASE | re.MULTILINE)
+_EXPECTS = re.compile(rb"^expect[ \t]*:[ \t]*100-continue", re.IGNORECASE | re.MULTILINE)
+_SIZE = re.compile(rb"([0-9a-fA-F]{1,12})[^\r\n]{0,%d}\r\n" % LONGEST_LINE)
+
+
+class Arrival:
+    """The bytes of a connection, one request after the other. Of a body above `largest` bytes no more is awaited."""
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._buffer = bytearray()
+        self.closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._read = self._seen = 0
+        self._head: int | None = None
+        self._chunk: int | None = None
+        self._trailing = False
+        self._end: int | None = None
+        self.expects = False
+
+    def __len__(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing more is to be awaited; a body that the client broke off is for the application to refuse."""
+        ready = self._end is not None and len(self._buffer) >= self._end
+        return ready or (self.closed and self._head is not None)
+
+    def feed(self, data: bytes) -> None:
+        """More bytes; none mean that the client has closed its side."""
+        self.closed = not data
+        self._buffer += data
+        self._look()
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes of the current request; none where no more of it has come."""
+        until = len(self._buffer) if self._end is None else min(self._end, len(self._buffer))
+        with memoryview(self._buffer) as view:
+            data = bytes(view[self._read : min(self._read + size, until)])
+        self._read += len(data)
+        return data
+
+    def next(self) -> bool:
+        """Goes on to the next request. Returns whether the current one was read to its end.
+
+        Where it was not, the parser and this class disagree where the next one begins: then nobody must look for it.
+        """
+        exact = self._end is not None and self._read == self._end
+        del self._buffer[: self._read if self._end is None else self._end]
+        self._begin()
+        self._look()
+        return exact
+
+    def drop(self) -> None:
+        """Forgets all bytes: nobody will read them."""
+        self._buffer.clear()
+        self._begin()
+
+    def _look(self) -> None:
+        if self._head is None:
+            self._find_head()
+        if self._chunk is not None and self._end is None:
+            self._find_last_chunk()
+        if self._trailing and self._end is None:
+            self._find_end_of_trailers()
+
+    def _find_head(self) -> None:
+        found = self._buffer.find(b"\r\n\r\n", max(0, self._seen - 3))
+        self._seen = len(self._buffer)
+        if found >= 0:
+            self._head = found + 4
+            self._judge(bytes(self._buffer[: self._head]))
+        elif self._seen > LARGEST_HEAD:
+            self._head = self._end = self._seen
+
+    def _judge(self, head: bytes) -> None:
+        self.expects = bool(_EXPECTS.search(head))
+        if _CHUNKED.search(head):
+            self._chunk = len(head)
+            return
+        length = _LENGTH.search(head)
+        size = int(length[1]) if length else 0
+        self._end = len(head) + (0 if size > self._largest else size)
+
+    def _find_last_chunk(self) -> None:
+        """Each chunk is its size, a line end, its bytes, a line end; after one of size 0 come trailers."""
+        while self._chunk is not None and self._chunk < len(self._buffer):
+            size = _SIZE.match(self._buffer, self._chunk)
+            if size is None:
+                if self._malformed(self._chunk):
+                    self._end = len(self._buffer)
+                return
+            if not int(size[1], 16):
+                self._trailing, self._seen = True, size.end() + 1  # the line end before may begin the empty line
+                return
+            self._chunk = size.end() + int(size[1], 16) + 2
+        if len(self._buffer) > LARGEST_HEAD + self._largest:
+            self._end = len(self._buffer)
+
+    def _malformed(self, line: int) -> bool:
+        """Whether what begins there is a line, or too long for one, which names no size."""
+        limit = line + LONGEST_LINE + 16
+        return self._buffer.find(b"\n", line, limit) >= 0 or len(self._buffer) > limit
+
+    def _find_end_of_trailers(self) -> None:
+        found = self._buffer.find(b"\r\n\r\n", max(0, self._seen - 3))
+        self._seen = max(self._seen, len(self._buffer))
+        if found >= 0:
+            self._end = found + 4
+        elif self._seen - (self._chunk or 0) > LARGEST_HEAD:
+            self._end = len(self._buffer)
