@@ -4,8 +4,9 @@ A tier is a folder here; `unit` is all that is in no other. A tier that cannot r
 `CI=true` that is a failure, and so is a tier that ran no test or skipped one: there, nothing goes untested unnoticed.
 
 Most tests wait for something most of the time, so tiers run beside each other (`LANES`), and each in several workers
-that take whole files (`WORKERS`). Tests marked `alone` change what others use, or measure time: they come last, one
-after the other. What a tier prints is shown as one block when it has ended; until then a line says how far each is.
+that take whole files (`WORKERS`). Tests marked `disruptive` change what others of their tier use: they come after
+those, one after the other. Tests marked `alone` measure time: they come last of all, when nothing else runs. What a
+tier prints is shown as one block when it has ended; until then a line says how far each is.
 """
 
 from __future__ import annotations
@@ -168,20 +169,24 @@ class Needs:
 # How they run ------------------------------------------------------------------------------------------------------
 
 
+MARKS = ("disruptive", "alone")
+"""Of tests that do not run beside the others of their tier."""
+
+
 @dataclass(frozen=True)
 class Part:
-    """The tests of a tier that run beside others, or those that run alone."""
+    """The tests of a tier that carry this mark, or those that carry none of `MARKS`."""
 
     tier: Tier
-    alone: bool = False
+    mark: str = ""
 
     def __str__(self) -> str:
-        return f"{self.tier.name}, alone" if self.alone else self.tier.name
+        return f"{self.tier.name}, {self.mark}" if self.mark else self.tier.name
 
     def command(self, report: Path) -> list[str]:
-        workers = 0 if self.alone else WORKERS.get(self.tier.name, 1)
+        workers = 0 if self.mark else WORKERS.get(self.tier.name, 1)
         spread = [f"--numprocesses={workers}", "--dist=loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
-        chosen = ["-m", "alone" if self.alone else "not alone"]
+        chosen = ["-m", self.mark or " and ".join(f"not {mark}" for mark in MARKS)]
         told = ["-q", "--durations=10", f"--junitxml={report}"]
         return [sys.executable, "-m", "pytest", *told, *spread, *chosen, *self.tier.arguments]
 
@@ -276,8 +281,8 @@ def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[O
     """Their outcomes, in that order. When time is over (after `LIMIT`, by default) no tier goes on."""
     named = [[tier for tier in tiers if tier.name in lane] for lane in LANES]
     rest = [tier for tier in tiers if not any(tier in lane for lane in named)]
-    beside = [[Part(tier) for tier in lane] for lane in (*named, rest) if lane]
-    last = [[Part(tier, alone=True) for tier in tiers if _marks_any(tier)]]
+    beside = [[part for tier in lane for part in _beside(tier)] for lane in (*named, rest) if lane]
+    last = [[Part(tier, "alone") for tier in tiers if _marks_any(tier, "alone")]]
     found: dict[str, Outcome] = {}
     running, over = Running(), over or _after(LIMIT)
     with Needs() as needs:
@@ -288,10 +293,15 @@ def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[O
     return [found[tier.name] for tier in tiers]
 
 
-def _marks_any(tier: Tier) -> bool:
-    """Whether its folder marks a test `alone`: to start pytest only for what is not there takes seconds."""
+def _beside(tier: Tier) -> list[Part]:
+    """Those of its parts that other tiers may run beside, in order."""
+    return [Part(tier), *([Part(tier, "disruptive")] if _marks_any(tier, "disruptive") else [])]
+
+
+def _marks_any(tier: Tier, mark: str) -> bool:
+    """Whether its folder marks a test so: to start pytest only for what is not there takes seconds."""
     folders = [Path(argument) for argument in tier.arguments if not argument.startswith("-")]
-    return any("mark.alone" in path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    return any(f"mark.{mark}" in path.read_text() for folder in folders for path in folder.rglob("*.py"))
 
 
 def _watch(working: Sequence[Future[None]], running: Running, over: Callable[[], bool]) -> None:

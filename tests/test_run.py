@@ -48,9 +48,10 @@ def test_counts_are_those_of_pytest(tmp_path: Path) -> None:
         "def test_broken(missing): pass\n"
         "@pytest.mark.skip\ndef test_left_out(): pass\n"
         "@pytest.mark.alone\ndef test_good_alone(): pass\n"
+        "@pytest.mark.disruptive\ndef test_good_by_itself(): pass\n"
     )
     outcome = alone(Tier("some", [str(tmp_path)]))
-    assert (outcome.passed, outcome.failed, outcome.skipped) == (2, 2, 1)
+    assert (outcome.passed, outcome.failed, outcome.skipped) == (3, 2, 1)
 
 
 def test_a_run_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
@@ -97,6 +98,24 @@ def test_what_two_tiers_need_is_made_once_and_kept_until_all_have_ended(tmp_path
         tiers.append(Tier(name, [str(tmp_path / name)], [shared]))
     assert [(one.passed, one.failed) for one in run.run(tiers)] == [(2, 0), (2, 0)]
     assert told == ["made", "gone"]
+
+
+def test_who_disrupts_waits_for_its_tier_and_who_is_alone_for_all(tmp_path: Path) -> None:
+    came = tmp_path / "came"
+    told = f"def came(who):\n    with open({str(came)!r}, 'a') as file:\n        print(who, file=file)\n"
+    for name in ("hub", "cluster"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test_some.py").write_text(
+            f"import pytest\n{told}"
+            f"@pytest.mark.alone\ndef test_alone(): came('{name} alone')\n"
+            f"@pytest.mark.disruptive\ndef test_disruptive(): came('{name} disruptive')\n"
+            f"def test_beside(): came('{name}')\n"
+        )
+    run.run([Tier(name, [str(tmp_path / name)]) for name in ("hub", "cluster")])
+    order = came.read_text().splitlines()
+    assert sorted(order[-2:]) == ["cluster alone", "hub alone"]
+    for name in ("hub", "cluster"):
+        assert order.index(name) < order.index(f"{name} disruptive")
 
 
 MEET = """

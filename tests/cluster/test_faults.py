@@ -238,7 +238,7 @@ def test_a_leader_that_was_paused_does_nothing_any_more(between: Release, builds
     assert resumed["status"]["containerStatuses"][0]["restartCount"] == 0
 
 
-@pytest.mark.alone
+@pytest.mark.disruptive
 @pytest.mark.timeout(480)
 def test_a_worker_stops_with_a_build_and_the_leader_on_it(between: Release, builds: Builds) -> None:
     stays, stops = between.cluster.workers

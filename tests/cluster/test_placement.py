@@ -116,7 +116,7 @@ def test_a_daemon_that_is_not_ready_gets_no_build_and_one_that_waits_says_so(pla
     assert placed.ended(name, LONG)["state"] == "succeeded"
 
 
-@pytest.mark.alone
+@pytest.mark.disruptive
 def test_what_a_cordoned_node_cannot_take_goes_elsewhere_and_the_next_at_once(forgetful: Release) -> None:
     node = home(forgetful, "node/cordoned")
     with cordoned(forgetful.cluster, node):
@@ -133,7 +133,7 @@ def test_what_a_cordoned_node_cannot_take_goes_elsewhere_and_the_next_at_once(fo
         assert (build["node"], build["attempt"]) == (other(forgetful, node), 1), "the node is left out for a while"
 
 
-@pytest.mark.alone
+@pytest.mark.disruptive
 def test_with_all_nodes_cordoned_a_build_waits_says_why_and_runs_when_one_is_back(forgetful: Release) -> None:
     cluster = forgetful.cluster
     node = home(forgetful, "node/none")
