@@ -11,8 +11,9 @@ import base64
 import json
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Annotated, Literal
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import Literal
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import msgspec
@@ -22,7 +23,7 @@ from cloudevents.core.v1.event import CloudEvent
 
 from eventing.errors import DecodeError, EncodeError, NotACloudEvent
 from eventing.event import CONTEXT, Event
-from eventing.wire import BATCH, STRUCTURED, essence, is_json, is_media_type, load_json, lowered
+from eventing.wire import BATCH, STRUCTURED, essence, is_json, is_media_type, is_traceparent, load_json, lowered
 
 Mode = Literal["binary", "structured"]
 
@@ -36,6 +37,11 @@ _FORBIDDEN = re.compile(  # in strings (CloudEvents 1.0, §3.1): control charact
     + "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
     + "]"
 )
+_TIME = re.compile(  # RFC 3339, §5.6; also with a blank for the T, and without the colon of the offset
+    r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):?(\d\d))", re.ASCII
+)
+_LEAP_SECOND, _LEAP_YEAR = 60, 4
+_EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _PCHAR = r"[\w.~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2}"  # RFC 3986, §3.3
 _URI_REFERENCE = re.compile(  # possessive throughout: a long bad one must not take long
     rf"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*+):|(?![^/?#:]*+:))"
@@ -69,10 +75,12 @@ def decode(headers: Mapping[str, str], body: bytes) -> list[Event]:
 def encode(event: Event, mode: Mode) -> tuple[dict[str, str], bytes]:
     """Headers and body of the message for `event`; there is always a content type.
 
-    In binary mode extensions travel as text (`true`, `5`), so their types are lost: CloudEvents has it so.
+    The content type of data without one is `application/octet-stream` for bytes, `application/json` for all else. In
+    binary mode extensions travel as text (`true`, `5`), so their types are lost: CloudEvents has it so.
     Raises EncodeError for an event that breaks a rule of `event_of`, or whose data is not what `Event` says it is.
     """
-    datacontenttype = event.datacontenttype or "application/json"
+    usual = "application/octet-stream" if isinstance(event.data, bytes) else "application/json"
+    datacontenttype = event.datacontenttype or usual
     attributes: dict[str, object] = {
         "specversion": "1.0",
         **{name: event.attribute(name) for name in ("id", "source", "type", "subject", "time", "dataschema")},
@@ -97,9 +105,13 @@ def encode(event: Event, mode: Mode) -> tuple[dict[str, str], bytes]:
 def event_of(attributes: Mapping[str, object], data: object = None) -> Event:
     """The event with these attributes in their wire form (`time` as text), `None` standing for absent.
 
-    Every event that comes in is made here. Raises DecodeError for what CloudEvents 1.0 does not allow.
+    Every event that comes in is made here. Raises DecodeError for what CloudEvents 1.0 does not allow. An invalid
+    `traceparent` is as if there were none (https://www.w3.org/TR/trace-context/#traceparent-header-field-values).
     """
     present = {name: value for name, value in attributes.items() if value is not None}
+    if not is_traceparent(present.get("traceparent")):
+        for name in ("traceparent", "tracestate"):
+            present.pop(name, None)
     for name in _REQUIRED:
         if name not in present:
             raise DecodeError(f"The attribute {name} is missing.")
@@ -131,7 +143,9 @@ def wire_text(value: object) -> str:
 
 def _binary(headers: Mapping[str, str], body: bytes) -> Event:
     attributes: dict[str, object] = {
-        name.removeprefix("ce-"): _header_text(name, value) for name, value in headers.items() if name.startswith("ce-")
+        name.removeprefix("ce-"): _header_value(name, value)
+        for name, value in headers.items()
+        if name.startswith("ce-")
     }
     for name in ("datacontenttype", "data"):
         if name in attributes:
@@ -150,7 +164,7 @@ def _structured(envelope: object) -> Event:
     if data is not None and encoded is not None:
         raise DecodeError("There is data as well as data_base64: only one of them may be there.")
     if encoded is not None:
-        data = _data(_base64(encoded), event.datacontenttype)
+        data = _data(_base64(encoded), event.datacontenttype or "application/octet-stream")
     elif data is not None and not is_json(event.datacontenttype):
         if not isinstance(data, str):
             raise DecodeError("Data of a type that is not JSON must be a string, or come as data_base64.")
@@ -168,6 +182,17 @@ def _batch(envelopes: object) -> list[Event]:
         except DecodeError as error:
             raise DecodeError(f"event {index}: {error}") from None
     return events
+
+
+def _header_value(name: str, value: str) -> str:
+    """The Go SDK, and so Knative, sends a URI with no more escapes than it has: one that decoding would break is taken
+    as it was sent."""
+    if name in ("ce-source", "ce-dataschema") and _uri_reference(value):
+        with suppress(DecodeError):
+            text = _header_text(name, value)
+            return text if _uri_reference(text) else value
+        return value
+    return _header_text(name, value)
 
 
 def _header_text(name: str, value: str) -> str:
@@ -239,14 +264,38 @@ def _uri_reference(text: str, *, absolute: bool = False) -> bool:
 
 
 def _time(text: object) -> datetime | None:
-    """In UTC, whatever the offset, to the microsecond."""
+    """In UTC, whatever the offset, to the microsecond. What Python has no time for becomes the nearest that it has."""
     if text is None:
         return None
+    with suppress(ValueError):
+        if isinstance(text, str) and (match := _TIME.fullmatch(text)):
+            return _instant(match)
+    raise DecodeError("The attribute time is not a time with its offset (RFC 3339).")
+
+
+def _instant(match: re.Match[str]) -> datetime:
+    """Raises ValueError for a day, an hour, a leap second or an offset that does not exist."""
+    year, month, day, hour, minute, second = (int(part) for part in match.group(1, 2, 3, 4, 5, 6))
+    leap = second == _LEAP_SECOND
+    local = datetime(year or _LEAP_YEAR, month, day, hour, minute, second - leap, tzinfo=UTC)
+    microseconds = 999_999 if leap else (int((match[7] or "")[:7].ljust(7, "0")) + 5) // 10
     try:
-        time: datetime = msgspec.convert(text, Annotated[datetime, msgspec.Meta(tz=True)])
-        return time.astimezone(UTC)
-    except (msgspec.ValidationError, OverflowError):
-        raise DecodeError("The attribute time is not a time with its offset (RFC 3339).") from None
+        time = local - _offset(match)
+        if leap and (time.hour, time.minute) != (23, 59):
+            raise ValueError("There are leap seconds at the end of a day in UTC only.")
+        if not year:
+            return _EARLIEST if time.year <= _LEAP_YEAR else time.replace(year=1)
+        return time + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return _EARLIEST if year == 1 else _LATEST
+
+
+def _offset(match: re.Match[str]) -> timedelta:
+    """Raises ValueError."""
+    hours, minutes = int(match[9] or 0), int(match[10] or 0)
+    if hours > 23 or minutes > 59:  # noqa: PLR2004
+        raise ValueError("An offset has at most 23:59.")
+    return timedelta(hours=hours, minutes=minutes) * (-1 if match[8] == "-" else 1)
 
 
 def _body(data: object, datacontenttype: str) -> bytes:

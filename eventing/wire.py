@@ -2,6 +2,8 @@
 
 Two readers of one message must never understand two things, so a key or a header that is there twice is refused, and
 nothing gets in that could not be sent out again: no NaN, no half of a surrogate pair, no bottomless nesting.
+
+WSGI joins the values of a repeated header, so the server names the repeated ones in a header of its own (`REPEATED`).
 """
 
 from __future__ import annotations
@@ -20,14 +22,25 @@ BATCH = "application/cloudevents-batch+json"
 MAX_DEPTH = 100
 """Arrays and objects inside each other. Well below what Python's recursion limit leaves to any caller."""
 
+REPEATED = "kiln-repeated"
+"""Header that the server adds: the names, in lower case and comma-separated, of the headers that were sent twice."""
+_SINGLE = re.compile(  # headers that say what a message means; others, such as Via, may be repeated
+    r"ce-.+|content-.+|idempotency-key|webhook-.+|x-(?:forgejo|gitea|github|gitlab|gogs|hub)-.+"
+    r"|x-(?:event-key|hook-uuid|request-uuid)"
+)
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _MEDIA_TYPE = re.compile(r"[\w!#$&.+^-]+/[\w!#$&.+^-]+ *(;[ -~]*)?", re.ASCII)
 
 
 def lowered(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers by lower-case name. Raises DecodeError where two names differ in case only."""
+    """The headers by lower-case name. Raises DecodeError where two names differ in case only, and for a repeated one
+    that a message's meaning depends on."""
     names = {name.lower(): value for name, value in headers.items()}
     if len(names) != len(headers):
         raise DecodeError("A header is there twice.")
+    for name in names.pop(REPEATED, "").split(","):
+        if _SINGLE.fullmatch(name):
+            raise DecodeError(f"The header {name[:100]} is there twice.")
     return names
 
 
@@ -44,6 +57,11 @@ def essence(media_type: str) -> str:
 def is_json(media_type: str | None) -> bool:
     """Whether data of that type is JSON: `*/json`, `*/*+json`, and no type at all (CloudEvents JSON format, §3.1)."""
     return media_type is None or essence(media_type).endswith(("/json", "+json"))
+
+
+def is_traceparent(value: object) -> bool:
+    """Whether it is one of version 00 (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+    return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
 
 
 def load_json(text: bytes) -> object:

@@ -6,7 +6,6 @@ all of it and repeating a request is safe.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from flask import request
@@ -17,14 +16,13 @@ from builds.errors import Forbidden
 from builds.intake import merge
 from builds.triggers import Wanted
 from eventing.event import Event
+from eventing.wire import is_traceparent
 from handlers import metrics
 from handlers.auth import Identity
 from handlers.services import services
 
 MAX_NOTE = 1000
 """Characters of one value in the log: a batch has many ids, and its sender chose them."""
-
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def check(wanted: Wanted, event: Event, *, who: Identity, kind: Kind) -> Ask:
@@ -66,7 +64,7 @@ def accept(asks: Sequence[Ask], via: str) -> list[Build]:
 def traceparent(event: Event) -> str | None:
     """The trace that the event is part of (https://www.w3.org/TR/trace-context/), by itself or by its transport."""
     given = event.extensions.get("traceparent") or request.headers.get("traceparent")
-    return given if isinstance(given, str) and _TRACEPARENT.fullmatch(given) else None
+    return given if isinstance(given, str) and is_traceparent(given) else None
 
 
 def note(**about: str) -> None:

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +30,7 @@ from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-untyped]
 
 from builds.engines import EngineError
+from eventing.wire import REPEATED
 from kiln import logs
 from kiln.arrival import Arrival
 from kiln.ops import Ops
@@ -384,7 +386,20 @@ class Web(BaseApplication):  # type: ignore[misc]
             if self._token:
                 print(f"Kiln's pages: {_address(arbiter.LISTENERS[0])}?token={self._token}", flush=True)  # noqa: T201
 
-        return {"post_fork": post_fork, "post_worker_init": post_worker_init, "when_ready": when_ready}
+        return {
+            "post_fork": post_fork,
+            "post_worker_init": post_worker_init,
+            "pre_request": name_repeated,
+            "when_ready": when_ready,
+        }
+
+
+def name_repeated(_worker: Any, req: Any) -> None:
+    """Tells the application which headers were sent twice (`eventing.wire`)."""
+    names = Counter(name.lower() for name, _ in req.headers)
+    repeated = sorted(name for name, number in names.items() if number > 1)
+    own = [(REPEATED.upper(), ",".join(repeated))] if repeated else []
+    req.headers = [header for header in req.headers if header[0].lower() != REPEATED] + own
 
 
 def _address(listener: Any) -> str:

@@ -43,7 +43,7 @@ extensions: st.SearchStrategy[Mapping[str, Scalar]] = st.dictionaries(
 )
 json_types = st.sampled_from(["application/json", "Application/JSON; charset=utf-8", "text/json", "a/vnd.b_c+json"])
 other_types = st.sampled_from(["text/plain", "application/octet-stream", 'text/plain; charset="us-ascii"', "image/png"])
-contents = st.tuples(st.none() | json_types, json_values) | st.tuples(other_types, st.binary(min_size=1))
+contents = st.tuples(st.none() | json_types, json_values) | st.tuples(st.none() | other_types, st.binary(min_size=1))
 
 
 @st.composite
@@ -64,4 +64,5 @@ def events(draw: st.DrawFn) -> Event:
 
 def on_the_wire(event: Event) -> Event:
     """As a receiver has it to see it: with its content type written out."""
-    return msgspec.structs.replace(event, datacontenttype=event.datacontenttype or "application/json")
+    usual = "application/octet-stream" if isinstance(event.data, bytes) else "application/json"
+    return msgspec.structs.replace(event, datacontenttype=event.datacontenttype or usual)

@@ -74,6 +74,14 @@ class TestMode:
             decode({"ce-id": "1"}, b"")
         assert (refused.value.status, type(refused.value)) == (400, DecodeError)
 
+    @pytest.mark.parametrize("name", ["ce-id", "ce-ext", "content-type", "content-encoding"])
+    def test_header_that_was_sent_twice(self, name: str) -> None:
+        with pytest.raises(DecodeError, match=f"{name} is there twice"):
+            decode({**HEADERS, "Kiln-Repeated": f"accept,{name}"}, b"")
+
+    def test_headers_that_may_be_sent_twice(self) -> None:
+        assert decode({**HEADERS, "Kiln-Repeated": "accept,via,x-forwarded-for"}, b"") == decode(HEADERS, b"")
+
     def test_two_spellings_of_one_header(self) -> None:
         with pytest.raises(DecodeError):
             decode({**HEADERS, "CE-ID": "2"}, b"")
@@ -110,6 +118,15 @@ class TestAttributes:
             ("2026-09-14t10:01:31z", datetime(2026, 9, 14, 10, 1, 31, tzinfo=UTC)),
             ("2026-09-14T10:01:31.5+02:00", datetime(2026, 9, 14, 8, 1, 31, 500000, tzinfo=UTC)),
             ("2026-09-14T10:01:31.123456789Z", datetime(2026, 9, 14, 10, 1, 31, 123457, tzinfo=UTC)),
+            ("2026-09-14T10:01:31." + "9" * 1000 + "Z", datetime(2026, 9, 14, 10, 1, 32, tzinfo=UTC)),
+            ("2026-09-14T10:01:31-00:00", datetime(2026, 9, 14, 10, 1, 31, tzinfo=UTC)),
+            ("1990-12-31T23:59:60Z", datetime(1990, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+            ("1990-12-31T15:59:60.5-08:00", datetime(1990, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+            ("0000-02-29T00:00:00Z", datetime(1, 1, 1, tzinfo=UTC)),
+            ("0000-12-31T23:30:00-01:00", datetime(1, 1, 1, 0, 30, tzinfo=UTC)),
+            ("0001-01-01T00:00:00+14:00", datetime(1, 1, 1, tzinfo=UTC)),
+            ("9999-12-31T23:59:59.9999999Z", datetime.max.replace(tzinfo=UTC)),
+            ("9999-12-31T23:59:59-23:59", datetime.max.replace(tzinfo=UTC)),
         ],
     )
     def test_time(self, text: str, time: datetime) -> None:
@@ -118,8 +135,12 @@ class TestAttributes:
         assert structured(time=text).attribute("time") == time.isoformat().replace("+00:00", "Z")
 
     @pytest.mark.parametrize(
-        "text", ["", "yesterday", "2026", "2026-09-14", "2026-09-14T10:01:31", "0001-01-01T00:00:00+14:00"]
-    )
+        "text",
+        ["", "yesterday", "2026", "2026-09-14", "2026-09-14T10:01:31", "2026-09-14T10:01:31.Z", "2026-09-14T10:01:61Z",
+         "2026-09-14T10:01:60Z", "2026-09-14T24:00:00Z", "2026-02-29T00:00:00Z", "0001-02-29T00:00:00Z",
+         "2026-00-01T00:00:00Z", "2026-09-14T10:01:31+24:00", "2026-09-14T10:01:31+00:60",
+         "12026-09-14T10:01:31Z", "-001-09-14T10:01:31Z", "2026-09-14T10:01:31,5Z", "\uff12026-09-14T10:01:31Z"],
+    )  # fmt: skip
     def test_bad_time(self, text: str) -> None:
         with pytest.raises(DecodeError, match="time"):
             binary(time=text)
@@ -147,6 +168,28 @@ class TestAttributes:
         with pytest.raises(DecodeError, match="source"):
             structured(source=source)
 
+    @pytest.mark.parametrize(
+        ("sent", "source"),
+        [
+            ("https://h.example/a%20b", "https://h.example/a%20b"),  # decoded, it would be no URI
+            ("https://h.example/caf%E9", "https://h.example/caf%E9"),  # not UTF-8
+            ("https://h.example/%7Eada", "https://h.example/~ada"),
+            ("https://h.example/100%25", "https://h.example/100%25"),
+        ],
+    )
+    def test_uri_that_its_sender_has_not_encoded_for_the_header(self, sent: str, source: str) -> None:
+        assert binary(source=sent).source == source
+        assert binary(dataschema=sent).dataschema == source
+
+    def test_invalid_traceparent_is_dropped(self) -> None:
+        trace, span = "a" * 32, "b" * 16
+        good = f"00-{trace}-{span}-01"
+        assert structured(traceparent=good, tracestate="a=b").extensions == {"traceparent": good, "tracestate": "a=b"}
+        for bad in ("", "x", good.upper(), f"{good}-", f"ff-{trace}-{span}-01", f"00-{'0' * 32}-{span}-01",
+                    f"00-{trace}-{'0' * 16}-01", f"{good}\n", 5, [good], None):  # fmt: skip
+            assert structured(traceparent=bad, tracestate="a=b", ext="x").extensions == {"ext": "x"}
+        assert binary(traceparent="x", ext="x").extensions == {"ext": "x"}
+
     @pytest.mark.parametrize("schema", ["relative/x", "//h/x", "has space:x", "1x:y"])
     def test_dataschema_is_a_uri(self, schema: str) -> None:
         assert structured(dataschema="https://h.example/s.json").dataschema == "https://h.example/s.json"
@@ -160,6 +203,7 @@ class TestAttributes:
         for name in ("id", "source", "type", "subject", "ext"):
             with pytest.raises(DecodeError, match=name):
                 structured(**{name: f"a{char}b"})
+        for name in ("id", "type", "subject", "ext"):
             with pytest.raises(DecodeError, match=name):
                 binary(**{name: "a" + "".join(f"%{byte:02X}" for byte in char.encode()) + "b"})
 
@@ -263,7 +307,7 @@ class TestData:
         with pytest.raises(DecodeError):
             decode(STRUCTURED, json.dumps(ORDINARY).encode()[:-1] + b',"data":' + body + b"}")
         with pytest.raises(DecodeError):
-            structured(data_base64=base64.b64encode(body).decode())
+            structured(datacontenttype="application/json", data_base64=base64.b64encode(body).decode())
 
     def test_as_deep_as_may_be(self) -> None:
         assert binary(b"[" * 100 + b"]" * 100).data
@@ -273,8 +317,11 @@ class TestData:
         assert structured(datacontenttype="text/plain", data="é").data == "é".encode()
         assert structured(datacontenttype="image/png", data_base64="/wA=").data == b"\xff\x00"
 
-    def test_base64_of_json_is_json(self) -> None:
-        assert structured(data_base64=base64.b64encode(b'{"a":1}').decode()).data == {"a": 1}
+    def test_base64_is_bytes_unless_its_type_is_json(self) -> None:
+        encoded = base64.b64encode(b'{"a":1}').decode()
+        assert structured(data_base64=encoded).data == b'{"a":1}'
+        assert structured(data_base64=encoded).datacontenttype is None
+        assert structured(datacontenttype="application/json", data_base64=encoded).data == {"a": 1}
 
     @pytest.mark.parametrize("nothing", [{}, {"data": None}, {"data_base64": None}, {"data_base64": ""}])
     def test_none(self, nothing: dict[str, object]) -> None:
@@ -283,7 +330,7 @@ class TestData:
         assert binary(b"null").data is None
 
     def test_one_of_the_two(self) -> None:
-        assert structured(data=None, data_base64="MQ==").data == 1
+        assert structured(data=None, data_base64="MQ==").data == b"1"
         with pytest.raises(DecodeError, match="data_base64"):
             structured(data=1, data_base64="MQ==")
 

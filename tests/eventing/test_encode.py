@@ -96,6 +96,11 @@ def test_bytes() -> None:
     assert json.loads(encode(event, "structured")[1])["data_base64"] == "/wA="
 
 
+def test_bytes_without_a_type() -> None:
+    assert encode(plain(data=b"\xff"), "binary")[0]["content-type"] == "application/octet-stream"
+    assert json.loads(encode(plain(data=b"\xff"), "structured")[1])["datacontenttype"] == "application/octet-stream"
+
+
 @pytest.mark.parametrize("mode", ["binary", "structured"])
 @pytest.mark.parametrize(
     "changes",
@@ -111,7 +116,7 @@ def test_bytes() -> None:
         {"extensions": {"data": "x"}},
         {"extensions": {"n": 2**31}},
         {"extensions": {"n": 1.5}},
-        {"data": b"bytes under JSON"},
+        {"data": b"bytes under JSON", "datacontenttype": "application/json"},
         {"data": "text under PNG", "datacontenttype": "image/png"},
         {"data": float("nan")},
         {"data": {"a": datetime(2026, 9, 14, tzinfo=UTC)}},

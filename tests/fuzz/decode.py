@@ -9,6 +9,7 @@ import msgspec
 from eventing.errors import EventError
 from eventing.event import Event
 from eventing.http import decode, encode, wire_text
+from tests.eventing.events import on_the_wire
 from tests.fuzz.message import read_message
 
 
@@ -20,7 +21,7 @@ def decode_http(data: bytes) -> None:
 
 
 def check(event: Event) -> None:
-    sent = msgspec.structs.replace(event, datacontenttype=event.datacontenttype or "application/json")
+    sent = on_the_wire(event)
     texts = {name: wire_text(value) for name, value in event.extensions.items()}
     assert decode(*encode(event, "structured")) == [sent]
     assert decode(*encode(event, "binary")) == [msgspec.structs.replace(sent, extensions=texts)]
