@@ -8,10 +8,11 @@ prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API), `p
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 
 from flask import Flask, Response, g, request
 
-from handlers import binderhub, builds, events, html, metrics, pages, problems, signin, webhooks
+from handlers import binderhub, bodies, builds, events, html, metrics, pages, problems, signin, webhooks
 from handlers.auth import refuse_foreigners
 from handlers.services import Services, services
 
@@ -54,6 +55,8 @@ def _begin() -> None:
 
 def _finish(response: Response) -> Response:
     """Headers that keep a hostile log line or repository name from being more than text, and one observation."""
+    if response.status_code >= HTTPStatus.BAD_REQUEST:
+        bodies.drain()
     if not response.response and request.method != "HEAD":
         response.headers.pop("Content-Type", None)  # nothing is not HTML
     there = {name.lower() for name, _ in response.headers}

@@ -2,17 +2,29 @@
 
 Flask's own limit looks at `Content-Length`. A chunked body has none, and what gunicorn then hands on is cut off at the
 limit and taken for the whole, so the stream is read here, one byte further than is allowed.
+
+A server that closes while its client still sends resets the connection: the client sees a broken pipe in place of the
+answer, and repeats what it must not. So a refused request is read to its end first, within bounds.
 """
 
 from __future__ import annotations
+
+import time
+from contextlib import suppress
 
 from flask import request
 
 from handlers.problems import Problem
 
+MAX_DRAIN = 32 << 20
+DRAINING = 10.0
+"""Bytes, and seconds, of the rest of a refused request."""
+
 
 def read(limit: int) -> bytes:
-    """The request's body. Raises Problem: 413 beyond `limit` bytes, 400 where it ended before its end."""
+    """The request's body. Raises Problem: 413 beyond `limit` bytes, 415 for an encoded one, 400 where it ended before
+    its end."""
+    _check_coding()
     length = request.content_length
     if length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
@@ -34,6 +46,24 @@ def read_json(limit: int) -> bytes:
     if request.mimetype != "application/json":
         raise Problem(415, "The body must be JSON, with Content-Type: application/json.")
     return read(limit)
+
+
+def drain() -> None:
+    """Reads what is left of the request's body, and forgets it."""
+    if not request.environ.get("wsgi.input_terminated"):
+        return
+    stream, deadline, left = request.environ["wsgi.input"], time.monotonic() + DRAINING, MAX_DRAIN
+    with suppress(Exception):  # every server has errors of its own for a bad chunk or a lost connection
+        while left > 0 and time.monotonic() < deadline and (piece := stream.read(1 << 16)):
+            left -= len(piece)
+
+
+def _check_coding() -> None:
+    """RFC 9110, §15.5.16."""
+    codings = [coding.strip().lower() for coding in request.headers.get("Content-Encoding", "").split(",")]
+    unknown = ", ".join(coding[:40] for coding in codings if coding not in ("", "identity"))
+    if unknown:
+        raise Problem(415, f"The body is encoded ({unknown[:100]}): send it as it is.", {"Accept-Encoding": "identity"})
 
 
 def _too_large(limit: int) -> Problem:

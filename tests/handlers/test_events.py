@@ -131,6 +131,34 @@ def test_what_is_malformed_is_refused_for_good(house: House, data: bytes, kind: 
     assert not house.builds()
 
 
+@pytest.mark.parametrize(
+    ("coding", "named"), [("gzip", "gzip"), ("GZIP", "gzip"), ("identity, br", "br"), ("gzip, zstd", "gzip, zstd")]
+)
+@pytest.mark.parametrize("path", ["/events", "/webhooks/github", "/api/v1/builds"])
+def test_an_encoded_body_is_415_and_named(house: House, path: str, coding: str, named: str) -> None:
+    headers = {"Content-Encoding": coding, "Content-Type": "application/json"}
+    answer = house.client.post(path, data=b"\x1f\x8b", headers=headers)
+    assert answer.status_code == 415
+    assert f"({named})" in answer.json["detail"]
+    assert answer.headers["Accept-Encoding"] == "identity"
+
+
+def test_a_body_that_is_not_encoded(house: House) -> None:
+    message = structured(event())
+    message["headers"]["Content-Encoding"] = "identity"
+    assert house.client.post("/events", **message).status_code == 202
+
+
+def test_an_invalid_trace_is_none(house: House) -> None:
+    valid = f"00-{'a' * 32}-{'b' * 16}-01"
+    for number, (mine, transports, kept) in enumerate([("x", valid, valid), (None, f"ff{valid[2:]}", None)]):
+        message: dict[str, Any] = structured(event(id=f"e-{number}", traceparent=mine))
+        message["headers"]["traceparent"] = transports
+        assert house.client.post("/events", **message).status_code == 202
+        (build,) = house.builds()
+        assert build.causes[-1].traceparent == kept
+
+
 def test_a_full_queue_is_503_with_a_time_and_nothing_half_made(houses: Callable[..., House]) -> None:
     house = houses(max_queued=1)
     batch = [event(), event(id="e-2", data=body(subdir="other"))]

@@ -92,6 +92,35 @@ def test_a_body_over_the_limit_is_never_cut_and_taken(
     assert len(house.builds()) == (status == 202)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/events", TYPE, 413),
+        ("/events", {**TYPE, "Content-Encoding": "gzip"}, 415),
+        ("/webhooks/gitlab", {}, 403),
+        ("/nowhere", {}, 404),
+        ("/api/v1/builds/x/log", {}, 405),
+    ],
+)
+def test_who_is_refused_can_send_all_and_read_why(
+    web: int, path: str, headers: dict[str, str], status: int, chunked: bool
+) -> None:
+    """A client that sends everything before it reads, as most do, must not see a broken pipe."""
+    piece = b" " * 2**16
+    head = [f"POST {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
+    head.append("Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(piece) * 256}")
+    with socket.create_connection(("127.0.0.1", web), timeout=30) as connection:
+        connection.sendall("\r\n".join([*head, "", ""]).encode())
+        for _ in range(256):
+            connection.sendall(b"10000\r\n" + piece + b"\r\n" if chunked else piece)
+        connection.sendall(b"0\r\n\r\n" if chunked else b"")
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == status
+        assert json.loads(answer.read())["status"] == status
+
+
 @pytest.mark.parametrize(
     "sent",
     [
