@@ -63,6 +63,23 @@ def legal_tag(text: str) -> str:
     return f"_{tag[1:]}" if tag[0] in "-." else tag
 
 
+def image_pattern(text: str) -> str:
+    """A pattern of image repositories as it was given. Raises RuleError for one that can match none, with the form that
+    can."""
+    named = re.sub(r"^[a-z]+://", "", text.strip().lower())
+    named, _, _digest = named.partition("@")
+    form = re.sub(r":[^/:]*$", "", named) if "/" in named.rpartition(":")[0] else named
+    form = re.sub(r"/+$", "/**", form)
+    form = f"{form}/**" if form and "/" not in form and ("." in form or ":" in form) and "*" not in form else form
+    if form == text and _NAME.fullmatch(re.sub(r"\*+", "a", text)):
+        return text
+    form = form if _NAME.fullmatch(re.sub(r"\*+", "a", form)) else "registry.example/org/*"
+    raise RuleError(
+        f"The pattern '{text}' can match no image: it is for names in lower case with their registry, without tag, "
+        f"digest and scheme, and only * and ** have a meaning. Write {form}."
+    )
+
+
 class ImagePolicy:
     """Where images may go: each repository's own under the prefix, and names that are asked for beside those.
 
@@ -95,6 +112,12 @@ class ImagePolicy:
         self.private_prefix = private_prefix
         self._private = private
 
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All that images may be called."""
+        prefixes = (self.prefix, self.private_prefix)
+        return (*(f"{prefix}**" for prefix in prefixes if prefix is not None), *self.allowed)
+
     def own(self, repository: Repository) -> str:
         """The image that a repository has without asking for one."""
         return image_for(self._prefix(repository), repository)
@@ -103,13 +126,18 @@ class ImagePolicy:
         """Whether it is one of a private repository."""
         return self.private_prefix is not None and image.startswith(self.private_prefix)
 
-    def check(self, image: str, repository: Repository) -> str:
-        """The image as it was asked for, for a build of the repository. Raises Malformed, Forbidden."""
+    def check_form(self, image: str) -> str:
+        """The image, which can be some repository's. Raises Malformed."""
         if len(image) > MAX_NAME or not _NAME.fullmatch(image):
             raise Malformed(
                 "The image must be a repository in lower case with its registry, without tag and digest, such as "
                 f"{self.prefix}name."
             )
+        return image
+
+    def check(self, image: str, repository: Repository) -> str:
+        """The image as it was asked for, for a build of the repository. Raises Malformed, Forbidden."""
+        self.check_form(image)
         if image == self.own(repository):
             return image
         private = self._prefix(repository) == self.private_prefix

@@ -239,7 +239,7 @@ class Intake:
             subdir=subdir,
             build_args=build_args,
             image=image,
-            tags=_tags(
+            tags=checked_tags(
                 [text(tag) for tag in wanted.tags],
                 own=tag_for(commit, subdir, build_args),
                 templated=wanted.trigger is not None,
@@ -272,10 +272,11 @@ def _check_given(wanted: Wanted) -> None:
         )
 
 
-def _tags(tags: Sequence[str], *, own: str, templated: bool) -> tuple[str, ...]:
+def checked_tags(tags: Sequence[str], *, own: str, templated: bool) -> tuple[str, ...]:
     """As they can be set, without the tag that the image has anyway.
 
-    A template that fills in a ref with the name of a commit makes a reserved tag: it gets a `_` in front.
+    A template that fills in a ref with the name of a commit makes a reserved tag: it gets a `_` in front. Raises
+    Malformed.
     """
     if len(tags) > MAX_TAGS:
         raise Malformed(f"There are more than {MAX_TAGS} tags.")

@@ -273,6 +273,37 @@ def _reach(piece: str, text: str, places: set[int]) -> set[int]:
     return reached
 
 
+def globs_meet(one: str, other: str) -> bool:
+    """Whether some text matches both globs. (A `**/` counts as `**`, so it may say yes to what is no path.)"""
+    pieces = (re.findall(r"\*+|[^*]", glob.replace("**/", "**")) for glob in (one, other))
+    first, second = (["**" if len(piece) > 1 else piece for piece in found] for found in pieces)
+    seen, places = set[tuple[int, int]](), [(0, 0)]
+    while places:
+        place = at, there = places.pop()
+        if place == (len(first), len(second)):
+            return True
+        if place not in seen:
+            seen.add(place)
+            places += _next_places(first[at : at + 1], second[there : there + 1], at, there)
+    return False
+
+
+def _next_places(one: list[str], other: list[str], at: int, there: int) -> list[tuple[int, int]]:
+    """Where two globs can go on from here, each having one piece left or none."""
+    places = []
+    if one and one[0].startswith("*"):
+        places.append((at + 1, there))
+        if other and (one[0] == "**" or other[0] not in ("/", "**")):
+            places.append((at, there + 1))
+    if other and other[0].startswith("*"):
+        places.append((at, there + 1))
+        if one and (other[0] == "**" or one[0] not in ("/", "**")):
+            places.append((at + 1, there))
+    if one and one == other:
+        places.append((at + 1, there + 1))
+    return places
+
+
 def forbids(pattern: str, url: str) -> bool:
     """Whether a pattern that keeps somebody out means a canonical URL: in any case, as hosts may ignore it."""
     return glob_match(_folded(pattern), _folded(url))

@@ -6,29 +6,57 @@ values, and a value is text.
 
 Some names are known only when the ref has been looked up (`{slug}`, and `{commit}` for events that are no push), so a
 template is filled in two steps, and what has been filled in is never read as a template again.
+
+A rule that no event can meet, or whose builds could not be asked for, is an error when it is read, whatever the event:
+a trigger that does nothing is found at the start, and not by the person whose image never came.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import partial
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from builds.arguments import check_name
 from builds.build import Push
 from builds.errors import CannotBuild, Malformed, RepositoryError, RuleError
-from builds.repository import canonical, glob_match, short_name
+from builds.repository import canonical, checked_ref, glob_match, short_name
 from eventing.errors import FilterError
 from eventing.event import Event
-from eventing.filters import Filter, matches, parse
-from eventing.hosts import PushFacts, push_of
-from eventing.http import wire_text
+from eventing.filters import (
+    ATTRIBUTES,
+    DATA_VALUE,
+    Filter,
+    any_of,
+    matches,
+    names,
+    negated,
+    parse,
+    possible,
+    value_of,
+    values,
+)
+from eventing.hosts import DIALECTS, PushFacts, push_of
+from eventing.http import MAX_NAME
 
 REQUESTED = "dev.kiln.build.requested.v1"
 OURS = "dev.kiln."
+
+PUSHES = frozenset(kind for dialect in DIALECTS.values() for kind in dialect.pushes)
+"""The types of events that are pushes."""
+PLAIN_SOURCES = (*sorted({f"{kind.rpartition('.')[0]}." for kind in PUSHES}), "org.jupyterhub.")
+"""How types of events begin that have no extensions of their own."""
+ON_THE_WAY = re.compile(r"knative\w*|traceparent|tracestate|partitionkey|sequence|sequencetype|sampledrate")
+"""Extensions that brokers and senders add to any event
+(https://github.com/cloudevents/spec/blob/main/cloudevents/documented-extensions.md)."""
+
+SKIP = re.compile(r"\[(?:skip ci|ci skip|no ci)\]", re.IGNORECASE)
+
+T = TypeVar("T")
 
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")]
 
@@ -63,10 +91,11 @@ class BuildTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class TriggerRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of `triggers:`. All filters must hold; with `push` only pushes match."""
+    """One entry of `triggers:`. All filters and conditions (`when`) must hold; with `push` only pushes match."""
 
     name: Name
     filters: tuple[dict[str, object], ...] = ()
+    when: tuple[dict[str, object], ...] = ()
     push: PushRule | None = None
     build: BuildTemplate = BuildTemplate()
 
@@ -93,10 +122,18 @@ class Field(msgspec.Struct, frozen=True):
     name: str
 
 
-EARLY = re.compile(r"data(?:\.[A-Za-z0-9_-]+)+|(?!data$)[a-z][a-z0-9]*")
-"""Of the event: context attributes and extensions by name, and values inside its data."""
+EARLY = re.compile(rf"{DATA_VALUE}|extensions\.[a-z0-9]{{1,{MAX_NAME}}}|{'|'.join(sorted(ATTRIBUTES))}")
+"""Of the event: values inside its data, its extensions, and its context attributes."""
 LATE = frozenset({"repository", "ref", "ref_name", "commit", "slug"})
-"""Of the request, once it is known."""
+"""Of the request, once it is known; but for `slug`, a push says them itself."""
+MEANT: Mapping[str, str] = {
+    **dict.fromkeys(("branch", "branch_name", "tag", "tag_name", "refname", "github.ref_name"), "ref_name"),
+    **dict.fromkeys(("sha", "revision", "commit_sha", "commit_id", "head_commit", "github.sha"), "commit"),
+    **dict.fromkeys(("repo", "url", "repo_url", "clone_url", "repository_url", "github.repository"), "repository"),
+    **dict.fromkeys(("name", "repo_name", "repository_name", "owner", "image"), "slug"),
+    **dict.fromkeys(("reference", "git_ref", "github.ref"), "ref"),
+}
+"""What others call the values that there are."""
 
 Lookup = Callable[[str], str | None]
 
@@ -114,6 +151,11 @@ class Template(msgspec.Struct, frozen=True):
         """Raises CannotBuild, naming the value, where one is missing."""
         return "".join(map(self._known, self.pieces))
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of its gaps."""
+        return frozenset(piece.name for piece in self.pieces if isinstance(piece, Field))
+
     @staticmethod
     def _known(piece: str | Field) -> str:
         if isinstance(piece, Field):
@@ -129,6 +171,8 @@ class Template(msgspec.Struct, frozen=True):
 def template(text: str) -> Template:
     """Reads `{name}`, with `{{` and `}}` for braces. Raises RuleError, naming what it cannot read."""
     pieces: list[str | Field] = []
+    if actions := re.search(r"\$\{\{\s*([A-Za-z0-9_.-]*)\s*\}\}", text):
+        raise RuleError(f"'{actions[0]}' in '{text}' is GitHub Actions' form{_nearest(actions[1])}")
     for literal, escaped, name, brace in re.findall(r"([^{}]+)|(\{\{|\}\})|\{([^{}]*)\}|([{}])", text):
         if brace:
             raise RuleError(f"A single '{brace}' in '{text}': write it twice, or a name between two of them.")
@@ -137,11 +181,18 @@ def template(text: str) -> Template:
         elif name in LATE or EARLY.fullmatch(name):
             pieces.append(Field(name))
         else:
-            raise RuleError(
-                f"'{{{name}}}' in '{text}' names no value: there are {{data.…}}, the event's attributes, "
-                f"and {', '.join(f'{{{known}}}' for known in sorted(LATE))}."
-            )
+            raise RuleError(f"'{{{name}}}' in '{text}' names no value{_nearest(name)}")
     return Template(tuple(pieces))
+
+
+def _nearest(name: str) -> str:
+    """The end of a sentence about a name that is none."""
+    plain = re.sub(r"[-\s]", "_", name.strip().lower())
+    known = sorted(LATE | ATTRIBUTES)
+    near = MEANT.get(plain) or next(iter(get_close_matches(plain, known, n=1, cutoff=0.75)), None)
+    names = ", ".join(f"{{{name}}}" for name in sorted(LATE))
+    there = f"here are {{data.…}}, {{extensions.…}}, the event's attributes, and {names}."
+    return f": did you mean {{{near}}}? T{there}" if near else f": t{there}"
 
 
 def plain(text: str) -> Template:
@@ -175,6 +226,7 @@ class Trigger(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     filters: tuple[Filter, ...] = ()
+    when: tuple[Filter, ...] = ()
     push: PushRule | None = None
     default_branch: bool = False
     repository: Template | None = None
@@ -195,71 +247,201 @@ def load(rules: Sequence[TriggerRule] | None) -> tuple[Trigger, ...]:
     """The triggers of a configuration; `None` where it has no such section. Raises RuleError, naming the place."""
     if rules is None:
         return DEFAULT
+    triggers, problems = read(rules)
+    if problems:
+        raise RuleError(problems[0])
+    return triggers
+
+
+def read(rules: Sequence[TriggerRule]) -> tuple[tuple[Trigger, ...], list[str]]:
+    """The triggers, and all that is wrong with their rules, a sentence each that names its place."""
     names = [rule.name for rule in rules]
-    for name in names:
-        if names.count(name) > 1:
-            raise RuleError(f"There are two triggers called '{name}'.")
-    return tuple(map(_load, rules))
+    problems = [f"There are two triggers called '{name}'." for name in dict.fromkeys(names) if names.count(name) > 1]
+    readers = [_Reader(rule) for rule in rules]
+    triggers = tuple(reader.trigger() for reader in readers)
+    return triggers, [*problems, *(problem for reader in readers for problem in reader.problems)]
 
 
-def _load(rule: TriggerRule) -> Trigger:
-    build = rule.build
+class _Reader:
+    """Reads a rule, and notes what is wrong instead of stopping at it."""
 
-    def read(place: str, text: str) -> Template:
+    def __init__(self, rule: TriggerRule) -> None:
+        self._rule = rule
+        self.problems: list[str] = []
+
+    def trigger(self) -> Trigger:
+        build = self._rule.build
+        trigger = Trigger(
+            name=self._rule.name,
+            filters=tuple(self._filters("filters", self._rule.filters)),
+            when=tuple(self._filters("when", self._rule.when, data=True)),
+            push=self._rule.push,
+            repository=self._template("repository", build.repository),
+            ref=self._template("ref", build.ref),
+            commit=self._template("commit", build.commit),
+            subdir=self._template("subdir", build.subdir) or Template(()),
+            build_args=dict(self._arguments()),
+            image=self._template("image", build.image),
+            tags=tuple(self._templates("tags", build.tags)),
+            force=build.force,
+        )
+        for name in PushRule.__struct_fields__ if self._rule.push else ():
+            self._check_globs(name, getattr(self._rule.push, name))
+        if not self.problems:
+            self.problems += (f"Trigger '{trigger.name}', {problem}" for problem in _unmet(trigger))
+        return trigger
+
+    def _note(self, place: str, read: Callable[[], T]) -> T | None:
         try:
-            return template(text)
-        except RuleError as error:
-            raise RuleError(f"Trigger '{rule.name}', build.{place}: {error}") from None
+            return read()
+        except (RuleError, Malformed) as error:
+            self.problems.append(f"Trigger '{self._rule.name}', {place}: {error}")
+        except FilterError as error:  # which begins with its place
+            self.problems.append(f"Trigger '{self._rule.name}', {error}")
+        return None
 
-    def argument(name: str, text: str) -> Template:
-        try:
-            check_name(name)
-        except Malformed as error:
-            raise RuleError(f"Trigger '{rule.name}', build.build_args: {error}") from None
-        return read(f"build_args.{name}", text)
+    def _filters(self, section: str, values: Sequence[object], *, data: bool = False) -> Iterator[Filter]:
+        for index, value in enumerate(values):
+            place = f"{section}[{index}]"
+            found = self._note(place, partial(parse, value, place, data=data))
+            if found is not None:
+                yield found
 
-    def given(name: str) -> Template | None:
-        text: str | None = getattr(build, name)
-        return None if text is None else read(name, text)
+    def _template(self, place: str, text: str | None) -> Template | None:
+        return None if text is None else self._note(f"build.{place}", partial(template, text))
 
-    try:
-        filters = tuple(parse(value, f"filters[{index}]") for index, value in enumerate(rule.filters))
-    except FilterError as error:
-        raise RuleError(f"Trigger '{rule.name}', {error}") from None
-    for place in PushRule.__struct_fields__:
-        _check_globs(f"Trigger '{rule.name}', push.{place}", getattr(rule.push, place, None) or ())
-    return Trigger(
-        name=rule.name,
-        filters=filters,
-        push=rule.push,
-        repository=given("repository"),
-        ref=given("ref"),
-        commit=given("commit"),
-        subdir=given("subdir") or Template(()),
-        build_args={name: argument(name, text) for name, text in build.build_args.items()},
-        image=given("image"),
-        tags=tuple(read(f"tags[{index}]", text) for index, text in enumerate(build.tags)),
-        force=build.force,
+    def _templates(self, place: str, texts: Sequence[str]) -> Iterator[Template]:
+        for index, text in enumerate(texts):
+            if (found := self._template(f"{place}[{index}]", text)) is not None:
+                yield found
+
+    def _arguments(self) -> Iterator[tuple[str, Template]]:
+        for name, text in self._rule.build.build_args.items():
+            self._note("build.build_args", partial(check_name, name))
+            if (found := self._template(f"build_args.{name}", text)) is not None:
+                yield name, found
+
+    def _check_globs(self, place: str, globs: Sequence[str] | None) -> None:
+        known = len(self.problems)
+        for index, glob in enumerate(globs or ()):
+            self._note(f"push.{place}[{index}]", partial(_check_glob, glob.removeprefix("!"), paths=place == "paths"))
+        if globs is not None and len(self.problems) == known:
+            self._note(f"push.{place}", partial(_check_order, globs))
+
+
+# Rules that no event can meet
+
+
+def _unmet(trigger: Trigger) -> Iterator[str]:
+    """Why a rule can have no builds, with the place."""
+    wanted = trigger.filters
+    pushes = any_of("exact", "type", [*PUSHES])
+    may_be_push = possible([*wanted, *trigger.when, pushes])
+    if not possible([*wanted, *trigger.when]):
+        yield "filters: they contradict each other, so no event matches. One of several is a list under `any:`."
+        return
+    if trigger.push and trigger.push.branches is None and trigger.push.tags and trigger.push.paths:
+        yield "push.paths: is for branches, and only tags are chosen; leave it out, or name branches too."
+    if misspelt := [problem for kind in sorted(values(wanted, "type")) if (problem := _misspelt(kind))]:
+        yield from (f"filters: {problem}" for problem in misspelt)
+        return
+    if not possible([*wanted, negated(any_of("prefix", "type", [OURS]))]):
+        yield "filters: Kiln's own events match no trigger; dev.kiln.build.requested.v1 needs none."
+    elif trigger.push is not None and not may_be_push:
+        yield f"push: is for pushes, and the filters want none of them ({', '.join(sorted(PUSHES))})."
+    elif trigger.repository is None and not may_be_push:
+        yield (
+            "build.repository: must be given, because the filters want no pushes: where the event says it, such as "
+            "'{data.course.repository}', or an address."
+        )
+    yield from _without_value(trigger, may_be_push=may_be_push)
+
+
+def _without_value(trigger: Trigger, *, may_be_push: bool) -> Iterator[str]:
+    """What is compared or filled in, and that no event has which could match."""
+    only_pushes = trigger.push is not None or trigger.repository is None
+    wanted = [*trigger.filters, *([any_of("exact", "type", [*PUSHES])] if only_pushes else [])]
+    if not possible([*wanted, negated(any_of("prefix", "type", PLAIN_SOURCES))]):
+        for name in sorted(names(trigger.filters) - ATTRIBUTES):
+            if not ON_THE_WAY.fullmatch(name):
+                yield f"filters: {_absent(name)}"
+        for place, part in _parts(trigger):
+            for name in sorted(part.fields):
+                extension = name.removeprefix("extensions.")
+                if extension != name and not ON_THE_WAY.fullmatch(extension):
+                    yield f"build.{place}: {_absent(extension)}"
+    for place in ("repository", "ref", "commit"):
+        found: Template | None = getattr(trigger, place)
+        unknown = LATE if not may_be_push else {"slug"}
+        for name in sorted(found.fields & unknown if found else ()):
+            yield f"build.{place}: {{{name}}} is not known before the repository is; write {{data.…}} or a text."
+
+
+def _absent(name: str) -> str:
+    hint = {"ref": "subject", "branch": "push.branches", "tag": "push.tags", "repository": "source"}.get(name)
+    form = f"; {hint} says that" if hint else "; a value inside its data is for `when:`, such as data.action"
+    return f"none of the events that can match has the attribute {name}{form}."
+
+
+def _parts(trigger: Trigger) -> Iterator[tuple[str, Template]]:
+    for place in ("repository", "ref", "commit", "subdir", "image"):
+        found: Template | None = getattr(trigger, place)
+        if found is not None:
+            yield place, found
+    yield from ((f"build_args.{name}", part) for name, part in trigger.build_args.items())
+    yield from ((f"tags[{index}]", part) for index, part in enumerate(trigger.tags))
+
+
+def _misspelt(kind: str) -> str | None:
+    """What is wrong with the type that a filter names, if it can only be a slip."""
+    known = [*PUSHES, REQUESTED, "org.jupyterhub.server.start", "org.jupyterhub.server.stop"]
+    lower = kind.lower()
+    if kind != lower and (lower in known or lower.startswith(PLAIN_SOURCES)):
+        return f"no event has the type {kind}; write {lower}."
+    near = get_close_matches(kind, known, n=1, cutoff=0.93)
+    if kind not in known and near:
+        return f"no event has the type {kind}; did you mean {near[0]}?"
+    if kind in ("push", "tag_push"):
+        return f"no event has the type {kind}; GitHub's pushes are com.github.push."
+    return None
+
+
+def _check_order(globs: Sequence[str]) -> None:
+    """Raises RuleError where globs in this order can match nothing."""
+    if not globs:
+        raise RuleError("the list is empty, so nothing matches; leave it out, or write ['**'].")
+    if globs[0].startswith("!"):
+        raise RuleError("nothing is chosen before what is taken away; begin with a pattern such as '**'.")
+    if not any(_remains(glob, globs[index:]) for index, glob in enumerate(globs) if not glob.startswith("!")):
+        raise RuleError("all that is chosen is taken away again, so nothing matches; the last that matches decides.")
+
+
+def _remains(glob: str, later: Sequence[str]) -> bool:
+    """Whether something that a glob chooses is not taken away by a later one."""
+    samples = {glob.replace("**", deep) for deep in ("*", "*/*")}
+    return not any(
+        other.startswith("!") and all(glob_match(other[1:], sample) for sample in samples) for other in later
     )
 
 
-def _check_globs(place: str, globs: Sequence[str]) -> None:
-    """Raises RuleError for globs that can match nothing, or mean something else to who knows GitHub Actions."""
-    for index, glob in enumerate(globs):
-        _check_glob(f"{place}[{index}]", glob.removeprefix("!"))
-    if globs and globs[0].startswith("!"):
-        raise RuleError(f"{place}: nothing is chosen before what is taken away; begin with a pattern such as '**'.")
-
-
-def _check_glob(place: str, glob: str) -> None:
+def _check_glob(glob: str, *, paths: bool) -> None:
+    """Raises RuleError for one that can match nothing, or means something else to who knows GitHub Actions."""
     if special := re.search(r"[?\[\]{}\\]", glob):
-        raise RuleError(
-            f"{place}: '{special[0]}' has no meaning in '{glob}', only * and ** have; write several patterns."
-        )
-    form = re.sub(r"^(?:refs/(?:heads|tags)/|(?:\./|/)+|!+)", "", glob.strip())
-    form = re.sub(r"/+$", "/**", form)
+        raise RuleError(f"'{special[0]}' has no meaning in '{glob}', only * and ** have; write several patterns.")
+    form = re.sub(r"^(?:refs/(?:heads|tags)/|(?:\./|/)+|!+)", "", glob.strip(" \t\r\n"))
+    form = re.sub(r"//+", "/", re.sub(r"/+$", "/**", form))
     if form != glob or not form:
-        raise RuleError(f"{place}: '{glob}' can match nothing; write '{form or '**'}'.")
+        raise RuleError(f"'{glob}' can match nothing; write '{form or '**'}'.")
+    sample = re.sub(r"\*+", "a", glob)
+    if paths:
+        if {".", ".."} & {*sample.split("/")}:
+            raise RuleError(f"'{glob}' can match nothing: paths are those of the repository, without '.' and '..'.")
+        return
+    try:
+        checked_ref(sample)
+    except Malformed:
+        form = re.sub(r"[\^~:\s]|\.\.+|\.lock$|\.$|@\{", "", re.sub(r"/\.\*+", "/**", glob)) or "**"
+        raise RuleError(f"'{glob}' can match nothing, as no branch or tag can be called so; write '{form}'.") from None
 
 
 # From events
@@ -277,10 +459,28 @@ def wanted(triggers: Sequence[Trigger], event: Event) -> list[Wanted]:
     if event.type.startswith(OURS):
         return []
     push = push_of(event)
-    if push is not None and push.commit is None and not push.look_up:
+    if push is not None and ((push.commit is None and not push.look_up) or skips(push)):
         return []
     matching = (trigger for trigger in triggers if _matches(trigger, event, push))
     return [_wanted(trigger, event, push) for trigger in matching]
+
+
+def skips(push: PushFacts) -> bool:
+    """Whether the author of a commit wants no build of it. A tag is a wish of its own: release tools tag such commits.
+
+    Where GitHub Actions and GitLab look for it, too:
+    https://docs.github.com/en/actions/how-tos/manage-workflow-runs/skip-workflow-runs,
+    https://docs.gitlab.com/ci/pipelines/#skip-a-pipeline
+    """
+    return push.ref.startswith("refs/heads/") and SKIP.search(push.message or "") is not None
+
+
+def reason(event: Event) -> str:
+    """Why nothing is wanted by an event, in a sentence. Raises DecodeError."""
+    push = push_of(event)
+    if push is not None and skips(push):
+        return "The commit's message says that nothing is to be built of it ([skip ci])."
+    return "No trigger asks for a build of this."
 
 
 def requested(data: object) -> Wanted:
@@ -306,7 +506,7 @@ def asked(body: BuildRequestBody) -> Wanted:
 
 
 def _matches(trigger: Trigger, event: Event, push: PushFacts | None) -> bool:
-    if not all(matches(wanted, event) for wanted in trigger.filters):
+    if not all(matches(wanted, event) for wanted in (*trigger.filters, *trigger.when)):
         return False
     if trigger.default_branch:
         return push is not None and push.default_branch is not None and push.ref == f"refs/heads/{push.default_branch}"
@@ -336,10 +536,10 @@ def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:
     given = _push_values(push) if push else {}
 
     def early(name: str) -> str | None:
-        return given.get(name) or _value(event, name)
+        return given.get(name) if name in LATE else value_of(event, name)
 
     def known(name: str) -> str | None:
-        return None if name in LATE else _value(event, name)
+        return None if name in LATE else value_of(event, name)
 
     def own(part: Template | None) -> str | None:
         return None if part is None else part.fill(early).text()
@@ -380,16 +580,3 @@ def _push_values(push: PushFacts) -> dict[str, str | None]:
         "ref_name": short_name(push.ref),
         "commit": push.commit,
     }
-
-
-def _value(event: Event, name: str) -> str | None:
-    """A context attribute in its wire form, or a text, number or boolean inside the data; `None` where it is absent."""
-    if not name.startswith("data."):
-        attribute = event.attribute(name)
-        return None if attribute is None else wire_text(attribute)
-    value = event.data
-    for part in name.split(".")[1:]:
-        value = value.get(part) if isinstance(value, Mapping) else None
-    if isinstance(value, str):
-        return value
-    return json.dumps(value) if isinstance(value, bool | int | float) else None

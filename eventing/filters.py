@@ -1,50 +1,63 @@
 """Which events a rule wants: the filter dialects of CloudEvents Subscriptions, as in a Knative Trigger.
 
-Filters see context attributes only, never data; each compares text, so a boolean is `"true"` and an integer `"5"`.
+Filters see context attributes only. A condition is the same over values inside the data as well, and has a dialect of
+its own, `exists`. Each compares text, so a boolean is `"true"` and an integer `"5"`.
 https://github.com/cloudevents/spec/blob/main/subscriptions/spec.md §3.2.4.1.1
 """
 
 from __future__ import annotations
 
+import difflib
+import itertools
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from eventing.errors import FilterError
-from eventing.event import Event
-from eventing.http import wire_text
+from eventing.errors import DecodeError, FilterError
+from eventing.event import CONTEXT, Event
+from eventing.http import MAX_NAME, event_of, wire_text
 
 MAX_DEPTH = 20
 """Filters inside each other. YAML can hold a list that holds itself."""
+MAX_STEPS = 10_000
+"""Of the search for an event that filters could want. A rule that needs more is taken for one that has such events."""
 
-_NAME = re.compile(r"[a-z0-9]+")
+DATA_VALUE = r"data(?:\.[A-Za-z0-9_-]+)+"
+"""How a value inside the data is named."""
+ATTRIBUTES = CONTEXT | {"specversion"}
+
+_NAME = re.compile(rf"[a-z0-9]{{1,{MAX_NAME}}}")
 _COMPARED: Mapping[str, Callable[[str, str], bool]] = {
     "exact": str.__eq__,
     "prefix": str.startswith,
     "suffix": str.endswith,
+    "exists": lambda _value, _wanted: True,
 }
 _COMBINED = ("all", "any", "not")
+_DIALECTS = ("exact", "prefix", "suffix", *_COMBINED)
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """One filter: `attributes` for `exact`, `prefix` and `suffix`, `filters` for `all`, `any` and `not` (just one)."""
+    """One filter: `attributes` for those that compare, `filters` for `all`, `any` and `not` (just one)."""
 
     dialect: str
     attributes: Mapping[str, str] = {}
     filters: tuple[Filter, ...] = ()
 
 
-def parse(value: object, where: str = "filter") -> Filter:
+def parse(value: object, where: str = "filter", *, data: bool = False) -> Filter:
     """The filter in a plain value as YAML or JSON give it, such as `{"prefix": {"source": "https://…"}}`.
 
-    Raises FilterError, whose message starts with the place, `where` being that of the whole.
+    With `data` a condition. Raises FilterError, whose message starts with the place, `where` being that of the whole.
     """
-    return _parse(value, where, MAX_DEPTH)
+    return _Parser(data=data).parse(value, where, MAX_DEPTH)
 
 
 def matches(wanted: Filter, event: Event) -> bool:
-    """Whether the event is one that the filter wants. An absent attribute matches nothing (and `not` turns that)."""
+    """Whether the event is one that the filter wants. An absent value matches nothing (and `not` turns that)."""
     match wanted.dialect:
         case "all":
             return all(matches(part, event) for part in wanted.filters)
@@ -53,40 +66,210 @@ def matches(wanted: Filter, event: Event) -> bool:
         case "not":
             return not matches(wanted.filters[0], event)
         case dialect:
-            values = {name: event.attribute(name) for name in wanted.attributes}
+            values = {name: value_of(event, name) for name in wanted.attributes}
             return all(
-                value is not None and _COMPARED[dialect](wire_text(value), wanted.attributes[name])
+                value is not None and _COMPARED[dialect](value, wanted.attributes[name])
                 for name, value in values.items()
             )
 
 
-def _parse(value: object, where: str, levels: int) -> Filter:
-    if not levels:
-        raise FilterError(f"{where[:200]}…: filters nest more than {MAX_DEPTH} levels deep.")
-    if not isinstance(value, dict) or len(value) != 1:
-        raise FilterError(f"{where}: a filter is an object with one key, one of {', '.join((*_COMPARED, *_COMBINED))}.")
-    ((dialect, content),) = value.items()
-    place = f"{where}.{dialect[:20]}" if isinstance(dialect, str) else where
-    if dialect in _COMPARED:
-        return Filter(dialect=dialect, attributes=_attributes(content, place))
-    if dialect == "not":
-        return Filter(dialect=dialect, filters=(_parse(content, place, levels - 1),))
-    if dialect in _COMBINED:
+def value_of(event: Event, name: str) -> str | None:
+    """An attribute in its wire form (`extensions.<name>` is an extension's other name), or by `data.…` a text, number
+    or boolean inside the data; `None` where it is absent."""
+    if not name.startswith("data."):
+        attribute = event.attribute(name.removeprefix("extensions."))
+        return None if attribute is None else wire_text(attribute)
+    value = event.data
+    for part in name.split(".")[1:]:
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, bool | int | float) else None
+
+
+def any_of(dialect: str, name: str, texts: Sequence[str]) -> Filter:
+    """The filter for events with any of these values."""
+    return Filter(
+        dialect="any", filters=tuple(Filter(dialect=dialect, attributes={name: text}) for text in sorted(texts))
+    )
+
+
+def negated(wanted: Filter) -> Filter:
+    return Filter(dialect="not", filters=(wanted,))
+
+
+def names(filters: Sequence[Filter]) -> set[str]:
+    """The attributes that filters compare."""
+    inner = (names(each.filters) for each in filters)
+    return {name for each in filters for name in each.attributes}.union(*inner)
+
+
+def values(filters: Sequence[Filter], name: str) -> set[str]:
+    """The texts that they compare an attribute with, wholly (`exact`)."""
+    inner = (values(each.filters, name) for each in filters)
+    own = {each.attributes[name] for each in filters if each.dialect == "exact" and name in each.attributes}
+    return own.union(*inner)
+
+
+# Whether there can be such an event
+
+
+class _Claim(NamedTuple):
+    dialect: str
+    name: str
+    text: str
+    holds: bool
+
+
+def possible(filters: Sequence[Filter]) -> bool:
+    """Whether an event could match them all: `False` only where they contradict each other."""
+    steps = itertools.count()
+
+    def search(claims: tuple[_Claim, ...], rest: Sequence[tuple[Filter, bool]]) -> bool:
+        if next(steps) > MAX_STEPS:
+            return True
+        if not _agree(claims):
+            return False
+        if not rest:
+            return True
+        (first, holds), *others = rest
+        return any(search((*claims, *said), [*more, *others]) for said, more in _ways(first, holds=holds))
+
+    return search((_Claim("exact", "specversion", "1.0", holds=True),), [(each, True) for each in filters])
+
+
+def _ways(wanted: Filter, *, holds: bool) -> Iterator[tuple[list[_Claim], list[tuple[Filter, bool]]]]:
+    """Each way in which a filter holds, or does not: claims, and further filters that must hold or not."""
+    if wanted.dialect == "not":
+        yield [], [(wanted.filters[0], not holds)]
+    elif wanted.dialect in _COMBINED:
+        parts = [(part, holds) for part in wanted.filters]
+        if (wanted.dialect == "all") is holds:
+            yield [], parts
+        else:
+            yield from (([], [part]) for part in parts)
+    else:
+        claims = [_Claim(wanted.dialect, name, text, holds) for name, text in wanted.attributes.items()]
+        if holds:
+            yield claims, []
+        else:
+            yield from (([claim], []) for claim in claims)
+
+
+def _agree(claims: Sequence[_Claim]) -> bool:
+    return all(
+        not _contradict(one, other) and not _contradict(other, one) for one, other in itertools.combinations(claims, 2)
+    )
+
+
+def _contradict(one: _Claim, other: _Claim) -> bool:
+    """Whether a claim that holds leaves no room for another; asked both ways round."""
+    if one.name != other.name or not one.holds:
+        return False
+    if other.dialect == "exists":
+        return not other.holds
+    if one.dialect == "exact":
+        return _COMPARED[other.dialect](one.text, other.text) is not other.holds
+    if one.dialect != other.dialect:
+        return False
+    within = _COMPARED[one.dialect](one.text, other.text)
+    return within if not other.holds else not (within or _COMPARED[one.dialect](other.text, one.text))
+
+
+# Reading
+
+
+class _Parser:
+    def __init__(self, *, data: bool) -> None:
+        self._data = data
+        self._dialects = (*_DIALECTS, "exists") if data else _DIALECTS
+
+    def parse(self, value: object, where: str, levels: int) -> Filter:
+        if not levels:
+            raise FilterError(f"{where[:200]}…: filters nest more than {MAX_DEPTH} levels deep.")
+        if not isinstance(value, dict) or len(value) != 1:
+            raise FilterError(f"{where}: a filter is an object with one key, one of {', '.join(self._dialects)}.")
+        ((dialect, content),) = value.items()
+        place = f"{where}.{dialect[:20]}" if isinstance(dialect, str) else where
+        if dialect not in self._dialects:
+            raise FilterError(f"{place}: no such dialect{_meant(dialect, self._dialects)}")
+        if dialect == "exists":
+            return Filter(dialect=dialect, attributes=dict.fromkeys(self._existing(content, place), ""))
+        if dialect in _COMPARED:
+            return Filter(dialect=dialect, attributes=self._attributes(dialect, content, place))
+        if dialect == "not":
+            return Filter(dialect=dialect, filters=(self.parse(content, place, levels - 1),))
         if not isinstance(content, list) or not content:
             raise FilterError(f"{place}: this takes a list of one or more filters.")
-        parts = (_parse(part, f"{place}[{index}]", levels - 1) for index, part in enumerate(content))
+        parts = (self.parse(part, f"{place}[{index}]", levels - 1) for index, part in enumerate(content))
         return Filter(dialect=dialect, filters=tuple(parts))
-    raise FilterError(f"{place}: no such dialect; there are {', '.join((*_COMPARED, *_COMBINED))}.")
 
+    def _existing(self, content: object, where: str) -> list[str]:
+        named = content if isinstance(content, list) else [content]
+        if not named:
+            raise FilterError(f"{where}: this takes the name of a value, such as data.course.repository.")
+        for name in named:
+            self._check_name(name, where)
+        return [str(name) for name in named]
 
-def _attributes(content: object, where: str) -> dict[str, str]:
-    if not isinstance(content, dict) or not content:
-        raise FilterError(f"{where}: this takes an object of one or more attributes and their values.")
-    for name, value in content.items():
+    def _attributes(self, dialect: str, content: object, where: str) -> dict[str, str]:
+        if not isinstance(content, dict) or not content:
+            raise FilterError(f"{where}: this takes an object of one or more attributes and their values.")
+        for name, value in content.items():
+            self._check_name(name, where)
+            if isinstance(value, list):
+                raise FilterError(f"{where}.{name}: one value; several are several filters, in a list under `any`.")
+            if not isinstance(value, str) or not value:
+                raise FilterError(f"{where}.{name}: the value must be a string that is not empty; put it in quotes.")
+            if "." not in name and (why := _impossible(dialect, name, value)):
+                raise FilterError(f"{where}.{name}: no event has {value[:100]!r} there. {why}")
+        return dict(content)
+
+    def _check_name(self, name: object, where: str) -> None:
+        """Raises FilterError."""
         if not isinstance(name, str):
             raise FilterError(f"{where}: the name of an attribute is a string.")
+        if self._data and re.fullmatch(DATA_VALUE, name):
+            return
+        if name == "data" or name.startswith("data."):
+            form = "a value in it is named by its path, such as data.action" if self._data else "write it under `when:`"
+            raise FilterError(f"{where}: filters do not see {name[:40]}: {form}.")
         if not _NAME.fullmatch(name):
-            raise FilterError(f"{where}: {name[:40]!r} is no attribute name (a-z and 0-9; data cannot be seen).")
-        if not isinstance(value, str) or not value:
-            raise FilterError(f"{where}.{name[:40]}: the value must be a string that is not empty; put it in quotes.")
-    return dict(content)
+            raise FilterError(f"{where}: {name[:40]!r} is no attribute name (a-z and 0-9){_lowered(name)}.")
+        if name not in ATTRIBUTES and (near := _near(name)):
+            raise FilterError(f"{where}: no event has the attribute {name}; did you mean {near}?")
+
+
+def _meant(given: object, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(given), known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
+
+
+def _lowered(name: str) -> str:
+    plain = re.sub(r"[^a-z0-9]", "", name.lower())
+    return f"; write {plain}" if plain in ATTRIBUTES else ""
+
+
+def _near(name: str) -> str | None:
+    """The context attribute that somebody meant who has misspelt it. What is an extension's name is not one by chance:
+    at most one letter longer or shorter, and hardly another one in it."""
+    for known in sorted(ATTRIBUTES - {"id"}):
+        alike = difflib.SequenceMatcher(None, name, known).ratio() >= 0.8 or sorted(name) == sorted(known)  # noqa: PLR2004
+        if alike and abs(len(name) - len(known)) <= 1:
+            return known
+    return None
+
+
+def _impossible(dialect: str, name: str, text: str) -> str | None:
+    """Why no event has an attribute with that value, or one that begins or ends so."""
+    minimal = {"specversion": "1.0", "id": "1", "source": "/", "type": "t"}
+    whole = {name: text} if dialect == "exact" else {"part": text}
+    try:
+        event = event_of({**minimal, **whole})
+    except DecodeError as error:
+        return str(error)
+    if dialect == "exact" and (form := value_of(event, name)) != text:
+        return f"It is compared as {form}."
+    if name == "specversion" and not _COMPARED[dialect]("1.0", text):
+        return "There is 1.0."
+    return None

@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from eventing.errors import DecodeError
 from eventing.event import CONTEXT, Scalar
+from eventing.http import event_of
 
 LONGEST_PAUSE = 300.0
 """Seconds: between two tries of a sink that says nothing about when to come back."""
@@ -50,11 +52,17 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError("a sink's name is letters, digits, '.', '_' and '-', as it names a file")
         if why := _unusable(self.url):
             raise ValueError(f"the URL of sink {self.name} {why}")
+        if not self.types:
+            raise ValueError("types is empty, so the sink would be told nothing: leave it out for all of Kiln's events")
         for extension in self.extensions:
             if not re.fullmatch(r"[a-z0-9]+", extension) or extension in {*CONTEXT, "specversion", "data"}:
                 raise ValueError(
                     f"{extension!r} cannot be an extension: lower-case letters and digits, not a core name"
                 )
+        try:
+            event_of({"specversion": "1.0", "id": "1", "source": "/", "type": "t", **self.extensions})
+        except DecodeError as error:
+            raise ValueError(f"these extensions cannot be sent: {error}") from None
 
     def __repr__(self) -> str:
         """The name alone: people's hook addresses are as good as passwords."""
@@ -149,6 +157,10 @@ def _unusable(url: str) -> str | None:
         return "is malformed"
     if parts.scheme not in ("http", "https") or not host or port == 0:
         return "must be http:// or https:// with a host"
+    if re.search(r"[^\x21-\x7e]", url):
+        return "holds a character that no URL has: encode it with %"
+    if "#" in url:
+        return "must not hold a fragment ('#…'): that is never sent"
     if parts.username is not None or parts.password is not None:
         return "must not hold a password: put an Authorization header into the secret headers/<sink>"
     return None

@@ -17,7 +17,7 @@ from flask import Blueprint, Response, request
 from builds.build import Kind
 from builds.engines import Ask, EngineError
 from builds.errors import AskError, Forbidden, Malformed
-from builds.triggers import Wanted, wanted
+from builds.triggers import Wanted, reason, wanted
 from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hosts import DIALECTS, Ignored
@@ -67,7 +67,7 @@ def _receive(word: str) -> Response:
     if refusals:
         asking.note(refused=" ".join(refusals))
     if not asks:
-        return _nothing(refusals[-1] if refusals else "No trigger asks for a build of this.")
+        return _nothing(refusals[-1] if refusals else " ".join(dict.fromkeys(map(reason, delivered))))
     built = asking.accept(asks, via=word)
     builds = [{"name": build.name, "location": location(build.name)} for build in built]
     return answer({"builds": builds}, 202)

@@ -1,35 +1,44 @@
 """The YAML file: triggers, sinks, hosts, repositories. Every error names its place, as in `triggers[0].push.branches`.
 
-YAML lets a key be written twice and keeps the last, which turns a slip of the editor into a rule that is silently gone;
-here it is an error, as is every key nobody knows. What only a later version can do is refused as well: a section that
-is accepted and does nothing is a promise.
+A key that is there twice, one that nobody knows and one without a value are errors: each is a slip of the editor, which
+would make a rule silently another one. What only a later version can do is refused as well: a section that is accepted
+and does nothing is a promise.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
+import ssl
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
 from builds.errors import RepositoryError, RuleError
+from builds.image import image_pattern
 from builds.listed import Listed
+from builds.plan import Word
 from builds.private import Private, PrivateRule
-from builds.repository import HostKind, canonical
-from builds.triggers import DEFAULT, Trigger, TriggerRule, load
-from eventing.sinks import Sink
+from builds.repository import KNOWN_HOSTS, HostKind, canonical
+from builds.triggers import DEFAULT, Trigger, TriggerRule
+from builds.triggers import read as read_triggers
+from eventing.sinks import Sink, wanted
 from kiln.errors import ConfigError
 from kiln.quantities import duration
+from kiln.yamlfile import Document, document
 
-LARGEST = 2**18
 LATER = "is not in this version of Kiln"
 
 LEAST_POLL = 60.0
 """Seconds between two looks at a repository: what has to be known sooner is a webhook's job."""
+
+EVENT_TYPES = tuple(f"dev.kiln.build.{word.value}.v1" for word in Word)
+BOOLEAN = "YAML reads `on`, `off`, `yes` and `no` as booleans; write it in quotes"
+PORT = r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 
 T = TypeVar("T")
 
@@ -73,12 +82,12 @@ def read(path: Path | None, sha256: str | None = None) -> Config:
 
 def parse(content: bytes) -> Config:
     """The configuration in a YAML document. Raises ConfigError."""
-    document = _document(content)
-    if document is None:
+    found = document(content)
+    if found.value is None:
         return Config()
-    if not isinstance(document, dict):
+    if not isinstance(found.value, dict):
         raise ConfigError(["The file must be a mapping of sections, such as `sinks:`"])
-    reader = _Reader({str(name): value for name, value in document.items()})
+    reader = _Reader(found)
     config = reader.config()
     if reader.problems:
         raise ConfigError(reader.problems)
@@ -89,7 +98,7 @@ def pod_template(path: Path, sha256: str | None = None) -> object:
     """The YAML document in the file of KILN_POD_TEMPLATE, and `sha256` as for `read`. Raises ConfigError."""
     content = _content("KILN_POD_TEMPLATE", path, sha256)
     try:
-        return _document(content)
+        return document(content).value
     except ConfigError as error:
         raise ConfigError(f"KILN_POD_TEMPLATE: {path}: {problem}" for problem in error.problems) from None
 
@@ -108,18 +117,22 @@ def _content(setting: str, path: Path, sha256: str | None) -> bytes:
 class _Reader:
     """Goes through the sections, and notes what is wrong instead of stopping at it."""
 
-    def __init__(self, sections: dict[str, Any]) -> None:
-        self._sections = sections
+    def __init__(self, found: Document) -> None:
+        self._document = found
+        self._sections = {str(name): value for name, value in found.value.items()}
         self.problems: list[str] = []
 
     def config(self) -> Config:
-        unknown = self._sections.keys() - {*Config.__struct_fields__}
-        self.problems += [f"{name}: there is no such section" for name in sorted(unknown)]
+        known = Config.__struct_fields__
+        for name in sorted(self._sections.keys() - {*known}):
+            self.problems.append(f"{name}: there is no such section{_meant(name, known)}")
         hosts = dict(self._hosts())
         kinds = {name: host.kind for name, host in hosts.items()}
         for name, host in hosts.items():
             if host.statuses:
                 self.problems.append(f"hosts.{name}.statuses: setting commit statuses {LATER}")
+            if host.kind != KNOWN_HOSTS.get(name, host.kind):
+                self.problems.append(f"hosts.{name}.kind: this is a {KNOWN_HOSTS[name]} host, and need not be named")
         return Config(
             triggers=self._triggers(),
             sinks=self._sinks(),
@@ -127,7 +140,7 @@ class _Reader:
             repositories=tuple(self._repositories(kinds)),
             insecure_registries=self._registries(),
             private=tuple(self._private()),
-            allowed_images=tuple(self._items("allowed_images", str)),
+            allowed_images=tuple(self._allowed_images()),
             private_image_prefix=self._private_image_prefix(),
         )
 
@@ -140,7 +153,18 @@ class _Reader:
                 Private([rule])
             except RuleError as error:
                 self.problems.append(f"private[{number}]: {error}")
+            if not rule.use_by:
+                self.problems.append(
+                    f"private[{number}].use_by: names nobody, so nothing would be built; leave it out for [webhooks]"
+                )
             yield rule
+
+    def _allowed_images(self) -> Iterator[str]:
+        for number, pattern in enumerate(self._items("allowed_images", str)):
+            try:
+                yield image_pattern(pattern)
+            except RuleError as error:
+                self.problems.append(f"allowed_images[{number}]: {error}")
 
     def _private_image_prefix(self) -> str | None:
         prefix: str | None = self._converted(
@@ -156,31 +180,35 @@ class _Reader:
     def _triggers(self) -> tuple[Trigger, ...]:
         if "triggers" not in self._sections:
             return DEFAULT
-        rules = list(self._items("triggers", TriggerRule))
-        try:
-            return load(rules)
-        except RuleError as error:
-            self.problems.append(f"triggers: {error}")
-            return ()
+        triggers, problems = read_triggers(list(self._items("triggers", TriggerRule)))
+        self.problems += (f"triggers: {problem}" for problem in problems)
+        return triggers
 
     def _sinks(self) -> tuple[Sink, ...]:
         for number, sink in enumerate(self._listed("sinks")):
             if isinstance(sink, dict) and sink.get("format") == "cdevents":
                 self.problems.append(f"sinks[{number}].format: cdevents {LATER}")
                 sink["format"] = "kiln"
-        sinks = tuple(self._items("sinks", Sink))
+        sinks = []
+        for number, value in enumerate(self._listed("sinks", tell=True)):
+            sink = self._converted(value, Sink, f"sinks[{number}]")
+            if sink is not None:
+                self.problems += (f"sinks[{number}].{problem}" for problem in _unsendable(sink))
+                sinks.append(sink)
         for name, count in Counter(sink.name for sink in sinks).items():
             if count > 1:
                 self.problems.append(f"sinks: there are {count} sinks called {name}")
-        return sinks
+        return tuple(sinks)
 
     def _hosts(self) -> Iterator[tuple[str, _Host]]:
         section = self._sections.get("hosts", {})
         if not isinstance(section, dict):
             self.problems.append("hosts: must be a mapping from host names, such as `git.example.edu: {kind: gitlab}`")
             return
+        names = Counter(str(name).lower() for name in section)
+        self.problems += (f"hosts.{name}: this host is there {names[name]} times" for name in names if names[name] > 1)
         for name, value in section.items():
-            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9.-]+(?::[0-9]{1,5})?", name):
+            if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9.-]+{PORT}", name):
                 self.problems.append(f"hosts.{name}: must be a host name, with or without a port")
             elif (host := self._converted(value, _Host, f"hosts.{name}")) is not None:
                 yield name.lower(), host
@@ -208,7 +236,7 @@ class _Reader:
     def _registries(self) -> tuple[str, ...]:
         registries = tuple(self._items("insecure_registries", str))
         for number, registry in enumerate(registries):
-            if not re.fullmatch(r"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?", registry):
+            if not re.fullmatch(rf"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]){PORT}", registry):
                 self.problems.append(f"insecure_registries[{number}]: must be host:port, without a scheme and a path")
         return registries
 
@@ -227,12 +255,91 @@ class _Reader:
         return []
 
     def _converted(self, value: object, kind: Any, place: str) -> Any:
+        if slips := list(_slips(value, place)) if place != "private_image_prefix" else []:
+            self.problems += slips
+            return None
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
             what, _, where = str(error).partition(" - at `$")
-            self.problems.append(f"{place}{where.rstrip('`')}: {what}")
+            where = _named(value, where.rstrip("`"))
+            self.problems.append(f"{place}{where}: {what}{self._advice(what, f'{place}{where}', kind, where)}")
             return None
+
+    def _advice(self, what: str, place: str, kind: Any, where: str) -> str:
+        """What helps against one of msgspec's errors, as the end of its sentence."""
+        if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
+            return _meant(unknown[1], _fields(kind, where))
+        expected = re.match(r"Expected `(.*)`, got `(.*)`", what)
+        written = self._document.scalar(place)
+        if expected is None or not expected[1].startswith(("str", "array")):
+            return ""
+        if written is None:
+            return ": write a list" if expected[1].startswith("array") else ""
+        text, line = written
+        if expected[1].startswith("array"):
+            return f": write a list, [{text}] (line {line})"
+        return f", which is what YAML reads in {text}: write it in quotes, '{text}' (line {line})"
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that nobody knows."""
+    if given in ("True", "False"):
+        return f": {BOOLEAN}"
+    near = difflib.get_close_matches(given.lower().replace("-", "_"), tuple(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+
+
+def _fields(kind: Any, where: str) -> tuple[str, ...]:
+    """The keys that a struct has, or the one at a place in it, such as `.push`."""
+    for name in re.findall(r"\.([a-z_]+)", where):
+        kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), kind)
+        kind = next((one for one in get_args(kind) if hasattr(one, "__struct_fields__")), kind)
+    fields: tuple[str, ...] = getattr(kind, "__struct_fields__", ())
+    return fields
+
+
+def _named(value: Any, where: str) -> str:
+    """A place of msgspec's, with the key of a mapping's value that is no text in place of its `[...]`."""
+    head, found, tail = where.partition("[...]")
+    for name in re.findall(r"\.([a-z_]+)", head):
+        value = value.get(name) if isinstance(value, dict) else None
+    if not found or not isinstance(value, dict):
+        return where
+    key = next((key for key, one in value.items() if not isinstance(key, str) or not isinstance(one, str)), "...")
+    return f"{head}.{key}{tail}"
+
+
+def _slips(value: object, place: str, seen: set[int] | None = None) -> Iterator[str]:
+    """What YAML makes nothing of, or not what it looks like: `branches:` with nothing behind it, and keys that are no
+    text. What an alias repeats, and be it itself, is looked at once."""
+    seen = set() if seen is None else seen
+    if value is None:
+        yield f"{place}: is empty; leave the key out, or give it a value"
+    elif isinstance(value, dict | list) and id(value) not in seen:
+        seen.add(id(value))
+        if isinstance(value, list):
+            for index, part in enumerate(value):
+                yield from _slips(part, f"{place}[{index}]", seen)
+            return
+        for name, part in value.items():
+            if not isinstance(name, str):
+                yield f"{place}: the key {name}: {BOOLEAN if isinstance(name, bool) else 'write it in quotes'}"
+            else:
+                yield from _slips(part, f"{place}.{name}", seen)
+
+
+def _unsendable(sink: Sink) -> Iterator[str]:
+    """Why what a sink asks for cannot be sent to it."""
+    for glob in sink.types:
+        if not any(wanted(msgspec.structs.replace(sink, types=(glob,)), kind) for kind in EVENT_TYPES):
+            near = difflib.get_close_matches(glob, EVENT_TYPES, n=1, cutoff=0.5)
+            yield f"types: no event has the type {glob}; write {near[0] if near else 'dev.kiln.build.*'}"
+    if sink.ca is not None:
+        try:
+            ssl.create_default_context().load_verify_locations(cadata=sink.ca)
+        except (ssl.SSLError, ValueError):
+            yield "ca: must be the certificates themselves, in PEM form and without other text, not a file's name"
 
 
 def _poll(given: str | int | None) -> float | None:
@@ -243,33 +350,3 @@ def _poll(given: str | int | None) -> float | None:
     if seconds < LEAST_POLL:
         raise ValueError("must be at least 1m; without it the repository is looked at by `kiln sync` only")
     return seconds
-
-
-def _document(content: bytes) -> Any:
-    """The YAML document as plain values. Raises ConfigError."""
-    import yaml  # noqa: PLC0415  # only where there is a file
-
-    if len(content) > LARGEST:
-        raise ConfigError([f"The file is larger than {LARGEST // 2**10} KiB"])
-
-    class Loader(yaml.SafeLoader):  # not the one in C, which dies of deep nesting
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key `{key.value}` is there twice", key.start_mark
-                    )
-                if isinstance(key.value, str):
-                    seen.add(key.value)
-            return super().construct_mapping(node, deep=deep)
-
-    try:
-        return yaml.load(content, Loader)  # noqa: S506  # it is a safe one
-    except yaml.MarkedYAMLError as error:
-        line = f"Line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError([f"{line}{error.problem or 'this is not YAML'}"]) from None
-    except RecursionError:
-        raise ConfigError(["The file is nested too deeply"]) from None
-    except Exception as error:  # noqa: BLE001  # PyYAML lets everything through that a value does not fit its tag with
-        raise ConfigError([f"The file is not YAML: {type(error).__name__}"]) from None

@@ -2,7 +2,8 @@
 
 A file is a secret. Files are looked at on every use and read again when they changed, so that a rotated Secret (in
 Kubernetes a swapped symlink) holds from then on without a restart. What is wrong with a file is told at the start;
-later it is logged once and that file counts for nothing: an empty file must never become an empty password.
+later it is logged once and that file counts for nothing: an empty file must never become an empty password, and what an
+editor leaves around a secret (a byte order mark, a carriage return, a blank) never a part of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,16 @@ FOLDERS = ("webhooks", "api-tokens", "git-credentials", "headers")
 LATER = frozenset({"statuses", "gitlab", "bitbucket", "bitbucket-server"})
 """Known names for parts that are not in this version: a folder that serves a newer one as well is no mistake."""
 LARGEST = 64 * 2**10
+
+OURS = frozenset(
+    {
+        *("connection", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", "expect"),
+        *("content-encoding", "content-length", "content-type"),
+    }
+)
+"""Headers that say how a message is sent: those are for the sender's client alone, and so are all `ce-…`."""
+MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+"""Byte order marks: UTF-8's and UTF-16's."""
 
 _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x20-\x7e]*?)[ \t]*")
 
@@ -71,10 +82,12 @@ class Secrets:
         for path in self._folders():
             if path.is_dir() or path == self.git_credentials:
                 files = _visible(path) if path.is_dir() else [path]
-                problems += [f"{file}: {wrong}" for file, wrong in _load(files)[1].items()]
+                kind = path.relative_to(self.root).parts[0]
+                problems += [f"{file}: {wrong}" for file, wrong in _load(files, kind)[1].items()]
             else:
                 problems.append(f"{path}: must be a folder of secrets")
         problems += _strangers(self.root / "headers", sinks)
+        problems += _twins(self.root / "api-tokens")
         if problems:
             raise SecretsError(problems)
 
@@ -93,7 +106,7 @@ class Secrets:
             before = self._read.get(folder)
             if before is not None and before[0] == seen:
                 return before[1]
-        values, wrong = _load(_visible(path))
+        values, wrong = _load(_visible(path), folder.partition("/")[0])
         for file, problem in wrong.items():
             log.error("The secret %s is left out: %s", file, problem)
         with self._lock:
@@ -110,13 +123,22 @@ def _strangers(folder: Path, known: Collection[str]) -> Iterator[str]:
             yield f"{path}: nothing reads this; known here: {', '.join(sorted(known)) or 'none'}"
 
 
-def _load(files: Iterable[Path]) -> tuple[dict[str, bytes], dict[Path, str]]:
-    """The secrets in these files by file name, and what is wrong with the others."""
+def _twins(folder: Path) -> Iterator[str]:
+    """Tokens with two names: who comes with one would be either of them."""
+    names: dict[bytes, str] = {}
+    for name, token in _load(_visible(folder), "api-tokens")[0].items():
+        first = names.setdefault(token, name)
+        if first != name:
+            yield f"{folder / name}: is the token of {first} as well; each name has its own"
+
+
+def _load(files: Iterable[Path], kind: str) -> tuple[dict[str, bytes], dict[Path, str]]:
+    """The secrets in these files of a folder (`kind`) by file name, and what is wrong with the others."""
     values: dict[str, bytes] = {}
     wrong: dict[Path, str] = {}
     for path in files:
         try:
-            values[path.name] = _secret(path, header=path.parent.name == "headers")
+            values[path.name] = _secret(path, kind)
         except OSError as error:
             wrong[path] = f"cannot be read ({error.strerror})"
         except ValueError as error:
@@ -124,24 +146,74 @@ def _load(files: Iterable[Path]) -> tuple[dict[str, bytes], dict[Path, str]]:
     return values, wrong
 
 
-def _secret(path: Path, *, header: bool) -> bytes:
+def _secret(path: Path, kind: str) -> bytes:
     """The file without one trailing newline. Raises ValueError, which never tells what the file holds."""
     if path.stat().st_size > LARGEST:
         raise ValueError(f"is larger than {LARGEST // 2**10} KiB")
     secret = path.read_bytes().removesuffix(b"\n")
-    if not secret:
+    if not secret.strip():
         raise ValueError("is empty")
-    if header:
-        _headers(secret)
+    if secret.startswith(MARKS):
+        raise ValueError("begins with a byte order mark: save it as plain UTF-8, without one")
+    match kind:
+        case "headers":
+            _headers(secret)
+        case "git-credentials":
+            _check_credentials(secret)
+        case _:
+            _check_one_line(secret)
+            if kind == "api-tokens" and not re.fullmatch(rb"[\x21-\x7e]+", secret):
+                raise ValueError(
+                    "holds what no Authorization header can: only letters, digits and punctuation of ASCII"
+                )
     return secret
+
+
+def _check_one_line(secret: bytes) -> None:
+    """Raises ValueError for what an editor has left around a secret."""
+    if secret.endswith(b"\r"):
+        raise ValueError("ends with a carriage return: save it with Unix line endings, or write it by printf %s")
+    if secret != secret.strip():
+        raise ValueError("begins or ends with a blank or an empty line, which would be a part of the secret: remove it")
+    if re.search(rb"[\r\n]", secret):
+        raise ValueError("holds several lines: one secret per file")
 
 
 def _headers(secret: bytes) -> dict[str, str]:
     lines = [line.removesuffix("\r") for line in secret.decode("latin-1").split("\n")]
-    found = [_HEADER.fullmatch(line) for line in lines if line]
-    if not all(found):
-        raise ValueError(f"line {found.index(None) + 1} is not of the form `Name: value`")
-    return {match["name"]: match["value"] for match in found if match}
+    headers: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            continue
+        match = _HEADER.fullmatch(line)
+        if match is None:
+            raise ValueError(
+                f"line {number} is not of the form `Name: value`, with no blank before the colon and ASCII only"
+            )
+        name, value = match["name"], match["value"]
+        if not value:
+            raise ValueError(f"line {number} has no value: {name} would be sent empty")
+        if name.lower() in OURS or name.lower().startswith("ce-"):
+            raise ValueError(f"line {number}: {name} is set by Kiln itself")
+        if name.lower() in map(str.lower, headers):
+            raise ValueError(f"line {number}: {name} is there twice, and only one is sent")
+        headers[name] = value
+    return headers
+
+
+def _check_credentials(content: bytes) -> None:
+    """Raises ValueError for a line that git's store would pass over."""
+    from builds.clients.git import is_credential  # noqa: PLC0415
+
+    try:
+        lines = content.decode().splitlines()
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and not line.lstrip().startswith("#") and not is_credential(line.strip()):
+            raise ValueError(
+                f"line {number} is no credential: write https://user:token@host, each reserved character encoded with %"
+            )
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from builds.errors import RuleError
+from builds.errors import RepositoryError, RuleError
 from builds.image import ImagePolicy
+from builds.literals import refusals
 from builds.private import Private
 from builds.repository import Policy, canonical
 from eventing.delivery import sinks_from_environment
@@ -91,7 +92,9 @@ def load(environ: Mapping[str, str]) -> Kiln:
     if names.count("k-sink") > 1:
         problems.append("sinks: k-sink is the name of the one that K_SINK injects")
     _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names))
-    problems += _wrong_registry_configs(found)
+    problems += _wrong_registry_configs(found, _registry_config(found, environ))
+    if policy is not None and images is not None:
+        problems += (f"{found.config}: {problem}" for problem in _refused(configured, policy, images))
     if problems or policy is None or images is None:
         raise KilnError(problems)
     return Kiln(
@@ -106,6 +109,18 @@ def load(environ: Mapping[str, str]) -> Kiln:
     )
 
 
+def _refused(configured: Config, policy: Policy, images: ImagePolicy) -> Iterator[str]:
+    """What the file asks for and no build may have."""
+    for trigger in configured.triggers:
+        for problem in refusals(trigger, policy=policy, images=images, hosts=configured.hosts):
+            yield f"triggers: Trigger '{trigger.name}', {problem}"
+    for index, listed in enumerate(configured.repositories):
+        try:
+            policy.check(canonical(listed.url, configured.hosts))
+        except RepositoryError as error:
+            yield f"repositories[{index}].url: {error}"
+
+
 def _image_policy(found: Settings, configured: Config) -> ImagePolicy:
     """Raises RuleError."""
     return ImagePolicy(
@@ -116,7 +131,10 @@ def _image_policy(found: Settings, configured: Config) -> ImagePolicy:
     )
 
 
-def _wrong_registry_configs(found: Settings) -> Iterator[str]:
+def _wrong_registry_configs(found: Settings, used: str | None) -> Iterator[str]:
+    from builds.clients import docker_config  # noqa: PLC0415
+    from builds.clients.errors import Unreachable  # noqa: PLC0415
+
     given = {
         "KILN_REGISTRY_CONFIG": found.registry_config,
         "KILN_PRIVATE_REGISTRY_CONFIG": found.private_registry_config,
@@ -125,6 +143,11 @@ def _wrong_registry_configs(found: Settings) -> Iterator[str]:
     yield from (f"{name}: {path} is not a file" for name, path in given.items() if path in files and not path.is_file())
     if len(files) > 1 and all(path.is_file() for path in files) and files[0].samefile(files[1]):
         yield "KILN_PRIVATE_REGISTRY_CONFIG: is the file of KILN_REGISTRY_CONFIG, which every build's steps have"
+    for name, path in {**given, "KILN_REGISTRY_CONFIG": used}.items():
+        try:
+            docker_config.read(path or docker_config.NO_LOGIN)
+        except Unreachable as error:
+            yield f"{name}: {error}"
 
 
 def _or_note(problems: list[str], read: Callable[[], T]) -> T | None:

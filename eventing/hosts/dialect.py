@@ -40,6 +40,8 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
     private: bool | None
     look_up: bool = False
     """The host does not say which commit the tag is on, so the ref has to be looked up."""
+    message: str | None = None
+    """Of the commit; `None` where the host does not say."""
 
 
 class Dialect(Protocol):

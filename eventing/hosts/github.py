@@ -162,6 +162,7 @@ class GitHub:
             default_branch=push.repository.default_branch,
             paths=None if created or deleted or push.forced else push.paths,
             private=push.repository.private,
+            message=push.head_commit.message if push.head_commit else None,
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

@@ -25,9 +25,10 @@ FORM = "application/x-www-form-urlencoded"
 
 
 class Commit(msgspec.Struct):
-    """A commit in a push: its hash and the files that it changed, `None` where the host does not list them."""
+    """A commit in a push: its hash, its message, and the files that it changed, `None` where the host does not say."""
 
     id: Hash
+    message: str | None = None
     added: list[str] | None = None
     modified: list[str] | None = None
     removed: list[str] | None = None

@@ -35,9 +35,9 @@ def test_without_a_folder_there_are_no_secrets() -> None:
 
 
 def test_a_file_is_the_secret_without_one_trailing_newline(tmp_path: Path) -> None:
-    put(tmp_path, "api-tokens/ci", "s3cret\n\n")
-    put(tmp_path, "api-tokens/raw", b"\xff\x00")
-    assert Secrets(tmp_path).api_tokens() == {"ci": b"s3cret\n", "raw": b"\xff\x00"}
+    put(tmp_path, "webhooks/github/a", "two words\n")
+    put(tmp_path, "webhooks/github/raw", b"\xff\x00")
+    assert Secrets(tmp_path).webhooks("github") == (b"two words", b"\xff\x00")
 
 
 @pytest.mark.parametrize("name", ["git-credentials", "git-credentials/host"])

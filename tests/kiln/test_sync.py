@@ -120,12 +120,15 @@ def test_records_that_cannot_be_used_are_told_in_a_sentence(kiln: Installation) 
     assert "Traceback" not in done.stderr
 
 
-def test_check_lists_repositories_and_warns_of_those_that_are_not_allowed(kiln: Installation) -> None:
-    kiln.list({"url": kiln.url, "poll": "10m"}, {"url": "https://github.com/a/b"})
+def test_check_lists_repositories_and_refuses_those_that_are_not_allowed(kiln: Installation) -> None:
+    kiln.list({"url": kiln.url, "poll": "10m"})
     done = kiln.run("check")
     assert done.returncode == 0
     assert f"repository: {kiln.url}, looked at every 600 s\n" in done.stdout
-    assert "repository: https://github.com/a/b, looked at by `kiln sync` only\nwarning: " in done.stdout
+    kiln.list({"url": kiln.url, "poll": "10m"}, {"url": "https://github.com/a/b"})
+    done = kiln.run("check")
+    assert done.returncode == 1
+    assert "repositories[1].url: https://github.com/a/b is not among the repositories that are allowed" in done.stdout
 
 
 def test_the_controller_that_leads_looks_by_itself(kiln: Installation) -> None:

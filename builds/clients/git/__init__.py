@@ -1,6 +1,6 @@
 """The Git client: running git (`process`), refs (`refs`), how many ask (`lookups`), credentials, error messages."""
 
-from builds.clients.git.credentials import Credential, Stored, credential_for, credentials
+from builds.clients.git.credentials import Credential, Stored, credential_for, credentials, is_credential
 from builds.clients.git.lookups import Lookups
 from builds.clients.git.messages import diagnosis
 from builds.clients.git.process import Git
@@ -16,5 +16,6 @@ __all__ = [
     "credential_for",
     "credentials",
     "diagnosis",
+    "is_credential",
     "look_up",
 ]

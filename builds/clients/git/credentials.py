@@ -66,6 +66,11 @@ def credential_for(repository: Repository, known: Sequence[Credential]) -> Crede
     return max((one for one in known if one.fits(repository)), key=lambda one: len(one.path), default=None)
 
 
+def is_credential(line: str) -> bool:
+    """Whether a line of such a file is one."""
+    return _credential(line) is not None
+
+
 def _credential(line: str) -> Credential | None:
     try:
         parts = urlsplit(line)

@@ -1,0 +1,79 @@
+"""YAML documents as people write them, and what a place in one really says.
+
+YAML 1.1 makes a boolean of `on`, the number 1.1 of `1.10`, a date of `2026-01-01` and nothing of an empty value, and
+keeps the last of two equal keys. So doubled keys are an error here, and a place can be asked for its text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from kiln.errors import ConfigError
+
+LARGEST = 2**18
+
+_STEP = re.compile(r"\[([0-9]+)\]|\.?([^.\[\]]+)")
+
+
+class Document(msgspec.Struct, frozen=True):
+    """`value` is the document as plain values, `root` its node."""
+
+    value: Any
+    root: Any
+
+    def scalar(self, place: str) -> tuple[str, int] | None:
+        """The text at a place such as `triggers[0].push.branches[1]`, as it is written, and its line (from 1); `None`
+        where there is no scalar."""
+        node = self.root
+        for index, name in _STEP.findall(place):
+            node = _child(node, index, name)
+        if node is None or node.id != "scalar":
+            return None
+        return str(node.value), node.start_mark.line + 1
+
+
+def _child(node: Any, index: str, name: str) -> Any:
+    if node is not None and node.id == "sequence" and index:
+        return node.value[int(index)] if int(index) < len(node.value) else None
+    if node is not None and node.id == "mapping" and name:
+        return next((value for key, value in node.value if key.value == name), None)
+    return None
+
+
+def document(content: bytes) -> Document:
+    """Raises ConfigError."""
+    import yaml  # noqa: PLC0415  # only where there is a file
+
+    if len(content) > LARGEST:
+        raise ConfigError([f"The file is larger than {LARGEST // 2**10} KiB"])
+
+    class Loader(yaml.SafeLoader):  # not the one in C, which dies of deep nesting
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key `{key.value}` is there twice", key.start_mark
+                    )
+                if isinstance(key.value, str):
+                    seen.add(key.value)
+            return super().construct_mapping(node, deep=deep)
+
+    loader = None
+    try:
+        loader = Loader(content)
+        root = loader.get_single_node()
+        return Document(None if root is None else loader.construct_document(root), root)
+    except yaml.MarkedYAMLError as error:
+        line = f"Line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError([f"{line}{error.problem or 'this is not YAML'}"]) from None
+    except RecursionError:
+        raise ConfigError(["The file is nested too deeply"]) from None
+    except Exception as error:  # noqa: BLE001  # PyYAML lets everything through that a value does not fit its tag with
+        raise ConfigError([f"The file is not YAML: {type(error).__name__}"]) from None
+    finally:
+        if loader is not None:
+            loader.dispose()

@@ -1,0 +1,375 @@
+"""`kiln check` finds what cannot work: a mistake in a file is told with its place and, where there is one, the form
+that does work; and what is in order is let through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from kiln import doctor
+
+ENVIRONMENT = {"KILN_IMAGE_PREFIX": "registry.example/org/"}
+
+PEM = r"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----"
+
+TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    # Patterns of a push
+    "an exclusion alone": ("{push: {branches: ['!main']}}", ("push.branches", "begin with a pattern such as '**'")),
+    "a full ref": ("{push: {branches: [refs/heads/main]}}", ("push.branches[0]", "write 'main'")),
+    "a full tag": ("{push: {tags: ['refs/tags/v*']}}", ("push.tags[0]", "write 'v*'")),
+    "braces": ("{push: {branches: ['{main,dev}']}}", ("push.branches[0]", "several patterns")),
+    "a question mark": ("{push: {branches: ['v?']}}", ("push.branches[0]", "'?'")),
+    "a class": ("{push: {tags: ['v[0-9]*']}}", ("push.tags[0]", "'['")),
+    "a leading slash": ("{push: {paths: ['/binder/**']}}", ("push.paths[0]", "write 'binder/**'")),
+    "a leading dot": ("{push: {paths: ['./binder/**']}}", ("push.paths[0]", "write 'binder/**'")),
+    "a trailing slash": ("{push: {paths: [binder/]}}", ("push.paths[0]", "write 'binder/**'")),
+    "two slashes": ("{push: {paths: [binder//a]}}", ("push.paths[0]", "write 'binder/a'")),
+    "a path that leaves": ("{push: {paths: ['../binder/**']}}", ("push.paths[0]", "'..'")),
+    "an empty pattern": ("{push: {branches: ['']}}", ("push.branches[0]", "'**'")),
+    "a blank": ("{push: {branches: ['main ']}}", ("push.branches[0]", "write 'main'")),
+    "a regular expression": ("{push: {branches: ['^main']}}", ("push.branches[0]", "write 'main'")),
+    "a regular expression's end": ("{push: {branches: ['feature/.*']}}", ("push.branches[0]", "write 'feature/**'")),
+    "no name that git has": ("{push: {branches: ['a..b']}}", ("push.branches[0]",)),
+    "no branches": ("{push: {branches: []}}", ("push.branches", "empty")),
+    "no tags": ("{push: {branches: [main], tags: []}}", ("push.tags", "empty")),
+    "no paths": ("{push: {paths: []}}", ("push.paths", "empty")),
+    "all taken away": ("{push: {branches: [main, '!**']}}", ("push.branches", "taken away")),
+    "all taken away by a like": ("{push: {tags: ['v*', '!v*']}}", ("push.tags", "taken away")),
+    "paths of tags": ("{push: {tags: ['v*'], paths: ['a/**']}}", ("push.paths", "branches")),
+    "no list": ("{push: {branches: main}}", ("push.branches", "[main]")),
+    "a number": ("{push: {branches: [1.10]}}", ("push.branches[0]", "'1.10'")),
+    "a whole number": ("{push: {tags: [2026]}}", ("push.tags[0]", "'2026'")),
+    "a boolean": ("{push: {branches: [on]}}", ("push.branches[0]", "'on'")),
+    "a date": ("{push: {tags: [2026-01-31]}}", ("push.tags[0]", "'2026-01-31'")),
+    "nothing behind a key": ("{push: {branches: }}", ("push.branches", "is empty")),
+    "no push at all": ("{push: }", ("push", "is empty")),
+    "a key of Actions": ("{push: {branches-ignore: [main]}}", ("push", "branches-ignore", "did you mean branches")),
+    "a misspelt key": ("{push: {branch: [main]}}", ("push", "did you mean branches")),
+    "a misspelt part": ("{filter: []}", ("did you mean filters",)),
+    "the key `on`": ("{on: {branches: [main]}}", ("write it in quotes",)),
+    # Filters
+    "a misspelt dialect": ("{filters: [{exat: {type: a}}]}", ("filters[0].exat", "did you mean exact")),
+    "a misspelt attribute": ("{filters: [{exact: {sorce: a}}]}", ("filters[0].exact", "did you mean source")),
+    "a misspelt attribute inside": ("{filters: [{not: {exact: {tpye: a}}}]}", ("filters[0].not.exact", "type")),
+    "an attribute in capitals": ("{filters: [{exact: {Type: a}}]}", ("filters[0].exact", "write type")),
+    "an attribute in data": ("{filters: [{exact: {data.ref: a}}]}", ("filters[0].exact", "`when:`")),
+    "all of the data": ("{filters: [{exact: {data: a}}]}", ("filters[0].exact", "`when:`")),
+    "too long a name": (f"{{filters: [{{exact: {{{'a' * 41}: a}}}}]}}", ("filters[0].exact",)),
+    "what no push has": ("{push: {}, filters: [{exact: {branch: main}}]}", ("filters", "branch", "push.branches")),
+    "what no default push has": ("{filters: [{prefix: {repository: x}}]}", ("filters", "repository", "source")),
+    "what no webhook has": (
+        (
+            "{filters: [{prefix: {type: com.github.release}}, {exact: {action: published}}],"
+            " build: {repository: 'https://a.example/b'}}"
+        ),
+        ("filters", "action", "`when:`"),
+    ),
+    "another version": ("{filters: [{exact: {specversion: '0.3'}}]}", ("filters[0].exact.specversion",)),
+    "a version's number": ("{filters: [{exact: {specversion: 1.0}}]}", ("filters[0].exact.specversion", "quotes")),
+    "no source": ("{filters: [{exact: {source: a b}}]}", ("filters[0].exact.source",)),
+    "no time": ("{filters: [{exact: {time: yesterday}}]}", ("filters[0].exact.time",)),
+    "a time in another zone": (
+        "{filters: [{exact: {time: '2026-01-01T00:00:00+01:00'}}]}",
+        ("filters[0].exact.time", "2025-12-31T23:00:00Z"),
+    ),
+    "several values": ("{filters: [{exact: {type: [a, b]}}]}", ("filters[0].exact.type", "any")),
+    "no list of filters": ("{filters: {exact: {type: a}}}", ("filters", "write a list")),
+    "an empty filter": ("{filters: [{exact: {type: }}]}", ("filters[0].exact.type", "is empty")),
+    "two types": ("{filters: [{exact: {type: a}}, {exact: {type: b}}]}", ("filters", "any")),
+    "two beginnings": ("{filters: [{prefix: {source: 'https://a/'}}, {prefix: {source: 'https://b/'}}]}", ("filters",)),
+    "one and not it": (
+        "{filters: [{exact: {type: com.github.push}}, {not: {prefix: {type: com.github.}}}]}",
+        ("filters", "contradict"),
+    ),
+    "none of any": (
+        "{filters: [{exact: {type: a}}, {any: [{exact: {type: b}}, {suffix: {type: c}}]}]}",
+        ("filters", "contradict"),
+    ),
+    "a condition against a filter": (
+        "{when: [{exact: {data.a: x}}, {not: {exists: data.a}}]}",
+        ("filters", "contradict"),
+    ),
+    "an event of Kiln's": (
+        "{filters: [{exact: {type: dev.kiln.build.succeeded.v1}}], build: {repository: 'https://a.example/b'}}",
+        ("filters", "match no trigger"),
+    ),
+    "a push of another type": (
+        "{push: {branches: [main]}, filters: [{exact: {type: org.example.course}}]}",
+        ("push", "com.github.push"),
+    ),
+    "a misspelt type": ("{filters: [{exact: {type: com.github.psh}}]}", ("filters", "com.github.push")),
+    "a type in capitals": ("{filters: [{exact: {type: com.github.Push}}]}", ("filters", "com.github.push")),
+    "a bare type": ("{filters: [{exact: {type: push}}]}", ("filters", "com.github.push")),
+    # Conditions
+    "an empty condition": ("{when: [{exists: []}]}", ("when[0].exists",)),
+    "a whole data": ("{when: [{exists: data}]}", ("when[0].exists", "data.action")),
+    "a condition's dialect": ("{when: [{exist: data.a}]}", ("when[0].exist", "did you mean exists")),
+    # Templates
+    "nothing to build": ("{filters: [{exact: {type: org.example.course}}]}", ("build.repository", "must be given")),
+    "Actions' form": ("{build: {tags: ['${{ github.ref_name }}']}}", ("build.tags[0]", "did you mean {ref_name}")),
+    "another's name": ("{build: {tags: ['{branch}']}}", ("build.tags[0]", "did you mean {ref_name}")),
+    "a commit's other name": ("{build: {image: 'registry.example/org/x-{sha}'}}", ("build.image", "{commit}")),
+    "a misspelt name": ("{build: {tags: ['{ref-name}']}}", ("build.tags[0]", "did you mean {ref_name}")),
+    "no such name": ("{build: {subdir: '{course}'}}", ("build.subdir", "there are {data.…}")),
+    "an extension of no push": ("{build: {subdir: '{extensions.course}'}}", ("build.subdir", "course")),
+    "all data": ("{build: {subdir: '{data}'}}", ("build.subdir",)),
+    "a slug too early": ("{build: {repository: 'https://github.com/a/{slug}'}}", ("build.repository", "{slug}")),
+    "a ref of no push": (
+        "{filters: [{exact: {type: org.example.x}}], build: {repository: 'https://a.example/b', ref: '{ref}'}}",
+        ("build.ref", "{ref}"),
+    ),
+    # What every build would be refused for
+    "a repository by ssh": (
+        "{build: {repository: 'git@github.com:a/b'}}",
+        ("build.repository", "https://github.com/a/b"),
+    ),
+    "a repository without scheme": ("{build: {repository: github.com/a/b}}", ("build.repository",)),
+    "a repository's page": ("{build: {repository: 'https://github.com/a/b/tree/main'}}", ("build.repository",)),
+    "a private host": ("{build: {repository: 'https://10.0.0.1/a'}}", ("build.repository", "private network")),
+    "plain http": ("{build: {repository: 'http://git.example/a'}}", ("build.repository", "https")),
+    "a private host before a value": ("{build: {repository: 'https://10.0.0.1/{data.a}'}}", ("build.repository",)),
+    "ssh before a value": ("{build: {repository: 'ssh://git@a.example/{data.a}'}}", ("build.repository", "SSH")),
+    "no branch": ("{build: {ref: 'a..b'}}", ("build.ref",)),
+    "no ref with a value": ("{build: {ref: '-{data.a}'}}", ("build.ref",)),
+    "a short commit": ("{build: {commit: abc1234}}", ("build.commit", "40")),
+    "a commit with more": ("{build: {commit: 'sha-{commit}'}}", ("build.commit", "40")),
+    "a number as commit": ("{build: {commit: 1234567}}", ("build.commit", "'1234567'")),
+    "an absolute subdir": ("{build: {subdir: /binder}}", ("build.subdir", "'/'")),
+    "a subdir outside": ("{build: {subdir: '../{data.a}'}}", ("build.subdir", "'..'")),
+    "an image with a tag": ("{build: {image: 'registry.example/org/a:latest'}}", ("build.image", "without tag")),
+    "an image in capitals": ("{build: {image: 'registry.example/org/A'}}", ("build.image", "lower case")),
+    "an image elsewhere": ("{build: {image: 'registry.example/courses/{slug}'}}", ("build.image", "allowed_images")),
+    "an image without registry": ("{build: {image: '{slug}'}}", ("build.image", "registry.example/org/")),
+    "an image with a value and a tag": ("{build: {image: 'registry.example/org/a:{ref_name}'}}", ("build.image",)),
+    "another's image": (
+        "{build: {repository: 'https://github.com/a/b', image: 'registry.example/org/a-0123456789'}}",
+        ("build.image", "no other's"),
+    ),
+    "an empty tag": ("{build: {tags: ['']}}", ("build.tags", "empty")),
+    "a commit's tag": (f"{{build: {{tags: [{'a' * 40}]}}}}", ("build.tags", "commit")),
+    "too many tags": (f"{{build: {{tags: [{', '.join(f'a{n}' for n in range(21))}]}}}}", ("build.tags", "20")),
+    "an argument's name": ("{build: {build_args: {A-B: x}}}", ("build.build_args", "letters")),
+    "an argument for nobody": ("{build: {build_args: {HTTP_PROXY: x}}}", ("build.build_args", "HTTP_PROXY")),
+    "a number as argument": ("{build: {build_args: {YEAR: 2026}}}", ("build.build_args.YEAR", "'2026'")),
+    "too long an argument": (f"{{build: {{build_args: {{A: {'x' * 4097}}}}}}}", ("build.build_args", "4096")),
+}
+
+FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "a misspelt section": ("trigger: []", ("trigger", "did you mean triggers")),
+    "the section `on`": ("on: {push: {}}", ("write it in quotes",)),
+    "two triggers of a name": ("triggers: [{name: a}, {name: a}]", ("two triggers called 'a'",)),
+    "all problems": (
+        "triggers: [{name: a, push: {branches: ['']}}, {name: b, build: {tags: ['{x}']}}]",
+        ("Trigger 'a', push.branches[0]", "Trigger 'b', build.tags[0]"),
+    ),
+    "a sink's fragment": ("sinks: [{name: a, url: 'https://x.example/#y'}]", ("sinks[0]", "fragment")),
+    "a sink's password": ("sinks: [{name: a, url: 'https://u:p@x.example/'}]", ("sinks[0]", "headers/<sink>")),
+    "a sink's blank": ("sinks: [{name: a, url: 'https://x.example/a b'}]", ("sinks[0]", "encode it with %")),
+    "a sink's port": ("sinks: [{name: a, url: 'https://x.example:99999/'}]", ("sinks[0]",)),
+    "a sink without types": ("sinks: [{name: a, url: 'https://x.example/', types: []}]", ("sinks[0]", "types")),
+    "a sink's misspelt type": (
+        "sinks: [{name: a, url: 'https://x.example/', types: [dev.kiln.build.succeded.v1]}]",
+        ("sinks[0].types", "dev.kiln.build.succeeded.v1"),
+    ),
+    "a sink's type without version": (
+        "sinks: [{name: a, url: 'https://x.example/', types: [dev.kiln.build.failed]}]",
+        ("sinks[0].types", "dev.kiln.build.failed.v1"),
+    ),
+    "a sink's extension": (
+        "sinks: [{name: a, url: 'https://x.example/', extensions: {my-ext: x}}]",
+        ("sinks[0]", "my-ext", "lower-case"),
+    ),
+    "a sink's long extension": (
+        f"sinks: [{{name: a, url: 'https://x.example/', extensions: {{{'a' * 41}: x}}}}]",
+        ("sinks[0]", "extensions"),
+    ),
+    "a sink's line break": (
+        'sinks: [{name: a, url: "https://x.example/", extensions: {a: "x\\ny"}}]',
+        ("sinks[0]", "extensions"),
+    ),
+    "a sink's large number": (
+        "sinks: [{name: a, url: 'https://x.example/', extensions: {a: 4294967296}}]",
+        ("sinks[0]", "32 bits"),
+    ),
+    "a sink's fraction": ("sinks: [{name: a, url: 'https://x.example/', extensions: {a: 1.5}}]", ("sinks[0]",)),
+    "a sink's CA as a file": ("sinks: [{name: a, url: 'https://x.example/', ca: /etc/ca.pem}]", ("sinks[0].ca", "PEM")),
+    "a sink's broken CA": (
+        f"sinks: [{{name: a, url: 'https://x.example/', ca: \"{PEM}\"}}]",
+        ("sinks[0].ca", "PEM"),
+    ),
+    "a sink's key": ("sinks: [{name: a, uri: 'https://x.example/'}]", ("sinks[0]", "did you mean url")),
+    "a host twice": ("hosts: {a.example: {kind: github}, A.example: {kind: gitlab}}", ("hosts.a.example", "2 times")),
+    "a host's port": ("hosts: {'a.example:99999': {kind: github}}", ("hosts.a.example:99999",)),
+    "GitHub as another": ("hosts: {github.com: {kind: gitlab}}", ("hosts.github.com.kind", "github")),
+    "a registry's port": ("insecure_registries: ['a.example:99999']", ("insecure_registries[0]",)),
+    "an image pattern's tag": ("allowed_images: ['a.example/b:latest']", ("allowed_images[0]", "Write a.example/b.")),
+    "an image pattern's registry": ("allowed_images: [a.example]", ("allowed_images[0]", "a.example/**")),
+    "an image pattern's end": ("allowed_images: [a.example/b/]", ("allowed_images[0]", "a.example/b/**")),
+    "an image pattern's scheme": ("allowed_images: ['https://a.example/b/*']", ("allowed_images[0]", "a.example/b/*")),
+    "an image pattern's class": ("allowed_images: ['a.example/[ab]']", ("allowed_images[0]",)),
+    "an empty image pattern": ("allowed_images: ['']", ("allowed_images[0]",)),
+    "a listed repository that is refused": ("repositories: [{url: 'https://10.0.0.1/a'}]", ("repositories[0].url",)),
+    "a poll too short": ("repositories: [{url: 'https://a.example/b', poll: 5s}]", ("repositories[0].poll", "1m")),
+    "a poll too long": ("repositories: [{url: 'https://a.example/b', poll: 4000d}]", ("repositories[0].poll", "3650d")),
+    "private for nobody": (
+        "private: [{match: 'https://github.com/a/*', use_by: []}]\nprivate_image_prefix: registry.example/private/",
+        ("private[0].use_by", "webhooks"),
+    ),
+}
+
+SECRETS: Mapping[str, tuple[str, bytes, str]] = {
+    "CRLF": ("webhooks/github/a", b"canary\r\n", "carriage return"),
+    "a stray CR": ("api-tokens/a", b"canary\r", "carriage return"),
+    "UTF-8 with a mark": ("webhooks/github/a", b"\xef\xbb\xbfcanary\n", "byte order mark"),
+    "UTF-16": ("webhooks/github/a", "canary\n".encode("utf-16"), "byte order mark"),
+    "a blank behind": ("webhooks/github/a", b"canary \n", "blank"),
+    "a blank before": ("api-tokens/a", b" canary\n", "blank"),
+    "a tab": ("api-tokens/a", b"canary\t", "blank"),
+    "an empty line": ("webhooks/github/a", b"canary\n\n", "empty line"),
+    "only blanks": ("webhooks/github/a", b"  \n", "empty"),
+    "two secrets": ("webhooks/github/a", b"canary\ncanary2\n", "several lines"),
+    "a token of two words": ("api-tokens/a", b"canary token\n", "Authorization"),
+    "a token beyond ASCII": ("api-tokens/a", "canary-é\n".encode(), "Authorization"),
+    "headers with a mark": ("headers/hub", b"\xef\xbb\xbfAuthorization: canary\n", "byte order mark"),
+    "a blank in a header's name": ("headers/hub", b"X Y: canary\n", "line 1"),
+    "a blank before the colon": ("headers/hub", b"X-Y : canary\n", "line 1"),
+    "a header that goes on": ("headers/hub", b"X-Y: canary\n more\n", "line 2"),
+    "a header beyond ASCII": ("headers/hub", "X-Y: canary-é\n".encode(), "line 1"),
+    "a control character": ("headers/hub", b"X-Y: a\x00canary\n", "line 1"),
+    "a header of our own": ("headers/hub", b"Content-Length: 5\n", "set by Kiln"),
+    "an attribute": ("headers/hub", b"X-Y: canary\nce-id: 1\n", "line 2"),
+    "a header twice": ("headers/hub", b"X-Y: canary\nx-y: canary2\n", "twice"),
+    "a header without value": ("headers/hub", b"Authorization:\n", "no value"),
+    "a credential without password": ("git-credentials/a", b"https://canary@git.example\n", "line 1"),
+    "a netrc": ("git-credentials", b"machine git.example login a password canary\n", "line 1"),
+    "a credential with a mark": ("git-credentials/a", b"\xef\xbb\xbfhttps://a:canary@git.example\n", "byte order mark"),
+    "a credential in another coding": ("git-credentials/a", b"https://a:canary\xff@git.example\n", "UTF-8"),
+}
+
+
+def check(tmp_path: Path, text: str = "", **settings: str) -> tuple[int, str]:
+    """Exit status and output of `kiln check` with this file."""
+    (tmp_path / "kiln.yaml").write_text(text)
+    said: list[str] = []
+    environment = {
+        **ENVIRONMENT,
+        "KILN_CONFIG": str(tmp_path / "kiln.yaml"),
+        "DOCKER_CONFIG": str(tmp_path),
+        **settings,
+    }
+    return doctor.check(environment, None, said.append), "\n".join(said)
+
+
+def refused(found: tuple[int, str], words: tuple[str, ...]) -> None:
+    status, said = found
+    assert status == 1, said
+    assert said.startswith("error: ")
+    missing = [word for word in words if word not in said]
+    assert not missing, (said, missing)
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_a_mistake_in_a_trigger(tmp_path: Path, name: str) -> None:
+    rule, words = TRIGGERS[name]
+    found = check(tmp_path, f"triggers:\n- {{name: good}}\n- {{name: courses, {rule[1:]}\n")
+    refused(found, words)
+    assert "'courses'" in found[1] or "triggers[1]" in found[1]
+    assert len(found[1].splitlines()) == 1, "one mistake, one sentence"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_mistake_in_another_section(tmp_path: Path, name: str) -> None:
+    text, words = FILES[name]
+    refused(check(tmp_path, text), words)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_mistake_in_a_secret(tmp_path: Path, name: str) -> None:
+    place, content, words = SECRETS[name]
+    path = tmp_path / "secrets" / place
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    sinks = "sinks: [{name: hub, url: 'https://hub.example/'}]"
+    status, said = check(tmp_path, sinks, KILN_SECRETS_DIR=str(tmp_path / "secrets"))
+    assert status == 1, said
+    assert f"{path}: " in said
+    assert words in said
+    assert "canary" not in said
+
+
+def test_a_token_with_two_names(tmp_path: Path) -> None:
+    tokens = tmp_path / "secrets" / "api-tokens"
+    tokens.mkdir(parents=True)
+    for name in ("ada", "ci"):
+        (tokens / name).write_text("canary\n")
+    status, said = check(tmp_path, KILN_SECRETS_DIR=str(tmp_path / "secrets"))
+    assert status == 1
+    assert "api-tokens/ci: is the token of ada as well" in said
+
+
+def test_a_docker_configuration_that_docker_would_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    refused(check(tmp_path), ("KILN_REGISTRY_CONFIG", "config.json"))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "{push: {branches: ['**', '!wip/**', wip/show], tags: ['v*'], paths: ['binder/**', '*.yml', '**.py']}}",
+        "{push: {branches: ['release/**', 'feature-*', main]}}",
+        "{push: {branches: ['**', '!v*', 'v1']}}",
+        "{filters: [{prefix: {source: 'https://github.com/our-org/'}}, {not: {suffix: {source: /secret}}}]}",
+        "{filters: [{any: [{exact: {type: com.github.push}}, {exact: {type: dev.knative.source.github.push}}]}]}",
+        "{filters: [{exact: {type: com.github.push}}, {exact: {knativearrivaltime: x}}]}",
+        (
+            "{filters: [{exact: {type: org.example.course}}, {exact: {region: eu}}],"
+            " build: {repository: '{data.url}', ref: '{data.ref}', subdir: '{extensions.region}'}}"
+        ),
+        (
+            "{filters: [{exact: {type: com.github.release.published}}],"
+            " build: {repository: '{data.repository.clone_url}', ref: 'refs/tags/{data.release.tag_name}'}}"
+        ),
+        (
+            "{filters: [{exact: {type: org.example.course}}], when: [{exists: [data.course.url]}, {not: {exact:"
+            " {data.action: deleted}}}], build: {repository: '{data.course.url}'}}"
+        ),
+        (
+            "{filters: [{exact: {type: org.jupyterhub.server.start}}], build: {repository: 'https://github.com/our-org/stats',"
+            " ref: main, tags: [current]}}"
+        ),
+        "{build: {repository: '{data.scheme}://{data.host}/{data.path}'}}",
+        "{build: {repository: 'https://git.example/{data.owner}/{data.name}.git', commit: '{data.sha}'}}",
+        "{build: {image: 'registry.example/org/courses/{slug}', tags: ['{ref_name}', latest, '{commit}']}}",
+        "{build: {image: 'registry.example/org/{data.a}/b', subdir: 'a/{ref_name}', build_args: {A: '{{x}}', B: ''}}}",
+        "{build: {image: '{data.image}'}}",
+        f"{{build: {{ref: {'a' * 40}}}}}",
+        "{build: {ref: 'refs/{data.kind}/{data.name}'}}",
+        "{build: {ref: HEAD, repository: 'https://github.com/a/b'}}",
+    ],
+)
+def test_what_is_in_order(tmp_path: Path, rule: str) -> None:
+    status, said = check(tmp_path, f"triggers:\n- {{name: courses, {rule[1:]}\n")
+    assert status == 0, said
+    assert said.endswith("everything is in order")
+
+
+def test_patterns_that_a_setting_allows(tmp_path: Path) -> None:
+    allowed = {"KILN_ALLOWED_REPOSITORIES": "https://github.com/our-org/*,http://10.0.0.1/**"}
+    for repository, status in {
+        "https://github.com/Our-Org/{data.a}": 0,
+        "https://github.com/{data.owner}/x": 0,
+        "http://10.0.0.1/{data.a}": 0,
+        "https://github.com/other/{data.a}": 1,
+        "https://github.com/other/a": 1,
+        "https://gitlab.com/{data.a}": 1,
+    }.items():
+        text = f"triggers: [{{name: a, build: {{repository: '{repository}'}}}}]"
+        assert check(tmp_path, text, **allowed)[0] == status, repository
+
+
+def test_images_that_the_file_allows(tmp_path: Path) -> None:
+    for image, status in {"a.example/courses/{slug}": 0, "a.example/{slug}": 1, "{data.a}/courses/x": 0}.items():
+        text = f"allowed_images: ['a.example/courses/*']\ntriggers: [{{name: a, build: {{image: '{image}'}}}}]"
+        assert check(tmp_path, text)[0] == status, image
