@@ -8,7 +8,6 @@ https://github.com/cloudevents/spec/blob/main/subscriptions/spec.md §3.2.4.1.1
 from __future__ import annotations
 
 import difflib
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -123,19 +122,20 @@ class _Claim(NamedTuple):
 
 def possible(filters: Sequence[Filter]) -> bool:
     """Whether an event could match them all: `False` only where they contradict each other."""
-    steps = itertools.count()
-
-    def search(claims: tuple[_Claim, ...], rest: Sequence[tuple[Filter, bool]]) -> bool:
-        if next(steps) > MAX_STEPS:
-            return True
-        if not _agree(claims):
+    start = (_Claim("exact", "specversion", "1.0", holds=True),)
+    untried: list[tuple[tuple[_Claim, ...], list[tuple[Filter, bool]]]] = [(start, [(each, True) for each in filters])]
+    for _ in range(MAX_STEPS):
+        if not untried:
             return False
+        claims, rest = untried.pop()
         if not rest:
             return True
         (first, holds), *others = rest
-        return any(search((*claims, *said), [*more, *others]) for said, more in _ways(first, holds=holds))
-
-    return search((_Claim("exact", "specversion", "1.0", holds=True),), [(each, True) for each in filters])
+        for said, more in _ways(first, holds=holds):
+            together = tuple(dict.fromkeys((*claims, *said)))
+            if _agree(together, together[len(claims) :]):
+                untried.append((together, [*more, *others]))
+    return True
 
 
 def _ways(wanted: Filter, *, holds: bool) -> Iterator[tuple[list[_Claim], list[tuple[Filter, bool]]]]:
@@ -156,10 +156,8 @@ def _ways(wanted: Filter, *, holds: bool) -> Iterator[tuple[list[_Claim], list[t
             yield from (([claim], []) for claim in claims)
 
 
-def _agree(claims: Sequence[_Claim]) -> bool:
-    return all(
-        not _contradict(one, other) and not _contradict(other, one) for one, other in itertools.combinations(claims, 2)
-    )
+def _agree(claims: Sequence[_Claim], new: Sequence[_Claim]) -> bool:
+    return not any(_contradict(one, other) or _contradict(other, one) for one in new for other in claims)
 
 
 def _contradict(one: _Claim, other: _Claim) -> bool:

@@ -144,6 +144,7 @@ class Gitea:
             paths=None if created or deleted else push.paths,
             private=push.repository.private,
             look_up=commit is None and not deleted,
+            message=push.message,
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -222,6 +223,12 @@ class _Push(msgspec.Struct):
     head_commit: Commit | None = None
     commits: list[Commit] | None = None
     total_commits: int | None = None
+
+    @property
+    def message(self) -> str | None:
+        """Of the commit that the ref is at."""
+        known = [*([self.head_commit] if self.head_commit else []), *(self.commits or [])]
+        return next((commit.message for commit in known if commit.id == self.commit), None)
 
     @property
     def commit(self) -> str | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.errors import FilterError
 from eventing.event import Event
-from eventing.filters import matches, parse
+from eventing.filters import Filter, matches, negated, parse, possible
 from tests.eventing.events import events
 
 PUSH = Event(
@@ -85,6 +86,85 @@ def test_says_where_it_is_wrong(value: object, place: str) -> None:
     with pytest.raises(FilterError) as refused:
         parse(value, "filters[0]")
     assert str(refused.value).startswith(place)
+
+
+CONDITION = {"exists": ["data.course.url", "subject"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"exists": "data.course.url"}, True),
+        (CONDITION, True),
+        ({"exists": "data.course.none"}, False),
+        ({"exists": "data.course.null"}, False),
+        ({"exists": "data.course"}, False),
+        ({"not": {"exists": "data.deleted"}}, True),
+        ({"exact": {"data.course.year": "2026", "data.course.open": "true"}}, True),
+        ({"prefix": {"data.course.url": "https://"}}, True),
+        ({"suffix": {"data.course.url": "https://"}}, False),
+        ({"exact": {"data.course.url.x": "y"}}, False),
+        ({"exact": {"type": "com.github.push"}}, True),
+    ],
+)
+def test_conditions_see_the_data(value: object, expected: bool) -> None:
+    course = {"url": "https://a.example/b", "year": 2026, "open": True, "null": None}
+    event = msgspec.structs.replace(PUSH, data={"course": course})
+    assert matches(parse(value, data=True), event) is expected
+    assert matches(parse({"not": value}, data=True), event) is not expected
+
+
+@pytest.mark.parametrize("value", [CONDITION, {"exact": {"data.a": "x"}}])
+def test_filters_do_not(value: object) -> None:
+    with pytest.raises(FilterError):
+        parse(value)
+
+
+@given(st.data(), events())
+def test_what_some_event_matches_is_possible(data: st.DataObject, event: Event) -> None:
+    attributes = {name: str(value) for name in ("id", "source", "type", "subject") if (value := event.attribute(name))}
+    texts = st.sampled_from([*attributes.values(), "x", "1.0"])
+    leaf = st.builds(
+        lambda dialect, name, text, cut: Filter(dialect=dialect, attributes={name: text[:cut] or "x"}),
+        st.sampled_from(["exact", "prefix", "suffix", "exists"]),
+        st.sampled_from([*attributes, "extension", "specversion"]),
+        texts,
+        st.integers(1, 20),
+    )
+    tree = st.recursive(
+        leaf,
+        lambda inner: (
+            st.builds(negated, inner)
+            | st.builds(
+                lambda dialect, parts: Filter(dialect=dialect, filters=tuple(parts)),
+                st.sampled_from(["all", "any"]),
+                st.lists(inner, min_size=1, max_size=3),
+            )
+        ),
+        max_leaves=6,
+    )
+    filters = data.draw(st.lists(tree, max_size=3))
+    if all(matches(each, event) for each in filters):
+        assert possible(filters)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([YES, NO], False),
+        ([YES, {"not": NO}], True),
+        ([{"any": [YES, NO]}, {"not": YES}], True),
+        ([{"any": [YES, NO]}, {"not": {"any": [YES, NO]}}], False),
+        ([{"not": {"all": [YES, {"exact": {"subject": "a"}}]}}, YES], True),
+        ([{"prefix": {"source": "https://a"}}, {"suffix": {"source": "b"}}], True),
+        ([{"prefix": {"source": "https://a"}}, {"not": {"prefix": {"source": "https:"}}}], False),
+        ([{"suffix": {"source": "/a"}}, {"suffix": {"source": "/b"}}], False),
+        ([{"prefix": {"specversion": "1"}}], True),
+        ([{"any": [YES, NO]}] * 200, True),
+    ],
+)
+def test_filters_that_contradict_each_other(values: list[object], expected: bool) -> None:
+    assert possible([parse(value) for value in values]) is expected
 
 
 def test_a_filter_that_holds_itself() -> None:

@@ -160,6 +160,7 @@ class TestFacts:
             default_branch="main",
             paths=("a.txt", "binder/é.yml"),
             private=False,
+            message="größer\n",
         )
 
     def test_new_branch(self) -> None:

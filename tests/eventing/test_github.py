@@ -320,6 +320,7 @@ class TestFacts:
             default_branch="main",
             paths=("binder/environment.yml", "data/café.csv", "week3/intervals.ipynb"),
             private=False,
+            message="Mend a typo; the caf\u00e9 data is not used any more",
         )
 
     def test_new_branch(self) -> None:

@@ -209,6 +209,41 @@ def test_network_needs_nothing_else(houses: Callable[..., House]) -> None:
         gate(["oidc"], tokens=dict)
 
 
+def test_a_trigger_says_when_a_value_is_there(houses: Callable[..., House]) -> None:
+    """So that a broker's event about what was deleted is no dead letter, which 4xx would make it."""
+    from builds.triggers import BuildTemplate  # noqa: PLC0415
+
+    rule = TriggerRule(
+        name="courses",
+        when=({"exists": "data.course.repository"}, {"not": {"exact": {"data.action": "archived"}}}),
+        build=BuildTemplate(
+            repository="{data.course.repository}", commit="{data.course.commit}", ref="refs/heads/main"
+        ),
+    )
+    house = houses(triggers=[rule])
+    course = {"repository": REPOSITORY, "commit": COMMIT}
+    statuses = {}
+    for action, data in {
+        "deleted": {"course": None},
+        "none": None,
+        "archived": {"course": course, "action": "archived"},
+        "updated": {"course": course, "action": "updated"},
+        "unsaid": {"course": course},
+    }.items():
+        sent = event(type="org.example.course", id=action, **({} if data is None else {"data": data}))
+        if data is None:
+            del sent["data"]
+        statuses[action] = house.client.post("/events", **structured(sent)).status_code
+    assert statuses == {"deleted": 204, "none": 204, "archived": 204, "updated": 202, "unsaid": 202}
+
+
+def test_a_push_that_asks_for_no_build_is_204(house: House) -> None:
+    quiet = push(head_commit={"id": COMMIT, "message": "docs [skip ci]"})
+    sent = event(type="com.github.push", data=quiet, source=REPOSITORY, id="quiet")
+    assert house.client.post("/events", **structured(sent)).status_code == 204
+    assert not house.builds()
+
+
 def test_a_template_that_lacks_a_value_is_named(houses: Callable[..., House]) -> None:
     from builds.triggers import BuildTemplate  # noqa: PLC0415
 

@@ -76,6 +76,26 @@ def test_nothing_to_do_is_200_and_says_why(house: House, payload: dict[str, obje
     assert not house.builds()
 
 
+@pytest.mark.parametrize(
+    ("message", "ref", "status"),
+    [
+        ("Correct a typo [skip ci]", "refs/heads/main", 200),
+        ("[CI Skip] bump", "refs/heads/main", 200),
+        ("bump\n\n[no ci]", "refs/heads/main", 200),
+        ("skip ci", "refs/heads/main", 202),
+        ("[skip actions]", "refs/heads/main", 202),
+        ("1.2.3 [skip ci]", "refs/tags/v1.2.3", 202),
+    ],
+)
+def test_a_commit_that_asks_for_no_build(houses: Callable[..., House], message: str, ref: str, status: int) -> None:
+    house = houses(triggers=[TriggerRule(name="all")])
+    pushed = push(ref=ref, head_commit={"id": COMMIT, "message": message})
+    answer = house.client.post("/webhooks/github", **signed(pushed))
+    assert answer.status_code == status
+    assert ("[skip ci]" in answer.json.get("reason", "")) is (status == 200)
+    assert len(house.builds()) == (status == 202)
+
+
 def test_what_policy_refuses_is_200_so_that_the_host_keeps_the_hook(houses: Callable[..., House]) -> None:
     house = houses(allowed=["https://github.com/other/*"])
     answer = house.client.post("/webhooks/github", **signed(push()))
