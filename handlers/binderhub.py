@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from http import HTTPStatus
 from typing import NamedTuple
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-import msgspec
 from flask import Blueprint, Response, request, url_for
+from werkzeug.routing import PathConverter
 
 from builds import providers
 from builds.build import Build, Kind, State
@@ -32,7 +32,7 @@ from builds.triggers import REQUESTED, requested
 from eventing.event import Event
 from handlers import asking, logs, problems
 from handlers.auth import Identity
-from handlers.builds import answer, look
+from handlers.builds import look
 from handlers.problems import Problem, problem_of
 from handlers.services import services
 
@@ -73,7 +73,14 @@ class Viewed(NamedTuple):
 # The routes ----------------------------------------------------------------------------------------------------------
 
 
-@routes.get("/build/<provider>/<path:spec>")
+class Spec(PathConverter):
+    """The rest of a path, whose parts may be empty."""
+
+    regex = ".*?"
+    part_isolating = False
+
+
+@routes.get("/build/<provider>/<spec:spec>")
 def build(provider: str, spec: str) -> Response:
     identity = services().auth.admit(request)
     if "token" in request.args and not services().auth.token_in_url:
@@ -97,7 +104,7 @@ def versions() -> Response:
     info = services().builder_info
     builder = " ".join(info.values())
     about = {"builder_info": info, "binderhub": f"{COMPATIBLE}+kiln.{services().version}", "builder": builder}
-    return answer(about)
+    return _said(about)
 
 
 @routes.get("/health")
@@ -105,12 +112,12 @@ def health() -> Response:
     found = {"Docker registry": services().registry_answers(), "Records": _records_answer()}
     checks = [{"service": name, "ok": ok} for name, ok in found.items()]
     good = all(found.values())
-    return answer({"ok": good, "checks": checks}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
+    return _said({"ok": good, "checks": checks}, HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 @routes.get("/api/repoproviders")
 def repository_providers() -> Response:
-    return answer([provider.display for provider in PROVIDERS.values()])
+    return _said([provider.display for provider in PROVIDERS.values()])
 
 
 @routes.after_request
@@ -138,10 +145,14 @@ for kind in problems.KINDS:
 def _raw(spec: str) -> str:
     """The spec as it was sent: WSGI's path is decoded, so a `/` in it may have been a `%2F`."""
     target = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
-    path = re.sub(r"^[A-Za-z]+://[^/]*", "", target).partition("?")[0]
-    above = urlsplit(services().base_path).path.count("/") + 2  # the base path's parts, `build` and the provider
-    raw = path.split("/", above)[-1]
-    return raw if unquote(raw) == spec else spec
+    path = _parts(re.sub(r"^[A-Za-z]+://[^/]*", "", target).partition("?")[0])
+    raw = "/".join(path[len(_parts(services().base_path)) + 2 :])  # after the base path, `build` and the provider
+    return raw if _parts(unquote(raw)) == _parts(spec) else spec
+
+
+def _parts(path: str) -> list[str]:
+    """Without the empty ones."""
+    return [part for part in path.split("/") if part]
 
 
 def _ask(source: Source, address: str, who: Identity) -> tuple[Ask, list[str]]:
@@ -309,4 +320,8 @@ def _failed(problem: Problem) -> bytes:
 
 
 def _message(phase: str, message: str, *, id: str | None = None, **more: object) -> bytes:  # noqa: A002
-    return logs.frame(msgspec.json.encode({"phase": phase, "message": message, **more}), id=id)
+    return logs.frame({"phase": phase, "message": message, **more}, id=id)
+
+
+def _said(value: object, status: int = HTTPStatus.OK) -> Response:
+    return Response(logs.spaced(value), status, content_type="application/json")

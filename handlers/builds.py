@@ -119,7 +119,7 @@ def log(name: str) -> Response:
     wanted = _attempt(build)
     if "text/event-stream" in request.accept_mimetypes.values():
         return _followed(build, wanted, identity)
-    lines = services().records.log(name, wanted or build.status.attempt)
+    lines = logs.begun(services().records.log(name, wanted or build.status.attempt))
     return Response((f"{line.text}\n" for line in lines), content_type="text/plain; charset=utf-8")
 
 

@@ -9,12 +9,14 @@ What is new is found here (`follow`); how it is said is each API's own: here it 
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, islice
 
 import msgspec
 from flask import Response
@@ -22,7 +24,9 @@ from flask import Response
 from builds.build import Build, is_person
 from builds.engines import LogLine, NotFound, Records, Unavailable
 from handlers import metrics
-from handlers.problems import BUSY, Problem
+from handlers.problems import AWAY, BUSY, Problem
+
+log = logging.getLogger(__name__)
 
 KEEPALIVE = 10.0
 """Seconds of silence after which a comment is sent: proxies close what says nothing, and a viewer who has gone is only
@@ -31,6 +35,9 @@ LOOK = 0.5
 """Seconds between two looks at a log that grows."""
 IDLE = 2.0
 """Seconds to wait for a change of the record while no attempt runs."""
+UNREADABLE = 10.0
+"""Seconds for which the log of an attempt that has ended is read again, where it cannot be read: a node that is gone
+keeps nobody from the end."""
 
 SHARES = 4
 """A person may have this part of all viewers' places."""
@@ -98,26 +105,45 @@ def follow(
 ) -> Iterator[Build | LogLine | None]:
     """What is new of a build from `position` on: its record, each line of its log, `None` after each look.
 
-    The last is the record of the build that has `ended`, unless web is `stopping`. Raises NotFound, Unavailable.
+    The last is the record of the build that has `ended`, unless web is `stopping`. A log that cannot be read is read
+    again. Raises NotFound, Unavailable for the record.
     """
     attempt, line = position
     told: str | None = None
+    failing: float | None = None
     build = records.get(name)
     while not stopping.is_set():
         if build.revision != told and not ended(build):
             yield build
             told = build.revision
-        for entry in records.log(name, attempt, after=line):
-            yield entry
-            line = entry.number
-        if attempt < build.status.attempt:
-            attempt, line = attempt + 1, 0
+        try:
+            for entry in records.log(name, attempt, after=line):
+                yield entry
+                line = entry.number
+            failing = None
+        except Unavailable:
+            failing = failing or time.monotonic()
+        whole = failing is None or time.monotonic() - failing > UNREADABLE
+        if whole and attempt < build.status.attempt:
+            attempt, line, failing = attempt + 1, 0, None
             continue
-        if ended(build):
+        if whole and ended(build):
             yield build
             return
         yield None
-        build = records.changed(name, build.revision, LOOK if build.live else IDLE) or build
+        build = records.changed(name, build.revision, LOOK if build.live or failing else IDLE) or build
+
+
+def begun(lines: Iterator[LogLine]) -> Iterator[LogLine]:
+    """The same lines, the first of them read: what cannot be read has to show before the answer begins.
+
+    Raises Problem 503.
+    """
+    try:
+        return chain([*islice(lines, 1)], lines)
+    except Unavailable as error:
+        log.warning("A log cannot be read: %s", error)
+        raise Problem(503, "The log cannot be read just now. Try again.", {"Retry-After": str(AWAY)}) from error
 
 
 def events(
@@ -171,18 +197,22 @@ def _said(seen: Iterable[Build | LogLine | None], shape: Callable[[Build], objec
             elif isinstance(new, LogLine):
                 yield _line(new)
             else:
-                state = msgspec.json.encode(shape(new))
-                yield b"" if state == told else frame(state, event="state")
+                state = frame(shape(new), event="state")
+                yield b"" if state == told else state
                 told = state
 
 
 def _line(line: LogLine) -> bytes:
-    data = msgspec.json.encode({"line": line.text, "phase": line.phase})
-    return frame(data, event="log", id=f"{line.attempt}:{line.number}")
+    return frame({"line": line.text, "phase": line.phase}, event="log", id=f"{line.attempt}:{line.number}")
 
 
-def frame(data: bytes, *, event: str | None = None, id: str | None = None) -> bytes:  # noqa: A002
+def frame(value: object, *, event: str | None = None, id: str | None = None) -> bytes:  # noqa: A002
     """One event (https://html.spec.whatwg.org/multipage/server-sent-events.html). JSON in UTF-8 has no line break."""
     fields = {"id": id, "event": event}
     head = "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
-    return f"{head}data: ".encode() + data + b"\n\n"
+    return f"{head}data: ".encode() + spaced(value) + b"\n\n"
+
+
+def spaced(value: object) -> bytes:
+    """JSON with a space after each `:` and `,`: scripts search BinderHub's for `"phase": "ready"`."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=0)

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, request, url_for
 
 from builds.build import Build, State
-from builds.engines import AlreadyEnded
+from builds.engines import AlreadyEnded, Unavailable
 from builds.repository import short_name
 from handlers import html, problems, signin
 from handlers.builds import cancel, list_builds, look, may_cancel, shape
@@ -30,6 +30,7 @@ routes = Blueprint("pages", __name__)
 
 SHOWN_LINES = 2000
 """Of a log on a page; the whole is one link away."""
+UNREADABLE = "[The log cannot be read just now. Its end, from the record:]"
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -93,8 +94,13 @@ def _query(values: Mapping[str, str]) -> str:
 
 
 def _log(build: Build) -> list[dict[str, str | None]]:
+    """Its end as the record has it, where it cannot be read."""
     lines = services().records.log(build.name, build.status.attempt)
-    return [{"text": line.text, "phase": line.phase} for line in deque(lines, maxlen=SHOWN_LINES)]
+    try:
+        return [{"text": line.text, "phase": line.phase} for line in deque(lines, maxlen=SHOWN_LINES)]
+    except Unavailable:
+        kept = [UNREADABLE, *build.status.log_tail.splitlines()]
+        return [{"text": text, "phase": None} for text in kept]
 
 
 # How the templates say values

@@ -377,6 +377,42 @@ def test_a_record_that_goes_away_ends_the_stream_with_a_message(house: House) ->
     assert (end["phase"], end["status_code"]) == ("failed", 404)
 
 
+def test_scripts_find_the_words_that_they_search_for(house: House, houses: Callable[..., House]) -> None:
+    """As BinderHub writes them: `json.dumps`."""
+    with closing(house.client.get(URL, buffered=False)) as answer:
+        name = house.builds()[0].name
+        house.run(name)
+        house.say(name, "é", "a:b,c")
+        house.end(name)
+        said = answer.text
+    assert '"phase": "ready"' in said
+    assert f"data: {json.dumps({'phase': 'building', 'message': 'a:b,c' + chr(10)})}\n\n" in said
+    assert '"phase": "failed"' in houses(auth=["token"]).client.get(URL).text
+    assert '"ok": true' in house.client.get("/health").text
+    assert '"id": "gh"' in house.client.get("/api/repoproviders").text
+
+
+@pytest.mark.parametrize("target", [None, "//build//gh//octo//stats//{commit}", "http://kiln.example{spec}?x=//y"])
+@pytest.mark.parametrize("spec", ["/build/gh/octo/stats//{commit}", "/build/gh//octo//stats/{commit}/"])
+def test_empty_parts_are_no_parts(house: House, spec: str, target: str | None) -> None:
+    path = spec.format(commit=COMMIT)
+    raw = None if target is None else target.format(commit=COMMIT, spec=path)
+    environ = {} if raw is None else {"RAW_URI": raw}
+    with closing(house.client.get(path, environ_overrides=environ, buffered=False)) as answer:
+        next(frames(answer.response))  # type: ignore[arg-type]
+    (build,) = house.builds()
+    assert (build.request.repository, build.request.commit) == ("https://github.com/octo/stats", COMMIT)
+
+
+@pytest.mark.parametrize("base", ["/", "/services/binder/", "/user/a%40b/"])
+def test_an_encoded_address_stays_one_part_under_any_base_path(houses: Callable[..., House], base: str) -> None:
+    house = houses(base_path=base)
+    raw = f"{base}build/git/https%3A%2F%2Fgithub.com%2Focto%2Fstats//{COMMIT}"
+    with closing(house.client.get(raw, environ_overrides={"RAW_URI": raw}, buffered=False)) as answer:
+        next(frames(answer.response))  # type: ignore[arg-type]
+    assert house.builds()[0].request.repository == "https://github.com/octo/stats"
+
+
 # Looking again --------------------------------------------------------------------------------------------------------
 
 
@@ -559,6 +595,18 @@ def test_versions(houses: Callable[..., House]) -> None:
         "binderhub": "1.0.0+kiln.0.0.0",
         "builder": "registry.example/builder:1",
     }
+
+
+@pytest.mark.parametrize("auth", ["none", "token", "network", "local"])
+def test_these_are_open_to_everybody(houses: Callable[..., House], auth: str) -> None:
+    client = houses(auth=[auth], loopback_only=auth == "local").client
+    for path in ("/versions", "/health", "/api/repoproviders", "/versions/"):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}, {"Cookie": "x=y"}):
+            answer = client.get(path, headers=headers)
+            assert (answer.status_code, answer.mimetype) == (200, "application/json")
+            assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        assert client.head(path).status_code == 200
+        assert client.options(path).status_code == 200
 
 
 def test_health(houses: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> None:

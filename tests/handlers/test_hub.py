@@ -73,7 +73,14 @@ def sign_in(client: FlaskClient, api: HubApi, token: str = "ada's", path: str = 
     return client.get("/oauth_callback", query_string={"code": "code", "state": asked["state"]}, headers=HTML)
 
 
-@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "token", "Token"])
+def test_who_has_no_token_sees_what_is_open(behind: Behind) -> None:
+    client = behind().client
+    for path in ("/versions", "/health", "/api/repoproviders"):
+        for headers in ({}, bearer("nobody's"), bearer("kim's", "token")):
+            assert client.get(path, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "token", "Token", "TOKEN "])
 def test_a_token_under_either_scheme(behind: Behind, scheme: str) -> None:
     answer = behind().client.post("/api/v1/builds", json=body(), headers=bearer("ada's", scheme))
     assert answer.status_code == 202
@@ -132,7 +139,7 @@ def test_a_hub_that_is_away_is_a_503_on_every_way(behind: Behind, api: HubApi) -
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     stream = house.client.get(f"/build/gh/octo/stats/{'1' * 40}", headers=bearer("ada's"))
     assert stream.status_code == 200
-    assert '"status_code":503' in stream.text
+    assert '"status_code": 503' in stream.text
 
 
 # A browser -----------------------------------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ def test_a_session_needs_its_own_xsrf_token_to_have_things_done(behind: Behind, 
         {"X-Xsrftoken": own, "Origin": "https://evil.example"},
     ):
         assert client.post("/api/v1/builds", json=body(), headers=shown).status_code == 403
-        assert '"status_code":403' in client.get(f"/build/gh/octo/stats/{'1' * 40}", headers=shown).text
+        assert '"status_code": 403' in client.get(f"/build/gh/octo/stats/{'1' * 40}", headers=shown).text
     assert not house.builds()
     assert client.post("/api/v1/builds", json=body(), headers={"X-Xsrftoken": own}).status_code == 202
     assert client.post(f"/api/v1/builds?_xsrf={own}", json=body()).status_code == 202

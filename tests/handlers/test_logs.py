@@ -46,6 +46,48 @@ def test_text_is_what_is_there_now(house: House, running: Build) -> None:
     assert answer.text == "one\n<b>zwei</b> \x1b[31mé\n"
 
 
+def test_a_log_that_cannot_be_read_is_503_and_is_read_again(house: House, running: Build) -> None:
+    house.say(running.name, "one")
+    path = house.folder / "attempts" / f"{running.name}-1" / "log"
+    kept = path.rename(path.with_name("kept"))
+    path.mkdir()
+    for accept in ("*/*", "text/html", "text/plain"):
+        answer = house.client.get(f"/api/v1/builds/{running.name}/log", headers={"Accept": accept})
+        assert (answer.status_code, answer.mimetype) == (503, "application/problem+json")
+        assert (answer.json["detail"], "Retry-After" in answer.headers) == (
+            "The log cannot be read just now. Try again.",
+            True,
+        )
+    page = house.client.get(f"/builds/{running.name}", headers={"Accept": "text/html"})
+    assert (page.status_code, "cannot be read just now" in page.text) == (200, True)
+    answer, events = stream(house.client, running.name)
+    with closing(answer):
+        assert json.loads(next(events)["data"])["state"] == "running"
+        path.rmdir()
+        kept.rename(path)
+        assert said(next(events)) == "one"
+    assert house.client.get(f"/api/v1/builds/{running.name}/log").text == "one\n"
+
+
+def test_a_log_that_stays_unreadable_keeps_nobody_from_the_end(
+    house: House, running: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "UNREADABLE", 0.2)
+    house.say(running.name, "one")
+    house.end(running.name, retry=True)
+    path = house.folder / "attempts" / f"{running.name}-1" / "log"
+    path.rename(path.with_name("kept"))
+    path.mkdir()
+    house.run(running.name)
+    house.say(running.name, "two", attempt=2)
+    house.end(running.name, attempt=2)
+    answer, events = stream(house.client, running.name)
+    with closing(answer):
+        seen = list(events)
+    assert [said(frame) for frame in seen if frame["event"] == "log"] == ["two"]
+    assert json.loads(seen[-1]["data"])["state"] == "succeeded"
+
+
 def test_a_build_that_waits_has_an_empty_log(house: House) -> None:
     assert house.client.get(f"/api/v1/builds/{house.ask().name}/log").text == ""
 

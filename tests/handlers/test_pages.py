@@ -313,7 +313,7 @@ def test_the_address_with_this_machines_token_becomes_a_cookie(houses: Callable[
 def test_who_only_comes_from_this_machine_is_nobody(houses: Callable[..., House], path: str) -> None:
     house = houses(auth=["local"], loopback_only=True)
     answer = house.client.get(path)
-    assert answer.status_code == 401 or '"status_code":401' in answer.text
+    assert answer.status_code == 401 or '"status_code": 401' in answer.text
     assert not house.builds()
 
 

@@ -142,7 +142,7 @@ def test_who_is_not_named_is_refused_even_with_the_commit(scene: Scene, who: str
         assert answer.status_code == 403, answer.text
         assert "private" in answer.json["detail"]
     path = f"/build/git/{quote(scene.url('named'), safe='')}/{scene.commits['named']}"
-    assert '"status_code":403' in scene.client(who).get(path).text
+    assert '"status_code": 403' in scene.client(who).get(path).text
     assert not scene.house.builds()
 
 
@@ -161,7 +161,7 @@ def test_a_reconnecting_viewer_is_asked_again(scene: Scene) -> None:
     name = scene.pushed("named")
     path = f"/build/git/{quote(scene.url('named'), safe='')}/{scene.commits['named']}"
     answer = scene.client("kim").get(path, headers={"Last-Event-ID": f"{name}:1:0"})
-    assert '"status_code":404' in answer.text
+    assert '"status_code": 404' in answer.text
 
 
 def test_what_everybody_can_see_is_built_for_everybody_without_a_credential(scene: Scene) -> None:

@@ -101,7 +101,7 @@ def test_it_is_built_for_who_may_and_is_nothing_to_others(scene: Scene, tmp_path
         assert {scene.get(path).status_code for path in paths} == {404}
         assert name not in {one["name"] for one in system.listed()}
         stream = scene.get(f"build/git/{quote(url, safe='')}/{commit}")
-        assert '"status_code":403' in stream.text
+        assert '"status_code": 403' in stream.text
         assert "imageName" not in stream.text
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builds.engines import LogLine, Unavailable, logfile
-from builds.engines.kubernetes.api import Absent, Api, ApiError, Busy, Invalid, Stream
+from builds.engines.kubernetes.api import Absent, Api, ApiError, Invalid, Stream
 from builds.engines.kubernetes.jobs import CONTAINER, LABEL_ATTEMPT, LABEL_BUILD
 from builds.engines.kubernetes.records import selector
 
@@ -30,9 +30,6 @@ AGAIN = 1.0
 """Seconds between two tries to get a log that is not there yet, or whose stream broke."""
 OVERLAP = 3
 """Seconds that are read twice where a stream goes on from what was there: clocks are not counted on."""
-
-UNREACHABLE = (500, 502, 504)
-"""What the API server answers where the node does not: then there is no log any more, or not now."""
 
 Key = tuple[str, int]
 
@@ -85,6 +82,7 @@ class _Copy:
         self._last = 0
         self._complete = False
         self._asked = float("-inf")
+        self._failure: Unavailable | None = None
         self._read = time.monotonic()
         self._stream: Stream | None = None
         self._follower: threading.Thread | None = None
@@ -110,16 +108,29 @@ class _Copy:
         with self._lock:
             if self._complete or self._closed or (self._following and not ended):
                 return
-            if not ended and time.monotonic() - self._asked < AGAIN:
+            if self._asked_just_now(ended=ended):
                 return
             began = self._asked = time.monotonic()
-            pod = self._pod()
-            there = pod is not None and self._snapshot(pod)
+            try:
+                pod = self._pod()
+                there = pod is not None and self._snapshot(pod)
+            except Unavailable as error:
+                self._failure = error
+                raise
+            self._failure = None
             if ended:
                 self._complete = True
                 self._stop_following()
             elif pod is not None and there:
                 self._follow(pod, began)
+
+    def _asked_just_now(self, *, ended: bool) -> bool:
+        """Whether it is too soon to ask again. Raises Unavailable where it could not be read then."""
+        if time.monotonic() - self._asked >= AGAIN:
+            return False
+        if self._failure is not None:
+            raise Unavailable(str(self._failure))
+        return not ended
 
     def close(self) -> None:
         self._closed = True
@@ -144,16 +155,11 @@ class _Copy:
         path = self._api.path("pods", pod, "log")
         try:
             content = self._api.request("GET", path, query={"container": CONTAINER})
+            self._append(content.splitlines(keepends=True))
         except (Absent, Invalid):
             return False  # it has gone, or its container waits to start
-        except Busy as error:
-            if error.status not in UNREACHABLE:
-                raise Unavailable(f"The log cannot be read: {error}") from error
-            log.warning("The log of %s cannot be had from its node: %s", pod, error)
-            return False
-        except ApiError as error:
-            raise Unavailable(f"The log cannot be read: {error}") from error
-        self._append(content.splitlines(keepends=True))
+        except (ApiError, OSError) as error:
+            raise Unavailable(f"The log of {pod} cannot be read: {error}") from error
         return True
 
     def _follow(self, pod: str, since: float) -> None:
@@ -173,7 +179,7 @@ class _Copy:
                     self._append([line + b"\n"])
                     if self._closed or self.idle > IDLE:
                         return
-        except ApiError as error:
+        except (ApiError, OSError) as error:
             log.debug("The stream of %s's log broke: %s", pod, error)
         finally:
             self._stream = None
@@ -186,12 +192,24 @@ class _Copy:
     def _append(self, lines: list[bytes]) -> None:
         """Those that are new, in order; the follower may still be at it while the last snapshot is taken."""
         with self._appending:
-            new = []
+            new, last = [], self._last
             for line in lines:
                 number = logfile.number(line)
-                if number is not None and number > self._last:
+                if number is not None and number > last:
                     new.append(line)
-                    self._last = number
+                    last = number
             if new and not self._closed:
-                with self._path.open("ab") as file:
-                    file.write(b"".join(new))
+                _write(self._path, b"".join(new))
+                self._last = last
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All of it at the end of the file, or nothing. Raises OSError."""
+    with path.open("ab", buffering=0) as file:
+        before, view = file.tell(), memoryview(content)
+        try:
+            while view:
+                view = view[file.write(view) :]
+        except OSError:
+            file.truncate(before)
+            raise
