@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from http import HTTPStatus
+from typing import Any
+from urllib.parse import unquote
 
 from flask import Flask, Response, g, request
 
@@ -31,11 +33,20 @@ HEADERS = {
 UNCACHED = {**HEADERS, "Cache-Control": "no-store"}
 
 
+class Application(Flask):
+    """Flask whose addresses begin with the base path as it was given: a browser compares a cookie's path by letter."""
+
+    def url_for(self, endpoint: str, **values: Any) -> str:
+        base: str = self.extensions["kiln"].base_path
+        return base + super().url_for(endpoint, **values).split("/", base.count("/"))[-1]
+
+
 def create_app(held: Services) -> Flask:
     """The application for these services. Raises nothing; does no I/O until the first request."""
-    prefix = held.base_path.rstrip("/")
-    app = Flask("handlers", static_url_path=f"{prefix}/static")
+    prefix = unquote(held.base_path).rstrip("/")  # routes are compared with decoded paths
+    app = Application("handlers", static_url_path=f"{prefix}/static")
     app.extensions["kiln"] = held
+    app.url_map.converters["spec"] = binderhub.Spec
     app.config["MAX_CONTENT_LENGTH"] = held.max_body  # for the pages' forms; all else is read by `bodies`
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     app.jinja_env.globals["integrity"] = html.integrity

@@ -165,6 +165,8 @@ class Gate:
                 return identity
         in_url = "token" in request.args
         said = "Wrong or expired token." if "Authorization" in request.headers or in_url else "Missing token."
+        if request.headers.get("Authorization", "").lower().startswith("basic "):
+            said = "Basic credentials are not taken: a browser sends them by itself, whichever page asks."
         if in_url and not self.token_in_url:
             said = "A token is not taken from an address, which is seen by many."
         wanted = " or ".join(filter(None, (authenticator.takes for authenticator in self.authenticators)))
@@ -202,8 +204,8 @@ def gate(
 
 
 def token_of(request: Request, *, in_url: bool) -> str | None:
-    """The token that a request brings, as `Authorization: Bearer` or `token`."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    """The token that a request brings, as `Authorization: Bearer` or `token`, in whatever case (RFC 9110, §11.1)."""
+    scheme, given = [*request.headers.get("Authorization", "").split(None, 1), "", ""][:2]
     if scheme.lower() in ("bearer", "token"):
         return given.strip()
     return request.args.get("token") if in_url and not scheme else None

@@ -8,9 +8,10 @@ import hmac
 import re
 import secrets
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import unquote
 
 from flask import Response, make_response, redirect, render_template, request
 
@@ -35,8 +36,9 @@ def page(
     session = identity and identity.session
     values |= {"by": identity and identity.by, "session": session}
     if session:
-        proof = partial(xsrf.form_token, session.xsrf)
-        return make_response(render_template(template, proof=proof, **values), status, dict(headers or {}))
+        wanted = session.xsrf
+        html = render_template(template, proof=lambda url: xsrf.form_token(wanted, unquote(url)), **values)
+        return make_response(html, status, dict(headers or {}))
     nonce = request.cookies.get(CSRF, "")
     fresh = not re.fullmatch(r"[\w-]{43}", nonce, re.ASCII)
     nonce = secrets.token_urlsafe(32) if fresh else nonce

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -229,9 +229,19 @@ def _host(text: str) -> str:
 
 def _base_path(text: str) -> str:
     path = f"/{text.strip('/')}/".replace("//", "/")
-    if not re.fullmatch(r"/(?:[A-Za-z0-9._~@%+-]+/)*", path) or {".", ".."} & {*path.split("/")}:
-        raise ValueError("must be a path such as /services/binder/")
+    parts = path.split("/")[1:-1]
+    if not all(re.fullmatch(r"(?:[A-Za-z0-9._~@+-]|%[0-9A-Fa-f]{2})+", part) and _is_segment(part) for part in parts):
+        raise ValueError("must be a path such as /services/binder/, percent-encoded")
     return path
+
+
+def _is_segment(encoded: str) -> bool:
+    """Whether a proxy and a route take it for one part of a path, and for the same."""
+    try:
+        part = unquote(encoded, errors="strict")
+    except UnicodeDecodeError:
+        return False
+    return part not in (".", "..") and part.isprintable() and not set(part) & set("/\\<>")
 
 
 def _url(text: str) -> str:
@@ -317,7 +327,7 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_BASE_PATH",
         read=_base_path,
         default="/",
-        says="Path under which web answers, as a proxy passes it on: `/services/binder/`. When unset "
+        says="Path under which web answers, as a proxy passes it on, percent-encoded: `/services/binder/`. When unset "
         "`JUPYTERHUB_SERVICE_PREFIX`, if that is there.",
     ),
     Setting(name="KILN_PUBLIC_URL", read=_url, default=None, says="Where people and hosts reach web from outside."),

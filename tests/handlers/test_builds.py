@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from handlers.auth import Gate
-from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, Named, bearer, body, push, signed
+from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, Named, bearer, body, event, push, signed
 from tests.parts.githost import GitHost
 
 
@@ -218,6 +219,34 @@ def test_the_base_path_is_in_every_location(houses: Callable[..., House]) -> Non
         assert house.client.get(outside).status_code == 404
 
 
+@pytest.mark.parametrize("base", ["/a%40b/", "/caf%C3%A9/x%20y/", "/50%25/~ada%2Bkim@uni/", "/%E6%BC%A2%3f%23/"])
+def test_a_percent_encoded_base_path_serves_under_the_letters_that_were_given(
+    houses: Callable[..., House], base: str
+) -> None:
+    house = houses(base_path=base, auth=["token"])
+    client = house.app.test_client(use_cookies=False)  # it compares the decoded path with a cookie's
+    answer = client.post(f"{base}api/v1/builds", json=body(), headers=bearer())
+    name = answer.json["name"]
+    assert answer.headers["Location"] == f"{base}api/v1/builds/{name}"
+    assert client.get(answer.headers["Location"], headers=bearer()).status_code == 200
+    assert client.get(f"{base}versions").status_code == 200
+    html = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    page = client.get(base, headers=html)
+    (form,) = re.findall(r'name="form" value="([^"]+)"', page.text)
+    assert f'action="{base}login"' in page.text
+    assert f'href="{base}static/kiln.css"' in page.text
+    cookie = {"Cookie": page.headers["Set-Cookie"].partition(";")[0]}
+    signed_in = {"form": form, "token": TOKENS["ci"].decode()}
+    done = client.post(f"{base}login", data=signed_in, headers={**html, **cookie})
+    assert (done.status_code, done.headers["Location"]) == (303, base)
+    assert f"; Path={base}" in done.headers["Set-Cookie"]
+    html["Cookie"] = done.headers["Set-Cookie"].partition(";")[0]
+    page = client.get(f"{base}builds/{name}", headers=html)
+    (form,) = re.findall(rf'action="{re.escape(base)}builds/{name}/cancel">\s*<input [^>]*value="([^"]+)"', page.text)
+    cancelled = client.post(f"{base}builds/{name}/cancel", data={"form": form}, headers=html)
+    assert (cancelled.status_code, cancelled.headers["Location"]) == (303, f"{base}builds/{name}")
+
+
 def test_a_token_is_asked_for_and_rotates(houses: Callable[..., House]) -> None:
     house = houses(auth=["token"])
     for headers in (
@@ -233,10 +262,15 @@ def test_a_token_is_asked_for_and_rotates(houses: Callable[..., House]) -> None:
     for name in TOKENS:
         answer = house.client.post("/api/v1/builds", json=body(subdir=name), headers=bearer(name))
         assert answer.json["causes"][0]["by"] == f"token:{name}"
-    assert (
-        house.client.get("/api/v1/builds", headers={"Authorization": "bearer a canary of the tokens"}).status_code
-        == 200
-    )
+    for scheme in ("bearer ", "Token ", "TOKEN  ", "token\t", "bEARER \t"):
+        headers = {"Authorization": f"{scheme}{TOKENS['ci'].decode()}"}
+        assert house.client.get("/api/v1/builds", headers=headers).status_code == 200
+        assert house.client.get("/", headers=headers).status_code == 200
+        assert house.client.get(f"/build/gh/a/b/{COMMIT}", headers=headers, buffered=False).status_code == 200
+        sent = {"Content-Type": "application/cloudevents+json", **headers}
+        assert house.client.post("/events", json=event(), headers=sent).status_code == 202
+    said = house.client.get("/api/v1/builds", headers={"Authorization": "Basic Y2k6eA=="}).json["detail"]
+    assert said.startswith("Basic credentials are not taken")
     del house.tokens["ci"]
     assert house.client.get("/api/v1/builds", headers=bearer("ci")).status_code == 401
     assert house.client.get("/api/v1/builds", headers=bearer("second")).status_code == 200

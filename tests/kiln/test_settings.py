@@ -173,6 +173,20 @@ def test_a_base_path_gets_its_slashes() -> None:
     assert settings.base_path == "/services/binder/"
 
 
+@pytest.mark.parametrize("path", ["/a%40b/", "/caf%C3%A9/x%20y/", "/user/ada@uni/~kiln+1/"])
+def test_a_base_path_keeps_its_encoding(path: str) -> None:
+    assert read(LEAST | {"KILN_BASE_PATH": path, "KILN_AUTH": "none"}).base_path == path
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/a b/", "/caf\xe9/", "/a%2/", "/%zz/", "/%2e%2E/", "/a/../", "/%2F/", "/%00/", "/%ff/", "/%3Cx%3E/", "/%5C/"],
+)
+def test_a_base_path_that_proxies_read_differently_is_refused(path: str) -> None:
+    with pytest.raises(SettingsError, match="KILN_BASE_PATH: must be a path"):
+        read(LEAST | {"KILN_BASE_PATH": path, "KILN_AUTH": "none"})
+
+
 def test_a_service_mesh_of_sinks_is_handed_on() -> None:
     assert read(LEAST | {"K_SINK": "http://sink.example/"}).sink_binding == {"K_SINK": "http://sink.example/"}
 
