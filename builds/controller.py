@@ -52,6 +52,7 @@ from builds.plan import (
 )
 from builds.record import Announce, advance, delivered, undelivered
 from eventing.event import Event
+from eventing.pulse import Pulse
 from eventing.sinks import Outcome, Sink, pause, wanted
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ WRITERS = 8
 """Records that are written at a time: an API server on two cores does no more in a second for more of them."""
 HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
+DELETING = 600.0
+"""Seconds that it may take to delete the folders of one build."""
 SWEEP = 20
 """Builds of which something is deleted between two looks: thousands may be due at once, and what is new cannot wait."""
 
@@ -124,6 +127,7 @@ class Controller:
         confirmer: Confirmer,
         inspector: Inspector,
         events: Callable[[Build, Word, int, datetime, Cause | None], Event],
+        pulse: Pulse | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -134,6 +138,7 @@ class Controller:
         self._confirmer = confirmer
         self._inspector = inspector
         self._events = events
+        self._pulse = pulse or Pulse("controller")
         self._clock = clock
         self._monotonic = monotonic
         self._first_seen: dict[tuple[str, int, Phase], float] = {}
@@ -186,7 +191,9 @@ class Controller:
     def look(self) -> bool:
         """One look and what follows from it. Returns whether it changed anything."""
         with metrics.LOOKS.time():
+            self._pulse.beat()
             world = self._engine.observe()
+            self._pulse.beat()
             self._open = bool(world.builds)
             builds = {build.name: build for build in world.builds}
             self._drop({*builds} - {build.name for build in world.deleted})
@@ -320,6 +327,7 @@ class Controller:
             if self._monotonic() > until:
                 return False
             for action in actions:
+                self._pulse.beat()
                 after = self._act(build, action)
                 changed |= after is not None
                 build = after or build
@@ -593,6 +601,7 @@ class Controller:
             self._tidied = now
             self._sweep = self._engine.closed(now - kept)
         for number, build in enumerate(self._sweep, start=1):
+            self._pulse.beat()
             if build is not None:
                 self._delete_expired(build, now)
             if build is None or number == SWEEP:
@@ -601,6 +610,7 @@ class Controller:
         return False
 
     def _delete_expired(self, build: Build, now: datetime) -> None:
+        self._pulse.beat(DELETING)
         try:
             match expired(build, self._limits, now):
                 case Forget():

@@ -35,6 +35,7 @@ class Courier:
         from eventing.transport import Transport  # noqa: PLC0415 - see above
 
         self._transport = Transport(headers or (lambda _: {}))
+        self.pulse = self._transport.pulse
         self._open = True
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._transport.run, name="courier", daemon=True)

@@ -29,6 +29,7 @@ import tenacity
 
 from eventing.event import Event
 from eventing.http import encode
+from eventing.pulse import Pulse
 from eventing.sinks import STOPPED, Headers, Outcome, Sink, judge, seconds_until, unanswered
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ LANE_WIDTH = 8
 """Sends at a time to one sink."""
 ANSWER_READ = 64 * 1024
 """Bytes of an answer's body that are read (and dropped), so that the connection can serve again."""
+BEAT = 2.0
+"""Seconds between two signs of life."""
 BURST_TRIES, BURST_SECONDS = 3, 5.0
 """One send bridges a blip by so many tries, none of them begun later than so long after the first."""
 
@@ -51,13 +54,20 @@ class Transport:
         self._loop = _Loop()
         self._lanes: dict[str, _Lane] = {}
         self._sends: set[asyncio.Task[Outcome]] = set()
+        self.pulse = Pulse("courier")
 
     def run(self) -> None:
         """Serves until `stop`."""
+        self._beat()
         try:
             self._loop.run_forever()
+            self.pulse.rest()
         finally:
             self._loop.close()
+
+    def _beat(self) -> None:
+        self.pulse.beat()
+        self._loop.call_later(BEAT, self._beat)
 
     def submit(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
         """Begins a send. `done` gets its outcome, whatever happens to it."""

@@ -2,7 +2,8 @@
 
 A server of its own on a thread, so that a probe is answered while every thread of web is busy, and before the
 application is imported; the standard library's, because the controller has no reason to import a framework for it.
-Ready means configured, never that others are well: an outage must give 503s, not refused connections.
+Ready means configured, never that others are well: an outage must give 503s, not refused connections. Alive means that
+all threads come round.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ import http.server
 import logging
 import socket
 import threading
+from collections.abc import Sequence
 from typing import ClassVar
+
+from eventing.pulse import Pulse
 
 log = logging.getLogger("kiln.ops")
 
 
 class Ops:
-    """Listens at once, answers after `serve`. `waiting_for` says what is missing until ready; then it is `None`."""
+    """Listens at once, answers after `serve`. `waiting_for` says what is missing until ready; then it is `None`.
+    `pulses` are those of the threads without which this process is not alive."""
 
     def __init__(self, host: str, port: int) -> None:
         """Raises OSError where the port cannot be had."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=64)
         self.waiting_for: str | None = "start"
+        self.pulses: Sequence[Pulse] = ()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -39,7 +45,8 @@ class Ops:
         """Status, content type and body for a GET."""
         text = "text/plain; charset=utf-8"
         if path == "/livez":
-            return 200, text, b"alive\n"
+            late = [f"{pulse.name} is {pulse.late:.0f} s late\n" for pulse in self.pulses if pulse.late]
+            return (503, text, "".join(late).encode()) if late else (200, text, b"alive\n")
         if path == "/readyz":
             waiting_for = self.waiting_for
             return (200, text, b"ready\n") if waiting_for is None else (503, text, f"not yet: {waiting_for}\n".encode())

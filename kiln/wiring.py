@@ -30,8 +30,9 @@ from builds.repository import Policy, canonical
 from eventing.delivery import sinks_from_environment
 from eventing.errors import SinkError
 from eventing.hosts import DIALECTS
+from eventing.pulse import Pulse
 from eventing.sinks import Sink
-from kiln import config, localtoken, logs, settings
+from kiln import config, localtoken, logs, settings, vitals
 from kiln.config import Config
 from kiln.errors import CommandError, KilnError
 from kiln.ops import Ops
@@ -337,7 +338,7 @@ def records(kiln: Kiln) -> Records:
     return _local(kiln) if kiln.settings.engine == "local" else _in_cluster(kiln)
 
 
-def _local(kiln: Kiln) -> LocalEngine:
+def _local(kiln: Kiln, pulse: Pulse | None = None) -> LocalEngine:
     from builds.engines.local import LocalEngine  # noqa: PLC0415
 
     return LocalEngine(
@@ -345,6 +346,7 @@ def _local(kiln: Kiln) -> LocalEngine:
         surroundings=surroundings(kiln),
         max_queued=kiln.settings.max_queued,
         max_queued_per_user=kiln.settings.max_queued_per_user,
+        pulse=pulse,
     )
 
 
@@ -354,7 +356,7 @@ def _in_cluster(kiln: Kiln) -> KubernetesRecords:
     return KubernetesRecords(**_where(kiln, Circuit()))
 
 
-def _controlling(kiln: Kiln) -> KubernetesEngine:
+def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:
     """Raises EngineError, KilnError."""
     from builds.clients.git import Resolver  # noqa: PLC0415
     from builds.engines.kubernetes import KubernetesEngine, TemplateError, checked, mounted  # noqa: PLC0415
@@ -375,6 +377,7 @@ def _controlling(kiln: Kiln) -> KubernetesEngine:
         refusal=intake(kiln, Resolver(kiln.policy)).refusal,
         git_keys=_git_keys(kiln),
         identity=f"{socket.gethostname()}-{secrets.token_hex(4)}",
+        pulse=pulse,
     )
 
 
@@ -435,8 +438,9 @@ def run_controller(kiln: Kiln) -> None:
     """Runs until SIGTERM or SIGINT. Builds that run then go on, and the next controller adopts them."""
     logs.configure(kiln.settings.log_level)
     port = ops(kiln, "controller")
+    vitals.end_with_any_thread()
     port.serve()
-    stop = threading.Event()
+    stop, loop = threading.Event(), Pulse("controller")
     wakers = [stop.set]
 
     def end(*_: object) -> None:
@@ -451,8 +455,10 @@ def run_controller(kiln: Kiln) -> None:
 
     courier, confirmer = Courier(kiln.secrets.headers), _confirmer(kiln)
     try:
-        with _engine(kiln, stop) as (engine, leading):
+        with _engine(kiln, stop, loop) as (engine, leading, pulses):
             wakers.append(engine.wake)
+            port.pulses = (*pulses, courier.pulse)
+            vitals.watch_over(port.pulses)
             port.waiting_for = None
             while not stop.is_set():
                 with leading() as over, _polling(kiln, engine, leading=lambda: not over()):
@@ -465,11 +471,13 @@ def run_controller(kiln: Kiln) -> None:
                         confirmer=confirmer,
                         inspector=confirmer.inspect,
                         events=_events(kiln.settings),
+                        pulse=loop,
                     ).run(over)
     except Exception:
         log.critical("The controller failed; started again, it goes on from the records", exc_info=True)
         raise
     finally:
+        loop.rest()
         courier.close()
     log.info("Stopped; builds that run go on")
 
@@ -479,17 +487,19 @@ Over = Callable[[], bool]
 
 
 @contextmanager
-def _engine(kiln: Kiln, stop: threading.Event) -> Iterator[tuple[Engine, Callable[[], AbstractContextManager[Over]]]]:
-    """The engine, and what waits until this is the one controller that acts."""
+def _engine(
+    kiln: Kiln, stop: threading.Event, loop: Pulse
+) -> Iterator[tuple[Engine, Callable[[], AbstractContextManager[Over]], Sequence[Pulse]]]:
+    """The engine, what waits until this is the one controller that acts, and the pulses of all that must come round."""
     if kiln.settings.engine == "local":
-        local = _local(kiln)
+        local = _local(kiln, loop)
         with closing(local):
-            yield local, lambda: _the_only_one(kiln.settings.state_dir, stop)
+            yield local, lambda: _the_only_one(kiln.settings.state_dir, stop, loop), (loop,)
     else:
-        cluster = _controlling(kiln)
+        cluster = _controlling(kiln, loop)
         with closing(cluster):
             cluster.begin()
-            yield cluster, lambda: cluster.leading(stop)
+            yield cluster, lambda: cluster.leading(stop), cluster.pulses
 
 
 def limits(found: Settings) -> Limits:
@@ -548,7 +558,7 @@ def _polling(kiln: Kiln, records: Records, *, leading: Callable[[], bool]) -> It
 
 
 @contextmanager
-def _the_only_one(state_dir: Path, stop: threading.Event) -> Iterator[Over]:
+def _the_only_one(state_dir: Path, stop: threading.Event, pulse: Pulse) -> Iterator[Over]:
     """Waits until no other controller has this folder, or until `stop`."""
     with (state_dir / "controller.lock").open("wb") as file:
         told = False
@@ -561,5 +571,6 @@ def _the_only_one(state_dir: Path, stop: threading.Event) -> Iterator[Over]:
                 if not told:
                     log.warning("Another controller runs in %s; this one waits for its end", state_dir)
                 told = True
+                pulse.beat()
                 stop.wait(0.2)
         yield stop.is_set

@@ -37,6 +37,7 @@ from builds.engines.kubernetes.records import (
 from builds.engines.kubernetes.store import KubernetesRecords, translated
 from builds.engines.kubernetes.watch import Watch
 from builds.faults import Fault, reached
+from eventing.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,11 @@ class KubernetesEngine(KubernetesRecords):
         max_queued_per_user: int = 20,
         refusal: Callable[[Build], str | None] = lambda _: None,
         git_keys: Callable[[Build], Sequence[str]] = lambda _: (),
+        pulse: Pulse | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`refusal` says why a record must not be built as it stands there, and `git_keys` which keys of the Secret
-        with Git credentials a build's pod has.
+        with Git credentials a build's pod has. `pulse` is that of the loop that leads, or waits to.
 
         Raises TemplateError.
         """
@@ -99,7 +101,11 @@ class KubernetesEngine(KubernetesRecords):
         self._records = Watch(api, "configmaps", labels=f"{ours},{LABEL_OPEN}", changed=self.wake)
         self._pods = Watch(api, "pods", labels=ours, fields=UNENDED, changed=self.wake)
         self._daemons = Watch(api, "pods", labels=selector(release.of(DAEMON)), changed=self.wake)
+        self._watches = (self._records, self._pods, self._daemons)
         self._lease = Lease(api, lease, identity, changed=self.wake)
+        self._pulse = pulse or Pulse("controller")
+        self.pulses = (self._pulse, self._lease.pulse, *(watch.pulse for watch in self._watches))
+        """Of all threads that must come round."""
         self._own = _Own()
         self._decoded: dict[str, Build] = {}
         self._unreadable: dict[str, tuple[str, str]] = {}
@@ -120,20 +126,21 @@ class KubernetesEngine(KubernetesRecords):
         The watches are kept warm meanwhile, and everything is read anew before the first look.
         """
         while not (stop.is_set() or self._anew()):
+            self._pulse.beat()
             self._woken.clear()
             self.wait(1.0)
         yield lambda: stop.is_set() or not self._leads
 
     def begin(self) -> None:
         """Starts the watches and stands for the lease."""
-        for watch in (self._records, self._pods, self._daemons):
+        for watch in self._watches:
             watch.start()
         self._lease.start()
 
     def close(self) -> None:
         """Another controller may lead at once. Attempts go on."""
         self._lease.stop()
-        for watch in (self._records, self._pods, self._daemons):
+        for watch in self._watches:
             watch.stop()
         super().close()
 
@@ -151,7 +158,8 @@ class KubernetesEngine(KubernetesRecords):
         self._attempts = {}
         self._gone, self._deleted = deque(), []
         try:
-            for watch in (self._records, self._pods, self._daemons):
+            for watch in self._watches:
+                self._pulse.beat()
                 watch.fresh(timeout=5.0)
                 watch.take_deleted()
         except ApiError as error:
@@ -296,6 +304,7 @@ class KubernetesEngine(KubernetesRecords):
         self._gone += self._records.take_deleted()
         while self._gone:
             stored = self._gone[0]
+            self._pulse.beat()
             name, uid = stored["metadata"]["name"], stored["metadata"]["uid"]
             there = self._still_ours(name, uid)
             self._gone.popleft()
@@ -321,6 +330,7 @@ class KubernetesEngine(KubernetesRecords):
         return True
 
     def _sighting(self, build: Build, attempt: Attempt, pods: Mapping[Key, Manifest]) -> Sighting:
+        self._pulse.beat()
         known = self._attempts[build.name, attempt.number]
         pod = pods.get((build.name, attempt.number))
         if pod is None or pod["metadata"]["labels"].get(jobs.LABEL_UID) != build.uid:
@@ -375,6 +385,7 @@ class KubernetesEngine(KubernetesRecords):
             since = self._strays[metadata["name"]] = known.get(metadata["name"], time.monotonic())
             if time.monotonic() - since > STRAY_AFTER and "deletionTimestamp" not in metadata:
                 log.warning("The pod %s runs though its attempt is over: its Job is deleted", metadata["name"])
+                self._pulse.beat()
                 with suppress(ApiError):  # a policy may not permit it
                     self._delete_job(jobs.job_name(*key))
 

@@ -23,6 +23,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from builds.engines.kubernetes.api import Absent, Api, ApiError, Conflict409, Object
+from eventing.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class Lease:
         self._seen = NEVER
         self._trouble: str | None = None
         self._stopping = threading.Event()
+        self.pulse = Pulse("lease")
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
 
     def start(self) -> None:
@@ -140,9 +142,12 @@ class Lease:
 
     def _run(self) -> None:
         pause = 0.0
+        self.pulse.beat()
         while not self._stopping.wait(pause):
             pause = self._turn()
             self._notice()
+            self.pulse.beat()
+        self.pulse.rest()
 
     def _turn(self) -> float:
         """One look, and one write if it is ours or free; the seconds until the next one."""

@@ -24,6 +24,7 @@ import msgspec
 import tenacity
 
 from builds.engines.kubernetes.api import SILENCE, Api, ApiError, Busy, Gone, Object, Status, Stream
+from eventing.pulse import ROUND, Pulse
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class Watch:
         self._stream: Stream | None = None
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self.pulse = Pulse(f"watch {kind}")
         self._thread = threading.Thread(target=self._run, name=f"watch {kind}", daemon=True)
 
     def start(self) -> None:
@@ -154,6 +156,7 @@ class Watch:
         patiently = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(ApiError) | tenacity.retry_if_result(lambda held: not held),
             wait=_wait,
+            before_sleep=self._will_sleep,
             sleep=tenacity.sleep_using_event(self._wake),
             stop=tenacity.stop_when_event_set(self._stopping),
             retry_error_callback=lambda _: None,
@@ -161,12 +164,14 @@ class Watch:
         try:
             while not self._stopping.is_set():
                 patiently(self._once)
+            self.pulse.rest()
         finally:
             if not self._stopping.is_set():  # nobody must take what it shows for what is
                 self._failed("its thread has ended by a fault of Kiln's, which the log tells.")
 
     def _once(self) -> bool:
         """Whether the watch held."""
+        self.pulse.beat()
         self._wake.clear()
         began = time.monotonic()
         try:
@@ -181,12 +186,16 @@ class Watch:
             raise
         return time.monotonic() - began >= HELD
 
+    def _will_sleep(self, state: tenacity.RetryCallState) -> None:
+        self.pulse.beat((state.next_action.sleep if state.next_action else 0.0) + ROUND)
+
     def _list(self) -> None:
         """All of them, as of now: without a resourceVersion the answer is no older than the question."""
         asked = self._asked
         objects: dict[str, Object] = {}
         version = ""
         for page in self._api.pages(self._kind, labels=self._labels, fields=self._fields):
+            self.pulse.beat()
             objects |= {each["metadata"]["name"]: each for each in page.items}
             version = version or page.metadata.version
         with self._lock:
@@ -212,8 +221,11 @@ class Watch:
         with self._api.stream(self._api.path(self._kind), query, silence=self._silence) as stream:
             if self._hold(stream):
                 self._well()
+                self.pulse.beat(self._silence + ROUND)
                 for line in stream.lines():
+                    self.pulse.beat()
                     self._apply(line)
+                    self.pulse.beat(self._silence + ROUND)
         self._stream = None
 
     def _hold(self, stream: Stream) -> bool:

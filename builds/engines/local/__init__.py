@@ -23,6 +23,7 @@ from builds.engines.local.attempts import Attempts, Look
 from builds.engines.local.changes import Changes, Mark
 from builds.engines.local.daemon import Daemon
 from builds.engines.local.store import Store
+from eventing.pulse import Pulse
 
 __all__ = ["LocalEngine"]
 
@@ -34,7 +35,7 @@ class LocalEngine:
     """An `Engine` under one folder: `kiln.db` and `attempts/<build>-<number>/`.
 
     `command` is the builder: it is given the paths of the spec and of the result. `environment` is where the few
-    variables that it inherits are taken from (`attempts.inherited`).
+    variables that it inherits are taken from (`attempts.inherited`). `pulse` is that of the loop that observes.
 
     Raises Unavailable where the folder or the file cannot be used, EngineError where a newer Kiln has written them.
     """
@@ -49,6 +50,7 @@ class LocalEngine:
         node: str = "local",
         command: Sequence[str] = (sys.executable, "-m", "builds.builder"),
         environment: Mapping[str, str] = os.environ,
+        pulse: Pulse | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         root = state_dir.absolute()
@@ -65,6 +67,7 @@ class LocalEngine:
             command=command,
             environment=environment,
             ended=self.wake,
+            pulse=pulse or Pulse("controller"),
             now=now,
         )
         self._daemon = Daemon(surroundings.docker_host)

@@ -36,6 +36,7 @@ from builds.builder.spec import Surroundings, spec_for
 from builds.engines import UNREADABLE, LogLine, Refused, Unavailable, logfile
 from builds.faults import Fault, reached
 from builds.removal import remove
+from eventing.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,9 @@ how Python and git run; and those of them that it gets all the same."""
 
 _CODE = Path(builds.__file__).parents[1]
 """Where `python -m builds.builder` finds the code that starts it, and not what lies in anybody's working directory."""
+
+DELETING = 600.0
+"""Seconds that it may take to delete a folder with a large repository."""
 
 _MAX_RESULT = 64 * 1024
 """A builder writes 4096 bytes at most; whatever is longer has not been written by one."""
@@ -147,6 +151,7 @@ class Attempts:
         command: Sequence[str],
         environment: Mapping[str, str],
         ended: Callable[[], None],
+        pulse: Pulse,
         now: Callable[[], datetime],
     ) -> None:
         self._root = root
@@ -154,6 +159,7 @@ class Attempts:
         self._command = tuple(command)
         self._environment = inherited(environment)
         self._ended = ended
+        self._pulse = pulse
         self._now = now
 
     def look(self, build: Build, attempt: Attempt) -> Look:
@@ -166,6 +172,7 @@ class Attempts:
 
         Raises Unavailable.
         """
+        self._pulse.beat()
         with _unavailable("looked at"):
             folder = self._folder(build, attempt)
             look = _look(folder)
@@ -249,6 +256,7 @@ class Attempts:
             folder = _Folder(self._root / f"{build.name}-{number}", f"{build.uid}.{number}")
             with suppress(OSError):
                 if _look(folder) is Look.OVER:
+                    self._pulse.beat(DELETING)
                     remove(folder.path)
 
     def log(self, name: str, number: int, after: int) -> Iterator[LogLine]:
@@ -264,6 +272,7 @@ class Attempts:
 
     def _clean(self, folder: _Folder, build: Build) -> None:
         """What cannot be deleted holds up no end: it is tried again with the folder itself."""
+        self._pulse.beat(DELETING)
         try:
             folder.clean()
         except OSError as error:
