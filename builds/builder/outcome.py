@@ -191,6 +191,7 @@ _FETCH_SENTENCES: Sequence[tuple[str, str]] = (
     (r"Could not parse object", "No branch or tag of the repository leads to the commit."),
     (r"No url found for submodule", "A submodule has no address."),
     (r"is a link that leads out of the repository", "The repository would have files of the builder read."),
+    (r"asks for the BuildKit frontend", "Of frontends (`# syntax=`), only docker/dockerfile is used here."),
 )
 _SENTENCES: Sequence[tuple[str, str]] = (
     (

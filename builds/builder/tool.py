@@ -32,9 +32,28 @@ LONGEST_READ = 16 << 20
 COMPLAINTS_HEARD = 200
 """Lines of the tool, and of git, which repeats whatever a host says."""
 
+OTHER_FRONTEND = re.compile(
+    r"""\A\ufeff? (?:
+        (?:[^\S\n]*(?:(?:\#|//)[^\n]*)?\n)*?  # comments and empty lines before
+        [^\S\n]*(?:\#|//)[^\S\n]*(?i:syntax)[^\S\n]*=[^\S\n]*
+        (?!(?:docker\.io/)?docker/dockerfile(?:-upstream)?(?::\w[\w.-]*)?(?:@sha256:[0-9a-f]{64})?(?:[ ]|[^\S\n]*$))
+        (?P<name>\S[^\n]*)
+        | (?:\#![^\n]*\n)?\s*(?P<json>\{)
+    )""",
+    re.VERBOSE | re.MULTILINE,
+)
+"""Finds in a Dockerfile that another BuildKit frontend than Docker's own is to read it.
+
+A frontend is a program that says what is done, down to which cache mounts are used: only Docker's own puts a
+repository's namespace before their names. (Its versions of before 2019 put only `/` there, which begins no namespace.)
+The forms are those of BuildKit's `DetectSyntax` (`frontend/dockerfile/parser/directives.go`, v0.8 to v0.24): after `#`
+or `//`, or in a file of JSON. Any line of the first comments counts here, so that no version finds more.
+"""
+
 CONFIG = """\
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 from urllib.parse import urlsplit
@@ -55,7 +74,20 @@ class Inside(Git):
             for path in (folder, *(os.path.join(folder, name) for name in names)):
                 if os.path.exists(path) and os.path.commonpath((root, os.path.realpath(path))) != root:
                     raise ValueError(f"{os.path.relpath(path, root)!r} is a link that leads out of the repository")
+        check_frontend(os.path.join(root, SUBDIR))
         same_for_all(root)
+
+
+def check_frontend(root):
+    places = [os.path.join(root, name) for name in ("binder", ".binder")]
+    for folder in [place for place in places if os.path.isdir(place)] or [root]:
+        path = os.path.join(folder, "Dockerfile")
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8", errors="replace", newline="") as file:
+                found = re.search(OTHER_FRONTEND, file.read(16 << 20), FLAGS)
+            if found:
+                name = (found["name"] or "JSON").strip()[:100]
+                raise ValueError(f"the Dockerfile asks for the BuildKit frontend {name!r}")
 
 
 def same_for_all(root):
@@ -321,7 +353,8 @@ def command(
     namespace = hashlib.sha256(request.repository.encode()).hexdigest()
     config = folder / "config.py"
     with open(config, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # a proxy's password
-        file.write(f"NAMESPACE = {namespace!r}\nSUBDIR = {request.subdir!r}\nOUTSIDE = {dict(outside)!r}\n{CONFIG}")
+        file.write(f"NAMESPACE = {namespace!r}\nSUBDIR = {request.subdir!r}\nOUTSIDE = {dict(outside)!r}\n")
+        file.write(f"OTHER_FRONTEND = {OTHER_FRONTEND.pattern!r}\nFLAGS = {int(OTHER_FRONTEND.flags)}\n{CONFIG}")
     beside = Path(sys.executable).with_name("jupyter-repo2docker")
     program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]

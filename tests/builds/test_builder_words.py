@@ -21,7 +21,7 @@ from builds.builder.outcome import Evidence, Stage, exit_status, failure, tellin
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
-from builds.builder.tool import Progress, ToolLine, tool_line
+from builds.builder.tool import OTHER_FRONTEND, Progress, ToolLine, tool_line
 from builds.errors import RepositoryRefused
 
 SECRETS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=40)
@@ -275,6 +275,62 @@ def test_seconds_of_each_stage() -> None:
     made.end(16.5)
     timings = made.timings(99.0)
     assert (timings.fetch, timings.build, timings.push) == (2.0, 4.0, 0.5)
+
+
+OFFICIAL = "docker/dockerfile"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# syntax=evil/frontend",
+        "#syntax=evil/frontend\r\nFROM scratch\r\n",
+        "# SynTax\t = \t evil/frontend:1 argument",
+        "#\u00a0syntax=evil/frontend",
+        "\ufeff#syntax=evil/frontend",
+        "#!/usr/bin/env docker\n# syntax=evil/frontend",
+        "# escape=`\n# syntax=evil/frontend",
+        "# check=error=true\n#syntax=evil/frontend",
+        f"# syntax={OFFICIAL}:1\n# syntax=evil/frontend",
+        "// syntax=evil/frontend",
+        "//syntax=evil/frontend\nimport",
+        '{"syntax": "evil/frontend"}',
+        '\n { "\\u0073yntax": "evil/frontend" }',
+        '#!/bin/x\n{"syntax": "evil/frontend"}',
+        f"# syntax=evil/{OFFICIAL}",
+        f"# syntax=registry.example/{OFFICIAL}:1",
+        f"# syntax={OFFICIAL}-evil:1",
+        f"# syntax={OFFICIAL}/evil",
+        f"# syntax={OFFICIAL}:1@evil",
+        f"# syntax={OFFICIAL}:1\tevil",
+        "# syntax=Docker/dockerfile:1",
+        "# syntax=docker.io.evil/docker/dockerfile:1",
+    ],
+)
+def test_another_frontend_is_found_in_every_form(text: str) -> None:
+    assert OTHER_FRONTEND.search(text)
+    assert OTHER_FRONTEND.search(f"{text}\nFROM scratch\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FROM scratch\n# syntax=evil/frontend\n",
+        f"# syntax={OFFICIAL}",
+        f"#syntax = docker.io/{OFFICIAL}:1.7-labs \r\nFROM scratch\r\n",
+        f"# syntax={OFFICIAL}:1@sha256:{'a' * 64}",
+        f"# syntax={OFFICIAL}-upstream:master argument\nFROM scratch",
+        f"# escape=`\n\n# A comment\n# syntax={OFFICIAL}:1\nFROM scratch",
+        "# The syntax = of files\n# syntax\n# no syntax=evil/frontend\nFROM scratch",
+        "#",
+        "",
+        "\n" * 100_000 + "FROM scratch",
+        "# comment\n" * 100_000 + "FROM scratch",
+        "# syntax=" + " " * 100_000 + "\nFROM scratch",
+    ],
+)
+def test_a_dockerfile_for_docker_s_own_frontend(text: str) -> None:
+    assert not OTHER_FRONTEND.search(text)
 
 
 @given(st.binary())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import signal
@@ -227,12 +228,44 @@ def test_a_cache_mount_is_its_repositorys(
     write = dockerfile(host, f"{path}-a", tmp_path / "a", _with_mount(f"{mount} echo poison > {place}/wheel"))
     read = _with_mount(f"{mount} /bin/busybox test -e {place}/wheel")
     again = dockerfile(host, f"{path}-b", tmp_path / "b", read)
+    namespace = hashlib.sha256(f"{host.base}/{path}-a".encode()).hexdigest()
+    named = (place, f"../{namespace}/{place}", f"/{namespace}/{place}", f"{namespace}/{place}")
+    guesses = "".join(f"RUN --mount=type=cache,id={one},target=/m /bin/busybox test ! -e /m/wheel\n" for one in named)
+    guess = dockerfile(host, f"{path}-c", tmp_path / "c", _with_mount(guesses))
     builder_of_a = builder.run(asked(host, f"{path}-a", write, registry))
     assert builder_of_a.status == 0, builder_of_a.text
     theirs(builder.run(asked(host, f"{path}-b", again, registry)))
+    builder_of_c = builder.run(asked(host, f"{path}-c", guess, registry))
+    assert builder_of_c.status == 0, builder_of_c.text
     (tmp_path / "a/Dockerfile").write_text(read)
     own = commit(host.bare(f"{path}-a"), tmp_path / "a")
     assert builder.run(asked(host, f"{path}-a", own, registry)).status == 0, "its own mount is kept"
+
+
+@pytest.mark.parametrize("where", ["here", "binder", "link", "encoding"])
+def test_no_other_frontend_reads_a_dockerfile(
+    where: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    """It could name another repository's cache mounts."""
+    folder = tmp_path / "content"
+    text = f"# syntax={registry.host}/evil/frontend\nFROM scratch\nCOPY Dockerfile /\n"
+    (folder / "binder").mkdir(parents=True)
+    if where == "binder":
+        (folder / "binder/Dockerfile").write_text(text)
+        (folder / "Dockerfile").write_text("FROM scratch\n")
+    else:
+        (folder / "binder").rmdir()
+        (folder / ("other" if where == "link" else "Dockerfile")).write_text(text)
+    if where == "link":
+        (folder / "Dockerfile").symlink_to("other")
+    host.create(path)
+    if where == "encoding":
+        (folder / "Dockerfile").write_text(text.replace("#", "\uff03"))
+        (folder / ".gitattributes").write_text("Dockerfile working-tree-encoding=ASCII//TRANSLIT\n")
+        (host.bare(path) / "info/attributes").write_text("Dockerfile !working-tree-encoding\n")
+    attempt = builder.run(asked(host, path, commit(host.bare(path), folder), registry))
+    assert f"frontend '{registry.host}/evil/frontend'" in theirs(attempt)
+    assert "only docker/dockerfile is used" in theirs(attempt)
 
 
 def _with_mount(command: str) -> str:

@@ -7,6 +7,7 @@ import json
 import secrets
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 from builds.build import State
 from builds.clients.registry import Registry as Client
 from tests.docker.builder.conftest import asked
+from tests.parts import dockerd
 from tests.parts.building import Attempt, Builder, put_busybox
+from tests.parts.dockerd import Dockerd
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
 
@@ -105,6 +108,29 @@ def test_no_other_build_takes_one_on_the_same_daemon(
             assert attempt.result.state is State.FAILED, attempt.text
             assert private.secret not in attempt.everything
             assert Client().manifest(request.image, commit) is None
+
+
+def test_no_other_build_takes_one_on_another_daemon(
+    private: Private, path: str, tmp_path: Path, registry: Registry
+) -> None:
+    """Which asks the registry, and has no credential for it."""
+    if reason := dockerd.problem():
+        pytest.skip(reason)
+    known = {"image": private.image, "tag": private.tag, "digest": private.digest}
+    with closing(Dockerd(tmp_path / "dockerd", size=100)) as daemon:
+        daemon.start()
+        around = {**private.around, "private_image_prefix": None, "docker_host": daemon.host}
+        for way, dockerfile in WAYS.items():
+            for number, reference in enumerate(("{image}:{tag}", "{image}@{digest}")):
+                name = f"{way.lower()}-far-{number}"
+                theirs = content(tmp_path / name, dockerfile.format(it=reference.format(**known)), "a stranger's")
+                commit = private.host.create(f"{path}-{name}", theirs)
+                request = asked(private.host, f"{path}-{name}", commit, registry)
+                attempt = private.builder.run(request, **around)
+                assert attempt.result.state is State.FAILED, attempt.text
+                assert private.image in attempt.text
+                assert private.secret not in attempt.everything
+                assert Client().manifest(request.image, commit) is None
 
 
 def test_the_daemon_keeps_no_name_of_it(private: Private) -> None:
