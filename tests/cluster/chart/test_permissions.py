@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+import yaml
 
 from builds.repository import GLOBAL_UNICAST, NOT_PUBLIC_4, NOT_PUBLIC_6, is_public
 from tests.cluster.chart.helm import LEAST, VALUES, Object, Release, environment, merged, mounts, render
@@ -355,6 +356,21 @@ def test_the_registry_s_credentials_are_one_file_for_all_who_need_them(example: 
             assert secret["secretName"] == name
             assert secret["items"] == [{"key": key, "path": "config.json"}]
             assert not secret.get("optional")  # without it, nothing could be pushed: the pod waits and says so
+
+
+def test_web_can_have_credentials_that_only_pull() -> None:
+    own: dict[str, Any] = {"registry": {"existingSecret": "pull"}}
+    own["privateRegistry"] = {"existingSecret": "pull-private", "existingSecretKey": "config.json"}
+    found = {
+        component: {path: mounts(pod)[f"/etc/kiln/{path}"]["secret"] for path in ("registry", "private-registry")}
+        for component, pod in render(merged(yaml.safe_load(VALUES["everything"].read_text()), {"web": own})).pods()
+        if component in ("web", "controller", "build")
+    }
+    web = found.pop("web")
+    assert [secret["secretName"] for secret in web.values()] == ["pull", "pull-private"]
+    assert [secret["items"][0]["key"] for secret in web.values()] == [".dockerconfigjson", "config.json"]
+    for secrets in found.values():
+        assert [one["secretName"] for one in secrets.values()] == ["kiln-registry", "kiln-private-registry"]
 
 
 @pytest.mark.parametrize("example", ["everything", "minimal"])
