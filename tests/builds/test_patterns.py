@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from builds.errors import Forbidden, RepositoryError, RepositoryRefused, RuleError
 from builds.private import Private, PrivateRule, words_of
-from builds.repository import HostKind, Policy, canonical, forbids, repository_pattern
+from builds.repository import HostKind, Policy, Repository, canonical, forbids, repository_pattern
 from kiln.config import parse
 from kiln.errors import ConfigError
 
@@ -79,6 +80,73 @@ def test_whoever_spells_a_banned_repository_is_refused(host: str, data: st.DataO
         Policy(banned=[pattern]).check(canonical(url, HOSTS))
     with pytest.raises(Forbidden):
         Private([PrivateRule(match=pattern)], hosts=HOSTS).admit(canonical(url, HOSTS), words_of("user:ada"))
+
+
+WIDE_DOTS = ".\u3002\uff0e\uff61"
+
+
+def wide(letter: str) -> str:
+    return chr(ord(letter) + 0xFEE0) if "!" <= letter <= "~" else letter
+
+
+@st.composite
+def hosts(draw: st.DrawFn, host: str) -> str:
+    """A host's name as IDNA's mapping takes it (UTS 46): other case, other width, other dots, other normal form."""
+    if draw(st.booleans()):
+        return host.encode("idna").decode().upper()
+    letters = [draw(st.sampled_from([letter, letter.upper(), wide(letter)])) for letter in host]
+    written = "".join(draw(st.sampled_from(WIDE_DOTS)) if letter in WIDE_DOTS else letter for letter in letters)
+    return unicodedata.normalize(draw(st.sampled_from(["NFC", "NFD"])), written)
+
+
+@st.composite
+def paths(draw: st.DrawFn, path: str) -> str:
+    """A path as a host takes it: other case, either normal form, percent-encoded here and there."""
+    text = unicodedata.normalize(draw(st.sampled_from(["NFC", "NFD"])), path)
+    text = "".join(draw(st.sampled_from([letter.lower(), letter.upper()])) for letter in text)
+    return "".join(letter if letter == "/" or draw(st.booleans()) else percent_encoded(letter) for letter in text)
+
+
+def percent_encoded(letter: str) -> str:
+    return "".join(f"%{byte:02x}" for byte in letter.encode())
+
+
+@st.composite
+def addresses(draw: st.DrawFn, host: str, path: str) -> str:
+    """An address of the repository in any form that git, or a person, would take for it."""
+    where, what = draw(hosts(host)), draw(paths(path))
+    user = draw(st.sampled_from(["", "", "ada@", "ada:pw@", ":@"]))
+    port = draw(st.sampled_from(["", ":", ":443", ":0443", ":00443"]))
+    end = draw(st.sampled_from(["", "/", ".git", ".GIT", ".git/", ".git.git", "//", "/.", "?x", "#x"]))
+    form = draw(st.sampled_from(["https://{}{}{}/{}{}", "HTTPS://{}{}.{}/{}{}", "ssh://{}{}{}/{}{}", "{}{}:{}{}{}"]))
+    return form.format(user, where, port if "//" in form else "", what, end)
+
+
+@given(st.sampled_from(["bücher.example", "git.example.org", "github.com"]), st.data())
+def test_no_form_of_an_address_gets_around_a_ban_or_a_rule(host: str, data: st.DataObject) -> None:
+    """It is refused as banned, or as no address that is fetched."""
+    path = "évil/course" if host != "github.com" else "evil/course"
+    rule = f"https://{host}/{path.split('/', maxsplit=1)[0].title()}/**"
+    asked = data.draw(addresses(host, path))
+    with pytest.raises(RepositoryError):
+        Policy(banned=[rule]).check(canonical(asked, HOSTS))
+    private = Private([PrivateRule(match=rule)], hosts=HOSTS)
+    with pytest.raises((RepositoryError, Forbidden)):
+        private.admit(permitted(asked), words_of("user:ada"))
+
+
+def permitted(asked: str) -> Repository:
+    """Raises RepositoryError for what is not fetched, whoever asks."""
+    found = canonical(asked, HOSTS)
+    Policy().check(found)
+    return found
+
+
+@given(st.sampled_from(["bücher.example", "git.example.org"]), st.data())
+def test_a_pattern_bans_however_its_host_is_written(host: str, data: st.DataObject) -> None:
+    rule = f"https://{data.draw(hosts(host))}/{data.draw(paths('évil'))}/**"
+    with pytest.raises(RepositoryRefused, match="banned"):
+        Policy(banned=[rule]).check(canonical(f"https://{host}/évil/course"))
 
 
 @given(st.sampled_from([*BANS, "https://github.com/*/*", "file:///srv/**", "https://[::1]:8443/a/*", "https://**"]))

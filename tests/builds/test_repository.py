@@ -318,6 +318,24 @@ def test_private_hosts_are_refused_in_every_spelling(scheme: str, host: str) -> 
     assert "private network" in (refusal(url, "https://**", "http://**", "https://*/**", "**") or "")
 
 
+SPECIAL = {
+    **dict.fromkeys(["192.31.196.1", "192.52.193.1", "192.175.48.1", "2620:4f:8000::1"], True),  # AS112, AMT
+    **dict.fromkeys(["192.0.0.9", "192.0.0.10", "192.0.0.170", "192.0.0.255", "192.88.99.2"], False),
+    **dict.fromkeys(["2001:1::1", "2001:1::3", "2001:3::1", "2001:4:112::1", "2001:30::1", "2001:1ff:ffff::1"], False),
+    **dict.fromkeys(["100::1", "100:0:0:1::1", "5f00::1", "64:ff9b::8.8.8.8", "64:ff9b:1::1", "fec0::1"], False),
+    **dict.fromkeys(["2001:200::1", "3ffe::1", "3fff:1000::1", "2003::1", "2001:db9::1"], True),
+    **dict.fromkeys(["::ffff:10.0.0.1", "::ffff:0:10.0.0.1", "::ffff:192.0.0.9", "0:0:0:0:0:ffff:7f00:1"], False),
+    **dict.fromkeys(["198.17.255.255", "198.20.0.0", "223.255.255.255", "172.32.0.0", "100.128.0.0"], True),
+    **dict.fromkeys(["198.18.0.0", "198.19.255.255", "224.0.0.0", "255.255.255.254", "100.127.255.255"], False),
+}
+"""IANA's special-purpose registries where releases of Python differ (`is_global`, `is_private`), and ends of ranges."""
+
+
+@pytest.mark.parametrize(("address", "public"), SPECIAL.items())
+def test_every_python_says_the_same_of_special_addresses(address: str, public: bool) -> None:
+    assert is_public(ipaddress.ip_address(address)) == public
+
+
 @pytest.mark.parametrize("address", ["1.1.1.1", "2606:4700::1111", "::ffff:1.1.1.1", "192.0.1.1", "168.63.129.17"])
 def test_public_addresses_are_public(address: str) -> None:
     assert is_public(ipaddress.ip_address(address))
