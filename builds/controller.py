@@ -51,6 +51,7 @@ from builds.plan import (
     plan,
 )
 from builds.record import Announce, advance, delivered, undelivered
+from builds.structs import make_ready
 from eventing.event import Event
 from eventing.pulse import Pulse
 from eventing.sinks import Outcome, Sink, pause, wanted
@@ -131,6 +132,7 @@ class Controller:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        make_ready()
         self._engine = engine
         self._limits = limits
         self._sinks: Mapping[str, Sink] = {sink.name: sink for sink in sinks}

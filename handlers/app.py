@@ -14,6 +14,7 @@ from urllib.parse import unquote
 
 from flask import Flask, Response, g, request
 
+from builds.structs import make_ready
 from handlers import binderhub, bodies, builds, events, html, metrics, pages, problems, signin, webhooks
 from handlers.auth import refuse_foreigners
 from handlers.services import Services, services
@@ -43,6 +44,7 @@ class Application(Flask):
 
 def create_app(held: Services) -> Flask:
     """The application for these services. Raises nothing; does no I/O until the first request."""
+    make_ready()
     prefix = unquote(held.base_path).rstrip("/")  # routes are compared with decoded paths
     app = Application("handlers", static_url_path=f"{prefix}/static")
     app.extensions["kiln"] = held

@@ -31,6 +31,7 @@ from urllib3.exceptions import (
 )
 
 from builds.engines.kubernetes.circuit import Circuit
+from builds.structs import make_ready
 
 if TYPE_CHECKING:
     from kubernetes.client.configuration import Configuration
@@ -237,6 +238,7 @@ class Api:
         from kubernetes.client.rest import RESTClientObject  # noqa: PLC0415 (see above)
         from kubernetes.utils.keepalive import tcp_keepalive_socket_options  # noqa: PLC0415
 
+        make_ready()
         configuration.connection_pool_maxsize = CONNECTIONS
         configuration.socket_options = tcp_keepalive_socket_options(**KEEPALIVE)
         self.namespace = namespace

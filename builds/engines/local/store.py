@@ -26,6 +26,7 @@ from builds.engines import UNREADABLE, Ask, Conflict, EngineError, NotFound, Pag
 from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full
 from builds.engines.pages import microseconds
 from builds.faults import Fault, reached
+from builds.structs import make_ready
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Store:
         # Threads of one process queue here, without SQLite's sleeping and asking again.
         self._writer = threading.Lock()
         self._reported: set[tuple[str, int]] = set()
+        make_ready()
         with self._translated():
             self._prepare()
 
