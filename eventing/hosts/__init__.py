@@ -9,10 +9,11 @@ from eventing.hosts.dialect import Dialect, Ignored, PushFacts
 from eventing.hosts.forgejo import Forgejo
 from eventing.hosts.gitea import Gitea
 from eventing.hosts.github import GitHub
+from eventing.hosts.gitlab import GitLab
 
 __all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "push_of", "pushed", "word_of"]
 
-DIALECTS: Mapping[str, Dialect] = {dialect.word: dialect for dialect in (Forgejo(), Gitea(), GitHub())}
+DIALECTS: Mapping[str, Dialect] = {dialect.word: dialect for dialect in (Forgejo(), Gitea(), GitHub(), GitLab())}
 """By the word in the route. A host that sends another's headers as well stands before that one."""
 USUAL = "github"
 """The dialect in which a push is told of where the host's own is not known here."""

@@ -28,6 +28,7 @@ from eventing.hosts.payload import (
     is_signed,
     is_zero,
     json_text,
+    message_of,
     page_of,
     paths_of,
     payload_of,
@@ -227,8 +228,7 @@ class _Push(msgspec.Struct):
     @property
     def message(self) -> str | None:
         """Of the commit that the ref is at."""
-        known = [*([self.head_commit] if self.head_commit else []), *(self.commits or [])]
-        return next((commit.message for commit in known if commit.id == self.commit), None)
+        return message_of(self.commit, [*([self.head_commit] if self.head_commit else []), *(self.commits or [])])
 
     @property
     def commit(self) -> str | None:

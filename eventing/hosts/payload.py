@@ -109,6 +109,11 @@ def paths_of(commits: Sequence[Commit]) -> tuple[str, ...] | None:
     return tuple(sorted(paths))
 
 
+def message_of(commit: str | None, commits: Sequence[Commit]) -> str | None:
+    """The message of the commit of that hash; `None` where it is not among them."""
+    return next((each.message for each in commits if each.id == commit), None)
+
+
 def page_of(repository: str) -> tuple[str, str, str]:
     """The page, the owner (with all groups), and the name of a repository, by the URL to clone it from."""
     page = repository.removesuffix(".git")

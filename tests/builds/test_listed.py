@@ -72,7 +72,7 @@ def test_a_push_is_worded_as_its_own_host_does(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://gitlab.com/group/sub/course", "https://git.example/course", "file:///srv/course"]
+    "url", ["https://bitbucket.org/group/course", "https://git.example/course", "file:///srv/course"]
 )
 def test_a_host_whose_dialect_is_not_known_is_told_of_in_the_usual_one(url: str) -> None:
     (want,) = wanted(DEFAULT, the_push(url=url).push)

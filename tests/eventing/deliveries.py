@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -101,10 +103,90 @@ def forgejo(payload: object = None, event: str = "push", **options: Any) -> Deli
     return gitea(payload, event, **{"names": ("X-Forgejo", "X-Gitea", "X-Gogs", "X-GitHub"), **options})
 
 
+# GitLab
+
+SIGNING = b"whsec_" + base64.b64encode(b"a canary of 32 bytes for signing")
+
+
+def gitlab_push(**changes: object) -> Payload:
+    """Of one commit on the default branch of a project in a subgroup, as GitLab 18 tells it."""
+    commit = {"id": COMMIT, "message": "größer\n", "added": ["a.txt"], "modified": ["binder/é.yml"], "removed": []}
+    page = "https://gitlab.com/uni/stats/course"
+    about = {"name": "course", "homepage": page, "git_http_url": f"{page}.git", "visibility_level": 20}
+    return {
+        "object_kind": "push",
+        "event_name": "push",
+        "before": BEFORE,
+        "after": COMMIT,
+        "ref": "refs/heads/main",
+        "ref_protected": True,
+        "checkout_sha": COMMIT,
+        "message": None,
+        "user_id": 4,
+        "user_username": "ada",
+        "project_id": 15,
+        "project": {
+            **about,
+            "id": 15,
+            "web_url": page,
+            "namespace": "stats",
+            "path_with_namespace": "uni/stats/course",
+            "default_branch": "main",
+            "git_ssh_url": "git@gitlab.com:uni/stats/course.git",
+        },
+        "commits": [commit],
+        "total_commits_count": 1,
+        "push_options": {},
+        "repository": {**about, "url": "git@gitlab.com:uni/stats/course.git"},
+        **changes,
+    }
+
+
+def gitlab(
+    payload: object = None,
+    event: str = "Push Hook",
+    *,
+    secret: bytes = SECRET,
+    id: str = "d-1",  # noqa: A002
+) -> Delivery:
+    """With a secret token."""
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "GitLab/18.5.0-ee",
+        "Idempotency-Key": id,
+        "X-Gitlab-Event": event,
+        "X-Gitlab-Webhook-UUID": "b-1",
+        "X-Gitlab-Event-UUID": "u-1",
+        "X-Gitlab-Instance": "https://gitlab.com",
+        "X-Gitlab-Token": secret.decode("latin-1"),
+    }
+    return Delivery(headers, encoded(gitlab_push() if payload is None else payload))
+
+
+def gitlab_signed(
+    payload: object = None,
+    *,
+    at: datetime,
+    keys: Sequence[bytes] = (SIGNING,),
+    id: str = "d-1",  # noqa: A002
+) -> Delivery:
+    """With a signature by each of the keys, computed here as the specification says."""
+    delivery = gitlab(payload, id=id).but(x_gitlab_token=None)
+    timestamp = str(int(at.timestamp()))
+    message = f"{id}.{timestamp}.".encode() + delivery.body
+    made = [hmac.new(base64.b64decode(key[6:]), message, hashlib.sha256).digest() for key in keys]
+    signatures = " ".join(f"v1,{base64.b64encode(digest).decode()}" for digest in made)
+    return delivery.but(webhook_id=id, webhook_timestamp=timestamp, webhook_signature=signatures)
+
+
 # One of each
 
 
-PUSHES: Mapping[str, Callable[..., Delivery]] = {"gitea": gitea, "forgejo": forgejo}
+PUSHES: Mapping[str, Callable[..., Delivery]] = {"gitea": gitea, "forgejo": forgejo, "gitlab": gitlab}
 """A push to the default branch of each host but GitHub, by the word in the route; `id` and `secret` may be given."""
-REPOSITORIES: Mapping[str, str] = dict.fromkeys(("gitea", "forgejo"), "https://git.example.com/lab/sample")
+REPOSITORIES: Mapping[str, str] = {
+    "gitea": "https://git.example.com/lab/sample",
+    "forgejo": "https://git.example.com/lab/sample",
+    "gitlab": "https://gitlab.com/uni/stats/course",
+}
 """The repositories that they are of."""

@@ -14,12 +14,12 @@ from eventing.errors import DecodeError, EventError, SignatureError
 from eventing.event import Event
 from eventing.hosts import DIALECTS, Ignored, push_of, word_of
 from eventing.http import decode, encode
-from tests.eventing.deliveries import COMMIT, PUSHES, REPOSITORIES, SECRET, encoded
+from tests.eventing.deliveries import COMMIT, PUSHES, REPOSITORIES, SECRET, SIGNING, encoded
 from tests.eventing.events import json_values
 
 NOW = datetime.now(UTC)
 
-SECRETS: dict[str, list[bytes]] = {}
+SECRETS: dict[str, list[bytes]] = {"gitlab": [SECRET, SIGNING]}
 """Of hosts that have more than one kind of them."""
 
 words = pytest.mark.parametrize("word", PUSHES)

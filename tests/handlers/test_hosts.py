@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from builds.build import Kind
-from builds.repository import HostKind
+from builds.clients.git import Resolved
+from builds.image import ImagePolicy
+from builds.intake import Intake
+from builds.repository import HostKind, Policy, Repository
 from builds.triggers import PushRule, TriggerRule
-from tests.eventing.deliveries import COMMIT, PUSHES, REPOSITORIES, SECRET, Delivery, gitea, gitea_push
+from tests.eventing.deliveries import (
+    COMMIT,
+    PUSHES,
+    REPOSITORIES,
+    SECRET,
+    SIGNING,
+    TAG,
+    Delivery,
+    gitea,
+    gitea_push,
+    gitlab,
+    gitlab_push,
+    gitlab_signed,
+)
 from tests.handlers.house import House
 from tests.parts.published import published
 
@@ -60,8 +77,10 @@ def test_a_wrong_or_missing_signature_is_401(house_of: HouseOf, word: str) -> No
     house = house_of(word)
     right = PUSHES[word]()
     unsigned = {name: value for name, value in right.headers.items() if not name.lower().endswith(("e", "token"))}
-    altered = Delivery(right.headers, right.body.replace(b"refs/heads/main", b"refs/heads/side"))
-    for delivery in (PUSHES[word](secret=b"another"), Delivery(unsigned, right.body), altered):
+    wrong = [PUSHES[word](secret=b"another"), Delivery(unsigned, right.body)]
+    if word != "gitlab":  # a token signs nothing
+        wrong.append(Delivery(right.headers, right.body.replace(b"refs/heads/main", b"refs/heads/side")))
+    for delivery in wrong:
         answer = house.client.post(f"/webhooks/{word}", **delivery.post)
         assert answer.status_code == 401
         assert SECRET.decode() not in answer.text
@@ -77,10 +96,39 @@ def test_without_a_secret_for_the_host_nothing_comes_in(house_of: HouseOf, word:
 
 @words
 def test_one_host_s_secret_names_no_other_host_s_repository(house_of: HouseOf, word: str) -> None:
+    host = REPOSITORIES[word].split("/")[2]
     for other in {*HostKind} - {word}:
-        house = house_of(word, hosts={"git.example.com": other})
+        house = house_of(word, hosts={host: other})
         assert house.client.post(f"/webhooks/{word}", **PUSHES[word]().post).status_code == 403
         assert not house.builds()
+
+
+def test_what_gitlab_signed_long_ago_is_401(house_of: HouseOf) -> None:
+    at = datetime(2026, 11, 29, 12, tzinfo=UTC)
+    delivery = gitlab_signed(at=at)
+    for minutes, status in ((0, 202), (4, 202), (6, 401), (600, 401)):
+        now = at + timedelta(minutes=minutes)
+        house = house_of("gitlab", webhook_secrets=lambda _: (SECRET, SIGNING), now=lambda now=now: now)
+        assert house.client.post("/webhooks/gitlab", **delivery.post).status_code == status
+        assert len(house.builds()) == (status == 202)
+
+
+def test_a_tag_that_gitlab_does_not_resolve_is_looked_up(house_of: HouseOf) -> None:
+    tag = gitlab(gitlab_push(object_kind="tag_push", ref="refs/tags/v1", after=TAG, checkout_sha=None))
+    asked = []
+
+    class Resolver:
+        def resolve(self, repository: Repository, ref: str | None) -> Resolved:
+            asked.append((repository.url, ref))
+            return Resolved(ref, COMMIT)
+
+    intake = Intake(
+        instance="test", policy=Policy(), hosts={}, images=ImagePolicy("registry.example/"), resolver=Resolver()
+    )
+    house = house_of("gitlab", intake=intake)
+    assert house.client.post("/webhooks/gitlab", **tag.post).status_code == 202
+    assert asked == [(REPOSITORIES["gitlab"], "refs/tags/v1")]
+    assert house.builds()[0].request.commit == COMMIT
 
 
 def test_what_gitea_really_sent(house_of: HouseOf) -> None:

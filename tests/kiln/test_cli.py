@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kiln.gunicorn import GRACE
-from tests.eventing.deliveries import Delivery, forgejo, gitea
+from tests.eventing.deliveries import PUSHES, REPOSITORIES, Delivery
 from tests.parts.kiln import Kiln, Process, get, until
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -147,7 +147,7 @@ def test_check_shows_what_a_saved_webhook_would_build(kiln: Kiln, tmp_path: Path
         assert f":{COMMIT}\n" in done.stdout
 
 
-@pytest.mark.parametrize(("word", "delivery"), [("gitea", gitea()), ("forgejo", forgejo())])
+@pytest.mark.parametrize(("word", "delivery"), [*((word, make()) for word, make in PUSHES.items())])
 def test_check_knows_whose_webhook_it_is(kiln: Kiln, tmp_path: Path, word: str, delivery: Delivery) -> None:
     """They send each other's headers, and GitHub's."""
     (tmp_path / "kiln.yaml").write_text(f"hosts: {{git.example.com: {{kind: {word}}}}}\n")
@@ -156,7 +156,7 @@ def test_check_knows_whose_webhook_it_is(kiln: Kiln, tmp_path: Path, word: str, 
     done = kiln.run("check", "--event", "-", stdin=saved, KILN_CONFIG=str(tmp_path / "kiln.yaml"))
     assert done.returncode == 0
     assert f"event d-1: com.{word}.push" in done.stdout
-    assert "    repository: https://git.example.com/lab/sample\n" in done.stdout
+    assert f"    repository: {REPOSITORIES[word]}\n" in done.stdout
 
 
 def test_check_shows_what_no_trigger_wants_and_what_policy_refuses(kiln: Kiln) -> None:

@@ -1,0 +1,255 @@
+"""GitLab's webhooks, as the events of the CloudEvents adapter for GitLab.
+
+A webhook has a secret token, which comes with every delivery as it is, or a signing token (a key of Standard Webhooks),
+or both. Where it is signed and a key is known here, the signature decides alone.
+
+GitLab repeats nothing and, of a push of more refs than its limit (3), tells nothing at all. A test sends the last
+commits of the default branch as if they had just been pushed, from the first of them on: no push lists the commit that
+it starts from.
+
+https://docs.gitlab.com/user/project/integrations/webhooks/, webhook_events/
+https://github.com/cloudevents/spec/blob/main/cloudevents/adapters/gitlab.md
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+
+from eventing.errors import DecodeError, SignatureError
+from eventing.event import Event
+from eventing.hosts import standardwebhooks
+from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts.payload import (
+    Commit,
+    Hash,
+    Path,
+    Ref,
+    first_text,
+    is_zero,
+    message_of,
+    page_of,
+    paths_of,
+    payload_of,
+    text_at,
+)
+from eventing.http import attribute_text, event_of
+from eventing.wire import lowered
+
+PUBLIC = 20
+"""The visibility level of projects that everybody can see."""
+
+_TEST = "This is a test delivery (nothing was pushed): the webhook works."
+_DELETED = "A deleted branch or tag leaves nothing to build."
+_KINDS: tuple[Path, ...] = (("object_kind",), ("event_name",))  # system hooks have the latter alone
+_TYPES = {"build": "job"}
+_TYPE_ENDS: Mapping[str, Path] = {  # where it is not the action of `object_attributes`
+    "issue": ("object_attributes", "state"),
+    "note": ("object_attributes", "noteable_type"),
+    "pipeline": ("object_attributes", "status"),
+    "build": ("build_status",),
+}
+_SUBJECTS: Mapping[str, Path] = {
+    "push": ("checkout_sha",),
+    "tag_push": ("ref",),
+    "issue": ("object_attributes", "iid"),
+    "merge_request": ("object_attributes", "iid"),
+    "note": ("object_attributes", "id"),
+    "pipeline": ("object_attributes", "id"),
+    "wiki_page": ("object_attributes", "slug"),
+    "build": ("build_id",),
+}
+_SOURCES: tuple[Path, ...] = (("repository", "homepage"), ("project", "web_url"))
+_NOTED: Path = ("object_attributes", "url")
+
+
+class GitLab:
+    word = "gitlab"
+    own_header = "x-gitlab-event"
+    pushes = frozenset(
+        {
+            "com.gitlab.push",
+            "com.gitlab.tag_push",
+            "dev.knative.sources.gitlab.push",
+            "dev.knative.sources.gitlab.tag_push",
+            "dev.knative.sources.gitlabsource.Push Hook",
+            "dev.knative.sources.gitlabsource.Tag Push Hook",
+        }
+    )
+
+    def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes], now: datetime) -> None:
+        """By `webhook-signature`, or else by `X-Gitlab-Token`, which proves nothing of the body. A signing token is no
+        secret token: it is never taken in the clear."""
+        named = lowered(headers)
+        tokens = [secret for secret in secrets if secret and not standardwebhooks.is_key(secret)]
+        if "webhook-signature" in named and any(map(standardwebhooks.is_key, secrets)):
+            standardwebhooks.verify(named, body, secrets, now)
+            return
+        given = named.get("x-gitlab-token", "").encode("latin-1", "replace")
+        if not given:
+            raise SignatureError("There is no X-Gitlab-Token: give the webhook its secret token or signing token.")
+        if not any([hmac.compare_digest(given, token) for token in tokens]):  # noqa: C419 - all of them, always
+            raise SignatureError("X-Gitlab-Token is not this webhook's secret token.")
+
+    def signed(self, headers: Mapping[str, str], body: bytes, secret: bytes, now: datetime) -> dict[str, str]:
+        named = {name: value for name, value in lowered(headers).items() if name != "webhook-signature"}
+        if standardwebhooks.is_key(secret):
+            return {**named, **standardwebhooks.headers(_id(named, body), body, secret, now)}
+        return {**named, "x-gitlab-token": secret.decode("latin-1")}
+
+    def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
+        kind = first_text(payload, _KINDS)
+        if kind is None:
+            raise DecodeError("The payload does not show which event it is: object_kind is missing.")
+        event = f"{kind.replace('_', ' ').title()} Hook"
+        return {"content-type": "application/json", "x-gitlab-event": event, "idempotency-key": delivery}
+
+    def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
+        """`id` is `webhook-id` or `Idempotency-Key`, which stay the same when GitLab tries again. Versions before 17.4
+        have neither; theirs is made of X-Gitlab-Event-UUID, which a branch and a tag of one push share, and the
+        payload."""
+        named = lowered(headers)
+        payload = payload_of(named, body)
+        kind = first_text(payload, _KINDS)
+        if kind is None or not re.fullmatch(r"[a-z_]{1,64}", kind):
+            raise DecodeError("The payload's object_kind is no event's name.")
+        subject = text_at(payload, _SUBJECTS.get(kind, ()))
+        made = event_of(
+            {
+                "specversion": "1.0",
+                "id": _id(named, body),
+                "source": _source(kind, payload),
+                "type": _type(kind, payload),
+                "subject": subject and attribute_text(subject),
+                "datacontenttype": "application/json",
+            },
+            payload,
+        )
+        nothing = _nothing(made) if made.type in self.pushes else None
+        return nothing or [made]
+
+    def facts(self, event: Event) -> PushFacts:
+        """`checkout_sha` is the commit, also behind an annotated tag. GitLab does not say that a push was forced, nor
+        when it was made."""
+        push = _push(event)
+        created, deleted = is_zero(push.before), is_zero(push.after)
+        commit = None if deleted else push.commit
+        return PushFacts(
+            repository=push.clone_url,
+            ref=push.ref,
+            commit=commit,
+            before=None if created else push.before,
+            created=created,
+            deleted=deleted,
+            forced=False,
+            pushed_at=None,
+            default_branch=push.project.default_branch,
+            paths=None if created or deleted else push.paths,
+            private=None if push.project.visibility_level is None else push.project.visibility_level < PUBLIC,
+            look_up=commit is None and not deleted,
+            message=message_of(commit, push.commits or ()),
+        )
+
+    def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
+        """As one that created the ref, because nothing is known of what was there before, nor of changed paths."""
+        page, owner, name = page_of(repository)
+        kind = "tag_push" if ref.startswith("refs/tags/") else "push"
+        about = {"name": name, "homepage": page, "git_http_url": repository}
+        path = f"{owner}/{name}" if owner else name
+        data = {
+            "object_kind": kind,
+            "event_name": kind,
+            "before": "0" * len(commit),
+            "after": commit,
+            "ref": ref,
+            "checkout_sha": commit,
+            "project": {**about, "web_url": page, "path_with_namespace": path, "default_branch": default_branch},
+            "repository": about,
+            "commits": [],
+            "total_commits_count": 0,
+        }
+        return event_of(
+            {
+                "specversion": "1.0",
+                "id": id,
+                "source": page,
+                "type": f"com.gitlab.{kind}",
+                "subject": attribute_text(ref) if kind == "tag_push" else commit,
+                "datacontenttype": "application/json",
+            },
+            data,
+        )
+
+
+def _id(named: Mapping[str, str], body: bytes) -> str:
+    if given := named.get("webhook-id") or named.get("idempotency-key"):
+        return given
+    made = [named.get("x-gitlab-event-uuid"), hashlib.sha256(body).hexdigest()[:32]]
+    return ":".join(filter(None, made))
+
+
+def _source(kind: str, payload: Mapping[str, object]) -> str | None:
+    noted = text_at(payload, _NOTED) if kind == "note" else None
+    return noted.partition("#")[0] if noted else first_text(payload, _SOURCES)
+
+
+def _type(kind: str, payload: Mapping[str, object]) -> str:
+    end = text_at(payload, _TYPE_ENDS.get(kind, ("object_attributes", "action")))
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", end or "").lower()  # MergeRequest, where GitLab names a class
+    return ".".join(filter(None, ["com.gitlab", _TYPES.get(kind, kind), words]))
+
+
+def _nothing(made: Event) -> Ignored | None:
+    """Why a push asks for nothing, if it does not."""
+    push = _push(made)
+    if push.before == push.after or any(commit.id == push.before for commit in push.commits or ()):
+        return Ignored(_TEST)
+    return Ignored(_DELETED) if is_zero(push.after) else None
+
+
+class _Project(msgspec.Struct, frozen=True):
+    git_http_url: str | None = None
+    default_branch: str | None = None
+    visibility_level: int | None = None
+
+
+class _Push(msgspec.Struct):
+    """The parts of a push payload that matter here. Old versions have `repository` in place of `project`."""
+
+    ref: Ref
+    before: Hash
+    after: Hash
+    checkout_sha: Hash | None = None
+    project: _Project = _Project()
+    repository: _Project = _Project()
+    commits: list[Commit] | None = None
+    total_commits_count: int | None = None
+
+    @property
+    def clone_url(self) -> str:
+        """Raises DecodeError."""
+        if url := self.project.git_http_url or self.repository.git_http_url:
+            return url
+        raise DecodeError("This push of GitLab's has no project.git_http_url: the project is not served over HTTP.")
+
+    @property
+    def commit(self) -> str | None:
+        """Without `checkout_sha` a branch is still at `after`; a tag may be an object of its own."""
+        return self.checkout_sha or (self.after if self.ref.startswith("refs/heads/") else None)
+
+    @property
+    def paths(self) -> tuple[str, ...] | None:
+        """The newest 20 commits are listed; how many there were is in `total_commits_count`."""
+        return paths_of(self.commits) if self.commits and len(self.commits) == self.total_commits_count else None
+
+
+def _push(event: Event) -> _Push:
+    try:
+        return msgspec.convert(event.data, _Push)
+    except msgspec.ValidationError as error:
+        raise DecodeError(f"This is no push of GitLab's: {error}.") from None
