@@ -20,12 +20,14 @@ from builds.errors import AskError, Forbidden, Malformed
 from builds.image import ImagePolicy, is_reserved, legal_tag, slug_for, tag_for
 from builds.private import Private, words_of
 from builds.repository import (
+    COMMITS,
     HostKind,
     Policy,
     Repository,
     canonical,
     checked_ref,
     commit_id,
+    is_abbreviated,
     is_commit,
     of_kind,
     short_name,
@@ -54,10 +56,13 @@ class Resolver(Protocol):
     """Asks a Git host where a ref points now."""
 
     def resolve(self, repository: Repository, ref: str | None) -> Resolved:
-        """Of a full ref, a branch, a tag (a branch wins), or `None` for HEAD; tags peeled.
+        """Of a full ref, a branch, a tag (a branch wins), an abbreviated commit, or `None` for HEAD; tags peeled.
 
         Raises builds.errors.UnknownRef, CannotBuild, Unreachable, RepositoryRefused.
         """
+
+    def commit(self, repository: Repository, digits: str) -> str:
+        """The whole commit that begins with these digits. Raises as `resolve`."""
 
 
 class Lookups(Protocol):
@@ -202,22 +207,24 @@ class Intake:
         self, repository: Repository, wanted: Wanted, by: str | None, *, credentials: bool
     ) -> tuple[str | None, str]:
         ref = None if wanted.ref is None else checked_ref(wanted.ref)
-        commit = None if wanted.commit is None else commit_id(wanted.commit)
+        commit = None if wanted.commit is None else _commit_digits(wanted.commit)
         if ref is not None and is_commit(ref):
-            if commit is not None and commit != commit_id(ref):
+            if commit is not None and not commit_id(ref).startswith(commit):
                 raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
             commit, ref = commit_id(ref), None
         known = commit if ref is None or ref.startswith("refs/") else None
-        if known and (credentials or not self._private.stored(repository)):
+        if known and is_commit(known) and (credentials or not self._private.stored(repository)):
             return ref, known
         # Before anybody is asked over the network, with something in place of what only the answer will tell.
         self._options(wanted, repository, "refs/heads/main", "0" * 40)
         resolver = self._entitled if credentials else self._resolver
         with self._lookups.place(by):
+            if commit is not None and not is_commit(commit):
+                commit = resolver.commit(repository, commit)
+                if known:
+                    return ref, commit
             found = resolver.resolve(repository, None if known or ref == "HEAD" else ref)
-        if known:
-            return ref, known
-        return found.ref, commit or found.commit
+        return (ref, known) if known else (found.ref, commit or found.commit)
 
     def _options(self, wanted: Wanted, repository: Repository, ref: str | None, commit: str) -> _Options:
         values = {
@@ -260,6 +267,16 @@ def merge(asks: Sequence[Ask]) -> list[Ask]:
         )
         merged[key] = msgspec.structs.replace(merged[key], cause=cause)
     return list(merged.values())
+
+
+def _commit_digits(text: str) -> str:
+    """A commit, whole or abbreviated, in lower case. Raises Malformed."""
+    if is_abbreviated(text):
+        return text.lower()
+    try:
+        return commit_id(text)
+    except Malformed:
+        raise Malformed(f"This is no commit. {COMMITS}") from None
 
 
 def _check_given(wanted: Wanted) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from builds.build import SYNC, Build, Cause, Reason, State
 from builds.engines import Ask
 from builds.errors import Malformed
-from builds.repository import Refs, Repository, checked_ref, short_name
+from builds.repository import Refs, Repository, checked_ref, is_cloned, short_name
 from eventing.event import Event
 from eventing.hosts import pushed
 from eventing.http import attribute_text
@@ -57,7 +57,7 @@ def pushes(url: str, repository: Repository, refs: Refs) -> Iterator[Ref]:
     clone_url = f"{page}.git" if repository.kind else url
     default = None if refs.default is None else short_name(refs.default)
     for name in sorted(refs.commits, key=lambda name: (name != refs.default, name)):
-        if name.startswith(("refs/heads/", "refs/tags/")) and _is_valid(name):
+        if is_cloned(name) and _is_valid(name):
             commit = refs.commits[name]
             push = pushed(
                 repository.kind,

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import msgspec
 
 from builds.errors import CannotBuild, Malformed
+from builds.repository import is_abbreviated
 
 DEFAULT_BRANCHES = frozenset({"main", "master"})
 """Names under which many a link looks for a default branch that is called otherwise by now."""
@@ -120,10 +121,8 @@ def source(provider: str, spec: str) -> Source:
 
 
 def advice(ref: str) -> str:
-    """What to do about a ref that is not there."""
-    if re.fullmatch(r"[0-9a-fA-F]{7,39}", ref):
-        return "A commit must be given whole, with all its digits."
-    return "HEAD is always a repository's default branch."
+    """What to do about a ref that is not there; what begins as a commit does has been told the rule for commits."""
+    return "" if is_abbreviated(ref) else "HEAD is always a repository's default branch."
 
 
 def _parts(path: str) -> list[str]:

@@ -618,6 +618,35 @@ def short_name(ref: str) -> str:
     return re.sub(r"^refs/(?:heads/|tags/)?", "", ref)
 
 
+def full_names(ref: str) -> list[str]:
+    """The full names that a ref may have, the one that wins first: branch, tag, proposed change.
+
+    Hosts and BinderHub's clients write a change as `pull/1/head`, on GitLab as `merge-requests/1/head`, on Bitbucket
+    Data Center as `pull-requests/1/from`.
+    """
+    if ref.startswith("refs/"):
+        return [ref]
+    change = re.fullmatch(r"(?:pull|merge-requests|pull-requests)/[0-9]+/(?:head|merge|from)", ref)
+    return [f"refs/heads/{ref}", f"refs/tags/{ref}", *([f"refs/{ref}"] if change else [])]
+
+
+def is_cloned(ref: str) -> bool:
+    """Whether a clone has a full ref: branches and tags."""
+    return ref.startswith(("refs/heads/", "refs/tags/"))
+
+
+COMMITS = (
+    "Give a commit whole, with its 40 or 64 hexadecimal digits. On GitHub, GitLab, Gitea, Forgejo and Bitbucket Cloud "
+    "the first 7 or more are enough, where the host's API answers."
+)
+"""The rule, for who has given fewer."""
+
+
+def is_abbreviated(text: str) -> bool:
+    """Whether it may be the beginning of a commit."""
+    return re.fullmatch(r"[0-9a-fA-F]{7,63}", text) is not None and not is_commit(text)
+
+
 def is_commit(text: str) -> bool:
     """Whether it is a whole object name: 40 (SHA-1) or 64 (SHA-256) hexadecimal digits."""
     return re.fullmatch(r"(?:[0-9a-fA-F]{40}|[0-9a-fA-F]{64})", text) is not None

@@ -167,7 +167,7 @@ def _ask(source: Source, address: str, who: Identity) -> tuple[Ask, list[str]]:
     try:
         return ask(source.ref), notes
     except UnknownRef as error:
-        advice = f"{error} {providers.advice(source.ref)}"
+        advice = f"{error} {providers.advice(source.ref)}".rstrip()
         if source.ref not in providers.DEFAULT_BRANCHES:
             raise UnknownRef(advice) from None
     return ask("HEAD"), [*notes, f"{advice} It is built instead of {source.ref}: please update your links."]

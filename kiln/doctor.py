@@ -135,3 +135,6 @@ class _Nobody:
     def resolve(self, repository: Repository, ref: str | None) -> Resolved:  # noqa: ARG002
         full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
         return Resolved(full, UNKNOWN)
+
+    def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
+        return UNKNOWN

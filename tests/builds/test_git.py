@@ -69,6 +69,41 @@ def test_refs_are_exact_and_tags_are_peeled(
     assert Resolver(policy).resolve(canonical(host.url("ada/page")), ref) == Resolved(full, head)
 
 
+@pytest.mark.parametrize(
+    ("ref", "full"),
+    [
+        ("pull/1/head", "refs/pull/1/head"),
+        ("refs/pull/1/head", "refs/pull/1/head"),
+        ("pull/1/merge", "refs/pull/1/merge"),
+        ("merge-requests/7/head", "refs/merge-requests/7/head"),
+        ("pull-requests/3/from", "refs/pull-requests/3/from"),
+        ("pull/2/head", "refs/heads/pull/2/head"),
+        ("pull/3/head", "refs/tags/pull/3/head"),
+    ],
+)
+def test_proposed_changes(ref: str, full: str, host: GitHost, policy: Policy, tmp_path: Path) -> None:
+    """Also in short, where no branch and no tag has that name."""
+    (tmp_path / "page").touch()
+    path = f"ada/changes-{ref.replace('/', '-')}"
+    head, bare = host.create(path, tmp_path), host.bare(path)
+    proposed = git("commit-tree", f"{head}^{{tree}}", "-m", "Proposed", cwd=bare)
+    for number in (1, 2, 3):
+        git("update-ref", f"refs/pull/{number}/head", head, cwd=bare)
+    git("update-ref", full, proposed, cwd=bare)
+    assert Resolver(policy).resolve(canonical(host.url(path)), ref) == Resolved(full, proposed)
+
+
+@pytest.mark.parametrize("ref", ["pull/9/head", "refs/pull/9/head", "pull/x/head", "pull/1/head/x", "stash", "notes/x"])
+def test_no_other_short_names(ref: str, host: GitHost, policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / "page").touch()
+    path = f"ada/none-{ref.replace('/', '-')}"
+    head, bare = host.create(path, tmp_path), host.bare(path)
+    for name in ("refs/stash", "refs/notes/x", "refs/pull/1/head"):
+        git("update-ref", name, head, cwd=bare)
+    with pytest.raises(UnknownRef):
+        Resolver(policy).resolve(canonical(host.url(path)), ref)
+
+
 def test_a_default_branch_that_no_text_can_name(host: GitHost, policy: Policy, tmp_path: Path) -> None:
     (tmp_path / "page").touch()
     head, bare = host.create("ada/latin", tmp_path), host.bare("ada/latin")

@@ -42,6 +42,10 @@ class Refs:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
 
+    def commit(self, repository: Repository, digits: str) -> str:
+        self.asked.append((repository.url, digits))
+        return digits.ljust(40, "0")
+
     def resolve(self, repository: Repository, ref: str | None) -> Resolved:
         self.asked.append((repository.url, ref))
         if repository.host == "away.example":
@@ -83,6 +87,20 @@ def ask(want: Wanted, refs: Refs | None = None, **more: Any) -> Ask:
 
 def body(repository: str = "https://github.com/a/b", **more: Any) -> Wanted:
     return asked(msgspec.convert({"repository": repository, **more}, BuildRequestBody))
+
+
+def test_an_abbreviated_commit_is_looked_up_and_named_as_the_whole() -> None:
+    refs = Refs()
+    whole = "abc1234".ljust(40, "0")
+    assert ask(body(commit="ABC1234"), refs).name == ask(body(commit=whole)).name
+    assert ask(body(commit="abc1234", ref=whole), refs).name == ask(body(commit=whole)).name
+    assert ask(body(commit="abc1234", ref="refs/heads/x"), refs).cause.ref == "refs/heads/x"
+    assert refs.asked == [("https://github.com/a/b", "abc1234")] * 2
+    with pytest.raises(Malformed, match="another one"):
+        ask(body(commit="abc1235", ref=whole))
+    for text in ("abc123", "main", "a" * 65, ""):
+        with pytest.raises(Malformed, match=r"40 or 64 hexadecimal digits.*7 or more"):
+            ask(body(commit=text), refs)
 
 
 def test_what_was_wanted_becomes_a_request_and_a_cause() -> None:

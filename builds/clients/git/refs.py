@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from builds.clients.commits import whole_commit
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.process import Git
 from builds.clients.github import GitHub
+from builds.clients.hostapi import HostApi, UnclearError
 from builds.errors import CannotBuild, Malformed, UnknownRef, Unreachable
-from builds.repository import Policy, Refs, Repository, checked_ref, is_commit
+from builds.repository import COMMITS, Policy, Refs, Repository, checked_ref, full_names, is_abbreviated, is_commit
 
 RESOLVE_TIMEOUT = 8.0
 """Seconds that a look-up and all it asks of a host may take: GitHub gives a webhook 10."""
@@ -40,19 +42,42 @@ class Resolver:
     def __init__(self, policy: Policy, credentials: Callable[[], Sequence[Credential]] = tuple) -> None:
         self._policy = policy
         self._credentials = credentials
-        self._github = GitHub()
+        self._api = HostApi()
+        self._github = GitHub(self._api)
         # Hosts that share one wait for each other now and then; one for each would grow with what strangers name.
         self._turns = [threading.BoundedSemaphore(LOOKUPS_PER_HOST) for _ in range(64)]
 
     def resolve(self, repository: Repository, ref: str | None) -> Resolved:
-        """`ref` is a full ref, the name of a branch or tag (a branch wins), a whole commit id, or `None` for HEAD.
+        """`ref` is a full ref, one of its short names (`full_names`), a commit id, or `None` for HEAD.
 
         Raises UnknownRef, CannotBuild, RepositoryRefused, Unreachable: after at most `RESOLVE_TIMEOUT` seconds.
         """
         if ref and is_commit(ref):
             return Resolved(None, ref.lower())
         with self._asking(repository, RESOLVE_TIMEOUT) as (git, deadline):
-            return self._told(repository, ref, deadline) or look_up(git, repository.clone_url, ref, deadline)
+            try:
+                return self._told(repository, ref, deadline) or look_up(git, repository.clone_url, ref, deadline)
+            except UnknownRef as error:
+                if ref is None or not is_abbreviated(ref):
+                    raise
+                return Resolved(None, self._whole(repository, ref, deadline, f"{error} "))
+
+    def commit(self, repository: Repository, digits: str) -> str:
+        """The commit that begins with these digits (`is_abbreviated`). Raises as `resolve`."""
+        with self._asking(repository, RESOLVE_TIMEOUT) as (_, deadline):
+            return self._whole(repository, digits, deadline)
+
+    def _whole(self, repository: Repository, digits: str, deadline: float, said: str = "") -> str:
+        """`said` begins the sentence where there is none. Raises UnknownRef."""
+        credential = credential_for(repository, self._credentials())
+        token = credential.password if credential else None
+        try:
+            found = whole_commit(self._api, repository, digits.lower(), token, deadline)
+        except UnclearError:
+            raise UnknownRef(f"{said}{repository.host} does not say which commit {digits} is. {COMMITS}") from None
+        if found is None:
+            raise UnknownRef(f"{said}It has no commit, or more than one, that begins with {digits}. {COMMITS}")
+        return found
 
     def _told(self, repository: Repository, ref: str | None, deadline: float) -> Resolved | None:
         """What GitHub's API says, if it does."""
@@ -61,7 +86,7 @@ class Resolver:
             return None
         if ref is None or ref == "HEAD":
             ref = self._github.default_branch(repository, credential.password, deadline)
-        found = ref and self._github.commit(repository, _names(ref), credential.password, deadline)
+        found = ref and self._github.commit(repository, full_names(ref), credential.password, deadline)
         return Resolved(_branch(found[0]), found[1]) if found else None
 
     def refs(self, repository: Repository) -> Refs:
@@ -96,17 +121,12 @@ def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) 
         if "HEAD" not in found:
             raise UnknownRef("The repository has no default branch: it may be empty.")
         return Resolved(_branch(found.get("HEAD:")), found["HEAD"])
-    names = _names(ref)
+    names = full_names(ref)
     found = git.refs(url, *names, *(f"{name}^{{}}" for name in names), deadline=deadline)
     for name in names:
         if name in found:
             return Resolved(name, found.get(f"{name}^{{}}", found[name]))
     raise UnknownRef(f"The repository has no branch or tag '{ref}'.")
-
-
-def _names(ref: str) -> list[str]:
-    """The full names that a ref may have, the one that wins first."""
-    return [ref] if ref.startswith("refs/") else [f"refs/heads/{ref}", f"refs/tags/{ref}"]
 
 
 def _branch(name: str | None) -> str | None:

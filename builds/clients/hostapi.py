@@ -1,0 +1,149 @@
+"""REST APIs of Git hosts: one GET, asked on the condition that the answer has changed, and never waited for long.
+
+What a host has said is kept with its `ETag`, because GitHub does not count an answer of 304, Not Modified. A host that
+does not answer, or says that it was asked too much, is left alone for a while. So nobody may rely on an answer: where
+there is neither a yes nor a no, `UnclearError` is raised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import requests
+
+from builds.clients.answers import content_of
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LIMIT = 3.0
+"""Seconds for one answer; Git is asked after that, and needs its time as well."""
+PAUSE = 60.0
+"""Seconds for which an API that did not answer, or says that it was asked too much, is left alone."""
+LONGEST_PAUSE = 3600.0
+"""GitHub counts by the hour."""
+MOST_KEPT = 1024
+LARGEST = 1 << 20
+
+
+class _Answer(NamedTuple):
+    status: int
+    etag: str
+    content: bytes
+
+
+class UnclearError(Exception):
+    """The API does not say."""
+
+
+class HostApi:
+    """Of any number of hosts. Safe to use from many threads."""
+
+    def __init__(self, *, limit: float = LIMIT) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()
+        self._resting: dict[tuple[str, bool], float] = {}
+
+    def get(
+        self,
+        host: str,
+        url: str,
+        token: str | None,
+        deadline: float,
+        kind: type[T],
+        *,
+        headers: Mapping[str, str],
+        missing: Collection[int] = (404,),
+    ) -> T | None:
+        """The answer of `host`; `None` where its status is among `missing`. `deadline` is of `time.monotonic`.
+
+        Raises UnclearError.
+        """
+        counted = (host, token is not None)  # GitHub gives strangers sixty requests an hour, all of them together
+        if time.monotonic() < self._resting.get(counted, 0.0):
+            raise UnclearError
+        key = hashlib.sha256(f"{url} {token or ''}".encode()).digest()  # nobody is told what another's token was told
+        with self._lock:
+            etag, content = self._kept.get(key, ("", b""))
+        condition = {"If-None-Match": etag} if etag else {}
+        seconds = min(self._limit, deadline - time.monotonic())
+        answer = self._asked(counted, url, token, {**headers, **condition}, seconds)
+        if answer.status in missing:
+            return None
+        if answer.status == requests.codes.ok:
+            content = answer.content
+            self._keep(key, answer.etag, content)
+        elif answer.status != requests.codes.not_modified:
+            raise UnclearError
+        try:
+            return msgspec.json.decode(content, type=kind)
+        except (msgspec.MsgspecError, RecursionError):
+            raise UnclearError from None
+
+    def _asked(
+        self, counted: tuple[str, bool], url: str, token: str | None, headers: Mapping[str, str], seconds: float
+    ) -> _Answer:
+        """Raises UnclearError without an answer."""
+        if seconds <= 0:
+            raise UnclearError
+
+        def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if token is not None:  # in place of what a netrc may have, as nothing is
+                request.headers["Authorization"] = f"Bearer {token}"
+            return request
+
+        try:
+            with requests.get(
+                url, headers=dict(headers), auth=authorized, timeout=seconds, allow_redirects=False, stream=True
+            ) as answer:
+                content = content_of(answer, LARGEST, seconds)
+        except (requests.RequestException, OSError) as error:
+            self._rest(counted, PAUSE, type(error).__name__)
+            raise UnclearError from None
+        if answer.status_code >= requests.codes.server_error or _counted_out(answer):
+            self._rest(counted, _pause(answer), f"status {answer.status_code}")
+        return _Answer(answer.status_code, answer.headers.get("ETag", ""), content)
+
+    def _keep(self, key: bytes, etag: str, content: bytes) -> None:
+        with self._lock:
+            if not etag:
+                self._kept.pop(key, None)
+                return
+            self._kept[key] = (etag, content)
+            self._kept.move_to_end(key)
+            while len(self._kept) > MOST_KEPT:
+                self._kept.popitem(last=False)
+
+    def _rest(self, counted: tuple[str, bool], seconds: float, why: str) -> None:
+        self._resting[counted] = time.monotonic() + seconds
+        log.warning("The API of %s is left alone for %.0f s (%s)", counted[0], seconds, why)
+
+
+def _counted_out(answer: requests.Response) -> bool:
+    """Whether it says that it was asked too much: both limits of GitHub's are told with either status."""
+    told = "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
+    return answer.status_code == requests.codes.too_many_requests or (
+        answer.status_code == requests.codes.forbidden and told
+    )
+
+
+def _pause(answer: requests.Response) -> float:
+    """Seconds until it may be asked again."""
+    after, reset = answer.headers.get("Retry-After", ""), answer.headers.get("X-RateLimit-Reset", "")
+    if re.fullmatch(r"\d{1,9}", after):
+        seconds = float(after)
+    elif re.fullmatch(r"\d{1,12}", reset):
+        seconds = float(reset) - time.time()
+    else:
+        seconds = PAUSE
+    return min(max(seconds, 1.0), LONGEST_PAUSE)
