@@ -189,7 +189,7 @@ class Attempt:
         self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
         try:
-            Source(self._git, self.log.say).look_through(request.clone_url, request.commit)
+            Source(self._git, self.log.say, self.spec.refs).look_through(request.clone_url, request.commit)
         except UnknownRef as error:
             if not self.spec.just_pushed:
                 raise
@@ -202,7 +202,8 @@ class Attempt:
         image = f"{spec.request.image}:{self.tag}"
         built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
         env = {**self._git.environment, **self._docker}
-        command = tool.command(spec.request, built, labels, self.folder, _outside(env), push=not spec.private)
+        outside = _outside(env)
+        command = tool.command(spec.request, built, labels, self.folder, outside, refs=spec.refs, push=not spec.private)
         self._tagging = True
         self._git.trouble()  # what was told, or overcome, before
         try:

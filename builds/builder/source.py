@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,9 +42,10 @@ class Submodule(NamedTuple):
 class Source:
     """Looks through one repository and all its submodules."""
 
-    def __init__(self, git: Git, say: Callable[[str], None]) -> None:
-        """`say` writes a line to the log."""
+    def __init__(self, git: Git, say: Callable[[str], None], refs: Sequence[str] = ()) -> None:
+        """`say` writes a line to the log; `refs` are other refs than branches and tags that may lead to the commit."""
         self._git = git
+        self._refs = refs
         self._say = say
         self._lfs = Lfs(git, say)
         self._seen: set[tuple[str, str]] = set()
@@ -64,7 +65,7 @@ class Source:
         bare = self._git.home / f"{len(self._seen)}.git"
         before = len(self._git.moved)
         try:
-            self._git.reach(url, lambda: self._fetch(bare, url, commit))
+            self._git.reach(url, lambda: self._fetch(bare, url, commit, self._refs if depth == 0 else ()))
         finally:
             for sentence in self._git.moved[before:]:
                 self._say(sentence)
@@ -77,7 +78,7 @@ class Source:
                     raise CannotBuild(f"Submodules are nested deeper than {MAX_DEPTH} levels.")
                 self.look_through(resolved(url, submodule.url), submodule.commit, depth + 1)
 
-    def _fetch(self, bare: Path, url: str, commit: str) -> None:
+    def _fetch(self, bare: Path, url: str, commit: str, refs: Sequence[str]) -> None:
         run = self._git.run
         kind = "sha256" if len(commit) > 40 else "sha1"  # noqa: PLR2004 (hex digits of SHA-1)
         run("init", "--quiet", "--bare", f"--object-format={kind}", str(bare))
@@ -86,10 +87,13 @@ class Source:
         try:
             run("fetch", *options, "--depth=1", "--", "origin", commit, at=bare)
         except UnknownRef as error:
-            if "unadvertised" not in str(error):
+            if not re.search("unadvertised|not valid", str(error)):
                 raise
-            # A host that gives only what branches and tags lead to; so all of that.
+            # A host that gives only what refs lead to; so all of that.
             run("fetch", *options, "--", "origin", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", at=bare)
+            for ref in refs:
+                with suppress(UnknownRef):  # it may be gone
+                    run("fetch", *options, "--", "origin", ref, at=bare)
             run("rev-parse", "--verify", f"{commit}^{{commit}}", at=bare)
 
     def _tree(self, bare: Path, commit: str) -> Mapping[str, Sequence[str]]:

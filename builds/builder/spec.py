@@ -8,6 +8,7 @@ import msgspec
 
 from builds.build import Attempt, Build, Request
 from builds.private import PrivateRule
+from builds.repository import is_cloned
 
 LABEL_BUILD = "dev.kiln.build"
 LABEL_ATTEMPT = "dev.kiln.attempt"
@@ -53,6 +54,9 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     attempt_label: str
     request: Request
     tags: tuple[Tag, ...] = ()
+    refs: tuple[str, ...] = ()
+    """Refs that have led to the commit and that no clone has, as those of pull requests. A host that gives no commit by
+    itself gives it by one of them."""
     force: bool = False
     just_pushed: bool = False
     """Whether a push named the commit less than `REPLICATION` ago."""
@@ -87,6 +91,7 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
         attempt_label=attempt_label(build, attempt),
         request=build.request,
         tags=tuple(tags.values()),
+        refs=tuple(sorted({cause.ref for cause in build.causes if cause.ref and not is_cloned(cause.ref)})),
         force=any(cause.force for cause in build.unanswered),
         just_pushed=any(cause.push and attempt.written_at - cause.at < REPLICATION for cause in build.unanswered),
         surroundings=surroundings,

@@ -58,6 +58,7 @@ import shutil
 import subprocess
 from urllib.parse import urlsplit
 
+import repo2docker.contentproviders.git
 import repo2docker.docker
 from repo2docker.app import Repo2Docker
 from repo2docker.contentproviders import Git
@@ -88,6 +89,20 @@ def check_frontend(root):
             if found:
                 name = (found["name"] or "JSON").strip()[:100]
                 raise ValueError(f"the Dockerfile asks for the BuildKit frontend {name!r}")
+
+
+def commit_of(commit, folder):
+    fetch = ["git", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", "origin"]
+    for command in ([], *([*fetch, name] for name in (commit, *REFS))):
+        done = command and subprocess.run(command, cwd=folder, stderr=subprocess.PIPE)
+        there = subprocess.run(["git", "cat-file", "-e", commit + "^{commit}"], cwd=folder, stderr=subprocess.DEVNULL)
+        if there.returncode == 0:
+            return commit
+        for ended in (done, there):
+            if ended and ended.returncode < 0:
+                ended.check_returncode()
+    os.write(1, done.stderr)
+    done.check_returncode()
 
 
 def same_for_all(root):
@@ -157,6 +172,7 @@ def hook(self, kind, error, trace):
     )
 
 
+repo2docker.contentproviders.git.check_ref = commit_of
 repo2docker.docker.DockerEngine = Outside
 Repo2Docker.json_excepthook = hook
 c.Repo2Docker.content_providers = [Inside]
@@ -166,8 +182,11 @@ c.DockerEngine.extra_buildx_build_args = [
 ]
 """
 """The other providers ask hosts of their own about every address, before they say that it is not theirs. And the tool
-reads its files, and takes the folder to build, on this machine and wherever a link leads: to our secrets. What the tool
-itself fetches goes through the guard; docker, which it starts, has the environment that Kiln was started with.
+reads its files, and takes the folder to build, on this machine and wherever a link leads: to our secrets. What
+the tool itself fetches goes through the guard; docker, which it starts, has the environment that Kiln was started with.
+
+A clone has what branches and tags lead to. Another commit (of a pull request, or of a branch that was moved since) is
+fetched by itself, or from a host that gives none by itself by one of the refs that have led to it (`REFS`).
 
 An error is told with its class, which is not in its text: the text may quote the repository. Cache mounts
 (`RUN --mount=type=cache`) get a namespace for each repository, or any repository could fill another's. Git's index and
@@ -344,17 +363,25 @@ def command(
     folder: Path,
     outside: Mapping[str, str | None],
     *,
+    refs: Sequence[str] = (),
     push: bool = True,
 ) -> list[str]:
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
-    `outside` are the variables that docker has otherwise than the tool; `None` is not set.
+    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `refs` as `Spec` has them.
     """
     namespace = hashlib.sha256(request.repository.encode()).hexdigest()
     config = folder / "config.py"
+    values = {
+        "NAMESPACE": namespace,
+        "SUBDIR": request.subdir,
+        "OUTSIDE": dict(outside),
+        "REFS": (*refs,),
+        "OTHER_FRONTEND": OTHER_FRONTEND.pattern,
+        "FLAGS": int(OTHER_FRONTEND.flags),
+    }
     with open(config, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # a proxy's password
-        file.write(f"NAMESPACE = {namespace!r}\nSUBDIR = {request.subdir!r}\nOUTSIDE = {dict(outside)!r}\n")
-        file.write(f"OTHER_FRONTEND = {OTHER_FRONTEND.pattern!r}\nFLAGS = {int(OTHER_FRONTEND.flags)}\n{CONFIG}")
+        file.write("".join(f"{name} = {value!a}\n" for name, value in values.items()) + CONFIG)
     beside = Path(sys.executable).with_name("jupyter-repo2docker")
     program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]

@@ -101,6 +101,7 @@ class Builder:
         name: str = "build-x-0",
         force: bool = False,
         tags: tuple[Tag, ...] = (),
+        refs: tuple[str, ...] = (),
         log: Path | None = None,
         **around: Any,
     ) -> Attempt:
@@ -114,6 +115,7 @@ class Builder:
             attempt_label="uid.1",
             request=request,
             tags=tags,
+            refs=refs,
             force=force,
             surroundings=surroundings,
         )

@@ -16,7 +16,7 @@ MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
     (r"returned error: 30\d|redirect", Redirected, "The Git host redirects too often, or not to a repository."),
     (r"transport '.*' not allowed|protocol '.*' is not supported", RepositoryRefused, "The protocol is not allowed."),
     (
-        r"not our ref|unadvertised object|not a tree|find remote ref|Needed a single revision",
+        r"not our ref|want [0-9a-f]+ not valid|unadvertised object|not a tree|find remote ref|Needed a single revision",
         UnknownRef,
         "The repository has no such commit.",
     ),
