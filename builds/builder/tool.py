@@ -71,8 +71,7 @@ class Inside(Git):
         yield from super().fetch(spec, output_dir, yield_output)
         root = os.path.realpath(output_dir)
         for folder in (os.path.join(root, SUBDIR, name) for name in ("", "binder", ".binder")):
-            names = os.listdir(folder) if os.path.isdir(folder) else ()
-            for path in (folder, *(os.path.join(folder, name) for name in names)):
+            for path in (folder, *(os.path.join(folder, name) for name in READ)):
                 if os.path.exists(path) and os.path.commonpath((root, os.path.realpath(path))) != root:
                     raise ValueError(f"{os.path.relpath(path, root)!r} is a link that leads out of the repository")
         check_frontend(os.path.join(root, SUBDIR))
@@ -182,7 +181,7 @@ c.DockerEngine.extra_buildx_build_args = [
 ]
 """
 """The other providers ask hosts of their own about every address, before they say that it is not theirs. And the tool
-reads its files, and takes the folder to build, on this machine and wherever a link leads: to our secrets. What
+reads its files (`READ`), and takes the folder to build, on this machine and wherever a link leads: to our secrets. What
 the tool itself fetches goes through the guard; docker, which it starts, has the environment that Kiln was started with.
 
 A clone has what branches and tags lead to. Another commit (of a pull request, or of a branch that was moved since) is
@@ -191,6 +190,15 @@ fetched by itself, or from a host that gives none by itself by one of the refs t
 An error is told with its class, which is not in its text: the text may quote the repository. Cache mounts
 (`RUN --mount=type=cache`) get a namespace for each repository, or any repository could fill another's. Git's index and
 logs hold times. Without them, checkouts of a commit are equal, and BuildKit finds again what follows their copy."""
+
+READ = (
+    *(".containerignore", ".dockerignore", "DESCRIPTION", "Dockerfile", "Dockerfile.dockerignore", "JuliaProject.toml"),
+    *("Pipfile", "Pipfile.lock", "Project.toml", "REQUIRE", "apt.txt", "default.nix", "environment.yaml"),
+    *("environment.yml", "install.R", "postBuild", "pyproject.toml", "requirements.txt", "requirements3.txt"),
+    *("runtime.txt", "setup.py", "start"),
+)
+"""Files that repo2docker or buildx read on this machine: of a folder, and of `binder` or `.binder` in it. All others go
+to the daemon as they are, a link as a link."""
 
 _COPIES_REPOSITORY = re.compile(r"\[[^\]]*\] COPY --chown=\S+ src/ ")
 _FROM = re.compile(r"\[[^\]]*\] FROM ([^\s@]+)")
@@ -376,6 +384,7 @@ def command(
         "NAMESPACE": namespace,
         "SUBDIR": request.subdir,
         "OUTSIDE": dict(outside),
+        "READ": READ,
         "REFS": (*refs,),
         "OTHER_FRONTEND": OTHER_FRONTEND.pattern,
         "FLAGS": int(OTHER_FRONTEND.flags),

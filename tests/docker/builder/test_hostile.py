@@ -219,6 +219,9 @@ def test_a_link_that_stays_inside_or_leads_nowhere(
     (content / "binder").symlink_to("docker")
     (content / "Dockerfile").symlink_to("docker/Dockerfile")
     (content / "data").symlink_to("/home/jovyan/data")
+    for folder in (content, content / "docker"):  # and out of it, where nobody reads what it leads to
+        (folder / "shared").symlink_to("/usr")
+        (folder / "hosts.txt").symlink_to("/etc/hosts")
     attempt = builder.run(asked(host, path, host.create(path, content), registry))
     assert attempt.status == 0, attempt.text
 
