@@ -61,6 +61,21 @@ class Courier:
             self._thread.join()
 
 
+def reach(sink: Sink, headers: Headers, origin: str) -> int:
+    """The status that a sink answers an OPTIONS request with, sent as events are, from `origin` (a host's name).
+
+    That is what the webhook specification asks a receiver by whether it wants events, and no event. One that does not
+    know it answers as well: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md §4.1.
+    Raises SinkError where there is no answer.
+    """
+    from eventing.transport import options  # noqa: PLC0415 - see above
+
+    outcome = options(sink, headers, origin)
+    if outcome.status is None:
+        raise SinkError(outcome.error or "no answer")
+    return outcome.status
+
+
 class _Overrides(msgspec.Struct):
     """`K_CE_OVERRIDES`: Knative's `CloudEventOverrides`, of which there are only extensions so far."""
 

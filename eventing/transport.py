@@ -170,13 +170,20 @@ def _last(state: tenacity.RetryCallState) -> Outcome:
 async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, headers: Headers) -> Outcome:
     """One try."""
     ours, body = encode(event, sink.mode)
+    return await _request(session, "POST", sink, _merged(_token(sink), headers(sink.name), ours), body)
+
+
+async def _request(
+    session: aiohttp.ClientSession, method: str, sink: Sink, headers: dict[str, str], body: bytes | None = None
+) -> Outcome:
     try:
         async with (
             asyncio.timeout(TIMEOUT),
-            session.post(
+            session.request(
+                method,
                 sink.url,
                 data=body,
-                headers=_merged({"User-Agent": "kiln"}, _token(sink), headers(sink.name), ours),
+                headers=_merged({"User-Agent": "kiln"}, headers),
                 allow_redirects=False,
                 ssl=_trust(sink.ca),
                 proxy=_proxy(sink.url),
@@ -186,6 +193,18 @@ async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, he
             return judge(answer.status, seconds_until(answer.headers.get("Retry-After"), datetime.now(UTC)))
     except (aiohttp.ClientError, OSError) as error:
         return unanswered(_why(error))
+
+
+def options(sink: Sink, headers: Headers, origin: str) -> Outcome:
+    """What a sink answers to OPTIONS; waits for it."""
+
+    async def ask() -> Outcome:
+        lane = _Lane()
+        async with lane.session:
+            sent = _merged(_token(sink), headers(sink.name), {"WebHook-Request-Origin": origin})
+            return await _request(lane.session, "OPTIONS", sink, sent)
+
+    return asyncio.run(ask())
 
 
 async def _drop(answer: aiohttp.ClientResponse) -> None:

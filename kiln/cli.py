@@ -91,12 +91,13 @@ def controller(**flags: Any) -> None:
 @click.option(
     "--event", "saved", type=click.File("rb"), help="Show what this saved request would build, and build nothing."
 )
+@click.option("--online", is_flag=True, help="Look also at what has to answer: Docker, registries, Git hosts, sinks.")
 @settings_flags
-def check(saved: BinaryIO | None, **flags: Any) -> int:
+def check(saved: BinaryIO | None, online: bool, **flags: Any) -> int:
     """Check the environment, the YAML file and the secrets."""
     from kiln import doctor  # noqa: PLC0415
 
-    return doctor.check(environment(flags), None if saved is None else saved.read(), click.echo)
+    return doctor.check(environment(flags), None if saved is None else saved.read(), click.echo, online=online)
 
 
 @commands.command()

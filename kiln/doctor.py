@@ -32,8 +32,11 @@ UNKNOWN = "0" * 40
 """Stands for a commit that only a look-up would tell."""
 
 
-def check(environ: Mapping[str, str], event: bytes | None, say: Say) -> int:
-    """Says what is wrong, or what `event` (a saved request) would build. Returns the exit status."""
+def check(environ: Mapping[str, str], event: bytes | None, say: Say, *, online: bool = False) -> int:
+    """Says what is wrong, or what `event` (a saved request) would build, and with `online` what answers outside.
+
+    Returns the exit status.
+    """
     try:
         kiln = wiring.load(environ)
         for_web(kiln.settings)
@@ -41,6 +44,10 @@ def check(environ: Mapping[str, str], event: bytes | None, say: Say) -> int:
             _describe(kiln, say)
         else:
             _dry_run(kiln, event, say)
+        if online and not _outside(kiln, say):
+            return 1
+        if event is None:
+            say("everything is in order")
     except KilnError as error:
         for problem in error.problems:
             say(f"error: {problem}")
@@ -63,7 +70,12 @@ def _describe(kiln: Kiln, say: Say) -> None:
         say(f"repository: {listed.url}, {every}")
     if "token" in found.auth + found.events_auth and not secrets.api_tokens():
         say("warning: there is no token in api-tokens/, so nobody can come in")
-    say("everything is in order")
+
+
+def _outside(kiln: Kiln, say: Say) -> bool:
+    from kiln import online  # noqa: PLC0415
+
+    return online.check(kiln, say)
 
 
 def _dry_run(kiln: Kiln, content: bytes, say: Say) -> None:

@@ -189,7 +189,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     from handlers.auth import gate  # noqa: PLC0415
 
     found = kiln.settings
-    images = Images(_registry(kiln, (LIMIT, LIMIT)))
+    images = Images(registry(kiln, (LIMIT, LIMIT)))
     private = _private(kiln)
     entitled = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
@@ -247,7 +247,7 @@ def sessions(kiln: Kiln) -> Sessions:
     return KubernetesSessions(where["api"], where["release"], anchor=where["anchor"])
 
 
-def _registry(kiln: Kiln, *limits: tuple[float, float], pushes: bool = False) -> Callable[[str], Registry]:
+def registry(kiln: Kiln, *limits: tuple[float, float], pushes: bool = False) -> Callable[[str], Registry]:
     """Makes a client for the registry of an image, with the credential that is for it."""
     from builds.clients.docker_config import NO_LOGIN  # noqa: PLC0415
     from builds.clients.registry import Registry  # noqa: PLC0415
@@ -523,7 +523,7 @@ def _confirmer(kiln: Kiln) -> Confirmer:
     from builds.confirm import Confirmer  # noqa: PLC0415
 
     return Confirmer(
-        registry=_registry(kiln, pushes=True),
+        registry=registry(kiln, pushes=True),
         resolver=Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials)),
         hosts=kiln.config.hosts,
     )

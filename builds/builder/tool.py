@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +23,7 @@ from builds.builder.buildkit import Graph, Report, Reports, Vertex, is_cancelled
 from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
 from builds.builder.outcome import Account, Evidence, Stage, Step, failure
+from builds.clients.tools import path_of
 
 LONGEST_READ = 16 << 20
 """Bytes of one line that are kept in memory."""
@@ -391,8 +390,7 @@ def command(
     }
     with open(config, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # a proxy's password
         file.write("".join(f"{name} = {value!a}\n" for name, value in values.items()) + CONFIG)
-    beside = Path(sys.executable).with_name("jupyter-repo2docker")
-    program = str(beside) if beside.is_file() else shutil.which("jupyter-repo2docker") or "jupyter-repo2docker"
+    program = path_of("jupyter-repo2docker")
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]
     arguments += ["--user-id", "1000", "--user-name", "jovyan", "--no-run", "--json-logs"]
     arguments += ["--push"] if push else []

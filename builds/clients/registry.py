@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TypeVar
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 import msgspec
 import requests
@@ -173,14 +173,39 @@ class Registry:
         manifest = self.manifest(image, reference, body=True)
         if manifest is None:
             raise Unreachable(f"The registry {_host(image)} no longer has the image.")
-        headers = {"Content-Type": manifest.media_type}
-        answer = self._ask("PUT", image, f"manifests/{tag}", headers, manifest.body)
         try:
-            self._expect(answer, image)
+            self.put(image, tag, manifest.media_type, manifest.body or b"")
         except Refused:
             there = self.manifest(image, tag)
             if there is None or there.digest != manifest.digest:
                 raise
+
+    def upload(self, image: str, content: bytes) -> None:
+        """Puts a blob there, in one piece (Distribution 1.1, "Pushing a blob monolithically").
+
+        Raises RegistryError, also for a place to put it that would give the credential or the blob to the open network.
+        """
+        begun = self._ask("POST", image, "blobs/uploads/", {"Content-Type": "application/octet-stream"}, b"")
+        self._expect(begun, image)
+        host, base = _host(image), urlsplit(begun.url)
+        place = urlsplit(urljoin(begun.url, begun.headers.get("Location", "")))
+        if place.scheme not in ("http", "https") or (base.scheme == "https" and place.scheme == "http"):
+            raise Refused(f"The registry {host} names no safe place to put a layer.")
+        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+        query = urlencode([*parse_qsl(place.query, keep_blank_values=True), ("digest", digest)])
+        headers = {"Content-Type": "application/octet-stream"}
+        headers |= self._authorized(image) if place.netloc == base.netloc else {}
+        answer = self._send("PUT", urlunsplit(place._replace(query=query)), headers, content, host)
+        self._expect(answer, image)
+
+    def put(self, image: str, reference: str, media_type: str, manifest: bytes) -> None:
+        """Makes a tag or digest this manifest. Raises RegistryError."""
+        answer = self._ask("PUT", image, f"manifests/{reference}", {"Content-Type": media_type}, manifest)
+        self._expect(answer, image)
+
+    def remove(self, image: str, digest: str) -> bool:
+        """Whether a manifest was removed: registries may forbid that. Raises RegistryError without an answer."""
+        return self._ask("DELETE", image, f"manifests/{digest}", {}).ok
 
     def answers(self, image: str) -> bool:
         """Whether the registry of an image is up, whatever it thinks of us. Raises Unreachable where it is silent."""

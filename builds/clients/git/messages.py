@@ -12,6 +12,14 @@ class Redirected(RepositoryRefused):
     """The host answers with a redirect."""
 
 
+class NotShown(CannotBuild):
+    """The host lets nobody see it, or not without another credential."""
+
+
+class NoSuchRepository(CannotBuild):
+    """The host has no such repository, and says so to who asks."""
+
+
 MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
     (r"returned error: 30\d|redirect", Redirected, "The Git host redirects too often, or not to a repository."),
     (r"transport '.*' not allowed|protocol '.*' is not supported", RepositoryRefused, "The protocol is not allowed."),
@@ -22,10 +30,10 @@ MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
     ),
     (
         r"could not read (Username|Password)|Authentication failed|returned error: 40[13]",
-        CannotBuild,
+        NotShown,
         "The Git host does not show this repository: it is not there, or not without a credential.",
     ),
-    (r"repository '.*' not found|returned error: 4(04|10)", CannotBuild, "The Git host has no such repository."),
+    (r"repository '.*' not found|returned error: 4(04|10)", NoSuchRepository, "The Git host has no such repository."),
     (r"does not appear to be a git repository|is this a git repository", CannotBuild, "There is no Git repository."),
     (r"bad config", CannotBuild, "The repository's .gitmodules cannot be read."),
     (r"does not support shallow", CannotBuild, "The Git host does not speak the smart HTTP protocol."),
