@@ -39,7 +39,10 @@ def check(environ: Mapping[str, str], event: bytes | None, say: Say, *, online: 
     """
     try:
         kiln = wiring.load(environ)
-        for_web(kiln.settings)
+        if kiln.settings.pod_template is None:
+            for_web(kiln.settings)
+        else:  # which the controller alone has, and it asks nobody who they are
+            wiring.pod_template(kiln.settings)
         if event is None:
             _describe(kiln, say)
         else:

@@ -356,22 +356,28 @@ def _in_cluster(kiln: Kiln) -> KubernetesRecords:
     return KubernetesRecords(**_where(kiln, Circuit()))
 
 
-def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:
-    """Raises EngineError, KilnError."""
-    from builds.clients.git import Resolver  # noqa: PLC0415
-    from builds.engines.kubernetes import KubernetesEngine, TemplateError, checked, mounted  # noqa: PLC0415
+def pod_template(found: Settings) -> Mapping[str, Any]:
+    """What the controller makes build pods from. Raises KilnError."""
+    from builds.engines.kubernetes import TemplateError, checked  # noqa: PLC0415
 
-    found = kiln.settings
     if found.builder_image is None or found.pod_template is None:
         raise CommandError("KILN_BUILDER_IMAGE and KILN_POD_TEMPLATE must be set for the controller")
     try:
-        template = checked(config.pod_template(found.pod_template, found.pod_template_sha256))
+        return checked(config.pod_template(found.pod_template, found.pod_template_sha256))
     except TemplateError as error:
         raise CommandError(f"KILN_POD_TEMPLATE: {found.pod_template}: {error}") from None
+
+
+def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:
+    """Raises EngineError, KilnError."""
+    from builds.clients.git import Resolver  # noqa: PLC0415
+    from builds.engines.kubernetes import KubernetesEngine, mounted  # noqa: PLC0415
+
+    found, template = kiln.settings, pod_template(kiln.settings)
     return KubernetesEngine(
         **_where(kiln),
         template=template,
-        image=found.builder_image,
+        image=str(found.builder_image),
         surroundings=mounted(surroundings(kiln), template, docker_host=found.docker_host),
         lease=str(found.anchor),
         refusal=intake(kiln, Resolver(kiln.policy)).refusal,

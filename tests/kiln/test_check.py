@@ -313,6 +313,25 @@ def test_a_docker_configuration_that_docker_would_not_read(tmp_path: Path) -> No
     refused(check(tmp_path), ("KILN_REGISTRY_CONFIG", "config.json"))
 
 
+def test_the_controllers_pod_template(tmp_path: Path) -> None:
+    """Its environment in a cluster: the controller asks no Hub who somebody is."""
+    template = tmp_path / "pod.yaml"
+    cluster = {
+        "KILN_ENGINE": "kubernetes",
+        "KILN_INSTANCE": "space/kiln",
+        "KILN_ANCHOR": "kiln",
+        "KILN_AUTH": "hub",
+        "KILN_BUILDER_IMAGE": "registry.example/kiln",
+        "KILN_POD_TEMPLATE": str(template),
+    }
+    template.write_text("spec: {containers: [{name: builder}]}\n")
+    assert check(tmp_path, **cluster)[0] == 0
+    template.write_text("spec: {containers: [{name: other}]}\n")
+    refused(check(tmp_path, **cluster), ("KILN_POD_TEMPLATE", "builder"))
+    del cluster["KILN_POD_TEMPLATE"]
+    refused(check(tmp_path, **cluster), ("KILN_AUTH: hub needs JUPYTERHUB_API_URL",))
+
+
 @pytest.mark.parametrize(
     "rule",
     [
