@@ -8,7 +8,7 @@ import pytest
 from kubernetes.client.configuration import Configuration
 
 from builds.engines.kubernetes.api import Api, Busy
-from builds.engines.kubernetes.circuit import FAILURES, SUSPICIOUS, Circuit
+from builds.engines.kubernetes.circuit import FAILURES, SILENCE, SUSPICIOUS, Circuit
 from tests.parts.proxy import Proxy
 
 
@@ -71,6 +71,31 @@ def test_who_tries_again_does_not_wait_for_long() -> None:
     assert (one.patience(5), one.patience(0.5)) == (SUSPICIOUS, 0.5)
     one.answered()
     assert one.patience(5) == 5
+
+
+def test_while_nobody_has_an_answer_who_comes_does_not_wait() -> None:
+    clock = Clock()
+    one = circuit(clock)
+    assert [one.passes() for _ in range(3)] == [True] * 3
+    clock.now += SILENCE
+    one.answered()
+    clock.now += SILENCE
+    assert one.passes(), "somebody was answered"
+    clock.now += 0.1
+    assert one.open
+    assert not one.passes()
+    one.answered()
+    assert not one.open
+    assert one.passes()
+
+
+def test_one_call_that_takes_long_shuts_nobody_out() -> None:
+    clock = Clock()
+    one = circuit(clock)
+    assert one.passes()
+    clock.now += 60
+    assert one.passes()
+    assert not one.open
 
 
 def test_a_server_that_is_silent_is_asked_by_nobody_but_now_and_then() -> None:

@@ -218,3 +218,15 @@ def test_an_error_gives_the_turn_back() -> None:
     for _ in range(3):
         with pytest.raises(ValueError, match="it"), turns.one(0.01):
             raise ValueError("it")
+
+
+def test_who_has_no_hope_left_does_not_wait_for_a_turn() -> None:
+    turns = Turns(1)
+
+    def hopeless() -> None:
+        raise ValueError("it")
+
+    with turns.one(0.01), pytest.raises(ValueError, match="it"), turns.one(60, hopeless):
+        pass
+    with turns.one(0.01):
+        pass

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import requests
@@ -22,6 +22,8 @@ from tests.parts.cluster import BUSYBOX, Cluster, Object, Release
 from tests.parts.githost import GitHost, git
 from tests.parts.installation import ENDED, SMALL, Webhook, http
 from tests.parts.kiln import until
+from tests.parts.pods import within
+from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
 
 pytestmark = [pytest.mark.timeout(SETTING_UP["release"] + 600), pytest.mark.alone]
@@ -31,6 +33,10 @@ REFS = 5
 """From which each commit of the first storm comes: five pushes, five causes, one build."""
 OUR_OWN = 3
 """Requests at a time where the storm is not the point."""
+HANGS = 35.0
+"""Seconds for which the API server says nothing."""
+ANSWERED = 10.0
+"""Seconds after which Git hosts give a webhook up."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +66,7 @@ def test_five_hundred_webhooks_at_once_for_a_hundred_commits_are_a_hundred_build
     ]
     answers = deliver(storm, pushes)
     check_taken(answers, 500)
-    asked = {name for _, name in answers}
+    asked = {answer.said for answer in answers}
     assert len(asked) == 100
     until(lambda: asked <= {name for name, _ in ends(storm)}, 400)
     builds = read(storm, asked)
@@ -86,7 +92,7 @@ def test_a_thousand_commits_at_once_are_recorded_and_nobody_elsewhere_waits(
         answers = storming.result()
     starts.append(seconds_to_start(cluster, elsewhere))
     check_taken(answers, 1000)
-    asked = {name for _, name in answers}
+    asked = {answer.said for answer in answers}
     assert len(asked) == 1000
     assert asked <= {build["name"] for build in everything(storm)}
     until(lambda: len([name for name, word in ends(storm) if name in asked and word == "succeeded"]) >= 20, 200)
@@ -102,6 +108,57 @@ def test_a_thousand_commits_at_once_are_recorded_and_nobody_elsewhere_waits(
     told_once(storm, builds)
     print(f"{states}; Jobs of another namespace ran after {', '.join(f'{seconds:.1f}' for seconds in starts)} s")
     assert max(starts) < 5
+
+
+@pytest.fixture
+def hanging(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[tuple[Release, Proxy]]:
+    """A release without a node to build on, and the wire between it and the API server."""
+    config = {"triggers": [{"name": "every", "push": {"branches": ["*"]}}]}
+    nowhere = {"dockerd": {"nodeSelector": {"kiln.dev/storm": "nowhere"}}}
+    with (
+        Proxy(cluster.api_server, cluster.gateway) as api,
+        Release(
+            cluster,
+            registry=registry,
+            host=host,
+            sinks=[],
+            config=config,
+            values=nowhere,
+            api_proxy=api,
+            max_queued=2000,
+        ) as release,
+    ):
+        yield release, api
+
+
+def test_an_api_server_that_hangs_in_a_storm(hanging: tuple[Release, Proxy]) -> None:
+    """Nobody waits longer than Git hosts do; what was refused is found by `kiln sync`, and nothing is half made."""
+    release, api = hanging
+    branches = commits(release.host, "storm/hangs", 500)
+    pushes = [release.push("storm/hangs", commit, ref=f"refs/heads/{branch}") for branch, commit in branches.items()]
+    with ThreadPoolExecutor(1) as aside:
+        storming = aside.submit(deliver, release, pushes)
+        until(lambda: len(everything(release)) >= 20)
+        api.drop = True
+        time.sleep(HANGS)  # the fault itself
+        answers = storming.result()
+    api.drop = False
+    api.cut()
+    assert {answer.status for answer in answers} == {202, 503}, "the API server hangs while they come"
+    assert max(answer.seconds for answer in answers) <= ANSWERED
+    taken = {answer.said for answer in answers if answer.status == 202}
+    until(lambda: release.get("api/v1/builds").status_code == 200)
+    until(lambda: taken <= {build["name"] for build in everything(release)})
+    there = everything(release)
+    assert len(there) < 500, "what is refused is not written behind the sender's back"
+    url = release.host.url("storm/hangs")
+    until(release.leader)
+    said = within(release.cluster, release.leader() or {}, "kiln", "sync", url).splitlines()
+    assert said[0] == f"{url}: {500 - len(there)} asked for, {len(there)} known already"
+    until(lambda: len(everything(release)) == 500)
+    builds = everything(release)
+    assert {build["commit"] for build in builds} == {*branches.values()}
+    assert {build["state"] for build in builds} == {"queued"}
 
 
 def commits(host: GitHost, path: str, number: int) -> dict[str, str]:
@@ -126,29 +183,34 @@ def _data(content: str) -> str:
     return f"data {len(content)}\n{content}\n"
 
 
-def deliver(release: Release, webhooks: Sequence[Webhook]) -> list[tuple[int, str]]:
-    """All at the same time, each once, as Git hosts do, from a process that does nothing else.
+class Answer(NamedTuple):
+    """To a webhook, after so many seconds. `said` is the build's name, or what was said instead; status 0: nothing."""
 
-    Status and the build's name, or 0 or another status and what was said instead.
-    """
+    status: int
+    said: str
+    seconds: float
+
+
+def deliver(release: Release, webhooks: Sequence[Webhook]) -> list[Answer]:
+    """All at the same time, each once, as Git hosts do, from a process that does nothing else."""
     with ProcessPoolExecutor(1, get_context("spawn")) as host:
         took, answers = host.submit(_deliver, f"{release.url}webhooks/github", webhooks).result()
-    slowest = max(seconds for *_, seconds in answers)
+    slowest = max(answer.seconds for answer in answers)
     print(f"{len(webhooks)} webhooks in {took:.1f} s; the slowest had its answer after {slowest:.1f} s")
-    return [(status, said) for status, said, _ in answers]
+    return answers
 
 
-def _deliver(address: str, webhooks: Sequence[Webhook]) -> tuple[float, list[tuple[int, str, float]]]:
-    """The seconds for all; then those of each, with what came of it."""
+def _deliver(address: str, webhooks: Sequence[Webhook]) -> tuple[float, list[Answer]]:
+    """The seconds for all; then each."""
 
-    def one(webhook: Webhook) -> tuple[int, str, float]:
+    def one(webhook: Webhook) -> Answer:
         began = time.monotonic()
         try:
             answer = http("POST", address, data=webhook.body, headers=webhook.headers, timeout=60)
         except requests.RequestException as error:
-            return 0, str(error), time.monotonic() - began
+            return Answer(0, str(error), time.monotonic() - began)
         said = answer.json()["builds"][0]["name"] if answer.status_code == 202 else answer.text
-        return answer.status_code, said, answer.elapsed.total_seconds()
+        return Answer(answer.status_code, said, answer.elapsed.total_seconds())
 
     with ThreadPoolExecutor(len(webhooks)) as senders:
         began = time.monotonic()
@@ -156,8 +218,8 @@ def _deliver(address: str, webhooks: Sequence[Webhook]) -> tuple[float, list[tup
         return time.monotonic() - began, answers
 
 
-def check_taken(answers: Sequence[tuple[int, str]], number: int) -> None:
-    refused = Counter(said for status, said in answers if status != 202)
+def check_taken(answers: Sequence[Answer], number: int) -> None:
+    refused = Counter(answer.said for answer in answers if answer.status != 202)
     assert not refused
     assert len(answers) == number
 

@@ -360,6 +360,14 @@ class Api:
         with self._guarded(limit) as allowed:
             return self._exchange(method, self._url(path, query), headers, sent, allowed)
 
+    def check(self) -> None:
+        """Raises Busy while the server is known not to answer."""
+        if self._circuit is not None and self._circuit.open:
+            raise self._silence()
+
+    def _silence(self) -> Busy:
+        return Busy(f"The Kubernetes API server at {self.host} does not answer; it is tried again in a moment.")
+
     @contextmanager
     def _guarded(self, limit: float) -> Iterator[float]:
         """The seconds that an exchange may take. Raises Busy while the server does not answer."""
@@ -368,7 +376,7 @@ class Api:
             yield limit
             return
         if not circuit.passes():
-            raise Busy(f"The Kubernetes API server at {self.host} does not answer; it is tried again in a moment.")
+            raise self._silence()
         try:
             yield circuit.patience(limit)
         except ApiError as error:

@@ -15,6 +15,9 @@ FAILURES = 3
 """In a row, after which it opens."""
 REST = 2.0
 """Seconds for which it stays open; then one call tries whether it can be closed."""
+SILENCE = 3.0
+"""Seconds without any answer to so many calls that are under way, after which it is open as well: whoever comes then
+need not wait until they are given up."""
 SUSPICIOUS = 2.0
 """Seconds that the call may take which tries whether the circuit can be closed."""
 
@@ -22,7 +25,8 @@ SUSPICIOUS = 2.0
 class Circuit:
     """Counts calls that had no answer. For any number of threads.
 
-    Closed: calls pass. Open: none does. Half-open, after `rest` seconds: one passes, and its outcome decides.
+    Closed: calls pass. Open: none does. Half-open, after `rest` seconds: one passes, and its outcome decides. While the
+    server is silent to calls that are under way, these decide.
     """
 
     def __init__(
@@ -34,17 +38,32 @@ class Circuit:
         self._lock = threading.Lock()
         self._failures = 0
         self._next_try = float("-inf")
+        self._under_way = 0
+        self._heard = float("-inf")
 
     def passes(self) -> bool:
         """Whether a call may be made now. Whoever makes it says what came of it."""
         with self._lock:
-            if self._failures < self._most:
-                return True
             now = self._monotonic()
-            if now < self._next_try:
+            if self._failures >= self._most:
+                if now < self._next_try:
+                    return False
+                self._next_try = now + max(self._rest, SUSPICIOUS)  # nobody else tries before this one has an answer
+            elif self._silent(now):
                 return False
-            self._next_try = now + max(self._rest, SUSPICIOUS)  # nobody else tries before this one has an answer
+            if not self._under_way:
+                self._heard = now
+            self._under_way += 1
             return True
+
+    @property
+    def open(self) -> bool:
+        """Whether there is no hope for who waits to make a call."""
+        with self._lock:
+            return self._failures >= self._most or self._silent(self._monotonic())
+
+    def _silent(self, now: float) -> bool:
+        return self._under_way >= self._most and now - self._heard > SILENCE
 
     def patience(self, seconds: float) -> float:
         """The seconds that a call may take, which takes `seconds` at most."""
@@ -53,8 +72,11 @@ class Circuit:
     def answered(self) -> None:
         with self._lock:
             self._failures = 0
+            self._under_way -= 1
+            self._heard = self._monotonic()
 
     def unanswered(self) -> None:
         with self._lock:
             self._failures += 1
+            self._under_way -= 1
             self._next_try = self._monotonic() + self._rest

@@ -17,6 +17,8 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 W = TypeVar("W")
 
+CHECK = 0.5
+"""Seconds between two looks whether to go on waiting."""
 KEPT = 256
 """Answers kept; the oldest go first."""
 
@@ -171,31 +173,42 @@ class Turns:
         self._waiting: deque[threading.Event] = deque()
 
     @contextmanager
-    def one(self, timeout: float) -> Iterator[None]:
-        """Raises TimeoutError if it is not one's turn after so many seconds."""
-        self._take(timeout)
+    def one(self, timeout: float, check: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """Raises TimeoutError if it is not one's turn after so many seconds, or what `check` raises: that is asked now
+        and then, whether there is still hope."""
+        self._take(timeout, check)
         try:
             yield
         finally:
             self._give()
 
-    def _take(self, timeout: float) -> None:
+    def _take(self, timeout: float, check: Callable[[], object]) -> None:
         with self._lock:
             if self._free:  # then nobody waits
                 self._free -= 1
                 return
             mine = threading.Event()
             self._waiting.append(mine)
-        if mine.wait(timeout):
-            return
-        with self._lock:
-            if not mine.is_set():
-                self._waiting.remove(mine)
-                raise TimeoutError
+        deadline = time.monotonic() + timeout
+        try:
+            while not mine.wait(min(CHECK, max(deadline - time.monotonic(), 0))):
+                check()
+                if time.monotonic() >= deadline:
+                    raise TimeoutError  # noqa: TRY301  (as what `check` raises)
+        except BaseException:
+            with self._lock:
+                if mine.is_set():  # just now
+                    self._hand_on()
+                else:
+                    self._waiting.remove(mine)
+            raise
 
     def _give(self) -> None:
         with self._lock:
-            if self._waiting:
-                self._waiting.popleft().set()
-            else:
-                self._free += 1
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        if self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self._free += 1

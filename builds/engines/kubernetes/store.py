@@ -234,7 +234,7 @@ class KubernetesRecords:
     def _in_turn(self) -> Iterator[None]:
         with ExitStack() as turn:
             try:
-                turn.enter_context(self._turns.one(TURN))
+                turn.enter_context(self._turns.one(TURN, self._api.check))
             except TimeoutError:
                 raise Unavailable("Too many builds are being asked for at once: try again.") from None
             yield
