@@ -100,11 +100,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_lookups: ClassVar[int] = 32
     """Refs that web looks up at once, each on a thread."""
+    max_hub_calls: ClassVar[int] = 128
+    """Requests whose senders web asks a Hub about at once, each on a thread."""
 
     @property
     def threads(self) -> int:
-        """Of web: each viewer of a log and each look-up of a ref holds one; 16 are always left for everybody else."""
-        return 16 + self.max_lookups + self.max_viewers
+        """Of web. Viewers of logs, look-ups of refs and requests that wait for a Hub have their own: 16 are always left
+        for everybody else."""
+        waiting = self.max_hub_calls if "hub" in self.auth + self.events_auth else 0
+        return 16 + self.max_lookups + self.max_viewers + waiting
 
     def ops_port_of(self, process: Process) -> int:
         if self.ops_port is not None:
@@ -449,7 +453,7 @@ SETTINGS: tuple[Setting, ...] = (
         read=_number(1, 10_000),
         default="112",
         says="How many logs can be followed at once; a quarter of them by one person. "
-        "Web has 48 threads more than that.",
+        "Web has 48 threads more than that, and another 128 where a Hub says who comes in.",
     ),
     Setting(
         name="KILN_LOG_LEVEL",

@@ -58,8 +58,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SPARED = 12
-"""Of web's threads: who needs no answer of a Hub always has as many."""
 LAST_LOOK = 5.0
 """Seconds that a look at a listed repository has to come to its end when the controller is told to stop."""
 
@@ -270,7 +268,7 @@ def _hub_service(found: Settings) -> HubService | None:
 
     told = found.hub
     return HubService(
-        hub=Hub(told.api_url, most_waiting=found.threads - SPARED),
+        hub=Hub(told.api_url, most_waiting=found.max_hub_calls),
         client_id=told.client_id,
         secret=told.api_token,
         access_scopes=told.access_scopes,
