@@ -5,13 +5,17 @@ Exit status: 0 done, 1 it went wrong (a sentence on standard error says what), 2
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 import click
 
@@ -19,11 +23,16 @@ from builds.repository import is_loopback
 from kiln.errors import CommandError, KilnError
 from kiln.settings import SETTINGS, for_web
 
+if TYPE_CHECKING:
+    from kiln.saved import Saved
+
 F = TypeVar("F", bound=Callable[..., object])
 
 
 def main() -> None:
     """Runs the command line and exits with its status."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know every letter of an event
     try:
         status = commands.main(prog_name="kiln", standalone_mode=False)
     except KilnError as error:
@@ -94,10 +103,16 @@ def controller(**flags: Any) -> None:
 @click.option("--online", is_flag=True, help="Look also at what has to answer: Docker, registries, Git hosts, sinks.")
 @settings_flags
 def check(saved: BinaryIO | None, online: bool, **flags: Any) -> int:
-    """Check the environment, the YAML file and the secrets."""
+    """Check the environment, the YAML file and the secrets.
+
+    With --event, `--host github` says whose a webhook's payload alone is.
+    """
+    from eventing.hosts import DIALECTS  # noqa: PLC0415
     from kiln import doctor  # noqa: PLC0415
 
-    return doctor.check(environment(flags), None if saved is None else saved.read(), click.echo, online=online)
+    host = flags.pop("KILN_HOST") if saved and flags["KILN_HOST"] in DIALECTS else None
+    event = None if saved is None else _content(saved)
+    return doctor.check(environment(flags), event, click.echo, host=host, online=online)
 
 
 @commands.command()
@@ -160,22 +175,66 @@ def build(server: str | None, token_file: Path | None, build_args: tuple[str, ..
 
 @commands.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--to", "url", metavar="URL", help="By default /events of this machine's Kiln.")
+@click.option("--to", "url", metavar="URL", help="Kiln's URL, or a route's; by default this machine's Kiln.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with an API token.")
-def send(file: BinaryIO, url: str | None, token_file: Path | None) -> int:
-    """Post a saved event (JSON, a JSON array for a batch, or a whole HTTP request) and print the answer."""
+@click.option("--host", metavar="HOST", help="The Git host (github, gitea, …) whose webhook's payload the file holds.")
+@click.option("--sign", is_flag=True, help="Sign a webhook anew, with a secret of KILN_SECRETS_DIR.")
+def send(file: BinaryIO, url: str | None, token_file: Path | None, host: str | None, *, sign: bool) -> int:
+    """Post a saved event or webhook to the route that fits, and print the answer.
+
+    FILE is an event as JSON, an array of them, an HTTP request, a webhook's record or what its delivery page shows, or,
+    with --host, its payload alone.
+    """
     from kiln import saved  # noqa: PLC0415
     from kiln.client import Server  # noqa: PLC0415
 
-    url = url or f"{_here()}events"
-    request = saved.parse(file.read())
-    answer = Server(url, _token(token_file or _local_token(url))).send(url, request.headers, request.body)
+    request = saved.parse(_content(file), host)
+    url = _route(url, request.word)
+    token_file = token_file or (None if request.word else _local_token(url))
+    headers = _signed(request) if sign else request.sent
+    answer = Server(url, _token(token_file)).send(url, headers, request.body)
     click.echo(f"{answer.status_code} {answer.reason}")
     if "Location" in answer.headers:
         click.echo(f"Location: {answer.headers['Location']}")
     if answer.text:
         click.echo(answer.text)
+    if answer.status_code == HTTPStatus.UNAUTHORIZED and request.word and not sign:
+        click.echo("kiln: The file may not hold the body byte for byte. --sign signs it anew.", err=True)
     return 0 if answer.ok else 1
+
+
+def _content(file: BinaryIO) -> bytes:
+    try:
+        return file.read()
+    except OSError as error:
+        raise CommandError(f"{file.name} cannot be read: {error.strerror}") from None
+
+
+def _route(url: str | None, word: str | None) -> str:
+    """The route for what is sent, where `url` is none, Kiln's own, or that of its events; else `url`."""
+    url = url or f"{_here()}events"
+    with suppress(ValueError):  # it is told of when it is used
+        path = urlsplit(url).path
+        if word and (not path or path.endswith(("/", "/events"))):
+            return urljoin(url, f"webhooks/{word}")
+    return url
+
+
+def _signed(request: Saved) -> dict[str, str]:
+    """The headers of a webhook, signed by one of this machine's secrets. Raises CommandError."""
+    from eventing.hosts import DIALECTS  # noqa: PLC0415
+    from kiln.secrets import Secrets  # noqa: PLC0415
+
+    if request.word is None:
+        raise CommandError("--sign: only webhooks of Git hosts are signed")
+    folder = os.environ.get("KILN_SECRETS_DIR")
+    try:
+        secrets = Secrets(Path(folder) if folder else None).webhooks(request.word)
+    except OSError as error:
+        raise CommandError(f"--sign: KILN_SECRETS_DIR cannot be read: {error.strerror}") from None
+    if not secrets:
+        raise CommandError(f"--sign: KILN_SECRETS_DIR has no secret in webhooks/{request.word}")
+    return DIALECTS[request.word].signed(request.sent, request.body, secrets[0], datetime.now(UTC))
 
 
 def _here() -> str:

@@ -37,7 +37,11 @@ class Server:
     """A Kiln at `url` (with its base path). All methods raise CommandError with a sentence."""
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        if urlsplit(url).scheme not in ("http", "https"):
+        try:
+            valid = urlsplit(url).scheme in ("http", "https") and urlsplit(url).port != 0
+        except ValueError:
+            valid = False
+        if not valid:
             raise CommandError(f"{url} is not an http or https URL")
         self._url = url.rstrip("/") + "/"
         self._session = requests.Session()

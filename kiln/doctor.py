@@ -19,7 +19,7 @@ from builds.repository import Repository
 from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
 from eventing.event import Event
-from eventing.hosts import DIALECTS, Ignored, word_of
+from eventing.hosts import DIALECTS, Ignored
 from eventing.http import decode
 from kiln import saved, wiring
 from kiln.errors import KilnError
@@ -32,8 +32,12 @@ UNKNOWN = "0" * 40
 """Stands for a commit that only a look-up would tell."""
 
 
-def check(environ: Mapping[str, str], event: bytes | None, say: Say, *, online: bool = False) -> int:
-    """Says what is wrong, or what `event` (a saved request) would build, and with `online` what answers outside.
+def check(
+    environ: Mapping[str, str], event: bytes | None, say: Say, *, host: str | None = None, online: bool = False
+) -> int:
+    """Says what is wrong, or what `event` would build, and with `online` what answers outside.
+
+    `event` is a saved request, of `host` where it does not say so itself.
 
     Returns the exit status.
     """
@@ -46,7 +50,7 @@ def check(environ: Mapping[str, str], event: bytes | None, say: Say, *, online: 
         if event is None:
             _describe(kiln, say)
         else:
-            _dry_run(kiln, event, say)
+            _dry_run(kiln, saved.parse(event, host), say)
         if online and not _outside(kiln, say):
             return 1
         if event is None:
@@ -81,9 +85,8 @@ def _outside(kiln: Kiln, say: Say) -> bool:
     return online.check(kiln, say)
 
 
-def _dry_run(kiln: Kiln, content: bytes, say: Say) -> None:
-    request = saved.parse(content)
-    word = word_of(request.headers)
+def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
+    word = request.word
     events = decode(request.headers, request.body) if word is None else _delivered(word, request, say)
     intake = wiring.intake(kiln, _Nobody())
     for event in events:

@@ -16,6 +16,7 @@ import pytest
 from kiln.gunicorn import GRACE
 from tests.eventing.deliveries import PUSHES, REPOSITORIES, Delivery
 from tests.parts.kiln import Kiln, Process, get, until
+from tests.parts.published import published
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 EVENT = {
@@ -187,6 +188,15 @@ def test_check_refuses_what_is_no_saved_request(kiln: Kiln, content: bytes) -> N
     assert "Traceback" not in done.stderr
 
 
+def test_check_takes_a_payload_alone_of_a_host(kiln: Kiln) -> None:
+    payload = json.dumps(PUSH, indent=2).encode()
+    done = kiln.run("check", "--event", "-", stdin=payload)
+    assert (done.returncode, "--host" in done.stdout) == (1, True)
+    done = kiln.run("check", "--event", "-", "--host", "github", stdin=b"\xef\xbb\xbf" + payload)
+    assert done.returncode == 0
+    assert f":{COMMIT}\n" in done.stdout
+
+
 # kiln web ----------------------------------------------------------------------------------------------------------
 
 
@@ -214,6 +224,69 @@ def test_send_of_what_is_refused_is_status_1(served: Kiln, web: Process) -> None
     done = served.run("send", "-", "--to", f"{web.url}events", stdin=b'{"specversion":"1.0"}')
     assert done.returncode == 1
     assert done.stdout.startswith("400 ")
+
+
+@pytest.fixture
+def with_secrets(tmp_path: Path) -> Iterator[tuple[Kiln, Process]]:
+    for word in ("github", "gitea"):
+        folder = tmp_path / "secrets" / "webhooks" / word
+        folder.mkdir(parents=True)
+        (folder / "main").write_text(f"a canary of {word}'s\n")
+    more = {
+        "KILN_SECRETS_DIR": str(tmp_path / "secrets"),
+        "KILN_CONFIG": str(tmp_path / "kiln.yaml"),
+        "KILN_BASE_PATH": "/a%40b/",
+        "KILN_AUTH": "none",
+    }
+    (tmp_path / "kiln.yaml").write_text("hosts: {git.example.com: {kind: gitea}}\n")
+    with Kiln(tmp_path, **more) as installation:
+        yield installation, installation.start("web")
+
+
+def test_what_a_delivery_page_shows_goes_to_its_hosts_route(with_secrets: tuple[Kiln, Process]) -> None:
+    kiln, web = with_secrets
+    page = "Headers\n\nRequest URL: https://kiln.example/\nX-GitHub-Event: push\nX-GitHub-Delivery: d-2\nPayload\n{}\n"
+    page = page.replace("{}", json.dumps(PUSH, indent=2))
+    here = {"PORT": str(web.url).split(":")[2].split("/")[0]}
+    unsigned = kiln.run("send", "-", stdin=page.encode(), **here)
+    assert (unsigned.returncode, unsigned.stdout[:4]) == (1, "401 ")
+    assert "--sign signs it anew" in unsigned.stderr
+    for to in ((), ("--to", str(web.url)), ("--to", f"{web.url}events"), ("--to", f"{web.url}webhooks/github")):
+        done = kiln.run("send", "-", "--sign", *to, stdin=page.encode(), **here)
+        assert (done.returncode, done.stdout[:4], done.stderr) == (0, "202 ", "")
+        assert "/a%40b/api/v1/builds/build-our-org-course-" in done.stdout
+        assert "canary" not in done.stdout
+    alone = json.dumps(PUSH).encode()
+    sent = kiln.run("send", "-", "--host", "github", "--sign", stdin=alone, **here)
+    assert (sent.returncode, sent.stdout[:4]) == (0, "202 ")
+    push = json.loads(published("gitea/push.json").read_bytes())
+    sent = kiln.run("send", "-", "--sign", stdin=json.dumps(push).encode(), **here)
+    assert (sent.returncode, sent.stdout[:4]) == (0, "202 "), sent.stdout
+    event = kiln.run("send", "-", stdin=json.dumps(EVENT).encode(), **here)
+    assert (event.returncode, event.stdout[:4]) == (0, "202 ")
+
+
+def test_send_that_cannot_sign_says_why(kiln: Kiln, tmp_path: Path) -> None:
+    (tmp_path / "secrets" / "webhooks" / "github").mkdir(parents=True)
+    for more, content, said in (
+        ({}, webhook(PUSH), "KILN_SECRETS_DIR has no secret in webhooks/github"),
+        ({"KILN_SECRETS_DIR": str(tmp_path / "secrets")}, webhook(PUSH), "no secret in webhooks/github"),
+        ({}, json.dumps(EVENT).encode(), "only webhooks of Git hosts are signed"),
+    ):
+        done = kiln.run("send", "-", "--sign", stdin=content, **more)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    "to", ["http://[", "http://a b/", "ftp://x/", "http://x:99999/", "http://.example/", "http://", "x"]
+)
+def test_send_to_what_is_no_address_is_a_sentence(kiln: Kiln, to: str) -> None:
+    for content in (json.dumps(EVENT).encode(), webhook(PUSH)):
+        done = kiln.run("send", "-", "--to", to, stdin=content)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith("kiln: ")
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_requests_are_logged_as_json_with_event_and_build(served: Kiln, web: Process) -> None:

@@ -1,4 +1,4 @@
-"""The small parts of the command: logs, the ops port, saved requests, server-sent events, progress."""
+"""The small parts of the command: logs, the ops port, server-sent events, progress."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiln.client import Message, messages
-from kiln.errors import CommandError
 from kiln.logs import JSONFormatter
 from kiln.ops import Ops
 from kiln.progress import Progress, printable
-from kiln.saved import parse
 from tests.parts.kiln import get
 
 
@@ -64,25 +62,6 @@ def test_metrics_come_in_the_form_that_is_asked_for() -> None:
         request = urllib.request.Request(url, headers={"Accept": accept})
         with urllib.request.urlopen(request, timeout=10) as answer:
             assert answer.headers["Content-Type"].startswith(expected)
-
-
-def test_a_saved_request_keeps_its_body_byte_for_byte() -> None:
-    body = b'{"a":\r\n\r\n"b"}\r\n'
-    for head in (b"POST /x HTTP/1.1\r\nX-A: b:c\r\nX-B:d\r\n\r\n", b"X-A: b:c\r\nX-B: d\r\n\r\n"):
-        request = parse(head + body)
-        assert (request.headers, request.body) == ({"x-a": "b:c", "x-b": "d"}, body)
-    assert parse(b"X-A: b\n\n" + body).body == body
-
-
-def test_json_is_an_event_and_an_array_a_batch() -> None:
-    assert parse(b' {"a": 1}').headers == {"content-type": "application/cloudevents+json"}
-    assert parse(b"[]").headers == {"content-type": "application/cloudevents-batch+json"}
-
-
-@pytest.mark.parametrize("content", [b"", b"text", b"a b\n\n", b": x\n\n", b"POST / HTTP/1.1\nx\n\n{}"])
-def test_what_is_no_request_is_refused(content: bytes) -> None:
-    with pytest.raises(CommandError):
-        parse(content)
 
 
 def test_messages_are_read_from_lines() -> None:
