@@ -35,7 +35,7 @@ from builds.repository import (
 )
 from builds.triggers import Template, Wanted
 from eventing.event import Event
-from eventing.hosts import push_of
+from eventing.hosts import PushFacts, push_of
 
 MAX_TAGS = 20
 MAX_VALUE = 4096
@@ -125,6 +125,20 @@ class Intake:
         for url in {*(each.repository for each in found), *([push.repository] if push else [])}:
             if not of_kind(self.repository(url), word):
                 raise Forbidden(f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
+
+    def default_branch(self, push: PushFacts, by: str | None, groups: Iterable[str] = ()) -> str | None:
+        """The short name of the default branch. The host is asked where the push does not say it.
+
+        `by` and `groups` as in `ask`. Raises any AskError of `builds.errors`.
+        """
+        if push.default_branch is not None:
+            return push.default_branch
+        repository = self.repository(push.repository)
+        self._policy.check(repository)
+        credentials = self._private.admit(repository, words_of(by, groups))
+        with self._lookups.place(by):
+            ref = (self._entitled if credentials else self._resolver).resolve(repository, None).ref
+        return None if ref is None else short_name(ref)
 
     def ask(
         self,

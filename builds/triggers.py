@@ -447,12 +447,20 @@ def _check_glob(glob: str, *, paths: bool) -> None:
 # From events
 
 
-def wanted(triggers: Sequence[Trigger], event: Event) -> list[Wanted]:
+DefaultBranch = Callable[[PushFacts], str | None]
+"""Says which branch of a repository is the default one, by its short name. Raises AskError."""
+
+
+def wanted(
+    triggers: Sequence[Trigger], event: Event, default_branch: DefaultBranch = lambda push: push.default_branch
+) -> list[Wanted]:
     """What the event asks for: one for each trigger that it matches, or what a request for a build holds.
+
+    `default_branch` is asked where a trigger is for that branch alone: some hosts do not say it with a push.
 
     Everything that comes here counts as verified: webhooks by their signature, CloudEvents by `KILN_EVENTS_AUTH`.
     Raises CannotBuild for a value that a template names and the event lacks, Malformed for a request whose data is
-    none, eventing.errors.DecodeError for a push whose data is none.
+    none, eventing.errors.DecodeError for a push whose data is none, and what `default_branch` raises.
     """
     if event.type == REQUESTED:
         return [requested(event.data)]
@@ -461,7 +469,7 @@ def wanted(triggers: Sequence[Trigger], event: Event) -> list[Wanted]:
     push = push_of(event)
     if push is not None and ((push.commit is None and not push.look_up) or skips(push)):
         return []
-    matching = (trigger for trigger in triggers if _matches(trigger, event, push))
+    matching = [trigger for trigger in triggers if _matches(trigger, event, push, default_branch)]
     return [_wanted(trigger, event, push) for trigger in matching]
 
 
@@ -505,11 +513,12 @@ def asked(body: BuildRequestBody) -> Wanted:
     )
 
 
-def _matches(trigger: Trigger, event: Event, push: PushFacts | None) -> bool:
+def _matches(trigger: Trigger, event: Event, push: PushFacts | None, default_branch: DefaultBranch) -> bool:
     if not all(matches(wanted, event) for wanted in (*trigger.filters, *trigger.when)):
         return False
     if trigger.default_branch:
-        return push is not None and push.default_branch is not None and push.ref == f"refs/heads/{push.default_branch}"
+        is_branch = push is not None and push.ref.startswith("refs/heads/")
+        return push is not None and is_branch and short_name(push.ref) == default_branch(push)
     return trigger.push is None or (push is not None and _pushed(trigger.push, push))
 
 

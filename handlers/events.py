@@ -69,7 +69,9 @@ def _asks(event: Event, who: Identity) -> list[Ask]:
     """What an event asks for. Raises AskError, DecodeError."""
     somebody_waits = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
-    return [asking.check(found, event, who=who, kind=kind) for found in wanted(services().triggers, event)]
+    intake = services().intake
+    found = wanted(services().triggers, event, lambda push: intake.default_branch(push, who.by, who.groups))
+    return [asking.check(each, event, who=who, kind=kind) for each in found]
 
 
 @routes.route("/events", methods=["OPTIONS"], provide_automatic_options=False)

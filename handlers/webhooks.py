@@ -8,7 +8,7 @@ reason to leave out what the others ask for: GitHub does not send it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 
@@ -63,7 +63,7 @@ def _receive(word: str) -> Response:
         with _collected(refusals):
             for each in _wanted(event, word):
                 with _collected(refusals):
-                    asks.append(asking.check(each, event, who=Identity(by=f"webhook:{word}"), kind=Kind.PUSH))
+                    asks.append(asking.check(each, event, who=Identity(by=_by(word)), kind=Kind.PUSH))
     if refusals:
         asking.note(refused=" ".join(refusals))
     if not asks:
@@ -86,12 +86,22 @@ def _collected(refusals: list[str]) -> Iterator[None]:
 
 def _wanted(event: Event, word: str) -> list[Wanted]:
     """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
-    found = wanted(services().triggers, event)
+    _check_same_host_kind(word, event, ())  # before the host is asked anything
+    found = wanted(services().triggers, event, lambda push: services().intake.default_branch(push, _by(word)))
+    _check_same_host_kind(word, event, found)
+    return found
+
+
+def _check_same_host_kind(word: str, event: Event, found: Sequence[Wanted]) -> None:
     try:
         services().intake.vouch(word, event, found)
     except Forbidden as error:
         raise Problem(error.status, str(error)) from None
-    return found
+
+
+def _by(word: str) -> str:
+    """Who asks for what a host's webhook tells of."""
+    return f"webhook:{word}"
 
 
 def _nothing(reason: str) -> Response:

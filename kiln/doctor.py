@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 
 from builds.build import Kind
 from builds.clients.git import Resolved
@@ -15,11 +16,11 @@ from builds.engines import Ask
 from builds.errors import AskError, BuildsError
 from builds.image import tag_for
 from builds.intake import Intake
-from builds.repository import Repository
+from builds.repository import Repository, short_name
 from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
 from eventing.event import Event
-from eventing.hosts import DIALECTS, Ignored
+from eventing.hosts import DIALECTS, Ignored, PushFacts
 from eventing.http import decode
 from kiln import saved, wiring
 from kiln.errors import KilnError
@@ -91,13 +92,20 @@ def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
     intake = wiring.intake(kiln, _Nobody())
     for event in events:
         say(f"event {event.id}: {event.type} of {event.source}" + (f", {event.subject}" if event.subject else ""))
-        wants = wanted(kiln.config.triggers, event)
+        wants = wanted(kiln.config.triggers, event, partial(_default_branch, say))
         if word is not None:
             intake.vouch(word, event, wants)
         if not wants:
             say("  no trigger wants it: nothing would be built")
         for want in wants:
             _tell(_ask(intake, want, event), want, say)
+
+
+def _default_branch(say: Say, push: PushFacts) -> str | None:
+    """What the push says, or else the branch that it is of: the host is not asked."""
+    if push.default_branch is None:
+        say("  which branch is the default one would be looked up; this one is taken for it")
+    return push.default_branch or short_name(push.ref)
 
 
 def _delivered(word: str, request: saved.Saved, say: Say) -> list[Event]:

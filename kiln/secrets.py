@@ -21,7 +21,7 @@ from kiln.errors import SecretsError
 log = logging.getLogger("kiln.secrets")
 
 FOLDERS = ("webhooks", "api-tokens", "git-credentials", "headers")
-LATER = frozenset({"statuses", "bitbucket", "bitbucket-server"})
+LATER = frozenset({"statuses"})
 """Known names for parts that are not in this version: a folder that serves a newer one as well is no mistake."""
 LARGEST = 64 * 2**10
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from eventing.event import Event
+from eventing.hosts.bitbucket import Bitbucket
+from eventing.hosts.bitbucketserver import BitbucketServer
 from eventing.hosts.dialect import Dialect, Ignored, PushFacts
 from eventing.hosts.forgejo import Forgejo
 from eventing.hosts.gitea import Gitea
@@ -13,7 +15,9 @@ from eventing.hosts.gitlab import GitLab
 
 __all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "push_of", "pushed", "word_of"]
 
-DIALECTS: Mapping[str, Dialect] = {dialect.word: dialect for dialect in (Forgejo(), Gitea(), GitHub(), GitLab())}
+DIALECTS: Mapping[str, Dialect] = {
+    dialect.word: dialect for dialect in (Forgejo(), Gitea(), GitHub(), GitLab(), Bitbucket(), BitbucketServer())
+}
 """By the word in the route. A host that sends another's headers as well stands before that one."""
 USUAL = "github"
 """The dialect in which a push is told of where the host's own is not known here."""

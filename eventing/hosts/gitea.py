@@ -31,12 +31,12 @@ from eventing.hosts.payload import (
     message_of,
     page_of,
     paths_of,
+    payload_event,
     payload_of,
     shown_by,
     signature,
     text_at,
 )
-from eventing.http import attribute_text, event_of
 from eventing.wire import lowered
 
 _IGNORED = {
@@ -114,17 +114,8 @@ class Gitea:
             return Ignored(_IGNORED[event])
         payload = payload_of(named, body)
         subject = text_at(payload, _SUBJECTS.get(event, ()))
-        made = event_of(
-            {
-                "specversion": "1.0",
-                "id": delivery,
-                "source": first_text(payload, _SOURCES),
-                "type": ".".join(filter(None, ["com", self.word, event, text_at(payload, ("action",))])),
-                "subject": subject and attribute_text(subject),
-                "datacontenttype": "application/json",
-            },
-            payload,
-        )
+        type_ = ".".join(filter(None, ["com", self.word, event, text_at(payload, ("action",))]))
+        made = payload_event(delivery, first_text(payload, _SOURCES), type_, subject, payload)
         return self._nothing(made) or [made]
 
     def facts(self, event: Event) -> PushFacts:
@@ -167,17 +158,7 @@ class Gitea:
                 "default_branch": default_branch,
             },
         }
-        return event_of(
-            {
-                "specversion": "1.0",
-                "id": id,
-                "source": page,
-                "type": f"com.{self.word}.push",
-                "subject": attribute_text(ref),
-                "datacontenttype": "application/json",
-            },
-            data,
-        )
+        return payload_event(id, page, f"com.{self.word}.push", ref, data)
 
     def _name(self, named: Mapping[str, str], end: str) -> str:
         """The name of one of its headers, as this delivery spells it."""

@@ -31,12 +31,12 @@ from eventing.hosts.payload import (
     is_zero,
     page_of,
     paths_of,
+    payload_event,
     payload_of,
     shown_by,
     signature,
     text_at,
 )
-from eventing.http import attribute_text, event_of
 from eventing.wire import lowered
 
 MAX_COMMITS = 20
@@ -126,17 +126,8 @@ class GitHub:
             return Ignored(_IGNORED[event])
         payload = payload_of(named, body)
         subject = text_at(payload, _SUBJECTS.get(event, ()))
-        made = event_of(
-            {
-                "specversion": "1.0",
-                "id": delivery,
-                "source": first_text(payload, _SOURCES),
-                "type": ".".join(["com.github", event, *_type_ends(event, payload)]),
-                "subject": subject and attribute_text(subject),
-                "datacontenttype": "application/json",
-            },
-            payload,
-        )
+        type_ = ".".join(["com.github", event, *_type_ends(event, payload)])
+        made = payload_event(delivery, first_text(payload, _SOURCES), type_, subject, payload)
         if made.type in self.pushes and self.facts(made).deleted:
             return Ignored(_IGNORED["delete"])
         return [made]
@@ -187,17 +178,7 @@ class GitHub:
                 "default_branch": default_branch,
             },
         }
-        return event_of(
-            {
-                "specversion": "1.0",
-                "id": id,
-                "source": page,
-                "type": "com.github.push",
-                "subject": attribute_text(ref),
-                "datacontenttype": "application/json",
-            },
-            data,
-        )
+        return payload_event(id, page, "com.github.push", ref, data)
 
 
 class _Repository(msgspec.Struct):

@@ -35,10 +35,10 @@ from eventing.hosts.payload import (
     message_of,
     page_of,
     paths_of,
+    payload_event,
     payload_of,
     text_at,
 )
-from eventing.http import attribute_text, event_of
 from eventing.wire import lowered
 
 PUBLIC = 20
@@ -119,17 +119,7 @@ class GitLab:
         if kind is None or not re.fullmatch(r"[a-z_]{1,64}", kind):
             raise DecodeError("The payload's object_kind is no event's name.")
         subject = text_at(payload, _SUBJECTS.get(kind, ()))
-        made = event_of(
-            {
-                "specversion": "1.0",
-                "id": _id(named, body),
-                "source": _source(kind, payload),
-                "type": _type(kind, payload),
-                "subject": subject and attribute_text(subject),
-                "datacontenttype": "application/json",
-            },
-            payload,
-        )
+        made = payload_event(_id(named, body), _source(kind, payload), _type(kind, payload), subject, payload)
         nothing = _nothing(made) if made.type in self.pushes else None
         return nothing or [made]
 
@@ -173,17 +163,7 @@ class GitLab:
             "commits": [],
             "total_commits_count": 0,
         }
-        return event_of(
-            {
-                "specversion": "1.0",
-                "id": id,
-                "source": page,
-                "type": f"com.gitlab.{kind}",
-                "subject": attribute_text(ref) if kind == "tag_push" else commit,
-                "datacontenttype": "application/json",
-            },
-            data,
-        )
+        return payload_event(id, page, f"com.gitlab.{kind}", ref if kind == "tag_push" else commit, data)
 
 
 def _id(named: Mapping[str, str], body: bytes) -> str:

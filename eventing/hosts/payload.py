@@ -14,6 +14,8 @@ import msgspec
 from msgspec import Meta
 
 from eventing.errors import DecodeError
+from eventing.event import Event
+from eventing.http import attribute_text, event_of
 from eventing.wire import essence, load_json
 
 Path = tuple[str, ...]
@@ -119,6 +121,13 @@ def page_of(repository: str) -> tuple[str, str, str]:
     page = repository.removesuffix(".git")
     owner, _, name = "/".join(page.split("/")[3:]).rpartition("/")
     return page, owner, name
+
+
+def payload_event(id_: str, source: str | None, type_: str, subject: str | None, data: Mapping[str, object]) -> Event:
+    """The event whose data is a payload. Raises DecodeError."""
+    attributes = {"specversion": "1.0", "id": id_, "source": source, "type": type_}
+    subject = subject and attribute_text(subject)
+    return event_of({**attributes, "subject": subject, "datacontenttype": "application/json"}, data)
 
 
 def _form_payload(body: bytes) -> bytes:

@@ -71,9 +71,7 @@ def test_a_push_is_worded_as_its_own_host_does(word: str) -> None:
     assert (want.repository, want.ref, want.commit) == (f"{url}.git", MAIN, A)
 
 
-@pytest.mark.parametrize(
-    "url", ["https://bitbucket.org/group/course", "https://git.example/course", "file:///srv/course"]
-)
+@pytest.mark.parametrize("url", ["https://git.example/group/course", "http://git.example/course", "file:///srv/course"])
 def test_a_host_whose_dialect_is_not_known_is_told_of_in_the_usual_one(url: str) -> None:
     (want,) = wanted(DEFAULT, the_push(url=url).push)
     assert (want.ref, want.commit) == (MAIN, A)

@@ -179,14 +179,128 @@ def gitlab_signed(
     return delivery.but(webhook_id=id, webhook_timestamp=timestamp, webhook_signature=signatures)
 
 
+# Bitbucket
+
+
+def cloud_ref(name: str = "main", commit: str = COMMIT, type: str = "branch") -> Payload:  # noqa: A002
+    return {"type": type, "name": name, "target": {"type": "commit", "hash": commit, "message": "größer\n"}}
+
+
+def cloud_change(new: Payload | None, old: Payload | None = None, **changes: object) -> Payload:
+    flags = {"created": old is None, "closed": new is None, "forced": False, "truncated": False}
+    return {"new": new, "old": old, **flags, "commits": [{"type": "commit", "hash": COMMIT}], **changes}
+
+
+def bitbucket_push(*changes: Payload, **others: object) -> Payload:
+    """Of one commit on `main`, unless other changes are given, as Bitbucket Cloud tells it."""
+    page = "https://bitbucket.org/Team/course"
+    return {
+        "actor": {"type": "user", "display_name": "Ada", "nickname": "ada", "uuid": "{d301}"},
+        "repository": {
+            "type": "repository",
+            "name": "course",
+            "full_name": "Team/course",
+            "uuid": "{673a}",
+            "is_private": True,
+            "scm": "git",
+            "links": {
+                "self": {"href": "https://api.bitbucket.org/2.0/repositories/Team/course"},
+                "html": {"href": page},
+            },
+        },
+        "push": {"changes": [*changes] or [cloud_change(cloud_ref(), cloud_ref(commit=BEFORE))]},
+        **others,
+    }
+
+
+def bitbucket(
+    payload: object = None,
+    event: str = "repo:push",
+    *,
+    secret: bytes = SECRET,
+    id: str = "d-1",  # noqa: A002
+) -> Delivery:
+    body = encoded(bitbucket_push() if payload is None else payload)
+    headers = {
+        "Content-Type": "application/json",
+        "User-Agent": "Bitbucket-Webhooks/2.0",
+        "X-Event-Key": event,
+        "X-Hook-UUID": "h-1",
+        "X-Request-UUID": id,
+        "X-Attempt-Number": "1",
+        "X-Hub-Signature": f"sha256={hexadecimal(body, secret)}",
+    }
+    return Delivery(headers, body)
+
+
+def server_change(ref: str = "refs/heads/main", before: str = BEFORE, after: str = COMMIT) -> Payload:
+    kind = "ADD" if before == ZERO else "DELETE" if after == ZERO else "UPDATE"
+    about = {"id": ref, "displayId": ref.split("/", 2)[-1], "type": "TAG" if "/tags/" in ref else "BRANCH"}
+    return {"ref": about, "refId": ref, "fromHash": before, "toHash": after, "type": kind}
+
+
+def server_push(*changes: Payload, **others: object) -> Payload:
+    """Of one commit on `main`, unless other changes are given, as Bitbucket Data Center 8 tells it."""
+    host = "https://git.example.com"
+    return {
+        "eventKey": "repo:refs_changed",
+        "date": "2026-11-29T12:45:32+1000",
+        "actor": {"name": "ada", "id": 1, "displayName": "Ada", "slug": "ada", "type": "NORMAL"},
+        "repository": {
+            "slug": "sample",
+            "id": 84,
+            "name": "Sample",
+            "scmId": "git",
+            "project": {"key": "LAB", "id": 84, "name": "The Lab", "public": False, "type": "NORMAL"},
+            "public": False,
+            "links": {
+                "clone": [
+                    {"href": "ssh://git@git.example.com:7999/lab/sample.git", "name": "ssh"},
+                    {"href": f"{host}/scm/lab/sample.git", "name": "http"},
+                ],
+                "self": [{"href": f"{host}/projects/LAB/repos/sample/browse"}],
+            },
+        },
+        "changes": [*changes] or [server_change()],
+        "commits": [{"id": COMMIT, "displayId": COMMIT[:11], "message": "größer"}],
+        "toCommit": {"id": COMMIT, "displayId": COMMIT[:11], "message": "größer"},
+        **others,
+    }
+
+
+def server(
+    payload: object = None,
+    event: str = "repo:refs_changed",
+    *,
+    secret: bytes = SECRET,
+    id: str = "d-1",  # noqa: A002
+) -> Delivery:
+    body = encoded(server_push() if payload is None else payload)
+    headers = {
+        "Content-Type": "application/json; charset=UTF-8",
+        "X-Event-Key": event,
+        "X-Request-Id": id,
+        "X-Hub-Signature": f"sha256={hexadecimal(body, secret)}",
+    }
+    return Delivery(headers, body)
+
+
 # One of each
 
 
-PUSHES: Mapping[str, Callable[..., Delivery]] = {"gitea": gitea, "forgejo": forgejo, "gitlab": gitlab}
+PUSHES: Mapping[str, Callable[..., Delivery]] = {
+    "gitea": gitea,
+    "forgejo": forgejo,
+    "gitlab": gitlab,
+    "bitbucket": bitbucket,
+    "bitbucket-server": server,
+}
 """A push to the default branch of each host but GitHub, by the word in the route; `id` and `secret` may be given."""
 REPOSITORIES: Mapping[str, str] = {
     "gitea": "https://git.example.com/lab/sample",
     "forgejo": "https://git.example.com/lab/sample",
     "gitlab": "https://gitlab.com/uni/stats/course",
+    "bitbucket": "https://bitbucket.org/Team/course",
+    "bitbucket-server": "https://git.example.com/scm/lab/sample",
 }
-"""The repositories that they are of."""
+"""The repositories that they are of, as the host spells them."""

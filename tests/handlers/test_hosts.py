@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from builds.build import Kind
 from builds.clients.git import Resolved
+from builds.errors import Unreachable
 from builds.image import ImagePolicy
 from builds.intake import Intake
-from builds.repository import HostKind, Policy, Repository
+from builds.repository import HostKind, Policy, Repository, canonical
 from builds.triggers import PushRule, TriggerRule
 from tests.eventing.deliveries import (
+    BEFORE,
     COMMIT,
     PUSHES,
     REPOSITORIES,
@@ -22,11 +24,18 @@ from tests.eventing.deliveries import (
     SIGNING,
     TAG,
     Delivery,
+    bitbucket,
+    bitbucket_push,
+    cloud_change,
+    cloud_ref,
     gitea,
     gitea_push,
     gitlab,
     gitlab_push,
     gitlab_signed,
+    server,
+    server_change,
+    server_push,
 )
 from tests.handlers.house import House
 from tests.parts.published import published
@@ -36,13 +45,29 @@ EVERYTHING = TriggerRule(name="all", push=PushRule(branches=("**",), tags=("**",
 words = pytest.mark.parametrize("word", PUSHES)
 
 
+class Host:
+    """Says what refs point at: `main` is its default branch, and everything is at one commit."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+
+    def resolve(self, repository: Repository, ref: str | None) -> Resolved:
+        self.asked.append((repository.url, ref))
+        if repository.host == "away.example":
+            raise Unreachable("away.example does not answer.", retry_after=5)
+        return Resolved(ref or "refs/heads/main", COMMIT)
+
+
 @pytest.fixture
 def house_of(houses: Callable[..., House]) -> Callable[..., House]:
     """A house that has secrets for every host, and knows the host of `word`."""
 
-    def make(word: str, **settings: object) -> House:
-        own = {"triggers": [EVERYTHING], "webhook_secrets": lambda _: (b"an old one", SECRET)}
-        return houses(**own | {"hosts": {"git.example.com": HostKind(word)}} | settings)
+    def make(word: str, hosts: Mapping[str, HostKind] | None = None, **settings: object) -> House:
+        hosts = hosts or {"git.example.com": HostKind(word)}
+        images = ImagePolicy("registry.example/kiln/")
+        intake = Intake(instance="test", policy=Policy(), hosts=hosts, images=images, resolver=Host())
+        own = {"triggers": [EVERYTHING], "webhook_secrets": lambda _: (b"an old one", SECRET), "intake": intake}
+        return houses(**own | settings)
 
     return make
 
@@ -57,7 +82,7 @@ def test_a_signed_push_is_a_build(house_of: HouseOf, word: str) -> None:
     (build,) = house.builds()
     assert answer.status_code == 202
     assert answer.json == {"builds": [{"name": build.name, "location": f"/api/v1/builds/{build.name}"}]}
-    assert (build.request.repository, build.request.commit) == (REPOSITORIES[word], COMMIT)
+    assert (build.request.repository, build.request.commit) == (canonical(REPOSITORIES[word]).url, COMMIT)
     (cause,) = build.causes
     assert (cause.by, cause.kind, cause.type) == (f"webhook:{word}", Kind.PUSH, f"com.{word}.push")
     assert (cause.ref, cause.id) == ("refs/heads/main", "d-1")
@@ -76,10 +101,12 @@ def test_deliveries_that_repeat_are_one_build(house_of: HouseOf, word: str) -> N
 def test_a_wrong_or_missing_signature_is_401(house_of: HouseOf, word: str) -> None:
     house = house_of(word)
     right = PUSHES[word]()
-    unsigned = {name: value for name, value in right.headers.items() if not name.lower().endswith(("e", "token"))}
+    unsigned = {
+        name: value for name, value in right.headers.items() if not name.endswith(("Signature", "-256", "Token"))
+    }
     wrong = [PUSHES[word](secret=b"another"), Delivery(unsigned, right.body)]
     if word != "gitlab":  # a token signs nothing
-        wrong.append(Delivery(right.headers, right.body.replace(b"refs/heads/main", b"refs/heads/side")))
+        wrong.append(Delivery(right.headers, right.body.replace(COMMIT.encode(), b"d" * 40)))
     for delivery in wrong:
         answer = house.client.post(f"/webhooks/{word}", **delivery.post)
         assert answer.status_code == 401
@@ -115,20 +142,68 @@ def test_what_gitlab_signed_long_ago_is_401(house_of: HouseOf) -> None:
 
 def test_a_tag_that_gitlab_does_not_resolve_is_looked_up(house_of: HouseOf) -> None:
     tag = gitlab(gitlab_push(object_kind="tag_push", ref="refs/tags/v1", after=TAG, checkout_sha=None))
-    asked = []
-
-    class Resolver:
-        def resolve(self, repository: Repository, ref: str | None) -> Resolved:
-            asked.append((repository.url, ref))
-            return Resolved(ref, COMMIT)
-
-    intake = Intake(
-        instance="test", policy=Policy(), hosts={}, images=ImagePolicy("registry.example/"), resolver=Resolver()
-    )
-    house = house_of("gitlab", intake=intake)
+    house = house_of("gitlab")
     assert house.client.post("/webhooks/gitlab", **tag.post).status_code == 202
-    assert asked == [(REPOSITORIES["gitlab"], "refs/tags/v1")]
-    assert house.builds()[0].request.commit == COMMIT
+    assert [(build.request.commit, build.causes[0].ref) for build in house.builds()] == [(COMMIT, "refs/tags/v1")]
+
+
+def test_every_ref_of_a_delivery_is_built(house_of: HouseOf) -> None:
+    """Bitbucket sends them together, with those that were deleted; sent again they are the same."""
+    house = house_of("bitbucket")
+    changes = [
+        cloud_change(cloud_ref(commit="1" * 40), cloud_ref(commit=BEFORE)),
+        cloud_change(None, cloud_ref("gone")),
+        cloud_change(cloud_ref("v1", "2" * 40, "tag")),
+        cloud_change(cloud_ref("v1.0", "2" * 40, "tag")),
+    ]
+    delivery = bitbucket(bitbucket_push(*changes))
+    answers = [house.client.post("/webhooks/bitbucket", **delivery.post) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [202, 202]
+    built = {build.request.commit: [cause.ref for cause in build.causes] for build in house.builds()}
+    assert built == {"1" * 40: ["refs/heads/main"], "2" * 40: ["refs/tags/v1", "refs/tags/v1.0"]}
+    assert {build["name"] for build in answers[0].json["builds"]} == {build.name for build in house.builds()}
+
+
+@pytest.mark.parametrize("word", ["bitbucket", "bitbucket-server"])
+def test_a_host_that_does_not_say_the_default_branch_is_asked_for_it(house_of: HouseOf, word: str) -> None:
+    other = {
+        "bitbucket": bitbucket(bitbucket_push(cloud_change(cloud_ref("side"), cloud_ref("side", BEFORE)))),
+        "bitbucket-server": server(server_push(server_change("refs/heads/side"))),
+    }
+    house = house_of(word, triggers=None)
+    answer = house.client.post(f"/webhooks/{word}", **other[word].post)
+    assert (answer.status_code, house.builds()) == (200, ())
+    assert house.client.post(f"/webhooks/{word}", **PUSHES[word]().post).status_code == 202
+
+
+def test_it_is_not_asked_where_nobody_wants_to_know_or_it_is_a_stranger(house_of: HouseOf) -> None:
+    host = Host()
+    images = ImagePolicy("registry.example/kiln/")
+    intake = Intake(instance="test", policy=Policy(), hosts={}, images=images, resolver=host)
+    stranger = house_of("bitbucket-server", triggers=None, intake=intake)
+    assert stranger.client.post("/webhooks/bitbucket-server", **server().post).status_code == 403
+    tag = bitbucket(bitbucket_push(cloud_change(cloud_ref("v1", type="tag"))))
+    default, everything = (house_of("bitbucket", intake=intake, triggers=rules) for rules in (None, [EVERYTHING]))
+    assert default.client.post("/webhooks/bitbucket", **tag.post).status_code == 200
+    assert everything.client.post("/webhooks/bitbucket", **bitbucket().post).status_code == 202
+    assert not host.asked
+
+
+def test_a_host_that_does_not_answer_is_503_so_that_it_sends_it_again(house_of: HouseOf) -> None:
+    links = {"clone": [{"href": "https://away.example/r", "name": "http"}]}
+    repository = {**server_push()["repository"], "links": links}
+    house = house_of("bitbucket-server", hosts={"away.example": HostKind.BITBUCKET_SERVER}, triggers=None)
+    answer = house.client.post("/webhooks/bitbucket-server", **server(server_push(repository=repository)).post)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+def test_a_test_of_bitbucket_s_connection_is_200_and_no_build(house_of: HouseOf) -> None:
+    ping = {"data": b'{"test": true}', "headers": {"X-Event-Key": "diagnostics:ping", "X-Request-Id": "d-1"}}
+    house = house_of("bitbucket-server")
+    answer = house.client.post("/webhooks/bitbucket-server", **ping)
+    assert (answer.status_code, answer.json["builds"]) == (200, [])
+    assert house.client.post("/webhooks/bitbucket", **ping).status_code == 401
+    assert not house.builds()
 
 
 def test_what_gitea_really_sent(house_of: HouseOf) -> None:

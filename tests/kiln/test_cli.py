@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from builds.repository import canonical
 from kiln.gunicorn import GRACE
 from tests.eventing.deliveries import PUSHES, REPOSITORIES, Delivery
 from tests.parts.kiln import Kiln, Process, get, until
@@ -157,7 +158,7 @@ def test_check_knows_whose_webhook_it_is(kiln: Kiln, tmp_path: Path, word: str, 
     done = kiln.run("check", "--event", "-", stdin=saved, KILN_CONFIG=str(tmp_path / "kiln.yaml"))
     assert done.returncode == 0
     assert f"event d-1: com.{word}.push" in done.stdout
-    assert f"    repository: {REPOSITORIES[word]}\n" in done.stdout
+    assert f"    repository: {canonical(REPOSITORIES[word]).url}\n" in done.stdout
 
 
 def test_check_shows_what_no_trigger_wants_and_what_policy_refuses(kiln: Kiln) -> None:

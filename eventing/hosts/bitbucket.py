@@ -1,0 +1,231 @@
+"""Bitbucket Cloud's webhooks.
+
+Bitbucket signs the raw body with HMAC-SHA256, in a header that elsewhere is for SHA-1. One delivery tells of all
+branches and tags that a push changed, and becomes an event for each. It does not say which branch is the default one,
+nor which files changed. A failed delivery is repeated twice.
+
+https://support.atlassian.com/bitbucket-cloud/docs/event-payloads/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from eventing.errors import DecodeError, SignatureError
+from eventing.event import Event
+from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts.payload import (
+    Hash,
+    Path,
+    first_text,
+    header,
+    is_signed,
+    page_of,
+    payload_event,
+    payload_of,
+    signature,
+    text_at,
+)
+from eventing.http import attribute_text
+from eventing.wire import lowered
+
+PUSH = "repo:push"
+
+_DELETED = "A deleted branch or tag leaves nothing to build."
+_SUBJECTS: tuple[Path, ...] = (("pullrequest", "id"), ("issue", "id"))
+
+
+class Bitbucket:
+    word = "bitbucket"
+    own_header = "x-request-uuid"
+    pushes = frozenset({"com.bitbucket.push"})
+
+    def verify(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        secrets: Sequence[bytes],
+        now: datetime | None = None,  # noqa: ARG002 - Bitbucket signs no time
+    ) -> None:
+        verify(lowered(headers), body, secrets)
+
+    def signed(
+        self,
+        headers: Mapping[str, str],
+        body: bytes,
+        secret: bytes,
+        now: datetime,  # noqa: ARG002 - Bitbucket signs no time
+    ) -> dict[str, str]:
+        return {**lowered(headers), "x-hub-signature": signature(body, secret, "sha256=")}
+
+    def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
+        if "push" not in payload:
+            raise DecodeError("The payload does not show which event it is: the header X-Event-Key must say so.")
+        return {"content-type": "application/json", "x-event-key": PUSH, "x-request-uuid": delivery}
+
+    def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
+        """`id` is X-Request-UUID, and with a number where there are several changes; `source` is the repository's page.
+        An event that is no push has the type `com.bitbucket.<X-Event-Key>`, with dots for colons."""
+        named = lowered(headers)
+        key, delivery = event_key(named), header(named, "X-Request-UUID")
+        payload = payload_of(named, body)
+        source = text_at(payload, ("repository", "links", "html", "href"))
+        if key != PUSH:
+            type_ = f"com.bitbucket.{key.replace(':', '.')}"
+            return [payload_event(delivery, source, type_, first_text(payload, _SUBJECTS), payload)]
+        made = [self._push(id_, source, each) for id_, each in numbered(delivery, _changes(payload))]
+        return [event for event in made if event] or Ignored(_DELETED if made else "This push changed nothing.")
+
+    def facts(self, event: Event) -> PushFacts:
+        """Of an event of one change, as `parse` makes them."""
+        try:
+            push = msgspec.convert(event.data, _Payload)
+        except msgspec.ValidationError as error:
+            raise DecodeError(f"This is no push of Bitbucket's: {error}.") from None
+        (change,) = push.push.changes
+        new, old = change.new, change.old
+        commit = new.commit if new else None
+        return PushFacts(
+            repository=f"{push.repository.links.html.href}.git",
+            ref=change.ref,
+            commit=commit,
+            before=old.commit if old else None,
+            created=old is None,
+            deleted=new is None,
+            forced=change.forced,
+            pushed_at=None,
+            default_branch=push.repository.mainbranch.name if push.repository.mainbranch else None,
+            paths=None,
+            private=push.repository.is_private,
+            look_up=new is not None and commit is None,
+            message=new.target.message if new and commit else None,
+        )
+
+    def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
+        """As one that created the ref, because nothing is known of what was there before."""
+        page, owner, name = page_of(repository)
+        kind = "tag" if ref.startswith("refs/tags/") else "branch"
+        new = {"type": kind, "name": ref.split("/", 2)[-1], "target": {"type": "commit", "hash": commit}}
+        data = {
+            "push": {"changes": [{"new": new, "old": None, "created": True, "closed": False, "forced": False}]},
+            "repository": {
+                "type": "repository",
+                "name": name,
+                "full_name": f"{owner}/{name}",
+                "links": {"html": {"href": page}},
+                "mainbranch": default_branch and {"type": "branch", "name": default_branch},
+            },
+        }
+        return payload_event(id, page, "com.bitbucket.push", ref, data)
+
+    def _push(self, id_: str, source: str | None, payload: Mapping[str, object]) -> Event | None:
+        """The event of one change; none where that deletes the ref."""
+        made = payload_event(id_, source, "com.bitbucket.push", None, payload)
+        push = self.facts(made)
+        return None if push.deleted else msgspec.structs.replace(made, subject=attribute_text(push.ref))
+
+
+def verify(named: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
+    """By `X-Hub-Signature`. Raises SignatureError."""
+    given = named.get("x-hub-signature")
+    if given is None:
+        raise SignatureError("There is no X-Hub-Signature: give the webhook its secret.")
+    if not is_signed(given, body, secrets, "sha256="):
+        raise SignatureError("X-Hub-Signature was not made with this webhook's secret.")
+
+
+def event_key(named: Mapping[str, str]) -> str:
+    """Raises DecodeError."""
+    key = header(named, "X-Event-Key")
+    if not re.fullmatch(r"[a-z_]{1,32}(?::[a-z_]{1,32}){1,3}", key):
+        raise DecodeError("X-Event-Key is no event's name.")
+    return key
+
+
+def numbered(delivery: str, changes: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Each with an id of its own, which a repeated delivery gives it again."""
+    for number, change in enumerate(changes, start=1):
+        yield (delivery if len(changes) == 1 else f"{delivery}.{number}"), change
+
+
+def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The payload with one change at a time. Raises DecodeError."""
+    push = payload.get("push")
+    changes = push.get("changes") if isinstance(push, dict) else None
+    if not isinstance(changes, list):
+        raise DecodeError("This is no push of Bitbucket's: push.changes is no list.")
+    return [{**payload, "push": {"changes": [change]}} for change in changes]
+
+
+_Name = Annotated[str, Meta(pattern=r"\A[^\x00-\x20\x7f~^:?*\[\\]+\Z")]
+
+
+class _Target(msgspec.Struct):
+    hash: Hash
+    type: str = "commit"
+    message: str | None = None
+
+
+class _Ref(msgspec.Struct):
+    type: Literal["branch", "named_branch", "bookmark", "tag", "annotated_tag"]
+    name: _Name
+    target: _Target
+
+    @property
+    def full(self) -> str:
+        return f"refs/{'tags' if self.type.endswith('tag') else 'heads'}/{self.name}"
+
+    @property
+    def commit(self) -> str | None:
+        return self.target.hash if self.target.type == "commit" else None
+
+
+class _Change(msgspec.Struct):
+    new: _Ref | None = None
+    old: _Ref | None = None
+    forced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.new is None and self.old is None:
+            raise ValueError("neither new nor old is there")
+
+    @property
+    def ref(self) -> str:
+        """Of what it became, or else of what it was."""
+        (at, *_) = [side for side in (self.new, self.old) if side]
+        return at.full
+
+
+class _Push(msgspec.Struct):
+    changes: Annotated[list[_Change], Meta(min_length=1, max_length=1)]
+
+
+class _Page(msgspec.Struct):
+    href: str
+
+
+class _Links(msgspec.Struct):
+    html: _Page
+
+
+class _Branch(msgspec.Struct):
+    name: str
+
+
+class _Repository(msgspec.Struct):
+    links: _Links
+    is_private: bool | None = None
+    mainbranch: _Branch | None = None
+
+
+class _Payload(msgspec.Struct):
+    """The parts of a push payload that matter here."""
+
+    push: _Push
+    repository: _Repository
