@@ -23,11 +23,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import msgspec
+
 from builds.errors import Malformed
 
 MAX_ARGUMENTS = 50
 MAX_BYTES = 32 * 1024
-"""Of all names and values together: a record, and a list's part of it, has a limit."""
+"""Of all names and values together, as JSON: a record, and a list's part of it, has a limit."""
 MAX_VALUE = 4096
 """Characters of a name or of a value."""
 
@@ -46,11 +48,11 @@ def checked_arguments(arguments: Mapping[str, str]) -> Mapping[str, str]:
     """The arguments as they were given. Raises Malformed."""
     if len(arguments) > MAX_ARGUMENTS:
         raise Malformed(f"There are more than {MAX_ARGUMENTS} build arguments.")
-    if sum(len(name) + len(value.encode(errors="replace")) for name, value in arguments.items()) > MAX_BYTES:
-        raise Malformed(f"The build arguments are longer than {MAX_BYTES >> 10} KiB together.")
     for name, value in arguments.items():
         check_name(name)
         check_value(value)
+    if len(msgspec.json.encode(arguments)) > MAX_BYTES:
+        raise Malformed(f"The build arguments are longer than {MAX_BYTES >> 10} KiB together, as JSON.")
     return arguments
 
 

@@ -28,6 +28,9 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 MAX_OUTBOX = 50
 """Events of one build that may wait for a sink, each kept whole. Who asks for more is told to come back later."""
 
+MAX_SENTENCE = 1024
+"""Bytes, as JSON, of each sentence in a record, and of other text that is not ours and has no limit of its own."""
+
 MAX_CAUSES = 100
 """How many causes a record keeps. Answered ones make room; who finds none is told to come back later."""
 
@@ -307,6 +310,12 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 MAX_ATTEMPTS_KEPT = 20
 MAX_DELIVERIES_KEPT = 50
+MAX_DELIVERIES_SHOWN = 100
+"""Those of a build as others see it, in lists and in events, too: the latest ones."""
+MAX_ERROR = 200
+"""Bytes, as JSON, of why a delivery failed: a record has thousands of them where every sink is away."""
+MAX_TAIL = 4096
+"""Characters of a log's end."""
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
@@ -418,6 +427,17 @@ def build_name(instance: str, request: Request) -> str:
     digest = fingerprint([1, instance, *where, args, request.image])[:20]
     slug = readable(_last_parts(request.repository), 24)
     return "-".join(part for part in ("build", slug, digest) if part)
+
+
+def shortened(text: str, most: int = MAX_SENTENCE) -> str:
+    """Its beginning, of at most so many bytes as JSON; what cannot be encoded (lone surrogates) becomes `?`."""
+    text = text.encode(errors="replace").decode()
+    if len(msgspec.json.encode(text)) <= most:
+        return text
+    text = text[:most]
+    while len(msgspec.json.encode(f"{text}…")) > most:
+        text = text[: len(text) * 7 // 8]
+    return f"{text}…"
 
 
 def readable(text: str, most: int) -> str:

@@ -39,7 +39,7 @@ from eventing.hosts import PushFacts, push_of
 
 MAX_TAGS = 20
 MAX_VALUE = 4096
-"""Characters of an event's source, id and type: they are kept in the record."""
+"""Bytes, as JSON, of an event's source, id and type: they are kept in the record."""
 
 
 class Resolved(Protocol):
@@ -163,8 +163,8 @@ class Intake:
         Raises any AskError of `builds.errors`. Looks up a ref only where no commit came with it, or where the asker
         has yet to show that the host lets them in.
         """
-        if max(len(source), len(id), len(type)) > MAX_VALUE:
-            raise Malformed(f"The event's source, id or type is longer than {MAX_VALUE} characters.")
+        if max(map(_bytes, (source, id, type))) > MAX_VALUE:
+            raise Malformed(f"The event's source, id or type is longer than {MAX_VALUE} bytes.")
         chooses = chooses or wanted.trigger is not None
         if not chooses:
             _check_given(wanted)
@@ -291,6 +291,10 @@ def _commit_digits(text: str) -> str:
         return commit_id(text)
     except Malformed:
         raise Malformed(f"This is no commit. {COMMITS}") from None
+
+
+def _bytes(text: str) -> int:
+    return len(msgspec.json.encode(text)) - len('""')
 
 
 def _check_given(wanted: Wanted) -> None:

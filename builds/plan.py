@@ -20,6 +20,7 @@ from enum import StrEnum
 import msgspec
 
 from builds.build import (
+    MAX_OUTBOX,
     Attempt,
     Build,
     Cause,
@@ -33,6 +34,7 @@ from builds.build import (
     State,
     Status,
     Timings,
+    shortened,
 )
 
 MAX_UNCOUNTED = 10
@@ -504,7 +506,13 @@ def _of_round(build: Build) -> list[Attempt]:
 
 
 def _answer(build: Build, facts: Facts) -> Action | None:
-    """Somebody asked for an image that is there already: they get it at once, if the registry still has it."""
+    """Somebody asked for an image that is there already: they get it at once, if the registry still has it.
+
+    Each gets an event: no more of them at a time than have room beside those that wait for a sink.
+    """
+    room = MAX_OUTBOX - len(build.status.outbox)
+    if room <= 0:
+        return None
     confirmation = facts.confirmations.get(build.name)
     answered = tuple(cause.key for cause in build.unanswered if confirmation and cause.key in confirmation.causes)
     if confirmation is None or not answered:
@@ -516,7 +524,7 @@ def _answer(build: Build, facts: Facts) -> Action | None:
         word=Word.SUCCEEDED,
         attempt=build.status.attempt,
         outcome=Outcome(state=State.SUCCEEDED, image=confirmation.image),
-        causes=answered,
+        causes=answered[:room],
     )
 
 
@@ -554,6 +562,7 @@ def _cancelled(build: Build, attempt: int, reason: Reason) -> Report:
 
 
 def _explain(build: Build, waiting: str | None) -> Explain | None:
+    waiting = None if waiting is None else shortened(waiting)  # as the record has it
     return None if build.status.waiting == waiting else Explain(build=build.name, waiting=waiting)
 
 

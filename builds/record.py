@@ -14,6 +14,8 @@ import msgspec
 from builds.build import (
     MAX_ATTEMPTS_KEPT,
     MAX_DELIVERIES_KEPT,
+    MAX_ERROR,
+    MAX_TAIL,
     Announcement,
     Attempt,
     Build,
@@ -22,6 +24,7 @@ from builds.build import (
     DeliveryState,
     Reason,
     State,
+    shortened,
 )
 from builds.plan import Action, Bury, Explain, Report, Settle, Start, Stop, Word, opened
 from eventing.event import Event
@@ -41,9 +44,9 @@ def advance(build: Build, action: Action, now: datetime, announce: Announce) -> 
         case Start():
             return _start(build, action, now, announce)
         case Stop():
-            return _live(build, stopping=action.reason, message=action.message, unfit=action.unfit)
+            return _live(build, stopping=action.reason, message=_said(action.message), unfit=action.unfit)
         case Explain():
-            return _status(build, waiting=action.waiting)
+            return _status(build, waiting=_said(action.waiting))
         case Bury():
             return delivered(build, action.event, action.sink, now, error=None, dead=True)
         case Settle():
@@ -62,14 +65,15 @@ def undelivered(build: Build, event: str, sink: str, now: datetime, *, error: st
     """A try failed; there will be another."""
 
     def again(delivery: Delivery) -> Delivery:
-        return change(delivery, tries=delivery.tries + 1, due_at=now + pause, error=error)
+        return change(delivery, tries=delivery.tries + 1, due_at=now + pause, error=shortened(error, MAX_ERROR))
 
     return _delivery(build, event, sink, again)
 
 
 def _ended(delivery: Delivery, state: DeliveryState, now: datetime, error: str | None) -> Delivery:
     tried = state is DeliveryState.DELIVERED or error is not None
-    kept = None if state is DeliveryState.DELIVERED else error or delivery.error
+    said = shortened(error, MAX_ERROR) if error else None
+    kept = None if state is DeliveryState.DELIVERED else said or delivery.error
     return change(delivery, state=state, at=now, error=kept, tries=delivery.tries + tried)
 
 
@@ -109,7 +113,7 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
     if report.node and build.live:
         build = _live(build, node=report.node)
     if report.word is Word.QUEUED:
-        after = _status(opened(build, report.attempt, at), waiting=report.waiting)
+        after = _status(opened(build, report.attempt, at), waiting=_said(report.waiting))
     elif report.word is Word.STARTED:
         after = _status(_live(build, started_at=at), state=State.RUNNING, started_at=at, waiting=None)
     elif report.word is Word.RETRYING:
@@ -133,13 +137,13 @@ def _terminal(build: Build, report: Report, at: datetime) -> Build:
         build,
         state=outcome.state,
         reason=outcome.reason,
-        message=outcome.message,
+        message=_said(outcome.message),
         waiting=None,
         not_before=None,
         attempt=report.attempt,
         image=outcome.image,
         finished_at=at,
-        log_tail=outcome.log_tail,
+        log_tail=outcome.log_tail[-MAX_TAIL:],
         answered=_keys(build, answered),
     )
 
@@ -170,7 +174,7 @@ def _close_attempt(build: Build, report: Report, at: datetime) -> Build:
         finished_at=at,
         state=State.FAILED if report.word is Word.RETRYING else outcome.state,
         reason=outcome.reason,
-        message=outcome.message,
+        message=_said(outcome.message),
         counted=outcome.counted,
         out_of_memory=outcome.out_of_memory,
         timings=outcome.timings,
@@ -199,3 +203,7 @@ def _live(build: Build, **changes: object) -> Build:
 
 def _status(build: Build, **changes: object) -> Build:
     return change(build, status=change(build.status, **changes))
+
+
+def _said(sentence: str | None) -> str | None:
+    return None if sentence is None else shortened(sentence)

@@ -12,7 +12,18 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from builds.build import Attempt, Build, Cause, Delivery, DeliveryState, Reason, RefusedTag, State, Timings
+from builds.build import (
+    MAX_DELIVERIES_SHOWN,
+    Attempt,
+    Build,
+    Cause,
+    Delivery,
+    DeliveryState,
+    Reason,
+    RefusedTag,
+    State,
+    Timings,
+)
 from builds.image import tag_for
 from builds.triggers import BuildRequestBody
 from eventing.event import Event, Scalar
@@ -224,7 +235,7 @@ def _view(build: Build, base: str, *, tail: bool) -> BuildView:
         durations=_durations(queued_at, status.started_at, latest.timings if latest else Timings()),
         causes=tuple(map(_cause, build.causes)),
         log=LogView(url=url, tail=(status.log_tail or None) if tail else UNSET),
-        deliveries=tuple(map(_delivery, deliveries)),
+        deliveries=tuple(map(_delivery, deliveries[-MAX_DELIVERIES_SHOWN:])),
     )
 
 

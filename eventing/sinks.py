@@ -48,8 +48,8 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Added to every event, in place of its own of the same name."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
-            raise ValueError("a sink's name is letters, digits, '.', '_' and '-', as it names a file")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name):
+            raise ValueError("a sink's name is at most 63 letters, digits, '.', '_' and '-', as it names a file")
         if why := _unusable(self.url):
             raise ValueError(f"the URL of sink {self.name} {why}")
         if not self.types:

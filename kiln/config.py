@@ -31,6 +31,8 @@ from kiln.errors import ConfigError
 from kiln.quantities import duration
 from kiln.yamlfile import Document, document
 
+MAX_SINKS = 50
+"""A record keeps every event that a sink has not taken, with how it stands at each of them."""
 LATER = "is not in this version of Kiln"
 
 LEAST_POLL = 60.0
@@ -195,6 +197,8 @@ class _Reader:
             if sink is not None:
                 self.problems += (f"sinks[{number}].{problem}" for problem in _unsendable(sink))
                 sinks.append(sink)
+        if len(sinks) > MAX_SINKS:
+            self.problems.append(f"sinks: there are {len(sinks)}, and at most {MAX_SINKS}; a broker serves any number")
         for name, count in Counter(sink.name for sink in sinks).items():
             if count > 1:
                 self.problems.append(f"sinks: there are {count} sinks called {name}")

@@ -61,6 +61,9 @@ log = logging.getLogger(__name__)
 LAST_LOOK = 5.0
 """Seconds that a look at a listed repository has to come to its end when the controller is told to stop."""
 
+MAX_RULES = 96 * 1024
+"""Bytes, as JSON: a build's pod has them, and all else that it is told, in an annotation, and those have 256 KiB."""
+
 T = TypeVar("T")
 
 
@@ -92,6 +95,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
         problems.append("sinks: k-sink is the name of the one that K_SINK injects")
     _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names))
     problems += _wrong_registry_configs(found, _registry_config(found, environ))
+    problems += _too_much(found, configured)
     if policy is not None and images is not None:
         problems += (f"{found.config}: {problem}" for problem in _refused(configured, policy, images))
     if problems or policy is None or images is None:
@@ -147,6 +151,20 @@ def _wrong_registry_configs(found: Settings, used: str | None) -> Iterator[str]:
             docker_config.read(path or docker_config.NO_LOGIN)
         except Unreachable as error:
             yield f"{name}: {error}"
+
+
+def _too_much(found: Settings, configured: Config) -> Iterator[str]:
+    """What is configured goes along with each build, whose pod has only so much room for it."""
+    given = {
+        "KILN_ALLOWED_REPOSITORIES": found.allowed_repositories,
+        "KILN_BANNED_REPOSITORIES": found.banned_repositories,
+        "insecure_registries": configured.insecure_registries,
+        "private": configured.private,
+    }
+    sizes = {name: len(msgspec.json.encode(value)) for name, value in given.items()}
+    if sum(sizes.values()) > MAX_RULES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        yield f"{', '.join(given)}: longer than {MAX_RULES >> 10} KiB together, most of it {largest}"
 
 
 def _or_note(problems: list[str], read: Callable[[], T]) -> T | None:

@@ -264,11 +264,11 @@ class Attempt:
     def _wanted_tags(self) -> Iterator[str]:
         """Those further tags whose ref, if they have one, still points at the commit."""
         current = self._current_refs()
-        for tag in self.spec.tags:
-            if tag.ref is not None and tag.ref not in current:
-                self.log.say(f"The tag {tag.name} is not set: {tag.ref} is no longer at this commit.")
-            elif tag.name != self.tag:
-                yield tag.name
+        for ref, name in ((tags.ref, name) for tags in self.spec.tags for name in tags.names):
+            if ref is not None and ref not in current:
+                self.log.say(f"The tag {name} is not set: {ref} is no longer at this commit.")
+            elif name != self.tag:
+                yield name
 
     def _tell_tags(self, image: Image) -> None:
         for name in image.tags:
@@ -279,7 +279,7 @@ class Attempt:
     def _current_refs(self) -> set[str]:
         """Those of the tags' refs that point at the commit now."""
         request = self.spec.request
-        refs = sorted({tag.ref for tag in self.spec.tags if tag.ref})
+        refs = sorted({tags.ref for tags in self.spec.tags if tags.ref})
         if not refs:
             return set()
         self._git.permit(request.clone_url)

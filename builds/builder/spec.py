@@ -19,11 +19,11 @@ REPLICATION = timedelta(minutes=5)
 """For so long after a push, a host that does not serve the commit is asked again: its replicas may lag."""
 
 
-class Tag(msgspec.Struct, frozen=True, kw_only=True):
-    """A further tag, set only while `ref` (if there is one) still points at the commit."""
+class Tags(msgspec.Struct, frozen=True, kw_only=True):
+    """Further tags, set only while `ref` (if there is one) still points at the commit."""
 
-    name: str
     ref: str | None
+    names: tuple[str, ...]
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +53,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     attempt_label: str
     request: Request
-    tags: tuple[Tag, ...] = ()
+    tags: tuple[Tags, ...] = ()
     refs: tuple[str, ...] = ()
     """Refs that have led to the commit and that no clone has, as those of pull requests. A host that gives no commit by
     itself gives it by one of them."""
@@ -84,13 +84,16 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
     """
     if refused or not any(cause.credentials for cause in build.unanswered):
         surroundings = msgspec.structs.replace(surroundings, git_credentials=None)
-    tags = {(tag, cause.ref): Tag(name=tag, ref=cause.ref) for cause in build.causes for tag in cause.tags}
+    tags: dict[str | None, dict[str, None]] = {}
+    for cause in build.causes:
+        if cause.tags:
+            tags.setdefault(cause.ref, {}).update(dict.fromkeys(cause.tags))
     return Spec(
         name=build.name,
         attempt=attempt.number,
         attempt_label=attempt_label(build, attempt),
         request=build.request,
-        tags=tuple(tags.values()),
+        tags=tuple(Tags(ref=ref, names=tuple(names)) for ref, names in tags.items()),
         refs=tuple(sorted({cause.ref for cause in build.causes if cause.ref and not is_cloned(cause.ref)})),
         force=any(cause.force for cause in build.unanswered),
         just_pushed=any(cause.push and attempt.written_at - cause.at < REPLICATION for cause in build.unanswered),

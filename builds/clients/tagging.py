@@ -11,14 +11,15 @@ from collections.abc import Iterable
 
 import msgspec
 
-from builds.build import Image, RefusedTag
+from builds.build import Image, RefusedTag, shortened
 from builds.clients.registry import Refused, Registry
 
 log = logging.getLogger(__name__)
 
+MAX_TAGS = 100
 MAX_REFUSED = 10
 MAX_MESSAGE = 400
-"""Refusals that are kept with an image, and characters of each: records have a size. All are logged."""
+"""Tags (the latest) and refusals that are kept with an image, and bytes of each message as JSON. All are logged."""
 
 
 def with_tags(registry: Registry, image: Image, names: Iterable[str]) -> Image:
@@ -37,5 +38,6 @@ def with_tags(registry: Registry, image: Image, names: Iterable[str]) -> Image:
             refused.pop(name, None)
         except Refused as error:
             log.warning("The tag %s of %s is not set: %s", name, image.repository, error)
-            refused[name] = RefusedTag(name=name, message=str(error)[:MAX_MESSAGE])
-    return msgspec.structs.replace(image, tags=tuple(tags), refused_tags=tuple(refused.values())[:MAX_REFUSED])
+            refused[name] = RefusedTag(name=name, message=shortened(str(error), MAX_MESSAGE))
+    kept = tuple(tags)[-MAX_TAGS:]
+    return msgspec.structs.replace(image, tags=kept, refused_tags=tuple(refused.values())[:MAX_REFUSED])

@@ -90,7 +90,7 @@ def _fitted(causes: Causes, answered: Collection[str]) -> Causes:
 
     Raises QueueFull.
     """
-    while len(causes) > 1 and (len(causes) > MAX_CAUSES or sum(map(_size, causes)) > MAX_CAUSES_BYTES):
+    while len(causes) > MAX_CAUSES or sum(map(_size, causes)) > MAX_CAUSES_BYTES:
         fewer = _without_an_answered(causes, answered) or _with_an_askers_merged(causes, answered)
         if fewer is None:
             raise QueueFull("So many wait for this build that its record has no room for one more.")

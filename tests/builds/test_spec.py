@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from builds.builder.spec import Surroundings, Tag, spec_for
+from builds.builder.spec import Surroundings, Tags, spec_for
 from tests.builds.histories import attempt, build, cause, pushed, replace
 
 AROUND = Surroundings(git_credentials="/secrets/git-credentials", timeout=60)
@@ -29,9 +29,8 @@ def test_every_cause_has_its_tags_and_force_is_for_those_who_wait() -> None:
     causes = (cause("1", tags=("main",), force=True), cause("2", tags=("main", "v1"), ref="refs/tags/v1"))
     spec = spec_for(build("b", *causes), attempt(3), AROUND)
     assert spec.tags == (
-        Tag(name="main", ref="refs/heads/main"),
-        Tag(name="main", ref="refs/tags/v1"),
-        Tag(name="v1", ref="refs/tags/v1"),
+        Tags(ref="refs/heads/main", names=("main",)),
+        Tags(ref="refs/tags/v1", names=("main", "v1")),
     )
     assert (spec.attempt, spec.attempt_label, spec.force) == (3, "uid-b.3", True)
     assert spec_for(build("b", *causes, answered=(causes[0].key,)), attempt(), AROUND).force is False

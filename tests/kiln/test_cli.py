@@ -99,6 +99,13 @@ def test_a_typo_is_told_before_anything_starts(kiln: Kiln, command: str) -> None
     assert "KILN_IMAGE_PREFX: there is no such setting; did you mean KILN_IMAGE_PREFIX?" in done.stdout + done.stderr
 
 
+def test_rules_for_which_a_builds_pod_has_no_room_are_told_before_anything_starts(kiln: Kiln) -> None:
+    rules = ",".join(f"https://git.example.edu/{n}/{'x' * 80}/**" for n in range(900))
+    done = kiln.run("check", KILN_ALLOWED_REPOSITORIES=rules)
+    assert done.returncode == 1
+    assert "longer than 96 KiB together, most of it KILN_ALLOWED_REPOSITORIES" in done.stdout + done.stderr
+
+
 def test_web_that_can_be_reached_refuses_to_start_unasked(kiln: Kiln) -> None:
     done = kiln.run("web", KILN_HOST="0.0.0.0")
     assert done.returncode == 1

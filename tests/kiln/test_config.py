@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.repository import HostKind
-from kiln.config import Config, parse, pod_template, read
+from kiln.config import MAX_SINKS, Config, parse, pod_template, read
 from kiln.errors import ConfigError
 
 PREFIX = "private_image_prefix: registry.example/private/\n"
@@ -173,3 +174,15 @@ def test_a_file_of_another_content_is_refused(tmp_path: Path, setting: str) -> N
     file.write_bytes(b"hosts: {git.example: {kind: github}}\n")
     with pytest.raises(ConfigError, match=f"is not the file of {setting}_SHA256"):
         reads(file, known)
+
+
+def test_sinks_are_as_many_and_their_names_as_long_as_a_record_has_room_for() -> None:
+    def sinks(number: int, length: int) -> bytes:
+        names = [f"s{n}".ljust(length, "x") for n in range(number)]
+        return json.dumps({"sinks": [{"name": name, "url": "https://a.example"} for name in names]}).encode()
+
+    assert len(parse(sinks(MAX_SINKS, 63)).sinks) == MAX_SINKS
+    with pytest.raises(ConfigError, match=f"sinks: there are {MAX_SINKS + 1}, and at most {MAX_SINKS}"):
+        parse(sinks(MAX_SINKS + 1, 8))
+    with pytest.raises(ConfigError, match="at most 63"):
+        parse(sinks(1, 64))

@@ -22,7 +22,7 @@ import msgspec
 import yaml
 
 from builds.build import Request, Result
-from builds.builder.spec import Spec, Surroundings, Tag
+from builds.builder.spec import Spec, Surroundings, Tags
 from tests.parts import machine
 from tests.parts.kiln import until
 
@@ -100,7 +100,7 @@ class Builder:
         *,
         name: str = "build-x-0",
         force: bool = False,
-        tags: tuple[Tag, ...] = (),
+        tags: tuple[Tags, ...] = (),
         refs: tuple[str, ...] = (),
         log: Path | None = None,
         **around: Any,

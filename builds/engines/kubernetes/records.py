@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import VERSION, Announcement, Build, Time
+from builds.build import MAX_DELIVERIES_SHOWN, VERSION, Announcement, Build, Time
 from builds.engines import UNREADABLE, Unavailable
 
 COMPONENT = "build"
@@ -38,6 +38,9 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 UNPACKED = 64 << 20
 """Bytes that an outbox, and reading it, may take in memory."""
+
+PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 20}]
+"""Fast, and so far back that two of the largest events are in sight."""
 
 Manifest = Mapping[str, Any]
 """A Kubernetes object as plain JSON values."""
@@ -159,7 +162,8 @@ def _summary(build: Build) -> Build:
     """Without what a list does not show; the deliveries that wait are kept, their events are not."""
     status = build.status
     waiting = (delivery for announcement in status.outbox for delivery in announcement.deliveries)
-    return replace(build, status=replace(status, outbox=(), deliveries=(*status.deliveries, *waiting), log_tail=""))
+    shown = (*status.deliveries, *waiting)[-MAX_DELIVERIES_SHOWN:]
+    return replace(build, status=replace(status, outbox=(), deliveries=shown, log_tail=""))
 
 
 def _decoded(metadata: Manifest, text: str) -> Build:
@@ -179,7 +183,7 @@ def _encoded(build: Build) -> str:
 
 
 def _packed(outbox: tuple[Announcement, ...]) -> str:
-    return base64.b64encode(lzma.compress(msgspec.json.encode(outbox), preset=0)).decode()
+    return base64.b64encode(lzma.compress(msgspec.json.encode(outbox), filters=PACKING)).decode()
 
 
 def _unpacked(packed: str) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from builds.builder.spec import Tag
+from builds.builder.spec import Tags
 from builds.clients.registry import Registry as Client
 from builds.image import tag_for
 from tests.docker.builder.conftest import asked
@@ -15,7 +15,7 @@ from tests.parts.building import Builder
 from tests.parts.githost import GitHost, commit, git
 from tests.parts.registry import Registry
 
-MAIN = Tag(name="course-main", ref="refs/heads/main")
+MAIN = Tags(ref="refs/heads/main", names=("course-main",))
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_an_image_of_this_build_is_found_and_only_the_tags_are_set(
 ) -> None:
     request = asked(host, path, head, registry)
     first = builder.run(request).result
-    again = builder.run(request, tags=(MAIN, Tag(name="always", ref=None)))
+    again = builder.run(request, tags=(MAIN, Tags(ref=None, names=("always",))))
     assert again.status == 0
     assert "nothing to build" in again.text
     assert "buildx" not in again.text
@@ -87,7 +87,7 @@ def test_a_tag_whose_ref_has_moved_on_is_not_set(
 ) -> None:
     git("tag", "-m", "Annotated", "v1", head, cwd=host.bare(path))
     commit(host.bare(path), tmp_path / "content", message="Moved on")
-    tags = (MAIN, Tag(name="v1", ref="refs/tags/v1"), Tag(name="gone", ref="refs/heads/gone"))
+    tags = (MAIN, Tags(ref="refs/tags/v1", names=("v1",)), Tags(ref="refs/heads/gone", names=("gone",)))
     attempt = builder.run(asked(host, path, head, registry), tags=tags)
     assert attempt.result.image
     assert attempt.result.image.tags == ("v1",)

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from builds.build import Request
-from builds.builder.spec import Tag
+from builds.builder.spec import Tags
 from builds.clients.registry import Registry as Client
 from builds.clients.registry import Unauthorized
 from tests.docker.builder.conftest import asked
@@ -175,7 +175,7 @@ def test_the_first_build_is_pushed_and_tagged_in_one_attempt(
     known: str,
 ) -> None:
     front.behaviour = behaviour
-    attempt = builder.run(request_, registry_config=known, tags=(Tag(name="course", ref=None),))
+    attempt = builder.run(request_, registry_config=known, tags=(Tags(ref=None, names=("course",)),))
     assert attempt.status == 0, attempt.text
     image = attempt.result.image
     assert image
@@ -202,7 +202,7 @@ def test_a_tag_that_may_not_be_moved_fails_nothing(
     path: str,
 ) -> None:
     front.behaviour = Immutable(status)
-    tags = (Tag(name="v1", ref=None), Tag(name="course", ref=None))
+    tags = (Tags(ref=None, names=("v1",)), Tags(ref=None, names=("course",)))
     first = builder.run(request_, registry_config=known, tags=tags).result.image
     assert first
     assert (first.tags, first.refused_tags) == (("v1", "course"), ())
