@@ -8,24 +8,31 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
+from functools import partial
 
 import msgspec
 from flask import Blueprint, Response, request, url_for
 
 from builds.build import Build, Kind, State
-from builds.engines import NotFound, Page
+from builds.engines import NotFound, Page, pages
 from builds.report import as_json
 from builds.triggers import REQUESTED, requested
 from eventing.event import Event
 from eventing.wire import load_json
 from handlers import asking, bodies, logs
 from handlers.auth import Identity
+from handlers.cursors import Cursors
 from handlers.problems import Problem
 from handlers.services import services
 
 routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
 
 MAX_LISTED = 1000
+MOST_LOOKED_AT = 5000
+"""Builds, in one request of somebody who may see few of them."""
+STEP = 500
+"""How many of those at a time."""
 
 
 def location(name: str) -> str:
@@ -60,17 +67,34 @@ def list_builds(identity: Identity) -> Page:
     if state is not None and state not in [known.value for known in State]:
         raise Problem(400, f"state must be one of {', '.join(State)}.")
     repository = given.get("repository") or None
+    url = services().intake.repository(repository).url if repository else None
+    cursors = Cursors(services().cursor_keys(), [identity.by, url, state])
     try:
-        page = services().records.list(
-            repository=services().intake.repository(repository).url if repository else None,
-            state=State(state) if state else None,
-            limit=int(limit),
-            cursor=given.get("continue") or None,
-        )
+        cursor = cursors.taken(given["continue"]) if given.get("continue") else None
     except ValueError as error:
         raise Problem(400, "continue must be what an earlier list gave as `continue`.") from error
-    seen = tuple(build for build in page.builds if shown(build, identity))
-    return Page(builds=seen, cursor=page.cursor)
+    read = partial(services().records.list, repository=url, state=State(state) if state else None)
+    return _seen(identity, int(limit), read, cursor, cursors)
+
+
+def _seen(identity: Identity, limit: int, read: Callable[..., Page], cursor: str | None, cursors: Cursors) -> Page:
+    """The builds that they may see, as if there were no others: nor does the cursor tell of any.
+
+    Where too many were looked at, the list goes on from a time, which names none.
+    """
+    seen: list[Build] = []
+    looked, size = 0, limit + 1
+    while True:
+        page = read(limit=size, cursor=cursor)
+        seen += [build for build in page.builds if shown(build, identity)]
+        if len(seen) > limit:
+            return Page(builds=tuple(seen[:limit]), cursor=cursors.given(pages.place_of(seen[limit - 1])))
+        if page.cursor is None:
+            return Page(builds=tuple(seen), cursor=None)
+        looked += size
+        if looked > MOST_LOOKED_AT:
+            return Page(builds=tuple(seen), cursor=cursors.given(pages.before_all(pages.place(page.cursor))))
+        cursor, size = page.cursor, STEP
 
 
 def may_cancel(build: Build, identity: Identity) -> bool:

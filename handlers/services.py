@@ -48,6 +48,8 @@ class Services:
     builder_info: Mapping[str, str]
     """What builds, as BinderHub's `/versions` says it: `build_image`, or `repo2docker-version`."""
     version: str
+    cursor_keys: Callable[[], Sequence[bytes]]
+    """What the places in lists are signed with (`handlers.cursors`), the same for all replicas."""
     sessions: Sessions
     """The sessions that were signed out of."""
     private: Private = field(default_factory=Private)

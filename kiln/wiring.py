@@ -212,7 +212,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     held = sessions(kiln)
     ways = hub.ways(in_url=in_url) if hub else ()
     for_pages = hub.ways(in_url=in_url, ended=held.ended) if hub else ()
-    gate_for = functools.partial(gate, tokens=_tokens(kiln), token_in_url=in_url)
+    tokens = _tokens(kiln)
+    gate_for = functools.partial(gate, tokens=tokens, token_in_url=in_url)
     return create_app(
         Services(
             records=records(kiln),
@@ -233,6 +234,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             registry_answers=lambda: images.answers(kiln.images.prefix),
             builder_info=_builder_info(found),
             version=metadata.version("kiln-images"),
+            cursor_keys=_cursor_keys(found, tokens),
             loopback_only=found.loopback_only,
             base_path=found.base_path,
             public_url=found.public_url,
@@ -249,6 +251,12 @@ def _tokens(kiln: Kiln) -> Callable[[], Mapping[str, bytes]]:
         return kiln.secrets.api_tokens
     own = {localtoken.NAME: localtoken.ensured(kiln.settings.state_dir)}
     return lambda: own
+
+
+def _cursor_keys(found: Settings, tokens: Callable[[], Mapping[str, bytes]]) -> Callable[[], Sequence[bytes]]:
+    """The secrets that every replica has, those of people who come in first."""
+    of_hub = [found.hub.api_token.encode()] if found.hub else []
+    return lambda: [*of_hub, *(token for _, token in sorted(tokens().items()))]
 
 
 def sessions(kiln: Kiln) -> Sessions:

@@ -1,4 +1,4 @@
-"""Places in a list that is read newest first: opaque to clients, the same for every engine and replica."""
+"""Places in a list that is read newest first, the same for every engine and replica."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import msgspec
 
+from builds.build import Build
 from builds.engines import UNREADABLE
 
 Place = tuple[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)], str]
@@ -17,6 +18,15 @@ Place = tuple[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)], str]
 def microseconds(time: datetime) -> int:
     """Since 1970."""
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
+def place_of(build: Build) -> Place:
+    return microseconds(build.created_at), build.name
+
+
+def before_all(place: Place) -> Place:
+    """Before all that were made at that time: it names none of them. (Names are lower-case ASCII.)"""
+    return place[0], "~"
 
 
 def cursor(place: Place) -> str:

@@ -219,6 +219,7 @@ def build_house(
             "registry_answers": lambda: True,
             "builder_info": {"build_image": "registry.example/builder:1"},
             "version": "0.0.0",
+            "cursor_keys": lambda: [*valid.values()],
             "loopback_only": loopback_only,
             **changes,
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from builds.engines import pages
 from handlers.auth import Gate
 from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, Named, bearer, body, event, push, signed
 from tests.parts.githost import GitHost
@@ -125,6 +126,41 @@ def test_a_list_is_paged_newest_first(house: House) -> None:
             break
         query = f"?limit=2&continue={answer['continue']}"
     assert seen == names[::-1]
+
+
+def listed(house: House, query: str, who: str = "ci") -> tuple[int, str | None]:
+    answer = house.client.get(f"/api/v1/builds?limit=1{query}", headers=bearer(who))
+    return answer.status_code, answer.json.get("continue")
+
+
+def test_a_cursor_is_good_for_its_own_list_only(houses: Callable[..., House]) -> None:
+    house = houses(auth=("token",))
+    for number in range(3):
+        assert house.client.post("/api/v1/builds", json=body(subdir=f"{number}"), headers=bearer()).status_code == 202
+    status, cursor = listed(house, "")
+    assert (status, listed(house, f"&continue={cursor}")[0]) == (200, 200)
+    assert cursor
+    for query, who in [
+        (f"&continue={cursor}", "second"),
+        (f"&continue={cursor}&state=queued", "ci"),
+        (f"&continue={cursor}&repository={REPOSITORY}", "ci"),
+        (f"&continue={cursor.swapcase()}", "ci"),
+        (f"&continue={pages.cursor((2**60, 'build-x'))}", "ci"),
+    ]:
+        assert listed(house, query, who)[0] == 400, query
+
+
+def test_a_cursor_lasts_as_long_as_a_secret_that_all_replicas_have(houses: Callable[..., House]) -> None:
+    keys = [b"one"]
+    house, replica = houses(cursor_keys=lambda: [b"one"]), houses(cursor_keys=lambda: keys)
+    for number in range(3):
+        house.ask(subdir=f"{number}")
+    path = f"/api/v1/builds?continue={house.client.get('/api/v1/builds?limit=1').json['continue']}"
+    assert replica.client.get(path).status_code == 200
+    keys[:] = [b"another", b"one"]
+    assert replica.client.get(path).status_code == 200
+    keys[:] = [b"another"]
+    assert replica.client.get(path).status_code == 400
 
 
 def test_a_list_is_filtered(house: House) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ class Scene:
     def __init__(self, houses: Callable[..., House], host: GitHost, folder: Path) -> None:
         self.host = host
         self.commits = {}
-        for name in ("named", "unnamed", "public"):
+        for name in ("named", "unnamed", "public", "public-too"):
             source = folder / name
             source.mkdir()
             (source / "Dockerfile").write_text(f"FROM {name}\n")
@@ -189,3 +191,47 @@ def test_records_keep_what_was_checked(scene: Scene) -> None:
     request = Request(repository="https://a.example/b", clone_url="https://a.example/b", commit="1" * 40, image="r/x")
     (made,) = scene.house.engine.accept([Ask(name="build-x", request=request, cause=cause)])
     assert scene.house.engine.get(made.name).causes[0].credentials
+
+
+def lists(scene: Scene, who: str, query: str = "") -> Iterator[tuple[list[str], str | None]]:
+    """The pages, as the names on them and the cursor."""
+    client, cursor = scene.client(who), ""
+    while True:
+        page = client.get(f"/api/v1/builds?{query}&continue={cursor}").json
+        yield [build["name"] for build in page["items"]], page["continue"]
+        if page["continue"] is None:
+            return
+        cursor = page["continue"]
+
+
+def told(cursor: str) -> bytes:
+    """What can be read of a cursor without knowing its key."""
+    parts = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in cursor.split("."))
+    inner = re.findall(rb"[A-Za-z0-9_-]{8,}={0,2}", read := b" ".join(parts))
+    return b" ".join([read, *(base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4)) for part in inner)])
+
+
+def test_a_list_is_paged_as_if_there_were_nothing_private(scene: Scene) -> None:
+    first, hidden, last = (scene.pushed(name) for name in ("public", "named", "public-too"))
+    assert [names for names, _ in lists(scene, "ada", "limit=1")] == [[last], [hidden], [first]]
+    seen = [*lists(scene, "kim", "limit=1")]
+    assert [names for names, _ in seen] == [[last], [first]]
+    for _, cursor in seen:
+        assert hidden.encode() not in told(cursor or "")
+    assert last.encode() in told(seen[0][1] or "")
+    of_it = f"limit=1&repository={quote(scene.url('named'), safe='')}"
+    assert [*lists(scene, "kim", of_it)] == [([], None)]
+    assert [*lists(scene, "ada", of_it)] == [([hidden], None)]
+
+
+def test_a_long_way_past_what_is_private_is_gone_in_several_requests(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.builds.MOST_LOOKED_AT", 1)
+    monkeypatch.setattr("handlers.builds.STEP", 1)
+    first = scene.pushed("public")
+    hidden = [scene.pushed(name) for name in ("named", "unnamed")]
+    seen = [*lists(scene, "kim", "limit=1")]
+    assert [name for names, _ in seen for name in names] == [first]
+    assert len(seen) > 1
+    assert not any(name.encode() in told(cursor or "") for name in hidden for _, cursor in seen)
