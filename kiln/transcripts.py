@@ -33,7 +33,10 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parts(content: bytes) -> list[Part]:
-    """What may be a request in UTF-8 `content`, in its order. Raises CommandError for JSON that is cut off."""
+    """What may be a request in UTF-8 `content`, in its order.
+
+    Raises CommandError for JSON that is cut off, and where the body is missing.
+    """
     if _MARKED.search(content):
         return _marked(content)
     message = _message(content)
@@ -79,6 +82,10 @@ def _marked(content: bytes) -> list[Part]:
     fields = b"".join(line for line in head if line.strip())
     path = _path(head[0])
     found = [msgspec.structs.replace(part, path=path) for part in _page(fields + b"\n" + b"".join(sent))]
+    if not found and not head[0].startswith((b"GET ", b"HEAD ")):
+        raise CommandError(
+            "The file shows the head of a request, and not the body that was sent: add it below the head"
+        )
     return found or [*_page(b"".join(received))]
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import requests
+
+from eventing.hosts import DIALECTS
 from kiln import config, quantities, saved
 from kiln.client import messages
 from kiln.errors import CommandError, ConfigError
@@ -22,8 +25,10 @@ def durations_and_sizes(content: bytes) -> None:
 
 
 def saved_requests(content: bytes) -> None:
-    with suppress(CommandError):
-        saved.parse(content)
+    for host in (None, *DIALECTS):
+        with suppress(CommandError):
+            found = saved.parse(content, host)
+            requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
 
 
 def server_sent_events(content: bytes) -> None:

@@ -14,7 +14,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.hosts import DIALECTS, Ignored
+from eventing.hosts import DIALECTS, Ignored, push_of, word_of
 from eventing.http import decode
 from kiln.errors import CommandError
 from kiln.saved import Saved, parse
@@ -262,6 +262,22 @@ def test_a_payload_alone_is_a_delivery_of_the_host_that_is_named(text: str, enco
     assert found.headers == parse(encode(text), "github").headers, "sent twice it asks once"
 
 
+@pytest.mark.parametrize("word", DIALECTS)
+@pytest.mark.parametrize("ref", ["refs/heads/main", "refs/tags/v1"])
+def test_every_hosts_payload_alone_is_its_push_and_can_be_signed(word: str, ref: str) -> None:
+    dialect = DIALECTS[word]
+    clone = "https://git.example/our-org/course.git"
+    pushed = dialect.pushed(id="1", repository=clone, ref=ref, commit=COMMIT, default_branch="main")
+    found = parse(json.dumps(pushed.data, indent=2).encode(), word)
+    assert (found.word, word_of(found.headers)) == (word, word)
+    made = dialect.parse(found.sent, found.body)
+    assert isinstance(made, list)
+    (push,) = filter(None, map(push_of, made))
+    assert (push.repository, push.ref, push.commit) == (clone, ref, COMMIT)
+    now = datetime.now(UTC)
+    dialect.verify(dialect.signed(found.sent, found.body, b"a canary", now), found.body, [b"a canary"], now)
+
+
 @pytest.mark.parametrize("text", [COMPACT, PRETTY, "{}", '{"a": 1}', f"Payload\n{PRETTY}", "payload=%7B%7D"])
 def test_a_payload_of_nobody_knows_whom_is_refused_with_what_to_say(text: str) -> None:
     with pytest.raises(CommandError, match=r"--host .*github"):
@@ -388,6 +404,7 @@ def test_an_array_of_events_is_a_batch(events: list[object]) -> None:
         b"POST / HTTP/1.1\nx\n\n{}",
         b"\xff",
         b"\xff\xfe\x00",
+        CURL.replace(COMPACT, "").encode(),
         b"\x00",
         b"{",
         b"[1]",

@@ -115,7 +115,7 @@ class _Copy:
                 pod = self._pod()
                 there = pod is not None and self._snapshot(pod)
             except Unavailable as error:
-                self._failure = error
+                self._failure, self._asked = error, time.monotonic()  # who has waited for this need not wait again
                 raise
             self._failure = None
             if ended:
