@@ -248,10 +248,19 @@ def glob_match(pattern: str, text: str) -> bool:
     In steps of all places that can be reached, not by a regular expression: the text is a stranger's, and its length
     must not be able to cost more than linear time.
     """
+    pieces = _pieces(pattern)
+    if not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
+        return False  # most of a million paths in a push go no further
     places = {0}
-    for piece in re.split(r"((?:^|(?<=/))\*\*/|\*+)", pattern):
+    for piece in pieces:
         places = _reach(piece, text, places)
     return len(text) in places
+
+
+@lru_cache(maxsize=1024)
+def _pieces(pattern: str) -> Sequence[str]:
+    """Text, and what stands for any text, in turns; the first and the last are text, maybe empty."""
+    return re.split(r"((?:^|(?<=/))\*\*/|\*+)", pattern)
 
 
 def _reach(piece: str, text: str, places: set[int]) -> set[int]:

@@ -536,8 +536,10 @@ def _pushed(rule: PushRule, push: PushFacts) -> bool:
 
 def _chosen(globs: Sequence[str], text: str) -> bool:
     """By the last glob that matches."""
-    last = [glob for glob in globs if glob_match(glob.removeprefix("!"), text)][-1:]
-    return bool(last) and not last[0].startswith("!")
+    for glob in reversed(globs):
+        if glob_match(glob.removeprefix("!"), text):
+            return not glob.startswith("!")
+    return False
 
 
 def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:

@@ -18,9 +18,9 @@ Scalar = str | int | bool
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One CloudEvent 1.0 (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md).
 
-    `data` is a JSON value for JSON types, `bytes` for all others, one or the other where `datacontenttype` is absent,
-    and `None` when there is none. `time` is aware. `source` and `id` together say which event it is: a second one with
-    the same pair is the same event.
+    `data` is a JSON value for JSON types (an array in it may be `wire.Pieces`), `bytes` for all others, one of the two
+    where `datacontenttype` is absent, and `None` when there is none. `time` is aware. `source` and `id` together say
+    which event it is: a second one with the same pair is the same event.
     """
 
     id: str

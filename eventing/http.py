@@ -23,7 +23,7 @@ from cloudevents.core.v1.event import CloudEvent
 
 from eventing.errors import DecodeError, EncodeError, NotACloudEvent
 from eventing.event import CONTEXT, Event
-from eventing.wire import BATCH, STRUCTURED, essence, is_json, is_media_type, is_traceparent, load_json, lowered
+from eventing.wire import BATCH, STRUCTURED, Pieces, essence, is_json, is_media_type, is_traceparent, load_json, lowered
 
 Mode = Literal["binary", "structured"]
 
@@ -306,9 +306,15 @@ def _body(data: object, datacontenttype: str) -> bytes:
     if isinstance(data, bytes):
         return data
     try:
-        return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_members).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise EncodeError("The data of this event is not a JSON value.") from error
+
+
+def _members(value: object) -> list[object]:
+    if isinstance(value, Pieces):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not a JSON value")
 
 
 def _envelope(attributes: Mapping[str, object], body: bytes) -> bytes:

@@ -4,6 +4,9 @@ Two readers of one message must never understand two things, so a key or a heade
 nothing gets in that could not be sent out again: no NaN, no half of a surrogate pair, no bottomless nesting.
 
 WSGI joins the values of a repeated header, so the server names the repeated ones in a header of its own (`REPEATED`).
+
+A push of 24 MB may list a million paths, and as Python's strings they take several times the room of their text.
+`Pieces` leaves such an array in its text and reads one member at a time.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Collection, Iterator, Mapping
+from typing import NoReturn, TypeVar
+
+import msgspec
 
 from eventing.errors import DecodeError
+
+T = TypeVar("T")
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -84,13 +91,78 @@ def load_json(text: bytes) -> object:
     return value
 
 
+class Pieces(Collection[object]):
+    """A JSON array that is kept as text: each iteration reads its members anew."""
+
+    def __init__(self, array: msgspec.Raw) -> None:
+        """`array` is a view of the text. Raises DecodeError where it is not an array, or a member is not JSON."""
+        try:
+            self._parts = msgspec.json.decode(array, type=list[msgspec.Raw])
+        except msgspec.DecodeError as error:
+            raise DecodeError(f"This is not a JSON array: {error}.") from None
+        for _ in self:  # a member that cannot be read is refused now, and not when it is needed
+            pass
+
+    def __iter__(self) -> Iterator[object]:
+        return (load_json(bytes(part)) for part in self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __contains__(self, member: object) -> bool:
+        return any(member == each for each in self)
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == (list(other) if isinstance(other, Pieces) else other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def each(self, kind: type[T]) -> Iterator[T]:
+        """Its members as `kind`. Raises msgspec.ValidationError."""
+        return (msgspec.json.decode(part, type=kind) for part in self._parts)
+
+
+def each(array: object, kind: type[T]) -> Iterator[T]:
+    """The members of a JSON array as `kind`. Raises msgspec.ValidationError."""
+    if isinstance(array, Pieces):
+        return array.each(kind)
+    return (msgspec.convert(member, kind) for member in msgspec.convert(array, list[object]))
+
+
+def load_object(text: bytes, *, pieces: str) -> object:
+    """As `load_json`; of an object, the array called `pieces` becomes `Pieces`. Raises DecodeError."""
+    names: list[str] = []
+
+    def named(kind: type[str], name: str) -> str:
+        names.append(name)
+        return kind(name)
+
+    try:
+        members = msgspec.json.decode(text, type=dict[_Name, msgspec.Raw], dec_hook=named)
+    except (msgspec.DecodeError, RecursionError):
+        return load_json(text)
+    if len(names) != len(members):
+        raise DecodeError(_TWICE)
+    return {
+        str(name): Pieces(raw) if name == pieces and bytes(memoryview(raw)[:1]) == b"[" else load_json(bytes(raw))
+        for name, raw in members.items()
+    }
+
+
+class _Name(str):
+    """A name in a JSON object, each occurrence of which msgspec tells of."""
+
+    __slots__ = ()
+
+
+_TWICE = "An object in the JSON has a key twice."
 _TOO_DEEP = f"The JSON nests more than {MAX_DEPTH} levels deep."
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        raise DecodeError("An object in the JSON has a key twice.")
+        raise DecodeError(_TWICE)
     return members
 
 

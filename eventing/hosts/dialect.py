@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -35,8 +35,9 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
     """By the host's clock."""
     default_branch: str | None
     """Its short name."""
-    paths: tuple[str, ...] | None
-    """The files that changed, sorted; `None` where the host did not list all of them, so that any may have."""
+    paths: Iterable[str] | None
+    """The files that changed, once for each commit that changed them; `None` where the host did not list all of them,
+    so that any may have."""
     private: bool | None
     look_up: bool = False
     """The host does not say which commit the tag is on, so the ref has to be looked up."""

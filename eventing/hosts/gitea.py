@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 
 import msgspec
 
@@ -19,10 +20,13 @@ from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    ChangedPaths,
     Commit,
     Hash,
     Path,
     Ref,
+    as_push_of,
+    commits_of,
     first_text,
     header,
     is_signed,
@@ -120,7 +124,7 @@ class Gitea:
 
     def facts(self, event: Event) -> PushFacts:
         """Gitea does not say that a push was forced, nor when it was made."""
-        push = self._push(event)
+        push, paths = self._push(event)
         created, deleted = is_zero(push.before), is_zero(push.after)
         commit = None if deleted else push.commit
         return PushFacts(
@@ -133,7 +137,7 @@ class Gitea:
             forced=False,
             pushed_at=None,
             default_branch=push.repository.default_branch,
-            paths=None if created or deleted else push.paths,
+            paths=None if created or deleted else paths,
             private=push.repository.private,
             look_up=commit is None and not deleted,
             message=push.message,
@@ -169,16 +173,15 @@ class Gitea:
         """Why an event asks for nothing, if it does not."""
         if made.type not in self.pushes:
             return None
-        push = self._push(made)
+        push, _ = self._push(made)
         if push.before == push.after:
             return Ignored(_TEST)
         return Ignored(_IGNORED["delete"]) if is_zero(push.after) else None
 
-    def _push(self, event: Event) -> _Push:
-        try:
-            return msgspec.convert(event.data, _Push)
-        except msgspec.ValidationError as error:
-            raise DecodeError(f"This is no push of {type(self).__name__}'s: {error}.") from None
+    def _push(self, event: Event) -> tuple[_Push, ChangedPaths | None]:
+        with as_push_of(type(self).__name__):
+            push = msgspec.convert(event.data, _Push)
+            return push, push.paths
 
 
 def _signed(named: Mapping[str, str], body: bytes) -> bytes:
@@ -203,13 +206,13 @@ class _Push(msgspec.Struct):
     after: Hash
     repository: _Repository
     head_commit: Commit | None = None
-    commits: list[Commit] | None = None
+    commits: object = None
     total_commits: int | None = None
 
     @property
     def message(self) -> str | None:
         """Of the commit that the ref is at."""
-        return message_of(self.commit, [*([self.head_commit] if self.head_commit else []), *(self.commits or [])])
+        return message_of(self.commit, chain([self.head_commit] if self.head_commit else [], commits_of(self.commits)))
 
     @property
     def commit(self) -> str | None:
@@ -219,6 +222,9 @@ class _Push(msgspec.Struct):
         return self.after if self.ref.startswith("refs/heads/") else None
 
     @property
-    def paths(self) -> tuple[str, ...] | None:
-        """Only the newest commits are listed (5 by default), and how many there were is in `total_commits`."""
-        return paths_of(self.commits) if self.commits and len(self.commits) == self.total_commits else None
+    def paths(self) -> ChangedPaths | None:
+        """Only the newest commits are listed (5 by default), and how many there were is in `total_commits`.
+
+        Raises msgspec.ValidationError.
+        """
+        return paths_of(self.commits, lambda files: 0 < len(files) == self.total_commits)

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated
+from urllib.parse import quote_plus
 
 import msgspec
 from msgspec import Meta
@@ -21,14 +23,17 @@ from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    FORM,
     Commit,
     Hash,
     Path,
     Ref,
+    as_push_of,
     first_text,
     header,
     is_signed,
     is_zero,
+    json_text,
     page_of,
     paths_of,
     payload_event,
@@ -37,10 +42,13 @@ from eventing.hosts.payload import (
     signature,
     text_at,
 )
-from eventing.wire import lowered
+from eventing.wire import essence, lowered
 
-MAX_COMMITS = 20
-"""A push with as many commits as this may have more: then nobody knows all the paths."""
+MAX_COMMITS, MAX_FILES = 2048, 3000
+"""GitHub lists no more commits of a push, and no more files of a commit. Where it lists as many there may be more, and
+nobody knows all the paths; nor where it lists none. https://docs.github.com/en/webhooks/webhook-events-and-payloads#push"""
+MAX_EXPLAINED = 1 << 20
+"""Bytes of a body that is signed anew to find out why its signature is wrong."""
 
 _IGNORED = {
     "ping": "This is GitHub's ping: the webhook works.",
@@ -93,12 +101,15 @@ class GitHub:
         secrets: Sequence[bytes],
         now: datetime | None = None,  # noqa: ARG002 - GitHub signs no time
     ) -> None:
-        """By `X-Hub-Signature-256` alone: the older SHA-1 header is never looked at."""
-        given = lowered(headers).get("x-hub-signature-256")
+        """By `X-Hub-Signature-256` alone: the older SHA-1 header lets nobody in."""
+        named = lowered(headers)
+        given = named.get("x-hub-signature-256")
+        if given is None and "x-hub-signature" in named:
+            raise SignatureError("There is only X-Hub-Signature (SHA-1), which is not accepted; sign with SHA-256.")
         if given is None:
             raise SignatureError("There is no X-Hub-Signature-256: give the webhook its secret.")
         if not is_signed(given, body, secrets, "sha256="):
-            raise SignatureError("X-Hub-Signature-256 was not made with this webhook's secret.")
+            raise SignatureError(f"X-Hub-Signature-256 {_what_else(given, named, body, secrets)}.")
 
     def signed(
         self,
@@ -125,34 +136,38 @@ class GitHub:
         if event in _IGNORED:
             return Ignored(_IGNORED[event])
         payload = payload_of(named, body)
+        source = first_text(payload, _SOURCES)
+        if source is None and event != "push":
+            return Ignored("This event is not about a repository: there is nothing to build.")
         subject = text_at(payload, _SUBJECTS.get(event, ()))
         type_ = ".".join(["com.github", event, *_type_ends(event, payload)])
-        made = payload_event(delivery, first_text(payload, _SOURCES), type_, subject, payload)
+        made = payload_event(delivery, source, type_, subject, payload)
         if made.type in self.pushes and self.facts(made).deleted:
             return Ignored(_IGNORED["delete"])
         return [made]
 
     def facts(self, event: Event) -> PushFacts:
         """`head_commit` is the commit, also behind an annotated tag; `after` would be the tag's own hash."""
-        try:
+        with as_push_of("GitHub"):
             push = msgspec.convert(event.data, _Push)
-        except msgspec.ValidationError as error:
-            raise DecodeError(f"This is no push of GitHub's: {error}.") from None
+            paths = paths_of(push.commits, _is_all)
         deleted = push.deleted or is_zero(push.after)
         created = push.created or is_zero(push.before)
+        commit = None if deleted else push.commit
         pushed_at = push.repository.pushed_at
         return PushFacts(
             repository=push.repository.clone_url,
             ref=push.ref,
-            commit=None if deleted else push.commit,
+            commit=commit,
             before=None if is_zero(push.before) else push.before,
             created=created,
             deleted=deleted,
             forced=push.forced,
             pushed_at=datetime.fromtimestamp(pushed_at, UTC) if isinstance(pushed_at, int) else pushed_at,
             default_branch=push.repository.default_branch,
-            paths=None if created or deleted or push.forced else push.paths,
+            paths=None if created or deleted or push.forced else paths,
             private=push.repository.private,
+            look_up=commit is None and not deleted,
             message=push.head_commit.message if push.head_commit else None,
         )
 
@@ -199,18 +214,37 @@ class _Push(msgspec.Struct):
     deleted: bool = False
     forced: bool = False
     head_commit: Commit | None = None
-    commits: list[Commit] = []
+    commits: object = ()
 
     @property
     def commit(self) -> str | None:
-        """Without a head commit a branch is still at `after`; a tag may be an object that is no commit."""
+        """Without a head commit a branch is still at `after`; a tag may be an object of its own."""
         if self.head_commit is not None:
             return self.head_commit.id
         return self.after if self.ref.startswith("refs/heads/") else None
 
-    @property
-    def paths(self) -> tuple[str, ...] | None:
-        return paths_of(self.commits) if 0 < len(self.commits) < MAX_COMMITS else None
+
+def _is_all(files: Sequence[int]) -> bool:
+    """Whether that many files of each commit are all that the push has changed."""
+    return 0 < len(files) < MAX_COMMITS and all(0 < count < MAX_FILES for count in files)
+
+
+def _what_else(given: str, named: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> str:
+    """What a wrong signature is instead, as the end of a sentence."""
+    if not re.fullmatch(r"sha256=[0-9a-f]{64}", given):
+        return "is not `sha256=` and 64 hexadecimal digits"
+    if len(body) <= MAX_EXPLAINED and is_signed(given, _otherwise(named, body), secrets, "sha256="):
+        return "was made of another form of this payload: something on the way has changed its content type"
+    return "was not made with this webhook's secret, or something on the way has changed the body"
+
+
+def _otherwise(named: Mapping[str, str], body: bytes) -> bytes:
+    """The JSON of a form, or a form with the JSON."""
+    if essence(named.get("content-type", "")) != FORM:
+        return b"payload=" + quote_plus(body, safe="*").replace("~", "%7E").encode()
+    with suppress(DecodeError):
+        return json_text(named, body)
+    return body
 
 
 def _type_ends(event: str, payload: Mapping[str, object]) -> list[str]:

@@ -26,10 +26,12 @@ from eventing.event import Event
 from eventing.hosts import standardwebhooks
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
-    Commit,
+    ChangedPaths,
     Hash,
     Path,
     Ref,
+    as_push_of,
+    commits_of,
     first_text,
     is_zero,
     message_of,
@@ -126,7 +128,7 @@ class GitLab:
     def facts(self, event: Event) -> PushFacts:
         """`checkout_sha` is the commit, also behind an annotated tag. GitLab does not say that a push was forced, nor
         when it was made."""
-        push = _push(event)
+        push, paths = _push(event)
         created, deleted = is_zero(push.before), is_zero(push.after)
         commit = None if deleted else push.commit
         return PushFacts(
@@ -139,10 +141,10 @@ class GitLab:
             forced=False,
             pushed_at=None,
             default_branch=push.project.default_branch,
-            paths=None if created or deleted else push.paths,
+            paths=None if created or deleted else paths,
             private=None if push.project.visibility_level is None else push.project.visibility_level < PUBLIC,
             look_up=commit is None and not deleted,
-            message=message_of(commit, push.commits or ()),
+            message=message_of(commit, commits_of(push.commits)),
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -186,8 +188,8 @@ def _type(kind: str, payload: Mapping[str, object]) -> str:
 
 def _nothing(made: Event) -> Ignored | None:
     """Why a push asks for nothing, if it does not."""
-    push = _push(made)
-    if push.before == push.after or any(commit.id == push.before for commit in push.commits or ()):
+    push, _ = _push(made)
+    if push.before == push.after or any(commit.id == push.before for commit in commits_of(push.commits)):
         return Ignored(_TEST)
     return Ignored(_DELETED) if is_zero(push.after) else None
 
@@ -207,7 +209,7 @@ class _Push(msgspec.Struct):
     checkout_sha: Hash | None = None
     project: _Project = _Project()
     repository: _Project = _Project()
-    commits: list[Commit] | None = None
+    commits: object = None
     total_commits_count: int | None = None
 
     @property
@@ -223,13 +225,15 @@ class _Push(msgspec.Struct):
         return self.checkout_sha or (self.after if self.ref.startswith("refs/heads/") else None)
 
     @property
-    def paths(self) -> tuple[str, ...] | None:
-        """The newest 20 commits are listed; how many there were is in `total_commits_count`."""
-        return paths_of(self.commits) if self.commits and len(self.commits) == self.total_commits_count else None
+    def paths(self) -> ChangedPaths | None:
+        """The newest 20 commits are listed; how many there were is in `total_commits_count`.
+
+        Raises msgspec.ValidationError.
+        """
+        return paths_of(self.commits, lambda files: 0 < len(files) == self.total_commits_count)
 
 
-def _push(event: Event) -> _Push:
-    try:
-        return msgspec.convert(event.data, _Push)
-    except msgspec.ValidationError as error:
-        raise DecodeError(f"This is no push of GitLab's: {error}.") from None
+def _push(event: Event) -> tuple[_Push, ChangedPaths | None]:
+    with as_push_of("GitLab"):
+        push = msgspec.convert(event.data, _Push)
+        return push, push.paths

@@ -6,9 +6,11 @@ A helper belongs here when two hosts need it. What differs between hosts stays i
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated
-from urllib.parse import parse_qsl
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 from msgspec import Meta
@@ -16,7 +18,7 @@ from msgspec import Meta
 from eventing.errors import DecodeError
 from eventing.event import Event
 from eventing.http import attribute_text, event_of
-from eventing.wire import essence, load_json
+from eventing.wire import each, essence, load_json, load_object
 
 Path = tuple[str, ...]
 
@@ -24,6 +26,8 @@ Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
 Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z")]  # git check-ref-format(1)
 
 FORM = "application/x-www-form-urlencoded"
+LARGE = 1 << 20
+"""Bytes of a payload, up to which its commits may be in memory all at once."""
 
 
 class Commit(msgspec.Struct):
@@ -34,6 +38,31 @@ class Commit(msgspec.Struct):
     added: list[str] | None = None
     modified: list[str] | None = None
     removed: list[str] | None = None
+
+    @property
+    def files(self) -> list[str] | None:
+        if self.added is None or self.modified is None or self.removed is None:
+            return None
+        return self.added + self.modified + self.removed
+
+
+class ChangedPaths:
+    """The files that all of the commits changed; equal to any collection of the same paths.
+
+    Nothing is kept of them: each iteration reads the commits anew, so that a million of them take no room.
+    """
+
+    def __init__(self, commits: object) -> None:
+        self._commits = commits
+
+    def __iter__(self) -> Iterator[str]:
+        for commit in commits_of(self._commits):
+            yield from commit.files or ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Iterable) and {*self} == {*other}
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def is_zero(commit: str) -> bool:
@@ -80,8 +109,9 @@ def json_text(named: Mapping[str, str], body: bytes) -> bytes:
 
 
 def payload_of(named: Mapping[str, str], body: bytes) -> dict[str, object]:
-    """Raises DecodeError."""
-    payload = load_json(json_text(named, body))
+    """In a large one `commits` is `eventing.wire.Pieces`. Raises DecodeError."""
+    text = json_text(named, body)
+    payload = load_json(text) if len(text) <= LARGE else load_object(text, pieces="commits")
     if not isinstance(payload, dict):
         raise DecodeError("The payload is not a JSON object.")
     return payload
@@ -100,18 +130,31 @@ def first_text(payload: Mapping[str, object], paths: Sequence[Path]) -> str | No
     return next(filter(None, (text_at(payload, path) for path in paths)), None)
 
 
-def paths_of(commits: Sequence[Commit]) -> tuple[str, ...] | None:
-    """The files that the commits changed, sorted; `None` where one of them does not list its own."""
-    paths: set[str] = set()
-    for commit in commits:
-        for part in (commit.added, commit.modified, commit.removed):
-            if part is None:
-                return None
-            paths.update(part)
-    return tuple(sorted(paths))
+@contextmanager
+def as_push_of(host: str) -> Iterator[None]:
+    """Raises DecodeError where what is read within is no push of that host's."""
+    try:
+        yield
+    except msgspec.ValidationError as error:
+        raise DecodeError(f"This is no push of {host}'s: {error}.") from None
 
 
-def message_of(commit: str | None, commits: Sequence[Commit]) -> str | None:
+def commits_of(array: object) -> Iterator[Commit]:
+    """The commits in what a payload lists, if anything. Raises msgspec.ValidationError."""
+    return each(() if array is None else array, Commit)
+
+
+def paths_of(commits: object, is_all: Callable[[Sequence[int]], bool]) -> ChangedPaths | None:
+    """The files that the commits changed; `None` where they do not list all of them.
+
+    `is_all` judges by how many files each commit lists. Raises msgspec.ValidationError for what is no list of commits.
+    """
+    files = [None if commit.files is None else len(commit.files) for commit in commits_of(commits)]
+    counts = [count for count in files if count is not None]
+    return ChangedPaths(commits) if len(counts) == len(files) and is_all(counts) else None
+
+
+def message_of(commit: str | None, commits: Iterable[Commit]) -> str | None:
     """The message of the commit of that hash; `None` where it is not among them."""
     return next((each.message for each in commits if each.id == commit), None)
 
@@ -131,10 +174,13 @@ def payload_event(id_: str, source: str | None, type_: str, subject: str | None,
 
 
 def _form_payload(body: bytes) -> bytes:
-    try:
-        ((name, payload),) = parse_qsl(body.decode(), errors="strict", max_num_fields=1)
-    except ValueError:
-        raise DecodeError("This form does not hold one field in UTF-8.") from None
-    if name != "payload":
+    name, _, value = body.partition(b"=")
+    if not value or b"&" in value:
+        raise DecodeError("This form does not hold one field with a value.")
+    if unquote_to_bytes(name) != b"payload":
         raise DecodeError("The field of this form is not called payload.")
-    return payload.encode()
+    return b"".join(unquote_to_bytes(piece.replace(b"+", b" ")) for piece in _PIECE.findall(value))
+
+
+_PIECE = re.compile(rb".{1,65536}(?:(?<=%)[0-9A-Fa-f]{2}|(?<=%[0-9A-Fa-f])[0-9A-Fa-f])?", re.DOTALL)
+"""No piece ends within an escape. `unquote_to_bytes` could take the whole, but needs 50 bytes for each escape in it."""

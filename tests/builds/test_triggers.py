@@ -94,8 +94,9 @@ def test_by_default_nothing_else_is_built(other: Event) -> None:
     assert wanted(DEFAULT, other) == []
 
 
-def test_a_tag_that_stands_for_no_commit_is_not_built() -> None:
-    assert wanted(triggers("[{name: all}]"), push("refs/tags/tree", head_commit=None)) == []
+def test_a_tag_whose_commit_the_host_does_not_say_is_looked_up() -> None:
+    (want,) = wanted(triggers("[{name: all}]"), push("refs/tags/tree", head_commit=None))
+    assert (want.ref, want.commit) == ("refs/tags/tree", None)
 
 
 def test_an_empty_list_of_triggers_builds_nothing() -> None:
@@ -156,8 +157,10 @@ def test_paths() -> None:
     assert built(files=["binder/environment.yml"])
     assert built(files=["README.md", "environment.yml"])
     assert not built(files=["README.md", "docs/binder/x", "docs/environment.yml"])
-    twenty = [{"id": COMMIT, "added": ["README.md"], "modified": [], "removed": []}] * 20
-    assert built(commits=twenty), "a list that may have been cut can hide anything"
+    commit = {"id": COMMIT, "added": ["README.md"], "modified": [], "removed": []}
+    assert not built(commits=[commit] * 2047)
+    assert built(commits=[commit] * 2048), "a list that may have been cut can hide anything"
+    assert built(commits=[commit, {**commit, "added": []}]), "so can one that is empty"
     assert built(files=["README.md"], forced=True)
     assert built(files=["README.md"], created=True, before="0" * 40)
     assert built(ref="refs/tags/v1", files=["README.md"]), "a tag changes no files"

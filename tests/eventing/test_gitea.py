@@ -64,7 +64,7 @@ class TestSignature:
             GITEA.verify(whole.headers, whole.body, [SECRET], NOW)
         assert GITEA.parse(delivery.headers, delivery.body) == GITEA.parse(gitea().headers, gitea().body)
 
-    @pytest.mark.parametrize("body", [b"", b"payload", b"payload=%FF", b"a=b", b"payload={}&payload={}"])
+    @pytest.mark.parametrize("body", [b"", b"payload", b"payload=", b"a=b", b"payload={}&payload={}"])
     def test_of_a_form_without_payload_is_over_its_bytes(self, body: bytes) -> None:
         form = gitea(form=True).but(x_gitea_signature=hexadecimal(body))
         GITEA.verify(form.headers, body, [SECRET], NOW)

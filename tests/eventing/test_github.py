@@ -19,6 +19,7 @@ from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts import DIALECTS, Ignored, PushFacts, push_of, word_of
 from eventing.http import decode, encode
+from eventing.wire import load_json, load_object
 from tests.eventing.events import events, json_values
 from tests.parts.published import published
 
@@ -112,13 +113,25 @@ class TestSignature:
         ("sent", "sentence"),
         [
             ({}, "There is no X-Hub-Signature-256: give the webhook its secret."),
-            (signed(b"y"), "X-Hub-Signature-256 was not made with this webhook's secret."),
+            ({"X-Hub-Signature": f"sha1={'0' * 40}"}, "There is only X-Hub-Signature (SHA-1), which is not accepted"),
+            ({"X-Hub-Signature-256": f"sha1={'0' * 40}"}, "X-Hub-Signature-256 is not `sha256=` and 64 hexadecimal"),
+            (signed(b"y"), "X-Hub-Signature-256 was not made with this webhook's secret, or something on the way"),
+            (signed(b"x", b"another"), "X-Hub-Signature-256 was not made with this webhook's secret, or something"),
         ],
     )
     def test_what_is_wrong_is_said(self, sent: dict[str, str], sentence: str) -> None:
         with pytest.raises(SignatureError) as refused:
             GITHUB.verify(sent, b"x", [SECRET])
-        assert str(refused.value) == sentence
+        assert str(refused.value).startswith(sentence)
+
+    def test_signed_as_a_form_and_sent_as_json_and_the_other_way_round(self) -> None:
+        body = json.dumps(sample("push"), ensure_ascii=False).encode() + b' "~*-._'
+        form = urlencode({"payload": body}, safe="*").replace("~", "%7E").encode()
+        types = {"Content-Type": "application/json"}, {"Content-Type": "application/x-www-form-urlencoded"}
+        for type_, sent, over in ((types[0], body, form), (types[1], form, body)):
+            for secrets, sentence in (([SECRET], "another form of this payload"), ([b"another"], "secret")):
+                with pytest.raises(SignatureError, match=sentence):
+                    GITHUB.verify({**type_, **signed(over)}, sent, secrets)
 
     @given(st.dictionaries(st.just("x-hub-signature-256") | st.text(), st.text()), st.binary(), st.lists(st.binary()))
     def test_whatever_is_sent(self, headers: dict[str, str], body: bytes, secrets: list[bytes]) -> None:
@@ -149,13 +162,13 @@ class TestEvents:
         form = headers("star", **{"Content-Type": "application/x-www-form-urlencoded"})
         good = b"payload=" + quote('{"repository": {"url": "https://h.example/r"}, "a": "%"}').encode()
         assert isinstance(GITHUB.parse(form, good), list)
-        one = "This form does not hold one field in UTF-8."
+        one = "This form does not hold one field with a value."
         for body, sentence in {
             b"": one,
             b"payload": one,
             b"payload=": one,
-            good.replace(b"%25", b"%FF"): one,
-            good.replace(b"%25", b"\xff"): one,
+            good.replace(b"%25", b"%FF"): "This is not UTF-8 (byte 53).",
+            good.replace(b"%25", b"\xff"): "This is not UTF-8 (byte 53).",
             good + b"&" + good: one,
             good + b"&a=b": one,
             good + b"&a=": one,
@@ -260,7 +273,7 @@ class TestEvents:
             ("ref", "--upload-pack=x"), ("before", None), ("before", "abc"), ("before", 0), ("after", "z" * 40),
             ("after", "A" * 40), ("after", "a" * 40 + "\n"), ("created", "no"), ("deleted", 0), ("forced", None),
             ("head_commit", []), ("head_commit", "x"), ("head_commit.id", None), ("head_commit.id", "main"),
-            ("commits", {}), ("commits", None), ("commits", [5]), ("commits", [{}]), ("commits.0.added", "x"),
+            ("commits", {}), ("commits", 5), ("commits", [5]), ("commits", [{}]), ("commits.0.added", "x"),
             ("commits.0.added", [5]),
         ],
     )  # fmt: skip
@@ -340,7 +353,9 @@ class TestFacts:
     def test_annotated_tag(self) -> None:
         """`after` is the hash of the tag; what can be built is the commit behind it."""
         assert facts("push-annotated-tag").commit == TYPO != sample("push-annotated-tag")["after"]
-        assert facts("push-annotated-tag", head_commit=None).commit is None
+        without = facts("push-annotated-tag", head_commit=None)
+        assert (without.commit, without.look_up, without.deleted) == (None, True, False)
+        assert not facts("push-annotated-tag").look_up
 
     def test_deletion(self) -> None:
         push = facts("push-deleted")
@@ -357,13 +372,52 @@ class TestFacts:
     def test_sha256_repository(self) -> None:
         assert facts("push", after="a" * 64, head_commit={"id": "a" * 64}).commit == "a" * 64
 
-    @pytest.mark.parametrize(("count", "known"), [(0, False), (1, True), (19, True), (20, False), (300, False)])
+    @pytest.mark.parametrize(("count", "known"), [(0, False), (1, True), (20, True), (2047, True), (2048, False)])
     def test_a_list_of_commits_may_be_cut(self, count: int, known: bool) -> None:
         commit = {**sample("push")["commits"][0]}
         assert (facts("push", commits=[commit] * count).paths is not None) is known
 
-    def test_commits_that_do_not_list_their_files(self) -> None:
-        assert facts("push", commits=[{"id": WEEK_3}]).paths is None
+    @pytest.mark.parametrize(("count", "known"), [(0, False), (1, True), (2999, True), (3000, False)])
+    def test_a_list_of_files_may_be_cut(self, count: int, known: bool) -> None:
+        files = [f"{number}.txt" for number in range(count)]
+        whole = {**sample("push")["commits"][0]}
+        commit = {"id": WEEK_3, "added": files[:1000], "modified": files[1000:2000], "removed": files[2000:]}
+        for commits in ([commit], [commit, whole], [whole, commit]):
+            assert (facts("push", commits=commits).paths is not None) is known
+
+    @pytest.mark.parametrize("commit", [{"added": None, "modified": ["a"], "removed": []}, {"added": ["a"]}, {}])
+    def test_commits_that_do_not_list_their_files(self, commit: dict[str, object]) -> None:
+        assert facts("push", commits=[{"id": WEEK_3, **commit}]).paths is None
+
+    @given(st.lists(st.lists(st.text(), min_size=1, max_size=3), min_size=1, max_size=3))
+    def test_paths_of_a_large_push(self, files: list[list[str]]) -> None:
+        """Its commits are read one by one, as often as it takes, and are the same."""
+        commits = [{"id": WEEK_3, "added": part[:1], "modified": part[1:2], "removed": part[2:]} for part in files]
+        text = json.dumps({**sample("push"), "commits": commits}, ensure_ascii=False).encode(errors="replace")
+        ordinary, large = (
+            Event(id="1", source="/", type="com.github.push", data=data)
+            for data in (load_json(text), load_object(text, pieces="commits"))
+        )
+        assert large == ordinary
+        push = push_of(large)
+        assert push == push_of(ordinary)
+        assert push is not None
+        assert push.paths is not None
+        assert len(list(push.paths)) == len(list(push.paths)) == sum(map(len, files))
+
+    def test_large_push(self) -> None:
+        payload = {**sample("push"), "commits": sample("push")["commits"] * 1000}
+        event = parse(payload)
+        assert event.data == payload
+        assert push_of(event) == push_of(parse(sample("push")))
+        assert decode(*encode(event, "structured")) == [event]
+
+    @pytest.mark.parametrize("commit", ["{}", "5", '{"id": 1, "id": 1}', "NaN", '{"id": "\xff"}', "[" * 2000, "]", ""])
+    def test_large_push_with_a_bad_commit(self, commit: str) -> None:
+        body = json.dumps({**sample("push"), "commits": sample("push")["commits"] * 1000})
+        for bad in (body.replace('"commits": [', f'"commits": [{commit}, '), body.replace("{", '{"ref": 1, ', 1)):
+            with pytest.raises(DecodeError):
+                GITHUB.parse(headers(), bad.encode("latin-1"))
 
     def test_pushed_at_as_text(self) -> None:
         repository = {**sample("push")["repository"], "pushed_at": "2026-09-14T10:01:39+02:00"}
