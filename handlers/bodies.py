@@ -9,8 +9,10 @@ answer, and repeats what it must not. So a refused request is read to its end fi
 
 from __future__ import annotations
 
+import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from flask import request
 
@@ -19,6 +21,8 @@ from handlers.problems import Problem
 MAX_DRAIN = 32 << 20
 DRAINING = 10.0
 """Bytes, and seconds, of the rest of a refused request."""
+PATIENCE = 10.0
+"""Seconds for a place among the large ones. GitHub waits as long, and does not repeat."""
 
 
 def read(limit: int) -> bytes:
@@ -46,6 +50,22 @@ def read_json(limit: int) -> bytes:
     if request.mimetype != "application/json":
         raise Problem(415, "The body must be JSON, with Content-Type: application/json.")
     return read(limit)
+
+
+@contextmanager
+def held(limit: int, usual: int, places: threading.Semaphore) -> Iterator[bytes]:
+    """As `read`. One that may be larger than `usual` bytes has one of the `places` while it is worked on: few are in
+    memory at the same time. Raises Problem 503 where none becomes free."""
+    length = request.content_length
+    if length is not None and (length <= usual or length > limit):
+        yield read(limit)
+        return
+    if not places.acquire(timeout=PATIENCE):
+        raise Problem(503, "Too many large bodies came at once. Send this one again.", {"Retry-After": "5"})
+    try:
+        yield read(limit)
+    finally:
+        places.release()
 
 
 def drain() -> None:

@@ -20,7 +20,7 @@ from builds.errors import AskError, Forbidden, Malformed
 from builds.triggers import Wanted, reason, wanted
 from eventing.errors import EventError
 from eventing.event import Event
-from eventing.hosts import DIALECTS, Ignored
+from eventing.hosts import DIALECTS, Dialect, Ignored
 from handlers import asking, bodies, metrics
 from handlers.auth import Identity
 from handlers.builds import answer, location
@@ -29,6 +29,8 @@ from handlers.services import services
 
 routes = Blueprint("webhooks", __name__)
 
+MAX_BODY = 25 << 20
+"""Bytes: what GitHub sends at most. https://docs.github.com/en/webhooks/webhook-events-and-payloads#payload-cap"""
 REFUSED = (403, 422)
 """Statuses of what our policy refuses: understood, and not done here."""
 
@@ -50,27 +52,40 @@ def _receive(word: str) -> Response:
     secrets = services().webhook_secrets(word) if dialect else ()
     if dialect is None or not secrets:
         raise Problem(403, "This Kiln has no secret for webhooks of this host.")
+    asks, reasons = _delivered(word, dialect, secrets)
+    if not asks:
+        return _nothing(" ".join(dict.fromkeys(reasons)))
+    built = asking.accept(asks, via=word)
+    builds = [{"name": build.name, "location": location(build.name)} for build in built]
+    return answer({"builds": builds}, 202)
+
+
+def _delivered(word: str, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Ask], list[str]]:
+    """What a delivery asks for, and the reasons why it asks for no more. Its body is in memory no longer than this.
+
+    Raises Problem, AskError, EventError.
+    """
     headers = dict(request.headers)
-    body = bodies.read(services().max_body)
-    dialect.verify(headers, body, secrets, services().now())
-    delivered = dialect.parse(headers, body)
-    if isinstance(delivered, Ignored):
-        return _nothing(delivered.reason)
-    asking.note(event_id=" ".join(event.id for event in delivered))
+    with bodies.held(MAX_BODY, services().max_body, services().large) as body:
+        dialect.verify(headers, body, secrets, services().now())
+        delivered = dialect.parse(headers, body)
+        if isinstance(delivered, Ignored):
+            return [], [delivered.reason]
+        asking.note(event_id=" ".join(event.id for event in delivered))
+        return _asks(delivered, word)
+
+
+def _asks(events: Sequence[Event], word: str) -> tuple[list[Ask], list[str]]:
     asks: list[Ask] = []
     refusals: list[str] = []
-    for event in delivered:
+    for event in events:
         with _collected(refusals):
             for each in _wanted(event, word):
                 with _collected(refusals):
                     asks.append(asking.check(each, event, who=Identity(by=_by(word)), kind=Kind.PUSH))
     if refusals:
         asking.note(refused=" ".join(refusals))
-    if not asks:
-        return _nothing(refusals[-1] if refusals else " ".join(dict.fromkeys(map(reason, delivered))))
-    built = asking.accept(asks, via=word)
-    builds = [{"name": build.name, "location": location(build.name)} for build in built]
-    return answer({"builds": builds}, 202)
+    return asks, refusals if asks or refusals else [reason(event) for event in events]
 
 
 @contextmanager

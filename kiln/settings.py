@@ -446,7 +446,11 @@ SETTINGS: tuple[Setting, ...] = (
         says="How long records are kept after a build's end.",
     ),
     Setting(
-        name="KILN_MAX_BODY", read=_body_size, default="1MiB", says="Largest body that web reads; beyond it is a 413."
+        name="KILN_MAX_BODY",
+        read=_body_size,
+        default="1MiB",
+        says="Largest body that web reads; beyond it is a 413. "
+        "Webhooks may have 25 MiB, whatever this is: GitHub sends as much.",
     ),
     Setting(
         name="KILN_MAX_VIEWERS",

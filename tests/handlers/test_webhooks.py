@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from builds.build import Kind
 from builds.repository import HostKind
-from builds.triggers import BuildTemplate, TriggerRule
+from builds.triggers import BuildTemplate, PushRule, TriggerRule
+from handlers import bodies
 from tests.handlers.house import COMMIT, REPOSITORY, SECRET, House, push, signed
+from tests.parts.githost import GitHost, git
 
 
 def test_a_signed_push_is_a_build(house: House) -> None:
@@ -135,12 +139,81 @@ def test_a_signed_body_that_is_no_push_is_400(house: House, data: bytes) -> None
     assert answer.mimetype == "application/problem+json"
 
 
-def test_a_body_over_the_limit_is_413(houses: Callable[..., House]) -> None:
-    house = houses(max_body=1000)
-    assert (
-        house.client.post("/webhooks/github", **signed(json.dumps(push(padding="x" * 1000)).encode())).status_code
-        == 413
-    )
+@pytest.mark.parametrize(("size", "status"), [(1_300_000, 202), (25 << 20, 202), ((25 << 20) + 1, 413)])
+def test_as_much_as_github_sends_is_taken(house: House, size: int, status: int) -> None:
+    body = json.dumps(push()).encode()
+    answer = house.client.post("/webhooks/github", **signed(body.ljust(size)))
+    assert answer.status_code == status, answer.text
+
+
+def test_few_large_bodies_are_worked_on_at_once(houses: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "PATIENCE", 0.05)
+    house = houses(large=threading.Semaphore(0))
+    body = json.dumps(push()).encode()
+    answer = house.client.post("/webhooks/github", **signed(body.ljust(1_300_000)))
+    assert answer.status_code == 503
+    assert answer.headers["Retry-After"]
+    assert house.client.post("/webhooks/github", **signed(body)).status_code == 202
+    house.services.large.release()
+    for _ in range(2):
+        assert house.client.post("/webhooks/github", **signed(body.ljust(1_300_000))).status_code == 202
+
+
+PATHS = TriggerRule(name="paths", push=PushRule(branches=("main",), paths=("binder/**",)))
+
+
+@pytest.mark.parametrize("changed", ["binder/environment.yml", "elsewhere/environment.yml"])
+@pytest.mark.parametrize(
+    ("commits", "files", "decided"),
+    [
+        (1, 1, True), (19, 1, True), (20, 1, True), (200, 3, True), (2047, 1, True), (2048, 1, False),
+        (1, 2999, True), (1, 3000, False), (2, 3001, False), (1, 0, False), (20, 0, False),
+    ],
+)  # fmt: skip
+def test_paths_decide_where_github_lists_all_of_them(
+    houses: Callable[..., House], commits: int, files: int, decided: bool, changed: str
+) -> None:
+    house = houses(triggers=[PATHS])
+    listed = [f"data/{number}.csv" for number in range(files - 1)]
+    others = {"id": COMMIT, "added": [], "modified": listed or ["README.md"] if files else [], "removed": []}
+    last = {"id": COMMIT, "added": listed[:1], "modified": [changed] if files else [], "removed": listed[1:]}
+    payload = push(commits=[*([others] * (commits - 1)), last], head_commit=last)
+    answer = house.client.post("/webhooks/github", **signed(payload))
+    assert answer.status_code == (202 if changed.startswith("binder/") or not decided else 200)
+    assert len(house.builds()) == (answer.status_code == 202)
+
+
+@pytest.mark.parametrize("event", ["github_app_authorization", "installation", "security_advisory", "marketplace"])
+def test_an_event_that_is_about_no_repository_is_200_and_says_so(houses: Callable[..., House], event: str) -> None:
+    house = houses(triggers=[TriggerRule(name="all")])
+    sender = {"url": "https://api.github.com/users/ada"}
+    for payload in ({"action": "published"}, {"action": "created", "repository": None}, {"sender": sender}):
+        answer = house.client.post("/webhooks/github", **signed(payload, event=event))
+        assert (answer.status_code, answer.json["builds"]) == (200, [])
+        assert "repository" in answer.json["reason"]
+
+
+@pytest.mark.parametrize("annotated", [False, True])
+def test_a_tag_without_its_commit_is_looked_up(houses: Callable[..., House], tmp_path: Path, annotated: bool) -> None:
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/page").touch()
+    with GitHost(tmp_path / "host") as host:
+        head, bare = host.create("octo/stats", tmp_path / "content"), host.bare("octo/stats")
+        git("tag", *(("-m", "Annotated") if annotated else ()), "v1", head, cwd=bare)
+        tag = git("rev-parse", "refs/tags/v1", cwd=bare)
+        house = houses(
+            triggers=[TriggerRule(name="all")],
+            allowed=[f"{host.base}/**"],
+            hosts={f"127.0.0.1:{host.port}": HostKind.GITHUB},
+        )
+        there = {**push()["repository"], "clone_url": host.url("octo/stats")}  # type: ignore[dict-item]
+        pushed = push(ref="refs/tags/v1", after=tag, head_commit=None, commits=[], repository=there)
+        assert house.client.post("/webhooks/github", **signed(pushed)).status_code == 202
+        (build,) = house.builds()
+        assert (build.request.commit, build.causes[0].ref) == (head, "refs/tags/v1")
+        gone = house.client.post("/webhooks/github", **signed({**pushed, "ref": "refs/tags/gone"}, delivery="d-2"))
+        assert (gone.status_code, gone.json["builds"]) == (200, [])
+        assert "refs/tags/gone" in gone.json["reason"]
 
 
 def test_neither_token_nor_address_matters(houses: Callable[..., House]) -> None:
