@@ -20,6 +20,8 @@ from tests.parts.front import Answer, Asked, Front
 from tests.parts.kiln import until
 from tests.parts.proxy import Proxy
 
+LASTS = 20.0
+"""Seconds; a watch that nobody interrupts lasts for minutes."""
 EXPIRED = (
     b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",'
     b'"message":"The resourceVersion for the provided watch is too old.","reason":"Expired","code":410}}\n'
@@ -269,7 +271,7 @@ def test_it_stops_at_once(front: Front, proxy: Proxy, proxied: Api, api: Api, tr
         proxy.drop = True
     began = time.monotonic()
     watch.stop()
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < LASTS / 2
 
 
 def test_what_nobody_asks_for_is_forgotten(api: Api, watching: Watching, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,4 +308,4 @@ def test_it_runs_over_tls_as_well(configured: Configured, everywhere: Api, api: 
         watch.fresh(5)
         began = time.monotonic()
         watch.stop()
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < LASTS / 2
