@@ -200,7 +200,7 @@ class Controller:
             builds = {build.name: build for build in world.builds}
             self._drop({*builds} - {build.name for build in world.deleted})
             for build in world.deleted:
-                self._deleted(build)
+                self._tell_deleted(build)
             self._count(world.builds)
             self._note_unreadable(world.unreadable)
             self._collect_told(builds)
@@ -505,6 +505,12 @@ class Controller:
                 self._engine.wake()
 
         self._registry.submit(ask)
+
+    def _tell_deleted(self, build: Build) -> None:
+        try:
+            self._deleted(build)
+        except Exception:  # whatever it is, it is this record's
+            log.exception("The end of a deleted record cannot be told", extra={"build": build.name})
 
     def _deleted(self, build: Build) -> None:
         """Tells of the end of a build whose record has gone, and what else waits for a sink.

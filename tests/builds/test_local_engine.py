@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from builds.build import Build, Phase, Sighting, State
 from builds.builder.spec import Spec, Surroundings
-from builds.engines import EngineError, NotFound, Unavailable
+from builds.engines import EngineError, NotFound, Refused, Unavailable
 from builds.engines.local import LocalEngine
 from builds.faults import Fault
 from builds.removal import remove
@@ -445,6 +445,45 @@ def test_an_attempt_that_is_killed_whole_has_ended_without_a_result(state: Path,
     sighting = awaited(engine, Phase.ENDED)
     assert sighting.result is None
     assert sighting.started_at is not None
+
+
+@pytest.mark.parametrize("how", ["alone", "whole", "not stopping"])
+def test_what_a_killed_builder_leaves_goes_when_its_end_is_seen(state: Path, how: str) -> None:
+    """Its working folder has a checkout, git's token and the registry's password."""
+    later = timedelta()
+    engine = engine_in(state, now=lambda: datetime.now(UTC) + later)
+    build = begin(engine, do="stubborn")
+    until((folder(state) / "ready").exists)
+    assert list(folder(state).glob("kiln-*/token"))
+    (builder,) = runs(state)
+    if how == "not stopping":
+        stop(engine, build)
+        later = timedelta(seconds=31)
+    elif how == "whole":
+        os.killpg(builder, signal.SIGKILL)
+    else:
+        os.kill(builder, signal.SIGKILL)
+    awaited(engine, Phase.ENDED)
+    assert not list(folder(state).glob("kiln-*"))
+    assert (folder(state) / "log").exists()
+    engine.close()
+
+
+def test_a_folder_that_cannot_be_deleted_holds_up_no_end(
+    state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(path: Path) -> None:
+        raise OSError(f"{path} cannot be deleted whole")
+
+    begin(engine, do="wait")
+    until((folder(state) / "ready").exists)
+    os.killpg(*runs(state), signal.SIGKILL)
+    monkeypatch.setattr("builds.engines.local.attempts.remove", fails)
+    assert awaited(engine, Phase.ENDED).result is None
+    assert [line for line in caplog.messages if "kiln-left cannot be deleted" in line]
+    with pytest.raises(Refused, match="cannot be deleted"):
+        engine.forget(engine.get("b"))
+    assert everything(engine) == ["b"], "its folder is known by its record"
 
 
 def test_a_builder_that_cannot_even_begin_is_not_tried_for_ever(state: Path, engine: LocalEngine) -> None:

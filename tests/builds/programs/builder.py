@@ -63,9 +63,9 @@ def main() -> None:
     if do == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sleeper(stubborn=True)
+    if do in ("wait", "stubborn"):
         (FOLDER / "kiln-left").mkdir()
         (FOLDER / "kiln-left" / "token").write_text("s3cret")
-    if do in ("wait", "stubborn"):
         (FOLDER / "ready").touch()
         while True:
             time.sleep(1)
