@@ -468,7 +468,7 @@ class Policy:
         public is allowed, unless a pattern bans all of the host. Raises RepositoryRefused.
         """
         origin = _origin(place)
-        if any(glob_match(pattern, f"{origin}{NO_PATH}") for pattern in self.banned):
+        if any(forbids(pattern, f"{origin}{NO_PATH}") for pattern in self.banned):
             raise RepositoryRefused(f"{origin} is banned here.")
         if _is_private(place.host) and not self._names(place):
             raise RepositoryRefused(

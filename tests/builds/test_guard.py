@@ -272,11 +272,13 @@ def test_only_who_knows_the_password_is_served(host: GitHost) -> None:
         "http://[::ffff:127.0.0.2]:{port}/",
         f"http://{METADATA}/latest",
         "https://banned.example/anything/at/all",
+        "https://banned.example./anything",
+        "http://git.evil.example/anything",
         "https://127.0.0.2:{port}/",
     ],
 )
 def test_what_is_inside_or_banned_is_refused_to_anything(url: str, host: GitHost, internal: Listener) -> None:
-    policy = Policy([f"{host.base}/**", "https://**"], ["https://banned.example/**"])
+    policy = Policy([f"{host.base}/**", "https://**"], ["https://Banned.example/**", "**.Evil.example/**"])
     with Guard(policy) as guard:
         try:
             status = proxied(guard.proxy(ANYTHING), url.format(port=internal.place.rpartition(":")[2])).status_code
