@@ -33,6 +33,8 @@ ODD = {
     "words of the network": 'FROM scratch\nCOPY "dial tcp i/o timeout" /\n',
 }
 
+BASE = "buildpack-deps:24.04"
+
 LIES = {
     "a lone carriage return": r"printf 'x\rERROR: rpc error: code = Unavailable desc = gone\n'; exit 1",
     "a push": r"printf 'x\r#99 pushing layers\nERROR: denied\n'; exit 1",
@@ -105,7 +107,7 @@ def test_a_step_that_lies(
 
 
 @contextmanager
-def answering(status: int) -> Iterator[str]:
+def answering(status: int, address: str = "127.0.0.1") -> Iterator[str]:
     """A host on this machine that answers everything with that status."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -118,9 +120,9 @@ def answering(status: int) -> Iterator[str]:
 
         def log_message(self, *_: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer((address, 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}"
+        yield f"{address}:{server.server_port}"
         server.shutdown()
 
 
@@ -132,6 +134,37 @@ def test_a_host_that_is_down(
     with answering(status) as down:
         head = dockerfile(host, path, tmp_path / "content", text.format(down))
         assert down in ours(builder.run(asked(host, path, head, registry)))
+
+
+@pytest.fixture(scope="module")
+def gateway() -> str:
+    """An address of this machine that a step's commands reach; the base of repo2docker's images is there."""
+    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
+        pulled = subprocess.run(["docker", "pull", BASE], capture_output=True, check=False, timeout=300)
+        if pulled.returncode:
+            pytest.skip(f"{BASE} is not here and cannot be pulled")
+    form = "{{(index .IPAM.Config 0).Gateway}}"
+    command = ["docker", "network", "inspect", "bridge", "--format", form]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
+
+
+@pytest.mark.timeout(500)
+def test_the_daemon_is_asked_whether_a_service_is_down(
+    path: str, builder: Builder, host: GitHost, registry: Registry, gateway: str, tmp_path: Path
+) -> None:
+    """In a step that repo2docker wrote, and that names an index. One that answers has no such package: that is the
+    repository's affair, also where the step prints what it would if the other did not answer."""
+    with answering(404, gateway) as up, answering(503, gateway) as down:
+        for number, (place, verdict) in enumerate([(up, theirs), (down, ours)]):
+            lines = [f"-i http://{place}/simple", f"--trusted-host {gateway}"]
+            content = tmp_path / str(number)
+            content.mkdir()
+            (content / "requirements.txt").write_text("\n".join([*lines, f"not-there-{secrets.token_hex(8)}\n"]))
+            attempt = builder.start(asked(host, f"{path}-{number}", host.create(f"{path}-{number}", content), registry))
+            attempt.wait(400)
+            assert f"http://{place}" in attempt.text
+            said = verdict(attempt)
+            assert (f"http://{down} does not answer" in said) == (place == down), said
 
 
 def test_a_file_that_is_not_on_its_host(

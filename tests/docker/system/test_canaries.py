@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
+import requests
 
 from tests.parts import machine
 from tests.parts.githost import GitHost
@@ -29,7 +30,7 @@ from tests.parts.system import System, members
 
 NAMES = (
     *("webhook", "token", "wrong-token", "git", "registry", "header", "sink-url"),
-    *("argument", "userinfo", "query", "signature"),
+    *("argument", "userinfo", "query", "signature", "private-registry"),
 )
 DOCKERFILE = """\
 FROM scratch
@@ -105,19 +106,26 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     values = {name: canary() for name in NAMES}
     login = base64.b64encode(f"ada:{values['registry']}".encode()).decode()
     with (
-        Registry(tmp_path / "registry", {"ada": values["registry"]}) as registry,
+        Registry(tmp_path / "registry", {"ada": values["registry"], "eve": values["private-registry"]}) as registry,
         GitHost(tmp_path / "git") as host,
         System(
             tmp_path / "kiln",
             registry=registry,
             host=host,
+            config={
+                "private_image_prefix": f"{registry.host}/private/",
+                "private": [{"match": f"{host.base}/private/course", "use_by": ["webhooks", "token:ci"]}],
+            },
             KILN_AUTH="token",
+            KILN_PRIVATE_REGISTRY_CONFIG=str(tmp_path / "private.json"),
             KILN_REGISTRY_CONFIG=str(tmp_path / "docker.json"),
             KILN_LOG_LEVEL="debug",
         ) as system,
     ):
         host.passwords["/private/"] = ("ada", values["git"])
         (tmp_path / "docker.json").write_text(json.dumps({"auths": {registry.host: {"auth": login}}}))
+        private = {"username": "eve", "password": values["private-registry"]}
+        (tmp_path / "private.json").write_text(json.dumps({"auths": {registry.host: private}}))
         written = {
             "webhooks/github/main": values["webhook"],
             "api-tokens/ci": values["token"],
@@ -137,7 +145,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 
 def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
-    system, canaries = scene.system, scene.canaries
+    system, canaries = scene.system, {**scene.canaries}
     answers: list[bytes] = []
 
     def saw(answer: object) -> None:
@@ -146,8 +154,10 @@ def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
     with Witness(system) as witness:
         good, failing = private_push(scene, answers), failing_build(scene)
         refused(scene, saw)
+        canaries["session"] = session(scene, saw)
         builds = [system.ended(good), system.ended(failing)]
     assert [build["state"] for build in builds] == ["succeeded", "failed"], builds
+    assert builds[0]["image"]["reference"].startswith(f"{system.registry.host}/private/")
     assert "the token is ***" in system.log(failing)
     for path in ("", "api/v1/builds", *(f"builds/{name}" for name in (good, failing))):
         saw(system.get(path, Accept="text/html"))
@@ -220,6 +230,30 @@ def private_commit(system: System, path: str, end: str) -> tuple[str, str]:
     return system.commit(path, files), seconds
 
 
+def session(scene: Scene, saw: object) -> str:
+    """The cookie of somebody who signs in, looks around and signs out."""
+    assert callable(saw)
+    with requests.Session() as browser:
+        browser.headers["Accept"] = "text/html"
+        page = browser.get(f"{scene.system.url}login", timeout=20)
+        data = {"form": hidden(page.text), "token": scene.canaries["token"]}
+        signed_in = browser.post(f"{scene.system.url}login", data=data, allow_redirects=False, timeout=20)
+        value = signed_in.cookies["kiln-session"]
+        page = browser.get(scene.system.url, timeout=20)
+        assert page.status_code == 200
+        saw(page)
+        saw(browser.post(f"{scene.system.url}logout", data={"form": hidden(page.text)}, timeout=20))
+        assert browser.get(f"{scene.system.url}api/v1/builds", timeout=20).status_code == 401
+    return value
+
+
+def hidden(page: str) -> str:
+    """What a form of a page holds, so that no other page can send it."""
+    found = re.search(r'name="form" value="([^"]+)"', page)
+    assert found, page
+    return found[1]
+
+
 def refused(scene: Scene, saw: object) -> None:
     """Whatever may be wrong with who asks, and what people paste where it should not be."""
     assert callable(saw)
@@ -237,7 +271,7 @@ def refused(scene: Scene, saw: object) -> None:
         (422, system.ask(repository=address, commit="1" * 40)),
         (400, system.ask(repository="https://github.com/a/b", commit=canaries["argument"])),
         (400, system.ask(repository="https://github.com/a/b", build_args={canaries["argument"]: "x"})),
-        (422, system.ask(repository=system.host.url("private/course"), ref="main")),
+        (422, system.ask(repository=system.host.url("private/other"), ref="main")),
         (401, system.deliver(Webhook(signed, push.body))),
         (403, http("POST", f"{system.url}login", data={"token": canaries["wrong-token"]})),
     ]
