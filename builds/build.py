@@ -210,6 +210,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a failure counts against `KILN_MAX_ATTEMPTS`: that the daemon went away is nobody's fault."""
     out_of_memory: bool = False
     """The daemon, or a step in it, was killed for its memory: the next attempt gets a node of its own."""
+    unserved: bool = False
+    """The Git host did not serve the commit, or one of a submodule: it may do so later."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -234,6 +236,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     unfit: bool = False
     """Its node could not take it: others are kept away from there for a while."""
     out_of_memory: bool = False
+    unserved: bool = False
     timings: Timings = Timings()
 
 

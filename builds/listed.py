@@ -4,6 +4,7 @@ Git hosts do not repeat a webhook that was lost, and some can never reach this K
 the push that made it: an event as its host would have sent it, which goes through the same triggers and the same
 intake, and becomes a request with the same name. Then the records say whether the push has been heard of. A cause that
 is made here stands for the webhook that did not come, no more: what failed, or what somebody cancelled, is left alone.
+But what failed because its host did not serve the commit is asked for again: now the host says that it has it.
 
 Superseding stays what hosts have told. A cause that begins a record is a push like any other: later ones supersede it,
 and it supersedes the commit where the ref was seen before, if it was; nothing is guessed, at worst that is one build
@@ -103,7 +104,7 @@ def _is_missing(cause: Cause, build: Build, elsewhere: Seen | None) -> bool:
     if build.state is State.CANCELLED:
         return build.status.reason is Reason.SUPERSEDED  # and yet the ref points there
     if build.state is State.FAILED:
-        return False
+        return any(attempt.unserved for attempt in build.status.attempts[-1:])
     return not {*cause.tags} <= {tag for other in same for tag in other.tags}
 
 

@@ -165,6 +165,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     log_tail: str = ""
     counted: bool = True
     out_of_memory: bool = False
+    unserved: bool = False
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
@@ -466,6 +467,7 @@ def _outcome(live: Attempt, sighting: Sighting, inspection: Inspection | None) -
             message=result.message,
             image=result.image,
             counted=result.counted,
+            unserved=result.unserved,
         )
     if result is None:
         outcome = msgspec.structs.replace(outcome, log_tail=sighting.log_tail)

@@ -177,6 +177,7 @@ def _close_attempt(build: Build, report: Report, at: datetime) -> Build:
         message=_said(outcome.message),
         counted=outcome.counted,
         out_of_memory=outcome.out_of_memory,
+        unserved=outcome.unserved,
         timings=outcome.timings,
     )
 

@@ -95,6 +95,7 @@ def _failed(failure: Failure) -> Result:
         message=failure.message,
         counted=failure.counted,
         out_of_memory=failure.out_of_memory,
+        unserved=failure.unserved,
     )
 
 
@@ -191,10 +192,15 @@ class Attempt:
         try:
             Source(self._git, self.log.say, self.spec.refs).look_through(request.clone_url, request.commit)
         except UnknownRef as error:
-            if not self.spec.just_pushed:
-                raise
-            raise Failure(INFRASTRUCTURE, f"The Git host does not serve the push yet. {error}", counted=False) from None
+            raise self._unserved(error) from None
         reached(Fault.BUILDER_FETCHED)
+
+    def _unserved(self, error: UnknownRef) -> Failure:
+        """A host may tell of a push before all of its servers have it."""
+        if not self.spec.just_pushed:
+            return Failure(Reason.REPOSITORY, str(error), unserved=True)
+        sentence = f"The Git host does not serve the push yet. {error}"
+        return Failure(INFRASTRUCTURE, sentence, counted=False, unserved=True)
 
     def _build(self) -> None:
         spec = self.spec

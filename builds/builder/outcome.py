@@ -31,14 +31,18 @@ class Stage(StrEnum):
 class Failure(Exception):
     """The attempt failed: `reason` is `repository` or `infrastructure`, and the message is for whoever asked.
 
-    What is not `counted` is tried again whatever came before: the daemon went away.
+    What is not `counted` is tried again whatever came before: the daemon went away. `unserved`: the Git host did not
+    serve the commit.
     """
 
-    def __init__(self, reason: Reason, message: str, *, out_of_memory: bool = False, counted: bool = True) -> None:
+    def __init__(
+        self, reason: Reason, message: str, *, out_of_memory: bool = False, counted: bool = True, unserved: bool = False
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.out_of_memory = out_of_memory
+        self.unserved = unserved
         self.counted = counted
 
 

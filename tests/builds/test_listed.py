@@ -16,7 +16,7 @@ from builds.plan import Facts, Limits, Report, Word, plan
 from builds.repository import HostKind, Refs, canonical
 from builds.triggers import DEFAULT, PushRule, Trigger, wanted
 from eventing.hosts import DIALECTS, push_of, pushed
-from tests.builds.histories import NOW, ago, build, cause, node, replace
+from tests.builds.histories import NOW, ago, attempt, build, cause, node, replace
 
 URL = "https://github.com/Our-Org/Course"
 A, B, C = "a" * 40, "b" * 40, "c" * 40
@@ -152,6 +152,19 @@ def test_what_nobody_has_asked_for_is_asked_for() -> None:
 def test_what_was_asked_for_is_there_whatever_became_of_it(state: State) -> None:
     assert due(ask(tags=("main",)), record(state, WEBHOOK), None) is None
     assert due(ask(), record(state, API), None) is None
+
+
+def test_of_what_failed_only_what_its_host_did_not_serve_is_missing() -> None:
+    failed = record(State.FAILED, WEBHOOK, reason=Reason.REPOSITORY)
+
+    def after(*unserved: bool) -> Build:
+        attempts = tuple(attempt(number, unserved=each) for number, each in enumerate(unserved, start=1))
+        return replace(failed, status=replace(failed.status, attempts=attempts))
+
+    assert due(ask(tags=("main",)), after(True, False), None) is None
+    further = due(ask(tags=("main",)), after(False, True), None)
+    assert further is not None
+    assert (further.cause.tags, further.cause.push) == (("main",), None)
 
 
 @pytest.mark.parametrize(

@@ -400,11 +400,12 @@ def test_an_uncounted_end_at_the_limit_is_tried_again() -> None:
 def test_what_the_builder_measured_is_kept() -> None:
     live = running()
     timings = Timings(fetch=1, build=2)
-    result = replace(INFRASTRUCTURE, timings=timings, out_of_memory=True, log_tail="Killed")
+    result = replace(INFRASTRUCTURE, timings=timings, out_of_memory=True, unserved=True, log_tail="Killed")
     report = only(decide(live, sightings=[ended(live, result)]))
     assert isinstance(report, Report)
     assert report.outcome is not None
     assert (report.outcome.timings, report.outcome.out_of_memory, report.outcome.log_tail) == (timings, True, "Killed")
+    assert report.outcome.unserved
 
 
 def test_a_daemon_that_goes_away_does_not_count() -> None:

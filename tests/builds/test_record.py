@@ -120,11 +120,19 @@ def test_who_gives_an_attempt_up_writes_down_why() -> None:
 
 
 def test_a_retry_closes_the_attempt_and_waits_for_the_next() -> None:
-    outcome = Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="m", counted=False, out_of_memory=True)
+    outcome = Outcome(
+        state=State.FAILED,
+        reason=Reason.INFRASTRUCTURE,
+        message="m",
+        counted=False,
+        out_of_memory=True,
+        unserved=True,
+    )
     later = NOW + timedelta(seconds=10)
     status = advance(running(), report(Word.RETRYING, outcome=outcome, retry_at=later), NOW, announce).status
     assert (status.state, status.attempt, status.not_before, status.started_at) == (State.QUEUED, 2, later, None)
     ended = status.attempts[0]
+    assert ended.unserved
     assert (ended.state, ended.reason, ended.message, ended.counted, ended.out_of_memory, ended.finished_at) == (
         State.FAILED,
         Reason.INFRASTRUCTURE,

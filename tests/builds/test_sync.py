@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builds.build import Build, Kind, Push, Reason, State
+from builds.build import Attempt, Build, Kind, Push, Reason, State
 from builds.clients.git import Resolver, credentials, refs
 from builds.engines import NotFound
 from builds.engines.local import LocalEngine
@@ -150,6 +150,22 @@ def test_what_failed_is_not_tried_again(house: House) -> None:
     house.end(build, State.FAILED, Reason.REPOSITORY)
     for again in (sync, house.sync([RULE])):
         assert house.asked(again) == []
+
+
+def test_what_its_host_did_not_serve_is_tried_again(house: House) -> None:
+    """A webhook may be faster than its host. As often as it fails so there is another try, and none while one runs."""
+    sync = house.sync([RULE])
+    (build,) = house.asked(sync)
+    for number in (1, 2):
+        last = Attempt(number=number, node="local", written_at=house.now, state=State.FAILED, unserved=True)
+        current = house.engine.get(build.name)
+        attempts = (*current.status.attempts, last)
+        house.engine.write(replace(current, status=replace(current.status, attempts=attempts)))
+        house.end(build, State.FAILED, Reason.REPOSITORY)
+        (again,) = house.asked(house.sync([RULE]))
+        assert (again.name, again.state) == (build.name, State.QUEUED)
+        assert [(cause.by, cause.tags, cause.push) for cause in again.unanswered] == [("sync", ("main",), None)]
+        assert house.asked(sync) == []
 
 
 def test_what_moved_while_nobody_told_supersedes_and_may_come_back(house: House) -> None:

@@ -100,6 +100,7 @@ class Builder:
         *,
         name: str = "build-x-0",
         force: bool = False,
+        just_pushed: bool = False,
         tags: tuple[Tags, ...] = (),
         refs: tuple[str, ...] = (),
         log: Path | None = None,
@@ -117,6 +118,7 @@ class Builder:
             tags=tags,
             refs=refs,
             force=force,
+            just_pushed=just_pushed,
             surroundings=surroundings,
         )
         (folder / "spec.json").write_bytes(msgspec.json.encode(spec))

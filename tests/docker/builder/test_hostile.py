@@ -158,6 +158,23 @@ def test_what_is_not_there(
     assert "no such repository" in message or "no such commit" in message
 
 
+@pytest.mark.parametrize(("just_pushed", "status"), [(True, 69), (False, 64)])
+def test_a_commit_that_its_host_does_not_serve(
+    just_pushed: bool,
+    status: int,
+    path: str,
+    part: tuple[str, str],
+    builder: Builder,
+    host: GitHost,
+    registry: Registry,
+) -> None:
+    """For some minutes after a push that is the host's fault; either way it may be there when somebody asks again."""
+    attempt = builder.run(asked(host, part[0], COMMIT, registry), just_pushed=just_pushed)
+    assert attempt.status == status, attempt.text
+    assert (attempt.result.counted, attempt.result.unserved) == (not just_pushed, True)
+    assert "no such commit" in (attempt.result.message or "")
+
+
 def test_a_commit_that_no_branch_leads_to(
     path: str, part: tuple[str, str], builder: Builder, host: GitHost, registry: Registry
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import requests
 
@@ -40,6 +42,26 @@ def test_a_push_becomes_an_image_and_both_sinks_are_told_its_digest(system: Syst
         ["docker", "pull", f"{image['repository']}@{image['digest']}"], check=False, capture_output=True, text=True
     )
     assert pulled.returncode == 0, pulled.stderr
+
+
+def test_a_webhook_that_is_faster_than_its_host(system: System, tmp_path: Path) -> None:
+    """The server that is asked for the commit has not heard of it yet, and has a little later."""
+    system.commit("ada/fast", {"Dockerfile": SMALL})
+    bare = system.host.bare("ada/fast")
+    late, ahead = tmp_path / "late", tmp_path / "ahead"
+    shutil.copytree(bare, late)
+    commit = system.commit("ada/fast", {"Dockerfile": SMALL})
+    webhook = system.push("ada/fast", commit)
+    shutil.move(bare, ahead)
+    shutil.move(late, bare)
+    (name,) = names(system.deliver(webhook))
+    waiting = system.wait(name, lambda found: found["attempt"] == 2)
+    assert "does not serve the push yet" in waiting["waiting"]
+    shutil.move(bare, late)
+    shutil.move(ahead, bare)
+    build = system.ended(name)
+    assert (build["state"], build["commit"]) == ("succeeded", commit)
+    assert [attempt["reason"] for attempt in build["attempts"]][:1] == ["infrastructure"]
 
 
 def test_two_subdirs_of_one_commit_are_two_images(system: System) -> None:
