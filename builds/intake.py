@@ -29,6 +29,7 @@ from builds.repository import (
     commit_id,
     is_abbreviated,
     is_commit,
+    of_host,
     of_kind,
     short_name,
     subdirectory,
@@ -85,7 +86,8 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Intake:
-    """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`.
+    """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`, and `accounts` the
+    names of Kiln's own accounts there.
 
     `resolver` asks as anybody can; `entitled` (without it, the same) has the stored credentials, and is used for those
     who may have them used. `lookups` limits how many wait for a Git host at the same time.
@@ -102,7 +104,9 @@ class Intake:
         entitled: Resolver | None = None,
         private: Private | None = None,
         lookups: Lookups | None = None,
+        accounts: Mapping[str, str] | None = None,
     ) -> None:
+        self._accounts = accounts or {}
         self._instance = instance
         self._policy = policy
         self._hosts = hosts
@@ -125,6 +129,17 @@ class Intake:
         for url in {*(each.repository for each in found), *([push.repository] if push else [])}:
             if not of_kind(self.repository(url), word):
                 raise Forbidden(f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
+
+    def is_own(self, event: Event) -> bool:
+        """Whether it is a push that Kiln's own account made. What follows from a build must not begin another.
+
+        Raises eventing.errors.DecodeError, RepositoryError.
+        """
+        push = push_of(event)
+        if push is None or push.pusher is None or not self._accounts:
+            return False
+        account = of_host(self.repository(push.repository), self._accounts)
+        return account is not None and account.casefold() == push.pusher.casefold()
 
     def default_branch(self, push: PushFacts, by: str | None, groups: Iterable[str] = ()) -> str | None:
         """The short name of the default branch. The host is asked where the push does not say it.

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import lru_cache
-from urllib.parse import quote, unquote, unquote_to_bytes
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 import msgspec
 
@@ -115,6 +115,12 @@ def _canonical(url: str, hosts: tuple[tuple[str, HostKind], ...]) -> Repository:
     # GitLab redirects without `.git`, and redirects are refused.
     clone_url = f"{identity}.git" if kind else f"{scheme}://{netloc}{quote(asked, safe=string.punctuation)}"
     return Repository(url=identity, clone_url=clone_url, scheme=scheme, host=host, port=port, path=path, kind=kind)
+
+
+def of_host(repository: Repository, named: Mapping[str, str]) -> str | None:
+    """What is said of its host, by `host:port` or else by `host`, as in `canonical`; `None` where that is nothing."""
+    netloc = urlsplit(repository.url).netloc
+    return named.get(netloc) or named.get(re.sub(r":[0-9]*\Z", "", netloc))
 
 
 def of_kind(repository: Repository, word: str) -> bool:

@@ -70,6 +70,8 @@ def _asks(event: Event, who: Identity) -> list[Ask]:
     somebody_waits = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
     intake = services().intake
+    if intake.is_own(event):
+        return []
     found = wanted(services().triggers, event, lambda push: intake.default_branch(push, who.by, who.groups))
     return [asking.check(each, event, who=who, kind=kind) for each in found]
 

@@ -31,6 +31,8 @@ routes = Blueprint("webhooks", __name__)
 
 MAX_BODY = 25 << 20
 """Bytes: what GitHub sends at most. https://docs.github.com/en/webhooks/webhook-events-and-payloads#payload-cap"""
+OWN = "Kiln's own account (`hosts:` names it) has pushed this."
+
 REFUSED = (403, 422)
 """Statuses of what our policy refuses: understood, and not done here."""
 
@@ -80,6 +82,9 @@ def _asks(events: Sequence[Event], word: str) -> tuple[list[Ask], list[str]]:
     refusals: list[str] = []
     for event in events:
         with _collected(refusals):
+            if services().intake.is_own(event):
+                refusals.append(OWN)
+                continue
             for each in _wanted(event, word):
                 with _collected(refusals):
                     asks.append(asking.check(each, event, who=Identity(by=_by(word)), kind=Kind.PUSH))

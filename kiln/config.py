@@ -14,7 +14,7 @@ import ssl
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import msgspec
 
@@ -46,11 +46,13 @@ T = TypeVar("T")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file says. `hosts` are by `host` or `host:port`; `allowed_images` are patterns."""
+    """What the file says. `hosts` are by `host` or `host:port`, and so are `accounts`, the names of Kiln's own accounts
+    there; `allowed_images` are patterns."""
 
     triggers: tuple[Trigger, ...] = DEFAULT
     sinks: tuple[Sink, ...] = ()
     hosts: Mapping[str, HostKind] = {}
+    accounts: Mapping[str, str] = {}
     repositories: tuple[Listed, ...] = ()
     insecure_registries: tuple[str, ...] = ()
     private: tuple[PrivateRule, ...] = ()
@@ -60,6 +62,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: HostKind
+    account: Annotated[str, msgspec.Meta(pattern=r"\A\S.{0,254}\Z")] | None = None
     statuses: bool = False
 
 
@@ -125,7 +128,7 @@ class _Reader:
         self.problems: list[str] = []
 
     def config(self) -> Config:
-        known = Config.__struct_fields__
+        known = [name for name in Config.__struct_fields__ if name != "accounts"]  # part of `hosts`
         for name in sorted(self._sections.keys() - {*known}):
             self.problems.append(f"{name}: there is no such section{_meant(name, known)}")
         hosts = dict(self._hosts())
@@ -139,6 +142,7 @@ class _Reader:
             triggers=self._triggers(),
             sinks=self._sinks(),
             hosts=kinds,
+            accounts={name: host.account for name, host in hosts.items() if host.account is not None},
             repositories=tuple(self._repositories(kinds)),
             insecure_registries=self._registries(),
             private=tuple(self._private()),

@@ -95,6 +95,9 @@ def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
         wants = wanted(kiln.config.triggers, event, partial(_default_branch, say))
         if word is not None:
             intake.vouch(word, event, wants)
+        if intake.is_own(event):
+            say("  Kiln's own account has pushed it: nothing would be built")
+            continue
         if not wants:
             say("  no trigger wants it: nothing would be built")
         for want in wants:

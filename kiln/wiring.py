@@ -334,6 +334,7 @@ def intake(
         instance=kiln.settings.instance,
         policy=kiln.policy,
         hosts=kiln.config.hosts,
+        accounts=kiln.config.accounts,
         images=kiln.images,
         resolver=resolver,
         entitled=entitled,

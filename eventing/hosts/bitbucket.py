@@ -105,6 +105,7 @@ class Bitbucket:
             private=push.repository.is_private,
             look_up=new is not None and commit is None,
             message=new.target.message if new and commit else None,
+            pusher=push.actor.nickname if push.actor else None,
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -224,8 +225,13 @@ class _Repository(msgspec.Struct):
     mainbranch: _Branch | None = None
 
 
+class _Actor(msgspec.Struct):
+    nickname: str | None = None
+
+
 class _Payload(msgspec.Struct):
     """The parts of a push payload that matter here."""
 
     push: _Push
     repository: _Repository
+    actor: _Actor | None = None

@@ -109,6 +109,7 @@ class BitbucketServer:
             private=None if push.repository.public is None else not push.repository.public,
             look_up=commit is None and not deleted,
             message=push.toCommit.message if push.toCommit and push.toCommit.id == commit else None,
+            pusher=push.actor.name if push.actor else None,
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -214,6 +215,10 @@ class _Change(msgspec.Struct):
     toHash: Hash  # noqa: N815
 
 
+class _Actor(msgspec.Struct):
+    name: str | None = None
+
+
 class _Push(msgspec.Struct):
     """The parts of a push payload that matter here. Versions before 8 lack `toCommit`."""
 
@@ -221,6 +226,7 @@ class _Push(msgspec.Struct):
     repository: _Repository
     toCommit: _Commit | None = None  # noqa: N815
     date: str | None = None
+    actor: _Actor | None = None
 
     @property
     def commit(self) -> str | None:

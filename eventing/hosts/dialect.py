@@ -43,6 +43,8 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The host does not say which commit the tag is on, so the ref has to be looked up."""
     message: str | None = None
     """Of the commit; `None` where the host does not say."""
+    pusher: str | None = None
+    """The name of the account that pushed, as people log in with it; `None` where the host does not say."""
 
 
 class Dialect(Protocol):

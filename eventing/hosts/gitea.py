@@ -141,6 +141,7 @@ class Gitea:
             private=push.repository.private,
             look_up=commit is None and not deleted,
             message=push.message,
+            pusher=(push.pusher.login or push.pusher.username) if push.pusher else None,
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -198,6 +199,11 @@ class _Repository(msgspec.Struct):
     private: bool | None = None
 
 
+class _User(msgspec.Struct):
+    login: str | None = None
+    username: str | None = None
+
+
 class _Push(msgspec.Struct):
     """The parts of a push payload that matter here. Old versions lack `head_commit` and `total_commits`."""
 
@@ -208,6 +214,7 @@ class _Push(msgspec.Struct):
     head_commit: Commit | None = None
     commits: object = None
     total_commits: int | None = None
+    pusher: _User | None = None
 
     @property
     def message(self) -> str | None:

@@ -169,6 +169,7 @@ class GitHub:
             private=push.repository.private,
             look_up=commit is None and not deleted,
             message=push.head_commit.message if push.head_commit else None,
+            pusher=push.pusher.name if push.pusher else None,
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -203,6 +204,10 @@ class _Repository(msgspec.Struct):
     pushed_at: Annotated[int, Meta(ge=0, lt=2**32)] | Annotated[datetime, Meta(tz=True)] | None = None
 
 
+class _Pusher(msgspec.Struct):
+    name: str | None = None
+
+
 class _Push(msgspec.Struct):
     """The parts of a push payload that matter here."""
 
@@ -215,6 +220,7 @@ class _Push(msgspec.Struct):
     forced: bool = False
     head_commit: Commit | None = None
     commits: object = ()
+    pusher: _Pusher | None = None
 
     @property
     def commit(self) -> str | None:

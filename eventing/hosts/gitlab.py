@@ -145,6 +145,7 @@ class GitLab:
             private=None if push.project.visibility_level is None else push.project.visibility_level < PUBLIC,
             look_up=commit is None and not deleted,
             message=message_of(commit, commits_of(push.commits)),
+            pusher=push.user_username,
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -211,6 +212,7 @@ class _Push(msgspec.Struct):
     repository: _Project = _Project()
     commits: object = None
     total_commits_count: int | None = None
+    user_username: str | None = None
 
     @property
     def clone_url(self) -> str:

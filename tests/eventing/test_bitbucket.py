@@ -119,6 +119,7 @@ class TestCloud:
             paths=None,
             private=True,
             message="größer\n",
+            pusher="ada",
         )
 
     def test_many_refs_in_one_delivery(self) -> None:
@@ -220,6 +221,7 @@ class TestServer:
             paths=None,
             private=True,
             message="größer",
+            pusher="ada",
         )
 
     def test_many_refs_in_one_delivery(self) -> None:

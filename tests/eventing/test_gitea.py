@@ -161,6 +161,7 @@ class TestFacts:
             paths=("a.txt", "binder/é.yml"),
             private=False,
             message="größer\n",
+            pusher="ada",
         )
 
     def test_new_branch(self) -> None:

@@ -334,6 +334,7 @@ class TestFacts:
             paths=("binder/environment.yml", "data/café.csv", "week3/intervals.ipynb"),
             private=False,
             message="Mend a typo; the caf\u00e9 data is not used any more",
+            pusher="rosa",
         )
 
     def test_new_branch(self) -> None:

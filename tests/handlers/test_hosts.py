@@ -62,10 +62,17 @@ class Host:
 def house_of(houses: Callable[..., House]) -> Callable[..., House]:
     """A house that has secrets for every host, and knows the host of `word`."""
 
-    def make(word: str, hosts: Mapping[str, HostKind] | None = None, **settings: object) -> House:
+    def make(
+        word: str,
+        hosts: Mapping[str, HostKind] | None = None,
+        accounts: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> House:
         hosts = hosts or {"git.example.com": HostKind(word)}
         images = ImagePolicy("registry.example/kiln/")
-        intake = Intake(instance="test", policy=Policy(), hosts=hosts, images=images, resolver=Host())
+        intake = Intake(
+            instance="test", policy=Policy(), hosts=hosts, accounts=accounts, images=images, resolver=Host()
+        )
         own = {"triggers": [EVERYTHING], "webhook_secrets": lambda _: (b"an old one", SECRET), "intake": intake}
         return houses(**own | settings)
 
@@ -195,6 +202,28 @@ def test_a_host_that_does_not_answer_is_503_so_that_it_sends_it_again(house_of: 
     house = house_of("bitbucket-server", hosts={"away.example": HostKind.BITBUCKET_SERVER}, triggers=None)
     answer = house.client.post("/webhooks/bitbucket-server", **server(server_push(repository=repository)).post)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+
+
+@words
+def test_what_kiln_s_own_account_pushes_builds_nothing(house_of: HouseOf, word: str) -> None:
+    """Through the webhook, and as an event of a broker."""
+    host = REPOSITORIES[word].split("/")[2]
+    for account, status in ((None, 202), ("kiln", 202), ("Ada", 200)):
+        house = house_of(word, accounts={host: account} if account else None)
+        answer = house.client.post(f"/webhooks/{word}", **PUSHES[word]().post)
+        assert answer.status_code == status
+        assert ("own account" in answer.json.get("reason", "")) is (status == 200)
+        payload = json.loads(PUSHES[word]().body)
+        event = {"specversion": "1.0", "id": "e", "source": "/broker", "type": f"com.{word}.push", "data": payload}
+        kind = {"Content-Type": "application/cloudevents+json"}
+        answer = house.client.post("/events", data=json.dumps(event), headers=kind)
+        assert answer.status_code == (204 if status == 200 else 202), answer.text
+        assert bool(house.builds()) is (status == 202)
+
+
+def test_an_account_is_of_one_host(house_of: HouseOf) -> None:
+    house = house_of("gitea", accounts={"other.example.com": "ada", "git.example.com:8443": "ada"})
+    assert house.client.post("/webhooks/gitea", **gitea().post).status_code == 202
 
 
 def test_a_test_of_bitbucket_s_connection_is_200_and_no_build(house_of: HouseOf) -> None:

@@ -37,6 +37,7 @@ def test_the_example_of_the_docs_is_valid() -> None:
     assert [trigger.name for trigger in config.triggers] == ["courses"]
     assert [sink.name for sink in config.sinks] == ["hub"]
     assert config.hosts == {"git.example.edu": HostKind.GITLAB}
+    assert config.accounts == {"git.example.edu": "kiln"}
     assert [one.url for one in config.repositories] == ["https://git.example.edu/courses/stats"]
 
 
