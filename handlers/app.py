@@ -7,9 +7,11 @@ prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API), `p
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from flask import Flask, Response, g, request
@@ -18,6 +20,9 @@ from builds.structs import make_ready
 from handlers import binderhub, bodies, builds, events, html, metrics, pages, problems, signin, webhooks
 from handlers.auth import refuse_foreigners
 from handlers.services import Services, services
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 __all__ = ["Services", "create_app"]
 
@@ -35,7 +40,14 @@ UNCACHED = {**HEADERS, "Cache-Control": "no-store"}
 
 
 class Application(Flask):
-    """Flask whose addresses begin with the base path as it was given: a browser compares a cookie's path by letter."""
+    """Flask whose addresses begin with the base path as it was given: a browser compares a cookie's path by letter.
+
+    A path may have empty parts, as an address has that was joined with one `/` too many. Flask itself would redirect.
+    """
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        environ["PATH_INFO"] = re.sub("//+", "/", environ.get("PATH_INFO", ""))
+        return super().wsgi_app(environ, start_response)
 
     def url_for(self, endpoint: str, **values: Any) -> str:
         base: str = self.extensions["kiln"].base_path
@@ -48,7 +60,6 @@ def create_app(held: Services) -> Flask:
     prefix = unquote(held.base_path).rstrip("/")  # routes are compared with decoded paths
     app = Application("handlers", static_url_path=f"{prefix}/static")
     app.extensions["kiln"] = held
-    app.url_map.converters["spec"] = binderhub.Spec
     app.config["MAX_CONTENT_LENGTH"] = held.max_body  # for the pages' forms; all else is read by `bodies`
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     app.jinja_env.globals["integrity"] = html.integrity

@@ -20,7 +20,6 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from flask import Blueprint, Response, request, url_for
-from werkzeug.routing import PathConverter
 
 from builds import providers
 from builds.build import Build, Kind, State
@@ -73,14 +72,7 @@ class Viewed(NamedTuple):
 # The routes ----------------------------------------------------------------------------------------------------------
 
 
-class Spec(PathConverter):
-    """The rest of a path, whose parts may be empty."""
-
-    regex = ".*?"
-    part_isolating = False
-
-
-@routes.get("/build/<provider>/<spec:spec>")
+@routes.get("/build/<provider>/<path:spec>")
 def build(provider: str, spec: str) -> Response:
     identity = services().auth.admit(request)
     if "token" in request.args and not services().auth.token_in_url:

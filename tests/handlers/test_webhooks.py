@@ -229,3 +229,13 @@ def test_a_full_queue_is_503(houses: Callable[..., House]) -> None:
     answer = house.client.post("/webhooks/github", **signed(other, delivery="d-2"))
     assert answer.status_code == 503
     assert answer.headers["Retry-After"]
+
+
+@pytest.mark.parametrize("base", ["/", "/services/binder/"])
+def test_an_address_with_a_slash_too_many_is_no_redirect(houses: Callable[..., House], base: str) -> None:
+    """Which a host does not follow."""
+    client = houses(base_path=base).client
+    for path in (f"/{base}webhooks/github", f"{base}/webhooks//github", f"{base}webhooks/github//"):
+        answer = client.post("/", **signed(push()), environ_overrides={"PATH_INFO": path})
+        assert answer.status_code == 202, path
+    assert client.get("/", environ_overrides={"PATH_INFO": f"{base}/versions"}).status_code == 200
