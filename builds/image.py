@@ -96,11 +96,13 @@ class ImagePolicy:
         private: Callable[[Repository], bool] = lambda _: False,
     ) -> None:
         """Raises RuleError where no image could be called after a prefix, or the two do not keep images apart."""
-        for given in (prefix, *([] if private_prefix is None else [private_prefix])):
+        for name, given in {"KILN_IMAGE_PREFIX": prefix, "private_image_prefix": private_prefix}.items():
+            if given is None:
+                continue
             if not given or not _NAME.fullmatch(f"{given}a-0") or len(given) > MAX_NAME // 2:
                 raise RuleError(
-                    f"The image prefix '{given}' must be the beginning of an image's name in lower case, such as "
-                    "registry.example/org/."
+                    f"{name}: The image prefix '{given}' must be the beginning of an image's name in lower case, such "
+                    "as registry.example/org/."
                 )
         if private_prefix is not None and prefix.startswith(private_prefix):
             raise RuleError(

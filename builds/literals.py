@@ -38,7 +38,7 @@ def refusals(trigger: Trigger, *, policy: Policy, images: ImagePolicy, hosts: Ma
     checks: Mapping[str, Callable[[], object]] = {
         "repository": lambda: _check_repository(trigger.repository, policy, hosts),
         "ref": lambda: _check_ref(trigger.ref),
-        "commit": lambda: _check_commit(trigger.commit),
+        "commit": lambda: _check_commit(trigger.commit, trigger.ref),
         "subdir": lambda: subdirectory(_filled(trigger.subdir)),
         "build_args": lambda: checked_arguments(_arguments(trigger)),
         "image": lambda: _check_image(trigger, images, hosts),
@@ -115,11 +115,13 @@ def _check_ref(template: Template | None) -> None:
         _passes(template, checked_ref)
 
 
-def _check_commit(template: Template | None) -> None:
+def _check_commit(template: Template | None, ref: Template | None) -> None:
     if template is None:
         return
     if not template.fields:
-        commit_id(_filled(template))
+        commit = commit_id(_filled(template))
+        if ref is not None and not ref.fields and is_commit(_filled(ref)) and commit_id(_filled(ref)) != commit:
+            raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
     if not all(re.fullmatch(r"[0-9a-fA-F]{1,64}", piece) for piece in template.pieces if isinstance(piece, str)):
         raise Malformed("The commit must be a whole one: 40 or 64 hexadecimal digits.")
 

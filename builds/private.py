@@ -129,6 +129,8 @@ def _on_host(pattern: str, origin: str) -> bool:
 
 def _word(text: str) -> str:
     """Raises RuleError."""
+    if "*" in text:
+        raise RuleError(f"'{text}' is nobody: use_by takes whole names, without *.")
     if text != WEBHOOKS and not re.fullmatch(r"(?:user|group|token|service|oidc):[^\s]+(?: [^\s]+)*", text):
         raise RuleError(
             f"'{text}' is nobody: use_by takes webhooks, user:<name>, group:<name>, token:<name>, "

@@ -13,6 +13,7 @@ a trigger that does nothing is found at the start, and not by the person whose i
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -134,6 +135,8 @@ MEANT: Mapping[str, str] = {
     **dict.fromkeys(("reference", "git_ref", "github.ref"), "ref"),
 }
 """What others call the values that there are."""
+NEVER_BRACES = ("repository", "ref", "commit", "image", "tags")
+"""Where a brace itself would be of no use."""
 
 Lookup = Callable[[str], str | None]
 
@@ -168,11 +171,16 @@ class Template(msgspec.Struct, frozen=True):
         return piece if value is None else value
 
 
-def template(text: str) -> Template:
-    """Reads `{name}`, with `{{` and `}}` for braces. Raises RuleError, naming what it cannot read."""
+def template(text: str, *, braces: bool = True) -> Template:
+    """Reads `{name}`, with `{{` and `}}` for braces where those are of any use.
+
+    Raises RuleError, naming what it cannot read.
+    """
     pieces: list[str | Field] = []
-    if actions := re.search(r"\$\{\{\s*([A-Za-z0-9_.-]*)\s*\}\}", text):
-        raise RuleError(f"'{actions[0]}' in '{text}' is GitHub Actions' form{_nearest(actions[1])}")
+    if other := re.search(r"\$\{\{\s*([\w.-]*)\s*\}\}|\$\{([\w.-]*)\}", text):
+        raise RuleError(f"'{other[0]}' in '{text}' is another tool's form{_nearest(other[1] or other[2] or '')}")
+    if not braces and (twice := re.search(r"\{\{\s*([\w.-]+)\s*\}\}", text)):
+        raise RuleError(f"'{twice[0]}' in '{text}' is a text in braces, and no value{_nearest(twice[1].strip('.'))}")
     for literal, escaped, name, brace in re.findall(r"([^{}]+)|(\{\{|\}\})|\{([^{}]*)\}|([{}])", text):
         if brace:
             raise RuleError(f"A single '{brace}' in '{text}': write it twice, or a name between two of them.")
@@ -187,9 +195,14 @@ def template(text: str) -> Template:
 
 def _nearest(name: str) -> str:
     """The end of a sentence about a name that is none."""
+    stripped = re.sub(
+        r"^(?:\$\.|event\.|github\.event\.|(?=body\.|payload\.))(?:(?:body|payload)\.)?", "data.", name.strip()
+    )
+    stripped = re.sub(r"^data\.(?:body|payload|data)\.", "data.", stripped)
     plain = re.sub(r"[-\s]", "_", name.strip().lower())
     known = sorted(LATE | ATTRIBUTES)
-    near = MEANT.get(plain) or next(iter(get_close_matches(plain, known, n=1, cutoff=0.75)), None)
+    near = stripped if stripped in LATE or EARLY.fullmatch(stripped) else MEANT.get(plain)
+    near = near or next(iter(get_close_matches(plain, known, n=1, cutoff=0.75)), None)
     names = ", ".join(f"{{{name}}}" for name in sorted(LATE))
     there = f"here are {{data.…}}, {{extensions.…}}, the event's attributes, and {names}."
     return f": did you mean {{{near}}}? T{there}" if near else f": t{there}"
@@ -308,7 +321,10 @@ class _Reader:
                 yield found
 
     def _template(self, place: str, text: str | None) -> Template | None:
-        return None if text is None else self._note(f"build.{place}", partial(template, text))
+        if text is None:
+            return None
+        braces = place.partition("[")[0] not in NEVER_BRACES
+        return self._note(f"build.{place}", partial(template, text, braces=braces))
 
     def _templates(self, place: str, texts: Sequence[str]) -> Iterator[Template]:
         for index, text in enumerate(texts):
@@ -342,8 +358,16 @@ def _unmet(trigger: Trigger) -> Iterator[str]:
         return
     if trigger.push and trigger.push.branches is None and trigger.push.tags and trigger.push.paths:
         yield "push.paths: is for branches, and only tags are chosen; leave it out, or name branches too."
-    if misspelt := [problem for kind in sorted(values(wanted, "type")) if (problem := _misspelt(kind))]:
-        yield from (f"filters: {problem}" for problem in misspelt)
+    slips: list[str | None] = [*_starred(wanted)]
+    slips += [_misspelt(kind) for kind in sorted(values(wanted, "type"))]
+    slips += [
+        *map(_misspelt_beginning, sorted(values(wanted, "type", "prefix"))),
+        *map(_misplaced, sorted(values(wanted, "source"))),
+    ]
+    if trigger.push is not None or trigger.repository is None:
+        slips += [_no_subject(trigger, subject) for subject in sorted(values(wanted, "subject"))]
+    if any(slips):
+        yield from (f"filters: {problem}" for problem in slips if problem)
         return
     if not possible([*wanted, negated(any_of("prefix", "type", [OURS]))]):
         yield "filters: Kiln's own events match no trigger; dev.kiln.build.requested.v1 needs none."
@@ -362,8 +386,8 @@ def _without_value(trigger: Trigger, *, may_be_push: bool) -> Iterator[str]:
     only_pushes = trigger.push is not None or trigger.repository is None
     wanted = [*trigger.filters, *([any_of("exact", "type", [*PUSHES])] if only_pushes else [])]
     if not possible([*wanted, negated(any_of("prefix", "type", PLAIN_SOURCES))]):
-        for name in sorted(names(trigger.filters) - ATTRIBUTES):
-            if not ON_THE_WAY.fullmatch(name):
+        for name in sorted(names([*trigger.filters, *trigger.when]) - ATTRIBUTES):
+            if "." not in name and not ON_THE_WAY.fullmatch(name):
                 yield f"filters: {_absent(name)}"
         for place, part in _parts(trigger):
             for name in sorted(part.fields):
@@ -406,6 +430,40 @@ def _misspelt(kind: str) -> str | None:
     return None
 
 
+def _misplaced(source: str) -> str | None:
+    """What is wrong with a repository's address as the source of events, as GitHub spells it."""
+    found = re.fullmatch(r"(?:https?://)?(?:www\.|git@)?github\.com[/:]([^/]+/[^/]+?)(?:\.git)?/?", source)
+    form = f"https://github.com/{found[1]}" if found else source
+    return None if form == source else f"no event has the source {source}; write {form}."
+
+
+def _no_subject(trigger: Trigger, subject: str) -> str | None:
+    """What is wrong with the subject of a push that a filter names: it is the full ref, or by Knative two commits."""
+    if not subject.startswith("refs/") and "..." not in subject:
+        return f"no push has the subject {subject}: it is the full ref, such as refs/heads/main; or use push.branches."
+    only = not possible([*trigger.filters, negated(any_of("exact", "subject", [subject]))])
+    if only and subject.startswith("refs/") and trigger.push and not _chooses(trigger.push, subject):
+        return f"they want the subject {subject}, which push does not choose."
+    return None
+
+
+def _starred(filters: Sequence[Filter]) -> Iterator[str]:
+    """What is wrong with texts that are meant as globs, which filters do not know."""
+    for name, dialect in itertools.product(("type", "source", "subject"), ("exact", "prefix", "suffix")):
+        for text in sorted(values(filters, name, dialect)):
+            if text.startswith("*") or text.endswith("*"):
+                form = "suffix" if text.startswith("*") else "prefix"
+                yield f"they compare text, without * ({text}); write {form}: {{{name}: {text.strip('*')}}}."
+
+
+def _misspelt_beginning(text: str) -> str | None:
+    known = [*PLAIN_SOURCES, OURS]
+    near = get_close_matches(text, known, n=1, cutoff=0.9)
+    if near and not any(text.startswith(each) or each.startswith(text) for each in known):
+        return f"no event has a type that begins with {text}; did you mean {near[0]}?"
+    return None
+
+
 def _check_order(globs: Sequence[str]) -> None:
     """Raises RuleError where globs in this order can match nothing."""
     if not globs:
@@ -428,6 +486,8 @@ def _check_glob(glob: str, *, paths: bool) -> None:
     """Raises RuleError for one that can match nothing, or means something else to who knows GitHub Actions."""
     if special := re.search(r"[?\[\]{}\\]", glob):
         raise RuleError(f"'{special[0]}' has no meaning in '{glob}', only * and ** have; write several patterns.")
+    if "+" in glob:  # which repeats what is before it in GitHub Actions
+        raise RuleError(f"'+' has no meaning in '{glob}', only * and ** have; write '{glob.replace('+', '*')}'.")
     form = re.sub(r"^(?:refs/(?:heads|tags)/|(?:\./|/)+|!+)", "", glob.strip(" \t\r\n"))
     form = re.sub(r"//+", "/", re.sub(r"/+$", "/**", form))
     if form != glob or not form:
@@ -440,7 +500,7 @@ def _check_glob(glob: str, *, paths: bool) -> None:
     try:
         checked_ref(sample)
     except Malformed:
-        form = re.sub(r"[\^~:\s]|\.\.+|\.lock$|\.$|@\{", "", re.sub(r"/\.\*+", "/**", glob)) or "**"
+        form = re.sub(r"[\^~:\s]|\.\.+|\.lock$|\.$|@\{", "", re.sub(r"(^|/)\.\*+", r"\1**", glob)) or "**"
         raise RuleError(f"'{glob}' can match nothing, as no branch or tag can be called so; write '{form}'.") from None
 
 
@@ -525,13 +585,19 @@ def _matches(trigger: Trigger, event: Event, push: PushFacts | None, default_bra
 def _pushed(rule: PushRule, push: PushFacts) -> bool:
     """Whether a rule wants a push."""
     branch = push.ref.startswith("refs/heads/")
-    if rule.branches is not None or rule.tags is not None:
-        globs = rule.branches if branch else rule.tags
-        if not _chosen(globs or (), short_name(push.ref)):
-            return False
+    if not _chooses(rule, push.ref):
+        return False
     if rule.paths is None or push.paths is None or not branch:
         return True
     return any(_chosen(rule.paths, path) for path in push.paths)
+
+
+def _chooses(rule: PushRule, ref: str) -> bool:
+    """Whether a rule wants pushes of a ref."""
+    if rule.branches is None and rule.tags is None:
+        return True
+    globs = rule.branches if ref.startswith("refs/heads/") else rule.tags
+    return _chosen(globs or (), short_name(ref))
 
 
 def _chosen(globs: Sequence[str], text: str) -> bool:

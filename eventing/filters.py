@@ -103,10 +103,10 @@ def names(filters: Sequence[Filter]) -> set[str]:
     return {name for each in filters for name in each.attributes}.union(*inner)
 
 
-def values(filters: Sequence[Filter], name: str) -> set[str]:
-    """The texts that they compare an attribute with, wholly (`exact`)."""
-    inner = (values(each.filters, name) for each in filters)
-    own = {each.attributes[name] for each in filters if each.dialect == "exact" and name in each.attributes}
+def values(filters: Sequence[Filter], name: str, dialect: str = "exact") -> set[str]:
+    """The texts that they compare an attribute with in a dialect."""
+    inner = (values(each.filters, name, dialect) for each in filters)
+    own = {each.attributes[name] for each in filters if each.dialect == dialect and name in each.attributes}
     return own.union(*inner)
 
 

@@ -27,6 +27,10 @@ LONGEST_RETRY_AFTER = 3600.0
 """Seconds: however long a sink asks us to stay away."""
 
 
+MAX_EXTENSION = 2048
+"""Characters of a value: receivers limit the length of a header, and of all together."""
+
+
 class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where completion events go (an element of `sinks:` in the configuration, or what a SinkBinding injects).
 
@@ -59,6 +63,10 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 raise ValueError(
                     f"{extension!r} cannot be an extension: lower-case letters and digits, not a core name"
                 )
+        if any(len(str(value)) > MAX_EXTENSION for value in self.extensions.values()):
+            raise ValueError(f"these extensions cannot be sent: more than {MAX_EXTENSION} characters are no header")
+        if self.token_file == "":
+            raise ValueError("token_file is empty, so it names no file")
         try:
             event_of({"specversion": "1.0", "id": "1", "source": "/", "type": "t", **self.extensions})
         except DecodeError as error:
@@ -157,7 +165,7 @@ def _unusable(url: str) -> str | None:
         return "is malformed"
     if parts.scheme not in ("http", "https") or not host or port == 0:
         return "must be http:// or https:// with a host"
-    if re.search(r"[^\x21-\x7e]", url):
+    if re.search(r"[^\x21-\x7e]|[\"<>\\^`{|}]|%(?![0-9A-Fa-f]{2})", url):
         return "holds a character that no URL has: encode it with %"
     if "#" in url:
         return "must not hold a fragment ('#…'): that is never sent"

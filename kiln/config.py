@@ -246,6 +246,8 @@ class _Reader:
         for number, registry in enumerate(registries):
             if not re.fullmatch(rf"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]){PORT}", registry):
                 self.problems.append(f"insecure_registries[{number}]: must be host:port, without a scheme and a path")
+            if registry != registry.lower():
+                self.problems.append(f"insecure_registries[{number}]: images name it in lower case, {registry.lower()}")
         return registries
 
     def _items(self, section: str, kind: type[T]) -> Iterator[T]:
@@ -278,6 +280,15 @@ class _Reader:
         """What helps against one of msgspec's errors, as the end of its sentence."""
         if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
             return _meant(unknown[1], _fields(kind, where))
+        if what.startswith("Invalid enum value"):
+            return f"; there are {', '.join(_choices(_type_at(kind, where)))}"
+        if "matching regex" in what:
+            return ": letters, digits, '.', '_' and '-', a letter or digit first"
+        return self._form(what, place)
+
+    def _form(self, what: str, place: str) -> str:
+        if what.startswith("Expected `object`"):
+            return ": write a mapping"
         expected = re.match(r"Expected `(.*)`, got `(.*)`", what)
         written = self._document.scalar(place)
         if expected is None or not expected[1].startswith(("str", "array")):
@@ -300,11 +311,20 @@ def _meant(given: str, known: Iterable[str]) -> str:
 
 def _fields(kind: Any, where: str) -> tuple[str, ...]:
     """The keys that a struct has, or the one at a place in it, such as `.push`."""
+    fields: tuple[str, ...] = getattr(_type_at(kind, where), "__struct_fields__", ())
+    return fields
+
+
+def _type_at(kind: Any, where: str) -> Any:
     for name in re.findall(r"\.([a-z_]+)", where):
         kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), kind)
         kind = next((one for one in get_args(kind) if hasattr(one, "__struct_fields__")), kind)
-    fields: tuple[str, ...] = getattr(kind, "__struct_fields__", ())
-    return fields
+    return kind
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Of an enumeration or a Literal."""
+    return tuple(str(getattr(one, "value", one)) for one in get_args(kind) or kind)
 
 
 def _named(value: Any, where: str) -> str:
@@ -328,7 +348,10 @@ def _slips(value: object, place: str, seen: set[int] | None = None) -> Iterator[
         seen.add(id(value))
         if isinstance(value, list):
             for index, part in enumerate(value):
-                yield from _slips(part, f"{place}[{index}]", seen)
+                if part and isinstance(part, dict) and not any(one is not None for one in part.values()):
+                    yield f"{place}[{index}]: YAML reads braces as a mapping; write [{', '.join(map(str, part))}]"
+                else:
+                    yield from _slips(part, f"{place}[{index}]", seen)
             return
         for name, part in value.items():
             if not isinstance(name, str):
@@ -341,7 +364,8 @@ def _unsendable(sink: Sink) -> Iterator[str]:
     """Why what a sink asks for cannot be sent to it."""
     for glob in sink.types:
         if not any(wanted(msgspec.structs.replace(sink, types=(glob,)), kind) for kind in EVENT_TYPES):
-            near = difflib.get_close_matches(glob, EVENT_TYPES, n=1, cutoff=0.5)
+            near = [kind for kind in EVENT_TYPES if kind.split(".")[3] in glob.lower()]
+            near = near or difflib.get_close_matches(glob, EVENT_TYPES, n=1, cutoff=0.5)
             yield f"types: no event has the type {glob}; write {near[0] if near else 'dev.kiln.build.*'}"
     if sink.ca is not None:
         try:

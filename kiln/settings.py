@@ -608,6 +608,8 @@ def _hub(environ: Mapping[str, str]) -> Hub | None:
         _url(url)
     except ValueError as error:
         raise ValueError(f"JUPYTERHUB_API_URL: {error}") from None
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise ValueError("JUPYTERHUB_API_TOKEN: must be a token of the Hub, without blanks and line ends")
     try:
         scopes = msgspec.json.decode(environ.get("JUPYTERHUB_OAUTH_ACCESS_SCOPES") or "[]", type=tuple[str, ...])
     except msgspec.DecodeError:

@@ -15,6 +15,11 @@ from kiln.errors import ConfigError
 
 LARGEST = 2**18
 
+QUOTES = "; a text that begins with one of ! * & @ ` % or holds [ ] { } is written in quotes, '!main'"
+
+_UNQUOTED = re.compile(
+    r"constructor for the tag '!|undefined alias|scanning an? (?:alias|anchor|tag)|cannot start any token|',' or '\]'"
+)
 _STEP = re.compile(r"\[([0-9]+)\]|\.?([^.\[\]]+)")
 
 
@@ -69,7 +74,10 @@ def document(content: bytes) -> Document:
         return Document(None if root is None else loader.construct_document(root), root)
     except yaml.MarkedYAMLError as error:
         line = f"Line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ConfigError([f"{line}{error.problem or 'this is not YAML'}"]) from None
+        problem = str(error.problem or "this is not YAML")
+        raise ConfigError(
+            [f"{line}{problem}{QUOTES if _UNQUOTED.search(f'{error.context} {problem}') else ''}"]
+        ) from None
     except RecursionError:
         raise ConfigError(["The file is nested too deeply"]) from None
     except Exception as error:  # noqa: BLE001  # PyYAML lets everything through that a value does not fit its tag with

@@ -21,6 +21,8 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a full tag": ("{push: {tags: ['refs/tags/v*']}}", ("push.tags[0]", "write 'v*'")),
     "braces": ("{push: {branches: ['{main,dev}']}}", ("push.branches[0]", "several patterns")),
     "a question mark": ("{push: {branches: ['v?']}}", ("push.branches[0]", "'?'")),
+    "a plus": ("{push: {tags: ['v1+']}}", ("push.tags[0]", "write 'v1*'")),
+    "any text as a regular expression": ("{push: {branches: ['.*']}}", ("push.branches[0]", "write '**'")),
     "a class": ("{push: {tags: ['v[0-9]*']}}", ("push.tags[0]", "'['")),
     "a leading slash": ("{push: {paths: ['/binder/**']}}", ("push.paths[0]", "write 'binder/**'")),
     "a leading dot": ("{push: {paths: ['./binder/**']}}", ("push.paths[0]", "write 'binder/**'")),
@@ -44,6 +46,10 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a boolean": ("{push: {branches: [on]}}", ("push.branches[0]", "'on'")),
     "a date": ("{push: {tags: [2026-01-31]}}", ("push.tags[0]", "'2026-01-31'")),
     "nothing behind a key": ("{push: {branches: }}", ("push.branches", "is empty")),
+    "an exclusion without quotes": ("{push: {branches: ['**', !wip]}}", ("Line 3", "quotes")),
+    "a star without quotes": ("{push: {branches: [*]}}", ("Line 3", "quotes")),
+    "a class without quotes": ("{push: {branches: [v[0-9]]}}", ("Line 3", "quotes")),
+    "braces without quotes": ("{push: {branches: [{main,dev}]}}", ("push.branches[0]", "write [main, dev]")),
     "no push at all": ("{push: }", ("push", "is empty")),
     "a key of Actions": ("{push: {branches-ignore: [main]}}", ("push", "branches-ignore", "did you mean branches")),
     "a misspelt key": ("{push: {branch: [main]}}", ("push", "did you mean branches")),
@@ -102,6 +108,26 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a misspelt type": ("{filters: [{exact: {type: com.github.psh}}]}", ("filters", "com.github.push")),
     "a type in capitals": ("{filters: [{exact: {type: com.github.Push}}]}", ("filters", "com.github.push")),
     "a bare type": ("{filters: [{exact: {type: push}}]}", ("filters", "com.github.push")),
+    "a pattern as type": ("{filters: [{exact: {type: 'com.github.*'}}]}", ("filters", "prefix: {type: com.github.}")),
+    "a pattern as source": (
+        "{filters: [{prefix: {source: 'https://github.com/our-org/*'}}]}",
+        ("filters", "prefix: {source: https://github.com/our-org/}"),
+    ),
+    "a misspelt beginning": ("{filters: [{prefix: {type: com.gihub.}}]}", ("filters", "com.github.")),
+    "a condition on what no push has": ("{when: [{exists: branch}]}", ("filters", "branch")),
+    "a branch as subject": ("{push: {}, filters: [{exact: {subject: main}}]}", ("filters", "refs/heads/main")),
+    "a subject that push leaves out": (
+        "{push: {branches: [dev]}, filters: [{exact: {subject: refs/heads/main}}]}",
+        ("filters", "push does not choose"),
+    ),
+    "a source to clone from": (
+        "{filters: [{exact: {source: 'https://github.com/a/b.git'}}]}",
+        ("filters", "write https://github.com/a/b"),
+    ),
+    "a source without scheme": (
+        "{filters: [{exact: {source: github.com/a/b}}]}",
+        ("filters", "https://github.com/a/b"),
+    ),
     # Conditions
     "an empty condition": ("{when: [{exists: []}]}", ("when[0].exists",)),
     "a whole data": ("{when: [{exists: data}]}", ("when[0].exists", "data.action")),
@@ -120,6 +146,11 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "{filters: [{exact: {type: org.example.x}}], build: {repository: 'https://a.example/b', ref: '{ref}'}}",
         ("build.ref", "{ref}"),
     ),
+    "the shell's form": ("{build: {tags: ['${ref_name}']}}", ("build.tags[0]", "did you mean {ref_name}")),
+    "two braces": ("{build: {tags: ['{{ref_name}}']}}", ("build.tags[0]", "did you mean {ref_name}")),
+    "a blank in braces": ("{build: {subdir: '{ data.a }'}}", ("build.subdir", "did you mean {data.a}")),
+    "a payload": ("{build: {subdir: '{payload.course.dir}'}}", ("build.subdir", "did you mean {data.course.dir}")),
+    "an event's member": ("{build: {subdir: '{event.data.dir}'}}", ("build.subdir", "did you mean {data.dir}")),
     # What every build would be refused for
     "a repository by ssh": (
         "{build: {repository: 'git@github.com:a/b'}}",
@@ -136,6 +167,10 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a short commit": ("{build: {commit: abc1234}}", ("build.commit", "40")),
     "a commit with more": ("{build: {commit: 'sha-{commit}'}}", ("build.commit", "40")),
     "a number as commit": ("{build: {commit: 1234567}}", ("build.commit", "'1234567'")),
+    "a ref that is another commit": (
+        f"{{build: {{ref: {'a' * 40}, commit: {'b' * 40}}}}}",
+        ("build.commit", "another"),
+    ),
     "an absolute subdir": ("{build: {subdir: /binder}}", ("build.subdir", "'/'")),
     "a subdir outside": ("{build: {subdir: '../{data.a}'}}", ("build.subdir", "'..'")),
     "an image with a tag": ("{build: {image: 'registry.example/org/a:latest'}}", ("build.image", "without tag")),
@@ -167,6 +202,15 @@ FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a sink's fragment": ("sinks: [{name: a, url: 'https://x.example/#y'}]", ("sinks[0]", "fragment")),
     "a sink's password": ("sinks: [{name: a, url: 'https://u:p@x.example/'}]", ("sinks[0]", "headers/<sink>")),
     "a sink's blank": ("sinks: [{name: a, url: 'https://x.example/a b'}]", ("sinks[0]", "encode it with %")),
+    "a sink's placeholder": ("sinks: [{name: a, url: 'https://x.example/{slug}'}]", ("sinks[0]", "encode it with %")),
+    "a sink's mode": (
+        "sinks: [{name: a, url: 'https://x.example/', mode: batch}]",
+        ("sinks[0].mode", "binary, struct"),
+    ),
+    "a sink's word": (
+        "sinks: [{name: a, url: 'https://x/', types: [failed]}]",
+        ("sinks[0].types", "dev.kiln.build.failed.v1"),
+    ),
     "a sink's port": ("sinks: [{name: a, url: 'https://x.example:99999/'}]", ("sinks[0]",)),
     "a sink without types": ("sinks: [{name: a, url: 'https://x.example/', types: []}]", ("sinks[0]", "types")),
     "a sink's misspelt type": (
@@ -193,6 +237,14 @@ FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "sinks: [{name: a, url: 'https://x.example/', extensions: {a: 4294967296}}]",
         ("sinks[0]", "32 bits"),
     ),
+    "a sink's long value": (
+        f"sinks: [{{name: a, url: 'https://x.example/', extensions: {{a: {'x' * 2049}}}}}]",
+        ("sinks[0]", "2048"),
+    ),
+    "a sink's token without a file": (
+        "sinks: [{name: a, url: 'https://x.example/', token_file: ''}]",
+        ("sinks[0]", "token_file"),
+    ),
     "a sink's fraction": ("sinks: [{name: a, url: 'https://x.example/', extensions: {a: 1.5}}]", ("sinks[0]",)),
     "a sink's CA as a file": ("sinks: [{name: a, url: 'https://x.example/', ca: /etc/ca.pem}]", ("sinks[0].ca", "PEM")),
     "a sink's broken CA": (
@@ -203,7 +255,15 @@ FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a host twice": ("hosts: {a.example: {kind: github}, A.example: {kind: gitlab}}", ("hosts.a.example", "2 times")),
     "a host's port": ("hosts: {'a.example:99999': {kind: github}}", ("hosts.a.example:99999",)),
     "GitHub as another": ("hosts: {github.com: {kind: gitlab}}", ("hosts.github.com.kind", "github")),
+    "a host's kind": ("hosts: {a.example: {kind: git}}", ("hosts.a.example.kind", "there are github, gitlab")),
+    "a host without a kind": ("hosts: {a.example: gitlab}", ("hosts.a.example", "write a mapping")),
     "a registry's port": ("insecure_registries: ['a.example:99999']", ("insecure_registries[0]",)),
+    "a registry in capitals": ("insecure_registries: ['A.example:5000']", ("insecure_registries[0]", "a.example:5000")),
+    "a private prefix's scheme": (
+        "private_image_prefix: 'https://a.example/b/'",
+        ("private_image_prefix", "lower case"),
+    ),
+    "a trigger's name": ("triggers: [{name: my courses}]", ("triggers[0].name", "letters")),
     "an image pattern's tag": ("allowed_images: ['a.example/b:latest']", ("allowed_images[0]", "Write a.example/b.")),
     "an image pattern's registry": ("allowed_images: [a.example]", ("allowed_images[0]", "a.example/**")),
     "an image pattern's end": ("allowed_images: [a.example/b/]", ("allowed_images[0]", "a.example/b/**")),
@@ -213,6 +273,10 @@ FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a listed repository that is refused": ("repositories: [{url: 'https://10.0.0.1/a'}]", ("repositories[0].url",)),
     "a poll too short": ("repositories: [{url: 'https://a.example/b', poll: 5s}]", ("repositories[0].poll", "1m")),
     "a poll too long": ("repositories: [{url: 'https://a.example/b', poll: 4000d}]", ("repositories[0].poll", "3650d")),
+    "private for a pattern": (
+        "private: [{match: 'https://github.com/a/*', use_by: ['user:*']}]\nprivate_image_prefix: a.example/private/",
+        ("private[0]", "whole names"),
+    ),
     "private for nobody": (
         "private: [{match: 'https://github.com/a/*', use_by: []}]\nprivate_image_prefix: registry.example/private/",
         ("private[0].use_by", "webhooks"),
@@ -274,7 +338,7 @@ def test_a_mistake_in_a_trigger(tmp_path: Path, name: str) -> None:
     rule, words = TRIGGERS[name]
     found = check(tmp_path, f"triggers:\n- {{name: good}}\n- {{name: courses, {rule[1:]}\n")
     refused(found, words)
-    assert "'courses'" in found[1] or "triggers[1]" in found[1]
+    assert "'courses'" in found[1] or "triggers[1]" in found[1] or "Line 3" in found[1]
     assert len(found[1].splitlines()) == 1, "one mistake, one sentence"
 
 
