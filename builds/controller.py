@@ -174,6 +174,8 @@ class Controller:
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)
             self._writers.shutdown()
+            self._count(())
+            metrics.QUARANTINED.set(0)  # another one counts them from now on
 
     def _turn(self, over: Callable[[], bool]) -> float:
         """Looks until there is nothing to do; returns for how many seconds nothing is expected."""

@@ -382,6 +382,8 @@ class KubernetesEngine(KubernetesRecords):
                 continue
             phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
             yield Sighting(build=metadata["name"], attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
+            if key[0] in self._unreadable:  # a newer Kiln may have written the record, and be back
+                continue
             since = self._strays[metadata["name"]] = known.get(metadata["name"], time.monotonic())
             if time.monotonic() - since > STRAY_AFTER and "deletionTimestamp" not in metadata:
                 log.warning("The pod %s runs though its attempt is over: its Job is deleted", metadata["name"])
