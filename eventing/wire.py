@@ -119,7 +119,7 @@ class Pieces(Collection[object]):
 
     def each(self, kind: type[T]) -> Iterator[T]:
         """Its members as `kind`. Raises msgspec.ValidationError."""
-        return (msgspec.json.decode(part, type=kind) for part in self._parts)
+        return map(msgspec.json.Decoder(kind).decode, self._parts)
 
 
 def each(array: object, kind: type[T]) -> Iterator[T]:

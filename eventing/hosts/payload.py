@@ -149,9 +149,10 @@ def paths_of(commits: object, is_all: Callable[[Sequence[int]], bool]) -> Change
 
     `is_all` judges by how many files each commit lists. Raises msgspec.ValidationError for what is no list of commits.
     """
-    files = [None if commit.files is None else len(commit.files) for commit in commits_of(commits)]
-    counts = [count for count in files if count is not None]
-    return ChangedPaths(commits) if len(counts) == len(files) and is_all(counts) else None
+    files = (commit.files for commit in commits_of(commits))
+    counts = [None if listed is None else len(listed) for listed in files]
+    known = [count for count in counts if count is not None]
+    return ChangedPaths(commits) if len(known) == len(counts) and is_all(known) else None
 
 
 def message_of(commit: str | None, commits: Iterable[Commit]) -> str | None:
