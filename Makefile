@@ -48,8 +48,8 @@ image:  ## web, controller and builder as one image, kiln:dev, and what makes it
 test: venv  ## every tier that this machine can run
 	@$(BIN)/python -m tests.run
 
-test-quick: venv  ## the same without the tiers that need a cluster, JupyterHub or a browser
-	@$(BIN)/python -m tests.run unit docker
+test-quick: venv  ## the same in some minutes: no cluster, no JupyterHub, no browser, nothing that takes long
+	@$(BIN)/python -m tests.run --quick unit docker
 
 lint: style format types imports  ## style, types, and which way imports point
 

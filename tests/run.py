@@ -4,9 +4,10 @@ A tier is a folder here; `unit` is all that is in no other. A tier that cannot r
 `CI=true` that is a failure, and so is a tier that ran no test or skipped one: there, nothing goes untested unnoticed.
 
 Most tests wait for something most of the time, so tiers run beside each other (`LANES`), and each in several workers
-that take whole files (`WORKERS`). Tests marked `disruptive` change what others of their tier use: they come after
-those, one after the other. Tests marked `alone` measure time: they come last of all, when nothing else runs. What a
-tier prints is shown as one block when it has ended; until then a line says how far each is.
+that take whole files (`WORKERS`). With `--quick`, tests marked `slow` are left out. Those marked `disruptive` change
+what others of their tier use: they come after those, one after the other. Those marked `alone` measure time: they come
+last of all, when nothing else runs. What a tier prints is shown as one block when it has ended; until then a line says
+how far each is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -38,6 +39,7 @@ LANES = (("cluster",), ("docker", "unit", "hub", "browser"))
 """Tiers that run one after the other, beside those of the other lanes."""
 WORKERS = {"unit": 2, "docker": 2, "cluster": 2}
 """Processes of a tier, for a machine with two cores; one where nothing is said."""
+QUICK = "--quick"
 LIMIT = 65 * 60.0
 """Seconds for all tiers together. What runs then is stopped, and has failed."""
 PROGRESS = 60.0
@@ -56,6 +58,8 @@ class Tier:
     name: str
     arguments: Sequence[str]
     needs: Sequence[Need] = ()
+    quick: bool = False
+    """Whether tests marked `slow` are left out."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,8 @@ class Part:
     def command(self, report: Path) -> list[str]:
         workers = 0 if self.mark else WORKERS.get(self.tier.name, 1)
         spread = [f"--numprocesses={workers}", "--dist=loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
-        chosen = ["-m", self.mark or " and ".join(f"not {mark}" for mark in MARKS)]
+        beside = " and ".join(f"not {mark}" for mark in MARKS)
+        chosen = ["-m", (self.mark or beside) + (" and not slow" if self.tier.quick else "")]
         told = ["-q", "--durations=10", f"--junitxml={report}"]
         return [sys.executable, "-m", "pytest", *told, *spread, *chosen, *self.tier.arguments]
 
@@ -370,9 +375,10 @@ def _show(part: Part, status: int, log: Path) -> None:
         print(f"\n== {part} ==\n{log.read_text(errors='replace')}", flush=True)
 
 
-def main(wanted: Sequence[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    outcomes = run(tiers(wanted))
+    wanted = [name for name in arguments if name != QUICK]
+    outcomes = run([replace(tier, quick=QUICK in arguments) for tier in tiers(wanted)])
     print()
     for outcome in outcomes:
         print(outcome)

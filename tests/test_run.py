@@ -54,6 +54,19 @@ def test_counts_are_those_of_pytest(tmp_path: Path) -> None:
     assert (outcome.passed, outcome.failed, outcome.skipped) == (3, 2, 1)
 
 
+def test_a_quick_run_leaves_out_what_is_slow(tmp_path: Path) -> None:
+    (tmp_path / "test_some.py").write_text(
+        "import pytest\n"
+        "def test_one(): pass\n"
+        "@pytest.mark.slow\ndef test_slow(): pass\n"
+        "@pytest.mark.slow\n@pytest.mark.alone\ndef test_slow_alone(): pass\n"
+    )
+    assert (alone(Tier("some", [str(tmp_path)])).passed, alone(Tier("some", [str(tmp_path)], quick=True)).passed) == (
+        3,
+        1,
+    )
+
+
 def test_a_run_that_breaks_off_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "test_some.py").write_text("import nothing_of_that_name\n")
     assert alone(Tier("some", [str(tmp_path)])).failed >= 1

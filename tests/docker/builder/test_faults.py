@@ -19,6 +19,8 @@ from tests.parts.dockerd import Dockerd
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Dockerd]:

@@ -17,6 +17,8 @@ from tests.parts.githost import GitHost
 from tests.parts.kiln import until
 from tests.parts.registry import Registry
 
+pytestmark = pytest.mark.slow
+
 PROMISED = 10.0
 """Seconds from SIGTERM, or the time limit, to the end."""
 

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 RENDERED = Path(__file__).parents[2] / "cluster" / "chart" / "golden" / "daemon.yaml"
 LOCK = "/run/kiln/builds.lock"
 LIMIT, MIB = 50, 2**20

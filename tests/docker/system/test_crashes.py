@@ -19,6 +19,8 @@ from tests.parts.kiln import Process, until
 from tests.parts.registry import Registry
 from tests.parts.system import System, members
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("queued", "started", "succeeded")
 
 

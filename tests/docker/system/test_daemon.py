@@ -17,6 +17,8 @@ from tests.parts.kiln import until
 from tests.parts.registry import Registry
 from tests.parts.system import System, members
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:

@@ -14,6 +14,8 @@ from tests.parts.registry import Registry
 from tests.parts.sink import CUT, SILENT, TRICKLE, Answer
 from tests.parts.system import System
 
+pytestmark = pytest.mark.slow
+
 GOOD = ("good", "another")
 WORDS = ("queued", "started", "succeeded")
 
