@@ -8,11 +8,13 @@ import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
 
 from docs.demo import github
+from tests.parts import machine
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, Webhook, http
 from tests.parts.system import System
@@ -20,6 +22,7 @@ from tests.parts.system import System
 COMMIT = "1" * 40
 MARKER = Path("/tmp/kiln-was-here")
 PASSWORD = "c4n4ry-p4ssw0rd"
+WITH_BUSYBOX = "FROM scratch\nCOPY busybox /bin/sh\nCOPY busybox /bin/busybox\n"
 
 REPOSITORIES = [
     f"--upload-pack=touch {MARKER}",
@@ -201,6 +204,41 @@ def test_a_submodule_there_is_refused(system: System, inside: GitHost, spelled: 
     commit = system.commit(path, {"Dockerfile": SMALL, ".gitmodules": modules}, links={"x": COMMIT})
     assert "submodule" in failed(system, system.build(path, commit)).lower()
     assert inside.requests == []
+
+
+@pytest.mark.parametrize("place", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"])
+def test_a_step_is_nobody_to_the_web_of_its_machine(system: System, place: str) -> None:
+    """`ADD` is done by the daemon, which is on this machine, so that it reaches what listens on loopback only."""
+    target = f"ada/target-{uuid.uuid4().hex}"
+    wanted = system.commit(target, {"Dockerfile": SMALL})
+    quoted, web = quote(system.host.url(target), safe=""), f"http://{place}:{urlsplit(system.url).port}"
+    for path in (f"build/git/{quoted}/{wanted}", "api/v1/builds"):
+        assert re.search(r"status_code\W+40[13]|response status 40[13]", added(system, f"{web}/{path}"))
+    assert system.get(f"api/v1/builds?repository={quoted}").json()["items"] == []
+
+
+def added(system: System, url: str) -> str:
+    """The log of a build that adds, and prints, what is at the URL."""
+    path = f"ada/adds-{uuid.uuid4().hex}"
+    dockerfile = f"{WITH_BUSYBOX}ADD {url} /x\nRUN busybox cat /x\n"
+    name = system.build(path, system.commit(path, {"Dockerfile": dockerfile, "busybox": busybox()}))
+    system.ended(name)
+    return system.log(name)
+
+
+def test_a_command_of_a_step_does_not_reach_the_web_of_its_machine(system: System) -> None:
+    port, path = urlsplit(system.url).port, f"ada/asks-{uuid.uuid4().hex}"
+    gateway = "$(busybox ip route | busybox awk '/default/ {print $3}')"
+    ask = f"busybox wget -T 3 -qO- http://$at:{port}/"
+    dockerfile = f"{WITH_BUSYBOX}RUN for at in 127.0.0.1 {gateway}; do echo at $at; {ask} && exit 1; done; exit 0\n"
+    name = system.build(path, system.commit(path, {"Dockerfile": dockerfile, "busybox": busybox()}))
+    build = system.ended(name)
+    assert build["state"] == "succeeded", build
+    assert len(re.findall(r" at \d+\.\d+\.\d+\.\d+$", system.log(name), re.MULTILINE)) == 2
+
+
+def busybox() -> bytes:
+    return machine.program("busybox", "busybox-static").read_bytes()
 
 
 def test_a_submodule_that_would_run_something(system: System) -> None:
