@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -467,6 +468,23 @@ def test_what_a_killed_builder_leaves_goes_when_its_end_is_seen(state: Path, how
     assert not list(folder(state).glob("kiln-*"))
     assert (folder(state) / "log").exists()
     engine.close()
+
+
+def test_folders_whose_record_was_deleted_meanwhile_are_swept_when_nothing_in_them_is_alive(
+    state: Path, engine: LocalEngine
+) -> None:
+    for name in ("dead", "alive", "known"):
+        begin(engine, name, "wait")
+        until((folder(state, name) / "ready").exists)
+    for name in ("dead", "known"):
+        os.killpg(*runs(state, name), signal.SIGKILL)
+    with closing(sqlite3.connect(state / "kiln.db")) as connection, connection:
+        connection.execute("DELETE FROM builds WHERE name != 'known'")
+    again = engine_in(state)
+    until(lambda: not list(filter(None, again.closed(AT))) and not folder(state, "dead").exists())
+    assert folder(state, "alive").exists()
+    assert folder(state, "known").exists()
+    again.close()
 
 
 def test_a_folder_that_cannot_be_deleted_holds_up_no_end(

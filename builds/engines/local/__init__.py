@@ -147,8 +147,10 @@ class LocalEngine:
     def forget_logs(self, build: Build) -> None:
         self._attempts.remove(build)
 
-    def closed(self, before: datetime) -> Iterator[Build]:
-        return self._store.closed(before)
+    def closed(self, before: datetime) -> Iterator[Build | None]:
+        """First the folders go whose record was deleted while no controller ran."""
+        yield from self._attempts.sweep(self._store.has)
+        yield from self._store.closed(before)
 
     def wait(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

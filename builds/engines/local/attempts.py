@@ -270,6 +270,17 @@ class Attempts:
         ):
             yield from logfile.lines(file, number, after)
 
+    def sweep(self, known: Callable[[str], bool]) -> Iterator[None]:
+        """Deletes the folders of builds that are not `known`, if nothing of the attempt is alive; one at a step."""
+        for path in tuple(self._root.iterdir()):
+            if known(path.name.rpartition("-")[0]):
+                continue
+            with suppress(OSError), _locked(path / "lock", fcntl.LOCK_SH) as lock:
+                if lock is not None:
+                    self._pulse.beat(DELETING)
+                    remove(path)
+            yield None
+
     def _clean(self, folder: _Folder, build: Build) -> None:
         """What cannot be deleted holds up no end: it is tried again with the folder itself."""
         self._pulse.beat(DELETING)
