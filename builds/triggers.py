@@ -25,7 +25,7 @@ import msgspec
 from builds.arguments import check_name
 from builds.build import Push
 from builds.errors import CannotBuild, Malformed, RepositoryError, RuleError
-from builds.repository import canonical, checked_ref, glob_match, short_name
+from builds.repository import canonical, checked_ref, glob_match, is_commit, short_name
 from eventing.errors import FilterError
 from eventing.event import Event
 from eventing.filters import (
@@ -51,6 +51,9 @@ PUSHES = frozenset(kind for dialect in DIALECTS.values() for kind in dialect.pus
 """The types of events that are pushes."""
 PLAIN_SOURCES = (*sorted({f"{kind.rpartition('.')[0]}." for kind in PUSHES}), "org.jupyterhub.")
 """How types of events begin that have no extensions of their own."""
+HUB_TYPES = ("org.jupyterhub.server.start", "org.jupyterhub.server.stop")
+LOWER_SOURCES = tuple(each for each in PLAIN_SOURCES if not any(re.match(f"{each}.*[A-Z]", kind) for kind in PUSHES))
+"""Those whose types have no capitals."""
 ON_THE_WAY = re.compile(r"knative\w*|traceparent|tracestate|partitionkey|sequence|sequencetype|sampledrate")
 """Extensions that brokers and senders add to any event
 (https://github.com/cloudevents/spec/blob/main/cloudevents/documented-extensions.md)."""
@@ -418,16 +421,16 @@ def _parts(trigger: Trigger) -> Iterator[tuple[str, Template]]:
 
 def _misspelt(kind: str) -> str | None:
     """What is wrong with the type that a filter names, if it can only be a slip."""
-    known = [*PUSHES, REQUESTED, "org.jupyterhub.server.start", "org.jupyterhub.server.stop"]
+    known = {each.lower(): each for each in (*PUSHES, REQUESTED, *HUB_TYPES)}
     lower = kind.lower()
-    if kind != lower and (lower in known or lower.startswith(PLAIN_SOURCES)):
-        return f"no event has the type {kind}; write {lower}."
-    near = get_close_matches(kind, known, n=1, cutoff=0.93)
-    if kind not in known and near:
-        return f"no event has the type {kind}; did you mean {near[0]}?"
+    if kind in known.values():
+        return None
+    near = [known[lower]] if lower in known else get_close_matches(kind, known.values(), n=1, cutoff=0.93)
+    if not near and kind != lower and lower.startswith(LOWER_SOURCES):
+        near = [lower]
     if kind in ("push", "tag_push"):
-        return f"no event has the type {kind}; GitHub's pushes are com.github.push."
-    return None
+        near = [f"com.github.push, or com.gitlab.{kind}"]
+    return f"no event has the type {kind}; did you mean {near[0]}?" if near else None
 
 
 def _misplaced(source: str) -> str | None:
@@ -438,8 +441,9 @@ def _misplaced(source: str) -> str | None:
 
 
 def _no_subject(trigger: Trigger, subject: str) -> str | None:
-    """What is wrong with the subject of a push that a filter names: it is the full ref, or by Knative two commits."""
-    if not subject.startswith("refs/") and "..." not in subject:
+    """What is wrong with the subject of a push that a filter names: it is the full ref; of GitLab's branches the
+    commit, by Knative two commits."""
+    if not subject.startswith("refs/") and "..." not in subject and not is_commit(subject):
         return f"no push has the subject {subject}: it is the full ref, such as refs/heads/main; or use push.branches."
     only = not possible([*trigger.filters, negated(any_of("exact", "subject", [subject]))])
     if only and subject.startswith("refs/") and trigger.push and not _chooses(trigger.push, subject):

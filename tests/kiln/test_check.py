@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from builds.triggers import PUSHES
 from kiln import doctor
 
 ENVIRONMENT = {"KILN_IMAGE_PREFIX": "registry.example/org/"}
@@ -127,6 +128,10 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a source without scheme": (
         "{filters: [{exact: {source: github.com/a/b}}]}",
         ("filters", "https://github.com/a/b"),
+    ),
+    "a hook in capitals": (
+        "{filters: [{exact: {type: dev.knative.sources.gitlabsource.push hook}}]}",
+        ("filters", "did you mean dev.knative.sources.gitlabsource.Push Hook"),
     ),
     # Conditions
     "an empty condition": ("{when: [{exists: []}]}", ("when[0].exists",)),
@@ -435,6 +440,12 @@ def test_what_is_in_order(tmp_path: Path, rule: str) -> None:
     status, said = check(tmp_path, f"triggers:\n- {{name: courses, {rule[1:]}\n")
     assert status == 0, said
     assert said.endswith("everything is in order")
+
+
+@pytest.mark.parametrize("kind", sorted(PUSHES))
+def test_every_push_can_be_filtered_for(tmp_path: Path, kind: str) -> None:
+    status, said = check(tmp_path, f"triggers: [{{name: a, push: {{}}, filters: [{{exact: {{type: {kind}}}}}]}}]")
+    assert status == 0, said
 
 
 def test_patterns_that_a_setting_allows(tmp_path: Path) -> None:
