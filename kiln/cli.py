@@ -199,7 +199,9 @@ def send(file: BinaryIO, url: str | None, token_file: Path | None, host: str | N
     if answer.text:
         click.echo(answer.text)
     if answer.status_code == HTTPStatus.UNAUTHORIZED and request.word and not sign:
-        click.echo("kiln: The file may not hold the body byte for byte. --sign signs it anew.", err=True)
+        click.echo(
+            "kiln: The file may not hold the body byte for byte, or not the secret. --sign signs it anew.", err=True
+        )
     return 0 if answer.ok else 1
 
 

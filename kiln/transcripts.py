@@ -61,7 +61,7 @@ _BEFORE = re.compile(rb"(?:[ \t]*(?:#|//|@).*\r?\n|[ \t]*\r?\n)*")
 _HEAD_END = re.compile(rb"\r?\n[ \t]*\r?\n")
 _REQUEST_LINE = re.compile(rb"[A-Z]+ (?P<path>\S+)(?: HTTP/[0-9.]+)?\s*")
 _BODY = re.compile(r'\s*(?:\{\s*["}]|\[\s*[{\]]|payload=)')
-_FIELD = re.compile(rf"(?P<name>{TOKEN.pattern}):\s*(?P<value>.*)")
+_FIELD = re.compile(rf"(?P<name>{TOKEN.pattern})(?::\s*|\t+)(?P<value>.*)")  # a table is copied with tabs
 _RESPONSE = re.compile(r"HTTP/[\d.]+ \d{3}|response(?::?$| headers| body| *\d)", re.IGNORECASE)
 _DECODER = json.JSONDecoder()
 

@@ -204,6 +204,7 @@ TEXTS = {
     "headers and body": f"{LINES}\n\n{PRETTY}\n",
     "a delivery page": PAGE,
     "the same, without what is no header": f"{LINES}\n\nPayload\n{PRETTY}\n",
+    "a page with a table": PAGE.replace(LINES, LINES.replace(": ", "\t")),
     "GitLab's page": GITLAB_PAGE,
     "GitLab's page, the answer first": GITLAB_PAGE_ANSWER_FIRST,
     "curl -v": CURL,
