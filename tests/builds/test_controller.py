@@ -406,6 +406,7 @@ def test_whatever_is_wrong_with_some_records_fifty_others_end(
     far = datetime.max.replace(tzinfo=UTC)
     attempt = Attempt(number=1, node="other", written_at=AT, state=State.FAILED, unfit=True, finished_at=far)
     Seen.write(counted, replace(no_time, status=replace(no_time.status, round=1, attempt=2, attempts=(attempt,))))
+    counted.accept([ask("no-file-has-a-\0")])
     for name in ("no-folder", "no-spec"):
         written(counted, name)
     attempts = tmp_path / "attempts"
@@ -418,7 +419,7 @@ def test_whatever_is_wrong_with_some_records_fifty_others_end(
             connection.execute("UPDATE builds SET record = ? WHERE name = ?", (content, name))
     good = [f"good-{n}" for n in range(50)]
     counted.accept([ask(name, args={"do": "succeed"}) for name in good])
-    bad = {*unreadable, *counted.wrong, "no-event", "no-time", "no-folder", "no-spec"}
+    bad = {*unreadable, *counted.wrong, "no-event", "no-time", "no-folder", "no-spec", "no-file-has-a-\0"}
     counted.change = with_node
     with running(counted, Clock(), builds_per_node=8):
         until(lambda: all(counted.get(name).state is State.SUCCEEDED for name in good), seconds=50)

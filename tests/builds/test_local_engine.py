@@ -487,6 +487,20 @@ def test_folders_whose_record_was_deleted_meanwhile_are_swept_when_nothing_in_th
     again.close()
 
 
+def test_a_record_that_says_it_had_a_billion_attempts_is_forgotten_at_once(engine: LocalEngine) -> None:
+    build = ended(written(engine, "b"))
+    engine.forget(engine.write(replace(build, status=replace(build.status, attempt=10**9))))
+    assert everything(engine) == []
+
+
+def test_a_record_goes_by_the_name_it_is_stored_under(state: Path, engine: LocalEngine) -> None:
+    """Whatever name it says it has: it must not be taken for another one."""
+    engine.accept([ask("a"), ask("b")])
+    with closing(sqlite3.connect(state / "kiln.db")) as connection, connection:
+        connection.execute("UPDATE builds SET record = (SELECT record FROM builds WHERE name = 'a')")
+    assert sorted(build.name for build in engine.observe().builds) == ["a", "b"]
+
+
 def test_a_folder_that_cannot_be_deleted_holds_up_no_end(
     state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

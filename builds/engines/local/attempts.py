@@ -52,6 +52,8 @@ how Python and git run; and those of them that it gets all the same."""
 _CODE = Path(builds.__file__).parents[1]
 """Where `python -m builds.builder` finds the code that starts it, and not what lies in anybody's working directory."""
 
+MAX_ATTEMPT = 10_000
+"""Numbers of attempts whose folders are looked for: no build has had more, and a record may say anything."""
 DELETING = 600.0
 """Seconds that it may take to delete a folder with a large repository."""
 
@@ -241,7 +243,7 @@ class Attempts:
 
     def remove(self, build: Build) -> None:
         """Deletes the folders of all attempts so far. Raises Refused."""
-        for number in range(1, build.status.attempt + 1):
+        for number in range(1, min(build.status.attempt, MAX_ATTEMPT) + 1):
             folder = self._root / f"{build.name}-{number}"
             try:
                 if folder.exists():
@@ -252,7 +254,7 @@ class Attempts:
     def discard(self, build: Build) -> None:
         """Deletes the folders of a record that has gone, of whose attempts nothing is alive any more: not those of
         another record of that name."""
-        for number in range(1, build.status.attempt + 1):
+        for number in range(1, min(build.status.attempt, MAX_ATTEMPT) + 1):
             folder = _Folder(self._root / f"{build.name}-{number}", f"{build.uid}.{number}")
             with suppress(OSError):
                 if _look(folder) is Look.OVER:
@@ -370,5 +372,6 @@ def _written(path: Path) -> datetime | None:
 def _unavailable(done: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise Unavailable(f"The attempt's folder or process cannot be {done}: {error.strerror or error}.") from error
+    except (OSError, ValueError, OverflowError) as error:  # names with NUL, times after the year 9999
+        why = getattr(error, "strerror", None) or error
+        raise Unavailable(f"The attempt's folder or process cannot be {done}: {why}.") from error
