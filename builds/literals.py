@@ -7,7 +7,9 @@ rule is refused where nothing that an event could say would make it pass, and no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import msgspec
 
 from builds.arguments import checked_arguments
 from builds.errors import AskError, BuildsError, Malformed, RepositoryError, RuleError
@@ -24,7 +26,9 @@ from builds.repository import (
     is_commit,
     subdirectory,
 )
-from builds.triggers import Field, Template, Trigger
+from builds.triggers import Field, Template, Trigger, template
+
+change = msgspec.structs.replace
 
 STAND_INS = ("a", "a/a", "a/a/a", "a.example", "https://a.example/a", "https://github.com/a/a")
 """What an event could say, for the parts of addresses and refs that it says."""
@@ -34,41 +38,77 @@ WITHOUT_SLASH = frozenset({"commit", "slug"})
 
 
 def refusals(trigger: Trigger, *, policy: Policy, images: ImagePolicy, hosts: Mapping[str, HostKind]) -> Iterator[str]:
-    """A sentence with its place, such as `build.image: …`, for each part that no build would get past the policy."""
-    checks: Mapping[str, Callable[[], object]] = {
-        "repository": lambda: _check_repository(trigger.repository, policy, hosts),
-        "ref": lambda: _check_ref(trigger.ref),
-        "commit": lambda: _check_commit(trigger.commit, trigger.ref),
-        "subdir": lambda: subdirectory(_filled(trigger.subdir)),
-        "build_args": lambda: checked_arguments(_arguments(trigger)),
-        "image": lambda: _check_image(trigger, images, hosts),
-        "tags": lambda: _check_tags(trigger),
+    """A sentence with its place, such as `build.image: …`, for each part that no build would get past the policy; with
+    the form that would, where one is near."""
+    checks: Mapping[str, Callable[[Trigger], object]] = {
+        "repository": lambda each: _check_repository(each.repository, policy, hosts),
+        "ref": lambda each: _check_ref(each.ref),
+        "commit": lambda each: _check_commit(each.commit, each.ref),
+        "subdir": lambda each: subdirectory(_filled(each.subdir)),
+        "build_args": lambda each: checked_arguments(_arguments(each)),
+        "image": lambda each: _check_image(each, images, hosts),
+        "tags": _check_tags,
     }
     refused: set[str] = set()
     for place, check in checks.items():
         if place == "tags" and refused & {"subdir", "build_args"}:
             return  # which the image's own tag is made of
-        try:
-            check()
-        except BuildsError as error:
+        if error := _error(check, trigger):
             refused.add(place)
-            yield f"build.{place}: {error}"
+            form = _form(trigger, place, check, images.prefix)
+            yield f"build.{place}: {error}" + (f" Write '{form}'." if form and form not in error else "")
 
 
-def _filled(template: Template, other: str = "a", known: Mapping[str, str] = KNOWN) -> str:
-    return template.fill(lambda name: known.get(name, other)).text()
+def _error(check: Callable[[Trigger], object], trigger: Trigger) -> str | None:
+    try:
+        check(trigger)
+    except BuildsError as error:
+        return str(error)
+    return None
+
+
+def _form(trigger: Trigger, place: str, check: Callable[[Trigger], object], prefix: str) -> str | None:
+    """What somebody may have meant, if it passes."""
+    meant: Mapping[str, Callable[[str], Sequence[str]]] = {
+        "repository": _addresses,
+        "subdir": lambda text: [text.strip("/")],
+        "image": lambda text: _images(text, prefix),
+    }
+    written: Template | None = getattr(trigger, place) if place in meant else None
+    for form in meant[place](written.written) if written else ():
+        if not _error(check, change(trigger, **{place: template(form)})):
+            return form
+    return None
+
+
+def _addresses(text: str) -> Sequence[str]:
+    bare = re.sub(r"^(?:[a-z+]*://)?(?:[^/@{]*@)?", "", text)
+    bare = re.sub(r"^([A-Za-z0-9.-]+\.[A-Za-z]+):(?![0-9])", r"\1/", bare)
+    page = re.sub(r"^([^/]+/[^/]+/[^/?#]+).*", r"\1", bare)
+    return [f"https://{bare}", f"https://{page}"]
+
+
+def _images(text: str, prefix: str) -> Sequence[str]:
+    bare = re.sub(r"^[a-z]+://", "", text)
+    bare = re.sub(r"[:@][^/]*$", "", bare) if "/" in bare else bare
+    bare = bare if "{" in bare else bare.lower()
+    return [bare, f"{prefix}{bare.partition('/')[2] or bare}"]
+
+
+def _filled(part: Template, other: str = "a", known: Mapping[str, str] = KNOWN) -> str:
+    return part.fill(lambda name: known.get(name, other)).text()
 
 
 def _arguments(trigger: Trigger) -> Mapping[str, str]:
     return {name: _filled(value) for name, value in trigger.build_args.items()}
 
 
-def _passes(template: Template, check: Callable[[str], object]) -> None:
+def _passes(part: Template, check: Callable[[str], object]) -> None:
     """Raises the first AskError of a check that no stand-in gets past."""
     errors: list[AskError] = []
-    for other in STAND_INS if template.fields else ("",):
+    for other in STAND_INS if part.fields else ("",):
         try:
-            check(_filled(template, other, {"ref": other, "ref_name": other, "commit": COMMIT}))
+            check(_filled(part, other, {"ref": other, "ref_name": other, "commit": COMMIT}))
         except AskError as error:
             errors.append(error)
         else:

@@ -158,6 +158,14 @@ class Template(msgspec.Struct, frozen=True):
         return "".join(map(self._known, self.pieces))
 
     @property
+    def written(self) -> str:
+        """As it is read by `template`."""
+        return "".join(
+            f"{{{piece.name}}}" if isinstance(piece, Field) else re.sub(r"([{}])", r"\1\1", piece)
+            for piece in self.pieces
+        )
+
+    @property
     def fields(self) -> frozenset[str]:
         """The names of its gaps."""
         return frozenset(piece.name for piece in self.pieces if isinstance(piece, Field))

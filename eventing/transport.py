@@ -204,7 +204,8 @@ def options(sink: Sink, headers: Headers, origin: str) -> Outcome:
             sent = _merged(_token(sink), headers(sink.name), {"WebHook-Request-Origin": origin})
             return await _request(lane.session, "OPTIONS", sink, sent)
 
-    return asyncio.run(ask())
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        return runner.run(ask())
 
 
 async def _drop(answer: aiohttp.ClientResponse) -> None:

@@ -78,18 +78,25 @@ class Secrets:
             return
         if not self.root.is_dir():
             raise SecretsError([f"KILN_SECRETS_DIR: {self.root} is not a folder"])
-        problems = [*_strangers(self.root, FOLDERS), *_strangers(self.root / "webhooks", words)]
+        try:
+            problems = list(self._problems(self.root, words, sinks))
+        except OSError as error:
+            problems = [f"{error.filename}: cannot be read ({error.strerror})"]
+        if problems:
+            raise SecretsError(problems)
+
+    def _problems(self, root: Path, words: Collection[str], sinks: Collection[str]) -> Iterator[str]:
+        yield from _strangers(root, FOLDERS)
+        yield from _strangers(root / "webhooks", words)
         for path in self._folders():
             if path.is_dir() or path == self.git_credentials:
                 files = _visible(path) if path.is_dir() else [path]
-                kind = path.relative_to(self.root).parts[0]
-                problems += [f"{file}: {wrong}" for file, wrong in _load(files, kind)[1].items()]
+                wrong = _load(files, path.relative_to(root).parts[0])[1]
+                yield from (f"{file}: {problem}" for file, problem in wrong.items())
             else:
-                problems.append(f"{path}: must be a folder of secrets")
-        problems += _strangers(self.root / "headers", sinks)
-        problems += _twins(self.root / "api-tokens")
-        if problems:
-            raise SecretsError(problems)
+                yield f"{path}: must be a folder of secrets"
+        yield from _strangers(root / "headers", sinks)
+        yield from _twins(root / "api-tokens")
 
     def _folders(self) -> list[Path]:
         if self.root is None:

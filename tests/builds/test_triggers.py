@@ -343,6 +343,7 @@ def test_a_template_is_read_or_refused_and_never_evaluated(text: str) -> None:
     except RuleError:
         return
     filled = read.fill(lambda name: f"<{name}>").text()
+    assert template(read.written) == read
     assert filled == re.sub(
         r"\{\{|\}\}|\{([^{}]*)\}", lambda found: f"<{found[1]}>" if found[1] is not None else found[0][0], text
     )

@@ -161,10 +161,19 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "{build: {repository: 'git@github.com:a/b'}}",
         ("build.repository", "https://github.com/a/b"),
     ),
-    "a repository without scheme": ("{build: {repository: github.com/a/b}}", ("build.repository",)),
-    "a repository's page": ("{build: {repository: 'https://github.com/a/b/tree/main'}}", ("build.repository",)),
+    "a repository without scheme": (
+        "{build: {repository: github.com/a/b}}",
+        ("build.repository", "https://github.com/a/b"),
+    ),
+    "a repository's page": (
+        "{build: {repository: 'https://github.com/a/b/tree/main'}}",
+        ("build.repository", "Write 'https://github.com/a/b'"),
+    ),
     "a private host": ("{build: {repository: 'https://10.0.0.1/a'}}", ("build.repository", "private network")),
-    "plain http": ("{build: {repository: 'http://git.example/a'}}", ("build.repository", "https")),
+    "plain http": (
+        "{build: {repository: 'http://git.example/a'}}",
+        ("build.repository", "Write 'https://git.example/a'"),
+    ),
     "a private host before a value": ("{build: {repository: 'https://10.0.0.1/{data.a}'}}", ("build.repository",)),
     "ssh before a value": ("{build: {repository: 'ssh://git@a.example/{data.a}'}}", ("build.repository", "SSH")),
     "no branch": ("{build: {ref: 'a..b'}}", ("build.ref",)),
@@ -176,12 +185,21 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         f"{{build: {{ref: {'a' * 40}, commit: {'b' * 40}}}}}",
         ("build.commit", "another"),
     ),
-    "an absolute subdir": ("{build: {subdir: /binder}}", ("build.subdir", "'/'")),
+    "an absolute subdir": ("{build: {subdir: /binder}}", ("build.subdir", "Write 'binder'")),
     "a subdir outside": ("{build: {subdir: '../{data.a}'}}", ("build.subdir", "'..'")),
-    "an image with a tag": ("{build: {image: 'registry.example/org/a:latest'}}", ("build.image", "without tag")),
-    "an image in capitals": ("{build: {image: 'registry.example/org/A'}}", ("build.image", "lower case")),
-    "an image elsewhere": ("{build: {image: 'registry.example/courses/{slug}'}}", ("build.image", "allowed_images")),
-    "an image without registry": ("{build: {image: '{slug}'}}", ("build.image", "registry.example/org/")),
+    "an image with a tag": (
+        "{build: {image: 'registry.example/org/a:latest'}}",
+        ("build.image", "Write 'registry.example/org/a'"),
+    ),
+    "an image in capitals": (
+        "{build: {image: 'registry.example/org/A'}}",
+        ("build.image", "Write 'registry.example/org/a'"),
+    ),
+    "an image elsewhere": (
+        "{build: {image: 'registry.example/courses/{slug}'}}",
+        ("build.image", "registry.example/org/courses/{slug}"),
+    ),
+    "an image without registry": ("{build: {image: '{slug}'}}", ("build.image", "Write 'registry.example/org/{slug}'")),
     "an image with a value and a tag": ("{build: {image: 'registry.example/org/a:{ref_name}'}}", ("build.image",)),
     "another's image": (
         "{build: {repository: 'https://github.com/a/b', image: 'registry.example/org/a-0123456789'}}",
@@ -365,6 +383,15 @@ def test_a_mistake_in_a_secret(tmp_path: Path, name: str) -> None:
     assert f"{path}: " in said
     assert words in said
     assert "canary" not in said
+
+
+def test_a_folder_of_secrets_that_cannot_be_read(tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "webhooks").symlink_to("webhooks")
+    status, said = check(tmp_path, KILN_SECRETS_DIR=str(secrets))
+    assert status == 1
+    assert f"{secrets}/webhooks: cannot be read" in said
 
 
 def test_a_token_with_two_names(tmp_path: Path) -> None:
