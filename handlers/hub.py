@@ -130,7 +130,7 @@ class HubSession:
 
     def identify(self, request: Request) -> Identity | None:
         session = request.cookies.get(HUB_SESSION, "")
-        found = None if "Authorization" in request.headers else self.service.opened(session)
+        found = None if token_of(request, in_url=False) is not None else self.service.opened(session)
         if found is None or self.ended(found[1].id):
             return None
         token, opened = found

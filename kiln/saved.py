@@ -12,7 +12,6 @@ Text may be in any Unicode encoding, with a byte order mark and any line ends, a
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -157,7 +156,7 @@ def _sent(headers: Mapping[str, str], body: bytes | str | dict[str, Any] | list[
 def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise CommandError("The body in the file is not base64, as its record says") from None
 
 

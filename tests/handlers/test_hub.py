@@ -99,6 +99,15 @@ def test_who_does_not_come_in(behind: Behind, headers: dict[str, str], status: i
         assert answer.headers["WWW-Authenticate"]
 
 
+def test_a_session_holds_behind_a_proxy_that_asks_for_a_password(behind: Behind, api: HubApi) -> None:
+    """Whose `Authorization: Basic` a browser sends along; a token counts before a session."""
+    client = behind().client
+    sign_in(client, api)
+    page = {**HTML, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert client.get("/", headers={**page, **bearer("YWRhOng=", "Basic")}).status_code == 200
+    assert client.get("/", headers={"Accept": "*/*", **bearer("nobody's", "token")}).status_code == 401
+
+
 def test_access_to_every_service_is_access_to_this_one(behind: Behind, api: HubApi) -> None:
     api.add("all's", scopes=["access:services"])
     assert behind().client.get("/api/v1/builds", headers=bearer("all's")).status_code == 200

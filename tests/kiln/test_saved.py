@@ -419,6 +419,7 @@ def test_an_array_of_events_is_a_batch(events: list[object]) -> None:
         b'{"headers": {"x-github-event": "push\\r\\nx: y"}, "body": {}}',
         b'{"headers": {"x github event": "push", "x-github-event": "push"}, "body": {}}',
         b'{"Header": {"X-GitHub-Event": ["push"]}, "Body": "%"}',
+        b'{"Header": {"X-GitHub-Event": ["push"]}, "Body": "\\u00e9"}',
         b'{"a": "\\ud800"}',
         b"X-A: " + b"b" * 70_000 + b"\n\n",
         b"".join(b"X-%d: b\n" % number for number in range(200)) + b"\n",
@@ -448,6 +449,25 @@ def test_nothing_but_a_sentence_comes_of_any_file(
         return
     requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
     assert all(f"{name}: {value}".encode("latin-1") for name, value in found.sent.items())
+
+
+KEPT = ["headers", "Header", "request_headers", "body", "Body", "payload", "request_data", "content", "raw", "request"]
+SAID = ["x-github-event", "content-type", "ce-id", "specversion", "id", "guid", "event", "delivered_at", "ref", "after"]
+NAMES = st.sampled_from([*KEPT, *SAID, "before", "zen", "isBase64Encoded"])
+MEMBERS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.sampled_from(["push", COMPACT, "Zm9v", "1.0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES | st.text(max_size=3), inner),
+    max_leaves=9,
+)
+
+
+@given(record=MEMBERS, host=st.sampled_from([None, *DIALECTS]))
+def test_nothing_but_a_sentence_comes_of_any_record(record: object, host: str | None) -> None:
+    try:
+        found = parse(json.dumps(record).encode(), host)
+    except CommandError:
+        return
+    requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
 
 
 # What Gitea sent -----------------------------------------------------------------------------------------------------
