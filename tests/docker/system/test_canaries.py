@@ -13,7 +13,7 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,28 +148,20 @@ def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
     system, canaries = scene.system, {**scene.canaries}
     answers: list[bytes] = []
 
-    def saw(answer: object) -> None:
-        answers.append(answer.content + repr(dict(answer.headers)).encode())  # type: ignore[attr-defined]
+    def saw(answer: requests.Response) -> None:
+        answers.append(whole(answer))
 
     with Witness(system) as witness:
         good, failing = private_push(scene, answers), failing_build(scene)
         refused(scene, saw)
-        canaries["session"] = session(scene, saw)
+        canaries |= session(scene, saw)
         builds = [system.ended(good), system.ended(failing)]
     assert [build["state"] for build in builds] == ["succeeded", "failed"], builds
     assert builds[0]["image"]["reference"].startswith(f"{system.registry.host}/private/")
     assert "the token is ***" in system.log(failing)
-    for path in ("", "api/v1/builds", *(f"builds/{name}" for name in (good, failing))):
-        saw(system.get(path, Accept="text/html"))
-        saw(http("GET", f"{system.url}{path}", headers={"Accept": "text/html"}))
-    for name in (good, failing):
-        saw(system.get(f"api/v1/builds/{name}"))
-        saw(system.get(f"api/v1/builds/{name}/log"))
-        saw(system.get(f"api/v1/builds/{name}/log", Accept="text/event-stream"))
-    for process in system.processes:
-        saw(http("GET", f"{process.ops}/metrics"))
+    look_around(system, (good, failing), saw)
 
-    places: dict[str, bytes] = {f"an answer ({number})": answer for number, answer in enumerate(answers)}
+    places = places_of(system, witness, answers)
     for name, sink in system.sinks.items():
         sink.wait_for(lambda received: len(received) >= 6)
         for number, one in enumerate(sink.received):
@@ -178,6 +170,71 @@ def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
             places[f"event {number} at {name}"] = one.body + repr(headers).encode()
         paths = {one.path for one in sink.received}
         assert (name == "second") == any("c4n4ry" in path for path in paths)
+    found = search(places, canaries)
+    argument = re.compile(r"argument in (state/(kiln\.db(-wal)?|attempts/[^/]+/spec\.json)|cmdline of )")
+    assert [one for one in found if not argument.match(one)] == []
+    assert [one for one in found if argument.match(one)], "the search finds nothing at all"
+
+
+def test_the_token_of_this_machine_is_where_its_owner_looks_for_it_and_nowhere_else(
+    tmp_path: Path, registry: Registry, host: GitHost
+) -> None:
+    answers: list[bytes] = []
+    with System(tmp_path / "kiln", registry=registry, host=host, KILN_LOG_LEVEL="debug") as system:
+        web = system.start("web")
+        system.start("controller")
+        token = system.own_token
+        assert token
+        with Witness(system) as witness:
+            commit, seconds = private_commit(system, "public/own", "true")
+            name = system.build("public/own", commit)
+            system.step_runs(name, seconds)
+            canaries = {"token": token, "session": by_the_printed_address(system, name, token, answers)}
+            asked = ("build", system.host.url("public/own"), "--ref", commit)
+            told = system.run(*asked, PORT=system.url.split(":")[2].strip("/"))
+            assert told.returncode == 0, told.stderr
+        answers.append(f"{told.stdout}{told.stderr}".encode())
+        look_around(system, (name,), lambda answer: answers.append(whole(answer)))
+        places = places_of(system, witness, answers)
+        printed = places[web.log.name].splitlines(keepends=True)
+        own = [line for line in printed if line.startswith(b"Kiln's pages: ")]
+        assert [token.encode() in line for line in own] == [True]
+        places[web.log.name] = b"".join(line for line in printed if line not in own)
+        assert search(places, canaries) == ["token in state/token"]
+
+
+def by_the_printed_address(system: System, name: str, token: str, answers: list[bytes]) -> str:
+    """The session of a browser that opens a page by the token in its address."""
+    with requests.Session() as browser:
+        browser.headers["Accept"] = "text/html"
+        there = browser.get(f"{system.url}builds/{name}?token={token}", allow_redirects=False, timeout=20)
+        value = browser.cookies["kiln-session"]
+        assert value in there.headers.pop("Set-Cookie")
+        answers.append(whole(there))
+        answers.append(whole(browser.get(f"{system.url}builds/{name}", timeout=20)))
+    return value
+
+
+def whole(answer: requests.Response) -> bytes:
+    return answer.content + repr(dict(answer.headers)).encode()
+
+
+def look_around(system: System, names: Sequence[str], saw: Callable[[requests.Response], None]) -> None:
+    """At all that people and programs can read."""
+    for path in ("", "api/v1/builds", "api/v1/builds?limit=1", *(f"builds/{name}" for name in names)):
+        saw(system.get(path, Accept="text/html"))
+        saw(http("GET", f"{system.url}{path}", headers={"Accept": "text/html"}))
+    for name in names:
+        saw(system.get(f"api/v1/builds/{name}"))
+        saw(system.get(f"api/v1/builds/{name}/log"))
+        saw(system.get(f"api/v1/builds/{name}/log", Accept="text/event-stream"))
+    for process in system.processes:
+        saw(http("GET", f"{process.ops}/metrics"))
+
+
+def places_of(system: System, witness: Witness, answers: Sequence[bytes]) -> dict[str, bytes]:
+    """What was answered, logged and kept, and what there was to see of processes."""
+    places = {f"an answer ({number})": answer for number, answer in enumerate(answers)}
     for process in system.processes:
         places[process.log.name] = process.log.read_bytes()
     state = Path(system.settings["KILN_STATE_DIR"])
@@ -189,16 +246,16 @@ def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
     assert any(place.startswith("cmdline of docker") for place in places), "no process of a build was seen"
     for folder in (state / "attempts").iterdir():
         assert not list(folder.glob("kiln-*"))
+    return places
 
-    found = [
+
+def search(places: Mapping[str, bytes], canaries: Mapping[str, str]) -> list[str]:
+    return [
         f"{name} in {place}"
         for place, content in places.items()
         for name, value in canaries.items()
         if any(form in content for form in forms(value))
     ]
-    argument = re.compile(r"argument in (state/(kiln\.db(-wal)?|attempts/[^/]+/spec\.json)|cmdline of )")
-    assert [one for one in found if not argument.match(one)] == []
-    assert [one for one in found if argument.match(one)], "the search finds nothing at all"
 
 
 def private_push(scene: Scene, answers: list[bytes]) -> str:
@@ -230,21 +287,25 @@ def private_commit(system: System, path: str, end: str) -> tuple[str, str]:
     return system.commit(path, files), seconds
 
 
-def session(scene: Scene, saw: object) -> str:
-    """The cookie of somebody who signs in, looks around and signs out."""
-    assert callable(saw)
+def session(scene: Scene, saw: Callable[[requests.Response], None]) -> dict[str, str]:
+    """Somebody signs in, looks around and signs out: the cookie, and what only the session's own pages show."""
+    url = scene.system.url
     with requests.Session() as browser:
         browser.headers["Accept"] = "text/html"
-        page = browser.get(f"{scene.system.url}login", timeout=20)
+        page = browser.get(f"{url}login", timeout=20)
         data = {"form": hidden(page.text), "token": scene.canaries["token"]}
-        signed_in = browser.post(f"{scene.system.url}login", data=data, allow_redirects=False, timeout=20)
-        value = signed_in.cookies["kiln-session"]
-        page = browser.get(scene.system.url, timeout=20)
+        signed_in = browser.post(f"{url}login", data=data, allow_redirects=False, timeout=20)
+        cookie = signed_in.cookies["kiln-session"]
+        page = browser.get(url, timeout=20)
         assert page.status_code == 200
-        saw(page)
-        saw(browser.post(f"{scene.system.url}logout", data={"form": hidden(page.text)}, timeout=20))
-        assert browser.get(f"{scene.system.url}api/v1/builds", timeout=20).status_code == 401
-    return value
+        assert cookie not in page.text
+        shown, form = re.search(r'name="xsrf" content="(\w+)"', page.text), hidden(page.text)
+        assert shown
+        saw(browser.get(f"{url}api/v1/builds?_xsrf={shown[1]}", headers={"Sec-Fetch-Mode": "cors"}, timeout=20))
+        saw(browser.get(f"{url}api/v1/builds?_xsrf={form}", headers={"Sec-Fetch-Mode": "cors"}, timeout=20))
+        saw(browser.post(f"{url}logout", data={"form": form}, timeout=20))
+        assert browser.get(f"{url}api/v1/builds", timeout=20).status_code == 401
+    return {"session": cookie, "the session's token": shown[1], "the form's token": form}
 
 
 def hidden(page: str) -> str:
@@ -254,9 +315,8 @@ def hidden(page: str) -> str:
     return found[1]
 
 
-def refused(scene: Scene, saw: object) -> None:
+def refused(scene: Scene, saw: Callable[[requests.Response], None]) -> None:
     """Whatever may be wrong with who asks, and what people paste where it should not be."""
-    assert callable(saw)
     system, canaries = scene.system, scene.canaries
     wrong = {"Authorization": f"Bearer {canaries['wrong-token']}"}
     address = f"https://ada:{quote(canaries['userinfo'], safe='')}@github.com/a/b"
