@@ -17,6 +17,7 @@ absolute-form (RFC 9112 §3.2.2) are all that is needed: TLS stays between the t
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import secrets
 import selectors
@@ -33,6 +34,8 @@ from urllib.request import getproxies, proxy_bypass
 
 from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, TryAgain, Unreachable
 from builds.repository import Policy, Repository, canonical
+
+log = logging.getLogger(__name__)
 
 ANYTHING = "anything"
 """The user name for connections that are no repository's: objects of Git LFS, a language's list of versions."""
@@ -136,8 +139,11 @@ class Guard:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, suppress(OSError):
-            self._answer(client)
+        try:
+            with client, suppress(OSError):
+                self._answer(client)
+        except Exception:  # a fault in one connection is no reason to end the process, as that of a thread would be
+            log.exception("A connection through the guard failed")
 
     def _answer(self, client: socket.socket) -> None:
         try:

@@ -318,6 +318,17 @@ def test_the_sites_proxy_is_chained_to(host: GitHost, own: Git, monkeypatch: pyt
     assert seen[0].count("Proxy-Authorization") == 1
 
 
+def test_a_fault_in_one_connection_ends_no_thread(
+    host: GitHost, own: Git, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thread that ends by an exception ends web; here nobody can read what stands in the environment."""
+    for name, value in (("http_proxy", "http://127.0.0.1:port"), ("no_proxy", ""), ("NO_PROXY", "")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(requests.ConnectionError):
+        proxied(own.guard.proxy(ANYTHING), "http://public.example/")
+    until(lambda: "A connection through the guard failed" in caplog.messages)
+
+
 # What is followed
 
 
