@@ -135,6 +135,20 @@ def test_what_is_not_there(system: System) -> None:
         assert (end["phase"], end["status_code"]) == ("failed", 422)
 
 
+def test_an_address_that_is_not_there_tells_nothing_of_one_that_is(system: System) -> None:
+    """Not even with its commit, and where BinderHub's name of the image would be the same."""
+    commit = system.commit("ada-eve/secret", {"Dockerfile": SMALL})
+    image = system.ended(system.build("ada-eve/secret", commit))["image"]
+    *said, end = messages(system, address(system, "ada/eve-secret", commit))
+    assert (end["phase"], "no such repository" in end["message"]) == ("failed", True)
+    for told in (image["digest"], image["repository"], "imageName"):
+        assert told not in json.dumps([*said, end])
+    (build,) = (one for one in system.listed() if one["repository"].endswith("/ada/eve-secret"))
+    assert build["state"] == "failed"
+    assert build["image"]["repository"] != image["repository"]
+    assert build["image"]["digest"] is None
+
+
 def test_the_other_endpoints(system: System) -> None:
     assert system.get("versions").json()["builder_info"]["repo2docker-version"]
     assert system.get("health").json()["ok"] is True
