@@ -16,6 +16,7 @@ import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -157,16 +158,13 @@ class Lfs:
         self._git.run("read-tree", commit, at=bare)
         empty = self._git.home / "empty"
         empty.mkdir(exist_ok=True)
-        listed = self._git.run(
-            f"--work-tree={empty}", "ls-files", "-z", "--stage", "--", ":(attr:filter=lfs)", at=bare
-        ).decode(errors="surrogateescape")
-        entries = [entry.partition("\t") for entry in listed.split("\0") if entry.startswith("100")]
-        blobs = {path: meta.split()[1] for meta, _, path in entries}
-        if len(blobs) > MAX_FILES:
-            self._say(f"Of {len(blobs)} LFS files only the first {MAX_FILES} are looked at; others stay pointers.")
-        files = list(blobs.items())[:MAX_FILES]
-        self._prefetch(bare, [blob for _, blob in files])
-        for path, blob in files:
+        listed = self._git.run(f"--work-tree={empty}", "ls-files", "-z", "--stage", "--", ":(attr:filter=lfs)", at=bare)
+        found = re.finditer(rb"(?:\A|\0)100[0-7]+ ([0-9a-f]+) 0\t([^\0]+)", listed)
+        files = [(one[1].decode(), one[2].decode(errors="surrogateescape")) for one in islice(found, MAX_FILES)]
+        if next(found, None):
+            self._say(f"Of the LFS files only the first {MAX_FILES} are looked at; others stay pointers.")
+        self._prefetch(bare, [blob for blob, _ in files])
+        for blob, path in files:
             if pointer := self._pointer(bare, path, blob):
                 yield pointer
 

@@ -8,7 +8,7 @@ clone that follows reaches these and nothing else. A commit names its submodules
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,10 @@ MAX_DEPTH = 10
 """Levels of submodules below the repository."""
 MAX_SUBMODULES = 200
 """Of all levels together."""
+
+
+_LINK = re.compile(rb"(?:\A|\0)160000 commit ([0-9a-f]+)\t([^\0]+)")
+"""In a listing of a tree: object and path of a submodule."""
 
 
 class Submodule(NamedTuple):
@@ -69,10 +73,10 @@ class Source:
         finally:
             for sentence in self._git.moved[before:]:
                 self._say(sentence)
-        entries = self._tree(bare, commit)
-        if any(path.rpartition("/")[2] == ".gitattributes" for path in entries):
+        tree = self._git.run("ls-tree", "-r", "-z", "--full-tree", commit, at=bare)
+        if re.search(rb"[\t/]\.gitattributes\0", tree):
             self._lfs.fetch(bare, self._git.permit(without_user(url), named=url), commit)
-        for submodule in self._submodules(bare, commit, entries):
+        for submodule in self._submodules(bare, commit, tree):
             with submodule.named():
                 if depth == MAX_DEPTH:
                     raise CannotBuild(f"Submodules are nested deeper than {MAX_DEPTH} levels.")
@@ -96,19 +100,15 @@ class Source:
                     run("fetch", *options, "--", "origin", ref, at=bare)
             run("rev-parse", "--verify", f"{commit}^{{commit}}", at=bare)
 
-    def _tree(self, bare: Path, commit: str) -> Mapping[str, Sequence[str]]:
-        """Mode, type and object of every path of the commit."""
-        listed = self._git.run("ls-tree", "-r", "-z", "--full-tree", commit, at=bare).decode(errors="surrogateescape")
-        return {path: meta.split() for meta, _, path in (entry.partition("\t") for entry in listed.split("\0"))}
-
-    def _submodules(self, bare: Path, commit: str, entries: Mapping[str, Sequence[str]]) -> Iterator[Submodule]:
+    def _submodules(self, bare: Path, commit: str, tree: bytes) -> Iterator[Submodule]:
         """Those that `git clone --recursive` fetches: the tree links to them, and not `update = none`.
 
         gitmodules(5). A link without an entry is no submodule. Of a setting that is there more than once, and of two
         entries with one path, the last counts. What git may take otherwise, it was not permitted to fetch.
+
+        A few objects can make a tree of a million paths, so its listing is searched as it is.
         """
-        links = {path: meta[2] for path, meta in entries.items() if list(meta[:2]) == ["160000", "commit"]}
-        if not links or "".join(entries.get(".gitmodules", ())[:1]) not in ("100644", "100755"):
+        if not _LINK.search(tree) or not re.search(rb"(?:\A|\0)100(?:644|755) blob [0-9a-f]+\t\.gitmodules\0", tree):
             return
         settings: dict[str, dict[str, str]] = {}
         owners: dict[str, str] = {}
@@ -116,7 +116,8 @@ class Source:
             settings.setdefault(name, {})[variable] = value
             if variable == "path":
                 owners[value] = name
-        for path, target in links.items():
+        for link in _LINK.finditer(tree):
+            target, path = link[1].decode(), link[2].decode(errors="surrogateescape")
             known = settings.get(owners.get(path, ""), {})
             if known and not known.get("url"):
                 raise CannotBuild(f"Submodule '{path}' has no URL in .gitmodules.")

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -549,6 +550,37 @@ def ended(client: socket.socket, data: bytes) -> bool:
 def place_of(guard: Guard) -> tuple[str, int]:
     parts = urlsplit(guard.proxy(UNKNOWN))
     return str(parts.hostname), int(parts.port or 0)
+
+
+# How much there is
+
+
+def test_a_tree_of_half_a_million_paths_takes_little_more_than_its_listing(host: GitHost, own: Git) -> None:
+    """It takes three objects: a file, a tree of it, and a tree of that tree."""
+    make(host, "ada/page", {"file": "text"})
+    bare = host.bare("ada/page")
+    tree = git("rev-parse", "main:file", cwd=bare)
+    for kind in ("100644 blob", "040000 tree"):
+        lines = (f"{kind} {tree}\t{'link' if kind.startswith('0') else 'name'}-{number:06}" for number in range(700))
+        tree = git("mktree", cwd=bare, stdin="\n".join(lines))
+    head = git("commit-tree", tree, "-m", "Many", cwd=bare)
+    git("update-ref", "refs/heads/main", head, cwd=bare)
+    size = len(git("ls-tree", "-r", "-z", "--full-tree", head, cwd=bare))
+    assert size > 30 << 20
+    tracemalloc.start()
+    try:
+        looked_through(own, host.url("ada/page"), head)
+        assert tracemalloc.get_traced_memory()[1] < 3 * size
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_very_many_lfs_files_some_are_fetched(host: GitHost, own: Git, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builds.builder.lfs.MAX_FILES", 2)
+    files = {name: data for one in "abc" for name, data in lfs_file(one.encode(), host, f"{one}.bin").items()}
+    said = looked_through(own, host.url("ada/page"), make(host, "ada/page", files))
+    assert "only the first 2 are looked at" in said
+    assert "Fetching 2 LFS objects" in said
 
 
 # Other schemes
