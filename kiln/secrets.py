@@ -32,6 +32,8 @@ OURS = frozenset(
     }
 )
 """Headers that say how a message is sent: those are for the sender's client alone, and so are all `ce-…`."""
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff"
+"""Characters without width."""
 MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 """Byte order marks: UTF-8's and UTF-16's."""
 
@@ -178,7 +180,8 @@ def _check_one_line(secret: bytes) -> None:
     """Raises ValueError for what an editor has left around a secret."""
     if secret.endswith(b"\r"):
         raise ValueError("ends with a carriage return: save it with Unix line endings, or write it by printf %s")
-    if secret != secret.strip():
+    text = secret.decode(errors="replace")  # copied from a page, it may have a blank of Unicode's at its end
+    if secret != secret.strip() or text != text.strip().strip(UNSEEN):
         raise ValueError("begins or ends with a blank or an empty line, which would be a part of the secret: remove it")
     if re.search(rb"[\r\n]", secret):
         raise ValueError("holds several lines: one secret per file")

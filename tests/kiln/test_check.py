@@ -313,6 +313,8 @@ SECRETS: Mapping[str, tuple[str, bytes, str]] = {
     "UTF-16": ("webhooks/github/a", "canary\n".encode("utf-16"), "byte order mark"),
     "a blank behind": ("webhooks/github/a", b"canary \n", "blank"),
     "a blank before": ("api-tokens/a", b" canary\n", "blank"),
+    "a blank of Unicode's": ("webhooks/github/a", "canary\u00a0\n".encode(), "blank"),
+    "a blank without width": ("webhooks/github/a", "\u200bcanary\n".encode(), "blank"),
     "a tab": ("api-tokens/a", b"canary\t", "blank"),
     "an empty line": ("webhooks/github/a", b"canary\n\n", "empty line"),
     "only blanks": ("webhooks/github/a", b"  \n", "empty"),

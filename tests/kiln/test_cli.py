@@ -106,6 +106,20 @@ def test_rules_for_which_a_builds_pod_has_no_room_are_told_before_anything_start
     assert "longer than 96 KiB together, most of it KILN_ALLOWED_REPOSITORIES" in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("command", ["web", "controller", "check", "sync"])
+def test_each_process_refuses_what_check_refuses(kiln: Kiln, tmp_path: Path, command: str) -> None:
+    (tmp_path / "kiln.yaml").write_text("triggers: [{name: a, build: {image: 'elsewhere.example/{slug}'}}]\n")
+    (tmp_path / "secrets" / "webhooks" / "github").mkdir(parents=True)
+    (tmp_path / "secrets" / "webhooks" / "github" / "a").write_bytes(b"canary\r\n")
+    folder = {"KILN_CONFIG": str(tmp_path / "kiln.yaml"), "KILN_SECRETS_DIR": str(tmp_path / "secrets")}
+    done = kiln.run(command, KILN_OPS_PORT="0", PORT="0", **folder)
+    assert done.returncode == 1
+    said = done.stdout + done.stderr
+    assert "Trigger 'a', build.image: " in said
+    assert "webhooks/github/a: ends with a carriage return" in said
+    assert "Traceback" not in said
+
+
 def test_web_that_can_be_reached_refuses_to_start_unasked(kiln: Kiln) -> None:
     done = kiln.run("web", KILN_HOST="0.0.0.0")
     assert done.returncode == 1
