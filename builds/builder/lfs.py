@@ -52,12 +52,15 @@ MEDIA_TYPE = "application/vnd.git-lfs+json"
 
 SMUDGE = """\
 # git gives what the repository holds on standard input, and the file's path as the argument.
+# A program that is killed must make this fail (and so git: `required`), or the file would hold its pointer unseen.
 held=$(mktemp) || exit 1
 trap 'rm -f "$held"' EXIT
-cat > "$held"
+cat > "$held" || exit 1
+size=$(wc -c < "$held") || exit 1
 object=
-if [ "$(wc -c < "$held")" -le {most} ] && grep -q '^version https://git-lfs' "$held"; then
-    object=$(sed -n 's/^oid sha256:\\([0-9a-f]\\{{64\\}}\\)$/\\1/p' "$held")
+if [ "$size" -le {most} ]; then
+    object=$(sed -n -e '1{{/^version https:\\/\\/git-lfs/!q}}' \\
+        -e 's/^oid sha256:\\([0-9a-f]\\{{64\\}}\\)$/\\1/p' "$held") || exit 1
 fi
 if [ -n "$object" ] && [ -f {store}/"$object" ]; then
     cat {store}/"$object"
@@ -210,7 +213,7 @@ class Lfs:
     def _configured(self, bare: Path, commit: str) -> str:
         try:
             listed = self._git.run("config", "--no-includes", "--blob", f"{commit}:.lfsconfig", "--list", "-z", at=bare)
-        except AskError:  # there is none, or none that can be read
+        except CannotBuild:  # there is none, or none that can be read
             return ""
         entries = [entry.partition("\n") for entry in listed.decode(errors="replace").split("\0")]
         settings = {key: value for key, _, value in entries}

@@ -120,6 +120,7 @@ _UNREACHABLE = (
 _NO_DOCKER = (
     r"^Error during build: The (docker|podman|buildx) .* must be installed|^Error during build: .*buildx plugin"
 )
+_GITS_SCRIPT = r"^\S*/git-core/git-\w+: (line )?\d+: "
 _DENIED = r"unauthorized|denied|no basic auth credentials|authentication required"
 
 ROWS: Sequence[Row] = (
@@ -174,6 +175,11 @@ ROWS: Sequence[Row] = (
         lambda told, _: told.unreachable,
         INFRASTRUCTURE,
         "{unreachable} could not be reached by repo2docker. {words}",
+    ),
+    Row(
+        lambda told, _: told.stage is Stage.FETCH and any(re.search(_GITS_SCRIPT, line) for line in told.complaints),
+        INFRASTRUCTURE,
+        "A command of git itself failed: what it needs is not there, or was ended from outside. {words}",
     ),
     Row(
         lambda told, _: any(re.search(_NO_DOCKER, line) for line in told.complaints),

@@ -21,6 +21,7 @@ class NoSuchRepository(CannotBuild):
 
 
 MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
+    (r"died of signal|external filter .* failed|smudge filter lfs failed", TryAgain, "git was ended from outside."),
     (r"returned error: 30\d|redirect", Redirected, "The Git host redirects too often, or not to a repository."),
     (r"transport '.*' not allowed|protocol '.*' is not supported", RepositoryRefused, "The protocol is not allowed."),
     (
@@ -39,7 +40,6 @@ MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
     (r"does not support shallow", CannotBuild, "The Git host does not speak the smart HTTP protocol."),
     (r"No space left on device", TryAgain, "There is no space left for the repository."),
     (r"unable to create file|File name too long", CannotBuild, "The repository has a file that cannot be written."),
-    (r"died of signal", TryAgain, "git was ended from outside."),
     (
         (
             r"unable to access|Could not resolve|Failed to connect|[Cc]onnection|[Tt]imed? ?out|early EOF|RPC failed"

@@ -30,7 +30,7 @@ from builds.clients.git import tunnel
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.messages import Redirected, diagnosis
 from builds.clients.guard import ANYTHING, DIRECT, UNKNOWN, Guard
-from builds.errors import AskError, CannotBuild, RepositoryRefused, Unreachable
+from builds.errors import AskError, CannotBuild, RepositoryRefused, TryAgain, Unreachable
 from builds.removal import remove
 from builds.repository import Policy, Repository, canonical, is_commit
 
@@ -60,6 +60,8 @@ SETTINGS = """\
 [fetch]
 	recurseSubmodules = false
 [filter "lfs"]
+	clean = cat
+	required = true
 	smudge = sh {smudge} %f
 [gc]
 	auto = 0
@@ -190,6 +192,8 @@ class Git:
         Unreachable at the deadline.
         """
         done = self._run([*([f"--git-dir={at}"] if at else []), *arguments], deadline, most)
+        if done.status < 0:
+            raise TryAgain("git was ended from outside.")
         if done.status:
             raise self.trouble() or diagnosis(done.complaint)
         return done.output
@@ -328,13 +332,14 @@ class _Done(NamedTuple):
 def _heard(child: subprocess.Popen[bytes], deadline: float | None, most: int) -> tuple[bytes, bytes]:
     """Output and complaint to their end; of the complaint the last part, where git says what is wrong.
 
-    `communicate` takes whatever a host sends. Raises CannotBuild, Unreachable.
+    `communicate` takes whatever a host sends. When git has ended, the helpers that it left are ended: where it was
+    killed, they still hold its pipes and wait for the host. Raises CannotBuild, Unreachable.
     """
     assert child.stdout is not None  # noqa: S101 (it is a pipe)
     assert child.stderr is not None  # noqa: S101
     output, complaint = bytearray(), b""
-    with selectors.DefaultSelector() as selector:
-        for pipe in (child.stdout, child.stderr):
+    with selectors.DefaultSelector() as selector, os.fdopen(os.pidfd_open(child.pid), "rb") as end:
+        for pipe in (child.stdout, child.stderr, end):
             selector.register(pipe, selectors.EVENT_READ)
         while selector.get_map():
             left = _remaining(deadline)
@@ -342,6 +347,10 @@ def _heard(child: subprocess.Popen[bytes], deadline: float | None, most: int) ->
             if left == 0.0 or not ready:
                 raise Unreachable("The Git host did not answer in time.")
             for key, _ in ready:
+                if key.fileobj is end:
+                    selector.unregister(end)
+                    os.killpg(child.pid, signal.SIGKILL)  # not waited for yet, so nobody else has its number
+                    continue
                 piece = os.read(key.fd, 1 << 16)
                 if not piece:
                     selector.unregister(key.fileobj)
