@@ -33,7 +33,7 @@ REPEATED = "kiln-repeated"
 """Header that the server adds: the names, in lower case and comma-separated, of the headers that were sent twice."""
 _SINGLE = re.compile(  # headers that say what a message means; others, such as Via, may be repeated
     r"ce-.+|content-.+|idempotency-key|webhook-.+|x-(?:forgejo|gitea|github|gitlab|gogs|hub)-.+"
-    r"|x-(?:event-key|hook-uuid|request-uuid)"
+    r"|x-(?:event-key|hook-uuid|request-uuid|request-id)"
 )
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _MEDIA_TYPE = re.compile(r"[\w!#$&.+^-]+/[\w!#$&.+^-]+ *(;[ -~]*)?", re.ASCII)

@@ -1,0 +1,161 @@
+"""A real Gitea: what people push there is built, and what they take away is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import requests
+
+from tests.parts import gitea as parts
+from tests.parts.gitea import OWNER, Delivery, Gitea
+from tests.parts.githost import GitHost, git
+from tests.parts.installation import SMALL
+from tests.parts.kiln import until
+from tests.parts.registry import Registry, free_port
+from tests.parts.system import System
+
+SECRET = "a canary of Gitea's webhooks"
+FILES = {"Dockerfile": SMALL, "page": "one"}
+
+
+@pytest.fixture(scope="module")
+def scene(
+    tmp_path_factory: pytest.TempPathFactory, registry: Registry, host: GitHost
+) -> Iterator[tuple[System, Gitea]]:
+    """Kiln and Gitea, which know each other."""
+    if reason := parts.missing():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("gitea")
+    port = free_port()
+    gitea = Gitea(folder, f"http://127.0.0.1:{port}/")
+    config = {
+        "hosts": {gitea.host: {"kind": "gitea"}},
+        "triggers": [{"name": "all", "push": {"branches": ["**"], "tags": ["**"]}, "build": {"tags": ["{ref_name}"]}}],
+    }
+    allowed = f"http://{gitea.host}/**"
+    with System(
+        folder / "kiln", registry=registry, host=host, config=config, KILN_ALLOWED_REPOSITORIES=allowed
+    ) as system:
+        for word in ("gitea", "forgejo"):
+            (system.secrets / "webhooks" / word).mkdir()
+            (system.secrets / "webhooks" / word / "main").write_text(SECRET)
+        system.start("web", PORT=str(port))
+        system.start("controller")
+        with gitea:
+            yield system, gitea
+
+
+def of(event: str, ref: str, commit: str | None = None) -> Callable[[Delivery], bool]:
+    def wanted(one: Delivery) -> bool:
+        return (one.event, one.payload.get("ref")) == (event, ref) and commit in (None, one.payload.get("after"))
+
+    return wanted
+
+
+def test_pushes_are_built_and_what_is_taken_away_is_not(scene: tuple[System, Gitea]) -> None:
+    system, gitea = scene
+    url = gitea.create("course")
+    hook = gitea.hook("course", "gitea", SECRET)
+
+    first = gitea.commit("course", FILES)
+    gitea.push("course", "main")
+    pushed = gitea.delivered(of("push", "refs/heads/main", first))
+    assert pushed.status == 202
+    (name,) = [build["name"] for build in pushed.answer["builds"]]
+    build = system.ended(name)
+    assert (build["state"], build["repository"], build["commit"]) == ("succeeded", url, first)
+    (cause,) = build["causes"]
+    assert (cause["source"], cause["id"], cause["by"]) == (url, pushed.id, "webhook:gitea")
+    assert (cause["type"], cause["ref"]) == ("com.gitea.push", "refs/heads/main")
+    event = system.arrived("first", name, "succeeded")
+    assert (event.extensions["repository"], event.extensions["commit"]) == (url, first)
+
+    git("tag", "v1", cwd=gitea.folder / "course")
+    git("tag", "--annotate", "--message=two", "v2", cwd=gitea.folder / "course")
+    gitea.push("course", "v1", "v2")
+    for tag in ("v1", "v2"):
+        delivery = gitea.delivered(of("push", f"refs/tags/{tag}"))
+        assert [build["name"] for build in delivery.answer["builds"]] == [name]
+        assert gitea.delivered(lambda one, tag=tag: one.event == "create" and one.ref == tag).status == 200
+    system.wait(name, lambda build: {"main", "v1", "v2"} <= {*(build["image"]["tags"] or [])})
+
+    second = gitea.commit("course", {"page": "two"}, "--amend")
+    gitea.push("course", "--force", "main")
+    forced = gitea.delivered(of("push", "refs/heads/main", second))
+    (other,) = [build["name"] for build in forced.answer["builds"]]
+    assert other != name
+    assert system.ended(other)["commit"] == second
+
+    gitea.push("course", "main:refs/heads/side/größe")
+    new = gitea.delivered(of("push", "refs/heads/side/größe"))
+    assert [build["name"] for build in new.answer["builds"]] == [other]
+    gitea.push("course", "--delete", "side/größe", "v1")
+    gone = [
+        gitea.delivered(of("push", "refs/tags/v1", "0" * 40)),
+        gitea.delivered(of("delete", "v1")),
+        gitea.delivered(of("delete", "side/größe")),
+    ]
+    gitea.test("course", hook)
+    gone.append(gitea.delivered(lambda one: one.event == "push" and one.payload["before"] == one.payload["after"]))
+    for delivery in gone:
+        assert (delivery.status, delivery.answer["builds"]) == (200, [])
+        assert delivery.answer["reason"]
+    assert {build["name"] for build in system.listed() if build["repository"] == url} == {name, other}
+
+
+def test_a_form_is_taken_and_another_secret_is_not(scene: tuple[System, Gitea]) -> None:
+    system, gitea = scene
+    url = gitea.create("forms")
+    gitea.hook("forms", "gitea", SECRET, form=True)
+    wrong, unsigned = gitea.hook("forms", "gitea", "another"), gitea.hook("forms", "gitea", "")
+    commit = gitea.commit("forms", FILES)
+    gitea.push("forms", "main")
+    gitea.delivered(lambda one: one.status == 202 and one.payload.get("after") == commit)
+    until(lambda: [one.status for one in gitea.deliveries if one.payload.get("after") == commit].count(401) == 2)
+    for hook in (wrong, unsigned):
+        gitea.remove_hook("forms", hook)
+    assert [build["commit"] for build in system.listed() if build["repository"] == url] == [commit]
+
+
+def test_a_private_repository_is_built_with_its_credential(scene: tuple[System, Gitea]) -> None:
+    system, gitea = scene
+    url = gitea.create("secret", private=True)
+    (system.secrets / "git-credentials").mkdir()
+    (system.secrets / "git-credentials" / "gitea").write_text(gitea.credential("secret"))
+    gitea.hook("secret", "gitea", SECRET)
+    commit = gitea.commit("secret", FILES)
+    gitea.push("secret", "main")
+    (built,) = gitea.delivered(of("push", "refs/heads/main", commit)).answer["builds"]
+    build = system.ended(built["name"])
+    assert (build["state"], build["repository"], build["commit"]) == ("succeeded", url, commit), build["message"]
+    stranger = system.ask(repository=url, ref="main")
+    assert stranger.status_code == 422
+
+
+def test_a_push_of_more_commits_than_gitea_lists_may_have_changed_anything(scene: tuple[System, Gitea]) -> None:
+    """Gitea lists the newest five. Here the trigger has no paths, so what counts is what it really sends."""
+    _, gitea = scene
+    gitea.create("long")
+    gitea.hook("long", "gitea", SECRET)
+    gitea.commit("long", FILES)
+    gitea.push("long", "main")
+    commits = [gitea.commit("long", {f"{number}.txt": "x"}) for number in range(8)]
+    gitea.push("long", "main")
+    delivery = gitea.delivered(of("push", "refs/heads/main", commits[-1]))
+    assert (len(delivery.payload["commits"]), delivery.payload["total_commits"]) == (5, 8)
+    assert delivery.status == 202
+
+
+def test_the_route_of_another_kind_takes_none_of_its_repositories(scene: tuple[System, Gitea]) -> None:
+    """Forgejo reads Gitea's names as well, but this host is configured as Gitea. Gitea has no webhooks of its kind."""
+    _, gitea = scene
+    gitea.create("strange")
+    with pytest.raises(requests.HTTPError):
+        gitea.hook("strange", "forgejo", SECRET)
+    gitea.hook("strange", "gitea", SECRET, word="forgejo")
+    commit = gitea.commit("strange", FILES)
+    gitea.push("strange", "main")
+    refused = gitea.delivered(lambda one: one.event == "push" and one.payload["after"] == commit)
+    assert refused.status == 403
+    assert refused.payload["repository"]["full_name"] == f"{OWNER}/strange"
