@@ -65,6 +65,8 @@ def _shorter(result: Result) -> Result:
 
 
 def _first_bytes(text: str, most: int) -> str:
-    if len(text.encode(errors="replace")) <= most:
-        return text
-    return text.encode(errors="replace")[: most - 3].decode(errors="ignore") + "…"
+    """The beginning of a text; a name in it that is no UTF-8 gets question marks."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= most:
+        return encoded.decode()
+    return encoded[: most - 3].decode(errors="ignore") + "…"

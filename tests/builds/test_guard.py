@@ -878,12 +878,27 @@ def test_a_failed_attempt_tells_where_the_repository_moved(there: bool, host: Gi
     if there:
         make(host, "ada/page", {"file": "text"})
     host.redirects["/ada/old.git"] = host.url("ada/page")
-    request = Request(
-        repository=f"{host.base}/ada/old",
-        clone_url=host.url("ada/old"),
-        commit="1" * 40,
-        image="127.0.0.1:1/a/b",
-    )
+    result = attempted(host, "ada/old", "1" * 40, tmp_path)
+    sentence = f"{host.url('ada/old')} redirects to {host.url('ada/page')}."
+    assert result.reason is Reason.REPOSITORY
+    assert (result.message or "").startswith("The repository has no" if there else "The Git host has no")
+    assert (result.message or "").endswith(sentence)
+    assert sentence in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("name", ["p\udcfeart", "p\nart", "p\u2028art", "p\x1b[2Jart", "p" * 200])
+def test_whatever_a_submodule_is_called_it_is_told(name: str, host: GitHost, tmp_path: Path) -> None:
+    quoted = name.encode("unicode_escape" if "\n" in name else "utf-8", "surrogateescape").decode("latin-1")
+    modules = f'[submodule "part"]\n\tpath = "{quoted}"\n'
+    head = make(host, "ada/page", {".gitmodules": modules.encode("latin-1")}, {name: "1" * 40})
+    result = attempted(host, "ada/page", head, tmp_path)
+    assert result.reason is Reason.REPOSITORY
+    assert "has no URL in .gitmodules" in (result.message or "")
+
+
+def attempted(host: GitHost, path: str, head: str, tmp_path: Path) -> Result:
+    """What a builder makes of it; its log is `log`."""
+    request = Request(repository=f"{host.base}/{path}", clone_url=host.url(path), commit=head, image="127.0.0.1:1/a/b")
     around = Surroundings(allowed_repositories=(f"{host.base}/**",))
     spec = Spec(name="a", attempt=1, attempt_label="u.1", request=request, force=True, surroundings=around)
     (tmp_path / "spec").write_bytes(msgspec.json.encode(spec))
@@ -895,9 +910,4 @@ def test_a_failed_attempt_tells_where_the_repository_moved(there: bool, host: Gi
     )
     command = [sys.executable, "-c", script, str(tmp_path / "spec"), str(tmp_path / "log"), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True, start_new_session=True)
-    result = msgspec.json.decode(done.stdout, type=Result)
-    sentence = f"{host.url('ada/old')} redirects to {host.url('ada/page')}."
-    assert result.reason is Reason.REPOSITORY
-    assert (result.message or "").startswith("The repository has no" if there else "The Git host has no")
-    assert (result.message or "").endswith(sentence)
-    assert sentence in (tmp_path / "log").read_text()
+    return msgspec.json.decode(done.stdout, type=Result)
