@@ -243,6 +243,21 @@ def test_a_link_that_stays_inside_or_leads_nowhere(
     assert attempt.status == 0, attempt.text
 
 
+@pytest.mark.parametrize("flag", ["--network=host", "--security=insecure", "--device=/dev/null"])
+def test_a_step_takes_no_right_that_nobody_gave(
+    flag: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    """With the host's network, a step would reach what listens on loopback."""
+    (tmp_path / "content").mkdir()
+    put_busybox(tmp_path / "content")
+    ask = f"/busybox wget -T 3 -qO- http://127.0.0.1:{host.port}/reached-{path}"
+    dockerfile = f'FROM scratch\nCOPY busybox /busybox\nRUN {flag} ["/busybox", "sh", "-c", "{ask}"]\n'
+    (tmp_path / "content/Dockerfile").write_text(dockerfile)
+    attempt = builder.run(asked(host, path, host.create(path, tmp_path / "content"), registry))
+    assert refused(attempt)
+    assert not any("reached-" in target for target in host.requests)
+
+
 def test_a_tree_of_a_thousand_levels(
     path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
 ) -> None:
