@@ -93,14 +93,21 @@ def come_back() -> Response:
 
 @routes.post("/logout")
 def logout() -> Response:
-    """Ends the session, on every replica; one that began at the Hub ends there, too, as that of any service does."""
+    """Ends the session, on every replica; one that began at the Hub ends there, too, as that of any service does.
+
+    A page leads there, not a redirect: browsers hold the redirects of a form against `form-action`, too, and a Hub may
+    be on another host, or send the browser on to the one that knows its users.
+    """
     identity = services().auth.admit(request)
     html.check_form(identity)
     if identity.session:
         services().sessions.end(identity.session.id, identity.session.expiry)
     service = _hub()
     over_the_hub = service is not None and HUB_SESSION in request.cookies
-    response = html.to(service.logout_url if service and over_the_hub else url_for("signin.doors"))
+    if service and over_the_hub:
+        response = html.page("signed_out.html", None, hub=service.logout_url)
+    else:
+        response = html.to(url_for("signin.doors"))
     for name in (SESSION, HUB_SESSION, xsrf.COOKIE):
         response.delete_cookie(name, path=services().base_path)
     return response

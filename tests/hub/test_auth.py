@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
@@ -257,7 +257,10 @@ def test_a_session_does_things_only_with_what_its_own_pages_hold(world: World) -
 def test_signing_out(world: World) -> None:
     browser, page = sign_in(world.hub, "ada", "services/binder/")
     out = browser.post(f"{world.url}logout", data=form(page, "logout"), timeout=30)
-    assert urlsplit(out.url).path == "/hub/login", "it has ended at the Hub, too"
+    leads = re.search(r'http-equiv="refresh" content="0; url=([^"]+)"', out.text)
+    assert leads
+    at_the_hub = browser.get(urljoin(out.url, leads[1]), timeout=30)
+    assert urlsplit(at_the_hub.url).path == "/hub/login", "it has ended at the Hub, too"
     assert browser.get(f"{world.url}api/v1/builds", headers={"Accept": "*/*"}, timeout=30).status_code == 401
 
 

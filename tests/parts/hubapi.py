@@ -17,13 +17,15 @@ from urllib.parse import parse_qs
 
 
 class HubApi:
-    """`tokens` are holders by token, `codes` tokens by a sign-in's code; `asked` the tokens that it was asked about."""
+    """`tokens` are holders by token, `codes` tokens by a sign-in's code; `asked` the tokens that it was asked about.
+    `moved` are addresses by the path that leads a browser there."""
 
     def __init__(self) -> None:
         self.tokens: dict[str, dict[str, Any]] = {}
         self.codes: dict[str, str] = {}
         self.asked: list[str] = []
         self.forms: list[dict[str, str]] = []
+        self.moved: dict[str, str] = {}
         self.stall = 0.0
         self.trickle = False
         self.says: tuple[int, bytes] | None = None
@@ -48,10 +50,21 @@ class _Handler(BaseHTTPRequestHandler):
     api: HubApi
 
     def do_GET(self) -> None:
+        if "Authorization" not in self.headers:
+            self._page()
+            return
         token = self.headers["Authorization"].partition(" ")[2]
         self.api.asked.append(token)
         holder = self.api.tokens.get(token)
         self._say(403 if holder is None else 200, json.dumps(holder).encode())
+
+    def _page(self) -> None:
+        """What a browser gets: where that path has moved, or its name."""
+        there = self.api.moved.get(self.path)
+        self.send_response(302 if there else 200)
+        self.send_header("Location" if there else "Content-Type", there or "text/html")
+        self.end_headers()
+        self.wfile.write(b"" if there else f"<h1>{self.path}</h1>".encode())
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
