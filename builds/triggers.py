@@ -54,7 +54,10 @@ PLAIN_SOURCES = (*sorted({f"{kind.rpartition('.')[0]}." for kind in PUSHES}), "o
 HUB_TYPES = ("org.jupyterhub.server.start", "org.jupyterhub.server.stop")
 LOWER_SOURCES = tuple(each for each in PLAIN_SOURCES if not any(re.match(f"{each}.*[A-Z]", kind) for kind in PUSHES))
 """Those whose types have no capitals."""
-ON_THE_WAY = re.compile(r"knative\w*|traceparent|tracestate|partitionkey|sequence|sequencetype|sampledrate")
+ON_THE_WAY = re.compile(
+    r"knative\w*|kafka\w*|key|trace(?:parent|state)|partitionkey|sequence(?:type)?|sampledrate|dataref|expirytime"
+    r"|recordedtime|severity(?:number|text)|auth(?:type|id|claims)|(?:correlation|causation)id"
+)
 """Extensions that brokers and senders add to any event
 (https://github.com/cloudevents/spec/blob/main/cloudevents/documented-extensions.md)."""
 

@@ -38,9 +38,7 @@ def check(
 ) -> int:
     """Says what is wrong, or what `event` would build, and with `online` what answers outside.
 
-    `event` is a saved request, of `host` where it does not say so itself.
-
-    Returns the exit status.
+    `event` is a saved request, of `host` where it does not say so itself. Returns the exit status.
     """
     try:
         kiln = wiring.load(environ)

@@ -3,6 +3,7 @@ that does work; and what is in order is let through."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -438,7 +439,7 @@ def test_the_controllers_pod_template(tmp_path: Path) -> None:
         "{push: {branches: ['**', '!v*', 'v1']}}",
         "{filters: [{prefix: {source: 'https://github.com/our-org/'}}, {not: {suffix: {source: /secret}}}]}",
         "{filters: [{any: [{exact: {type: com.github.push}}, {exact: {type: dev.knative.source.github.push}}]}]}",
-        "{filters: [{exact: {type: com.github.push}}, {exact: {knativearrivaltime: x}}]}",
+        "{filters: [{exact: {type: com.github.push}}, {exact: {knativearrivaltime: x, key: y}}]}",
         (
             "{filters: [{exact: {type: org.example.course}}, {exact: {region: eu}}],"
             " build: {repository: '{data.url}', ref: '{data.ref}', subdir: '{extensions.region}'}}"
@@ -489,6 +490,16 @@ def test_patterns_that_a_setting_allows(tmp_path: Path) -> None:
     }.items():
         text = f"triggers: [{{name: a, build: {{repository: '{repository}'}}}}]"
         assert check(tmp_path, text, **allowed)[0] == status, repository
+
+
+@pytest.mark.parametrize("document", ["settings.md", "jupyterhub.md"])
+def test_what_the_documents_show(tmp_path: Path, document: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / document).read_text()
+    shown = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if block.startswith("triggers:")]
+    assert shown
+    for block in shown:
+        status, said = check(tmp_path, block)
+        assert status == 0, said
 
 
 def test_images_that_the_file_allows(tmp_path: Path) -> None:
