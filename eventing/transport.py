@@ -137,7 +137,7 @@ class _Loop(asyncio.SelectorEventLoop):
         def look_up() -> None:
             try:
                 answer.set_result(socket.getaddrinfo(*args, **kwargs))
-            except (OSError, UnicodeError) as error:
+            except (OSError, ValueError) as error:
                 answer.set_exception(error)
 
         answer.set_running_or_notify_cancel()  # from here on nobody can cancel it under the thread's hands
