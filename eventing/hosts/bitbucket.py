@@ -21,6 +21,7 @@ from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    NO_REPOSITORY,
     Hash,
     Path,
     first_text,
@@ -76,6 +77,8 @@ class Bitbucket:
         key, delivery = event_key(named), header(named, "X-Request-UUID")
         payload = payload_of(named, body)
         source = text_at(payload, ("repository", "links", "html", "href"))
+        if key != PUSH and source is None:
+            return Ignored(NO_REPOSITORY)
         if key != PUSH:
             type_ = f"com.bitbucket.{key.replace(':', '.')}"
             return [payload_event(delivery, source, type_, first_text(payload, _SUBJECTS), payload)]

@@ -22,6 +22,7 @@ from eventing.event import Event
 from eventing.hosts.bitbucket import event_key, numbered, verify
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    NO_REPOSITORY,
     Hash,
     Ref,
     header,
@@ -83,8 +84,10 @@ class BitbucketServer:
             return Ignored(_PING)
         delivery, payload = header(named, "X-Request-Id"), payload_of(named, body)
         if key != PUSH:
-            type_ = f"com.bitbucket-server.{key.replace(':', '.')}"
-            return [payload_event(delivery, _whence(payload), type_, text_at(payload, ("pullRequest", "id")), payload)]
+            source, subject = _whence(payload), text_at(payload, ("pullRequest", "id"))
+            if source is None:
+                return Ignored(NO_REPOSITORY)
+            return [payload_event(delivery, source, f"com.bitbucket-server.{key.replace(':', '.')}", subject, payload)]
         made = [self._push(id_, each) for id_, each in numbered(delivery, _changes(payload))]
         return [event for event in made if event] or Ignored(_DELETED if made else "This push changed nothing.")
 
@@ -156,14 +159,14 @@ def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
     return [{**common, "changes": [change]} for change in changes]
 
 
-def _whence(payload: Mapping[str, object]) -> str:
-    """The source of an event that is no push: the repository, that of its pull request's target, or this host."""
+def _whence(payload: Mapping[str, object]) -> str | None:
+    """The source of an event that is no push: the repository, or that of its pull request's target."""
     request = payload.get("pullRequest")
     target = request.get("toRef") if isinstance(request, dict) else None
     for holder in (payload, target):
         if isinstance(holder, dict) and "repository" in holder:
             return _source(holder["repository"])
-    return "/"
+    return None
 
 
 def _source(repository: object) -> str:

@@ -20,6 +20,7 @@ from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    NO_REPOSITORY,
     ChangedPaths,
     Commit,
     Hash,
@@ -117,9 +118,11 @@ class Gitea:
         if event in _IGNORED:
             return Ignored(_IGNORED[event])
         payload = payload_of(named, body)
-        subject = text_at(payload, _SUBJECTS.get(event, ()))
+        source, subject = first_text(payload, _SOURCES), text_at(payload, _SUBJECTS.get(event, ()))
+        if source is None and event != "push":
+            return Ignored(NO_REPOSITORY)
         type_ = ".".join(filter(None, ["com", self.word, event, text_at(payload, ("action",))]))
-        made = payload_event(delivery, first_text(payload, _SOURCES), type_, subject, payload)
+        made = payload_event(delivery, source, type_, subject, payload)
         return self._nothing(made) or [made]
 
     def facts(self, event: Event) -> PushFacts:

@@ -24,6 +24,7 @@ from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
     FORM,
+    NO_REPOSITORY,
     Commit,
     Hash,
     Path,
@@ -138,7 +139,7 @@ class GitHub:
         payload = payload_of(named, body)
         source = first_text(payload, _SOURCES)
         if source is None and event != "push":
-            return Ignored("This event is not about a repository: there is nothing to build.")
+            return Ignored(NO_REPOSITORY)
         subject = text_at(payload, _SUBJECTS.get(event, ()))
         type_ = ".".join(["com.github", event, *_type_ends(event, payload)])
         made = payload_event(delivery, source, type_, subject, payload)

@@ -26,6 +26,7 @@ from eventing.event import Event
 from eventing.hosts import standardwebhooks
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    NO_REPOSITORY,
     ChangedPaths,
     Hash,
     Path,
@@ -43,6 +44,7 @@ from eventing.hosts.payload import (
 )
 from eventing.wire import lowered
 
+PUSHES = ("push", "tag_push")
 PUBLIC = 20
 """The visibility level of projects that everybody can see."""
 
@@ -120,8 +122,10 @@ class GitLab:
         kind = first_text(payload, _KINDS)
         if kind is None or not re.fullmatch(r"[a-z_]{1,64}", kind):
             raise DecodeError("The payload's object_kind is no event's name.")
-        subject = text_at(payload, _SUBJECTS.get(kind, ()))
-        made = payload_event(_id(named, body), _source(kind, payload), _type(kind, payload), subject, payload)
+        source, subject = _source(kind, payload), text_at(payload, _SUBJECTS.get(kind, ()))
+        if source is None and kind not in PUSHES:
+            return Ignored(NO_REPOSITORY)
+        made = payload_event(_id(named, body), source, _type(kind, payload), subject, payload)
         nothing = _nothing(made) if made.type in self.pushes else None
         return nothing or [made]
 

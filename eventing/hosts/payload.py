@@ -25,6 +25,9 @@ Path = tuple[str, ...]
 Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
 Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z")]  # git check-ref-format(1)
 
+NO_REPOSITORY = "This event is not about a repository: there is nothing to build."
+"""The reason for what is no push and has no source."""
+
 FORM = "application/x-www-form-urlencoded"
 LARGE = 1 << 20
 """Bytes of a payload, up to which its commits may be in memory all at once."""

@@ -289,7 +289,6 @@ class TestServer:
                 "1",
                 "https://git.example.com/scm/lab/sample",
             ),
-            ("project:modified", {"old": {}}, None, "/"),
         ):
             delivery = server(payload, key)
             (event,) = SERVER.parse(delivery.headers, delivery.body)  # type: ignore[misc]

@@ -165,6 +165,21 @@ def test_whatever_is_in_a_push(word: str, data: st.DataObject, value: object) ->
         assert push is None or not push.deleted
 
 
+@pytest.mark.parametrize(
+    ("word", "event", "payload"),
+    [
+        ("gitea", "package", {"action": "created"}),
+        ("gitlab", "System Hook", {"event_name": "user_create", "username": "ada"}),
+        ("bitbucket", "workspace:updated", {"actor": {}}),
+        ("bitbucket-server", "project:modified", {"eventKey": "project:modified", "old": {}, "new": {}}),
+    ],
+)
+def test_what_is_about_no_repository_is_no_failure(word: str, event: str, payload: dict[str, object]) -> None:
+    """Hosts stop sending to a webhook whose deliveries fail."""
+    delivery = PUSHES[word](payload, event)
+    assert isinstance(DIALECTS[word].parse(delivery.headers, delivery.body), Ignored)
+
+
 @words
 @pytest.mark.parametrize("data", [None, "x", b"x", [], {}])
 def test_push_in_name_only(word: str, data: object) -> None:

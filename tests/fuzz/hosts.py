@@ -22,7 +22,7 @@ def webhook(word: str) -> Callable[[bytes], None]:
         headers, body = read_message(data)
         with contextlib.suppress(EventError):
             dialect.verify(headers, body, [b"a secret", b"another"], NOW)
-            raise AssertionError("verified")
+            assert isinstance(dialect.parse(headers, body), Ignored), "only what leads to nothing comes in unsigned"
         with contextlib.suppress(EventError):
             parsed = dialect.parse(headers, body)
             for event in [] if isinstance(parsed, Ignored) else parsed:
