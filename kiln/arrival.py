@@ -9,6 +9,8 @@ import re
 
 LARGEST_HEAD = 1 << 20
 """Bytes; a larger head, or trailer section, is for the parser to refuse."""
+KEPT = 1 << 16
+"""Bytes that have been read, and are kept until there are more: taking them away has its price."""
 LONGEST_LINE = 8190
 """Bytes of a chunk's extensions: gunicorn's limit of a header field, which it holds them to."""
 
@@ -56,7 +58,15 @@ class Arrival:
         with memoryview(self._buffer) as view:
             data = bytes(view[self._read : min(self._read + size, until)])
         self._read += len(data)
+        if self._read > KEPT:
+            self._forget_what_was_read()
         return data
+
+    def _forget_what_was_read(self) -> None:
+        """So that a large body is not in memory twice."""
+        del self._buffer[: self._read]
+        self._end = None if self._end is None else self._end - self._read
+        self._read = 0
 
     def next(self) -> bool:
         """Goes on to the next request. Returns whether the current one was read to its end.

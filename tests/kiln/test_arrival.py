@@ -8,7 +8,7 @@ from gunicorn.http.parser import RequestParser  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kiln.arrival import LARGEST_HEAD, Arrival
+from kiln.arrival import KEPT, LARGEST_HEAD, Arrival
 
 LARGEST = 10_000
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
@@ -74,6 +74,20 @@ def test_what_was_not_read_to_its_end_leads_to_no_other(asked: bytes, data: st.D
     arrival.feed(asked + HEAD + b"\r\n")
     arrival.read(data.draw(st.integers(0, len(asked) - 1)))
     assert not arrival.next()
+
+
+def test_of_a_large_body_only_what_was_not_read_yet_is_kept() -> None:
+    body = bytes(range(256)) * 4096
+    words, following = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body, HEAD + b"\r\n"
+    arrival = Arrival(len(body))
+    arrival.feed(words + following)
+    read, most = b"", len(arrival)
+    while piece := arrival.read(10_000):
+        read += piece
+        assert len(arrival) <= most - len(read) + KEPT + 10_000
+    assert read == words
+    assert arrival.next()
+    assert arrival.read(1000) == following
 
 
 @pytest.mark.parametrize(
