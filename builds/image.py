@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from builds.build import fingerprint, readable
 from builds.errors import Forbidden, Malformed, RuleError
-from builds.repository import Repository, glob_match
+from builds.repository import Repository, glob_match, short_name
 
 MAX_NAME = 255
 MAX_TAG = 128
@@ -78,6 +78,17 @@ def image_pattern(text: str) -> str:
         f"The pattern '{text}' can match no image: it is for names in lower case with their registry, without tag, "
         f"digest and scheme, and only * and ** have a meaning. Write {form}."
     )
+
+
+def tag_owner(ref: str, refs: Iterable[str]) -> str:
+    """The one of a repository's full refs that a tag made of this ref's name belongs to.
+
+    `legal_tag` makes one tag of several names, and of a branch and a tag that are called alike. The ref that is called
+    exactly so comes first, then branches, then by name: an image's tag does not wander between them.
+    """
+    tag = legal_tag(short_name(ref))
+    rivals = {other for other in refs if legal_tag(short_name(other)) == tag} | {ref}
+    return min(rivals, key=lambda other: (short_name(other) != tag, not other.startswith("refs/heads/"), other))
 
 
 class ImagePolicy:

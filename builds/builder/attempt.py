@@ -14,6 +14,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -32,12 +33,12 @@ from builds.clients.git import Git, credentials
 from builds.clients.git.process import PROXIES
 from builds.clients.registry import Refused, Registry, RegistryError
 from builds.clients.tagging import with_tags
-from builds.errors import AskError, BuildsError, UnknownRef
+from builds.errors import AskError, BuildsError, CannotBuild, UnknownRef
 from builds.faults import Fault, reached
-from builds.image import tag_for
+from builds.image import legal_tag, tag_for, tag_owner
 from builds.private import Private
 from builds.removal import remove
-from builds.repository import Policy, canonical
+from builds.repository import Policy, canonical, is_cloned, short_name
 
 DAEMON_PATIENCE = 30.0
 """Seconds to wait for a daemon that does not answer: it may be starting, or restarting."""
@@ -273,8 +274,22 @@ class Attempt:
         for ref, name in ((tags.ref, name) for tags in self.spec.tags for name in tags.names):
             if ref is not None and ref not in current:
                 self.log.say(f"The tag {name} is not set: {ref} is no longer at this commit.")
+            elif ref is not None and (owner := self._owner(name, ref)) != ref:
+                self.log.say(f"The tag {name} is not set: it belongs to {owner}, whose name makes the same tag.")
             elif name != self.tag:
                 yield name
+
+    def _owner(self, tag: str, ref: str) -> str:
+        """The ref that a tag belongs to, if its name was made of this ref's."""
+        return tag_owner(ref, self._branches_and_tags) if legal_tag(short_name(ref)) in tag else ref
+
+    @cached_property
+    def _branches_and_tags(self) -> tuple[str, ...]:
+        """None where there are too many to read."""
+        with suppress(CannotBuild):
+            refs = self._git.all_refs(self.spec.request.clone_url)
+            return tuple(name for name in refs if is_cloned(name) and not name.endswith("^{}"))
+        return ()
 
     def _tell_tags(self, image: Image) -> None:
         for name in image.tags:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.errors import Forbidden, Malformed, RuleError
-from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, tag_for
+from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, tag_for, tag_owner
 from builds.repository import HostKind, Repository, canonical
 
 HOSTS = {"git.example.edu": HostKind.GITLAB, "ghe.example.edu": HostKind.GITHUB}
@@ -119,6 +119,27 @@ def test_every_text_makes_a_legal_tag(text: str) -> None:
 def test_an_empty_tag_is_none() -> None:
     with pytest.raises(Malformed):
         legal_tag("")
+
+
+@pytest.mark.parametrize(
+    ("names", "owner"),
+    [
+        (["heads/main"], "heads/main"),
+        (["heads/v1", "tags/v1"], "heads/v1"),
+        (["heads/a/b", "heads/a-b"], "heads/a-b"),
+        (["heads/a/b", "tags/a-b"], "tags/a-b"),
+        (["heads/a/b", "heads/a+b", "tags/a/b"], "heads/a+b"),
+        (["heads/\u212b", "heads/\u00c5", "heads/_"], "heads/_"),
+        (["heads/\u65e5", "heads/\u4e2d"], "heads/\u4e2d"),
+        ([f"heads/{'a' * 128}b", f"heads/{'a' * 128}c"], f"heads/{'a' * 128}b"),
+    ],
+)
+def test_a_tag_belongs_to_one_of_all_refs_that_would_make_it(names: list[str], owner: str) -> None:
+    refs = [f"refs/{name}" for name in [*names, "heads/Main", "heads/other", "tags/a"]]
+    for ref in refs[: len(names)]:
+        assert tag_owner(ref, refs) == f"refs/{owner}"
+        assert tag_owner(ref, reversed(refs)) == f"refs/{owner}"
+    assert tag_owner("refs/pull/1/head", refs) == "refs/pull/1/head"
 
 
 REPOSITORY = canonical("https://github.com/a/b")

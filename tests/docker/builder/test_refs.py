@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from builds.builder.spec import Tags
+from builds.image import legal_tag
+from builds.repository import short_name
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Builder
 from tests.parts.githost import GitHost, commit, git
@@ -71,3 +74,23 @@ def test_beside_every_other_name(proposed: str, path: str, builder: Builder, hos
     host.old.add(f"/{path}.git")
     attempt = builder.run(asked(host, path, proposed, registry), refs=(CHANGE,), force=True)
     assert attempt.status == 0, attempt.text
+
+
+def test_a_tag_that_two_names_make_is_set_for_one(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content/Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
+    head = host.create(path, tmp_path / "content")
+    refs = ("refs/heads/a/b", "refs/heads/a+b", "refs/tags/v1", "refs/heads/v1", "refs/heads/a\U0001f680")
+    for ref in refs:
+        git("update-ref", ref, head, cwd=host.bare(path))
+    request = asked(host, path, head, registry)
+    tags = [Tags(ref=ref, names=(legal_tag(short_name(ref)),)) for ref in refs]
+    some = builder.run(request, tags=(tags[0], tags[4], Tags(ref=refs[2], names=("v1", "latest"))))
+    assert some.result.image, some.text
+    assert {*some.result.image.tags} == {"latest", "a-"}, some.text
+    assert "The tag v1 is not set: it belongs to refs/heads/v1" in some.text
+    every = builder.run(request, tags=tuple(tags))
+    assert every.result.image, every.text
+    assert {*every.result.image.tags} == {"a-b", "v1", "a-"}, every.text
