@@ -135,8 +135,8 @@ class Intake:
 
         Raises eventing.errors.DecodeError, RepositoryError.
         """
-        push = push_of(event)
-        if push is None or push.pusher is None or not self._accounts:
+        push = push_of(event) if self._accounts else None
+        if push is None or push.pusher is None:
             return False
         account = of_host(self.repository(push.repository), self._accounts)
         return account is not None and account.casefold() == push.pusher.casefold()
