@@ -76,7 +76,7 @@ class Bitbucket:
         named = lowered(headers)
         key, delivery = event_key(named), header(named, "X-Request-UUID")
         payload = payload_of(named, body)
-        source = text_at(payload, ("repository", "links", "html", "href"))
+        source = _page(text_at(payload, ("repository", "links", "html", "href")) or "") or None
         if key != PUSH and source is None:
             return Ignored(NO_REPOSITORY)
         if key != PUSH:
@@ -95,7 +95,7 @@ class Bitbucket:
         new, old = change.new, change.old
         commit = new.commit if new else None
         return PushFacts(
-            repository=f"{push.repository.links.html.href}.git",
+            repository=f"{_page(push.repository.links.html.href)}.git",
             ref=change.ref,
             commit=commit,
             before=old.commit if old else None,
@@ -133,6 +133,11 @@ class Bitbucket:
         made = payload_event(id_, source, "com.bitbucket.push", None, payload)
         push = self.facts(made)
         return None if push.deleted else msgspec.structs.replace(made, subject=attribute_text(push.ref))
+
+
+def _page(href: str) -> str:
+    """A repository's page. Bitbucket's own examples put it on the host of its API."""
+    return re.sub(r"\Ahttps://api\.bitbucket\.org/(?!2\.0/)", "https://bitbucket.org/", href)
 
 
 def verify(named: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:

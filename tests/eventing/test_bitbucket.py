@@ -140,6 +140,14 @@ class TestCloud:
         push = facts(cloud_events(cloud_change(cloud_ref())))
         assert (push.created, push.before) == (True, None)
 
+    def test_the_page_is_not_on_the_host_of_the_api(self) -> None:
+        """As in the examples of the documentation."""
+        repository = bitbucket_push()["repository"]
+        links = {"html": {"href": "https://api.bitbucket.org/Team/course"}}
+        delivery = bitbucket(bitbucket_push(repository={**repository, "links": links}))
+        assert CLOUD.parse(delivery.headers, delivery.body)[0].source == "https://bitbucket.org/Team/course"  # type: ignore[index]
+        assert facts(CLOUD.parse(delivery.headers, delivery.body)) == facts(cloud_events())  # type: ignore[arg-type]
+
     def test_forced(self) -> None:
         assert facts(cloud_events(cloud_change(cloud_ref(), cloud_ref(commit=BEFORE), forced=True))).forced
 
