@@ -125,6 +125,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     the answer though not all of its body was read."""
     longest_linger = 10.0
     """Seconds for a client that sends on after the answer."""
+    last_wait = 3.0
+    """Seconds, besides gunicorn's own for connections without a request, in which a request that has begun has to be
+    there whole once the worker stops."""
     youth = 1.0
     """Seconds for which no connection has to make room for new ones."""
 
@@ -254,11 +257,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._close(conn)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Nor is a first request awaited for long once the worker stops."""
+        """Nor is a request awaited for long once the worker stops: half of one would keep it for all of its grace."""
         super()._cap_keepalive(deadline)
         for conn, until in self._arriving.items():
-            if not len(conn.sock.arrived):
-                self._arriving[conn] = min(until, deadline)
+            begun = self.last_wait if len(conn.sock.arrived) else 0.0
+            self._arriving[conn] = min(until, deadline + begun)
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         self._count(conn)
@@ -287,7 +290,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def _discard(self, conn: Any) -> None:
         try:
             if conn.sock.discard():
-                self._leaving[conn] = min(time.monotonic() + self.linger, conn.timeout)
+                if self.alive:
+                    self._leaving[conn] = min(time.monotonic() + self.linger, conn.timeout)
                 return
         except BlockingIOError:
             return

@@ -40,6 +40,16 @@ def test_more_than_there_may_be_connections_keep_nobody_out(kind: str) -> None:
             assert answer(port, LAST).endswith(b"\r\n3\n")
 
 
+@pytest.mark.timeout(25)
+def test_they_do_not_keep_a_worker_that_stops() -> None:
+    """Which waits for 60 seconds for what is under way, and is patient for 30."""
+    with ExitStack() as stack:
+        port = stack.enter_context(served("--worker-class", "kiln.gunicorn.Worker", "--graceful-timeout", "60"))
+        with half_requests(port, *KINDS.values(), number=50):
+            seconds(port)
+            stack.close()
+
+
 @contextmanager
 def without_end(port: int, number: int) -> Iterator[None]:
     """Connections on which the next request is always there."""
