@@ -654,7 +654,8 @@ def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:
         tags=tuple(tag.fill(known) for tag in trigger.tags),
         force=trigger.force,
         trigger=trigger.name,
-        push=Push(before=push.before, at=push.pushed_at) if push else None,
+        # For bytes that are no UTF-8 hosts write U+FFFD: such refs cannot be told apart, so none supersedes another.
+        push=Push(before=push.before, at=push.pushed_at) if push and "\ufffd" not in push.ref else None,
     )
 
 

@@ -121,6 +121,33 @@ def test_refs_that_only_look_alike_are_two(houses: Callable[..., House]) -> None
     assert len({cause.tags for cause in causes}) == 6
 
 
+def test_names_that_are_not_utf_8_supersede_nothing(houses: Callable[..., House]) -> None:
+    """Hosts write one character for every such byte, so two of them may be one here."""
+    house = houses(triggers=[TAGGED])
+    for number, name in enumerate(("caf\ufffd", "cafe")):
+        delivery = signed(push(ref=f"refs/heads/{name}"), delivery=f"d-{number}")
+        assert house.client.post("/webhooks/github", **delivery).status_code == 202
+    (build,) = house.builds()
+    assert [cause.push is None for cause in build.causes] == [True, False]
+
+
+@pytest.mark.parametrize("ref", ["pull/7/head", "refs/pull/7/head", "merge-requests/7/head"])
+def test_a_proposed_change_from_the_api_and_binderhub_s_address(
+    ref: str, houses: Callable[..., House], host: GitHost
+) -> None:
+    full = f"refs/{ref.removeprefix('refs/')}"
+    git("update-ref", full, commit_of(host, "feature/a-b"), cwd=host.bare("ada/names"))
+    house = houses(allowed=[f"{host.base}/**"])
+    url = f"/build/git/{quote(host.url('ada/names'), safe='')}/{ref}"
+    with closing(house.client.get(url, buffered=False)) as answer:
+        said = next(frame for frame in frames(answer.response) if "data" in frame)  # type: ignore[arg-type]
+    assert json.loads(said["data"])["phase"] == "waiting", said
+    build = house.ask(repository=host.url("ada/names"), commit=None, ref=ref, tags=["{ref_name}", "mine"])
+    assert build.request.commit == commit_of(host, "feature/a-b")
+    assert [(cause.ref, cause.push) for cause in build.causes] == [(full, None)] * 2
+    assert house.builds() == (build,)
+
+
 def test_a_branch_that_is_called_as_a_commit_is(house: House, houses: Callable[..., House]) -> None:
     """Its tag is told from that of the commit's own image; and asked for by hand that tag stays refused."""
     name = "f" * 40
