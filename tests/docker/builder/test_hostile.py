@@ -175,16 +175,6 @@ def test_a_commit_that_its_host_does_not_serve(
     assert "no such commit" in (attempt.result.message or "")
 
 
-def test_a_commit_that_no_branch_leads_to(
-    path: str, part: tuple[str, str], builder: Builder, host: GitHost, registry: Registry
-) -> None:
-    """git can fetch it, the tool cannot."""
-    bare = host.bare(part[0])
-    head = git("commit-tree", f"{part[1]}^{{tree}}", "-m", "Proposed", cwd=bare)
-    git("update-ref", "refs/pull/1/head", head, cwd=bare)
-    assert "No branch or tag" in refused(builder.run(asked(host, part[0], head, registry)))
-
-
 @pytest.mark.parametrize("there", [True, False])
 def test_a_host_that_gives_only_what_refs_point_at(
     there: bool, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
