@@ -320,7 +320,12 @@ def _next_places(one: list[str], other: list[str], at: int, there: int) -> list[
 
 
 def forbids(pattern: str, url: str) -> bool:
-    """Whether a pattern that keeps somebody out means a canonical URL: in any case, as hosts may ignore it."""
+    """Whether a pattern that keeps somebody out means a canonical URL: in any case, as hosts may ignore it.
+
+    One of https means what is served under that name over other schemes, too: that is the same repository.
+    """
+    if pattern.startswith("https://") and not url.startswith("file:"):
+        url = f"https://{url.partition('://')[2]}"
     return glob_match(_folded(pattern), _folded(url))
 
 

@@ -204,3 +204,19 @@ def test_what_can_match_nothing_is_refused_with_the_form_that_would(text: str, f
         assert re.search(rf"[Ww]rite (one such as )?{re.escape(form)}", str(caught.value)), str(caught.value)
     with pytest.raises(ConfigError, match=r"private\[0\]"):
         parse(f"private: [{{match: '{text}'}}]".encode())
+
+
+@pytest.mark.parametrize("scheme", ["https", "http", "ssh", "git"])
+@pytest.mark.parametrize("host", ["git.example", "git.example:8443"])
+def test_a_ban_of_https_holds_for_what_is_served_over_other_schemes(scheme: str, host: str) -> None:
+    policy = Policy(allowed=[f"{scheme}://**"], banned=[f"https://{host}/evil/**"])
+    with pytest.raises(RepositoryRefused, match="banned"):
+        policy.check(canonical(f"{scheme}://{host}/Evil/course"))
+    policy.check(canonical(f"{scheme}://{host}/good/course"))
+
+
+def test_a_ban_of_another_scheme_is_of_that_alone() -> None:
+    policy = Policy(allowed=["https://**", "http://**"], banned=["http://**"])
+    policy.check(canonical("https://git.example/good/course"))
+    with pytest.raises(RepositoryRefused, match="banned"):
+        policy.check(canonical("http://git.example/good/course"))
