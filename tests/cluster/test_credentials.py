@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import secrets
 from collections.abc import Iterator
 
@@ -48,6 +50,8 @@ def guarded(cluster: Cluster, guarded_registry: Registry, host: GitHost, passwor
             "controller": one,
             "apiTokens": {"values": {"ci": token}},
             "registry": {"server": guarded_registry.host, "username": USER, "password": password},
+            "gitCredentials": {"values": {"elsewhere": f"https://kiln:{secrets.token_urlsafe(24)}@git.example/ada"}},
+            "sinkHeaders": {"values": {"first": f"Authorization: Bearer {secrets.token_urlsafe(24)}"}},
         },
     ) as release:
         release.token = token
@@ -105,3 +109,33 @@ def test_changed_credentials(guarded: Release, guarded_registry: Registry) -> No
     until(lambda: len({event.id for event in guarded.events("first", name, "succeeded")}) == 2, UPDATED)
     assert restarts(guarded) == before
     assert set(before.values()) == {0}
+
+
+def test_what_secrets_hold_is_nowhere_else(guarded: Release) -> None:
+    """Not in an object that web or a person with `get` may read, in a log, or in what sinks are told."""
+    name = guarded.build("ada/told", guarded.commit("ada/told", {"Dockerfile": SMALL}))
+    assert guarded.ended(name)["state"] == "succeeded"
+    guarded.arrived("second", name, "succeeded")
+    held, told = canaries(guarded), readable(guarded)
+    assert len(held) >= 6
+    assert name in told
+    assert [canary for canary in held if canary in told] == []
+
+
+def canaries(release: Release) -> set[str]:
+    """What is long enough for a secret in the Secrets of the release, also as headers and objects have it."""
+    stored = [one for one in release.cluster.get("secrets", release.namespace) if one["type"] != "helm.sh/release.v1"]
+    texts = [base64.b64decode(value).decode() for one in stored for value in (one.get("data") or {}).values()]
+    plain = {word for text in texts for word in re.findall(r"[A-Za-z0-9_+/=-]{16,}", text)}
+    return plain | {base64.b64encode(text.encode()).decode().rstrip("=") for text in plain}
+
+
+def readable(release: Release) -> str:
+    kinds = "configmaps,jobs,pods,events,leases,services,deployments,daemonsets"
+    shown = [release.cluster.kubectl("get", kinds, f"--namespace={release.namespace}", "--output=yaml")]
+    for pod in release.cluster.get("pods", release.namespace):
+        logs = ["logs", pod["metadata"]["name"], f"--namespace={release.namespace}", "--all-containers"]
+        shown.append(release.cluster.kubectl(*logs, "--ignore-errors"))
+    for sink in release.sinks.values():
+        shown += [json.dumps(event.data) for event in sink.events]
+    return "\n".join(shown)
