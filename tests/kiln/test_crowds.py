@@ -21,7 +21,7 @@ from tests.parts.halves import KINDS, half_requests
 from tests.parts.hubapi import HubApi
 from tests.parts.kiln import Kiln, until
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 
 STALL = 3.0
 """Seconds that the Hub takes."""

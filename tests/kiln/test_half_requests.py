@@ -25,6 +25,7 @@ def seconds(port: int) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_delay_nobody(port: int, kind: str) -> None:
     usual = seconds(port)
