@@ -358,9 +358,13 @@ def push(built: str, image: str, env: Mapping[str, str], progress: Progress, log
 
 
 def untag(images: Sequence[str], env: Mapping[str, str]) -> None:
-    """Takes names from the daemon's images, and with the last one the image; as far as they are there."""
+    """Takes names from the daemon's images, and with the last one the image; as far as they are there.
+
+    Once more where docker was killed: nobody else would take them away.
+    """
     command = ["docker", "image", "rm", "--force", *images]
-    subprocess.run(command, env=env, check=False, capture_output=True)
+    if subprocess.run(command, env=env, check=False, capture_output=True).returncode < 0:
+        subprocess.run(command, env=env, check=False, capture_output=True)
 
 
 def command(

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from builds.build import State
+from builds.builder.spec import LABEL_BUILD
 from builds.clients.registry import Registry as Client
 from tests.docker.builder.conftest import asked
 from tests.parts import dockerd
@@ -42,7 +43,7 @@ class Private:
 
     def build(self, path: str, content: Path) -> Attempt:
         request = asked(self.host, path, self.host.create(path, content), self.registry)
-        return self.builder.run(request, **self.around)
+        return self.builder.run(request, name=f"build-{secrets.token_hex(10)}", **self.around)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,10 @@ def test_the_daemon_keeps_no_name_of_it(private: Private) -> None:
     listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert private.image not in listed
     assert private.digest not in listed
-    assert not [line for line in listed.splitlines() if line.startswith("kiln-") and " private " in line]
+    labels = Client(private.around["private_registry_config"]).labels(private.image, private.tag)
+    assert labels
+    own = [f"--filter=label={LABEL_BUILD}={labels[LABEL_BUILD]}"]
+    assert not subprocess.run([*command[:3], *own], check=True, capture_output=True, text=True).stdout.splitlines()[1:]
 
 
 def test_a_private_build_s_own_steps_do_not_have_the_credential(private: Private, path: str, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ REPOSITORIES = [
     "https://github.com/a/b#x",
     "",
 ]
-REFS = ["--upload-pack=x", "-x", "main\nx", "main\0", "a..b", "a b", "refs/heads/../x", "@{1}", "main.lock", "x" * 300]
+REFS = ["--upload-pack=x", "-x", "main\nx", "main\0", "a..b", "a b", "refs/heads/../x", "@{1}", "main.lock", "x" * 1025]
 SUBDIRS = ["..", "../x", "a/../../x", "/etc", "a\0b", "a\nb", "--subdir", "x" * 2000, "a//../..", "\\..\\x"]
 COMMITS = ["main", "1" * 39, "g" * 40, "-" * 40, "1" * 40 + "\n", "0x" + "1" * 38]
 IMAGES = [
