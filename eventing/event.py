@@ -15,7 +15,7 @@ Scalar = str | int | bool
 """What an extension attribute may hold (CloudEvents 1.0, §3.1: String, Integer, Boolean; the rest travel as String)."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """One CloudEvent 1.0 (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md).
 
     `data` is a JSON value for JSON types (an array in it may be `wire.Pieces`), `bytes` for all others, one of the two

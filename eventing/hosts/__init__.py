@@ -31,8 +31,17 @@ def word_of(headers: Mapping[str, str]) -> str | None:
 def push_of(event: Event) -> PushFacts | None:
     """What the push says that this event is, however it travelled; `None` where it is no push.
 
-    Raises DecodeError where its type says push and its data does not.
+    It is kept with the event: a webhook needs it four times. Raises DecodeError where its type says push and its data
+    does not.
     """
+    kept = vars(event)
+    if "push" not in kept:
+        kept["push"] = _read(event)
+    found: PushFacts | None = kept["push"]
+    return found
+
+
+def _read(event: Event) -> PushFacts | None:
     for dialect in DIALECTS.values():
         if event.type in dialect.pushes:
             return dialect.facts(event)
