@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from builds.build import Attempt, Build, Cause, Kind, Request, State
 from builds.builder.spec import Surroundings
-from builds.engines import Ask
+from builds.engines import Ask, Engine
 from builds.engines.local import LocalEngine
 
 BUILDER = Path(__file__).parent / "programs" / "builder.py"
@@ -56,7 +56,7 @@ def engine_in(state: Path, kind: type[LocalEngine] = LocalEngine, **more: Any) -
     return kind(state, **fields)
 
 
-def written(engine: LocalEngine, name: str, do: str = "succeed", number: int = 1) -> Build:
+def written(engine: Engine, name: str, do: str = "succeed", number: int = 1) -> Build:
     """A build with the start of an attempt in its record, as a controller leaves it before it calls `start`."""
     (build,) = engine.accept([ask(name, args={"do": do})])
     attempt = Attempt(number=number, node="local", written_at=datetime.now(UTC))

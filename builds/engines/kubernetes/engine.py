@@ -225,7 +225,7 @@ class KubernetesEngine(KubernetesRecords):
                 self._must_be_ours(build, attempt)
         reached(Fault.ENGINE_JOB_MADE)
         known = self._attempts.setdefault((build.name, attempt.number), _Attempt())
-        known.made_at = time.monotonic()
+        known.made_at, known.without = time.monotonic(), None
 
     def stop(self, build: Build, attempt: Attempt) -> None:
         self._must_lead()
@@ -339,28 +339,29 @@ class KubernetesEngine(KubernetesRecords):
             known.pod = pod["metadata"]["name"]
         elif known.pod is not None:
             pod = self._left_watch(known.pod)
-        elif known.without is not None and not self._searches.free(known.searched_at):
-            return known.without
-        elif known.made_at is not None and not self._due(known, known.made_at):
-            return Sighting(build=build.name, attempt=attempt.number, phase=Phase.PENDING, waiting=sightings.BEING_MADE)
-        else:
+            known.without = None if pod else self._without_pod(build, attempt, known)
+        elif self._due(known):
             with self._searches.spending():  # of both searches, or the first would always use up the second's time
                 pod = self._asked_pod(build, attempt)
                 known.without = None if pod else self._without_pod(build, attempt, known)
             known.searched_at = time.monotonic()
-            if known.without is not None:
-                return known.without
         if pod is None:
-            known.without = self._without_pod(build, attempt, known)
-            return known.without
+            being_made = Sighting(
+                build=build.name, attempt=attempt.number, phase=Phase.PENDING, waiting=sightings.BEING_MADE
+            )
+            return known.without or being_made
         known.pod, known.without = pod["metadata"]["name"], None
         if sightings.terminal(pod):
             known.ended = pod
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
 
-    def _due(self, known: _Attempt, made_at: float) -> bool:
-        """Whether it is time to search for the pod of a Job that this process made then."""
-        return time.monotonic() - made_at >= SETTLING and self._searches.free(known.searched_at)
+    def _due(self, known: _Attempt) -> bool:
+        """Whether it is time to search for its pod: at once if nothing is known of it, else now and then; for that of a
+        Job of this process when it has had time to come."""
+        if known.made_at is None and known.without is None:
+            return True
+        young = known.made_at is not None and time.monotonic() - known.made_at < SETTLING
+        return not young and self._searches.free(known.searched_at)
 
     def _left_watch(self, name: str) -> Manifest | None:
         """A pod that the watch has shown: it has ended, or it is gone."""
