@@ -542,7 +542,7 @@ def wanted(
     if event.type.startswith(OURS):
         return []
     push = push_of(event)
-    if push is not None and ((push.commit is None and not push.look_up) or skips(push)):
+    if push is not None and (push.deleted or skips(push)):
         return []
     matching = [trigger for trigger in triggers if _matches(trigger, event, push, default_branch)]
     return [_wanted(trigger, event, push) for trigger in matching]

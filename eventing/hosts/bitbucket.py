@@ -10,20 +10,23 @@ https://support.atlassian.com/bitbucket-cloud/docs/event-payloads/
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    DELETED,
     NO_REPOSITORY,
     Hash,
     Path,
+    as_push_of,
     first_text,
     header,
     is_signed,
@@ -38,7 +41,6 @@ from eventing.wire import lowered
 
 PUSH = "repo:push"
 
-_DELETED = "A deleted branch or tag leaves nothing to build."
 _SUBJECTS: tuple[Path, ...] = (("pullrequest", "id"), ("issue", "id"))
 
 
@@ -82,15 +84,14 @@ class Bitbucket:
         if key != PUSH:
             type_ = f"com.bitbucket.{key.replace(':', '.')}"
             return [payload_event(delivery, source, type_, first_text(payload, _SUBJECTS), payload)]
-        made = [self._push(id_, source, each) for id_, each in numbered(delivery, _changes(payload))]
-        return [event for event in made if event] or Ignored(_DELETED if made else "This push changed nothing.")
+        each = numbered(delivery, _changes(payload))
+        made = [payload_event(id_, source, "com.bitbucket.push", None, change) for id_, change in each]
+        return changed(made, self.facts)
 
     def facts(self, event: Event) -> PushFacts:
         """Of an event of one change, as `parse` makes them."""
-        try:
+        with as_push_of("Bitbucket"):
             push = msgspec.convert(event.data, _Payload)
-        except msgspec.ValidationError as error:
-            raise DecodeError(f"This is no push of Bitbucket's: {error}.") from None
         (change,) = push.push.changes
         new, old = change.new, change.old
         commit = new.commit if new else None
@@ -106,7 +107,6 @@ class Bitbucket:
             default_branch=push.repository.mainbranch.name if push.repository.mainbranch else None,
             paths=None,
             private=push.repository.is_private,
-            look_up=new is not None and commit is None,
             message=new.target.message if new and commit else None,
             pusher=push.actor.nickname if push.actor else None,
         )
@@ -127,12 +127,6 @@ class Bitbucket:
             },
         }
         return payload_event(id, page, "com.bitbucket.push", ref, data)
-
-    def _push(self, id_: str, source: str | None, payload: Mapping[str, object]) -> Event | None:
-        """The event of one change; none where that deletes the ref."""
-        made = payload_event(id_, source, "com.bitbucket.push", None, payload)
-        push = self.facts(made)
-        return None if push.deleted else msgspec.structs.replace(made, subject=attribute_text(push.ref))
 
 
 def _page(href: str) -> str:
@@ -161,6 +155,16 @@ def numbered(delivery: str, changes: Sequence[Mapping[str, object]]) -> Iterator
     """Each with an id of its own, which a repeated delivery gives it again."""
     for number, change in enumerate(changes, start=1):
         yield (delivery if len(changes) == 1 else f"{delivery}.{number}"), change
+
+
+def changed(made: Sequence[Event], facts: Callable[[Event], PushFacts]) -> list[Event] | Ignored:
+    """The events of a push's changes, each with its ref as the subject; a deleted ref leaves none.
+
+    Raises DecodeError.
+    """
+    pushes = [(event, facts(event)) for event in made]
+    left = [replace(event, subject=attribute_text(push.ref)) for event, push in pushes if not push.deleted]
+    return left or Ignored(DELETED if pushes else "This push changed nothing.")
 
 
 def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:

@@ -19,12 +19,13 @@ from msgspec import Meta
 
 from eventing.errors import DecodeError
 from eventing.event import Event
-from eventing.hosts.bitbucket import event_key, numbered, verify
+from eventing.hosts.bitbucket import changed, event_key, numbered, verify
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
     NO_REPOSITORY,
     Hash,
     Ref,
+    as_push_of,
     header,
     is_zero,
     page_of,
@@ -33,13 +34,11 @@ from eventing.hosts.payload import (
     signature,
     text_at,
 )
-from eventing.http import attribute_text
 from eventing.wire import lowered
 
 PUSH, PING = "repo:refs_changed", "diagnostics:ping"
 
 _PING = "This is Bitbucket's test connection, which is not signed: only a push shows that the secret is right."
-_DELETED = "A deleted branch or tag leaves nothing to build."
 
 
 class BitbucketServer:
@@ -88,8 +87,8 @@ class BitbucketServer:
             if source is None:
                 return Ignored(NO_REPOSITORY)
             return [payload_event(delivery, source, f"com.bitbucket-server.{key.replace(':', '.')}", subject, payload)]
-        made = [self._push(id_, each) for id_, each in numbered(delivery, _changes(payload))]
-        return [event for event in made if event] or Ignored(_DELETED if made else "This push changed nothing.")
+        made = [self._made(id_, change) for id_, change in numbered(delivery, _changes(payload))]
+        return changed(made, self.facts)
 
     def facts(self, event: Event) -> PushFacts:
         """Of an event of one change, as `parse` makes them. `toHash` of an annotated tag is its own, not the commit's.
@@ -110,7 +109,6 @@ class BitbucketServer:
             default_branch=push.repository.defaultBranch,
             paths=None,
             private=None if push.repository.public is None else not push.repository.public,
-            look_up=commit is None and not deleted,
             message=push.toCommit.message if push.toCommit and push.toCommit.id == commit else None,
             pusher=push.actor.name if push.actor else None,
         )
@@ -141,11 +139,9 @@ class BitbucketServer:
         }
         return payload_event(id, page, "com.bitbucket-server.push", ref, data)
 
-    def _push(self, id_: str, payload: Mapping[str, object]) -> Event | None:
-        """The event of one change; none where that deletes the ref."""
-        made = payload_event(id_, _source(payload.get("repository")), "com.bitbucket-server.push", None, payload)
-        push = self.facts(made)
-        return None if push.deleted else msgspec.structs.replace(made, subject=attribute_text(push.ref))
+    def _made(self, id_: str, payload: Mapping[str, object]) -> Event:
+        """The event of one change."""
+        return payload_event(id_, _source(payload.get("repository")), "com.bitbucket-server.push", None, payload)
 
 
 def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
@@ -178,10 +174,8 @@ def _source(repository: object) -> str:
 
 
 def _push(event: Event) -> _Push:
-    try:
+    with as_push_of("Bitbucket"):
         return msgspec.convert(event.data, _Push)
-    except msgspec.ValidationError as error:
-        raise DecodeError(f"This is no push of Bitbucket's: {error}.") from None
 
 
 class _Clone(msgspec.Struct):

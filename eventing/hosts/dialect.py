@@ -25,7 +25,7 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
     ref: str
     """`refs/heads/…` or `refs/tags/…`."""
     commit: str | None
-    """What the ref points at now, an annotated tag peeled; `None` for a deletion, a tag of no commit, or `look_up`."""
+    """What the ref points at now, an annotated tag peeled; `None` for a deletion, or `look_up`."""
     before: str | None
     """What it pointed at until then; `None` where the push created it."""
     created: bool
@@ -39,12 +39,15 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The files that changed, once for each commit that changed them; `None` where the host did not list all of them,
     so that any may have."""
     private: bool | None
-    look_up: bool = False
-    """The host does not say which commit the tag is on, so the ref has to be looked up."""
     message: str | None = None
     """Of the commit; `None` where the host does not say."""
     pusher: str | None = None
     """The name of the account that pushed, as people log in with it; `None` where the host does not say."""
+
+    @property
+    def look_up(self) -> bool:
+        """Whether the host does not say which commit the ref is at, so that it has to be looked up."""
+        return self.commit is None and not self.deleted
 
 
 class Dialect(Protocol):

@@ -9,7 +9,6 @@ https://docs.gitea.com/usage/repository/webhooks
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import chain
@@ -20,14 +19,19 @@ from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    CREATED,
+    DELETED,
     NO_REPOSITORY,
+    TEST,
     ChangedPaths,
     Commit,
     Hash,
     Path,
     Ref,
     as_push_of,
+    commit_at,
     commits_of,
+    event_name,
     first_text,
     header,
     is_signed,
@@ -45,10 +49,9 @@ from eventing.hosts.payload import (
 from eventing.wire import lowered
 
 _IGNORED = {
-    "create": "A new branch or tag comes as a push as well, and that one counts.",
-    "delete": "A deleted branch or tag leaves nothing to build.",
+    "create": CREATED,
+    "delete": DELETED,
 }
-_TEST = "This is a test delivery (nothing was pushed): the webhook works."
 _SUBJECTS: Mapping[str, Path] = {
     "pull_request": ("number",),
     "push": ("ref",),
@@ -111,10 +114,8 @@ class Gitea:
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
         """`id` is `…-Delivery`, `source` the repository's page. A redelivery by hand has an `id` of its own."""
         named = lowered(headers)
-        name = self._name(named, "Event")
-        event, delivery = header(named, name), header(named, self._name(named, "Delivery"))
-        if not re.fullmatch(r"[a-z0-9_]{1,64}", event):
-            raise DecodeError(f"{name} is no event's name.")
+        event = event_name(named, self._name(named, "Event"))
+        delivery = header(named, self._name(named, "Delivery"))
         if event in _IGNORED:
             return Ignored(_IGNORED[event])
         payload = payload_of(named, body)
@@ -142,7 +143,6 @@ class Gitea:
             default_branch=push.repository.default_branch,
             paths=None if created or deleted else paths,
             private=push.repository.private,
-            look_up=commit is None and not deleted,
             message=push.message,
             pusher=(push.pusher.login or push.pusher.username) if push.pusher else None,
         )
@@ -179,8 +179,8 @@ class Gitea:
             return None
         push, _ = self._push(made)
         if push.before == push.after:
-            return Ignored(_TEST)
-        return Ignored(_IGNORED["delete"]) if is_zero(push.after) else None
+            return Ignored(TEST)
+        return Ignored(DELETED) if is_zero(push.after) else None
 
     def _push(self, event: Event) -> tuple[_Push, ChangedPaths | None]:
         with as_push_of(type(self).__name__):
@@ -226,10 +226,7 @@ class _Push(msgspec.Struct):
 
     @property
     def commit(self) -> str | None:
-        """Without a head commit a branch is still at `after`; a tag may be an object of its own."""
-        if self.head_commit is not None:
-            return self.head_commit.id
-        return self.after if self.ref.startswith("refs/heads/") else None
+        return commit_at(self.ref, self.after, self.head_commit.id if self.head_commit else None)
 
     @property
     def paths(self) -> ChangedPaths | None:

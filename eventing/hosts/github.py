@@ -23,6 +23,8 @@ from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    CREATED,
+    DELETED,
     FORM,
     NO_REPOSITORY,
     Commit,
@@ -30,6 +32,8 @@ from eventing.hosts.payload import (
     Path,
     Ref,
     as_push_of,
+    commit_at,
+    event_name,
     first_text,
     header,
     is_signed,
@@ -53,8 +57,8 @@ MAX_EXPLAINED = 1 << 20
 
 _IGNORED = {
     "ping": "This is GitHub's ping: the webhook works.",
-    "create": "A new branch or tag comes as a push as well, and that one counts.",
-    "delete": "A deleted branch or tag leaves nothing to build.",
+    "create": CREATED,
+    "delete": DELETED,
 }
 _TYPE_ENDS: Mapping[str, tuple[Path, ...]] = {  # where it is not the payload's `action`
     "deployment": (),
@@ -131,9 +135,7 @@ class GitHub:
         """`id` is X-GitHub-Delivery, which a redelivery repeats; `source` is `repository.url`, or what stands for it in
         events that have no repository. Pushes and the events of `_SUBJECTS` have a `subject`."""
         named = lowered(headers)
-        event, delivery = header(named, "X-GitHub-Event"), header(named, "X-GitHub-Delivery")
-        if not re.fullmatch(r"[a-z0-9_]{1,64}", event):
-            raise DecodeError("X-GitHub-Event is no event's name.")
+        event, delivery = event_name(named, "X-GitHub-Event"), header(named, "X-GitHub-Delivery")
         if event in _IGNORED:
             return Ignored(_IGNORED[event])
         payload = payload_of(named, body)
@@ -144,7 +146,7 @@ class GitHub:
         type_ = ".".join(["com.github", event, *_type_ends(event, payload)])
         made = payload_event(delivery, source, type_, subject, payload)
         if made.type in self.pushes and self.facts(made).deleted:
-            return Ignored(_IGNORED["delete"])
+            return Ignored(DELETED)
         return [made]
 
     def facts(self, event: Event) -> PushFacts:
@@ -168,7 +170,6 @@ class GitHub:
             default_branch=push.repository.default_branch,
             paths=None if created or deleted or push.forced else paths,
             private=push.repository.private,
-            look_up=commit is None and not deleted,
             message=push.head_commit.message if push.head_commit else None,
             pusher=push.pusher.name if push.pusher else None,
         )
@@ -225,10 +226,7 @@ class _Push(msgspec.Struct):
 
     @property
     def commit(self) -> str | None:
-        """Without a head commit a branch is still at `after`; a tag may be an object of its own."""
-        if self.head_commit is not None:
-            return self.head_commit.id
-        return self.after if self.ref.startswith("refs/heads/") else None
+        return commit_at(self.ref, self.after, self.head_commit.id if self.head_commit else None)
 
 
 def _is_all(files: Sequence[int]) -> bool:

@@ -26,12 +26,15 @@ from eventing.event import Event
 from eventing.hosts import standardwebhooks
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
+    DELETED,
     NO_REPOSITORY,
+    TEST,
     ChangedPaths,
     Hash,
     Path,
     Ref,
     as_push_of,
+    commit_at,
     commits_of,
     first_text,
     is_zero,
@@ -48,8 +51,6 @@ PUSHES = ("push", "tag_push")
 PUBLIC = 20
 """The visibility level of projects that everybody can see."""
 
-_TEST = "This is a test delivery (nothing was pushed): the webhook works."
-_DELETED = "A deleted branch or tag leaves nothing to build."
 _KINDS: tuple[Path, ...] = (("object_kind",), ("event_name",))  # system hooks have the latter alone
 _TYPES = {"build": "job"}
 _TYPE_ENDS: Mapping[str, Path] = {  # where it is not the action of `object_attributes`
@@ -147,7 +148,6 @@ class GitLab:
             default_branch=push.project.default_branch,
             paths=None if created or deleted else paths,
             private=None if push.project.visibility_level is None else push.project.visibility_level < PUBLIC,
-            look_up=commit is None and not deleted,
             message=message_of(commit, commits_of(push.commits)),
             pusher=push.user_username,
         )
@@ -195,8 +195,8 @@ def _nothing(made: Event) -> Ignored | None:
     """Why a push asks for nothing, if it does not."""
     push, _ = _push(made)
     if push.before == push.after or any(commit.id == push.before for commit in commits_of(push.commits)):
-        return Ignored(_TEST)
-    return Ignored(_DELETED) if is_zero(push.after) else None
+        return Ignored(TEST)
+    return Ignored(DELETED) if is_zero(push.after) else None
 
 
 class _Project(msgspec.Struct, frozen=True):
@@ -227,8 +227,7 @@ class _Push(msgspec.Struct):
 
     @property
     def commit(self) -> str | None:
-        """Without `checkout_sha` a branch is still at `after`; a tag may be an object of its own."""
-        return self.checkout_sha or (self.after if self.ref.startswith("refs/heads/") else None)
+        return commit_at(self.ref, self.after, self.checkout_sha)
 
     @property
     def paths(self) -> ChangedPaths | None:

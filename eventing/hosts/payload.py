@@ -27,6 +27,9 @@ Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z")]  # gi
 
 NO_REPOSITORY = "This event is not about a repository: there is nothing to build."
 """The reason for what is no push and has no source."""
+DELETED = "A deleted branch or tag leaves nothing to build."
+CREATED = "A new branch or tag comes as a push as well, and that one counts."
+TEST = "This is a test delivery (nothing was pushed): the webhook works."
 
 FORM = "application/x-www-form-urlencoded"
 LARGE = 1 << 20
@@ -101,6 +104,14 @@ def header(named: Mapping[str, str], name: str) -> str:
     return value
 
 
+def event_name(named: Mapping[str, str], name: str) -> str:
+    """The event that a header names. Raises DecodeError."""
+    event = header(named, name)
+    if not re.fullmatch(r"[a-z0-9_]{1,64}", event):
+        raise DecodeError(f"{name} is no event's name.")
+    return event
+
+
 def json_text(named: Mapping[str, str], body: bytes) -> bytes:
     """The JSON of a delivery: its body, or the field `payload` of a form. Raises DecodeError."""
     media_type = essence(header(named, "Content-Type"))
@@ -156,6 +167,12 @@ def paths_of(commits: object, is_all: Callable[[Sequence[int]], bool]) -> Change
     counts = [None if listed is None else len(listed) for listed in files]
     known = [count for count in counts if count is not None]
     return ChangedPaths(commits) if len(known) == len(counts) and is_all(known) else None
+
+
+def commit_at(ref: str, after: str, told: str | None) -> str | None:
+    """The commit that a ref is at: the one that the host has `told`. Without it a branch is still at `after`; a tag may
+    be an object of its own."""
+    return told or (after if ref.startswith("refs/heads/") else None)
 
 
 def message_of(commit: str | None, commits: Iterable[Commit]) -> str | None:
