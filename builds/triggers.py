@@ -270,18 +270,11 @@ DEFAULT = (Trigger(name="default", default_branch=True),)
 """Without triggers in the configuration: every push to a repository's default branch."""
 
 
-def load(rules: Sequence[TriggerRule] | None) -> tuple[Trigger, ...]:
-    """The triggers of a configuration; `None` where it has no such section. Raises RuleError, naming the place."""
+def read(rules: Sequence[TriggerRule] | None) -> tuple[tuple[Trigger, ...], list[str]]:
+    """The triggers of a configuration (`None` where it has no such section), and all that is wrong with their rules, a
+    sentence each that names its place."""
     if rules is None:
-        return DEFAULT
-    triggers, problems = read(rules)
-    if problems:
-        raise RuleError(problems[0])
-    return triggers
-
-
-def read(rules: Sequence[TriggerRule]) -> tuple[tuple[Trigger, ...], list[str]]:
-    """The triggers, and all that is wrong with their rules, a sentence each that names its place."""
+        return DEFAULT, []
     names = [rule.name for rule in rules]
     problems = [f"There are two triggers called '{name}'." for name in dict.fromkeys(names) if names.count(name) > 1]
     readers = [_Reader(rule) for rule in rules]

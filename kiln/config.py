@@ -184,9 +184,8 @@ class _Reader:
         return prefix
 
     def _triggers(self) -> tuple[Trigger, ...]:
-        if "triggers" not in self._sections:
-            return DEFAULT
-        triggers, problems = read_triggers(list(self._items("triggers", TriggerRule)))
+        rules = list(self._items("triggers", TriggerRule)) if "triggers" in self._sections else None
+        triggers, problems = read_triggers(rules)
         self.problems += (f"triggers: {problem}" for problem in problems)
         return triggers
 

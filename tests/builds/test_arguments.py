@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from builds.arguments import RESERVED, check_name, checked_arguments
 from builds.errors import Malformed, RuleError
-from builds.triggers import BuildTemplate, TriggerRule, load
+from builds.triggers import BuildTemplate, TriggerRule
+from tests.builds.rules import load
 
 PROXIES = ["http_proxy", "HTTPS_PROXY", "Ftp_Proxy", "no_proxy", "ALL_PROXY", "rsync_proxy", "_proxy"]
 BUILDKIT = [

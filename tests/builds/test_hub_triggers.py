@@ -10,10 +10,11 @@ import msgspec
 import pytest
 import yaml
 
-from builds.triggers import TriggerRule, load, wanted
+from builds.triggers import TriggerRule, wanted
 from eventing.event import Event
 from eventing.http import decode
 from eventing.jupyterhub import cloud_event
+from tests.builds.rules import load
 
 PAGE = (Path(__file__).parents[2] / "docs/jupyterhub.md").read_text()
 SHOWN = next(block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if block.startswith("triggers:"))

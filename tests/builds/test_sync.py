@@ -19,8 +19,9 @@ from builds.intake import Intake
 from builds.listed import Listed
 from builds.repository import Policy
 from builds.sync import Looked, Sync
-from builds.triggers import DEFAULT, BuildTemplate, PushRule, TriggerRule, load
+from builds.triggers import DEFAULT, BuildTemplate, PushRule, TriggerRule
 from tests.builds.making import AT, ask, ended, engine_in, replace
+from tests.builds.rules import load
 from tests.parts.githost import GitHost, commit, git
 from tests.parts.refnames import NAMES
 

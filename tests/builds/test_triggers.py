@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from builds.build import Push
 from builds.errors import AskError, CannotBuild, Malformed, RuleError
-from builds.triggers import DEFAULT, PushRule, Template, Trigger, TriggerRule, Wanted, load, plain, template, wanted
+from builds.triggers import DEFAULT, PushRule, Template, Trigger, TriggerRule, Wanted, plain, template, wanted
 from eventing.event import Event
+from tests.builds.rules import load
 
 SAMPLES = Path(__file__).parents[1] / "eventing" / "samples" / "github"
 COMMIT = "a" * 40

@@ -23,9 +23,10 @@ from builds.image import ImagePolicy
 from builds.intake import Intake
 from builds.record import change
 from builds.repository import HostKind, Policy
-from builds.triggers import TriggerRule, load
+from builds.triggers import TriggerRule
 from handlers.app import Services, create_app
 from handlers.auth import Gate, Identity, gate
+from tests.builds.rules import load
 from tests.parts.kiln import until
 
 PREFIX = "registry.example/kiln/"
