@@ -51,6 +51,7 @@ from builds.plan import (
     plan,
 )
 from builds.record import Announce, advance, delivered, undelivered
+from builds.removal import DELETING
 from builds.structs import make_ready
 from eventing.event import Event
 from eventing.pulse import Pulse
@@ -71,11 +72,8 @@ WRITERS = 8
 """Records that are written at a time: an API server on two cores does no more in a second for more of them."""
 HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
-DELETING = 600.0
-"""Seconds that it may take to delete the folders of one build."""
 SWEEP = 20
 """Builds of which something is deleted between two looks: thousands may be due at once, and what is new cannot wait."""
-
 
 NO_SINK = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
 

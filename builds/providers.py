@@ -105,7 +105,7 @@ def source(provider: str, spec: str) -> Source:
         raise CannotBuild(
             f"Kiln builds from Git repositories ({', '.join(PROVIDERS)}); there is no provider '{provider[:40]}' here."
         )
-    first, *rest = _parts(spec) or [""]
+    first, *rest = parts(spec) or [""]
     repository = _decoded(first)
     if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:", repository):  # an address that is not encoded, or was decoded
         raise Malformed(f"The repository's address must be percent-encoded as one part: {_form(known)}.")
@@ -114,7 +114,7 @@ def source(provider: str, spec: str) -> Source:
     if known.base is not None and repository and "/" not in repository:
         repository = "/".join([repository, *map(_decoded, rest[:1])])
         rest = rest[1:]
-    ref = "/".join(_parts("/".join(map(unquote, rest)))) or ("" if known.ref_needed else "HEAD")
+    ref = "/".join(parts("/".join(map(unquote, rest)))) or ("" if known.ref_needed else "HEAD")
     if not repository or not ref:
         raise Malformed(f"The address must name a repository and a ref: {_form(known)}.")
     return Source(repository=_address(known, repository), ref=ref)
@@ -125,7 +125,7 @@ def advice(ref: str) -> str:
     return "" if is_abbreviated(ref) else "HEAD is always a repository's default branch."
 
 
-def _parts(path: str) -> list[str]:
+def parts(path: str) -> list[str]:
     """Without the empty ones: no ref and no repository has any, and clients join addresses with one `/` too many."""
     return [part for part in path.split("/") if part]
 
@@ -144,7 +144,7 @@ def _address(provider: Provider, repository: str) -> str:
     path = re.sub(rf"^(?:https?://)?(?:www\.)?{host}/", "", repository, flags=re.IGNORECASE)
     if "://" in path:
         raise Malformed(f"This is no repository of {provider.base}; others are /build/git/<address>/<ref>.")
-    return "/".join([provider.base, *_parts(path)])
+    return "/".join([provider.base, *parts(path)])
 
 
 def _form(provider: Provider) -> str:

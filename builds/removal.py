@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+DELETING = 600.0
+"""Seconds that it may take to delete a folder with a large repository."""
+
 
 def remove(folder: Path) -> None:
     """Deletes a folder with all that is in it; one that is not there is no error. Raises OSError if something stays.

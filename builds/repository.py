@@ -455,7 +455,7 @@ class Policy:
     def _judged(self, repository: Repository) -> str | None:
         """Why it is refused; asked by every webhook, so what was found is kept."""
         url = repository.url
-        if any(forbids(pattern, url) for pattern in self.banned):
+        if self._bans(url):
             return f"{url} is banned here."
         if _is_private(repository.host) and not self._allows(repository, by_name=True):
             return (
@@ -468,6 +468,9 @@ class Policy:
             return f"{url} is not fetched: only https is, unless a pattern names the scheme."
         return f"{url} is not among the repositories that are allowed here."
 
+    def _bans(self, url: str) -> bool:
+        return any(forbids(pattern, url) for pattern in self.banned)
+
     def permits_address(self, repository: Repository, address: str | Address) -> bool:
         """Whether this repository may be fetched from that address, to which its host's name has just been resolved."""
         return is_public(ipaddress.ip_address(address)) or self._allows(repository, by_name=True)
@@ -479,7 +482,7 @@ class Policy:
         public is allowed, unless a pattern bans all of the host. Raises RepositoryRefused.
         """
         origin = _origin(place)
-        if any(forbids(pattern, f"{origin}{NO_PATH}") for pattern in self.banned):
+        if self._bans(f"{origin}{NO_PATH}"):
             raise RepositoryRefused(f"{origin} is banned here.")
         if _is_private(place.host) and not self._names(place):
             raise RepositoryRefused(
@@ -491,7 +494,7 @@ class Policy:
         """Whether a repository may name this as its LFS server: it is not a banned repository's, and a URL that is
         allowed could be at this scheme, host and port. Raises RepositoryRefused."""
         self.check_host(place)
-        if any(forbids(pattern, place.url) for pattern in self.banned):
+        if self._bans(place.url):
             raise RepositoryRefused(f"{place.url} is banned here.")
         if not any(_could_begin(pattern, _origin(place)) for pattern in self.allowed):
             raise RepositoryRefused(

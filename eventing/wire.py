@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeGuard, TypeVar
 
 import msgspec
 
@@ -66,7 +66,7 @@ def is_json(media_type: str | None) -> bool:
     return media_type is None or essence(media_type).endswith(("/json", "+json"))
 
 
-def is_traceparent(value: object) -> bool:
+def is_traceparent(value: object) -> TypeGuard[str]:
     """Whether it is one of version 00 (https://www.w3.org/TR/trace-context/#traceparent-header)."""
     return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
 

@@ -64,7 +64,7 @@ def accept(asks: Sequence[Ask], via: str) -> list[Build]:
 def traceparent(event: Event) -> str | None:
     """The trace that the event is part of (https://www.w3.org/TR/trace-context/), by itself or by its transport."""
     given = event.extensions.get("traceparent") or request.headers.get("traceparent")
-    return given if isinstance(given, str) and is_traceparent(given) else None
+    return given if is_traceparent(given) else None
 
 
 def note(**about: str) -> None:

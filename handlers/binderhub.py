@@ -137,14 +137,11 @@ for kind in problems.KINDS:
 def _raw(spec: str) -> str:
     """The spec as it was sent: WSGI's path is decoded, so a `/` in it may have been a `%2F`."""
     target = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
-    path = _parts(re.sub(r"^[A-Za-z]+://[^/]*", "", target).partition("?")[0])
-    raw = "/".join(path[len(_parts(services().base_path)) + 2 :])  # after the base path, `build` and the provider
-    return raw if _parts(unquote(raw)) == _parts(spec) else spec
-
-
-def _parts(path: str) -> list[str]:
-    """Without the empty ones."""
-    return [part for part in path.split("/") if part]
+    path = providers.parts(re.sub(r"^[A-Za-z]+://[^/]*", "", target).partition("?")[0])
+    raw = "/".join(
+        path[len(providers.parts(services().base_path)) + 2 :]
+    )  # after the base path, `build` and the provider
+    return raw if providers.parts(unquote(raw)) == providers.parts(spec) else spec
 
 
 def _ask(source: Source, address: str, who: Identity) -> tuple[Ask, list[str]]:

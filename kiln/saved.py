@@ -24,11 +24,11 @@ import msgspec
 
 from eventing.errors import DecodeError
 from eventing.hosts import DIALECTS, word_of
+from eventing.hosts.payload import FORM
 from eventing.wire import BATCH, STRUCTURED, essence, load_json
 from kiln.errors import CommandError
 from kiln.transcripts import TOKEN, Part, is_structured, parts
 
-FORM = "application/x-www-form-urlencoded"
 JSON = "application/json"
 
 _HEADERS = ("headers", "header", "request_headers", "requestheaders")

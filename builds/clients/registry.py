@@ -142,7 +142,7 @@ class Registry:
         if answer.status_code == HTTPStatus.NOT_FOUND:
             return None
         self._expect(answer, image)
-        digest = _told_digest(answer) or f"sha256:{hashlib.sha256(answer.content).hexdigest()}"
+        digest = _told_digest(answer) or digest_of(answer.content)
         media_type = answer.headers.get("Content-Type", "")
         return Manifest(digest=digest, media_type=media_type, body=answer.content if body else None)
 
@@ -191,8 +191,7 @@ class Registry:
         place = urlsplit(urljoin(begun.url, begun.headers.get("Location", "")))
         if place.scheme not in ("http", "https") or (base.scheme == "https" and place.scheme == "http"):
             raise Refused(f"The registry {host} names no safe place to put a layer.")
-        digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
-        query = urlencode([*parse_qsl(place.query, keep_blank_values=True), ("digest", digest)])
+        query = urlencode([*parse_qsl(place.query, keep_blank_values=True), ("digest", digest_of(content))])
         headers = {"Content-Type": "application/octet-stream"}
         headers |= self._authorized(image) if place.netloc == base.netloc else {}
         answer = self._send("PUT", urlunsplit(place._replace(query=query)), headers, content, host)
@@ -368,6 +367,11 @@ def _widened(scope: str, name: str) -> str:
     own = [one.rpartition(":")[2].split(",") for one in scope.split() if one.startswith(f"repository:{name}:")]
     actions = dict.fromkeys(("pull", "push", *(action for actions in own for action in actions)))
     return " ".join([f"repository:{name}:{','.join(actions)}", *others])
+
+
+def digest_of(content: bytes) -> str:
+    """As registries name content (OCI image-spec 1.1, descriptor.md)."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def _told_digest(answer: requests.Response) -> str | None:

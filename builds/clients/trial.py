@@ -9,13 +9,12 @@ registry.
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from contextlib import suppress
 from uuid import uuid4
 
 from builds.clients.errors import RegistryError, Unreachable
-from builds.clients.registry import MANIFEST, Registry
+from builds.clients.registry import MANIFEST, Registry, digest_of
 
 NAME = "kiln-check"
 """The image repository under a prefix; no repository's own image is called so, for those end in a hash."""
@@ -34,7 +33,7 @@ def push_and_pull(pushes: Registry, pulls: Registry, image: str) -> bool:
     pushes.upload(image, layer)
     pushes.upload(image, config)
     manifest = _manifest(config, layer)
-    digest = _digest(manifest)
+    digest = digest_of(manifest)
     pushes.put(image, digest, MANIFEST, manifest)
     labels = pulls.labels(image, digest)
     if labels is None or labels.get(LABEL) != run:
@@ -49,7 +48,7 @@ def _config(run: str) -> bytes:
         "architecture": "amd64",
         "os": "linux",
         "config": {"Labels": {LABEL: run}},
-        "rootfs": {"type": "layers", "diff_ids": [_digest(_LAYER)]},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(_LAYER)]},
     }
     return json.dumps(config).encode()
 
@@ -60,11 +59,7 @@ def _manifest(config: bytes, layer: bytes) -> bytes:
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "config": {"mediaType": f"{kind}.config.v1+json", "digest": _digest(config), "size": len(config)},
-        "layers": [{"mediaType": f"{kind}.layer.v1.tar+gzip", "digest": _digest(layer), "size": len(layer)}],
+        "config": {"mediaType": f"{kind}.config.v1+json", "digest": digest_of(config), "size": len(config)},
+        "layers": [{"mediaType": f"{kind}.layer.v1.tar+gzip", "digest": digest_of(layer), "size": len(layer)}],
     }
     return json.dumps(manifest).encode()
-
-
-def _digest(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()}"

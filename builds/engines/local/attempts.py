@@ -35,7 +35,7 @@ from builds.build import Attempt, Build, Phase, Result, Sighting
 from builds.builder.spec import Surroundings, spec_for
 from builds.engines import UNREADABLE, LogLine, Refused, Unavailable, logfile
 from builds.faults import Fault, reached
-from builds.removal import remove
+from builds.removal import DELETING, remove
 from eventing.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -54,8 +54,6 @@ _CODE = Path(builds.__file__).parents[1]
 
 MAX_ATTEMPT = 10_000
 """Numbers of attempts whose folders are looked for: no build has had more, and a record may say anything."""
-DELETING = 600.0
-"""Seconds that it may take to delete a folder with a large repository."""
 
 _MAX_RESULT = 64 * 1024
 """A builder writes 4096 bytes at most; whatever is longer has not been written by one."""
