@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from builds import metrics
+from builds import chain, metrics
 from builds.build import Attempt, Build, Cause, DeliveryState, Image, Phase, Sighting, State
 from builds.engines import Conflict, Engine, NotFound, Refused, Unavailable, World
 from builds.faults import Fault, reached
@@ -383,8 +383,16 @@ class Controller:
         def announce(
             after: Build, word: Word, attempt: int, cause: Cause | None
         ) -> list[tuple[Event, tuple[str, ...]]]:
-            event = self._events(after, word, attempt, now, cause)
-            return [(event, tuple(name for name, sink in self._sinks.items() if wanted(sink, event.type)))]
+            told = self._events(after, word, attempt, now, cause)
+            words = {"kiln": [told]}
+            if any(sink.format == "cdevents" for sink in self._sinks.values()):
+                words["cdevents"] = chain.events(after, word, attempt, told, cause)
+            return [
+                (event, tuple(name for name, sink in sinks.items() if wanted(sink, event.type, told.type)))
+                for form, events in words.items()
+                if (sinks := {name: sink for name, sink in self._sinks.items() if sink.format == form})
+                for event in events
+            ]
 
         return announce
 

@@ -49,6 +49,8 @@ SETTLING = timedelta(seconds=2)
 """An attempt usually runs by then. Before, why it does not is not worth a write."""
 PATIENCE = timedelta(minutes=10)
 """With an attempt that has no node: a machine has to be ordered, to boot, and to pull the daemon's image."""
+FORMATS = 2
+"""Of events (`eventing.sinks.Format`): sinks may want the same told in different ones."""
 OLDEST_EVERY = 4
 """Every fourth start goes to the build that has waited longest, whoever asked, so that nobody starves."""
 
@@ -510,9 +512,9 @@ def _of_round(build: Build) -> list[Attempt]:
 def _answer(build: Build, facts: Facts) -> Action | None:
     """Somebody asked for an image that is there already: they get it at once, if the registry still has it.
 
-    Each gets an event: no more of them at a time than have room beside those that wait for a sink.
+    Each gets an event in each format: no more of them at a time than have room beside those that wait for a sink.
     """
-    room = MAX_OUTBOX - len(build.status.outbox)
+    room = (MAX_OUTBOX - len(build.status.outbox)) // FORMATS
     if room <= 0:
         return None
     confirmation = facts.confirmations.get(build.name)

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from eventing.errors import SinkError
-from eventing.event import Event, Scalar
+from eventing.event import Event, Format, Scalar
 from eventing.sinks import STOPPED, Headers, Outcome, Sink
 
 
@@ -85,6 +85,7 @@ class _Overrides(msgspec.Struct):
 def sinks_from_environment(
     environment: Mapping[str, str],
     *,
+    format: Format = "kiln",  # noqa: A002  (the sink's word)
     token: Path = Path("/oidc/token"),
     certificates: Path = Path("/knative-custom-certs"),
 ) -> list[Sink]:
@@ -105,6 +106,7 @@ def sinks_from_environment(
             Sink(
                 name="k-sink",
                 url=url,
+                format=format,
                 ca=ca or None,
                 token_file=str(token),
                 extensions=overrides.extensions or {},

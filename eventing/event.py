@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
 Scalar = str | int | bool
 """What an extension attribute may hold (CloudEvents 1.0, §3.1: String, Integer, Boolean; the rest travel as String)."""
+
+
+Format = Literal["kiln", "cdevents"]
+"""Whose words a sink is told in."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from eventing.errors import DecodeError
-from eventing.event import CONTEXT, Scalar
+from eventing.event import CONTEXT, Format, Scalar
 from eventing.http import event_of
 
 LONGEST_PAUSE = 300.0
@@ -41,9 +41,10 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Also the name of the file that holds its headers, `headers/<name>` among the secrets."""
     url: str
     types: tuple[str, ...] = ("dev.kiln.build.*",)
-    """Globs over event types; `*` matches any text."""
+    """Globs over event types; `*` matches any text. A CDEvent has two: its own, and that of the event of Kiln's that it
+    stands for."""
     mode: Literal["binary", "structured"] = "binary"
-    format: Literal["kiln"] = "kiln"
+    format: Format = "kiln"
     ca: str | None = None
     """Certificates (PEM) to trust in addition to the system's."""
     token_file: str | None = None
@@ -81,9 +82,9 @@ Headers = Callable[[str], Mapping[str, str]]
 """From a sink's name to the secret headers it is sent, asked at each try, so that a rotated secret is used at once."""
 
 
-def wanted(sink: Sink, event_type: str) -> bool:
-    """Whether the sink is to be told of events of that type."""
-    return any(fnmatchcase(event_type, glob) for glob in sink.types)
+def wanted(sink: Sink, *types: str) -> bool:
+    """Whether the sink is to be told of an event that has any of these types."""
+    return any(fnmatchcase(each, glob) for each in types for glob in sink.types)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from builds.private import Private, PrivateRule
 from builds.repository import KNOWN_HOSTS, HostKind, canonical
 from builds.triggers import DEFAULT, Trigger, TriggerRule
 from builds.triggers import read as read_triggers
+from eventing.cdevents import TYPES
 from eventing.sinks import Sink, wanted
 from kiln.errors import ConfigError
 from kiln.quantities import duration
@@ -190,10 +191,6 @@ class _Reader:
         return triggers
 
     def _sinks(self) -> tuple[Sink, ...]:
-        for number, sink in enumerate(self._listed("sinks")):
-            if isinstance(sink, dict) and sink.get("format") == "cdevents":
-                self.problems.append(f"sinks[{number}].format: cdevents {LATER}")
-                sink["format"] = "kiln"
         sinks = []
         for number, value in enumerate(self._listed("sinks", tell=True)):
             sink = self._converted(value, Sink, f"sinks[{number}]")
@@ -361,16 +358,29 @@ def _slips(value: object, place: str, seen: set[int] | None = None) -> Iterator[
 
 def _unsendable(sink: Sink) -> Iterator[str]:
     """Why what a sink asks for cannot be sent to it."""
-    for glob in sink.types:
-        if not any(wanted(msgspec.structs.replace(sink, types=(glob,)), kind) for kind in EVENT_TYPES):
-            near = [kind for kind in EVENT_TYPES if kind.split(".")[3] in glob.lower()]
-            near = near or difflib.get_close_matches(glob, EVENT_TYPES, n=1, cutoff=0.5)
-            yield f"types: no event has the type {glob}; write {near[0] if near else 'dev.kiln.build.*'}"
+    yield from (f"types: {_no_type(sink, glob)}" for glob in sink.types if not _is_type(sink, glob))
     if sink.ca is not None:
         try:
             ssl.create_default_context().load_verify_locations(cadata=sink.ca)
         except (ssl.SSLError, ValueError):
             yield "ca: must be the certificates themselves, in PEM form and without other text, not a file's name"
+
+
+def _is_type(sink: Sink, glob: str) -> bool:
+    return wanted(msgspec.structs.replace(sink, types=(glob,)), *_types(sink))
+
+
+def _types(sink: Sink) -> tuple[str, ...]:
+    """Those by which a sink may choose."""
+    return (*EVENT_TYPES, *(TYPES.values() if sink.format == "cdevents" else ()))
+
+
+def _no_type(sink: Sink, glob: str) -> str:
+    if _is_type(msgspec.structs.replace(sink, format="cdevents"), glob):
+        return f"{glob} is a type of CDEvents, for which the sink needs `format: cdevents`"
+    near = [kind for kind in _types(sink) if kind.split(".")[3] in glob.lower()]
+    near = near or difflib.get_close_matches(glob, _types(sink), n=1, cutoff=0.5)
+    return f"no event has the type {glob}; write {near[0] if near else 'dev.kiln.build.*'}"
 
 
 def _poll(given: str | int | None) -> float | None:

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from builds.repository import is_loopback
+from eventing.event import Format
 from kiln.errors import SettingsError
 from kiln.quantities import duration, size
 
@@ -97,6 +98,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     k_sink: str | None
     k_ce_overrides: str | None
     k_ca_certs: str | None
+    k_sink_format: Format
 
     max_lookups: ClassVar[int] = 32
     """Refs that web looks up at once, each on a thread."""
@@ -549,6 +551,12 @@ SETTINGS: tuple[Setting, ...] = (
         read=str,
         default=None,
         says="PEM certificates of the authorities that `K_SINK` is trusted by, as injected.",
+    ),
+    Setting(
+        name="KILN_K_SINK_FORMAT",
+        read=_one_of("kiln", "cdevents"),
+        default="kiln",
+        says="Which events `K_SINK` is sent: Kiln's own (`kiln`), or CDEvents (`cdevents`).",
     ),
 )
 

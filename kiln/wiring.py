@@ -85,7 +85,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
     found = settings.read(environ)
     problems: list[str] = []
     configured = _or_note(problems, lambda: config.read(found.config, found.config_sha256)) or Config()
-    injected = _or_note(problems, lambda: sinks_from_environment(found.sink_binding)) or []
+    injected = _or_note(problems, lambda: sinks_from_environment(found.sink_binding, format=found.k_sink_format)) or []
     policy = _or_note(problems, lambda: Policy(found.allowed_repositories, found.banned_repositories))
     images = _or_note(problems, lambda: _image_policy(found, configured))
     folder = Secrets(found.secrets_dir)

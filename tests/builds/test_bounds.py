@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from builds import report
+from builds import chain, report
 from builds.arguments import MAX_ARGUMENTS, MAX_BYTES, checked_arguments
 from builds.build import (
     MAX_OUTBOX,
@@ -112,7 +112,8 @@ class World:
     """One record, and a controller that does all that is planned for it. No sink takes anything until `deliver`."""
 
     def __init__(self, sinks: int) -> None:
-        self.sinks = tuple(filled(f"sink-{n}-", 63) for n in range(sinks))
+        names = tuple(filled(f"sink-{n}-", 63) for n in range(sinks))
+        self.sinks, self.others = names[: sinks // 2], names[sinks // 2 :]  # of each format
         self.now = NOW
         self.build: Build | None = None
         self.confirmation: Confirmation | None = None
@@ -166,7 +167,7 @@ class World:
         self, after: Build, word: Word, attempt: int, cause: Cause | None
     ) -> list[tuple[Event, tuple[str, ...]]]:
         told = report.event(after, word, attempt, source="/" + "s" * 200, now=self.now, cause=cause)
-        return [(told, self.sinks)]
+        return [(told, self.sinks), *((each, self.others) for each in chain.events(after, word, attempt, told, cause))]
 
     def tries(self, end: Callable[[Sighting], Sighting]) -> None:
         """One attempt, from its start to such an end."""

@@ -22,6 +22,7 @@ from builds.controller import SWEEP, Controller
 from builds.engines import NotFound, Refused, Unavailable, World
 from builds.engines.local import LocalEngine
 from builds.plan import Limits, Word
+from eventing.cdevents import TYPES
 from eventing.event import Event
 from eventing.sinks import Outcome, Sink
 from tests.builds.engine_contract import everything
@@ -35,13 +36,15 @@ HUB = Sink(name="hub", url="https://hub.example/events")
 class Post:
     """Keeps what is sent, and answers as it is told."""
 
-    def __init__(self, answer: Outcome) -> None:
+    def __init__(self, answer: Outcome, *sinks: Sink) -> None:
         self.answer = answer
+        self.sinks = sinks or (HUB,)
         self.sent: list[Event] = []
+        self.by_sink: dict[str, list[Event]] = {sink.name: [] for sink in self.sinks}
 
     def send(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
-        assert sink == HUB
         self.sent.append(event)
+        self.by_sink[sink.name].append(event)
         done(self.answer)
 
 
@@ -91,7 +94,7 @@ def running(
     controller = Controller(
         engine,
         limits=Limits(**limits),  # type: ignore[arg-type]
-        sinks=[HUB] if post else [],
+        sinks=post.sinks if post else [],
         courier=post or Post(REFUSED),
         confirmer=never,
         inspector=inspector,
@@ -157,6 +160,39 @@ def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen:
         until(lambda: not everything(seen))
         until(lambda: left[-1] == 0)
     assert {before - after for before, after in pairwise(left)} <= {0, SWEEP}
+
+
+# ---- Formats ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("do", "kinds"),
+    [
+        ("succeed", ["build.queued", "build.started", "artifact.packaged", "artifact.published", "build.finished"]),
+        ("environment", ["build.queued", "build.started", "build.finished"]),
+    ],
+)
+def test_each_sink_is_told_in_its_own_words(counted: Counted, do: str, kinds: list[str]) -> None:
+    """CDEvents are kept and counted as Kiln's own events are: each by itself."""
+    url = "https://sink.example/"
+    all_of_them = Sink(name="all", url=url, format="cdevents")
+    ends = Sink(name="ends", url=url, format="cdevents", types=("dev.cdevents.build.finished.*",))
+    successes = Sink(name="successes", url=url, format="cdevents", types=("dev.kiln.build.succeeded.v1",))
+    post = Post(DELIVERED, HUB, all_of_them, ends, successes)
+    counted.change = with_node
+    with running(counted, Clock(), post=post):
+        counted.accept([ask(args={"do": do})])
+        until(lambda: not counted.get("b").open)
+    own, whole = post.by_sink["hub"], post.by_sink["all"]
+    assert [event.type.split(".")[3] for event in own][:2] == ["queued", "started"]
+    assert len(own) == 3
+    assert [event.type for event in whole] == [TYPES[kind] for kind in kinds]  # type: ignore[index]
+    assert post.by_sink["ends"] == whole[-1:]
+    assert post.by_sink["successes"] == (whole[2:] if do == "succeed" else [])
+    told = counted.get("b").status.deliveries
+    assert {(each.sink, each.event) for each in told} == {
+        (sink, event.id) for sink, events in post.by_sink.items() for event in events
+    }
 
 
 # ---- What only a cluster does -------------------------------------------------------------------------------------

@@ -594,7 +594,11 @@ class World(RuleBasedStateMachine):
         self.announced[id_] = (build.uid, self.now)
         if cause is None:
             self.heard(build, word, attempt)
+        self.told(build, word, attempt, cause)
         return [(Event(id=id_, source="/kiln", type=f"dev.kiln.build.{word}.v1"), SINKS)]
+
+    def told(self, build: Build, word: Word, attempt: int, cause: Cause | None) -> None:
+        """For those who look at more than the order."""
 
     def heard(self, build: Build, word: Word, attempt: int) -> None:
         """The order of events that a follower may rely on."""

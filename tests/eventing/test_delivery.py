@@ -189,6 +189,8 @@ def test_the_injected_sink(tmp_path: Path) -> None:
     assert sink.token_file == "/oidc/token"
     assert sink.ca is not None
     assert sink.ca.count("BEGIN CERTIFICATE") == 2
+    (other,) = sinks_from_environment({"K_SINK": "http://sink.example"}, format="cdevents")
+    assert (sink.format, other.format) == ("kiln", "cdevents")
 
 
 @pytest.mark.parametrize("overrides", ["", "{}", '{"extensions": null}', '{"extensions": {}, "later": 1}'])

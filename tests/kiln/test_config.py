@@ -125,7 +125,6 @@ def test_an_error_names_its_place(text: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("sinks: [{name: a, url: 'http://x/', format: cdevents}]", "sinks[0].format"),
         ("hosts: {a.example: {kind: gitlab, statuses: true}}", "hosts.a.example.statuses"),
     ],
 )
@@ -175,6 +174,33 @@ def test_a_file_of_another_content_is_refused(tmp_path: Path, setting: str) -> N
     file.write_bytes(b"hosts: {git.example: {kind: github}}\n")
     with pytest.raises(ConfigError, match=f"is not the file of {setting}_SHA256"):
         reads(file, known)
+
+
+def test_a_sink_of_cdevents_chooses_by_either_type() -> None:
+    types = "[dev.kiln.build.failed.v1, 'dev.cdevents.build.finished.*', 'dev.cdevents.*']"
+    (sink,) = parse(f"sinks: [{{name: a, url: 'http://x/', format: cdevents, types: {types}}}]".encode()).sinks
+    assert (sink.format, len(sink.types)) == ("cdevents", 3)
+
+
+@pytest.mark.parametrize(
+    ("sink", "problem"),
+    [
+        (
+            "{types: ['dev.cdevents.build.*']}",
+            "types: dev.cdevents.build.* is a type of CDEvents, for which the sink needs `format: cdevents`",
+        ),
+        (
+            "{format: cdevents, types: [dev.cdevents.artifact.published]}",
+            (
+                "types: no event has the type dev.cdevents.artifact.published; "
+                "write dev.cdevents.artifact.published.0.3.0"
+            ),
+        ),
+        ("{format: cdevent}", "format: Invalid enum value 'cdevent'; there are kiln, cdevents"),
+    ],
+)
+def test_types_that_no_event_of_the_format_has(sink: str, problem: str) -> None:
+    assert problems(f"sinks: [{{name: a, url: 'http://x/', {sink[1:-1]}}}]") == (f"sinks[0].{problem}",)
 
 
 def test_sinks_are_as_many_and_their_names_as_long_as_a_record_has_room_for() -> None:

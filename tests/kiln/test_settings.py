@@ -188,6 +188,8 @@ def test_a_base_path_that_proxies_read_differently_is_refused(path: str) -> None
 
 
 def test_a_service_mesh_of_sinks_is_handed_on() -> None:
+    assert read(LEAST).k_sink_format == "kiln"
+    assert read(LEAST | {"KILN_K_SINK_FORMAT": "cdevents"}).k_sink_format == "cdevents"
     assert read(LEAST | {"K_SINK": "http://sink.example/"}).sink_binding == {"K_SINK": "http://sink.example/"}
 
 
