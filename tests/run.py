@@ -38,7 +38,7 @@ HERE = Path(__file__).resolve().parent
 LANES = (("cluster",), ("docker", "unit", "hub", "browser"))
 """Tiers that run one after the other, beside those of the other lanes."""
 WORKERS = {"unit": 2, "docker": 2, "cluster": 2}
-"""Processes of a tier, for a machine with two cores; one where nothing is said."""
+"""Workers of a tier, for a machine with two cores; where nothing is said, pytest runs its tests itself."""
 QUICK = "--quick"
 LIMIT = 65 * 60.0
 """Seconds for all tiers together. What runs then is stopped, and has failed."""
@@ -46,6 +46,8 @@ PROGRESS = 60.0
 """Seconds between two lines that say how far each tier is."""
 PATIENCE = 45.0
 """Seconds in which a tier that is stopped takes away what it has started; then it is killed."""
+KILLED = 15.0
+"""Seconds at most until what is killed has ended: the kernel does that when it comes to it."""
 
 Need = Callable[[], AbstractContextManager[Mapping[str, str]]]
 """Makes what tests need and keeps it; what it yields is added to their environment. Raises MachineError."""
@@ -188,7 +190,7 @@ class Part:
         return f"{self.tier.name}, {self.mark}" if self.mark else self.tier.name
 
     def command(self, report: Path) -> list[str]:
-        workers = 0 if self.mark else WORKERS.get(self.tier.name, 1)
+        workers = 0 if self.mark else WORKERS.get(self.tier.name, 0)
         spread = [f"--numprocesses={workers}", "--dist=loadfile", "--no-loadscope-reorder", "-p", "no:cacheprovider"]
         beside = " and ".join(f"not {mark}" for mark in MARKS)
         chosen = ["-m", (self.mark or beside) + (" and not slow" if self.tier.quick else "")]
@@ -237,13 +239,29 @@ class Running:
         while time.monotonic() < deadline and any(map(_alive, running)):
             started |= _descendants({process.pid for process in running})
             time.sleep(0.2)
-        for pid in started:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        _kill(started)
 
 
 def _alive(process: subprocess.Popen[bytes]) -> bool:
     return Path(f"/proc/{process.pid}").exists() and process.returncode is None
+
+
+def _kill(pids: set[int]) -> None:
+    """Returns when they have ended."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILLED
+    while time.monotonic() < deadline and any(map(_runs, pids)):
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    """Not where all that is left of it is a status that nobody has asked for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def _descendants(pids: set[int]) -> set[int]:

@@ -21,6 +21,12 @@ pytestmark = pytest.mark.timeout(240)
 """Most start pytest several times, which takes seconds each on a machine that does much else."""
 
 
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what half of pytest's start goes to, and none of the tests here uses."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
+
+
 @pytest.mark.parametrize(
     ("outcome", "lenient", "strict"),
     [
