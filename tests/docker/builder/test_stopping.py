@@ -128,8 +128,13 @@ def test_a_clone_that_never_ends(path: str, builder: Builder, host: GitHost, reg
 def test_a_step_that_never_ends(
     path: str, head: str, seconds: str, builder: Builder, host: GitHost, registry: Registry
 ) -> None:
-    attempt = builder.run(asked(host, path, head, registry), timeout=5.0)
+    """The limit is over once the step has begun, however long that takes: its signal is the timer's."""
+    attempt = builder.start(asked(host, path, head, registry))
+    attempt.until_step_says("begun")
+    attempt.process.send_signal(signal.SIGALRM)
+    result = attempt.wait()
     assert attempt.status == 75
+    assert (result.state, result.reason) == (State.FAILED, Reason.TIMEOUT)
     assert " begun" in attempt.text, "the log is kept"
     nothing_is_left(attempt, seconds)
 
