@@ -13,14 +13,16 @@ import re
 import ssl
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from builds.errors import RepositoryError, RuleError
 from builds.image import image_pattern
 from builds.listed import Listed
+from builds.options import Options
 from builds.plan import Word
 from builds.private import Private, PrivateRule
 from builds.repository import KNOWN_HOSTS, HostKind, canonical
@@ -59,6 +61,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     private: tuple[PrivateRule, ...] = ()
     allowed_images: tuple[str, ...] = ()
     private_image_prefix: str | None = None
+    repo2docker: Options = Options()
 
 
 class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,7 +152,20 @@ class _Reader:
             private=tuple(self._private()),
             allowed_images=tuple(self._allowed_images()),
             private_image_prefix=self._private_image_prefix(),
+            repo2docker=self._options(),
         )
+
+    def _options(self) -> Options:
+        if "repo2docker" not in self._sections:
+            return Options()
+        options: Options | None = self._converted(self._sections["repo2docker"], Options, "repo2docker")
+        if options is None:
+            return Options()
+        self.problems += (f"repo2docker.{problem}" for problem in options.problems())
+        base, prefix = options.base_image, self._sections.get("private_image_prefix")
+        if base is not None and isinstance(prefix, str) and base.startswith(prefix):
+            self.problems.append("repo2docker.base_image: lies under private_image_prefix, where no build may pull")
+        return options
 
     def _private(self) -> Iterator[PrivateRule]:
         for number, value in enumerate(self._listed("private", tell=True)):
@@ -319,8 +335,12 @@ def _type_at(kind: Any, where: str) -> Any:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    """Of an enumeration or a Literal."""
-    return tuple(str(getattr(one, "value", one)) for one in get_args(kind) or kind)
+    """Of an enumeration or a Literal, or of what holds one."""
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return tuple(str(one.value) for one in kind)
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return tuple(choice for part in get_args(kind) for choice in _choices(part))
 
 
 def _named(value: Any, where: str) -> str:

@@ -160,6 +160,7 @@ def _too_much(found: Settings, configured: Config) -> Iterator[str]:
         "KILN_BANNED_REPOSITORIES": found.banned_repositories,
         "insecure_registries": configured.insecure_registries,
         "private": configured.private,
+        "repo2docker": configured.repo2docker,
     }
     sizes = {name: len(msgspec.json.encode(value)) for name, value in given.items()}
     if sum(sizes.values()) > MAX_RULES:
@@ -455,6 +456,7 @@ def surroundings(kiln: Kiln) -> Surroundings:
         git_credentials=_text(credentials),
         private=kiln.config.private,
         timeout=found.build_timeout,
+        options=kiln.config.repo2docker,
     )
 
 

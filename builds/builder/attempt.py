@@ -26,7 +26,7 @@ from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
 from builds.builder.redact import Redactor
 from builds.builder.result import message_of
 from builds.builder.source import Source
-from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, Spec, Surroundings
+from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, LABEL_OPTIONS, Spec, Surroundings
 from builds.clients import docker_config
 from builds.clients.docker_config import NO_LOGIN
 from builds.clients.git import Git, credentials
@@ -117,7 +117,8 @@ class Attempt:
             known = credentials(around.git_credentials)
             passwords = (one.password for one in known)
             logins = (*docker_config.secrets(around.registry_config), *docker_config.secrets(login))
-            log.redact = Redactor((*passwords, *logins), spec.request.build_args)
+            arguments = {**around.options.build_args, **spec.request.build_args}
+            log.redact = Redactor((*passwords, *logins), arguments)
             policy = Policy(around.allowed_repositories, around.banned_repositories)
             private, own = Private(around.private), canonical(spec.request.clone_url)
             self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
@@ -145,7 +146,7 @@ class Attempt:
         return Result(state=State.SUCCEEDED, image=image)
 
     def _found(self) -> bool:
-        """Whether the image is there already: only this build's, as its label says."""
+        """Whether the registry has this build's image, built with the same options, as its labels say."""
         request = self.spec.request
         if self.spec.force:
             return False
@@ -154,7 +155,8 @@ class Attempt:
         except Refused as error:
             self.log.say(f"Whether the image is there cannot be known; the push will show. {error}")
             return False
-        if labels is None or labels.get(LABEL_BUILD) != self.spec.name:
+        known = labels is not None and (labels.get(LABEL_BUILD), labels.get(LABEL_OPTIONS, ""))
+        if known != (self.spec.name, self.spec.surroundings.options.label):
             return False
         self.log.say(f"{request.image}:{self.tag} is in the registry: nothing to build.")
         return True
@@ -205,12 +207,19 @@ class Attempt:
 
     def _build(self) -> None:
         spec = self.spec
+        options = spec.surroundings.options
         labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
+        labels |= {LABEL_OPTIONS: options.label} if options.label else {}
         image = f"{spec.request.image}:{self.tag}"
         built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
         env = {**self._git.environment, **self._docker}
         outside = _outside(env)
-        command = tool.command(spec.request, built, labels, self.folder, outside, refs=spec.refs, push=not spec.private)
+        command = tool.command(
+            *(spec.request, built, labels, self.folder, outside),
+            options=options,
+            refs=spec.refs,
+            push=not spec.private,
+        )
         self._tagging = True
         self._git.trouble()  # what was told, or overcome, before
         try:

@@ -7,12 +7,14 @@ from datetime import timedelta
 import msgspec
 
 from builds.build import Attempt, Build, Request
+from builds.options import Options
 from builds.private import PrivateRule
 from builds.repository import is_cloned
 
 LABEL_BUILD = "dev.kiln.build"
 LABEL_ATTEMPT = "dev.kiln.attempt"
-"""Of an image: the build's name, and `<uid>.<number>` of the attempt that pushed it."""
+LABEL_OPTIONS = "dev.kiln.options"
+"""Of an image: the build's name, `<uid>.<number>` of the attempt that pushed it, and `Options.label`."""
 
 
 REPLICATION = timedelta(minutes=5)
@@ -44,6 +46,7 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     """Who may use which of them."""
     timeout: float = 3600.0
     """Seconds that the whole attempt may take."""
+    options: Options = Options()
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):

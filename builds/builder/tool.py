@@ -24,6 +24,7 @@ from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
 from builds.builder.outcome import Account, Evidence, Stage, Step, failure
 from builds.clients.tools import path_of
+from builds.options import Options
 
 LONGEST_READ = 16 << 20
 """Bytes of one line that are kept in memory."""
@@ -57,6 +58,7 @@ import shutil
 import subprocess
 from urllib.parse import urlsplit
 
+import repo2docker.buildpacks
 import repo2docker.contentproviders.git
 import repo2docker.docker
 from repo2docker.app import Repo2Docker
@@ -177,7 +179,16 @@ c.Repo2Docker.content_providers = [Inside]
 c.DockerEngine.extra_buildx_build_args = [
     "--progress=rawjson",
     "--build-arg=BUILDKIT_CACHE_MOUNT_NS=" + NAMESPACE,
+    *(["--pull"] if PULL else []),
 ]
+if BUILD_PACKS:
+    c.Repo2Docker.buildpacks = [getattr(repo2docker.buildpacks, name) for name in BUILD_PACKS]
+if BASE_IMAGE:
+    c.Repo2Docker.base_image = BASE_IMAGE
+if APPENDIX:
+    c.Repo2Docker.appendix = APPENDIX
+if FOLDER:
+    c.Repo2Docker.target_repo_dir = FOLDER
 """
 """The other providers ask hosts of their own about every address, before they say that it is not theirs. And the tool
 reads its files (`READ`), and takes the folder to build, on this machine and wherever a link leads: to our secrets. What
@@ -374,12 +385,14 @@ def command(
     folder: Path,
     outside: Mapping[str, str | None],
     *,
+    options: Options,
     refs: Sequence[str] = (),
     push: bool = True,
 ) -> list[str]:
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
     `outside` are the variables that docker has otherwise than the tool; `None` is not set. `refs` as `Spec` has them.
+    The request's build arguments win over those of `options`.
     """
     namespace = hashlib.sha256(request.repository.encode()).hexdigest()
     config = folder / "config.py"
@@ -389,6 +402,11 @@ def command(
         "OUTSIDE": dict(outside),
         "READ": READ,
         "REFS": (*refs,),
+        "BASE_IMAGE": options.base_image,
+        "BUILD_PACKS": options.classes,
+        "APPENDIX": options.appendix,
+        "FOLDER": options.target_repo_dir,
+        "PULL": options.pull,
         "OTHER_FRONTEND": OTHER_FRONTEND.pattern,
         "FLAGS": int(OTHER_FRONTEND.flags),
     }
@@ -400,7 +418,7 @@ def command(
     arguments += ["--push"] if push else []
     for name, value in labels.items():
         arguments += ["--label", f"{name}={value}"]
-    for name, value in request.build_args.items():
+    for name, value in {**options.build_args, **request.build_args}.items():
         arguments += ["--build-arg", f"{name}={value}"]
     if request.subdir:
         arguments += ["--subdir", request.subdir]
