@@ -6,6 +6,7 @@ The shape is written once, as the structs here; the JSON Schemas in `builds/sche
 
 from __future__ import annotations
 
+import uuid
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -29,9 +30,8 @@ from builds.triggers import BuildRequestBody
 from eventing.event import Event, Scalar
 from eventing.http import attribute_text
 
-SCHEMAS = "https://kiln.dev/schemas/"
-"""Where the shipped schemas are, as identifiers: `build.v1.json` and `request.v1.json`."""
-DATASCHEMA = f"{SCHEMAS}build.v1.json"
+SCHEMAS = uuid.UUID("0b9a0c33-6f43-4c0e-9d5b-5a1f2f3f6a11")
+"""The namespace of the schemas' names where no web address is known for them (RFC 9562, §5.5)."""
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -139,7 +139,15 @@ def as_json(build: Build, *, base: str = "/", tail: bool = True) -> dict[str, An
 
 
 def event(
-    build: Build, word: str, attempt: int, *, source: str, now: datetime, base: str = "/", cause: Cause | None = None
+    build: Build,
+    word: str,
+    attempt: int,
+    *,
+    source: str,
+    now: datetime,
+    base: str = "/",
+    public_url: str | None = None,
+    cause: Cause | None = None,
 ) -> Event:
     """The event `dev.kiln.build.<word>.v1` of a build as it is after the change that is told.
 
@@ -166,18 +174,25 @@ def event(
         subject=build.name,
         time=now,
         datacontenttype="application/json",
-        dataschema=DATASCHEMA,
+        dataschema=schema_id("build.v1.json", public_url),
         extensions={name: value for name, value in extensions.items() if value is not None},
         data=data,
     )
 
 
-def schemas() -> dict[str, dict[str, Any]]:
+def schema_id(name: str, public_url: str | None = None) -> str:
+    """The identifier of a schema: where web serves it, or a UUID of its own where `KILN_PUBLIC_URL` does not say."""
+    if public_url is None:
+        return uuid.uuid5(SCHEMAS, name).urn
+    return f"{public_url.rstrip('/')}/schemas/{name}"
+
+
+def schemas(public_url: str | None = None) -> dict[str, dict[str, Any]]:
     """The JSON Schemas (draft 2020-12) by file name: of a build, and of a request for one."""
     return {
         name: {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "$id": f"{SCHEMAS}{name}",
+            "$id": schema_id(name, public_url),
             **msgspec.json.schema(shape),
         }
         for name, shape in (("build.v1.json", BuildView), ("request.v1.json", BuildRequestBody))

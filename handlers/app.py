@@ -1,8 +1,8 @@
 """The WSGI application: `create_app(services)`, and what holds for every request of it.
 
 Stateless: everything is in the records, so any number of these answer side by side. A route is found in one place per
-prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API), `pages` and
-`signin` (the pages' doors).
+prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API), `documents`, `pages`
+and `signin` (the pages' doors).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from flask import Flask, Response, g, request
 
 from builds.structs import make_ready
-from handlers import binderhub, bodies, builds, events, html, metrics, pages, problems, signin, webhooks
+from handlers import binderhub, bodies, builds, documents, events, html, metrics, pages, problems, signin, webhooks
 from handlers.auth import refuse_foreigners
 from handlers.services import Services, services
 
@@ -64,7 +64,7 @@ def create_app(held: Services) -> Flask:
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     app.jinja_env.globals["integrity"] = html.integrity
     problems.register(app)
-    for part in (events, webhooks, builds, binderhub, pages, signin):
+    for part in (events, webhooks, builds, binderhub, documents, pages, signin):
         app.register_blueprint(part.routes, url_prefix=f"{prefix}{part.routes.url_prefix or ''}" or None)
     app.before_request(_begin)
     app.after_request(_finish)

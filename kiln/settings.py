@@ -336,7 +336,13 @@ SETTINGS: tuple[Setting, ...] = (
         says="Path under which web answers, as a proxy passes it on, percent-encoded: `/services/binder/`. When unset "
         "`JUPYTERHUB_SERVICE_PREFIX`, if that is there.",
     ),
-    Setting(name="KILN_PUBLIC_URL", read=_url, default=None, says="Where people and hosts reach web from outside."),
+    Setting(
+        name="KILN_PUBLIC_URL",
+        read=_url,
+        default=None,
+        says="Where people and hosts reach web from outside, with the base path. "
+        "The schemas that events name are there.",
+    ),
     Setting(
         name="KILN_EVENT_SOURCE",
         read=_source,

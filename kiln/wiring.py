@@ -566,7 +566,16 @@ def _events(found: Settings) -> Callable[[Build, Word, int, datetime, Cause | No
     from builds import report  # noqa: PLC0415
 
     def make(build: Build, word: Word, attempt: int, now: datetime, cause: Cause | None) -> Event:
-        return report.event(build, word, attempt, source=found.event_source, now=now, base=found.base_path, cause=cause)
+        return report.event(
+            build,
+            word,
+            attempt,
+            source=found.event_source,
+            now=now,
+            base=found.base_path,
+            public_url=found.public_url,
+            cause=cause,
+        )
 
     return make
 

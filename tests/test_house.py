@@ -15,9 +15,11 @@ from typing import Any, cast
 import prometheus_client
 import pytest
 
+from builds import asyncapi
 from builds.plan import Word
 from handlers.app import create_app
 from kiln.cli import commands
+from tests.builds.test_asyncapi import sent
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -133,6 +135,54 @@ def test_every_route_is_documented(route: str) -> None:
 @pytest.mark.parametrize("word", [*(word.value for word in Word), "requested"])
 def test_every_event_type_is_documented(word: str) -> None:
     assert f"`dev.kiln.build.{word}.v1`" in document("events.md")
+
+
+TYPE = re.compile(
+    r"(?:com\.(?!example)[a-z-]+|dev\.knative\.sources?\.[a-z]+|dev\.kiln\.build|org\.jupyterhub\.server)(?:\.[\w ]+)+"
+)
+
+
+def types() -> Iterator[str]:
+    """Every text in the code of the hosts and of triggers that is a type of events, or how such types begin."""
+    for path in [*(ROOT / "eventing" / "hosts").glob("*.py"), ROOT / "builds" / "triggers.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and TYPE.fullmatch(str(node.value)):
+                yield str(node.value)
+
+
+def messages(*tags: str) -> dict[str, dict[str, Any]]:
+    """Of the AsyncAPI document, by the type of the event."""
+    found = asyncapi.document(version="0", public_url=None)["components"]["messages"].values()
+    return {one["name"]: one for one in found if one["tags"][0]["name"] in tags}
+
+
+def documented_extensions(*tags: str) -> set[str]:
+    context = {"specversion", "id", "source", "type", "time", "subject", "dataschema"}
+    headers = {header for one in messages(*tags).values() for header in one["headers"]["properties"]}
+    return {header.removeprefix("ce-") for header in headers} - context
+
+
+def test_the_asyncapi_document_has_every_type_that_is_taken_and_no_other() -> None:
+    assert {*messages("in")} - {"any other"} == {*types()}, "builds/asyncapi.py, docs/events.md"
+
+
+@pytest.mark.parametrize("kind", sorted({*types()}))
+def test_every_type_that_is_taken_is_documented(kind: str) -> None:
+    assert re.search(rf"`{re.escape(kind)}[`.]", document("events.md"))
+
+
+def test_the_asyncapi_document_has_every_type_and_extension_that_is_sent_and_no_other() -> None:
+    extensions = {name for event in sent() for name in event.extensions}
+    assert {event.type for event in sent()} == {*messages("out", "cdevents")}, "builds/asyncapi.py, docs/events.md"
+    assert documented_extensions("out", "cdevents") == extensions, "builds/asyncapi.py, docs/events.md"
+    assert all(f"`{name}`" in document("events.md") for name in extensions)
+
+
+def test_the_asyncapi_document_has_every_extension_that_is_read_and_no_other() -> None:
+    """Read as in `event.extensions.get("name")`, by all who are given events."""
+    readers = [path for path in MODULES if path.name != "chain.py"]  # which is given our own
+    read = {name for path in readers for name in re.findall(r"\.extensions\.get\(\"(\w+)\"", path.read_text())}
+    assert documented_extensions("in") == read, "builds/asyncapi.py, docs/events.md"
 
 
 @pytest.mark.parametrize("command", sorted(commands.commands))

@@ -1,0 +1,243 @@
+"""All events that Kiln takes and sends, as an AsyncAPI 3 document: what programs read in place of docs/events.md.
+
+Its types are those of the code that reads or makes them, and its schemas are made from the same structs as the code
+works with; what a type means is written here. A type without a sentence fails where the document is made.
+https://www.asyncapi.com/docs/reference/specification/v3.0.0
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from builds.chain import Details
+from builds.plan import Word
+from builds.report import BuildView, schema_id
+from builds.triggers import HUB_TYPES, REQUESTED, BuildRequestBody
+from eventing import cdevents
+from eventing.cdevents import Name
+from eventing.hosts import DIALECTS
+
+Object = dict[str, Any]
+
+SENT: Mapping[Word, str] = {
+    Word.QUEUED: "It was asked for, and waits.",
+    Word.STARTED: "An attempt runs.",
+    Word.RETRYING: "An attempt ended, and another one follows.",
+    Word.SUCCEEDED: "The image is in the registry.",
+    Word.FAILED: "It ended without an image; reason and message say why.",
+    Word.CANCELLED: "Somebody cancelled it, or a newer push took its place.",
+}
+CDEVENTS: Mapping[Name, str] = {
+    "build.queued": "It was asked for, and waits; or another attempt follows.",
+    "build.started": "An attempt runs.",
+    "build.finished": "The build has ended; customData.outcome says how.",
+    "artifact.packaged": "An image was made of this change.",
+    "artifact.published": "The image is in the registry.",
+}
+EXTENSIONS: Mapping[str, str] = {
+    "repository": "The repository's canonical URL.",
+    "ref": "The full ref that was asked for, where there was one.",
+    "commit": "The commit that is built.",
+    "image": "The pushed image, `name:tag@sha256:…`.",
+    "reason": "Why it ended so, or why the attempt did.",
+    "partitionkey": "The repository, so that brokers keep the order of its events.",
+    "traceparent": "Of the event that asked (W3C Trace Context).",
+}
+"""Of the events that are sent."""
+KNOWN: Mapping[str, str] = {
+    "traceparent": "The trace that the event is part of (W3C Trace Context). It goes on to the events of the build.",
+}
+"""Of the events that come in: the extensions that mean something to Kiln. Triggers see all of them."""
+
+TEXT: Object = {"type": "string"}
+SERVER_ACTION: Object = {
+    "type": "object",
+    "required": ["action", "username", "servername"],
+    "properties": {"action": {"enum": ["start", "stop"]}, "username": TEXT, "servername": TEXT},
+}
+
+
+def document(*, version: str, public_url: str | None) -> Object:
+    """The document of a Kiln of that version; `public_url` is `KILN_PUBLIC_URL`."""
+    messages = {_key(message["name"]): message for message in _messages(public_url)}
+    groups = {tag: [key for key, message in messages.items() if message["tags"] == [{"name": tag}]] for tag in TAGS}
+    _, schemas = msgspec.json.schema_components(
+        [BuildView, BuildRequestBody, Details], ref_template="#/components/schemas/{name}"
+    )
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "Kiln",
+            "version": version,
+            "description": "CloudEvents 1.0 over HTTP, in binary and structured mode; batches are taken, too. "
+            "Headers are those of binary mode.",
+            "license": {"name": "BSD-3-Clause"},
+        },
+        "defaultContentType": "application/json",
+        **({"servers": {"web": _server(public_url)}} if public_url else {}),
+        "channels": {
+            "events": _channel("/events", "Where events are posted to.", groups["in"]),
+            "webhooks": {
+                **_channel("/webhooks/{host}", "Where Git hosts post to, in their own form.", groups["webhook"]),
+                "parameters": {"host": {"enum": [*DIALECTS]}},
+            },
+            "sinks": _channel(None, "The address of each sink.", [*groups["out"], *groups["cdevents"]]),
+        },
+        "operations": {
+            "receiveEvent": _operation("receive", "events", "Builds what the triggers say.", groups["in"]),
+            "receiveWebhook": _operation("receive", "webhooks", "Builds what the triggers say.", groups["webhook"]),
+            "sendEvent": _operation("send", "sinks", "To sinks of the format `kiln`.", groups["out"]),
+            "sendCDEvent": _operation("send", "sinks", "To sinks of the format `cdevents`.", groups["cdevents"]),
+        },
+        "components": {"messages": messages, "schemas": {**schemas, "ServerAction": SERVER_ACTION}},
+    }
+
+
+TAGS = ("in", "webhook", "out", "cdevents")
+"""Which channel and operation a message is of."""
+
+
+def _server(public_url: str) -> Object:
+    url = urlsplit(public_url)
+    return {"host": url.netloc, "protocol": url.scheme, "pathname": url.path or "/"}
+
+
+def _channel(address: str | None, summary: str, keys: Iterable[str]) -> Object:
+    messages = {key: {"$ref": f"#/components/messages/{key}"} for key in keys}
+    return {"address": address, "summary": summary, "messages": messages}
+
+
+def _operation(action: str, channel: str, summary: str, keys: Iterable[str]) -> Object:
+    return {
+        "action": action,
+        "channel": {"$ref": f"#/channels/{channel}"},
+        "summary": summary,
+        "messages": [{"$ref": f"#/channels/{channel}/messages/{key}"} for key in keys],
+    }
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", name)
+
+
+def _messages(public_url: str | None) -> Iterator[Object]:
+    yield from _taken()
+    for word, says in SENT.items():
+        yield _message(
+            "out",
+            f"dev.kiln.build.{word}.v1",
+            says,
+            _ref("BuildView"),
+            EXTENSIONS,
+            subject="The build's name.",
+            dataschema=schema_id("build.v1.json", public_url),
+        )
+    for name, about in CDEVENTS.items():
+        subject = "The build's name." if name.startswith("build.") else "The image's package URL."
+        schema, payload = cdevents.schema_of(name), _cdevent(name)
+        kind = cdevents.TYPES[name]
+        yield _message("cdevents", kind, about, payload, EXTENSIONS, subject=subject, dataschema=schema)
+
+
+def _taken() -> Iterator[Object]:
+    asks = "Asks for a build; no trigger is needed."
+    yield _message("in", REQUESTED, asks, _ref("BuildRequestBody"), KNOWN)
+    for word, dialect in DIALECTS.items():
+        for kind in sorted(dialect.pushes):
+            about = f"A push; its data is the payload of the host's webhook ({word})."
+            yield _message("in", kind, about, {"type": "object"}, KNOWN)
+        for kind in getattr(dialect, "requests", ()):
+            about = f"A pull request; its data is the payload of the host's webhook ({word})."
+            begins = {**TEXT, "pattern": rf"^{re.escape(kind)}(\.|$)"}
+            yield {**_message("in", kind, about, {"type": "object"}, KNOWN), "headers": _headers(begins, KNOWN)}
+        yield {
+            "name": f"webhook {word}",
+            "summary": f"A webhook of a host of the kind {word}, signed.",
+            "tags": [{"name": "webhook"}],
+            "payload": {"type": "object"},
+        }
+    for kind in HUB_TYPES:
+        about = "A server of a JupyterHub was started or stopped; a trigger says what is built."
+        yield _message("in", kind, about, _ref("ServerAction"), KNOWN)
+    yield {
+        "name": "any other",
+        "summary": "An event of any other type: a trigger says what is built.",
+        "tags": [{"name": "in"}],
+        "headers": _headers({**TEXT, "not": {"pattern": r"^dev\.kiln\."}}, KNOWN),
+        "payload": {},
+    }
+
+
+def _message(
+    tag: str,
+    kind: str,
+    summary: str,
+    payload: Object,
+    extensions: Mapping[str, str],
+    *,
+    subject: str | None = None,
+    dataschema: str | None = None,
+) -> Object:
+    headers = _headers({"const": kind}, extensions)
+    if subject:
+        headers["properties"]["ce-subject"] = {**TEXT, "description": subject}
+    if dataschema:
+        headers["properties"]["ce-dataschema"] = {"const": dataschema}
+    return {"name": kind, "summary": summary, "tags": [{"name": tag}], "headers": headers, "payload": payload}
+
+
+def _headers(kind: Object, extensions: Mapping[str, str]) -> Object:
+    """Those of binary mode: the attributes, and the extensions that are known."""
+    return {
+        "type": "object",
+        "required": ["ce-specversion", "ce-id", "ce-source", "ce-type"],
+        "properties": {
+            "ce-specversion": {"const": "1.0"},
+            "ce-id": {**TEXT, "minLength": 1},
+            "ce-source": {**TEXT, "format": "uri-reference", "minLength": 1},
+            "ce-type": kind,
+            "ce-time": {**TEXT, "format": "date-time"},
+            **{f"ce-{name}": {**TEXT, "description": says} for name, says in extensions.items()},
+        },
+    }
+
+
+def _ref(name: str) -> Object:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def _cdevent(name: Name) -> Object:
+    """As Kiln sends it: narrower than the published schema, which `dataschema` names."""
+    context: Object = {
+        "specversion": {"const": cdevents.SPECVERSION},
+        "id": TEXT,
+        "source": {**TEXT, "format": "uri-reference"},
+        "type": {"const": cdevents.TYPES[name]},
+        "timestamp": {**TEXT, "format": "date-time"},
+        "chainId": {**TEXT, "format": "uuid"},
+        "links": {"type": "array", "items": {"type": "object", "required": ["linkType"]}},
+    }
+    subject: Object = {"id": TEXT, "content": {"type": "object"}}
+    return _whole(
+        {
+            "context": _whole(context),
+            "subject": _whole(subject),
+            "customData": _ref("Details"),
+            "customDataContentType": {"const": "application/json"},
+        }
+    )
+
+
+def _whole(properties: Object) -> Object:
+    """An object of which every property is there, and no other."""
+    return {
+        "type": "object",
+        "required": [*properties],
+        "properties": properties,
+        "additionalProperties": False,
+    }

@@ -1,0 +1,36 @@
+"""What programs read of Kiln itself: the JSON Schemas that events name in `dataschema`, and the AsyncAPI document.
+
+They are for everybody, and tell nothing that is not in the documentation but the address at which this Kiln is reached.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from flask import Blueprint, Response
+
+from builds import asyncapi
+from builds.report import schemas
+from handlers.builds import answer
+from handlers.problems import Problem
+from handlers.services import services
+
+routes = Blueprint("documents", __name__)
+
+READ_ANYWHERE = {"Access-Control-Allow-Origin": "*"}
+
+
+@routes.get("/schemas/<name>.json")
+def schema(name: str) -> Response:
+    found = schemas(services().public_url).get(f"{name}.json")
+    if found is None:
+        raise Problem(404, "There is no schema of this name.")
+    return answer(found, headers=READ_ANYWHERE)
+
+
+@routes.get("/asyncapi.json")
+def events() -> Response:
+    return answer(_asyncapi(services().version, services().public_url), headers=READ_ANYWHERE)
+
+
+_asyncapi = cache(lambda version, public_url: asyncapi.document(version=version, public_url=public_url))
