@@ -21,11 +21,12 @@ import tempfile
 import threading
 import time
 import xml.etree.ElementTree as ET
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -35,8 +36,9 @@ from tests.parts import hub as jupyterhub
 
 HERE = Path(__file__).resolve().parent
 
-LANES = (("cluster",), ("docker", "unit", "hub", "browser"))
-"""Tiers that run one after the other, beside those of the other lanes."""
+LANES = (("cluster",), ("unit", "docker"))
+"""Tiers that run one after the other, beside those of the other lane. A lane that has ended takes the next tier of the
+rest."""
 WORKERS = {"unit": 2, "docker": 2, "cluster": 2}
 """Workers of a tier, for a machine with two cores; where nothing is said, pytest runs its tests itself."""
 QUICK = "--quick"
@@ -302,23 +304,31 @@ def _after(seconds: float) -> Callable[[], bool]:
 
 def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[Outcome]:
     """Their outcomes, in that order. When time is over (after `LIMIT`, by default) no tier goes on."""
-    named = [[tier for tier in tiers if tier.name in lane] for lane in LANES]
-    rest = [tier for tier in tiers if not any(tier in lane for lane in named)]
-    beside = [[part for tier in lane for part in _beside(tier)] for lane in (*named, rest) if lane]
-    last = [[Part(tier, "alone") for tier in tiers if _marks_any(tier, "alone")]]
+    rest = deque(tier for tier in tiers if not any(tier.name in lane for lane in LANES))
+    beside = [_beside([tier for tier in tiers if tier.name in lane], rest) for lane in LANES]
+    last = iter([Part(tier, "alone") for tier in tiers if _marks_any(tier, "alone")])
     found: dict[str, Outcome] = {}
     running, over = Running(), over or _after(LIMIT)
     with Needs() as needs:
-        for lanes in (beside, last):
-            with ThreadPoolExecutor(max(len(lanes), 1)) as threads:
+        for lanes in (beside, [last]):
+            with ThreadPoolExecutor(len(lanes)) as threads:
                 working = [threads.submit(_lane, lane, needs, running, found) for lane in lanes]
                 _watch(working, running, over)
     return [found[tier.name] for tier in tiers]
 
 
-def _beside(tier: Tier) -> list[Part]:
-    """Those of its parts that other tiers may run beside, in order."""
-    return [Part(tier), *([Part(tier, "disruptive")] if _marks_any(tier, "disruptive") else [])]
+def _beside(tiers: Iterable[Tier], rest: deque[Tier]) -> Iterator[Part]:
+    """Those of a lane's parts that other tiers may run beside, in order; then those of what is left of `rest`."""
+    for tier in chain(tiers, _taken(rest)):
+        yield Part(tier)
+        if _marks_any(tier, "disruptive"):
+            yield Part(tier, "disruptive")
+
+
+def _taken(rest: deque[Tier]) -> Iterator[Tier]:
+    with suppress(IndexError):
+        while True:
+            yield rest.popleft()
 
 
 def _marks_any(tier: Tier, mark: str) -> bool:
@@ -344,7 +354,7 @@ def _watch(working: Sequence[Future[None]], running: Running, over: Callable[[],
         raise
 
 
-def _lane(parts: Sequence[Part], needs: Needs, running: Running, found: dict[str, Outcome]) -> None:
+def _lane(parts: Iterable[Part], needs: Needs, running: Running, found: dict[str, Outcome]) -> None:
     for part in parts:
         name, before = part.tier.name, found.get(part.tier.name)
         if before and (before.not_run is not None or running.stopped):

@@ -148,9 +148,10 @@ def test_both_are_there():
 """
 
 
-def test_tiers_of_two_lanes_run_at_the_same_time(tmp_path: Path) -> None:
-    here = {name: tmp_path / name for name in ("hub", "cluster")}
-    for name, other in (("hub", "cluster"), ("cluster", "hub")):
+@pytest.mark.parametrize("pair", [("docker", "cluster"), ("hub", "cluster"), ("hub", "browser")])
+def test_tiers_of_two_lanes_run_at_the_same_time(tmp_path: Path, pair: tuple[str, str]) -> None:
+    here = {name: tmp_path / name for name in pair}
+    for name, other in (pair, pair[::-1]):
         here[name].mkdir()
         meeting = MEET.format(own=str(tmp_path / f"{name}.came"), other=str(tmp_path / f"{other}.came"))
         (here[name] / "test_some.py").write_text(meeting)
@@ -194,7 +195,7 @@ def left_nothing(lasting: SimpleNamespace) -> None:
 
 def test_tiers_that_take_too_long_have_failed(lasting: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "PROGRESS", 0.2)
-    tiers = [Tier("unit", [str(lasting.folder)]), Tier("hub", [str(lasting.folder)])]
+    tiers = [Tier("unit", [str(lasting.folder)]), Tier("docker", [str(lasting.folder)])]
     stopped, next_one = run.run(tiers, lambda: lasting.started.exists() and bool(lasting.started.read_text()))
     assert stopped.failed == 1
     assert (next_one.failed, next_one.not_run) == (1, "all tiers together took too long")

@@ -181,10 +181,11 @@ def test_without_any_node_one_attempt_asks_for_one_and_becomes_the_build(
         assert {release.one(name)["state"] for name in names} == {"queued"}
         node = cluster.workers[-1]
         with labelled(cluster, node, pool):
-            for name in names:
-                build = release.ended(name, LONG)
-                assert (build["state"], build["attempt"], build["node"]) == ("succeeded", 1, node)
-            assert [_uid(pod) for pod in release.pods(asked)] == [_uid(pod)]
+            ended = {name: release.ended(name, LONG) for name in names}
+        assert {(build["state"], build["node"]) for build in ended.values()} == {("succeeded", node)}
+        # The others have so short a grace that a pod which is slow to begin is taken back, which is not counted.
+        assert ended[asked]["attempt"] == 1
+        assert [_uid(pod) for pod in release.pods(asked)] == [_uid(pod)]
 
 
 # ---- Upgrades -----------------------------------------------------------------------------------------------------
