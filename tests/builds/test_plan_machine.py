@@ -476,7 +476,7 @@ class World(RuleBasedStateMachine):
             case _:
                 self.check(build, action)
                 build = self.put(advance(build, action, self.now, self.announce))
-                if isinstance(action, Report):
+                if isinstance(action, Report) or (isinstance(action, Start) and action.opens):
                     self.confirmations.pop(build.name, None)
                     self.inspections.pop((build.name, action.attempt), None)
                 if isinstance(action, Start):
@@ -496,7 +496,8 @@ class World(RuleBasedStateMachine):
     def check(self, build: Build, action: Action) -> None:
         """What an action must never do, seen at the moment it is carried out."""
         if isinstance(action, Start) and action.opens:
-            assert build.status.round == 0 or build.reopened
+            gone = build.name in self.confirmations and self.confirmations[build.name].image is None
+            assert build.status.round == 0 or build.reopened or gone
             build = opened(build, action.attempt, self.now)
         cancelled = build.cancel is not None and build.cancel.round == build.status.round
         match action:
