@@ -40,9 +40,6 @@ from builds.private import Private
 from builds.removal import remove
 from builds.repository import Policy, canonical, is_cloned, short_name
 
-DAEMON_PATIENCE = 30.0
-"""Seconds to wait for a daemon that does not answer: it may be starting, or restarting."""
-
 UNTAG_TIMEOUT = 4.0
 """Seconds: a builder that is told to stop has ten for everything."""
 
@@ -162,13 +159,14 @@ class Attempt:
         return True
 
     def _await_daemon(self) -> None:
-        deadline = time.monotonic() + DAEMON_PATIENCE
+        patience = self.spec.daemon_patience
+        deadline = time.monotonic() + patience
         told = False
         while (trouble := self._daemon_trouble()) is not None:
             if time.monotonic() > deadline:
                 raise Failure(INFRASTRUCTURE, f"The Docker daemon does not answer: {trouble}", counted=False)
             if not told:
-                self.log.say(f"The Docker daemon does not answer; waiting up to {DAEMON_PATIENCE:.0f} s. {trouble}")
+                self.log.say(f"The Docker daemon does not answer; waiting up to {patience:.0f} s. {trouble}")
             told = True
             time.sleep(0.5)
 

@@ -17,6 +17,10 @@ LABEL_OPTIONS = "dev.kiln.options"
 """Of an image: the build's name, `<uid>.<number>` of the attempt that pushed it, and `Options.label`."""
 
 
+DAEMON_PATIENCE = timedelta(seconds=30)
+"""With a daemon that does not answer: it may be restarting."""
+FIRST_DAEMON_PATIENCE = timedelta(minutes=10)
+"""With that of a node which the attempt itself has brought: its image may still have to be pulled."""
 REPLICATION = timedelta(minutes=5)
 """For so long after a push, a host that does not serve the commit is asked again: its replicas may lag."""
 
@@ -63,6 +67,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     just_pushed: bool = False
     """Whether a push named the commit less than `REPLICATION` ago."""
+    daemon_patience: float = DAEMON_PATIENCE.total_seconds()
+    """Seconds to wait for a daemon that does not answer."""
     surroundings: Surroundings = Surroundings()
     refused: str | None = None
     """Why nothing of it may be done, in a sentence."""
@@ -100,6 +106,13 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
         refs=tuple(sorted({cause.ref for cause in build.causes if cause.ref and not is_cloned(cause.ref)})),
         force=any(cause.force for cause in build.unanswered),
         just_pushed=any(cause.push and attempt.written_at - cause.at < REPLICATION for cause in build.unanswered),
+        daemon_patience=_daemon_patience(attempt, surroundings.timeout),
         surroundings=surroundings,
         refused=refused,
     )
+
+
+def _daemon_patience(attempt: Attempt, timeout: float) -> float:
+    """Leaves half of the attempt's time for the build itself."""
+    patience = DAEMON_PATIENCE if attempt.node else FIRST_DAEMON_PATIENCE
+    return min(patience.total_seconds(), timeout / 2)

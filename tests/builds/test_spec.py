@@ -25,6 +25,16 @@ def test_a_webhook_that_was_answered_long_ago_lends_nobody_its_credentials() -> 
     assert spec_for(build("b", pushed("1"), cause("2")), attempt(), AROUND).surroundings.git_credentials is not None
 
 
+@pytest.mark.parametrize(
+    ("node", "timeout", "seconds"), [("n1", 3600, 30), (None, 3600, 600), (None, 400, 200), ("n1", 20, 10)]
+)
+def test_an_attempt_that_brings_its_node_waits_for_the_first_daemon_there(
+    node: str | None, timeout: float, seconds: float
+) -> None:
+    live = replace(attempt(), node=node)
+    assert spec_for(build("b"), live, replace(AROUND, timeout=timeout)).daemon_patience == seconds
+
+
 def test_every_cause_has_its_tags_and_force_is_for_those_who_wait() -> None:
     causes = (cause("1", tags=("main",), force=True), cause("2", tags=("main", "v1"), ref="refs/tags/v1"))
     spec = spec_for(build("b", *causes), attempt(3), AROUND)
