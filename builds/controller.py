@@ -142,6 +142,7 @@ class Controller:
         self._clock = clock
         self._monotonic = monotonic
         self._first_seen: dict[tuple[str, int, Phase], float] = {}
+        self._first_troubled: dict[tuple[str, int, bool], float] = {}
         self._turns = Turns()
         self._unfit: list[Attempt] = []
         self._stopped: set[tuple[str, int]] = set()
@@ -218,6 +219,7 @@ class Controller:
                 sending=frozenset(self._sending),
                 stopped=frozenset(self._stopped),
                 watched=self._watched(world),
+                troubled=self._troubled(world),
                 turns=self._turns,
                 unfit=self._unfit,
             )
@@ -305,6 +307,13 @@ class Controller:
         seen = {(sighting.build, sighting.attempt, sighting.phase) for sighting in world.sightings}
         self._first_seen = {key: self._first_seen.get(key, now) for key in seen}
         return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_seen.items()}
+
+    def _troubled(self, world: World) -> dict[tuple[str, int], timedelta]:
+        """For how long trouble of its present kind has been seen in the way of each attempt."""
+        now = self._monotonic()
+        seen = {(one.build, one.attempt, one.trouble.elsewhere) for one in world.sightings if one.trouble}
+        self._first_troubled = {key: self._first_troubled.get(key, now) for key in seen}
+        return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_troubled.items()}
 
     def _drop(self, open_: set[str]) -> None:
         """Forgets what was known of builds that are not open any more: some end without a word of ours."""

@@ -136,6 +136,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """(build, attempt) that this controller has told to stop."""
     watched: Mapping[tuple[str, int], timedelta] = {}
     """For how long this controller has seen (build, attempt) in its present phase, by a clock that nobody sets."""
+    troubled: Mapping[tuple[str, int], timedelta] = {}
+    """For how long it has seen trouble of the present kind (`Trouble.elsewhere`) in the way of (build, attempt)."""
     turns: Turns = Turns()
     unfit: Sequence[Attempt] = ()
     """Attempts that their node could not take, of builds that have left the watch since."""
@@ -415,9 +417,10 @@ def _give_up(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> St
     One without a node is there to wait for one, and for the daemon on it: what other nodes might cure does not count.
     """
     trouble, waited = sighting.trouble, look.watched(build, live)
+    troubled = look.facts.troubled.get((build.name, live.number), timedelta())
     judged = trouble is not None and not (live.node is None and trouble.elsewhere)
     given_up = Stop(build=build.name, attempt=live.number, reason=Reason.INFRASTRUCTURE)
-    if trouble and judged and waited > look.limits.pending_grace:
+    if trouble and judged and troubled > look.limits.pending_grace:
         return msgspec.structs.replace(given_up, message=trouble.message, unfit=trouble.elsewhere)
     if waited > (PATIENCE if live.node is None else look.limits.build_timeout + BACKSTOP):
         why = trouble.message if trouble else sighting.waiting

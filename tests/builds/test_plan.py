@@ -518,7 +518,8 @@ def test_why_an_attempt_is_pending_is_told() -> None:
 def pends(of: Build, trouble: Trouble | None = None, seconds: float = 61, **more: object) -> list[Action]:
     """What is decided about an attempt that has been seen pending for so long."""
     sighting = sees(of, Phase.PENDING, trouble=trouble, **more)
-    return decide(of, sightings=[sighting], watched={("b", 1): timedelta(seconds=seconds)})
+    waited = {("b", 1): timedelta(seconds=seconds)}
+    return decide(of, sightings=[sighting], watched=waited, troubled=waited)
 
 
 def test_what_is_in_its_way_is_told_at_once_and_it_is_given_up_after_the_grace() -> None:
@@ -530,6 +531,16 @@ def test_what_is_in_its_way_is_told_at_once_and_it_is_given_up_after_the_grace()
         assert only(pends(pending, trouble)) == given_up
     assert only(pends(pending, waiting="Pulling the image.")) == Explain(build="b", waiting="Pulling the image.")
     assert pends(pending) == []
+
+
+def test_what_comes_into_its_way_late_has_the_whole_grace_to_go_again() -> None:
+    """One that has waited for its node for minutes is not taken back for the first word about its container."""
+    for live in (attempt(), unpinned()):
+        pending = build(attempts=(live,))
+        seen = sees(pending, Phase.PENDING, trouble=NOWHERE)
+        for seconds, kind in ((60, Explain), (61, Stop)):
+            times = {"watched": {("b", 1): timedelta(seconds=300)}, "troubled": {("b", 1): timedelta(seconds=seconds)}}
+            assert type(only(decide(pending, sightings=[seen], **times))) is kind
 
 
 def test_a_reason_to_stop_that_is_there_comes_first() -> None:
@@ -614,13 +625,13 @@ def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> No
     actions = decide(build("unfit", attempts=(live,)), build("b"))
     assert only(actions) == Explain(build="b", waiting="Node n1 is left out: No room.")
     pending = build("unfit", attempts=(attempt(),))
-    watched = {("unfit", 1): timedelta(seconds=61)}
+    waited = {("unfit", 1): timedelta(seconds=61)}
     for trouble, explain in [
         (ELSEWHERE, Explain(build="b", waiting=f"Node n1 is left out: {ELSEWHERE.message}")),
         (NOWHERE, Start(build="b", attempt=1, node="n1")),
     ]:
         seen = sees(pending, Phase.PENDING, trouble=trouble)
-        assert decide(pending, build("b"), sightings=[seen], watched=watched)[1:] == [explain]
+        assert decide(pending, build("b"), sightings=[seen], troubled=waited)[1:] == [explain]
 
 
 def test_the_last_attempt_that_a_node_could_not_take_counts() -> None:

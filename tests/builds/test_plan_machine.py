@@ -158,6 +158,7 @@ class World(RuleBasedStateMachine):
         """A new controller knows nothing but the records."""
         self.turns = Turns()
         self.first_seen: dict[tuple[str, int, Phase], timedelta] = {}
+        self.first_troubled: dict[tuple[str, int, bool], timedelta] = {}
         self.stopped: set[tuple[str, int]] = set()
         self.sending: set[tuple[str, str]] = set()
         self.confirming: set[str] = set()
@@ -403,6 +404,8 @@ class World(RuleBasedStateMachine):
         ]
         seen = {(one.build, one.attempt, one.phase) for one in sightings}
         self.first_seen = {key: self.first_seen.get(key, self.elapsed) for key in seen}
+        troubled = {(one.build, one.attempt, one.trouble.elsewhere) for one in sightings if one.trouble}
+        self.first_troubled = {key: self.first_troubled.get(key, self.elapsed) for key in troubled}
         return Facts(
             builds=builds,
             sightings=sightings,
@@ -415,6 +418,7 @@ class World(RuleBasedStateMachine):
             sending=frozenset(self.sending),
             stopped=frozenset(self.stopped),
             watched={key[:2]: self.elapsed - since for key, since in self.first_seen.items()},
+            troubled={key[:2]: self.elapsed - since for key, since in self.first_troubled.items()},
             turns=self.turns,
         )
 
