@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response
 
 from builds.structs import make_ready
 from handlers import binderhub, bodies, builds, documents, events, html, metrics, pages, problems, signin, webhooks
 from handlers.auth import refuse_foreigners
-from handlers.services import Services, services
+from handlers.services import Services, services, this_request
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Services", "create_app"]
 
 HEADERS = {
+    "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     # The only value that parts a page from an opener of its own origin: another user's server may be one.
@@ -36,7 +37,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-UNCACHED = {**HEADERS, "Cache-Control": "no-store"}
+"""Of every answer that has not one of that name itself; they keep a hostile log line or repository name from being
+more than text."""
+_BY_NAME = {name.lower(): (name, value) for name, value in HEADERS.items()}
 
 
 class Application(Flask):
@@ -47,7 +50,14 @@ class Application(Flask):
 
     def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         environ["PATH_INFO"] = re.sub("//+", "/", environ.get("PATH_INFO", ""))
-        return super().wsgi_app(environ, start_response)
+        environ["kiln.began"] = time.perf_counter()
+
+        def start(status: str, headers: list[tuple[str, str]], *failed: Any) -> Callable[[bytes], object]:
+            there = {name.lower() for name, _ in headers}
+            missing = [header for name, header in _BY_NAME.items() if name not in there]
+            return start_response(status, headers + missing, *failed)
+
+        return super().wsgi_app(environ, start)
 
     def url_for(self, endpoint: str, **values: Any) -> str:
         base: str = self.extensions["kiln"].base_path
@@ -72,23 +82,20 @@ def create_app(held: Services) -> Flask:
 
 
 def _begin() -> None:
-    g.began = time.perf_counter()
     if services().loopback_only:
-        refuse_foreigners(request)
+        refuse_foreigners(this_request())
 
 
 def _finish(response: Response) -> Response:
-    """Headers that keep a hostile log line or repository name from being more than text, and one observation."""
+    """What every answer has in common, and one observation."""
+    request = this_request()
     if response.status_code >= HTTPStatus.BAD_REQUEST:
         bodies.drain()
     if not response.response and request.method != "HEAD":
         response.headers.pop("Content-Type", None)  # nothing is not HTML
-    there = {name.lower() for name, _ in response.headers}
-    usual = HEADERS if request.endpoint == "static" else UNCACHED
-    response.headers.extend([(name, value) for name, value in usual.items() if name.lower() not in there])
     route = request.url_rule.rule if request.url_rule else "none"
     request.environ.setdefault("kiln.log", {})["route"] = route
-    seconds = time.perf_counter() - g.get("began", time.perf_counter())
+    seconds = time.perf_counter() - request.environ["kiln.began"]
     method = request.method if request.method in _METHODS else "other"
     metrics.SECONDS.labels(route, method, response.status_code).observe(seconds)
     return response

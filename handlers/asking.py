@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flask import request
-
 from builds.build import Build, Kind, State
 from builds.engines import Ask, NotFound
 from builds.errors import Forbidden
@@ -19,7 +17,7 @@ from eventing.event import Event
 from eventing.wire import is_traceparent
 from handlers import metrics
 from handlers.auth import Identity
-from handlers.services import services
+from handlers.services import services, this_request
 
 MAX_NOTE = 1000
 """Characters of one value in the log: a batch has many ids, and its sender chose them."""
@@ -63,11 +61,11 @@ def accept(asks: Sequence[Ask], via: str) -> list[Build]:
 
 def traceparent(event: Event) -> str | None:
     """The trace that the event is part of (https://www.w3.org/TR/trace-context/), by itself or by its transport."""
-    given = event.extensions.get("traceparent") or request.headers.get("traceparent")
+    given = event.extensions.get("traceparent") or this_request().headers.get("traceparent")
     return given if is_traceparent(given) else None
 
 
 def note(**about: str) -> None:
     """Adds to the log line of this request, which the server writes (`kiln.gunicorn`) from the environ's `kiln.log`."""
     noted = {name: value[:MAX_NOTE] for name, value in about.items()}
-    request.environ.setdefault("kiln.log", {}).update(noted)
+    this_request().environ.setdefault("kiln.log", {}).update(noted)

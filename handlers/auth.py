@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -35,9 +36,8 @@ A = TypeVar("A")
 _SESSION = re.compile(
     r"(?P<signed>(?P<name>[^/]+)\.(?P<expiry>[0-9]{1,12})\.[0-9a-f]{16})\.(?P<mac>[0-9a-f]{64})", re.ASCII
 )
-_FORWARDED = re.compile(
-    r"forwarded|via|x-forwarded.*|x-original-.*|x-real-ip|(x-|x-cluster-|true-)client-ip|cf-connecting-ip",
-    re.IGNORECASE,
+_FORWARDED = re.compile(  # as WSGI spells them
+    r"HTTP_(?:FORWARDED|VIA|X_FORWARDED.*|X_ORIGINAL_.*|X_REAL_IP|(?:X_|X_CLUSTER_|TRUE_)CLIENT_IP|CF_CONNECTING_IP)"
 )
 
 
@@ -241,12 +241,13 @@ def refuse_foreigners(request: Request) -> None:
     hint = "This Kiln answers this machine only; KILN_AUTH says who else may come in."
     if not _loopback(request.headers.get("Host", "")):
         raise Problem(403, f"The Host of the request is not this machine. {hint}")
-    if any(_FORWARDED.fullmatch(name) for name, _ in request.headers):
+    if any(map(_FORWARDED.fullmatch, request.environ)):
         raise Problem(403, f"The request came through a proxy. {hint}")
     if xsrf.foreign_origin(request):
         raise Problem(403, f"The request was made by another site's page. {hint}")
 
 
+@lru_cache(maxsize=64)
 def _loopback(host: str) -> bool:
     """Whether a `Host` header (with or without port) names this machine."""
     try:

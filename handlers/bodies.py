@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from flask import request
+from flask import Request
 
 from handlers.problems import Problem
+from handlers.services import this_request
 
 MAX_DRAIN = 32 << 20
 DRAINING = 10.0
@@ -28,7 +29,8 @@ PATIENCE = 10.0
 def read(limit: int) -> bytes:
     """The request's body. Raises Problem: 413 beyond `limit` bytes, 415 for an encoded one, 400 where it ended before
     its end."""
-    _check_coding()
+    request = this_request()
+    _check_coding(request)
     length = request.content_length
     if length is None and not request.environ.get("wsgi.input_terminated"):
         return b""
@@ -47,7 +49,7 @@ def read(limit: int) -> bytes:
 
 def read_json(limit: int) -> bytes:
     """The same, of a request that says it is JSON: no page of another site can send one unasked. Raises Problem 415."""
-    if request.mimetype != "application/json":
+    if this_request().mimetype != "application/json":
         raise Problem(415, "The body must be JSON, with Content-Type: application/json.")
     return read(limit)
 
@@ -56,7 +58,7 @@ def read_json(limit: int) -> bytes:
 def held(limit: int, usual: int, places: threading.Semaphore) -> Iterator[bytes]:
     """As `read`. One that may be larger than `usual` bytes has one of the `places` while it is worked on: few are in
     memory at the same time. Raises Problem 503 where none becomes free."""
-    length = request.content_length
+    length = this_request().content_length
     if length is not None and (length <= usual or length > limit):
         yield read(limit)
         return
@@ -70,15 +72,16 @@ def held(limit: int, usual: int, places: threading.Semaphore) -> Iterator[bytes]
 
 def drain() -> None:
     """Reads what is left of the request's body, and forgets it."""
-    if not request.environ.get("wsgi.input_terminated"):
+    environ = this_request().environ
+    if not environ.get("wsgi.input_terminated"):
         return
-    stream, deadline, left = request.environ["wsgi.input"], time.monotonic() + DRAINING, MAX_DRAIN
+    stream, deadline, left = environ["wsgi.input"], time.monotonic() + DRAINING, MAX_DRAIN
     with suppress(Exception):  # every server has errors of its own for a bad chunk or a lost connection
         while left > 0 and time.monotonic() < deadline and (piece := stream.read(1 << 16)):
             left -= len(piece)
 
 
-def _check_coding() -> None:
+def _check_coding(request: Request) -> None:
     """RFC 9110, §15.5.16."""
     codings = [coding.strip().lower() for coding in request.headers.get("Content-Encoding", "").split(",")]
     unknown = ", ".join(coding[:40] for coding in codings if coding not in ("", "identity"))

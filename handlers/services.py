@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol, cast
 
-from flask import current_app
+from flask import Request, current_app, request
 
 from builds.engines import Records
 from builds.intake import Intake
@@ -17,6 +17,8 @@ from builds.triggers import Trigger
 from handlers.logs import Viewers
 
 if TYPE_CHECKING:
+    from werkzeug.local import LocalProxy
+
     from handlers.auth import Gate
 
 
@@ -73,4 +75,10 @@ class Services:
 
 def services() -> Services:
     """Of the application that answers the request."""
-    return cast("Services", current_app.extensions["kiln"])
+    held: Services = current_app.extensions["kiln"]
+    return held
+
+
+def this_request() -> Request:
+    """The request itself: Flask's `request` looks it up at each use, which takes as long as decoding a small push."""
+    return cast("LocalProxy[Request]", request)._get_current_object()

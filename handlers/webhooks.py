@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response
 
 from builds.build import Kind
 from builds.engines import Ask, EngineError
 from builds.errors import AskError, Forbidden, Malformed
+from builds.intake import Intake
 from builds.triggers import Wanted, reason, wanted
 from eventing.errors import EventError
 from eventing.event import Event
@@ -25,7 +26,7 @@ from handlers import asking, bodies, metrics
 from handlers.auth import Identity
 from handlers.builds import answer, location
 from handlers.problems import Problem
-from handlers.services import services
+from handlers.services import Services, services, this_request
 
 routes = Blueprint("webhooks", __name__)
 
@@ -50,11 +51,11 @@ def receive(word: str) -> Response:
 
 
 def _receive(word: str) -> Response:
-    dialect = DIALECTS.get(word)
-    secrets = services().webhook_secrets(word) if dialect else ()
+    held, dialect = services(), DIALECTS.get(word)
+    secrets = held.webhook_secrets(word) if dialect else ()
     if dialect is None or not secrets:
         raise Problem(403, "This Kiln has no secret for webhooks of this host.")
-    asks, reasons = _delivered(word, dialect, secrets)
+    asks, reasons = _delivered(held, dialect, secrets)
     if not asks:
         return _nothing(" ".join(dict.fromkeys(reasons)))
     built = asking.accept(asks, via=word)
@@ -62,30 +63,30 @@ def _receive(word: str) -> Response:
     return answer({"builds": builds}, 202)
 
 
-def _delivered(word: str, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Ask], list[str]]:
+def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Ask], list[str]]:
     """What a delivery asks for, and the reasons why it asks for no more. Its body is in memory no longer than this.
 
     Raises Problem, AskError, EventError.
     """
-    headers = dict(request.headers)
-    with bodies.held(MAX_BODY, services().max_body, services().large) as body:
-        dialect.verify(headers, body, secrets, services().now())
+    headers = {name: value for name, value in this_request().headers}  # noqa: C416 (`dict` looks each up again)
+    with bodies.held(MAX_BODY, held.max_body, held.large) as body:
+        dialect.verify(headers, body, secrets, held.now())
         delivered = dialect.parse(headers, body)
         if isinstance(delivered, Ignored):
             return [], [delivered.reason]
         asking.note(event_id=" ".join(event.id for event in delivered))
-        return _asks(delivered, word)
+        return _asks(held, delivered, dialect.word)
 
 
-def _asks(events: Sequence[Event], word: str) -> tuple[list[Ask], list[str]]:
+def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Ask], list[str]]:
     asks: list[Ask] = []
     refusals: list[str] = []
     for event in events:
         with _collected(refusals):
-            if services().intake.is_own(event):
+            if held.intake.is_own(event):
                 refusals.append(OWN)
                 continue
-            for each in _wanted(event, word):
+            for each in _wanted(held, event, word):
                 with _collected(refusals):
                     asks.append(asking.check(each, event, who=Identity(by=_by(word)), kind=Kind.PUSH))
     if refusals:
@@ -104,17 +105,17 @@ def _collected(refusals: list[str]) -> Iterator[None]:
         refusals.append(str(error))
 
 
-def _wanted(event: Event, word: str) -> list[Wanted]:
+def _wanted(held: Services, event: Event, word: str) -> list[Wanted]:
     """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
-    _check_same_host_kind(word, event, ())  # before the host is asked anything
-    found = wanted(services().triggers, event, lambda push: services().intake.default_branch(push, _by(word)))
-    _check_same_host_kind(word, event, found)
+    _check_same_host_kind(held.intake, word, event, ())  # before the host is asked anything
+    found = wanted(held.triggers, event, lambda push: held.intake.default_branch(push, _by(word)))
+    _check_same_host_kind(held.intake, word, event, found)
     return found
 
 
-def _check_same_host_kind(word: str, event: Event, found: Sequence[Wanted]) -> None:
+def _check_same_host_kind(intake: Intake, word: str, event: Event, found: Sequence[Wanted]) -> None:
     try:
-        services().intake.vouch(word, event, found)
+        intake.vouch(word, event, found)
     except Forbidden as error:
         raise Problem(error.status, str(error)) from None
 
