@@ -348,7 +348,8 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def unanswered(self) -> tuple[Cause, ...]:
         """Causes that have not had a terminal event yet."""
-        return tuple(cause for cause in self.causes if cause.key not in self.status.answered)
+        answered = self.status.answered
+        return tuple(cause for cause in self.causes if cause.key not in answered) if answered else self.causes
 
     @property
     def reopened(self) -> bool:

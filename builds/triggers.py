@@ -632,7 +632,7 @@ def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:
     repository = own(trigger.repository) or given.get("repository")
     if repository is None:
         raise CannotBuild(f"The trigger '{trigger.name}' names no repository, and this event is no push.")
-    if push and not _same(repository, push.repository):
+    if push and repository != push.repository and not _same(repository, push.repository):
         push = None
     ref = own(trigger.ref) or (push.ref if push else None)
     if push and ref != push.ref:

@@ -74,9 +74,7 @@ def is_traceparent(value: object) -> TypeGuard[str]:
 def load_json(text: bytes) -> object:
     """The JSON value in UTF-8 `text` (RFC 8259). Raises DecodeError."""
     try:
-        value = json.loads(
-            text.decode(), object_pairs_hook=_object, parse_constant=_not_a_number, parse_float=_finite_number
-        )
+        value = _JSON.decode(text.decode())
     except UnicodeDecodeError as error:
         raise DecodeError(f"This is not UTF-8 (byte {error.start}).") from None
     except json.JSONDecodeError as error:
@@ -175,6 +173,9 @@ def _finite_number(text: str) -> float:
     if not math.isfinite(number):
         raise DecodeError("A number in the JSON is too large.")
     return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_not_a_number, parse_float=_finite_number)
 
 
 def _check(value: object, levels: int) -> None:

@@ -109,13 +109,12 @@ class Secrets:
     def _folder(self, folder: str) -> dict[str, bytes]:
         if self.root is None:
             return {}
-        path = self.root / folder
-        seen = _seen(path)
+        seen = _seen(f"{self.root}/{folder}")
         with self._lock:
             before = self._read.get(folder)
             if before is not None and before[0] == seen:
                 return before[1]
-        values, wrong = _load(_visible(path), folder.partition("/")[0])
+        values, wrong = _load(_visible(self.root / folder), folder.partition("/")[0])
         for file, problem in wrong.items():
             log.error("The secret %s is left out: %s", file, problem)
         with self._lock:
@@ -232,7 +231,7 @@ def _visible(folder: Path) -> list[Path]:
         return []
 
 
-def _seen(folder: Path) -> _Seen:
+def _seen(folder: str) -> _Seen:
     """Changes whenever a file of the folder does. Asked for by every webhook, so without pathlib."""
     found = []
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as files:

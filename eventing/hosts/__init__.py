@@ -12,6 +12,7 @@ from eventing.hosts.forgejo import Forgejo
 from eventing.hosts.gitea import Gitea
 from eventing.hosts.github import GitHub
 from eventing.hosts.gitlab import GitLab
+from eventing.hosts.payload import facts_of
 
 __all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "push_of", "pushed", "word_of"]
 
@@ -31,20 +32,11 @@ def word_of(headers: Mapping[str, str]) -> str | None:
 def push_of(event: Event) -> PushFacts | None:
     """What the push says that this event is, however it travelled; `None` where it is no push.
 
-    It is kept with the event: a webhook needs it four times. Raises DecodeError where its type says push and its data
-    does not.
+    Raises DecodeError where its type says push and its data does not.
     """
-    kept = vars(event)
-    if "push" not in kept:
-        kept["push"] = _read(event)
-    found: PushFacts | None = kept["push"]
-    return found
-
-
-def _read(event: Event) -> PushFacts | None:
     for dialect in DIALECTS.values():
         if event.type in dialect.pushes:
-            return dialect.facts(event)
+            return facts_of(event, dialect.facts)
     return None
 
 

@@ -34,6 +34,7 @@ from eventing.hosts.payload import (
     as_push_of,
     commit_at,
     event_name,
+    facts_of,
     first_text,
     header,
     is_signed,
@@ -145,7 +146,7 @@ class GitHub:
         subject = text_at(payload, _SUBJECTS.get(event, ()))
         type_ = ".".join(["com.github", event, *_type_ends(event, payload)])
         made = payload_event(delivery, source, type_, subject, payload)
-        if made.type in self.pushes and self.facts(made).deleted:
+        if made.type in self.pushes and facts_of(made, self.facts).deleted:
             return Ignored(DELETED)
         return [made]
 

@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from eventing.errors import DecodeError
 from eventing.event import Event
+from eventing.hosts.dialect import PushFacts
 from eventing.http import attribute_text, event_of
 from eventing.wire import each, essence, load_json, load_object
 
@@ -178,6 +179,15 @@ def commit_at(ref: str, after: str, told: str | None) -> str | None:
 def message_of(commit: str | None, commits: Iterable[Commit]) -> str | None:
     """The message of the commit of that hash; `None` where it is not among them."""
     return next((each.message for each in commits if each.id == commit), None)
+
+
+def facts_of(event: Event, read: Callable[[Event], PushFacts]) -> PushFacts:
+    """What `read` finds in the event, which is kept with it: a webhook needs it five times. Raises what `read` does."""
+    kept = vars(event)
+    if "push" not in kept:
+        kept["push"] = read(event)
+    facts: PushFacts = kept["push"]
+    return facts
 
 
 def page_of(repository: str) -> tuple[str, str, str]:
