@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -119,7 +119,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     """Seconds in which a thread waits for the next request of a connection: from thread to thread and back takes a good
     part of what a webhook takes, and a proxy in front of web has one after the other."""
     turn = 0.25
-    """Seconds after which a thread does so no longer: others wait for it."""
+    """Seconds after which a thread does so no longer where others wait for one."""
     linger = 1.0
     """Seconds of silence after which a connection is closed whose client does not close after us: it may not have read
     the answer though not all of its body was read."""
@@ -136,6 +136,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._arriving: dict[Any, float] = {}
         self._leaving: dict[Any, float] = {}
         self._held = 0
+        self._waiting: deque[Any] = deque()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """All threads are there from the start: it shows then whether they can be had, and there are never more.
@@ -171,6 +172,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self.poller.unregister(client)
         self.keepalived_conns.remove(conn)
         self._await(conn)
+
+    def enqueue_req(self, conn: Any) -> None:
+        self._waiting.append(conn)
+        super().enqueue_req(conn)
 
     def _await(self, conn: Any) -> None:
         """Until its request is whole, a connection is with the poller; most are whole at once."""
@@ -309,11 +314,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: Any) -> bool:
         """Whether the connection stays."""
+        self._waiting.popleft()
         until = time.monotonic() + self.turn
         kept = self._answer(conn)
-        while kept and self.alive and time.monotonic() < until and self._asks_again(conn):
+        while kept and self.alive and not self._is_over(until) and self._asks_again(conn):
             kept = self._answer(conn)
         return kept
+
+    def _is_over(self, until: float) -> bool:
+        return bool(self._waiting) and time.monotonic() > until
 
     def _answer(self, conn: Any) -> bool:
         """Whether the connection stays: only where parser and `Arrival` agree on where the next request begins."""
@@ -408,11 +417,15 @@ def _return_memory() -> None:
 
 
 def name_repeated(_worker: Any, req: Any) -> None:
-    """Tells the application which headers were sent twice (`eventing.wire`)."""
-    names = Counter(name.lower() for name, _ in req.headers)
-    repeated = sorted(name for name, number in names.items() if number > 1)
-    own = [(REPEATED.upper(), ",".join(repeated))] if repeated else []
-    req.headers = [header for header in req.headers if header[0].lower() != REPEATED] + own
+    """Tells the application which headers were sent twice (`eventing.wire`); gunicorn gives names in upper case."""
+    names = Counter(name for name, _ in req.headers)
+    repeated = sorted(name.lower() for name, number in names.items() if number > 1)
+    if repeated or _OWN in names:
+        own = [(_OWN, ",".join(repeated))] if repeated else []
+        req.headers = [header for header in req.headers if header[0] != _OWN] + own
+
+
+_OWN = REPEATED.upper()
 
 
 def _address(listener: Any) -> str:
