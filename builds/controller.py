@@ -52,10 +52,12 @@ from builds.plan import (
 )
 from builds.record import Announce, advance, delivered, undelivered
 from builds.removal import DELETING
+from builds.statuses import Statuses
 from builds.structs import make_ready
 from eventing.event import Event
 from eventing.pulse import Pulse
 from eventing.sinks import Outcome, Sink, pause, wanted
+from eventing.statuses import HostSink
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ NO_SINK = Outcome(delivered=False, final=True, error="No sink of that name is co
 class Courier(Protocol):
     """Gives events to sinks; never blocks. `done` may be called from any thread."""
 
-    def send(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None: ...
+    def send(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None: ...
 
 
 class Confirmer(Protocol):
@@ -126,6 +128,7 @@ class Controller:
         confirmer: Confirmer,
         inspector: Inspector,
         events: Callable[[Build, Word, int, datetime, Cause | None], Event],
+        statuses: Statuses | None = None,
         pulse: Pulse | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
@@ -134,6 +137,7 @@ class Controller:
         self._engine = engine
         self._limits = limits
         self._sinks: Mapping[str, Sink] = {sink.name: sink for sink in sinks}
+        self._statuses = statuses
         self._courier = courier
         self._confirmer = confirmer
         self._inspector = inspector
@@ -396,14 +400,21 @@ class Controller:
             words = {"kiln": [told]}
             if any(sink.format == "cdevents" for sink in self._sinks.values()):
                 words["cdevents"] = chain.events(after, word, attempt, told, cause)
+            hosts = self._statuses.wanted(after, cause) if self._statuses else ()
             return [
-                (event, tuple(name for name, sink in sinks.items() if wanted(sink, event.type, told.type)))
+                (event, tuple(self._wanting(form, event.type, told.type)) + (hosts if event is told else ()))
                 for form, events in words.items()
-                if (sinks := {name: sink for name, sink in self._sinks.items() if sink.format == form})
                 for event in events
             ]
 
         return announce
+
+    def _wanting(self, form: str, *types: str) -> Iterator[str]:
+        """The names of the sinks that are told of such events in that form."""
+        return (name for name, sink in self._sinks.items() if sink.format == form and wanted(sink, *types))
+
+    def _sink(self, name: str, build: Build) -> Sink | HostSink | None:
+        return self._sinks.get(name) or (self._statuses.sink(name, build) if self._statuses else None)
 
     def _after(self, build: Build, action: Action) -> None:
         """What follows a write: the effect, and what is worth telling."""
@@ -473,7 +484,7 @@ class Controller:
 
     def _deliver(self, build: Build, deliver: Deliver) -> Build | None:
         event = next(a.event for a in build.status.outbox if a.event.id == deliver.event)
-        sink = self._sinks.get(deliver.sink)
+        sink = self._sink(deliver.sink, build)
         if sink is None:
             self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=NO_SINK))
             return build
@@ -543,15 +554,15 @@ class Controller:
             for delivery in announcement.deliveries:
                 under_way = (delivery.event, delivery.sink) in self._sending
                 if delivery.state is DeliveryState.PENDING and not under_way:
-                    self._send_once(announcement.event, delivery.sink, build.name)
+                    self._send_once(announcement.event, delivery.sink, build)
 
-    def _send_once(self, event: Event, name: str, build: str) -> None:
+    def _send_once(self, event: Event, name: str, build: Build) -> None:
         def done(outcome: Outcome) -> None:
             metrics.DELIVERIES.labels(_word(outcome)).inc()
             if not outcome.delivered:
-                self._dead(build, event.id, name, outcome.error or "refused")
+                self._dead(build.name, event.id, name, outcome.error or "refused")
 
-        sink = self._sinks.get(name)
+        sink = self._sink(name, build)
         if sink is None:
             done(NO_SINK)
         else:

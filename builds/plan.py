@@ -36,6 +36,7 @@ from builds.build import (
     Timings,
     shortened,
 )
+from eventing.sinks import keeps_order
 
 MAX_UNCOUNTED = 10
 """Attempts in one round, counted or not: a node that keeps dying must not build for ever."""
@@ -646,15 +647,15 @@ def _deliveries(build: Build, look: _Look) -> Iterator[Action]:
     """Events that are due at a sink. Every one is tried at least once, however late we are.
 
     The first tries of a build's events are made one after the other, so that a sink that answers hears of them in
-    their order; one that fails holds none of the later ones up.
+    their order; one that fails holds none of the later ones up, except where only the order is of use.
     """
-    untried: set[str] = set()
+    waited_for: set[str] = set()
     for announcement in build.status.outbox:
         for delivery in announcement.deliveries:
-            if delivery.state is not DeliveryState.PENDING or delivery.sink in untried:
+            if delivery.state is not DeliveryState.PENDING or delivery.sink in waited_for:
                 continue
-            if not delivery.tries:
-                untried.add(delivery.sink)
+            if not delivery.tries or keeps_order(delivery.sink):
+                waited_for.add(delivery.sink)
             if (delivery.event, delivery.sink) in look.facts.sending:
                 continue
             if delivery.tries and look.now - announcement.at >= look.limits.delivery_period:

@@ -21,6 +21,7 @@ import msgspec
 from eventing.errors import SinkError
 from eventing.event import Event, Format, Scalar
 from eventing.sinks import STOPPED, Headers, Outcome, Sink
+from eventing.statuses import HostSink
 
 
 class Courier:
@@ -41,8 +42,8 @@ class Courier:
         self._thread = threading.Thread(target=self._transport.run, name="courier", daemon=True)
         self._thread.start()
 
-    def send(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
-        """Sends the event to the sink, and returns at once.
+    def send(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None:
+        """Sends the event to the sink, or tells the Git host of it, and returns at once.
 
         `done` is called exactly once, in the courier's thread (so it must be quick), or in this one after `close()`.
         """

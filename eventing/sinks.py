@@ -87,6 +87,14 @@ def wanted(sink: Sink, *types: str) -> bool:
     return any(fnmatchcase(each, glob) for each in types for glob in sink.types)
 
 
+def keeps_order(name: str) -> bool:
+    """Whether what goes to the sink of that name is of use in its order only: a status replaces the one before it.
+
+    Those have names with a `/`, which the configured ones have not.
+    """
+    return "/" in name
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one send."""
 

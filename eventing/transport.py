@@ -1,7 +1,8 @@
 """What happens in the courier's thread: the exchanges themselves, on asyncio and aiohttp.
 
 Each sink has a lane of its own: its connections, its name look-ups and its limit of sends at a time. So the most that a
-sink can hold up is itself, and a thousand events for a silent one take `LANE_WIDTH` sockets.
+sink can hold up is itself, and a thousand events for a silent one take `LANE_WIDTH` sockets. A Git host is one sink in
+that, whatever is said to it: one thing at a time, as GitHub asks for, and nothing while it asks to be left alone.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import ssl
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,6 +32,8 @@ from eventing.event import Event
 from eventing.http import encode
 from eventing.pulse import Pulse
 from eventing.sinks import STOPPED, Headers, Outcome, Sink, judge, seconds_until, unanswered
+from eventing.statuses import Answer, HostSink, Request, redirected
+from eventing.statuses.exchange import MAX_REDIRECTS
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +41,12 @@ TIMEOUT = 10.0
 """Seconds for one exchange in all: look-up, connection, request and answer, however slowly it trickles."""
 LANE_WIDTH = 8
 """Sends at a time to one sink."""
+HOST_WIDTH = 1
+"""Things that are said at a time to one Git host."""
 ANSWER_READ = 64 * 1024
 """Bytes of an answer's body that are read (and dropped), so that the connection can serve again."""
+HOST_ANSWER_READ = 8 * 2**20
+"""Bytes of a Git host's answer: a page of comments may be long."""
 BEAT = 2.0
 """Seconds between two signs of life."""
 BURST_TRIES, BURST_SECONDS = 3, 5.0
@@ -69,7 +76,7 @@ class Transport:
         self.pulse.beat()
         self._loop.call_later(BEAT, self._beat)
 
-    def submit(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
+    def submit(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None:
         """Begins a send. `done` gets its outcome, whatever happens to it."""
         self._loop.call_soon_threadsafe(self._begin, event, sink, done)
 
@@ -80,12 +87,13 @@ class Transport:
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def _begin(self, event: Event, sink: Sink, done: Callable[[Outcome], None]) -> None:
+    def _begin(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None:
         def finished(task: asyncio.Task[Outcome]) -> None:
             self._sends.discard(task)
             done(_outcome_of(task))
 
-        task = self._loop.create_task(self._send(event, sink))
+        send = self._tell(event, sink) if isinstance(sink, HostSink) else self._send(event, sink)
+        task = self._loop.create_task(send)
         self._sends.add(task)
         task.add_done_callback(finished)  # not in the coroutine: one that is cancelled before it began never runs
 
@@ -110,12 +118,23 @@ class Transport:
 
         return await _burst(once)
 
+    async def _tell(self, event: Event, sink: HostSink) -> Outcome:
+        lane = self._lanes.get(sink.lane) or self._lanes.setdefault(sink.lane, _Lane(HOST_WIDTH))
+
+        async def once() -> Outcome:
+            async with lane.places:
+                return await _conversation(lane, event, sink)
+
+        return await _burst(once)
+
 
 class _Lane:
-    def __init__(self) -> None:
-        self.places = asyncio.Semaphore(LANE_WIDTH)
+    def __init__(self, width: int = LANE_WIDTH) -> None:
+        self.places = asyncio.Semaphore(width)
+        self.rests: dict[str, float] = {}
+        """Until when (by the loop's clock) a host asks who comes with these credentials to stay away."""
         self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=LANE_WIDTH, resolver=aiohttp.ThreadedResolver()),
+            connector=aiohttp.TCPConnector(limit=width, resolver=aiohttp.ThreadedResolver()),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),  # `_exchange` has its own: this one rounds up to whole seconds
             auto_decompress=False,
@@ -173,6 +192,59 @@ async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, he
     return await _request(session, "POST", sink, _merged(_token(sink), headers(sink.name), ours), body)
 
 
+async def _conversation(lane: _Lane, event: Event, sink: HostSink) -> Outcome:
+    """Tells a Git host of an event, unless it has asked to be left alone."""
+    now, headers = asyncio.get_running_loop().time, sink.headers
+    who = headers.get("Authorization", "")
+    if (left := lane.rests.get(who, 0.0) - now()) > 0:
+        return Outcome(delivered=False, final=False, error="it asks to be left alone for a while", retry_after=left)
+    talk = sink.talk(event)
+    try:
+        request = next(talk)
+        while True:
+            request = talk.send(await _asked(lane.session, request, headers, sink.ca))
+    except StopIteration as end:
+        outcome: Outcome = end.value
+    except (aiohttp.ClientError, OSError) as error:
+        outcome = unanswered(_why(error))
+    if outcome.retry_after:
+        lane.rests[who] = now() + outcome.retry_after
+    return outcome
+
+
+async def _asked(
+    session: aiohttp.ClientSession, request: Request, headers: Mapping[str, str], ca: str | None
+) -> Answer:
+    """The answer of a Git host, which may have moved what is asked for within itself. Raises OSError and aiohttp's."""
+    for _ in range(MAX_REDIRECTS):
+        answer = await _exchanged(session, request, headers, ca)
+        moved = redirected(request, answer)
+        if moved is None:
+            break
+        request = moved
+    return answer
+
+
+async def _exchanged(
+    session: aiohttp.ClientSession, request: Request, headers: Mapping[str, str], ca: str | None
+) -> Answer:
+    async with (
+        asyncio.timeout(TIMEOUT),
+        session.request(
+            request.method,
+            request.url,
+            json=request.body,
+            headers=_merged({"User-Agent": "kiln"}, headers),
+            allow_redirects=False,
+            ssl=_trust(ca),
+            proxy=_proxy(request.url),
+        ) as answer,
+    ):
+        body = await _read(answer, HOST_ANSWER_READ)
+        named = {name.lower(): value for name, value in answer.headers.items()}
+        return Answer(status=answer.status, headers=named, body=body, at=datetime.now(UTC))
+
+
 async def _request(
     session: aiohttp.ClientSession, method: str, sink: Sink, headers: dict[str, str], body: bytes | None = None
 ) -> Outcome:
@@ -189,7 +261,7 @@ async def _request(
                 proxy=_proxy(sink.url),
             ) as answer,
         ):
-            await _drop(answer)
+            await _read(answer, ANSWER_READ)
             return judge(answer.status, seconds_until(answer.headers.get("Retry-After"), datetime.now(UTC)))
     except (aiohttp.ClientError, OSError) as error:
         return unanswered(_why(error))
@@ -208,15 +280,16 @@ def options(sink: Sink, headers: Headers, origin: str) -> Outcome:
         return runner.run(ask())
 
 
-async def _drop(answer: aiohttp.ClientResponse) -> None:
-    """Reads the body to its end or its bound. A body that breaks off changes nothing: the status has been said."""
-    read = 0
+async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body to its end or its bound. A body that breaks off changes nothing: the status has been said."""
+    read = bytearray()
     with suppress(aiohttp.ClientPayloadError):
         async for piece in answer.content.iter_any():
-            read += len(piece)
-            if read > ANSWER_READ:
+            read += piece
+            if len(read) > most:
                 answer.close()
-                return
+                break
+    return bytes(read[:most])
 
 
 def _merged(*headers: Any) -> dict[str, str]:

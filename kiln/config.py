@@ -1,8 +1,7 @@
 """The YAML file: triggers, sinks, hosts, repositories. Every error names its place, as in `triggers[0].push.branches`.
 
 A key that is there twice, one that nobody knows and one without a value are errors: each is a slip of the editor, which
-would make a rule silently another one. What only a later version can do is refused as well: a section that is accepted
-and does nothing is a promise.
+would make a rule silently another one.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from builds.options import Options
 from builds.plan import Word
 from builds.private import Private, PrivateRule
 from builds.repository import KNOWN_HOSTS, HostKind, canonical
+from builds.statuses import HostRule
 from builds.triggers import DEFAULT, Trigger, TriggerRule
 from builds.triggers import read as read_triggers
 from eventing.cdevents import TYPES
@@ -36,7 +36,6 @@ from kiln.yamlfile import Document, document
 
 MAX_SINKS = 50
 """A record keeps every event that a sink has not taken, with how it stands at each of them."""
-LATER = "is not in this version of Kiln"
 
 LEAST_POLL = 60.0
 """Seconds between two looks at a repository: what has to be known sooner is a webhook's job."""
@@ -50,12 +49,13 @@ T = TypeVar("T")
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """What the file says. `hosts` are by `host` or `host:port`, and so are `accounts`, the names of Kiln's own accounts
-    there; `allowed_images` are patterns."""
+    there, and `statuses`, what is told to them; `allowed_images` are patterns."""
 
     triggers: tuple[Trigger, ...] = DEFAULT
     sinks: tuple[Sink, ...] = ()
     hosts: Mapping[str, HostKind] = {}
     accounts: Mapping[str, str] = {}
+    statuses: Mapping[str, HostRule] = {}
     repositories: tuple[Listed, ...] = ()
     insecure_registries: tuple[str, ...] = ()
     private: tuple[PrivateRule, ...] = ()
@@ -132,14 +132,12 @@ class _Reader:
         self.problems: list[str] = []
 
     def config(self) -> Config:
-        known = [name for name in Config.__struct_fields__ if name != "accounts"]  # part of `hosts`
+        known = [name for name in Config.__struct_fields__ if name not in ("accounts", "statuses")]  # of `hosts`
         for name in sorted(self._sections.keys() - {*known}):
             self.problems.append(f"{name}: there is no such section{_meant(name, known)}")
         hosts = dict(self._hosts())
         kinds = {name: host.kind for name, host in hosts.items()}
         for name, host in hosts.items():
-            if host.statuses:
-                self.problems.append(f"hosts.{name}.statuses: setting commit statuses {LATER}")
             if host.kind != KNOWN_HOSTS.get(name, host.kind):
                 self.problems.append(f"hosts.{name}.kind: this is a {KNOWN_HOSTS[name]} host, and need not be named")
         return Config(
@@ -147,6 +145,7 @@ class _Reader:
             sinks=self._sinks(),
             hosts=kinds,
             accounts={name: host.account for name, host in hosts.items() if host.account is not None},
+            statuses={name: HostRule(statuses=True) for name, host in hosts.items() if host.statuses},
             repositories=tuple(self._repositories(kinds)),
             insecure_registries=self._registries(),
             private=tuple(self._private()),

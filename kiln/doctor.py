@@ -71,6 +71,10 @@ def _describe(kiln: Kiln, say: Say) -> None:
     say(f"triggers: {', '.join(trigger.name for trigger in kiln.config.triggers) or 'none'}")
     say(f"sinks: {', '.join(sink.name for sink in kiln.sinks) or 'none'}")
     say(f"webhooks: {', '.join(word for word in DIALECTS if secrets.webhooks(word)) or 'none has a secret'}")
+    for host, rule in kiln.config.statuses.items():
+        say(f"told of builds: {host}, {', '.join(rule.words)}")
+        if secrets.statuses(host) is None:
+            say(f"warning: there is no credential in statuses/{host}, so nothing can be said there")
     for listed in kiln.config.repositories:
         every = "looked at by `kiln sync` only" if listed.poll is None else f"looked at every {listed.poll:g} s"
         say(f"repository: {listed.url}, {every}")

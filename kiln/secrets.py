@@ -1,4 +1,5 @@
-"""The folder of secrets: `webhooks/<word>/<any>`, `api-tokens/<name>`, `git-credentials`, `headers/<sink>`.
+"""The folder of secrets: `webhooks/<word>/<any>`, `api-tokens/<name>`, `git-credentials`, `headers/<sink>`,
+`statuses/<host>`.
 
 A file is a secret. Files are looked at on every use and read again when they changed, so that a rotated Secret (in
 Kubernetes a swapped symlink) holds from then on without a restart. What is wrong with a file is told at the start;
@@ -20,9 +21,7 @@ from kiln.errors import SecretsError
 
 log = logging.getLogger("kiln.secrets")
 
-FOLDERS = ("webhooks", "api-tokens", "git-credentials", "headers")
-LATER = frozenset({"statuses"})
-"""Known names for parts that are not in this version: a folder that serves a newer one as well is no mistake."""
+FOLDERS = ("webhooks", "api-tokens", "git-credentials", "headers", "statuses")
 LARGEST = 64 * 2**10
 
 OURS = frozenset(
@@ -69,25 +68,34 @@ class Secrets:
         secret = self._folder("headers").get(sink)
         return {} if secret is None else _headers(secret)
 
+    def statuses(self, host: str) -> str | None:
+        """What lets in to set statuses at a host: a token, or lines in git's store format."""
+        found = self._folder("statuses")
+        secret = next((found[name] for name in _file_names(host) if name in found), None)
+        return None if secret is None else secret.decode()
+
     @property
     def git_credentials(self) -> Path | None:
         """Where credentials in git's store format are, if anywhere: a file, or a folder of such files."""
         return None if self.root is None else self.root / "git-credentials"
 
-    def check(self, *, words: Collection[str], sinks: Collection[str]) -> None:
-        """Raises SecretsError with all that is wrong; `words` are the webhook routes, `sinks` the sinks there are."""
+    def check(self, *, words: Collection[str], sinks: Collection[str], hosts: Collection[str]) -> None:
+        """Raises SecretsError with all that is wrong; `words` are the webhook routes, `sinks` the sinks there are,
+        `hosts` those that are told of builds."""
         if self.root is None:
             return
         if not self.root.is_dir():
             raise SecretsError([f"KILN_SECRETS_DIR: {self.root} is not a folder"])
         try:
-            problems = list(self._problems(self.root, words, sinks))
+            problems = list(self._problems(self.root, words, sinks, hosts))
         except OSError as error:
             problems = [f"{error.filename}: cannot be read ({error.strerror})"]
         if problems:
             raise SecretsError(problems)
 
-    def _problems(self, root: Path, words: Collection[str], sinks: Collection[str]) -> Iterator[str]:
+    def _problems(
+        self, root: Path, words: Collection[str], sinks: Collection[str], hosts: Collection[str]
+    ) -> Iterator[str]:
         yield from _strangers(root, FOLDERS)
         yield from _strangers(root / "webhooks", words)
         for path in self._folders():
@@ -98,6 +106,7 @@ class Secrets:
             else:
                 yield f"{path}: must be a folder of secrets"
         yield from _strangers(root / "headers", sinks)
+        yield from _strangers(root / "statuses", [name for host in hosts for name in _file_names(host)])
         yield from _twins(root / "api-tokens")
 
     def _folders(self) -> list[Path]:
@@ -125,10 +134,13 @@ class Secrets:
 def _strangers(folder: Path, known: Collection[str]) -> Iterator[str]:
     """Names that nothing will ever read."""
     for path in _visible(folder):
-        if path.name in LATER:
-            log.warning("The secrets in %s are for a part that is not in this version of Kiln.", path)
-        elif path.name not in known:
+        if path.name not in known:
             yield f"{path}: nothing reads this; known here: {', '.join(sorted(known)) or 'none'}"
+
+
+def _file_names(host: str) -> tuple[str, ...]:
+    """What a host's file may be called: the keys of a Secret in Kubernetes have no colon."""
+    return tuple(dict.fromkeys((host, host.replace(":", "_"))))
 
 
 def _twins(folder: Path) -> Iterator[str]:
@@ -168,9 +180,11 @@ def _secret(path: Path, kind: str) -> bytes:
             _headers(secret)
         case "git-credentials":
             _check_credentials(secret)
+        case "statuses" if b"://" in secret:
+            _check_credentials(secret)
         case _:
             _check_one_line(secret)
-            if kind == "api-tokens" and not re.fullmatch(rb"[\x20-\x7e]+", secret):
+            if kind in ("api-tokens", "statuses") and not re.fullmatch(rb"[\x20-\x7e]+", secret):
                 raise ValueError("holds what no Authorization header can: printable ASCII only")
     return secret
 

@@ -51,8 +51,11 @@ if TYPE_CHECKING:
     from builds.engines.local import LocalEngine
     from builds.intake import Intake, Lookups, Resolver
     from builds.plan import Limits, Word
+    from builds.repository import Repository
+    from builds.statuses import Statuses
     from builds.sync import Sync
     from eventing.event import Event
+    from eventing.statuses import Login
     from handlers.hub import HubService
     from handlers.services import Sessions
 
@@ -93,7 +96,8 @@ def load(environ: Mapping[str, str]) -> Kiln:
     names = [sink.name for sink in sinks]
     if names.count("k-sink") > 1:
         problems.append("sinks: k-sink is the name of the one that K_SINK injects")
-    _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names))
+    _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names, hosts=configured.statuses))
+    problems += _untold(found, configured, folder)
     problems += _wrong_registry_configs(found, _registry_config(found, environ))
     problems += _too_much(found, configured)
     if policy is not None and images is not None:
@@ -122,6 +126,19 @@ def _refused(configured: Config, policy: Policy, images: ImagePolicy) -> Iterato
             policy.check(canonical(listed.url, configured.hosts))
         except RepositoryError as error:
             yield f"repositories[{index}].url: {error}"
+
+
+def _untold(found: Settings, configured: Config, folder: Secrets) -> Iterator[str]:
+    """Hosts that are to be told of builds and cannot be."""
+    from builds.clients.git import credentials_in  # noqa: PLC0415
+
+    for name in configured.statuses:
+        if found.public_url is None:
+            yield f"hosts.{name}: what a host is told of a build links to its page, so KILN_PUBLIC_URL must be set"
+        for credential in credentials_in(folder.statuses(name) or ""):
+            place = credential.origin.partition("://")[2]
+            if name not in (place, place.rpartition(":")[0]):
+                yield f"statuses/{name}: holds a credential for {place}, where nothing is sent with it"
 
 
 def _image_policy(found: Settings, configured: Config) -> ImagePolicy:
@@ -500,6 +517,7 @@ def run_controller(kiln: Kiln) -> None:
                         engine,
                         limits=limits(kiln.settings),
                         sinks=kiln.sinks,
+                        statuses=statuses(kiln),
                         courier=courier,
                         confirmer=confirmer,
                         inspector=confirmer.inspect,
@@ -533,6 +551,37 @@ def _engine(
         with closing(cluster):
             cluster.begin()
             yield cluster, lambda: cluster.leading(stop), cluster.pulses
+
+
+def statuses(kiln: Kiln) -> Statuses | None:
+    """The Git hosts that are told of builds, if any."""
+    found, configured = kiln.settings, kiln.config
+    if not configured.statuses or found.public_url is None:
+        return None
+    from builds.clients.git import trusted_certificates  # noqa: PLC0415
+    from builds.statuses import Statuses, page_address  # noqa: PLC0415
+
+    return Statuses(
+        hosts=configured.hosts,
+        rules=configured.statuses,
+        logins=functools.partial(login_at, kiln),
+        pages=page_address(found.public_url, found.base_path),
+        ca=trusted_certificates(),
+    )
+
+
+def login_at(kiln: Kiln, host: str, repository: Repository) -> Login | None:
+    """What is in `statuses/<host>` for a repository: the token, or the line with the longest path that fits."""
+    from builds.clients.git import credential_for, credentials_in  # noqa: PLC0415
+    from eventing.statuses import Login  # noqa: PLC0415
+
+    secret = kiln.secrets.statuses(host)
+    if secret is None:
+        return None
+    if "://" not in secret:
+        return Login(secret=secret)
+    fitting = credential_for(repository, credentials_in(secret))
+    return fitting and Login(user=fitting.user, secret=fitting.password)
 
 
 def limits(found: Settings) -> Limits:

@@ -13,6 +13,7 @@ from builds.triggers import PUSHES
 from kiln import doctor
 
 ENVIRONMENT = {"KILN_IMAGE_PREFIX": "registry.example/org/"}
+PUBLIC = {"KILN_PUBLIC_URL": "http://127.0.0.1:8000"}
 
 PEM = r"-----BEGIN CERTIFICATE-----\nxx\n-----END CERTIFICATE-----"
 
@@ -498,8 +499,27 @@ def test_what_the_documents_show(tmp_path: Path, document: str) -> None:
     shown = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if block.startswith("triggers:")]
     assert shown
     for block in shown:
-        status, said = check(tmp_path, block)
+        status, said = check(tmp_path, block, **PUBLIC)
         assert status == 0, said
+
+
+def test_a_host_is_told_with_a_link_and_a_credential_of_its_own(tmp_path: Path) -> None:
+    text = "hosts: {git.example: {kind: gitlab, statuses: true}}"
+    refused(check(tmp_path, text), ("hosts.git.example", "KILN_PUBLIC_URL"))
+    status, said = check(tmp_path, text, **PUBLIC)
+    assert (status, "warning: there is no credential in statuses/git.example" in said) == (0, True)
+    folder = tmp_path / "secrets" / "statuses"
+    folder.mkdir(parents=True)
+    settings = {**PUBLIC, "KILN_SECRETS_DIR": str(folder.parent)}
+    (folder / "git.example").write_text("https://kiln:canary@other.example/lab\n")
+    refused(check(tmp_path, text, **settings), ("statuses/git.example", "other.example"))
+    (folder / "git.example").write_text("https://kiln:canary@git.example/lab\n")
+    status, said = check(tmp_path, text, **settings)
+    assert status == 0, said
+    assert "told of builds: git.example, statuses" in said
+    assert "warning: there is no credential in statuses" not in said
+    assert "canary" not in said
+    refused(check(tmp_path, "", **settings), (f"{folder}/git.example: nothing reads this",))
 
 
 def test_images_that_the_file_allows(tmp_path: Path) -> None:

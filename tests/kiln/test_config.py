@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.repository import HostKind
+from builds.statuses import HostRule
 from kiln.config import MAX_SINKS, Config, parse, pod_template, read
 from kiln.errors import ConfigError
 
@@ -38,6 +39,7 @@ def test_the_example_of_the_docs_is_valid() -> None:
     assert [sink.name for sink in config.sinks] == ["hub"]
     assert config.hosts == {"git.example.edu": HostKind.GITLAB}
     assert config.accounts == {"git.example.edu": "kiln"}
+    assert config.statuses == {"git.example.edu": HostRule(statuses=True)}
     assert [one.url for one in config.repositories] == ["https://git.example.edu/courses/stats"]
 
 
@@ -134,18 +136,6 @@ def test_no_triggers_is_not_the_default_trigger() -> None:
 def test_an_error_names_its_place(text: str, problem: str) -> None:
     (told,) = problems(text)
     assert told.startswith(problem)
-
-
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [
-        ("hosts: {a.example: {kind: gitlab, statuses: true}}", "hosts.a.example.statuses"),
-    ],
-)
-def test_what_a_later_version_does_is_refused_and_not_ignored(text: str, place: str) -> None:
-    (told,) = problems(text)
-    assert told.startswith(f"{place}: ")
-    assert told.endswith("is not in this version of Kiln")
 
 
 def test_all_errors_are_told_together() -> None:

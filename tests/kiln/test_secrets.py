@@ -11,7 +11,7 @@ from builds.clients.git import credentials
 from kiln.errors import SecretsError
 from kiln.secrets import Secrets
 
-WORDS, SINKS = ("github",), ("hub",)
+WORDS, SINKS, HOSTS = ("github",), ("hub",), ("git.example",)
 
 
 def put(root: Path, name: str, content: bytes | str) -> Path:
@@ -23,13 +23,13 @@ def put(root: Path, name: str, content: bytes | str) -> Path:
 
 def problems(root: Path) -> str:
     with pytest.raises(SecretsError) as caught:
-        Secrets(root).check(words=WORDS, sinks=SINKS)
+        Secrets(root).check(words=WORDS, sinks=SINKS, hosts=HOSTS)
     return str(caught.value)
 
 
 def test_without_a_folder_there_are_no_secrets() -> None:
     secrets = Secrets(None)
-    secrets.check(words=WORDS, sinks=SINKS)
+    secrets.check(words=WORDS, sinks=SINKS, hosts=HOSTS)
     assert (secrets.webhooks("github"), secrets.api_tokens(), secrets.headers("hub")) == ((), {}, {})
     assert credentials(secrets.git_credentials) == ()
 
@@ -44,7 +44,7 @@ def test_a_file_is_the_secret_without_one_trailing_newline(tmp_path: Path) -> No
 def test_git_credentials_are_a_file_or_a_folder_of_files(tmp_path: Path, name: str) -> None:
     path = put(tmp_path, name, "https://ada:canary-0b1e@git.example.edu/team\n")
     secrets = Secrets(tmp_path)
-    secrets.check(words=WORDS, sinks=SINKS)
+    secrets.check(words=WORDS, sinks=SINKS, hosts=HOSTS)
     (found,) = credentials(secrets.git_credentials)
     assert (found.user, found.password) == ("ada", "canary-0b1e")
     path.write_text("\n")
@@ -76,7 +76,7 @@ def test_a_rotation_as_kubernetes_does_it(tmp_path: Path) -> None:
     (mount / "..data").symlink_to("..2026_1")
     (mount / "secret").symlink_to("..data/secret")
     secrets = Secrets(tmp_path)
-    secrets.check(words=WORDS, sinks=SINKS)
+    secrets.check(words=WORDS, sinks=SINKS, hosts=HOSTS)
     assert secrets.webhooks("github") == (b"old",)
     put(mount, "..2026_2/secret", "new")
     (mount / "..tmp").symlink_to("..2026_2")
@@ -107,10 +107,28 @@ def test_what_is_wrong_is_told_together_and_never_what_a_file_holds(tmp_path: Pa
     assert "canary" not in told
 
 
-def test_secrets_for_a_later_version_are_no_mistake(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    put(tmp_path, "statuses/github.com", "s")
-    Secrets(tmp_path).check(words=WORDS, sinks=SINKS)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
+def test_what_lets_in_at_a_host_is_a_token_or_lines_of_gits_store(tmp_path: Path) -> None:
+    """The keys of a Secret in Kubernetes have no colon."""
+    put(tmp_path, "statuses/git.example", "a-token\n")
+    put(tmp_path, "statuses/other.example_8443", "https://kiln:token@other.example:8443/lab\n")
+    put(tmp_path, "statuses/spare.example:8443", "another")
+    secrets = Secrets(tmp_path)
+    secrets.check(words=WORDS, sinks=SINKS, hosts=("git.example", "other.example:8443", "spare.example:8443"))
+    assert secrets.statuses("git.example") == "a-token"
+    assert secrets.statuses("other.example:8443") == "https://kiln:token@other.example:8443/lab"
+    assert secrets.statuses("spare.example:8443") == "another"
+    assert secrets.statuses("absent.example") is None
+
+
+def test_what_lets_in_nowhere_is_told(tmp_path: Path) -> None:
+    put(tmp_path, "statuses/git.exampel", "canary")
+    put(tmp_path, "statuses/git.example", "https://nobody-canary.example/lab")
+    told = problems(tmp_path)
+    assert f"{tmp_path}/statuses/git.exampel: nothing reads this; known here: git.example" in told
+    assert f"{tmp_path}/statuses/git.example: line 1 is no credential" in told
+    put(tmp_path, "statuses/git.example", "two canary\nlines")
+    assert f"{tmp_path}/statuses/git.example: holds several lines" in problems(tmp_path)
+    assert "canary" not in told
 
 
 def test_the_folder_must_be_there(tmp_path: Path) -> None:

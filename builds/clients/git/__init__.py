@@ -1,9 +1,16 @@
 """The Git client: running git (`process`), refs (`refs`), how many ask (`lookups`), credentials, error messages."""
 
-from builds.clients.git.credentials import Credential, Stored, credential_for, credentials, is_credential
+from builds.clients.git.credentials import (
+    Credential,
+    Stored,
+    credential_for,
+    credentials,
+    credentials_in,
+    is_credential,
+)
 from builds.clients.git.lookups import Lookups
 from builds.clients.git.messages import diagnosis
-from builds.clients.git.process import Git
+from builds.clients.git.process import Git, trusted_certificates
 from builds.clients.git.refs import Resolved, Resolver, look_up
 
 __all__ = [
@@ -15,7 +22,9 @@ __all__ = [
     "Stored",
     "credential_for",
     "credentials",
+    "credentials_in",
     "diagnosis",
     "is_credential",
     "look_up",
+    "trusted_certificates",
 ]

@@ -38,7 +38,12 @@ def credentials(place: str | os.PathLike[str] | None) -> tuple[Credential, ...]:
         return ()
     inside = sorted(Path(place).iterdir()) if Path(place).is_dir() else [Path(place)]
     files = [file for file in inside if file.is_file() and not file.name.startswith(".")]
-    lines = (line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    return tuple(each for file in files for each in credentials_in(file.read_text(encoding="utf-8")))
+
+
+def credentials_in(text: str) -> tuple[Credential, ...]:
+    """What is in the content of such a file."""
+    lines = (line.strip() for line in text.splitlines())
     return tuple(credential for line in lines if (credential := _credential(line)))
 
 

@@ -46,6 +46,13 @@ MAX_REDIRECTS = 5
 TRUST = "GIT_SSL_CAINFO"
 """The one variable of git's own that is taken over: whose certificates count is for those to say who run us."""
 
+
+def trusted_certificates() -> str | None:
+    """The certificates (PEM) in the file that `TRUST` names, for those who speak to Git hosts without git."""
+    path = os.environ.get(TRUST)
+    return Path(path).read_bytes().decode("ascii", "ignore") if path else None
+
+
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 """Variables of the environment by which tools choose a proxy, in lower and upper case."""
 

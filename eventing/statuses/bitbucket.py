@@ -1,0 +1,49 @@
+"""Build statuses of Bitbucket Cloud, and comments of its pull requests.
+
+https://developer.atlassian.com/cloud/bitbucket/rest/api-group-commit-statuses/
+"""
+
+from __future__ import annotations
+
+import hashlib
+from urllib.parse import urlsplit
+
+from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
+from eventing.statuses.words import Said
+
+STATES = {"succeeded": "SUCCESSFUL", "failed": "FAILED", "cancelled": "STOPPED"}
+LONGEST_KEY = 40
+
+
+def key_of(context: str, longest: int = LONGEST_KEY) -> str:
+    """The context, or where it is too long for a key its beginning and a digest of all of it."""
+    if len(context) <= longest:
+        return context
+    return f"{context[: longest - 9]}-{hashlib.sha256(context.encode()).hexdigest()[:8]}"
+
+
+class Bitbucket:
+    word = "bitbucket"
+    longest = 255
+
+    def headers(self, login: Login) -> dict[str, str]:
+        return {"Authorization": login.basic, "Accept": "application/json"}
+
+    def base(self, repository: str) -> str:
+        """Where the API tells of a repository."""
+        parts = urlsplit(repository)
+        own = f"{parts.scheme}://{parts.netloc}"
+        api = "https://api.bitbucket.org" if parts.netloc == "bitbucket.org" else own
+        return f"{api}/2.0/repositories{parts.path}"
+
+    def status(self, repository: str, host: str, said: Said) -> Conversation:
+        body = {
+            "key": key_of(said.context),
+            "name": said.context,
+            "state": STATES.get(said.word, "INPROGRESS"),
+            "description": said.description,
+            "url": said.url,
+        }
+        url = f"{self.base(repository)}/commit/{said.commit}/statuses/build"
+        answer = yield Request(method="POST", url=url, body=body)
+        return outcome_of(answer, host)

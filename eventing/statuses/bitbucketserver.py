@@ -1,0 +1,65 @@
+"""Build statuses of Bitbucket Data Center, and comments of its pull requests.
+
+A version before 7.4 has an older resource for statuses only, which knows no repositories; one that does not know a
+build that was cancelled is told that it failed.
+
+https://developer.atlassian.com/server/bitbucket/how-tos/updating-build-status-for-commits/
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from eventing.statuses.exchange import Answer, Conversation, Login, Request, outcome_of
+from eventing.statuses.words import Said
+
+STATES = {"succeeded": "SUCCESSFUL", "failed": "FAILED", "cancelled": "CANCELLED"}
+
+
+class BitbucketServer:
+    word = "bitbucket-server"
+    longest = 255
+
+    def headers(self, login: Login) -> dict[str, str]:
+        return {"Authorization": login.basic, "Accept": "application/json"}
+
+    def base(self, repository: str) -> str:
+        """Where the API tells of a repository; the server may be below a path of its host."""
+        parts, root, project, name = _parts(repository)
+        return f"{parts}{root}/rest/api/latest/projects/{project}/repos/{name}"
+
+    def status(self, repository: str, host: str, said: Said) -> Conversation:
+        server, root, _, _ = _parts(repository)
+        body = {
+            "key": said.context,
+            "name": said.context,
+            "state": STATES.get(said.word, "INPROGRESS"),
+            "description": said.description,
+            "url": said.url,
+        }
+        full = {**body, "ref": said.ref} if said.ref else body
+        url = f"{self.base(repository)}/commits/{said.commit}/builds"
+        answer = yield Request(method="POST", url=url, body=full)
+        if _older(answer):
+            url = f"{server}{root}/rest/build-status/1.0/commits/{said.commit}"
+            full = {**body, "state": "FAILED" if said.word == "cancelled" else body["state"]}
+            answer = yield Request(method="POST", url=url, body=full)
+        elif answer.status == HTTPStatus.BAD_REQUEST and said.word == "cancelled":
+            answer = yield Request(method="POST", url=url, body={**full, "state": "FAILED"})
+        return outcome_of(answer, host)
+
+
+def _older(answer: Answer) -> bool:
+    """Whether there is no such resource; where the repository or commit is missing, `errors` say so."""
+    return answer.status == HTTPStatus.NOT_FOUND and not answer.says(r'"errors"')
+
+
+def _parts(repository: str) -> tuple[str, str, str, str]:
+    """The server, the path that it is below, project and name. Raises ValueError for no address to clone from."""
+    parts = urlsplit(repository)
+    found = re.fullmatch(r"(.*)/scm/([^/]+)/([^/]+)", parts.path)
+    if found is None:
+        raise ValueError("no /scm/ in it")
+    return (f"{parts.scheme}://{parts.netloc}", found[1], found[2], found[3])

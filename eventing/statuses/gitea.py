@@ -1,0 +1,36 @@
+"""Commit statuses and comments of Gitea and Forgejo, whose API is one (`/api/swagger` of each server)."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
+from eventing.statuses.github import state_of
+from eventing.statuses.words import Said
+
+
+class Gitea:
+    longest = 255
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+
+    def headers(self, login: Login) -> dict[str, str]:
+        return {"Authorization": login.bearer, "Accept": "application/json"}
+
+    def base(self, repository: str) -> str:
+        """Where the API tells of a repository; the server may be below a path of its host."""
+        parts = urlsplit(repository)
+        *below, owner, name = parts.path.strip("/").split("/")
+        root = "".join(f"/{part}" for part in below)
+        return f"{parts.scheme}://{parts.netloc}{root}/api/v1/repos/{owner}/{name}"
+
+    def status(self, repository: str, host: str, said: Said) -> Conversation:
+        body = {
+            "state": state_of(said),
+            "target_url": said.url,
+            "description": said.description,
+            "context": said.context,
+        }
+        answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
+        return outcome_of(answer, host)

@@ -1,0 +1,48 @@
+"""Commit statuses and comments of GitHub and GitHub Enterprise Server.
+
+https://docs.github.com/en/rest/commits/statuses, https://docs.github.com/en/rest/issues/comments
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
+from eventing.statuses.words import Said
+
+STATES = {"succeeded": "success", "failed": "failure", "cancelled": "error"}
+"""GitHub has no word for what was cancelled; `failure` is the repository's, `error` is not."""
+
+
+def state_of(said: Said) -> str:
+    if said.word == "failed" and said.reason != "repository":
+        return "error"
+    return STATES.get(said.word, "pending")
+
+
+class GitHub:
+    word = "github"
+    longest = 140
+
+    def headers(self, login: Login) -> dict[str, str]:
+        return {
+            "Authorization": login.bearer,
+            "Accept": "application/vnd.github+json",
+            "X-GitHub-Api-Version": "2022-11-28",
+        }
+
+    def base(self, repository: str) -> str:
+        """Where the API tells of a repository."""
+        parts = urlsplit(repository)
+        api = "https://api.github.com" if parts.netloc == "github.com" else f"{parts.scheme}://{parts.netloc}/api/v3"
+        return f"{api}/repos{parts.path}"
+
+    def status(self, repository: str, host: str, said: Said) -> Conversation:
+        body = {
+            "state": state_of(said),
+            "target_url": said.url,
+            "description": said.description,
+            "context": said.context,
+        }
+        answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
+        return outcome_of(answer, host)

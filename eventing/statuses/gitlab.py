@@ -1,0 +1,78 @@
+"""Commit statuses of GitLab, and notes of its merge requests.
+
+https://docs.gitlab.com/api/commits/#set-commit-pipeline-status, https://docs.gitlab.com/api/notes/
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+import msgspec
+
+from eventing.sinks import Outcome
+from eventing.statuses.exchange import DONE, Answer, Conversation, Login, Request, outcome_of
+from eventing.statuses.words import Said
+
+STATES = {"queued": "pending", "succeeded": "success", "failed": "failed", "cancelled": "canceled"}
+RUNNING = "running"
+"""From which GitLab lets no status go back to `pending`."""
+NO_CHANGE = r"cannot transition status"
+
+
+class _Status(msgspec.Struct):
+    name: str
+    status: str
+
+
+class GitLab:
+    word = "gitlab"
+    longest = 255
+
+    def headers(self, login: Login) -> dict[str, str]:
+        return {"Authorization": login.bearer, "Accept": "application/json"}
+
+    def base(self, repository: str) -> str:
+        """Where the API tells of a project."""
+        parts = urlsplit(repository)
+        project = quote(unquote(parts.path.strip("/")), safe="")
+        return f"{parts.scheme}://{parts.netloc}/api/v4/projects/{project}"
+
+    def status(self, repository: str, host: str, said: Said) -> Conversation:
+        """`ref` tells GitLab which of the commit's pipelines is meant; without one it takes any branch that has it."""
+        state = STATES.get(said.word, RUNNING)
+        body = {
+            "state": state,
+            "name": said.context,
+            "target_url": said.url,
+            "description": said.description,
+            **({"ref": _short(said.ref)} if said.ref else {}),
+        }
+        answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
+        if not _unchanged(answer):
+            return outcome_of(answer, host)
+        query = urlencode({"name": said.context, "per_page": 100})
+        url = f"{self.base(repository)}/repository/commits/{said.commit}/statuses?{query}"
+        there = yield Request(method="GET", url=url)
+        return _settled(answer, there, said, state, host)
+
+
+def _unchanged(answer: Answer) -> bool:
+    """Whether GitLab says that the status cannot become what it may be already."""
+    return answer.status == HTTPStatus.CONFLICT or (answer.status == HTTPStatus.BAD_REQUEST and answer.says(NO_CHANGE))
+
+
+def _settled(answer: Answer, there: Answer, said: Said, state: str, host: str) -> Outcome:
+    """It is done where the status is what it should be, and where it cannot be known to be another.
+
+    One that is not to be `pending` (400) runs already, and what comes next changes that.
+    """
+    found = there.json(list[_Status]) if there.fine else None
+    now = {each.status for each in found or () if each.name == said.context}
+    if not now or state in now or (answer.status == HTTPStatus.BAD_REQUEST and not said.ended):
+        return DONE
+    return outcome_of(answer, host)
+
+
+def _short(ref: str) -> str:
+    return ref.removeprefix("refs/heads/").removeprefix("refs/tags/")

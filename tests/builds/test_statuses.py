@@ -1,0 +1,397 @@
+"""Commit statuses from the record to the host's API: the real controller, local engine and courier."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from builds import report
+from builds.build import Build, Cause, Delivery, Kind, Node, Reason, Result, State
+from builds.controller import Controller
+from builds.engines import Ask, World
+from builds.engines.local import LocalEngine
+from builds.plan import Limits, Word
+from builds.repository import HostKind, Repository
+from builds.statuses import HostRule, Statuses, page_address
+from eventing.delivery import Courier
+from eventing.event import Event
+from eventing.sinks import Sink
+from eventing.statuses import Login
+from tests.builds.making import ask, engine_in
+from tests.parts.kiln import until
+from tests.parts.sink import EventSink
+from tests.parts.statushost import TOKEN, Say, StatusHost
+
+COMMIT = "c" * 40
+KINDS = ["github", "gitlab", "gitea", "forgejo", "bitbucket", "bitbucket-server"]
+GREEN = {"gitlab": "success", "bitbucket": "SUCCESSFUL", "bitbucket-server": "SUCCESSFUL"}
+PENDING = {"gitlab": "pending", "bitbucket": "INPROGRESS", "bitbucket-server": "INPROGRESS"}
+CANCELLED = {"gitlab": "canceled", "bitbucket": "STOPPED", "bitbucket-server": "CANCELLED"}
+RED = {"gitlab": "failed", "bitbucket": "FAILED", "bitbucket-server": "FAILED"}
+IMAGE = f"r.example/x:t@sha256:{'0' * 64}"
+
+
+class Ready(LocalEngine):
+    """A machine whose daemon answers."""
+
+    change: Callable[[World], World] = staticmethod(lambda world: world)
+
+    def observe(self) -> World:
+        return self.change(replace(super().observe(), nodes=(Node(name="local"),)))
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Ready]:
+    local = engine_in(tmp_path / "state", kind=Ready)
+    assert isinstance(local, Ready)
+    yield local
+    local.close()
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest) -> Iterator[StatusHost]:
+    with StatusHost(getattr(request, "param", "github")) as host:
+        yield host
+
+
+def never(*_: object) -> None:
+    raise AssertionError
+
+
+def event(build: Build, word: Word, attempt: int, now: datetime, cause: Cause | None) -> Event:
+    return report.event(build, word, attempt, source="/test", now=now, cause=cause)
+
+
+@contextmanager
+def running(
+    engine: LocalEngine,
+    host: StatusHost,
+    *,
+    sinks: list[Sink] | None = None,
+    login: Callable[[str, Repository], Login | None] = lambda *_: Login(secret=TOKEN),
+    limits: Limits | None = None,
+) -> Iterator[None]:
+    """A controller that tells the host."""
+    courier = Courier()
+    controller = Controller(
+        engine,
+        limits=limits or Limits(),
+        sinks=sinks or [],
+        statuses=Statuses(
+            hosts={host.name: HostKind(host.kind)},
+            rules={host.name: HostRule(statuses=True)},
+            logins=login,
+            pages=page_address("https://kiln.example/", "/base/"),
+        ),
+        courier=courier,
+        confirmer=never,
+        inspector=never,
+        events=event,
+    )
+    stop = threading.Event()
+    thread = threading.Thread(target=controller.run, args=(stop.is_set,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        engine.wake()
+        thread.join(20)
+        courier.close()
+
+
+def pushed(
+    host: StatusHost,
+    name: str = "b",
+    *,
+    trigger: str | None = "courses",
+    do: str = "succeed",
+    id_: str = "1",
+    **more: Any,
+) -> Ask:
+    """A webhook's push."""
+    asked = ask(name, id_, repository=host.repository, args={"do": do})
+    changes = {"by": f"webhook:{host.kind}", "kind": Kind.PUSH, "ref": "refs/heads/main", **more}
+    return Ask(name=name, request=asked.request, cause=replace(asked.cause, trigger=trigger, **changes))
+
+
+def settled(engine: LocalEngine, name: str = "b") -> Build:
+    until(lambda: not engine.get(name).open)
+    return engine.get(name)
+
+
+def deliveries(build: Build) -> list[Delivery]:
+    return [*build.status.deliveries]
+
+
+# What a host is told -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", KINDS, indirect=True)
+def test_a_push_is_pending_and_then_green_with_the_image_and_the_link(engine: Ready, host: StatusHost) -> None:
+    engine.accept([pushed(host)])
+    with running(engine, host):
+        build = settled(engine)
+    states = host.states(COMMIT, "kiln/courses")
+    assert states[0] == PENDING.get(host.kind, "pending")
+    assert states[-1] == GREEN.get(host.kind, "success")
+    assert len(states) == 3
+    last = host.statuses[COMMIT, "kiln/courses"][-1]
+    assert last["description"] in (IMAGE, f"r.example/x@sha256:{'0' * 64}")
+    assert last.get("target_url", last.get("url")) == "https://kiln.example/base/builds/b"
+    assert {(one.sink, one.state) for one in deliveries(build)} == {(f"statuses/{host.name}/kiln/courses", "delivered")}
+    assert [one.type.split(".")[3] for one in deliveries(build)] == ["queued", "started", "succeeded"]
+    assert {one.headers["authorization"] for one in host.asked} == {f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("host", KINDS, indirect=True)
+def test_what_fails_is_red_and_says_why_without_a_mention(engine: Ready, host: StatusHost) -> None:
+    words = "step 3: @everyone `rm`\n[click](https://evil.example) \u202e ### " + "x" * 400
+
+    def failed(world: World) -> World:
+        result = Result(state=State.FAILED, reason=Reason.REPOSITORY, message=words)
+        seen = [replace(one, result=result) if one.result else one for one in world.sightings]
+        return replace(world, sightings=tuple(seen))
+
+    engine.change = failed
+    engine.accept([pushed(host, trigger=None)])
+    with running(engine, host):
+        settled(engine)
+    assert host.states(COMMIT, "kiln")[-1] == RED.get(host.kind, "failure")
+    said = host.statuses[COMMIT, "kiln"][-1]["description"]
+    assert said.startswith("repository: step 3: @\u200beveryone")
+    assert said.isprintable() or said.replace("\u200b", "").isprintable()
+    assert len(said) <= (140 if host.kind == "github" else 255)
+
+
+@pytest.mark.parametrize("host", KINDS, indirect=True)
+def test_what_is_cancelled_is_so_in_the_hosts_own_word(engine: Ready, host: StatusHost) -> None:
+    engine.accept([pushed(host, do="wait")])
+    with running(engine, host):
+        until(lambda: len(host.states(COMMIT, "kiln/courses")) == 2)
+        engine.cancel("b", by=None)
+        settled(engine)
+    assert host.states(COMMIT, "kiln/courses")[-1] == CANCELLED.get(host.kind, "error")
+    assert host.statuses[COMMIT, "kiln/courses"][-1]["description"] == "Cancelled"
+
+
+def test_a_server_of_an_older_bitbucket_is_told_by_the_older_resource(engine: Ready) -> None:
+    with StatusHost("bitbucket-server", old=True) as host:
+        engine.accept([pushed(host, do="wait")])
+        with running(engine, host):
+            until(lambda: len(host.states(COMMIT, "kiln/courses")) == 2)
+            engine.cancel("b", by=None)
+            settled(engine)
+        assert host.states(COMMIT, "kiln/courses") == ["INPROGRESS", "INPROGRESS", "FAILED"]
+
+
+def test_each_trigger_has_its_name_and_a_person_none(engine: Ready, host: StatusHost) -> None:
+    engine.accept([pushed(host, do="wait"), pushed(host, trigger="tags", id_="2")])
+    engine.accept([pushed(host, trigger=None, id_="3", by="user:mallory")])
+    with running(engine, host):
+        until(lambda: (engine.get("b").status.attempts or [None])[-1])
+        until(lambda: host.states(COMMIT, "kiln/tags") == ["pending", "pending"])
+        engine.cancel("b", by=None)
+        settled(engine)
+    assert {context for _, context in host.statuses} == {"kiln/courses", "kiln/tags"}
+
+
+def test_a_build_of_another_host_is_not_told(engine: Ready, host: StatusHost) -> None:
+    engine.accept([ask(args={"do": "succeed"})])
+    with running(engine, host):
+        settled(engine)
+    assert host.asked == []
+
+
+def test_a_build_with_stored_credentials_tells_nothing_that_it_has_read(engine: Ready, host: StatusHost) -> None:
+    def failed(world: World) -> World:
+        result = Result(state=State.FAILED, reason=Reason.REPOSITORY, message="line of a secret file")
+        seen = [replace(one, result=result) if one.result else one for one in world.sightings]
+        return replace(world, sightings=tuple(seen))
+
+    engine.change = failed
+    engine.accept([pushed(host, credentials=True)])
+    with running(engine, host):
+        settled(engine)
+    assert host.statuses[COMMIT, "kiln/courses"][-1]["description"] == "The repository could not be built"
+
+
+# Hosts that fail -----------------------------------------------------------------------------------------------------
+
+LIMITS: Mapping[str, tuple[str, Say]] = {
+    "GitHub's secondary limit": ("github", Say(403, {"Retry-After": "1"}, {"message": "secondary rate limit"})),
+    "GitHub's primary limit": ("github", Say(403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "now"})),
+    "GitHub's 429": ("github", Say(429, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "now"})),
+    "GitLab's": ("gitlab", Say(429, {"RateLimit-Remaining": "0", "RateLimit-Reset": "now"}, b"Retry later")),
+    "Bitbucket's": ("bitbucket", Say(429, {"Retry-After": "1"})),
+    "a proxy's": ("gitea", Say(503, {"Retry-After": "1"})),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_a_host_that_was_asked_too_much_is_left_alone_until_it_says(engine: Ready, tmp_path: Path, case: str) -> None:
+    """All that is for the host waits, and no other sink."""
+    kind, says = LIMITS[case]
+    reset = str(int(time.time()) + 3)
+    says = Say(
+        says.status, {name: reset if value == "now" else value for name, value in says.headers.items()}, says.body
+    )
+    with StatusHost(kind) as host, EventSink() as hub:
+        host.say(says)
+        engine.accept([pushed(host), pushed(host, "other", id_="2")])
+        with running(engine, host, sinks=[Sink(name="hub", url=hub.url)]):
+            hub.wait_for(lambda got: sum(one.events[0].type.endswith("succeeded.v1") for one in got) == 2)
+            for name in ("b", "other"):
+                settled(engine, name)
+        first, second = host.asked[:2]
+        assert first.status == says.status
+        assert second.at - first.at >= 0.9, "it was asked again too soon"
+        assert host.states(COMMIT, "kiln/courses")[-1] == GREEN.get(kind, "success")
+
+
+FINAL: Mapping[str, tuple[Say, str]] = {
+    "too many statuses": (Say(422, body={"message": "Validation Failed"}), "answered 422"),
+    "no such repository": (Say(404, body={"message": "Not Found"}), "there is no such thing for the credential in"),
+    "a token without the scope": (Say(403, body={"message": "Resource not accessible"}), "may not do this"),
+    "a token that has expired": (Say(401, body={"message": "Bad credentials"}), "is not valid"),
+    "another host": (Say(307, {"Location": "http://127.0.0.2:9/x"}), "redirect that leads elsewhere"),
+}
+
+
+@pytest.mark.parametrize("case", FINAL)
+def test_the_hosts_last_word_is_a_dead_letter_that_says_why(engine: Ready, host: StatusHost, case: str) -> None:
+    says, why = FINAL[case]
+    host.say(says, says, says)
+    engine.accept([pushed(host)])
+    with running(engine, host):
+        build = settled(engine)
+    assert [one.state for one in deliveries(build)] == ["dead"] * 3
+    assert {one.tries for one in deliveries(build)} == {1}
+    assert all(why in (one.error or "") for one in deliveries(build))
+    assert TOKEN not in json.dumps([one.error for one in deliveries(build)])
+    assert len(host.asked) == 3
+
+
+def test_a_repository_that_was_renamed_is_followed_on_its_own_host(engine: Ready, host: StatusHost) -> None:
+    host.say(Say(307, {"Location": f"/api/v3/repos/lab/sample/statuses/{COMMIT}?moved=1"}))
+    engine.accept([pushed(host)])
+    with running(engine, host):
+        settled(engine)
+    assert host.states(COMMIT, "kiln/courses") == ["pending", "pending", "success"]
+    assert host.asked[1].body == host.asked[0].body
+
+
+def test_without_a_credential_nothing_is_sent(engine: Ready, host: StatusHost) -> None:
+    engine.accept([pushed(host)])
+    with running(engine, host, login=lambda *_: None):
+        build = settled(engine)
+    assert host.asked == []
+    assert {one.error for one in deliveries(build)} == {
+        f"there is no credential for this repository in statuses/{host.name}"
+    }
+
+
+def test_gitlab_that_has_the_state_already_is_done(engine: Ready) -> None:
+    """409, and the 400 of a status that does not change; 409 over another state is tried again."""
+    with StatusHost("gitlab") as host:
+        host.statuses[COMMIT, "kiln/courses"].append({"state": "pending", "name": "kiln/courses", "description": ""})
+        engine.accept([pushed(host)])
+        with running(engine, host):
+            until(lambda: len(host.asked) >= 2)
+            build = settled(engine)
+        assert [one.state for one in deliveries(build)] == ["delivered"] * 3
+        assert host.states(COMMIT, "kiln/courses")[-1] == "success"
+
+
+def test_a_conflict_over_another_state_is_tried_again(engine: Ready) -> None:
+    with StatusHost("gitlab") as host:
+        host.statuses[COMMIT, "kiln/courses"].append({"state": "success", "name": "kiln/courses", "description": ""})
+        host.say(Say(409, body={"message": "locked"}))
+        engine.accept([pushed(host)])
+        with running(engine, host):
+            settled(engine)
+        assert host.states(COMMIT, "kiln/courses") == ["success", "pending", "running", "success"]
+
+
+# Order, and what outlives a controller -------------------------------------------------------------------------------
+
+
+def test_statuses_keep_their_order_over_failures(engine: Ready, host: StatusHost) -> None:
+    """The first one fails for longer than one send bridges; what follows it waits."""
+    host.say(*[Say(502)] * 4)
+    engine.accept([pushed(host)])
+    with running(engine, host):
+        build = settled(engine)
+    assert [one.body["description"] for one in host.asked[:5]] == ["Queued"] * 5
+    assert host.states(COMMIT, "kiln/courses") == ["pending", "pending", "success"]
+    assert [one.body["description"] for one in host.asked[-3:]][-1].endswith("0" * 64)
+    assert {one.state for one in deliveries(build)} == {"delivered"}
+
+
+def test_a_host_that_was_down_is_told_by_the_next_controller(engine: Ready, host: StatusHost) -> None:
+    host.stop()
+    engine.accept([pushed(host)])
+    with running(engine, host):
+        until(
+            lambda: engine.get("b").status.state == "succeeded" and engine.get("b").status.outbox[0].deliveries[0].tries
+        )
+    waiting = engine.get("b")
+    assert waiting.open
+    assert "reached" in (waiting.status.outbox[0].deliveries[0].error or "")
+    host.start()
+    with running(engine, host):
+        build = settled(engine)
+    assert host.states(COMMIT, "kiln/courses") == ["pending", "pending", "success"]
+    assert {one.state for one in deliveries(build)} == {"delivered"}
+
+
+def test_what_a_host_did_not_take_in_time_is_a_dead_letter(engine: Ready, host: StatusHost) -> None:
+    host.stop()
+    engine.accept([pushed(host)])
+    with running(engine, host, limits=Limits(delivery_period=timedelta(seconds=1))):
+        build = settled(engine)
+    assert {one.state for one in deliveries(build)} == {"dead"}
+
+
+def test_a_silent_host_keeps_no_sink_waiting(engine: Ready, host: StatusHost) -> None:
+    host.say(*[Say(201, after=20)] * 3)
+    with EventSink() as hub:
+        engine.accept([pushed(host)])
+        with running(engine, host, sinks=[Sink(name="hub", url=hub.url)]):
+            hub.wait_for_event("dev.kiln.build.succeeded.v1")
+            assert host.states(COMMIT, "kiln/courses") == []
+
+
+def test_the_address_of_a_page() -> None:
+    assert page_address("https://kiln.example", "/") == "https://kiln.example/builds/"
+    assert page_address("https://kiln.example/", "/base/") == "https://kiln.example/base/builds/"
+    assert page_address("https://hub.example/services/binder/", "/services/binder/") == (
+        "https://hub.example/services/binder/builds/"
+    )
+
+
+def test_a_deleted_record_turns_pending_into_cancelled(tmp_path: Path, engine: Ready, host: StatusHost) -> None:
+    engine.accept([pushed(host, do="wait")])
+    with running(engine, host):
+        until(lambda: len(host.states(COMMIT, "kiln/courses")) == 2)
+        with closing(sqlite3.connect(tmp_path / "state" / "kiln.db")) as connection, connection:
+            connection.execute("DELETE FROM builds WHERE name = 'b'")
+        until(lambda: host.states(COMMIT, "kiln/courses")[-1] == "error")
+    assert host.statuses[COMMIT, "kiln/courses"][-1]["description"].startswith("Cancelled")
