@@ -86,7 +86,7 @@ class Bitbucket:
             return [payload_event(delivery, source, type_, first_text(payload, _SUBJECTS), payload)]
         each = numbered(delivery, _changes(payload))
         made = [payload_event(id_, source, "com.bitbucket.push", None, change) for id_, change in each]
-        return changed(made, self.facts)
+        return push_events(made, self.facts)
 
     def facts(self, event: Event) -> PushFacts:
         """Of an event of one change, as `parse` makes them."""
@@ -157,7 +157,7 @@ def numbered(delivery: str, changes: Sequence[Mapping[str, object]]) -> Iterator
         yield (delivery if len(changes) == 1 else f"{delivery}.{number}"), change
 
 
-def changed(made: Sequence[Event], facts: Callable[[Event], PushFacts]) -> list[Event] | Ignored:
+def push_events(made: Sequence[Event], facts: Callable[[Event], PushFacts]) -> list[Event] | Ignored:
     """The events of a push's changes, each with its ref as the subject; a deleted ref leaves none.
 
     Raises DecodeError.

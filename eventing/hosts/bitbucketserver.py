@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from eventing.errors import DecodeError
 from eventing.event import Event
-from eventing.hosts.bitbucket import changed, event_key, numbered, verify
+from eventing.hosts.bitbucket import event_key, numbered, push_events, verify
 from eventing.hosts.dialect import Ignored, PushFacts
 from eventing.hosts.payload import (
     NO_REPOSITORY,
@@ -87,8 +87,8 @@ class BitbucketServer:
             if source is None:
                 return Ignored(NO_REPOSITORY)
             return [payload_event(delivery, source, f"com.bitbucket-server.{key.replace(':', '.')}", subject, payload)]
-        made = [self._made(id_, change) for id_, change in numbered(delivery, _changes(payload))]
-        return changed(made, self.facts)
+        made = [self._change_event(id_, change) for id_, change in numbered(delivery, _changes(payload))]
+        return push_events(made, self.facts)
 
     def facts(self, event: Event) -> PushFacts:
         """Of an event of one change, as `parse` makes them. `toHash` of an annotated tag is its own, not the commit's.
@@ -139,7 +139,7 @@ class BitbucketServer:
         }
         return payload_event(id, page, "com.bitbucket-server.push", ref, data)
 
-    def _made(self, id_: str, payload: Mapping[str, object]) -> Event:
+    def _change_event(self, id_: str, payload: Mapping[str, object]) -> Event:
         """The event of one change."""
         return payload_event(id_, _source(payload.get("repository")), "com.bitbucket-server.push", None, payload)
 
