@@ -151,7 +151,7 @@ def _taken() -> Iterator[Object]:
         for kind in sorted(dialect.pushes):
             about = f"A push; its data is the payload of the host's webhook ({word})."
             yield _message("in", kind, about, {"type": "object"}, KNOWN)
-        for kind in getattr(dialect, "requests", ()):
+        for kind in dialect.requests:
             about = f"A pull request; its data is the payload of the host's webhook ({word})."
             begins = {**TEXT, "pattern": rf"^{re.escape(kind)}(\.|$)"}
             yield {**_message("in", kind, about, {"type": "object"}, KNOWN), "headers": _headers(begins, KNOWN)}

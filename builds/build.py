@@ -122,14 +122,22 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     ref: str | None = None
     """`refs/…` the event was about, or `None`."""
     tags: tuple[str, ...] = ()
-    """Further tags to set on the image, each only while `ref` (if any) still points at the commit."""
+    """Further tags to set on the image, each only while `tagged_by` (if any) still points at the commit."""
     push: Push | None = None
     force: bool = False
     traceparent: str | None = None
+    head: str | None = None
+    """`refs/heads/…` that is at the commit, where the host has no ref that is called `ref`."""
+    withdrawn: bool = False
+    """Whether it waits no longer: the pull request that it is of was closed."""
     credentials: bool = False
     """Whether it may have the build use stored Git credentials: that was checked when it came in."""
     merged: tuple[str, ...] = ()
     """Keys of earlier causes of the same asker that this one stands for."""
+
+    @property
+    def tagged_by(self) -> str | None:
+        return self.head or self.ref
 
     @property
     def key(self) -> str:

@@ -72,11 +72,11 @@ class Confirmer:
 
     def _is_current(self, build: Build, cause: Cause) -> bool:
         """Whether the cause's ref (if any) still points at the commit; not, where nobody may know."""
-        if cause.ref is None:
+        if cause.tagged_by is None:
             return True
         try:
             repository = canonical(build.request.clone_url, self._hosts)
-            return self._resolver.resolve(repository, cause.ref).commit == build.request.commit
+            return self._resolver.resolve(repository, cause.tagged_by).commit == build.request.commit
         except TryAgain:
             raise
         except AskError:

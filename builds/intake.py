@@ -36,7 +36,7 @@ from builds.repository import (
 )
 from builds.triggers import Template, Wanted
 from eventing.event import Event
-from eventing.hosts import PushFacts, push_of
+from eventing.hosts import PushFacts, push_of, request_of
 
 MAX_TAGS = 20
 MAX_VALUE = 4096
@@ -125,8 +125,8 @@ class Intake:
 
         Raises Forbidden where one is on a host of another kind, RepositoryError.
         """
-        push = push_of(event)
-        for url in {*(each.repository for each in found), *([push.repository] if push else [])}:
+        told = push_of(event) or request_of(event)
+        for url in {*(each.repository for each in found), *([told.repository] if told else [])}:
             if not of_kind(self.repository(url), word):
                 raise Forbidden(f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
 
@@ -185,7 +185,9 @@ class Intake:
             _check_given(wanted)
         repository = self.repository(wanted.repository)
         self._policy.check(repository)
-        credentials = self._private.admit(repository, words_of(by, groups))
+        credentials = False if wanted.foreign else self._private.admit(repository, words_of(by, groups))
+        if wanted.foreign:
+            self._check_foreign(repository)
         ref, commit = self._where(repository, wanted, by, credentials=credentials)
         options = self._options(wanted, repository, ref, commit)
         request = Request(
@@ -207,11 +209,17 @@ class Intake:
             ref=ref,
             tags=options.tags,
             push=wanted.push,
+            head=wanted.head,
             force=wanted.force and chooses,
             traceparent=traceparent,
             credentials=credentials,
         )
         return Ask(name=build_name(self._instance, request), request=request, cause=cause)
+
+    def _check_foreign(self, repository: Repository) -> None:
+        """Raises Forbidden for what a fork may not have built."""
+        if self._private.names(repository):
+            raise Forbidden("This comes from a fork, and only whom `private` names may have this repository built.")
 
     def refusal(self, build: Build) -> str | None:
         """Why what a stored record says must not be built, in a sentence; `None` where it may be.

@@ -394,9 +394,9 @@ def _ended(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Acti
     inspection = look.facts.inspections.get(attempt)
     if sighting.phase is Phase.ENDED and sighting.result is None and sighting.result_lost and inspection is None:
         return None if attempt in look.facts.inspecting else Inspect(build=build.name, attempt=live.number)
-    outcome = _outcome(live, sighting, inspection)
-    if sighting.overdue and outcome.reason is Reason.INFRASTRUCTURE and not (live.stopping or _cancel_asked(build)):
-        outcome = _stopped(outcome, Reason.TIMEOUT)
+    outcome = _outcome(build, live, sighting, inspection)
+    if sighting.overdue and outcome.reason is Reason.INFRASTRUCTURE and not (live.stopping or _called_off(build)):
+        outcome = _stopped(build, outcome, Reason.TIMEOUT)
     return _end(build, live, outcome, look)
 
 
@@ -455,7 +455,7 @@ def _uncounted(message: str | None) -> Outcome:
     return Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, counted=False)
 
 
-def _outcome(live: Attempt, sighting: Sighting, inspection: Inspection | None) -> Outcome:
+def _outcome(build: Build, live: Attempt, sighting: Sighting, inspection: Inspection | None) -> Outcome:
     """Reads an attempt's end. Success beats a stop that came late, and so does a fault of the repository."""
     result = sighting.result
     if sighting.phase is Phase.LOST:
@@ -484,20 +484,21 @@ def _outcome(live: Attempt, sighting: Sighting, inspection: Inspection | None) -
     if live.stopping is Reason.INFRASTRUCTURE and outcome.reason is Reason.INFRASTRUCTURE:
         return msgspec.structs.replace(outcome, message=live.message, counted=False)
     if live.stopping and outcome.reason is Reason.INFRASTRUCTURE:
-        return _stopped(outcome, live.stopping)
+        return _stopped(build, outcome, live.stopping)
     return outcome
 
 
-def _stopped(outcome: Outcome, reason: Reason) -> Outcome:
+def _stopped(build: Build, outcome: Outcome, reason: Reason) -> Outcome:
     """An end that we asked for means what we meant by it."""
     state = State.FAILED if reason is Reason.TIMEOUT else State.CANCELLED
-    return msgspec.structs.replace(outcome, state=state, reason=reason, message=_WHY_STOPPED[reason])
+    message = CLOSED if reason is Reason.REQUESTED and not _cancel_asked(build) else _WHY_STOPPED[reason]
+    return msgspec.structs.replace(outcome, state=state, reason=reason, message=message)
 
 
 def _end(build: Build, live: Attempt, outcome: Outcome, look: _Look) -> Report:
     """An attempt has ended: does the build end with it, or does another follow?"""
-    if outcome.reason is Reason.INFRASTRUCTURE and _cancel_asked(build):
-        outcome = _stopped(outcome, Reason.REQUESTED)
+    if outcome.reason is Reason.INFRASTRUCTURE and _called_off(build):
+        outcome = _stopped(build, outcome, Reason.REQUESTED)
     report = Report(build=build.name, word=Word(outcome.state), attempt=live.number, outcome=outcome)
     if outcome.reason is not Reason.INFRASTRUCTURE:
         return report
@@ -541,9 +542,15 @@ def _cancel_asked(build: Build) -> bool:
     return build.cancel is not None and build.cancel.round == build.status.round
 
 
+def _called_off(build: Build) -> bool:
+    """Whether somebody has cancelled it, or it was for pull requests alone that are closed."""
+    waiting = build.unanswered
+    return _cancel_asked(build) or (bool(waiting) and all(cause.withdrawn for cause in waiting))
+
+
 def _unwanted(build: Build, look: _Look) -> Reason | None:
     """Whether the build should end although nothing is wrong with it."""
-    if _cancel_asked(build):
+    if _called_off(build):
         return Reason.REQUESTED
     supersede = look.limits.supersede
     allowed = supersede is Supersede.RUNNING or (supersede is Supersede.QUEUED and build.live is None)
@@ -555,6 +562,7 @@ def _overdue(build: Build, live: Attempt, look: _Look) -> Reason | None:
     return Reason.TIMEOUT if look.watched(build, live) > look.limits.build_timeout + BACKSTOP else None
 
 
+CLOSED = "The pull request was closed."
 _WHY_STOPPED = {
     Reason.REQUESTED: "Cancelled on request.",
     Reason.SUPERSEDED: "A newer push to the same ref took its place.",
@@ -565,7 +573,7 @@ _WHY_STOPPED = {
 
 def _cancelled(build: Build, attempt: int, reason: Reason) -> Report:
     """Ends a build that has nothing running."""
-    outcome = _stopped(Outcome(state=State.CANCELLED), reason)
+    outcome = _stopped(build, Outcome(state=State.CANCELLED), reason)
     return Report(build=build.name, word=Word(outcome.state), attempt=attempt, outcome=outcome)
 
 
@@ -602,11 +610,11 @@ def _pushed(build: Build, cause: Cause) -> _Pushed:
 
 
 def _superseded(build: Build, pushes: _Pushes) -> bool:
-    """Whether every cause that waits is a push of a ref that has since moved on, as its host tells it.
+    """Whether every cause that still waits is a push of a ref that has since moved on, as its host tells it.
 
     Never by the order in which the webhooks came: hosts deliver late, twice and in any order.
     """
-    causes = build.unanswered
+    causes = [cause for cause in build.unanswered if not cause.withdrawn]
     return bool(causes) and all(
         cause.push is not None
         and cause.ref is not None

@@ -127,12 +127,13 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
 
 
 def _terminal(build: Build, report: Report, at: datetime) -> Build:
-    """The end of a round. Who asked after somebody had cancelled is not answered by that: they open the next round."""
+    """The end of a round. Who asked after it was called off is not answered by that: they open the next round."""
     outcome = report.outcome
     assert outcome is not None  # noqa: S101  (the plan gives every terminal report one)
     answered = build.causes
-    if outcome.reason is Reason.REQUESTED and build.cancel is not None:
-        answered = tuple(cause for cause in build.causes if cause.at <= build.cancel.at)
+    if outcome.reason is Reason.REQUESTED:
+        until = build.cancel and build.cancel.at
+        answered = tuple(cause for cause in build.causes if cause.withdrawn or (until and cause.at <= until))
     return _status(
         build,
         state=outcome.state,

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -25,7 +25,9 @@ import msgspec
 from builds.arguments import check_name
 from builds.build import Push
 from builds.errors import CannotBuild, Malformed, RepositoryError, RuleError
-from builds.repository import canonical, checked_ref, glob_match, is_commit, short_name
+from builds.globs import check_glob, check_order, chosen
+from builds.pullrequests import PullRequestRule, asks_for, unasked
+from builds.repository import canonical, is_commit, short_name
 from eventing.errors import FilterError
 from eventing.event import Event
 from eventing.filters import (
@@ -41,7 +43,7 @@ from eventing.filters import (
     value_of,
     values,
 )
-from eventing.hosts import DIALECTS, PushFacts, push_of
+from eventing.hosts import DIALECTS, PushFacts, RequestFacts, push_of, request_of
 from eventing.http import MAX_NAME
 
 REQUESTED = "dev.kiln.build.requested.v1"
@@ -49,6 +51,8 @@ OURS = "dev.kiln."
 
 PUSHES = frozenset(kind for dialect in DIALECTS.values() for kind in dialect.pushes)
 """The types of events that are pushes."""
+REQUESTS = tuple(sorted({kind for dialect in DIALECTS.values() for kind in dialect.requests}))
+"""How the types of events about pull requests begin."""
 PLAIN_SOURCES = (*sorted({f"{kind.rpartition('.')[0]}." for kind in PUSHES}), "org.jupyterhub.")
 """How types of events begin that have no extensions of their own."""
 HUB_TYPES = ("org.jupyterhub.server.start", "org.jupyterhub.server.stop")
@@ -85,7 +89,8 @@ class PushRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BuildTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to build; texts may hold `{…}`. For a push, repository, ref and commit are its own unless they are given."""
+    """What to build; texts may hold `{…}`. For a push or a pull request, repository, ref and commit are its own unless
+    they are given."""
 
     repository: str | None = None
     ref: str | None = None
@@ -93,17 +98,23 @@ class BuildTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     subdir: str | None = None
     build_args: dict[str, str] = {}
     image: str | None = None
-    tags: tuple[str, ...] = ()
+    tags: tuple[str, ...] | None = None
     force: bool = False
 
 
+TAGS = ("pr-{number}",)
+"""Of the images of pull requests, where the template says nothing of tags."""
+
+
 class TriggerRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of `triggers:`. All filters and conditions (`when`) must hold; with `push` only pushes match."""
+    """One entry of `triggers:`. All filters and conditions (`when`) must hold; with `push` only pushes match, with
+    `pull_requests` only what is new of a pull request."""
 
     name: Name
     filters: tuple[dict[str, object], ...] = ()
     when: tuple[dict[str, object], ...] = ()
     push: PushRule | None = None
+    pull_requests: PullRequestRule | None = None
     build: BuildTemplate = BuildTemplate()
 
 
@@ -133,12 +144,16 @@ EARLY = re.compile(rf"{DATA_VALUE}|extensions\.[a-z0-9]{{1,{MAX_NAME}}}|{'|'.joi
 """Of the event: values inside its data, its extensions, and its context attributes."""
 LATE = frozenset({"repository", "ref", "ref_name", "commit", "slug"})
 """Of the request, once it is known; but for `slug`, a push says them itself."""
+OF_PULL_REQUESTS = frozenset({"number", "base", "head"})
 MEANT: Mapping[str, str] = {
     **dict.fromkeys(("branch", "branch_name", "tag", "tag_name", "refname", "github.ref_name"), "ref_name"),
     **dict.fromkeys(("sha", "revision", "commit_sha", "commit_id", "head_commit", "github.sha"), "commit"),
     **dict.fromkeys(("repo", "url", "repo_url", "clone_url", "repository_url", "github.repository"), "repository"),
     **dict.fromkeys(("name", "repo_name", "repository_name", "owner", "image"), "slug"),
     **dict.fromkeys(("reference", "git_ref", "github.ref"), "ref"),
+    **dict.fromkeys(("pr", "mr", "iid", "pr_number", "pull_number"), "number"),
+    **dict.fromkeys(("base_ref", "base_branch", "target", "target_branch", "github.base_ref"), "base"),
+    **dict.fromkeys(("head_ref", "head_branch", "source_branch", "github.head_ref"), "head"),
 }
 """What others call the values that there are."""
 NEVER_BRACES = ("repository", "ref", "commit", "image", "tags")
@@ -200,7 +215,7 @@ def template(text: str, *, braces: bool = True) -> Template:
             raise RuleError(f"A single '{brace}' in '{text}': write it twice, or a name between two of them.")
         if literal or escaped:
             pieces.append(literal or escaped[0])
-        elif name in LATE or EARLY.fullmatch(name):
+        elif name in LATE | OF_PULL_REQUESTS or EARLY.fullmatch(name):
             pieces.append(Field(name))
         else:
             raise RuleError(f"'{{{name}}}' in '{text}' names no value{_nearest(name)}")
@@ -214,7 +229,7 @@ def _nearest(name: str) -> str:
     )
     stripped = re.sub(r"^data\.(?:body|payload|data)\.", "data.", stripped)
     plain = re.sub(r"[-\s]", "_", name.strip().lower())
-    known = sorted(LATE | ATTRIBUTES)
+    known = sorted(LATE | OF_PULL_REQUESTS | ATTRIBUTES)
     near = stripped if stripped in LATE or EARLY.fullmatch(stripped) else MEANT.get(plain)
     near = near or next(iter(get_close_matches(plain, known, n=1, cutoff=0.75)), None)
     names = ", ".join(f"{{{name}}}" for name in sorted(LATE))
@@ -234,6 +249,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """What an event asks for, in its sender's words: nothing here has been checked.
 
     `commit` is there for a push, and then needs no look-up. The templates still lack what only the request can tell.
+    `head` is the branch of the repository that is at the commit, where its host has no `ref` of that name. `foreign`:
+    it comes from a fork, whose code is given no stored credential.
     """
 
     repository: str
@@ -246,6 +263,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     trigger: str | None = None
     push: Push | None = None
+    head: str | None = None
+    foreign: bool = False
 
 
 class Trigger(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,6 +274,7 @@ class Trigger(msgspec.Struct, frozen=True, kw_only=True):
     filters: tuple[Filter, ...] = ()
     when: tuple[Filter, ...] = ()
     push: PushRule | None = None
+    pull_requests: PullRequestRule | None = None
     default_branch: bool = False
     repository: Template | None = None
     ref: Template | None = None
@@ -296,17 +316,19 @@ class _Reader:
             filters=tuple(self._filters("filters", self._rule.filters)),
             when=tuple(self._filters("when", self._rule.when, data=True)),
             push=self._rule.push,
+            pull_requests=self._rule.pull_requests,
             repository=self._template("repository", build.repository),
             ref=self._template("ref", build.ref),
             commit=self._template("commit", build.commit),
             subdir=self._template("subdir", build.subdir) or Template(()),
             build_args=dict(self._arguments()),
             image=self._template("image", build.image),
-            tags=tuple(self._templates("tags", build.tags)),
+            tags=tuple(self._templates("tags", self._tags())),
             force=build.force,
         )
-        for name in PushRule.__struct_fields__ if self._rule.push else ():
-            self._check_globs(name, getattr(self._rule.push, name))
+        for section in ("push", "pull_requests"):
+            for name in ("branches", "tags", "paths"):
+                self._check_globs(f"{section}.{name}", getattr(getattr(self._rule, section), name, None))
         if not self.problems:
             self.problems += (f"Trigger '{trigger.name}', {problem}" for problem in _unmet(trigger))
         return trigger
@@ -344,12 +366,16 @@ class _Reader:
             if (found := self._template(f"build_args.{name}", text)) is not None:
                 yield name, found
 
+    def _tags(self) -> Sequence[str]:
+        given = self._rule.build.tags
+        return (TAGS if self._rule.pull_requests else ()) if given is None else given
+
     def _check_globs(self, place: str, globs: Sequence[str] | None) -> None:
-        known = len(self.problems)
+        known, paths = len(self.problems), place.endswith("paths")
         for index, glob in enumerate(globs or ()):
-            self._note(f"push.{place}[{index}]", partial(_check_glob, glob.removeprefix("!"), paths=place == "paths"))
+            self._note(f"{place}[{index}]", partial(check_glob, glob.removeprefix("!"), paths=paths))
         if globs is not None and len(self.problems) == known:
-            self._note(f"push.{place}", partial(_check_order, globs))
+            self._note(place, partial(check_order, globs))
 
 
 # Rules that no event can meet
@@ -357,12 +383,16 @@ class _Reader:
 
 def _unmet(trigger: Trigger) -> Iterator[str]:
     """Why a rule can have no builds, with the place."""
-    wanted = trigger.filters
-    pushes = any_of("exact", "type", [*PUSHES])
-    may_be_push = possible([*wanted, *trigger.when, pushes])
+    wanted, requests = trigger.filters, trigger.pull_requests
+    own = any_of("prefix", "type", REQUESTS) if requests else any_of("exact", "type", [*PUSHES])
+    may_be_own = possible([*wanted, *trigger.when, own])
     if not possible([*wanted, *trigger.when]):
         yield "filters: they contradict each other, so no event matches. One of several is a list under `any:`."
         return
+    if trigger.push and requests:
+        yield "pull_requests: a trigger is for pushes or for pull requests; write two triggers."
+        return
+    yield from _unsuitable(trigger)
     if trigger.push and trigger.push.branches is None and trigger.push.tags and trigger.push.paths:
         yield "push.paths: is for branches, and only tags are chosen; leave it out, or name branches too."
     slips: list[str | None] = [*_starred(wanted)]
@@ -371,27 +401,45 @@ def _unmet(trigger: Trigger) -> Iterator[str]:
         *map(_misspelt_beginning, sorted(values(wanted, "type", "prefix"))),
         *map(_misplaced, sorted(values(wanted, "source"))),
     ]
-    if trigger.push is not None or trigger.repository is None:
+    if trigger.push is not None or (trigger.repository is None and not requests):
         slips += [_no_subject(trigger, subject) for subject in sorted(values(wanted, "subject"))]
     if any(slips):
         yield from (f"filters: {problem}" for problem in slips if problem)
         return
     if not possible([*wanted, negated(any_of("prefix", "type", [OURS]))]):
         yield "filters: Kiln's own events match no trigger; dev.kiln.build.requested.v1 needs none."
-    elif trigger.push is not None and not may_be_push:
+    elif trigger.push is not None and not may_be_own:
         yield f"push: is for pushes, and the filters want none of them ({', '.join(sorted(PUSHES))})."
-    elif trigger.repository is None and not may_be_push:
+    elif requests and not may_be_own:
+        yield f"pull_requests: the filters want no event about any; their types begin with {', '.join(REQUESTS)}."
+    elif trigger.repository is None and not may_be_own:
         yield (
             "build.repository: must be given, because the filters want no pushes: where the event says it, such as "
             "'{data.course.repository}', or an address."
         )
-    yield from _without_value(trigger, may_be_push=may_be_push)
+    yield from _without_value(trigger, own, may_be_own=may_be_own)
 
 
-def _without_value(trigger: Trigger, *, may_be_push: bool) -> Iterator[str]:
-    """What is compared or filled in, and that no event has which could match."""
-    only_pushes = trigger.push is not None or trigger.repository is None
-    wanted = [*trigger.filters, *([any_of("exact", "type", [*PUSHES])] if only_pushes else [])]
+def _unsuitable(trigger: Trigger) -> Iterator[str]:
+    """What a rule about pull requests cannot have, or only such a rule can."""
+    rule = trigger.pull_requests
+    if rule is None:
+        for place, part in _parts(trigger):
+            for name in sorted(part.fields & OF_PULL_REQUESTS):
+                yield f"build.{place}: {{{name}}} is known of pull requests; add `pull_requests:` to the trigger."
+        return
+    if rule.labels is not None and not all(label.strip() for label in rule.labels or ("",)):
+        yield "pull_requests.labels: name at least one label, or leave it out."
+    for place, part in _parts(trigger):
+        for name in sorted(part.fields) if rule.forks and place.startswith(("image", "tags")) else ():
+            if name == "head" or name.startswith("data."):
+                yield f"build.{place}: with `from: anyone` strangers would choose {{{name}}}; write {{number}}."
+
+
+def _without_value(trigger: Trigger, own: Filter, *, may_be_own: bool) -> Iterator[str]:
+    """What is compared or filled in, and that no event has which could match. `own`: pushes, or pull requests."""
+    only_own = trigger.push is not None or trigger.pull_requests is not None or trigger.repository is None
+    wanted = [*trigger.filters, *([own] if only_own else [])]
     if not possible([*wanted, negated(any_of("prefix", "type", PLAIN_SOURCES))]):
         for name in sorted(names([*trigger.filters, *trigger.when]) - ATTRIBUTES):
             if "." not in name and not ON_THE_WAY.fullmatch(name):
@@ -403,7 +451,7 @@ def _without_value(trigger: Trigger, *, may_be_push: bool) -> Iterator[str]:
                     yield f"build.{place}: {_absent(extension)}"
     for place in ("repository", "ref", "commit"):
         found: Template | None = getattr(trigger, place)
-        unknown = LATE if not may_be_push else {"slug"}
+        unknown = LATE if not may_be_own else {"slug"}
         for name in sorted(found.fields & unknown if found else ()):
             yield f"build.{place}: {{{name}}} is not known before the repository is; write {{data.…}} or a text."
 
@@ -472,46 +520,6 @@ def _misspelt_beginning(text: str) -> str | None:
     return None
 
 
-def _check_order(globs: Sequence[str]) -> None:
-    """Raises RuleError where globs in this order can match nothing."""
-    if not globs:
-        raise RuleError("the list is empty, so nothing matches; leave it out, or write ['**'].")
-    if globs[0].startswith("!"):
-        raise RuleError("nothing is chosen before what is taken away; begin with a pattern such as '**'.")
-    if not any(_remains(glob, globs[index:]) for index, glob in enumerate(globs) if not glob.startswith("!")):
-        raise RuleError("all that is chosen is taken away again, so nothing matches; the last that matches decides.")
-
-
-def _remains(glob: str, later: Sequence[str]) -> bool:
-    """Whether something that a glob chooses is not taken away by a later one."""
-    samples = {glob.replace("**", deep) for deep in ("*", "*/*")}
-    return not any(
-        other.startswith("!") and all(glob_match(other[1:], sample) for sample in samples) for other in later
-    )
-
-
-def _check_glob(glob: str, *, paths: bool) -> None:
-    """Raises RuleError for one that can match nothing, or means something else to who knows GitHub Actions."""
-    if special := re.search(r"[?\[\]{}\\]", glob):
-        raise RuleError(f"'{special[0]}' has no meaning in '{glob}', only * and ** have; write several patterns.")
-    if "+" in glob:  # which repeats what is before it in GitHub Actions
-        raise RuleError(f"'+' has no meaning in '{glob}', only * and ** have; write '{glob.replace('+', '*')}'.")
-    form = re.sub(r"^(?:refs/(?:heads|tags)/|(?:\./|/)+|!+)", "", glob.strip(" \t\r\n"))
-    form = re.sub(r"//+", "/", re.sub(r"/+$", "/**", form))
-    if form != glob or not form:
-        raise RuleError(f"'{glob}' can match nothing; write '{form or '**'}'.")
-    sample = re.sub(r"\*+", "a", glob)
-    if paths:
-        if {".", ".."} & {*sample.split("/")}:
-            raise RuleError(f"'{glob}' can match nothing: paths are those of the repository, without '.' and '..'.")
-        return
-    try:
-        checked_ref(sample)
-    except Malformed:
-        form = re.sub(r"[\^~:\s]|\.\.+|\.lock$|\.$|@\{", "", re.sub(r"(^|/)\.\*+", r"\1**", glob)) or "**"
-        raise RuleError(f"'{glob}' can match nothing, as no branch or tag can be called so; write '{form}'.") from None
-
-
 # From events
 
 
@@ -519,12 +527,27 @@ DefaultBranch = Callable[[PushFacts], str | None]
 """Says which branch of a repository is the default one, by its short name. Raises AskError."""
 
 
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event says of what to build: a push, or a pull request. `head` is as in `Wanted`."""
+
+    repository: str
+    ref: str
+    commit: str | None
+    push: Push
+    values: Mapping[str, str] = {}
+    head: str | None = None
+
+
 def wanted(
-    triggers: Sequence[Trigger], event: Event, default_branch: DefaultBranch = lambda push: push.default_branch
+    triggers: Sequence[Trigger],
+    event: Event,
+    default_branch: DefaultBranch = lambda push: push.default_branch,
+    changed: Callable[[RequestFacts], Collection[str] | None] = lambda request: None,  # noqa: ARG005
 ) -> list[Wanted]:
     """What the event asks for: one for each trigger that it matches, or what a request for a build holds.
 
-    `default_branch` is asked where a trigger is for that branch alone: some hosts do not say it with a push.
+    `default_branch` is asked where a trigger is for that branch alone: some hosts do not say it with a push. `changed`
+    is asked for the paths that a pull request changes, which no event lists; `None` where nobody knows.
 
     Everything that comes here counts as verified: webhooks by their signature, CloudEvents by `KILN_EVENTS_AUTH`.
     Raises CannotBuild for a value that a template names and the event lacks, Malformed for a request whose data is
@@ -537,8 +560,38 @@ def wanted(
     push = push_of(event)
     if push is not None and (push.deleted or skips(push)):
         return []
-    matching = [trigger for trigger in triggers if _matches(trigger, event, push, default_branch)]
-    return [_wanted(trigger, event, push) for trigger in matching]
+    request = request_of(event)
+    paths = cache(lambda: None if request is None else changed(request))
+    foreign = request is not None and request.fork
+
+    def matching(trigger: Trigger) -> bool:
+        if not all(matches(each, event) for each in (*trigger.filters, *trigger.when)):
+            return False
+        if trigger.pull_requests is not None:
+            return request is not None and asks_for(trigger.pull_requests, request, paths)
+        return _of_push(trigger, push, default_branch)
+
+    return [_wanted(each, event, _told(each, push, request), foreign=foreign) for each in triggers if matching(each)]
+
+
+def _told(trigger: Trigger, push: PushFacts | None, request: RequestFacts | None) -> Told | None:
+    if push is not None:
+        return Told(
+            repository=push.repository,
+            ref=push.ref,
+            commit=push.commit,
+            push=Push(before=push.before, at=push.pushed_at),
+        )
+    if request is None or trigger.pull_requests is None:
+        return None
+    return Told(
+        repository=request.repository,
+        ref=request.ref,
+        commit=request.commit,
+        push=Push(before=request.before, at=request.at),
+        values={"number": str(request.number), "base": request.base, "head": request.head},
+        head=None if request.served else f"refs/heads/{request.head}",
+    )
 
 
 def skips(push: PushFacts) -> bool:
@@ -556,6 +609,9 @@ def reason(event: Event) -> str:
     push = push_of(event)
     if push is not None and skips(push):
         return "The commit's message says that nothing is to be built of it ([skip ci])."
+    request = request_of(event)
+    if request is not None:
+        return unasked(request)
     return "No trigger asks for a build of this."
 
 
@@ -581,9 +637,7 @@ def asked(body: BuildRequestBody) -> Wanted:
     )
 
 
-def _matches(trigger: Trigger, event: Event, push: PushFacts | None, default_branch: DefaultBranch) -> bool:
-    if not all(matches(wanted, event) for wanted in (*trigger.filters, *trigger.when)):
-        return False
+def _of_push(trigger: Trigger, push: PushFacts | None, default_branch: DefaultBranch) -> bool:
     if trigger.default_branch:
         is_branch = push is not None and push.ref.startswith("refs/heads/")
         return push is not None and is_branch and short_name(push.ref) == default_branch(push)
@@ -597,7 +651,7 @@ def _pushed(rule: PushRule, push: PushFacts) -> bool:
         return False
     if rule.paths is None or push.paths is None or not branch:
         return True
-    return any(_chosen(rule.paths, path) for path in push.paths)
+    return any(chosen(rule.paths, path) for path in push.paths)
 
 
 def _chooses(rule: PushRule, ref: str) -> bool:
@@ -605,26 +659,19 @@ def _chooses(rule: PushRule, ref: str) -> bool:
     if rule.branches is None and rule.tags is None:
         return True
     globs = rule.branches if ref.startswith("refs/heads/") else rule.tags
-    return _chosen(globs or (), short_name(ref))
+    return chosen(globs or (), short_name(ref))
 
 
-def _chosen(globs: Sequence[str], text: str) -> bool:
-    """By the last glob that matches."""
-    for glob in reversed(globs):
-        if glob_match(glob.removeprefix("!"), text):
-            return not glob.startswith("!")
-    return False
-
-
-def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:
-    """Where a template names another repository or ref than the push, nothing more is taken from the push."""
-    given = _push_values(push) if push else {}
+def _wanted(trigger: Trigger, event: Event, told: Told | None, *, foreign: bool) -> Wanted:
+    """Where a template names another repository or ref than the event, nothing more is taken from it."""
+    given = _values(told) if told else {}
+    values = told.values if told else {}
 
     def early(name: str) -> str | None:
-        return given.get(name) if name in LATE else value_of(event, name)
+        return given.get(name) if name in LATE else known(name)
 
     def known(name: str) -> str | None:
-        return None if name in LATE else value_of(event, name)
+        return None if name in LATE else values.get(name) or value_of(event, name)
 
     def own(part: Template | None) -> str | None:
         return None if part is None else part.fill(early).text()
@@ -632,15 +679,15 @@ def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:
     repository = own(trigger.repository) or given.get("repository")
     if repository is None:
         raise CannotBuild(f"The trigger '{trigger.name}' names no repository, and this event is no push.")
-    if push and repository != push.repository and not _same(repository, push.repository):
-        push = None
-    ref = own(trigger.ref) or (push.ref if push else None)
-    if push and ref != push.ref:
-        push = None
+    if told and repository != told.repository and not _same(repository, told.repository):
+        told = None
+    ref = own(trigger.ref) or (told.ref if told else None)
+    if told and ref != told.ref:
+        told = None
     return Wanted(
         repository=repository,
         ref=ref,
-        commit=own(trigger.commit) or (push.commit if push else None),
+        commit=own(trigger.commit) or (told.commit if told else None),
         subdir=trigger.subdir.fill(known),
         build_args={name: part.fill(known) for name, part in trigger.build_args.items()},
         image=trigger.image and trigger.image.fill(known),
@@ -648,7 +695,9 @@ def _wanted(trigger: Trigger, event: Event, push: PushFacts | None) -> Wanted:
         force=trigger.force,
         trigger=trigger.name,
         # For bytes that are no UTF-8 hosts write U+FFFD: such refs cannot be told apart, so none supersedes another.
-        push=Push(before=push.before, at=push.pushed_at) if push and "\ufffd" not in push.ref else None,
+        push=told.push if told and "\ufffd" not in told.ref else None,
+        head=told.head if told else None,
+        foreign=foreign,
     )
 
 
@@ -659,10 +708,10 @@ def _same(one: str, other: str) -> bool:
         return False
 
 
-def _push_values(push: PushFacts) -> dict[str, str | None]:
+def _values(told: Told) -> dict[str, str | None]:
     return {
-        "repository": push.repository,
-        "ref": push.ref,
-        "ref_name": short_name(push.ref),
-        "commit": push.commit,
+        "repository": told.repository,
+        "ref": told.ref,
+        "ref_name": short_name(told.ref),
+        "commit": told.commit,
     }

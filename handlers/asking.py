@@ -6,7 +6,8 @@ all of it and repeating a request is safe.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from builds.build import Build, Kind, State
 from builds.engines import Ask, NotFound
@@ -14,11 +15,14 @@ from builds.errors import Forbidden
 from builds.intake import merge
 from builds.triggers import Wanted
 from eventing.event import Event
+from eventing.hosts import request_of
 from eventing.wire import is_traceparent
 from handlers import metrics
 from handlers.auth import Identity
 from handlers.services import services, this_request
 
+PAGE = 200
+"""Builds read at a time."""
 MAX_NOTE = 1000
 """Characters of one value in the log: a batch has many ids, and its sender chose them."""
 
@@ -57,6 +61,34 @@ def accept(asks: Sequence[Ask], via: str) -> list[Build]:
     metrics.ASKED.labels(via).inc(len(builds))
     note(build=" ".join(dict.fromkeys(build.name for build in builds)))
     return builds
+
+
+def withdraw(event: Event) -> str | None:
+    """Where the event says that a pull request was closed, its builds are left to those who wait for them beside it,
+    and a sentence says so.
+
+    Raises EventError, AskError, EngineError.
+    """
+    request = request_of(event)
+    if request is None or not request.closed:
+        return None
+    held = services()
+    repository = held.intake.repository(request.repository).url
+    for name in [build.name for build in _live(repository) if any(cause.ref == request.ref for cause in build.causes)]:
+        with suppress(NotFound):
+            held.records.withdraw(name, request.ref)
+    return "The pull request is closed: no build goes on for it."
+
+
+def _live(repository: str) -> Iterator[Build]:
+    """The builds of a repository that have not ended. Raises Unavailable."""
+    for state in (State.QUEUED, State.RUNNING):
+        cursor = None
+        while True:
+            page = services().records.list(repository=repository, state=state, limit=PAGE, cursor=cursor)
+            yield from page.builds
+            if (cursor := page.cursor) is None:
+                break
 
 
 def traceparent(event: Event) -> str | None:

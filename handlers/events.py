@@ -72,6 +72,7 @@ def _asks(event: Event, who: Identity) -> list[Ask]:
     intake = services().intake
     if intake.is_own(event):
         return []
+    asking.withdraw(event)
     found = wanted(services().triggers, event, lambda push: intake.default_branch(push, who.by, who.groups))
     return [asking.check(each, event, who=who, kind=kind) for each in found]
 

@@ -86,6 +86,9 @@ def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Ask]
             if held.intake.is_own(event):
                 refusals.append(OWN)
                 continue
+            _check_same_host_kind(held.intake, word, event, ())  # before anything is believed, or its host asked
+            if closed := asking.withdraw(event):
+                refusals.append(closed)
             for each in _wanted(held, event, word):
                 with _collected(refusals):
                     asks.append(asking.check(each, event, who=Identity(by=_by(word)), kind=Kind.PUSH))
@@ -107,7 +110,6 @@ def _collected(refusals: list[str]) -> Iterator[None]:
 
 def _wanted(held: Services, event: Event, word: str) -> list[Wanted]:
     """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
-    _check_same_host_kind(held.intake, word, event, ())  # before the host is asked anything
     found = wanted(held.triggers, event, lambda push: held.intake.default_branch(push, _by(word)))
     _check_same_host_kind(held.intake, word, event, found)
     return found

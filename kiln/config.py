@@ -322,13 +322,13 @@ def _meant(given: str, known: Iterable[str]) -> str:
 
 def _fields(kind: Any, where: str) -> tuple[str, ...]:
     """The keys that a struct has, or the one at a place in it, such as `.push`."""
-    fields: tuple[str, ...] = getattr(_type_at(kind, where), "__struct_fields__", ())
+    fields: tuple[str, ...] = getattr(_type_at(kind, where), "__struct_encode_fields__", ())
     return fields
 
 
 def _type_at(kind: Any, where: str) -> Any:
     for name in re.findall(r"\.([a-z_]+)", where):
-        kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == name), kind)
+        kind = next((field.type for field in msgspec.structs.fields(kind) if field.encode_name == name), kind)
         kind = next((one for one in get_args(kind) if hasattr(one, "__struct_fields__")), kind)
     return kind
 

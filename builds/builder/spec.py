@@ -96,7 +96,7 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
     tags: dict[str | None, dict[str, None]] = {}
     for cause in build.causes:
         if cause.tags:
-            tags.setdefault(cause.ref, {}).update(dict.fromkeys(cause.tags))
+            tags.setdefault(cause.tagged_by, {}).update(dict.fromkeys(cause.tags))
     return Spec(
         name=build.name,
         attempt=attempt.number,

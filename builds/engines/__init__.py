@@ -116,6 +116,9 @@ class Records(Protocol):
     def cancel(self, name: str, by: str | None) -> Build:
         """Leaves the cancel mark. Raises NotFound, AlreadyEnded, Unavailable."""
 
+    def withdraw(self, name: str, ref: str) -> Build:
+        """Takes back what the pull request of that ref has asked for. Raises NotFound, Unavailable."""
+
     def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
         """The lines of one attempt that exist now and come after line `after`; none where there is no log."""
 

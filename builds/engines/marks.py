@@ -54,6 +54,20 @@ def cancelled(build: Build, by: str | None, now: datetime) -> Build:
     return replace(build, cancel=Cancel(round=current, by=by, at=now))
 
 
+def withdrawn(build: Build, ref: str) -> Build:
+    """The build without anybody who waits for it only for the pull request of that ref; the very same value where
+    nobody does.
+
+    Those causes alone that came of the request itself: who has asked for that ref still wants it.
+    """
+    gone = {each.key for each in build.unanswered if each.push and each.ref == ref and not each.withdrawn}
+    if not gone:
+        return build
+    return replace(
+        build, causes=tuple(replace(each, withdrawn=True) if each.key in gone else each for each in build.causes)
+    )
+
+
 def asks_of(build: Build) -> Counter[str]:
     """How many asks of each person still wait for an answer."""
     waiting: Counter[str] = Counter()
@@ -121,7 +135,8 @@ def _with_an_askers_merged(causes: Causes, answered: Collection[str]) -> Causes 
 
 def _likeness(cause: Cause) -> Hashable:
     """Equal for causes that may be one. A tag belongs to its ref."""
-    return (cause.by, cause.kind, cause.trigger, cause.credentials, cause.ref if cause.tags else None, bool(cause.tags))
+    ref = cause.tagged_by if cause.tags else None
+    return (cause.by, cause.kind, cause.trigger, cause.credentials, cause.withdrawn, ref, bool(cause.tags))
 
 
 def _merged(causes: Sequence[Cause]) -> Cause:

@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from eventing.event import Event
 from eventing.hosts.bitbucket import Bitbucket
 from eventing.hosts.bitbucketserver import BitbucketServer
-from eventing.hosts.dialect import Dialect, Ignored, PushFacts
+from eventing.hosts.dialect import Dialect, Ignored, PushFacts, RequestFacts
 from eventing.hosts.forgejo import Forgejo
 from eventing.hosts.gitea import Gitea
 from eventing.hosts.github import GitHub
 from eventing.hosts.gitlab import GitLab
 from eventing.hosts.payload import facts_of
 
-__all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "push_of", "pushed", "word_of"]
+__all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "RequestFacts", "push_of", "pushed", "request_of", "word_of"]
 
 DIALECTS: Mapping[str, Dialect] = {
     dialect.word: dialect for dialect in (Forgejo(), Gitea(), GitHub(), GitLab(), Bitbucket(), BitbucketServer())
 }
 """By the word in the route. A host that sends another's headers as well stands before that one."""
+_REQUESTS = {kind: dialect for dialect in DIALECTS.values() for kind in dialect.requests}
+"""Who tells of requests, by `Dialect.requests`."""
 USUAL = "github"
 """The dialect in which a push is told of where the host's own is not known here."""
 
@@ -38,6 +40,28 @@ def push_of(event: Event) -> PushFacts | None:
         if event.type in dialect.pushes:
             return facts_of(event, dialect.facts)
     return None
+
+
+def request_of(event: Event) -> RequestFacts | None:
+    """What an event about a pull or merge request says of it, however it travelled; `None` for all other events.
+
+    It is kept with the event. Raises DecodeError where its type says so and its data does not.
+    """
+    dialect = _teller(event.type)
+    if dialect is None:
+        return None
+    kept = vars(event)
+    if "request" not in kept:
+        kept["request"] = dialect.request(event)
+    found: RequestFacts = kept["request"]
+    return found
+
+
+def _teller(kind: str) -> Dialect | None:
+    """Whose event about a request has this type."""
+    while kind and kind not in _REQUESTS:
+        kind = kind.rpartition(".")[0]
+    return _REQUESTS.get(kind)
 
 
 def pushed(word: str | None, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

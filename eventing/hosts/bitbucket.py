@@ -20,16 +20,20 @@ from msgspec.structs import replace
 
 from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
-from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts.dialect import Ignored, PushFacts, RequestFacts
 from eventing.hosts.payload import (
     DELETED,
     NO_REPOSITORY,
     Hash,
+    Number,
     Path,
+    RefName,
     as_push_of,
+    as_request_of,
     first_text,
     header,
     is_signed,
+    moment,
     page_of,
     payload_event,
     payload_of,
@@ -48,6 +52,7 @@ class Bitbucket:
     word = "bitbucket"
     own_header = "x-request-uuid"
     pushes = frozenset({"com.bitbucket.push"})
+    requests: tuple[str, ...] = ("com.bitbucket.pullrequest",)
 
     def verify(
         self,
@@ -109,6 +114,27 @@ class Bitbucket:
             private=push.repository.is_private,
             message=new.target.message if new and commit else None,
             pusher=push.actor.nickname if push.actor else None,
+        )
+
+    def request(self, event: Event) -> RequestFacts:
+        """Bitbucket does not say what was updated, nor what the head was before, and has no labels. The repository has
+        no ref for a request, so it serves the head only where that is on a branch of its own."""
+        with as_request_of("Bitbucket"):
+            told = msgspec.convert(event.data, _Told)
+        request, key = told.pullrequest, event.type.rpartition(".")[2]
+        return RequestFacts(
+            repository=f"{_page(told.repository.links.html.href)}.git",
+            number=request.id,
+            ref=f"refs/pull-requests/{request.id}/from",
+            served=False,
+            commit=request.source.commit.hash,
+            before=None,
+            at=moment(request.updated_on),
+            base=request.destination.branch.name,
+            head=request.source.branch.name,
+            fork=request.source.repository is None or request.source.repository != request.destination.repository,
+            moved=key in ("created", "updated"),
+            closed=key in ("fulfilled", "rejected"),
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -176,9 +202,6 @@ def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
     return [{**payload, "push": {"changes": [change]}} for change in changes]
 
 
-_Name = Annotated[str, Meta(pattern=r"\A[^\x00-\x20\x7f~^:?*\[\\]+\Z")]
-
-
 class _Target(msgspec.Struct):
     hash: Hash
     type: str = "commit"
@@ -187,7 +210,7 @@ class _Target(msgspec.Struct):
 
 class _Ref(msgspec.Struct):
     type: Literal["branch", "named_branch", "bookmark", "tag", "annotated_tag"]
-    name: _Name
+    name: RefName
     target: _Target
 
     @property
@@ -247,3 +270,37 @@ class _Payload(msgspec.Struct):
     push: _Push
     repository: _Repository
     actor: _Actor | None = None
+
+
+class _Owned(msgspec.Struct):
+    full_name: str
+
+
+class _Head(msgspec.Struct):
+    hash: Annotated[str, Meta(pattern=r"\A[0-9a-f]{7,64}\Z")]
+
+
+class _Named(msgspec.Struct):
+    name: RefName
+
+
+class _Side(msgspec.Struct):
+    """Where a request comes from, or what it is for. The repository that it comes from may have been deleted."""
+
+    branch: _Named
+    commit: _Head
+    repository: _Owned | None = None
+
+
+class _PullRequest(msgspec.Struct):
+    id: Number
+    source: _Side
+    destination: _Side
+    updated_on: str | None = None
+
+
+class _Told(msgspec.Struct):
+    """The parts of an event about a pull request that matter here."""
+
+    pullrequest: _PullRequest
+    repository: _Repository

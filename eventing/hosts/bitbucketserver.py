@@ -20,14 +20,18 @@ from msgspec import Meta
 from eventing.errors import DecodeError
 from eventing.event import Event
 from eventing.hosts.bitbucket import event_key, numbered, push_events, verify
-from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts.dialect import Ignored, PushFacts, RequestFacts
 from eventing.hosts.payload import (
     NO_REPOSITORY,
     Hash,
+    Number,
     Ref,
+    RefName,
     as_push_of,
+    as_request_of,
     header,
     is_zero,
+    moment,
     page_of,
     payload_event,
     payload_of,
@@ -45,6 +49,7 @@ class BitbucketServer:
     word = "bitbucket-server"
     own_header = "x-event-key"
     pushes = frozenset({"com.bitbucket-server.push"})
+    requests: tuple[str, ...] = ("com.bitbucket-server.pr",)
 
     def verify(
         self,
@@ -113,6 +118,26 @@ class BitbucketServer:
             pusher=push.actor.name if push.actor else None,
         )
 
+    def request(self, event: Event) -> RequestFacts:
+        with as_request_of("Bitbucket"):
+            told = msgspec.convert(event.data, _Told)
+        request, key = told.pullRequest, event.type.removeprefix("com.bitbucket-server.pr.")
+        head, base = request.fromRef, request.toRef
+        return RequestFacts(
+            repository=request.clone_url,
+            number=request.id,
+            ref=f"refs/pull-requests/{request.id}/from",
+            commit=head.latestCommit,
+            before=told.previousFromHash,
+            at=datetime.fromtimestamp(request.updatedDate / 1000, UTC) if request.updatedDate else None,
+            base=base.displayId,
+            head=head.displayId,
+            fork=head.repository.id is None or head.repository.id != base.repository.id,
+            moved=key in ("opened", "from_ref_updated"),
+            retargeted=key == "modified" and told.previousTarget not in (None, _Target(base.displayId)),
+            closed=key in ("merged", "declined", "deleted"),
+        )
+
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
         """As one that created the ref, because nothing is known of what was there before."""
         page, owner, name = page_of(repository)
@@ -156,13 +181,16 @@ def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _whence(payload: Mapping[str, object]) -> str | None:
-    """The source of an event that is no push: the repository, or that of its pull request's target."""
-    request = payload.get("pullRequest")
-    target = request.get("toRef") if isinstance(request, dict) else None
-    for holder in (payload, target):
-        if isinstance(holder, dict) and "repository" in holder:
-            return _source(holder["repository"])
-    return None
+    """The source of an event that is no push: the repository, or the one that its pull request is for.
+
+    Raises DecodeError.
+    """
+    if "repository" in payload:
+        return _source(payload["repository"])
+    if "pullRequest" not in payload:
+        return None
+    with as_request_of("Bitbucket"):
+        return msgspec.convert(payload["pullRequest"], _PullRequest).clone_url.removesuffix(".git")
 
 
 def _source(repository: object) -> str:
@@ -235,9 +263,63 @@ class _Push(msgspec.Struct):
 
     @property
     def pushed_at(self) -> datetime | None:
-        """Its form varies with the version, and a time that cannot be read is no reason to build nothing."""
-        try:
-            at = datetime.fromisoformat(self.date or "")
-            return at.astimezone(UTC) if at.tzinfo else None
-        except (ValueError, OverflowError):
-            return None
+        return moment(self.date)
+
+
+class _Project(msgspec.Struct):
+    key: str
+
+
+class _Held(_Repository):
+    """A repository of one side of a request. Some versions do not say where it can be cloned from."""
+
+    id: int | None = None
+    slug: str | None = None
+    project: _Project | None = None
+
+
+class _Side(msgspec.Struct):
+    displayId: RefName  # noqa: N815
+    latestCommit: Hash  # noqa: N815
+    repository: _Held
+
+
+class _Self(msgspec.Struct):
+    href: str
+
+
+_PAGE = re.compile(r"(https?://[^?#]*?)/(?:projects|users)/[^/]+/repos/[^/]+/pull-requests/[0-9]+")
+
+
+class _Pages(msgspec.Struct):
+    self: list[_Self | None] = []
+
+
+class _PullRequest(msgspec.Struct):
+    id: Number
+    fromRef: _Side  # noqa: N815
+    toRef: _Side  # noqa: N815
+    updatedDate: Annotated[int, Meta(ge=0, lt=2**42)] | None = None  # noqa: N815
+    links: _Pages = msgspec.field(default_factory=_Pages)
+
+    @property
+    def clone_url(self) -> str:
+        """Of the repository that it is for, or as it follows from the request's own page. Raises DecodeError."""
+        held = self.toRef.repository
+        for page in self.links.self:
+            found = page and _PAGE.fullmatch(page.href)
+            if found and held.project and held.slug and not held.links.clone:
+                return f"{found[1]}/scm/{held.project.key.lower()}/{held.slug}.git"
+        return held.clone_url
+
+
+class _Target(msgspec.Struct):
+    displayId: str  # noqa: N815
+
+
+class _Told(msgspec.Struct):
+    """The parts of an event about a pull request that matter here."""
+
+    pullRequest: _PullRequest  # noqa: N815
+    previousFromHash: Hash | None = None  # noqa: N815
+    previousTarget: _Target | None = None  # noqa: N815

@@ -50,6 +50,40 @@ class PushFacts(msgspec.Struct, frozen=True, kw_only=True):
         return self.commit is None and not self.deleted
 
 
+class RequestFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event says of a pull or merge request, whichever host it came from."""
+
+    repository: str
+    """The URL to clone from over HTTPS, as the host gives it, of the repository that is to be changed."""
+    number: int
+    """By which people call it; counted for each repository."""
+    ref: str
+    """By which the host names its head, such as `refs/pull/1/head`; where the host has no such ref, only a name."""
+    served: bool = True
+    """Whether the repository has that ref. Without it, it has the head only of a request that comes from itself."""
+    commit: str
+    """Its head: a whole commit, or on Bitbucket Cloud the beginning of one."""
+    before: str | None
+    """Its head until now; `None` where this event has not moved it, or the host does not say."""
+    at: datetime | None
+    """When it was last changed, by the host's clock."""
+    base: str
+    """Short name of the branch that it is for."""
+    head: str
+    """Short name of the branch that it comes from."""
+    fork: bool
+    """Whether it comes, or may come, from another repository: from whoever can read this one."""
+    moved: bool
+    """Whether its commits are news: it was opened or opened again, or its head has moved."""
+    labels: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    """Labels that it has been given just now."""
+    retargeted: bool = False
+    """Whether it has become one for another branch."""
+    closed: bool = False
+    """Whether it was closed just now, merged or not."""
+
+
 class Dialect(Protocol):
     """How one kind of host speaks. No method does I/O."""
 
@@ -59,6 +93,8 @@ class Dialect(Protocol):
     """Name, in lower case, of a header that tells its deliveries from those of the hosts after it in `DIALECTS`."""
     pushes: frozenset[str]
     """Event types that are its pushes, in every spelling that is in use."""
+    requests: tuple[str, ...]
+    """Types of the events about its pull requests, and how such types begin, up to a `.`."""
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes], now: datetime) -> None:
         """Raises SignatureError unless one of `secrets` signed these raw bytes; with no secrets it always does.
@@ -81,6 +117,9 @@ class Dialect(Protocol):
 
     def facts(self, event: Event) -> PushFacts:
         """Of an event whose type is in `pushes`. Raises DecodeError where its data is not such a push."""
+
+    def request(self, event: Event) -> RequestFacts:
+        """Of an event whose type is one of `requests`. Raises DecodeError where its data is of no such request."""
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
         """The event that this host would have sent of the push that made a ref, for where it was not heard.

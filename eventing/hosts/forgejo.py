@@ -15,4 +15,9 @@ class Forgejo(Gitea):
     word = "forgejo"
     own_header = "x-forgejo-event"
     pushes = frozenset({"com.forgejo.push"})
+    requests: tuple[str, ...] = (
+        "com.forgejo.pull_request",
+        "com.forgejo.pull_request_sync",
+        "com.forgejo.pull_request_label",
+    )
     prefixes = ("X-Forgejo", "X-Gitea")

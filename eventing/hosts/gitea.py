@@ -17,7 +17,8 @@ import msgspec
 
 from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
-from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts import pullrequest
+from eventing.hosts.dialect import Ignored, PushFacts, RequestFacts
 from eventing.hosts.payload import (
     CREATED,
     DELETED,
@@ -29,6 +30,7 @@ from eventing.hosts.payload import (
     Path,
     Ref,
     as_push_of,
+    as_request_of,
     commit_at,
     commits_of,
     event_name,
@@ -38,6 +40,7 @@ from eventing.hosts.payload import (
     is_zero,
     json_text,
     message_of,
+    moment,
     page_of,
     paths_of,
     payload_event,
@@ -54,6 +57,8 @@ _IGNORED = {
 }
 _SUBJECTS: Mapping[str, Path] = {
     "pull_request": ("number",),
+    "pull_request_label": ("number",),
+    "pull_request_sync": ("number",),
     "push": ("ref",),
     "release": ("release", "id"),
 }
@@ -75,6 +80,11 @@ class Gitea:
     word = "gitea"
     own_header = "x-gitea-event"
     pushes = frozenset({"com.gitea.push"})
+    requests: tuple[str, ...] = (
+        "com.gitea.pull_request",
+        "com.gitea.pull_request_sync",
+        "com.gitea.pull_request_label",
+    )
     prefixes: tuple[str, ...] = ("X-Gitea",)
     """Beginnings of the names of its headers. The first that a delivery has is read."""
 
@@ -145,6 +155,32 @@ class Gitea:
             private=push.repository.private,
             message=push.message,
             pusher=(push.pusher.login or push.pusher.username) if push.pusher else None,
+        )
+
+    def request(self, event: Event) -> RequestFacts:
+        """Gitea does not say which label is new. Who may only read a repository can push a request to it, by
+        `refs/for/<branch>`: its head is in that very repository, and on no branch.
+
+        https://docs.gitea.com/usage/agit
+        """
+        with as_request_of(type(self).__name__):
+            told = msgspec.convert(event.data, pullrequest.Told)
+        request, action = told.pull_request, told.action
+        return RequestFacts(
+            repository=told.repository.clone_url,
+            number=told.number,
+            ref=told.ref,
+            commit=request.head.sha,
+            before=told.before,
+            at=moment(request.updated_at),
+            base=request.base.ref,
+            head=request.head.ref,
+            fork=told.fork or request.head.ref.startswith("refs/"),
+            moved=action in ("opened", "reopened", "synchronized"),
+            labels=told.labels,
+            added=told.labels if action == "label_updated" else (),
+            retargeted=told.has_changed("ref"),
+            closed=action == "closed",
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

@@ -21,7 +21,8 @@ from msgspec import Meta
 
 from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
-from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts import pullrequest
+from eventing.hosts.dialect import Ignored, PushFacts, RequestFacts
 from eventing.hosts.payload import (
     CREATED,
     DELETED,
@@ -32,6 +33,7 @@ from eventing.hosts.payload import (
     Path,
     Ref,
     as_push_of,
+    as_request_of,
     commit_at,
     event_name,
     facts_of,
@@ -40,6 +42,7 @@ from eventing.hosts.payload import (
     is_signed,
     is_zero,
     json_text,
+    moment,
     page_of,
     paths_of,
     payload_event,
@@ -99,6 +102,7 @@ class GitHub:
     word = "github"
     own_header = "x-github-event"
     pushes = frozenset({"com.github.push", "dev.knative.source.github.push"})
+    requests: tuple[str, ...] = ("com.github.pull_request", "dev.knative.source.github.pull_request")
 
     def verify(
         self,
@@ -173,6 +177,27 @@ class GitHub:
             private=push.repository.private,
             message=push.head_commit.message if push.head_commit else None,
             pusher=push.pusher.name if push.pusher else None,
+        )
+
+    def request(self, event: Event) -> RequestFacts:
+        with as_request_of("GitHub"):
+            told = msgspec.convert(event.data, pullrequest.Told)
+        request, action = told.pull_request, told.action
+        return RequestFacts(
+            repository=told.repository.clone_url,
+            number=told.number,
+            ref=told.ref,
+            commit=request.head.sha,
+            before=told.before,
+            at=moment(request.updated_at),
+            base=request.base.ref,
+            head=request.head.ref,
+            fork=told.fork,
+            moved=action in ("opened", "reopened", "synchronize"),
+            labels=told.labels,
+            added=(told.label.name,) if told.label and action == "labeled" else (),
+            retargeted=told.has_changed("base"),
+            closed=action == "closed",
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

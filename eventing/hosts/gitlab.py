@@ -24,21 +24,25 @@ import msgspec
 from eventing.errors import DecodeError, SignatureError
 from eventing.event import Event
 from eventing.hosts import standardwebhooks
-from eventing.hosts.dialect import Ignored, PushFacts
+from eventing.hosts.dialect import Ignored, PushFacts, RequestFacts
 from eventing.hosts.payload import (
     DELETED,
     NO_REPOSITORY,
     TEST,
     ChangedPaths,
     Hash,
+    Number,
     Path,
     Ref,
+    RefName,
     as_push_of,
+    as_request_of,
     commit_at,
     commits_of,
     first_text,
     is_zero,
     message_of,
+    moment,
     page_of,
     paths_of,
     payload_event,
@@ -85,6 +89,12 @@ class GitLab:
             "dev.knative.sources.gitlabsource.Push Hook",
             "dev.knative.sources.gitlabsource.Tag Push Hook",
         }
+    )
+
+    requests: tuple[str, ...] = (
+        "com.gitlab.merge_request",
+        "dev.knative.sources.gitlab.merge_request",
+        "dev.knative.sources.gitlabsource.Merge Request Hook",
     )
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes], now: datetime) -> None:
@@ -150,6 +160,28 @@ class GitLab:
             private=None if push.project.visibility_level is None else push.project.visibility_level < PUBLIC,
             message=message_of(commit, commits_of(push.commits)),
             pusher=push.user_username,
+        )
+
+    def request(self, event: Event) -> RequestFacts:
+        """`oldrev` is there where the head has moved."""
+        with as_request_of("GitLab"):
+            told = msgspec.convert(event.data, _MergeRequest)
+        about = told.object_attributes
+        return RequestFacts(
+            repository=told.clone_url,
+            number=about.iid,
+            ref=f"refs/merge-requests/{about.iid}/head",
+            commit=about.last_commit.id,
+            before=about.oldrev,
+            at=moment(about.updated_at),
+            base=about.target_branch,
+            head=about.source_branch,
+            fork=about.source_project_id is None or about.source_project_id != about.target_project_id,
+            moved=about.action in ("open", "reopen") or (about.action == "update" and about.oldrev is not None),
+            labels=tuple(label.title for label in told.labels or about.labels or ()),
+            added=told.changes.added if about.action == "update" else (),
+            retargeted=about.action == "update" and told.changes.target_branch is not None,
+            closed=about.action in ("close", "merge"),
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
@@ -236,6 +268,59 @@ class _Push(msgspec.Struct):
         Raises msgspec.ValidationError.
         """
         return paths_of(self.commits, lambda files: 0 < len(files) == self.total_commits_count)
+
+
+class _Head(msgspec.Struct):
+    id: Hash
+
+
+class _Label(msgspec.Struct):
+    title: str
+
+
+class _Labels(msgspec.Struct, frozen=True):
+    previous: tuple[_Label, ...] | None = None
+    current: tuple[_Label, ...] | None = None
+
+
+class _Changes(msgspec.Struct, frozen=True):
+    labels: _Labels = _Labels()
+    target_branch: object = None
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        before = {label.title for label in self.labels.previous or ()}
+        return tuple(label.title for label in self.labels.current or () if label.title not in before)
+
+
+class _Attributes(msgspec.Struct):
+    iid: Number
+    source_branch: RefName
+    target_branch: RefName
+    last_commit: _Head
+    target_project_id: int
+    source_project_id: int | None = None
+    action: str | None = None
+    oldrev: Hash | None = None
+    updated_at: str | None = None
+    labels: list[_Label] | None = None
+    target: _Project = _Project()
+
+
+class _MergeRequest(msgspec.Struct):
+    """The parts of an event about a merge request that matter here."""
+
+    object_attributes: _Attributes
+    project: _Project = _Project()
+    labels: list[_Label] | None = None
+    changes: _Changes = _Changes()
+
+    @property
+    def clone_url(self) -> str:
+        """Raises DecodeError."""
+        if url := self.project.git_http_url or self.object_attributes.target.git_http_url:
+            return url
+        raise DecodeError("This merge request's project has no git_http_url: it is not served over HTTP.")
 
 
 def _push(event: Event) -> tuple[_Push, ChangedPaths | None]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
@@ -25,6 +26,8 @@ Path = tuple[str, ...]
 
 Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
 Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z")]  # git check-ref-format(1)
+RefName = Annotated[str, Meta(pattern=r"\A[^\x00-\x20\x7f~^:?*\[\\]+\Z")]
+Number = Annotated[int, Meta(ge=1, le=2**53)]
 
 NO_REPOSITORY = "This event is not about a repository: there is nothing to build."
 """The reason for what is no push and has no source."""
@@ -145,13 +148,32 @@ def first_text(payload: Mapping[str, object], paths: Sequence[Path]) -> str | No
     return next(filter(None, (text_at(payload, path) for path in paths)), None)
 
 
-@contextmanager
-def as_push_of(host: str) -> Iterator[None]:
+def as_push_of(host: str) -> AbstractContextManager[None]:
     """Raises DecodeError where what is read within is no push of that host's."""
+    return _as(f"This is no push of {host}'s")
+
+
+def as_request_of(host: str) -> AbstractContextManager[None]:
+    """Raises DecodeError where what is read within tells of no pull request of that host's."""
+    return _as(f"This tells of no pull request of {host}'s")
+
+
+@contextmanager
+def _as(what: str) -> Iterator[None]:
     try:
         yield
     except msgspec.ValidationError as error:
-        raise DecodeError(f"This is no push of {host}'s: {error}.") from None
+        raise DecodeError(f"{what}: {error}.") from None
+
+
+def moment(text: str | None) -> datetime | None:
+    """A time with a zone, in UTC; `None` where it cannot be read: forms vary with the host's version, and that is no
+    reason to build nothing."""
+    try:
+        at = datetime.fromisoformat(re.sub(r" UTC\Z", "Z", text or ""))
+        return at.astimezone(UTC) if at.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def commits_of(array: object) -> Iterator[Commit]:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, MAX_OUTBOX, Announcement, Build, Delivery, State, Status
-from builds.engines import AlreadyEnded, Conflict, Engine, NotFound, QueueFull
+from builds.build import MAX_CAUSES, MAX_OUTBOX, Announcement, Build, Delivery, Kind, Push, State, Status
+from builds.engines import AlreadyEnded, Ask, Conflict, Engine, NotFound, QueueFull
 from eventing.event import Event
 from tests.builds.making import AT, ask, ended
 
@@ -252,6 +252,27 @@ class RecordsContract:
             records.cancel("b", None)
         with pytest.raises(NotFound):
             records.cancel("unknown", None)
+
+    # ---- Pull requests ----------------------------------------------------------------------------------------------
+
+    def test_what_a_request_has_asked_for_is_taken_back_and_nothing_else(self, records: Engine) -> None:
+        def of(id_: str, ref: str, push: Push | None) -> Ask:
+            asked = ask("b", id_)
+            return replace(asked, cause=replace(asked.cause, kind=Kind.PUSH, ref=ref, push=push))
+
+        mine, another = "refs/pull/7/head", "refs/pull/8/head"
+        pushed = Push(before=None)
+        records.accept([of("1", mine, pushed), of("2", another, pushed), of("3", mine, None), of("4", mine, pushed)])
+        after = records.withdraw("b", mine)
+        assert [cause.id for cause in after.causes if cause.withdrawn] == ["1", "4"]
+        assert records.get("b") == after
+        assert records.withdraw("b", mine) == after, "it is written once"
+        *_, again = records.accept([of("1", mine, pushed), of("5", mine, pushed)])
+        assert [cause.id for cause in again.causes if not cause.withdrawn] == ["2", "3", "5"]
+        records.write(ended(again))
+        assert records.withdraw("b", mine) == records.get("b"), "it has ended"
+        with pytest.raises(NotFound):
+            records.withdraw("unknown", mine)
 
     # ---- Lists ------------------------------------------------------------------------------------------------------
 

@@ -1105,3 +1105,56 @@ def test_turns_are_bounded() -> None:
     assert len(turns.served) == 1000
     assert turns.served["by user:1199"] == 1200
     assert "by user:1" not in turns.served
+
+
+# ---- Pull requests ------------------------------------------------------------------------------------------------
+
+REQUEST = replace(pushed("r"), ref="refs/pull/7/head")
+CLOSED = replace(REQUEST, withdrawn=True)
+
+
+def test_a_newer_head_supersedes_the_older_of_the_same_request_and_no_push() -> None:
+    newer = build("new", replace(REQUEST, id="2", push=pushed("2", before=A).push), commit=B)
+    assert superseded(build("old", REQUEST, commit=A), newer) == ["old"]
+    assert superseded(build("old", pushed("1"), commit=A), newer) == []
+    assert superseded(build("old", REQUEST, pushed("1"), commit=A), newer) == []
+    assert superseded(build("old", replace(REQUEST, ref="refs/pull/8/head"), commit=A), newer) == []
+
+
+def test_what_was_for_a_closed_request_alone_ends() -> None:
+    (report,) = decide(build("b", CLOSED))
+    assert isinstance(report, Report)
+    assert report.outcome is not None
+    assert (report.word, report.outcome.reason) == (Word.CANCELLED, Reason.REQUESTED)
+    assert report.outcome.message == "The pull request was closed."
+    live = running("b", CLOSED)
+    for supersede in Supersede:
+        stop = only(decide(live, sightings=[sees(live)], limits=Limits(supersede=supersede)))
+        assert stop == Stop(build="b", attempt=1, reason=Reason.REQUESTED)
+    told = running("b", CLOSED, attempts=(attempt(1, started_at=ago(9), stopping=Reason.REQUESTED),))
+    end = only(decide(told, sightings=[sees(told, Phase.ENDED, Result(state=State.CANCELLED))]))
+    assert isinstance(end, Report)
+    assert end.outcome is not None
+    assert (end.word, end.outcome.message) == (Word.CANCELLED, "The pull request was closed.")
+
+
+def test_what_somebody_else_waits_for_goes_on_when_the_request_is_closed() -> None:
+    for other in (cause("1"), pushed("1"), replace(REQUEST, id="2", ref="refs/pull/8/head"), replace(REQUEST, id="2")):
+        live = running("b", CLOSED, other)
+        assert decide(live, sightings=[sees(live)]) == []
+        assert started(decide(build("b", CLOSED, other))) == ["b"]
+
+
+def test_a_closed_request_and_pushes_that_have_moved_on_hold_nothing() -> None:
+    newer = build("new", pushed("2", before=A), commit=B)
+    assert superseded(build("old", CLOSED, pushed("1"), commit=A), newer) == ["old"]
+
+
+def test_an_attempt_that_failed_is_not_tried_again_for_a_closed_request() -> None:
+    live = running("b", CLOSED)
+    lost = only(decide(live, sightings=[sees(live, Phase.LOST)]))
+    assert isinstance(lost, Report)
+    assert lost.word is Word.CANCELLED
+    (retry,) = decide(running("b", REQUEST), sightings=[sees(live, Phase.LOST)])
+    assert isinstance(retry, Report)
+    assert retry.word is Word.RETRYING

@@ -174,6 +174,14 @@ def test_who_asks_after_a_cancel_is_not_answered_by_it() -> None:
     assert advance(cancelled, report(Word.CANCELLED, outcome=superseded), NOW, announce).unanswered == ()
 
 
+def test_who_asks_after_a_request_was_closed_is_not_answered_by_that() -> None:
+    closed, late = cause("1", withdrawn=True), cause("2")
+    outcome = Outcome(state=State.CANCELLED, reason=Reason.REQUESTED, message="m")
+    after = advance(build("b", closed, late), report(Word.CANCELLED, outcome=outcome), NOW, announce)
+    assert after.unanswered == (late,)
+    assert after.state is State.QUEUED
+
+
 def test_joiners_get_an_event_of_their_own_each() -> None:
     joiners = [cause("2"), cause("3")]
     done = build("b", cause("1"), *joiners, state=State.SUCCEEDED, image=IMAGE, answered=(cause("1").key,))

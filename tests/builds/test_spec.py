@@ -35,6 +35,13 @@ def test_an_attempt_that_brings_its_node_waits_for_the_first_daemon_there(
     assert spec_for(build("b"), live, replace(AROUND, timeout=timeout)).daemon_patience == seconds
 
 
+def test_a_tag_is_held_to_the_branch_where_the_host_has_no_ref_for_a_request() -> None:
+    request = replace(pushed("1"), ref="refs/pull-requests/7/from", tags=("pr-7",))
+    assert spec_for(build("b", request), attempt(), AROUND).tags == (Tags(ref=request.ref, names=("pr-7",)),)
+    headed = replace(request, head="refs/heads/topic")
+    assert spec_for(build("b", headed), attempt(), AROUND).tags == (Tags(ref="refs/heads/topic", names=("pr-7",)),)
+
+
 def test_every_cause_has_its_tags_and_force_is_for_those_who_wait() -> None:
     causes = (cause("1", tags=("main",), force=True), cause("2", tags=("main", "v1"), ref="refs/tags/v1"))
     spec = spec_for(build("b", *causes), attempt(3), AROUND)

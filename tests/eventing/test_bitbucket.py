@@ -26,6 +26,7 @@ from tests.eventing.deliveries import (
     server_change,
     server_push,
 )
+from tests.eventing.pullrequests import server_request
 
 CLOUD, SERVER = DIALECTS["bitbucket"], DIALECTS["bitbucket-server"]
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -293,8 +294,8 @@ class TestServer:
             ("repo:forked", {"repository": repository}, None, "https://git.example.com/scm/lab/sample"),
             (
                 "pr:reviewer:approved",
-                {"pullRequest": {"id": 1, "toRef": {"repository": repository}}},
-                "1",
+                server_request("pr:reviewer:approved"),
+                "7",
                 "https://git.example.com/scm/lab/sample",
             ),
         ):

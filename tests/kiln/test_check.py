@@ -58,6 +58,38 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a misspelt key": ("{push: {branch: [main]}}", ("push", "did you mean branches")),
     "a misspelt part": ("{filter: []}", ("did you mean filters",)),
     "the key `on`": ("{on: {branches: [main]}}", ("write it in quotes",)),
+    # Pull requests
+    "pushes and pull requests": ("{push: {}, pull_requests: {}}", ("pull_requests", "two triggers")),
+    "a misspelt key of pull requests": ("{pull_requests: {label: [a]}}", ("pull_requests", "did you mean labels")),
+    "tags of pull requests": ("{pull_requests: {tags: ['v*']}}", ("pull_requests", "tags")),
+    "a full ref of pull requests": (
+        "{pull_requests: {branches: [refs/heads/main]}}",
+        ("pull_requests.branches[0]", "write 'main'"),
+    ),
+    "no branches of pull requests": ("{pull_requests: {branches: []}}", ("pull_requests.branches", "empty")),
+    "paths of pull requests": ("{pull_requests: {paths: [binder/]}}", ("pull_requests.paths[0]", "write 'binder/**'")),
+    "no labels": ("{pull_requests: {labels: []}}", ("pull_requests.labels", "at least one")),
+    "a label as text": ("{pull_requests: {labels: preview}}", ("pull_requests.labels", "[preview]")),
+    "from somewhere": ("{pull_requests: {from: forks}}", ("pull_requests.from", "same-repository, anyone")),
+    "pull requests without a value": ("{pull_requests: }", ("pull_requests", "is empty")),
+    "a misspelt section": ("{pull_request: {}}", ("did you mean pull_requests",)),
+    "pull requests of pushes": (
+        "{pull_requests: {}, filters: [{exact: {type: com.github.push}}]}",
+        ("pull_requests", "com.github.pull_request"),
+    ),
+    "a number without pull requests": (
+        "{push: {}, build: {tags: ['pr-{number}']}}",
+        ("build.tags[0]", "pull_requests"),
+    ),
+    "a tag that strangers choose": (
+        "{pull_requests: {from: anyone}, build: {tags: ['{head}']}}",
+        ("build.tags[0]", "strangers", "{number}"),
+    ),
+    "an image that strangers choose": (
+        "{pull_requests: {from: anyone}, build: {image: 'registry.example/org/{data.pull_request.title}'}}",
+        ("build.image", "strangers"),
+    ),
+    "another tool's head": ("{pull_requests: {}, build: {tags: ['{github.head_ref}']}}", ("did you mean {head}",)),
     # Filters
     "a misspelt dialect": ("{filters: [{exat: {type: a}}]}", ("filters[0].exat", "did you mean exact")),
     "a misspelt attribute": ("{filters: [{exact: {sorce: a}}]}", ("filters[0].exact", "did you mean source")),

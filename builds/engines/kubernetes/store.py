@@ -45,7 +45,7 @@ from builds.engines.kubernetes.records import (
 )
 from builds.engines.kubernetes.shared import Joint, Shared, Turns
 from builds.engines.kubernetes.sightings import moment
-from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full
+from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full, withdrawn
 from builds.faults import Fault, reached
 
 log = logging.getLogger(__name__)
@@ -192,11 +192,17 @@ class KubernetesRecords:
         )
 
     def cancel(self, name: str, by: str | None) -> Build:
+        return self._marked(name, lambda build: cancelled(build, by, self._now()))
+
+    def withdraw(self, name: str, ref: str) -> Build:
+        return self._marked(name, lambda build: withdrawn(build, ref))
+
+    def _marked(self, name: str, mark: Callable[[Build], Build]) -> Build:
         with translated():
             for attempt in _meeting_others():
                 with attempt:
                     before = self._require(name)
-                    after = cancelled(before, by, self._now())
+                    after = mark(before)
                     return before if after is before else self._put(after)
         raise AssertionError("tenacity returns or raises")
 

@@ -99,6 +99,9 @@ class LocalEngine:
     def cancel(self, name: str, by: str | None) -> Build:
         return self._store.cancel(name, by)
 
+    def withdraw(self, name: str, ref: str) -> Build:
+        return self._store.withdraw(name, ref)
+
     def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
         return self._attempts.log(name, attempt, after)
 

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 
 from builds.build import VERSION, Build, State
 from builds.engines import UNREADABLE, Ask, Conflict, EngineError, NotFound, Page, Unavailable, pages
-from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full
+from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full, withdrawn
 from builds.engines.pages import microseconds
 from builds.faults import Fault, reached
 from builds.structs import make_ready
@@ -141,9 +141,15 @@ class Store:
         return Page(builds=builds, cursor=pages.cursor(rows[limit - 1][:2]) if more else None)
 
     def cancel(self, name: str, by: str | None) -> Build:
+        return self._marked(name, lambda build: cancelled(build, by, self._now()))
+
+    def withdraw(self, name: str, ref: str) -> Build:
+        return self._marked(name, lambda build: withdrawn(build, ref))
+
+    def _marked(self, name: str, mark: Callable[[Build], Build]) -> Build:
         with self._writing() as connection:
             before = self._require(connection, name)
-            after = cancelled(before, by, self._now())
+            after = mark(before)
             return before if after is before else self._put(connection, after)
 
     def write(self, build: Build) -> Build:
