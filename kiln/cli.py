@@ -97,6 +97,20 @@ def controller(**flags: Any) -> None:
 
 
 @commands.command()
+@settings_flags
+def serve(**flags: Any) -> int:
+    """Run web and controller on this machine, and start again what ends."""
+    from kiln import logs, wiring  # noqa: PLC0415
+    from kiln import serve as both  # noqa: PLC0415
+
+    given = environment(flags)
+    found = wiring.load(given).settings
+    for_web(found)
+    logs.configure(found.log_level)
+    return both.serve(given, found)
+
+
+@commands.command()
 @click.option(
     "--event", "saved", type=click.File("rb"), help="Show what this saved request would build, and build nothing."
 )

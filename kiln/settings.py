@@ -327,7 +327,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_OPS_PORT",
         read=_number(0, 65535),
         default=None,
-        says="Port of `/livez`, `/readyz` and `/metrics`; when unset 9090 for web and 9091 for the controller.",
+        says="Port of `/livez`, `/readyz` and `/metrics`; when unset 9090 for web and 9091 for the controller. "
+        "With `kiln serve` the controller's is the next one.",
     ),
     Setting(
         name="KILN_BASE_PATH",

@@ -109,13 +109,13 @@ def parts(said: Said, folder: Path) -> Iterator[System]:
         system = System(folder, registry=registry, host=host, sinks=["demo"], KILN_IMAGE_PREFIX=f"{registry.host}/")
         running.enter_context(system)
         said.stage(f"A receiver of events at {system.sinks['demo'].url}")
-        start_procfile(system)
-        said.stage(f"Kiln at {system.url}: web and controller, from the Procfile")
+        serve(system)
+        said.stage(f"Kiln at {system.url}: web and controller")
         yield system
 
 
-def start_procfile(system: System) -> None:
-    """Web and controller as honcho starts them, which ends what it started. Returns once web answers."""
+def serve(system: System) -> None:
+    """Web and controller as `kiln serve` starts them. Returns once web answers."""
     (system.folder / "docker.json").write_text("{}")
     port, log = free_port(), system.folder / "kiln.log"
     strangers = ("KILN_", "K_", "JUPYTERHUB_")
@@ -125,7 +125,7 @@ def start_procfile(system: System) -> None:
         "KILN_OPS_PORT": "0",
         "KILN_REGISTRY_CONFIG": str(system.folder / "docker.json"),
     }
-    command = [sys.executable, "-m", "honcho", "start", "--procfile", str(ROOT / "Procfile"), "--port", str(port)]
+    command = [sys.executable, "-m", "kiln", "serve", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,

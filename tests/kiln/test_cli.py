@@ -73,7 +73,9 @@ def web(served: Kiln) -> Process:
 def test_help_names_the_commands(kiln: Kiln) -> None:
     done = kiln.run("--help")
     assert done.returncode == 0
-    assert all(f"  {command} " in done.stdout for command in ("build", "check", "controller", "send", "sync", "web"))
+    assert all(
+        f"  {command} " in done.stdout for command in ("build", "check", "controller", "send", "serve", "sync", "web")
+    )
 
 
 def test_every_setting_is_an_option(kiln: Kiln) -> None:

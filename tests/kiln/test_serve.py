@@ -1,0 +1,111 @@
+"""`kiln serve`: both processes, for as long as somebody wants them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.parts.kiln import ROOT, Kiln, get, until
+from tests.parts.registry import free_port
+
+
+class Served:
+    """`kiln serve` and its two processes."""
+
+    def __init__(self, kiln: Kiln, **settings: str) -> None:
+        self.port, self.ops = free_port(), _two_free_ports()
+        self.log = kiln.folder / "serve.log"
+        environment = kiln.environment | {"PORT": str(self.port), "KILN_OPS_PORT": str(self.ops)} | settings
+        with self.log.open("wb") as out:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "kiln", "serve"], cwd=ROOT, env=environment, stdout=out, stderr=out
+            )
+
+    @property
+    def ready(self) -> bool:
+        return all(get(f"http://127.0.0.1:{port}/readyz")[0] == 200 for port in (self.ops, self.ops + 1))
+
+    def child(self, name: str) -> int:
+        """The process that runs now."""
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text().split()
+        lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in children}
+        return next(pid for pid, line in lines.items() if ("controller" in line) == (name == "controller"))
+
+    def until_ready(self) -> None:
+        until(lambda: self.ready or self.popen.poll() is not None)
+        assert self.ready, self.log.read_text()
+
+
+def _two_free_ports() -> int:
+    """The first of two."""
+    return next(port for port in iter(free_port, None) if get(f"http://127.0.0.1:{port + 1}/")[0] == 0)
+
+
+@contextmanager
+def serving(folder: Path, **settings: str) -> Iterator[Served]:
+    with Kiln(folder) as kiln:
+        served = Served(kiln, **settings)
+        try:
+            yield served
+        finally:
+            served.popen.send_signal(signal.SIGTERM)
+            served.popen.wait(30)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_it_starts_again_what_dies_and_ends_both(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.until_ready()
+        assert get(f"http://127.0.0.1:{served.port}/versions")[0] == 200
+        before = {name: served.child(name) for name in ("web", "controller")}
+        until(lambda: min(map(_age, before.values())) > 10)  # younger, it would count as one that cannot start
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: all(map(is_gone, before.values())))
+        served.until_ready()
+        after = {name: served.child(name) for name in before}
+        assert not {*before.values()} & {*after.values()}
+        assert "web ended with status -9" in served.log.read_text()
+        served.popen.send_signal(signal.SIGINT)
+        assert served.popen.wait(30) == 0
+        assert all(map(is_gone, after.values()))
+
+
+def test_its_processes_end_with_it(tmp_path: Path) -> None:
+    with serving(tmp_path) as served:
+        served.until_ready()
+        pids = [served.child(name) for name in ("web", "controller")]
+        served.popen.kill()
+        until(lambda: all(map(is_gone, pids)))
+
+
+def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
+    with Kiln(tmp_path) as kiln:
+        done = kiln.run("serve", KILN_BUILDS_PER_NODE="many")
+    assert done.returncode == 1
+    assert done.stderr.count("KILN_BUILDS_PER_NODE") == 1
+
+
+def test_a_port_in_use_ends_it(tmp_path: Path) -> None:
+    with Kiln(tmp_path) as kiln:
+        kiln.start("web", PORT=str(port := free_port()))
+        done = kiln.run("serve", PORT=str(port), KILN_OPS_PORT=str(_two_free_ports()))
+    assert done.returncode == 1
+    assert str(port) in done.stderr
+
+
+def _age(pid: int) -> float:
+    """Seconds since it was started."""
+    ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return float(Path("/proc/uptime").read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
