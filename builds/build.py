@@ -98,7 +98,7 @@ class Push(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_person(by: str | None) -> bool:
-    """Whether an asker (`Cause.by`) is a person, who has a share of the queue."""
+    """Whether an asker (`Cause.by`) may be a person, who has a share of what there is."""
     return by is not None and by.startswith(("user:", "oidc:"))
 
 
@@ -138,6 +138,11 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tagged_by(self) -> str | None:
         return self.head or self.ref
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts in its asker's share of the queue: what a person asks for, and no sender of events."""
+        return is_person(self.by) and self.kind is Kind.PERSON
 
     @property
     def key(self) -> str:

@@ -55,17 +55,19 @@ class Opened:
 class Identity:
     """`by` as it stands in `causes[].by`; `None` where nobody is asked, and for the one whose machine it is. An admin
     may cancel what others asked for. Who is neither that nor a program says what to build, and not how. `groups` are a
-    Hub's. `session` is set where a cookie says who it is."""
+    Hub's or an issuer's. `sender` is set for who may send every event and is none of these. `session` is set where a
+    cookie says who it is."""
 
     by: str | None
     admin: bool = False
     groups: frozenset[str] = frozenset()
+    sender: bool = False
     session: Opened | None = field(default=None, compare=False)
 
     @property
     def chooses(self) -> bool:
         """Whether they may say how to build (image, tags, build arguments, `force`): everybody but ordinary people."""
-        return self.admin or (self.by or "").startswith(("service:", "token:", "webhook:"))
+        return self.admin or self.sender or (self.by or "").startswith(("service:", "token:", "webhook:"))
 
     @property
     def words(self) -> Words:
@@ -170,7 +172,8 @@ class Gate:
         if in_url and not self.token_in_url:
             said = "A token is not taken from an address, which is seen by many."
         wanted = " or ".join(filter(None, (authenticator.takes for authenticator in self.authenticators)))
-        headers = {"WWW-Authenticate": 'Bearer realm="kiln"'}
+        error = ', error="invalid_token"' if said.startswith("Wrong") else ""
+        headers = {"WWW-Authenticate": f'Bearer realm="kiln"{error}'}
         raise Problem(401, f"{said} Send `Authorization: Bearer` and {wanted}.", headers)
 
 
@@ -178,6 +181,7 @@ def gate(
     words: Iterable[str],
     *,
     tokens: Tokens,
+    oidc: Sequence[Authenticator] = (),
     hub: Sequence[Authenticator] = (),
     ended: Callable[[str], bool] | None = None,
     token_in_url: bool = False,
@@ -185,17 +189,17 @@ def gate(
     """The gate for the words of `KILN_AUTH` or `KILN_EVENTS_AUTH`, or `local`, where `tokens` holds the one of this
     machine. With `ended` people may come by the pages' cookie.
 
-    `hub` are the ways that a Hub opens. They come last: who is known here need not be asked for elsewhere. Raises
-    ValueError for a word that is not in this version.
+    `oidc` and `hub` are the ways that an issuer and a Hub open. They come last: who is known here need not be asked for
+    elsewhere.
     """
     chosen = {*words}
-    if unknown := chosen - {"hub", "token", "none", "network", "local"}:
-        raise ValueError(f"{', '.join(sorted(unknown))} is not in this version of Kiln")
     ways: list[Authenticator] = []
     if "token" in chosen:
         ways += [Bearer(tokens, token_in_url), *([Session(tokens, ended)] if ended else [])]
     if "local" in chosen:
         ways += [Bearer(tokens, takes=LOCAL, by=_nobody), *([Session(tokens, ended, _nobody)] if ended else [])]
+    if "oidc" in chosen:
+        ways += oidc
     if "hub" in chosen:
         ways += hub
     if chosen & {"none", "network"}:

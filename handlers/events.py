@@ -45,7 +45,11 @@ def _receive() -> Response:
     events = decode(dict(request.headers), bodies.read(services().max_body))
     asking.note(event_id=" ".join(event.id for event in events))
     if not identity.chooses and any(event.type != REQUESTED for event in events):
-        raise Problem(403, f"You may send only {REQUESTED}. Other events are for admins, API tokens and services.")
+        raise Problem(
+            403,
+            f"You may send only {REQUESTED}. Other events are for admins, API tokens, services and the subjects of "
+            "KILN_OIDC_SUBJECTS.",
+        )
     asks: list[Ask] = []
     began = time.monotonic()
     for index, event in enumerate(events):
@@ -67,7 +71,8 @@ def _receive() -> Response:
 
 def _asks(event: Event, who: Identity) -> list[Ask]:
     """What an event asks for. Raises AskError, DecodeError."""
-    somebody_waits = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
+    for_people = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
+    somebody_waits = for_people and not who.sender
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
     intake = services().intake
     if intake.is_own(event):

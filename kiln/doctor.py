@@ -80,6 +80,8 @@ def _describe(kiln: Kiln, say: Say) -> None:
         say(f"repository: {listed.url}, {every}")
     if "token" in found.auth + found.events_auth and not secrets.api_tokens():
         say("warning: there is no token in api-tokens/, so nobody can come in")
+    if "oidc" in found.events_auth and not found.oidc_subjects:
+        say("note: KILN_OIDC_SUBJECTS names nobody, so with oidc only requests for builds may be sent to /events")
 
 
 def _outside(kiln: Kiln, say: Say) -> bool:

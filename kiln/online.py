@@ -49,7 +49,8 @@ class _Look(NamedTuple):
 
 def check(kiln: Kiln, say: Say) -> bool:
     """Says of each thing that Kiln needs whether it is in order, and returns whether all are."""
-    looks = [*_machine(kiln), *_registries(kiln), *_git(kiln), *_sinks(kiln), *_hub(kiln), *_cluster(kiln)]
+    looks = [*_machine(kiln), *_registries(kiln), *_git(kiln), *_sinks(kiln)]
+    looks += [*_hub(kiln), *_issuers(kiln), *_cluster(kiln)]
     deadline, places = time.monotonic() + LIMIT, threading.BoundedSemaphore(AT_ONCE)
     outcomes = [_begun(each, places) for each in looks]
     found = [_told(each, outcome, deadline, say) for each, outcome in zip(looks, outcomes, strict=True)]
@@ -248,6 +249,15 @@ def _hub(kiln: Kiln) -> Iterator[_Look]:
         return f"knows this service as {holder.kind} {holder.name}"
 
     yield _Look(f"JupyterHub {told.api_url}", look)
+
+
+def _issuers(kiln: Kiln) -> Iterator[_Look]:
+    for url in sorted(kiln.settings.oidc_issuers):
+        yield _Look(f"OIDC issuer {url}", partial(_keys, url))
+
+
+def _keys(url: str) -> str:
+    return f"publishes its keys ({wiring.issuer(url).reach()} that sign tokens)"
 
 
 def _cluster(kiln: Kiln) -> Iterator[_Look]:

@@ -66,7 +66,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hub: Hub | None
     """`None` where no Hub has said who it is."""
     oidc_issuer: str | None
-    oidc_audience: str | None
+    oidc_audience: tuple[str, ...]
+    oidc_groups_claim: str
+    oidc_admin_group: str | None
+    oidc_subjects: tuple[str, ...]
+    oidc_events_issuer: str | None
+    """As `oidc_issuer` where it is not set; the audience, too."""
+    oidc_events_audience: tuple[str, ...]
     allowed_repositories: tuple[str, ...]
     banned_repositories: tuple[str, ...]
     builds_per_node: int
@@ -104,13 +110,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Refs that web looks up at once, each on a thread."""
     max_hub_calls: ClassVar[int] = 128
     """Requests whose senders web asks a Hub about at once, each on a thread."""
+    max_oidc_calls: ClassVar[int] = 32
+    """Requests that wait for an OIDC issuer's keys at once, each on a thread."""
 
     @property
     def threads(self) -> int:
-        """Of web. Viewers of logs, look-ups of refs and requests that wait for a Hub have their own: 16 are always left
-        for everybody else."""
+        """Of web. Viewers of logs, look-ups of refs and requests that wait for a Hub or an issuer have their own: 16
+        are always left for everybody else."""
         waiting = self.max_hub_calls if "hub" in self.auth + self.events_auth else 0
+        waiting += self.max_oidc_calls * len(self.oidc_issuers)
         return 16 + self.max_lookups + self.max_viewers + waiting
+
+    @property
+    def oidc_issuers(self) -> frozenset[str]:
+        """Those whose tokens are taken."""
+        asked = {
+            self.oidc_issuer if "oidc" in self.auth else None,
+            self.oidc_events_issuer if "oidc" in self.events_auth else None,
+        }
+        return frozenset(filter(None, asked))
+
+    @property
+    def senders_are_people(self) -> bool:
+        """Whether whoever's token is taken at `/events` is a person, too, where `oidc_subjects` does not name them."""
+        same = (self.oidc_issuer, self.oidc_audience) == (self.oidc_events_issuer, self.oidc_events_audience)
+        return not self.oidc_subjects or (same and "oidc" in self.auth)
 
     def ops_port_of(self, process: Process) -> int:
         if self.ops_port is not None:
@@ -169,10 +193,8 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in (part.strip() for part in _text(text).split(",")) if word)
 
 
-def _one_of(*words: str, later: Iterable[str] = ()) -> Callable[[str], str]:
+def _one_of(*words: str) -> Callable[[str], str]:
     def read(text: str) -> str:
-        if text in later:
-            raise ValueError(f"{text} is not in this version of Kiln: choose {_either(words)}")
         if text not in words:
             raise ValueError(f"must be {_either(words)}")
         return text
@@ -180,8 +202,8 @@ def _one_of(*words: str, later: Iterable[str] = ()) -> Callable[[str], str]:
     return read
 
 
-def _each_of(*words: str, later: Iterable[str] = ()) -> Callable[[str], tuple[str, ...]]:
-    one = _one_of(*words, later=later)
+def _each_of(*words: str) -> Callable[[str], tuple[str, ...]]:
+    one = _one_of(*words)
 
     def read(text: str) -> tuple[str, ...]:
         chosen = tuple(dict.fromkeys(one(word) for word in _words(text)))
@@ -263,6 +285,25 @@ def _url(text: str) -> str:
     return text
 
 
+def _issuer(text: str) -> str:
+    """Who can answer in the issuer's place makes tokens for everybody: plain HTTP is for where nobody else can."""
+    _url(text)
+    host = urlsplit(text).hostname or ""
+    if not text.startswith("https:") and not _is_near(host):
+        raise ValueError("must be https, or http on this machine or in its cluster")
+    return text
+
+
+def _is_near(host: str) -> bool:
+    """Whether it is this machine, a Service of the cluster, or an address of a private network."""
+    if is_loopback(host) or re.fullmatch(r".+\.svc(?:\.cluster\.local)?", host):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return False
+
+
 def _source(text: str) -> str:
     if not _is_source(text):
         raise ValueError("must be a URI or a path, such as https://kiln.example/ or /kiln")
@@ -291,8 +332,8 @@ def _image_prefix(text: str) -> str:
 
 
 AUTH_CHOICES = (
-    "hub (the JupyterHub whose service this is says who may use it), token (secrets in api-tokens/) or none (everybody "
-    "who can reach it may use it); oidc comes with a later version"
+    "hub (the JupyterHub whose service this is says who may use it), token (secrets in api-tokens/), oidc "
+    "(people of KILN_OIDC_ISSUER) or none (everybody who can reach it may use it)"
 )
 
 SETTINGS: tuple[Setting, ...] = (
@@ -352,20 +393,20 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         name="KILN_AUTH",
-        read=_each_of("hub", "token", "none", later=["oidc"]),
+        read=_each_of("hub", "token", "oidc", "none"),
         default=None,
-        says="Who may use the API and the pages: `hub` (the JupyterHub says who), `token`, both (`hub,token`),"
-        " or `none`. Unset is allowed only where nothing can reach in: host loopback, base path `/`, "
-        "public URL unset or loopback, no `JUPYTERHUB_*`. Then everybody needs the token in the file "
-        "`token` of `KILN_STATE_DIR`, which web makes at its first start, and a request whose `Host` is "
-        "not loopback, or with a forwarding header or a foreign `Origin`, is refused.",
+        says="Who may use the API and the pages: `hub` (the JupyterHub says who), `token`, `oidc` (`KILN_OIDC_ISSUER` "
+        "says who), several of them (`hub,token`), or `none`. Unset is allowed only where nothing can reach in: host "
+        "loopback, base path `/`, public URL unset or loopback, no `JUPYTERHUB_*`. Then everybody needs the token in "
+        "the file `token` of `KILN_STATE_DIR`, which web makes at its first start, and a request whose `Host` is not "
+        "loopback, or with a forwarding header or a foreign `Origin`, is refused.",
     ),
     Setting(
         name="KILN_EVENTS_AUTH",
-        read=_each_of("hub", "token", "network", "none", later=["oidc"]),
+        read=_each_of("hub", "token", "oidc", "network", "none"),
         default=None,
-        says="Who may post to `/events`: `hub`, `token`, `network` (a network policy says who), or `none`; when unset "
-        "as `KILN_AUTH`.",
+        says="Who may post to `/events`: `hub`, `token`, `oidc`, `network` (a network policy says who), or `none`; "
+        "when unset as `KILN_AUTH`. The page [who may start what](access.md) compares them.",
     ),
     Setting(
         name="KILN_TOKEN_IN_URL",
@@ -374,8 +415,52 @@ SETTINGS: tuple[Setting, ...] = (
         says="Whether `?token=` in an address counts as a token (`yes` or `no`). Addresses end up in histories and "
         "logs: `yes` is for clients that can do nothing else.",
     ),
-    Setting(name="KILN_OIDC_ISSUER", read=_url, default=None, says="For the auth word `oidc`, not in this version."),
-    Setting(name="KILN_OIDC_AUDIENCE", read=_text, default=None, says="For the auth word `oidc`, not in this version."),
+    Setting(
+        name="KILN_OIDC_ISSUER",
+        read=_issuer,
+        default=None,
+        says="For `oidc`: the issuer whose tokens are taken, exactly as its discovery document names it. `https`, but "
+        "on this machine, in its cluster (`.svc`) and at a private address.",
+    ),
+    Setting(
+        name="KILN_OIDC_AUDIENCE",
+        read=_words,
+        default="",
+        says="For `oidc`: the audiences of which a token must have one, comma-separated.",
+    ),
+    Setting(
+        name="KILN_OIDC_GROUPS_CLAIM",
+        read=_text,
+        default="groups",
+        says="For `oidc`: the claim of a token that lists a person's groups, which `group:<name>` in `private` means.",
+    ),
+    Setting(
+        name="KILN_OIDC_ADMIN_GROUP",
+        read=_text,
+        default=None,
+        says="For `oidc`: the group whose members are admins. When unset nobody is, whatever a token says.",
+    ),
+    Setting(
+        name="KILN_OIDC_SUBJECTS",
+        read=_words,
+        default="",
+        says="For `oidc` in `KILN_EVENTS_AUTH`: subjects that may send every event, comma-separated; `…*` is all that "
+        "begin so, such as `system:serviceaccount:<namespace>:*`. Others may send what people may, if `KILN_AUTH` has "
+        "`oidc` with the same issuer and audience, and else nothing. When unset everybody may send what people may.",
+    ),
+    Setting(
+        name="KILN_OIDC_EVENTS_ISSUER",
+        read=_issuer,
+        default=None,
+        says="The issuer of the tokens of those who send events, where it is another than that of people; when unset "
+        "`KILN_OIDC_ISSUER`. For Knative it is the cluster's.",
+    ),
+    Setting(
+        name="KILN_OIDC_EVENTS_AUDIENCE",
+        read=_words,
+        default="",
+        says="The audiences of those tokens; when unset as `KILN_OIDC_AUDIENCE`.",
+    ),
     Setting(
         name="KILN_ALLOWED_REPOSITORIES",
         read=_words,
@@ -466,7 +551,7 @@ SETTINGS: tuple[Setting, ...] = (
         read=_number(1, 10_000),
         default="112",
         says="How many logs can be followed at once; a quarter of them by one person. "
-        "Web has 48 threads more than that, and another 128 where a Hub says who comes in.",
+        "Web has 48 threads more than that, another 128 where a Hub says who comes in, and 32 for each OIDC issuer.",
     ),
     Setting(
         name="KILN_LOG_LEVEL",
@@ -599,6 +684,8 @@ def read(environ: Mapping[str, str]) -> Settings:
         "auth": auth,
         "loopback_only": values["auth"] is None,
         "events_auth": values["events_auth"] or auth,
+        "oidc_events_issuer": values["oidc_events_issuer"] or values["oidc_issuer"],
+        "oidc_events_audience": values["oidc_events_audience"] or values["oidc_audience"],
         "hub": hub,
     }
     return Settings(**{**values, **decided})
@@ -675,6 +762,22 @@ def _who_may_not(values: Mapping[str, Any], environ: Mapping[str, str]) -> Itera
         words = values.get(_BY_NAME[name].field) or ()
         if "token" in words and not environ.get("KILN_SECRETS_DIR"):
             yield f"{name}: token needs KILN_SECRETS_DIR, a folder with api-tokens/<name> in it"
+    yield from _what_oidc_needs(values)
+
+
+def _what_oidc_needs(values: Mapping[str, Any]) -> Iterable[str]:
+    auth = values.get("auth") or ()
+    if "oidc" in auth:
+        yield from (
+            f"KILN_AUTH: oidc needs {name}"
+            for name in ("KILN_OIDC_ISSUER", "KILN_OIDC_AUDIENCE")
+            if not values.get(_BY_NAME[name].field, "wrong")
+        )
+    elif "oidc" in (values.get("events_auth") or ()):
+        for field in ("issuer", "audience"):
+            given = [values.get(f"oidc_{field}", "wrong"), values.get(f"oidc_events_{field}", "wrong")]
+            if not any(given):
+                yield f"KILN_EVENTS_AUTH: oidc needs KILN_OIDC_{field.upper()} or KILN_OIDC_EVENTS_{field.upper()}"
 
 
 def _what_a_cluster_needs(values: Mapping[str, Any]) -> Iterable[str]:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from builds.build import Build, Cause
     from builds.builder.spec import Surroundings
+    from builds.clients.oidc import Issuer
     from builds.clients.registry import Registry
     from builds.confirm import Confirmer
     from builds.engines import Engine, Records
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from builds.sync import Sync
     from eventing.event import Event
     from eventing.statuses import Login
+    from handlers.auth import Authenticator
     from handlers.hub import HubService
     from handlers.services import Sessions
 
@@ -63,6 +65,9 @@ log = logging.getLogger(__name__)
 
 LAST_LOOK = 5.0
 """Seconds that a look at a listed repository has to come to its end when the controller is told to stop."""
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds who it is in its cluster."""
 
 MAX_RULES = 96 * 1024
 """Bytes, as JSON: a build's pod has them, and all else that it is told, in an annotation, and those have 256 KiB."""
@@ -227,6 +232,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     private = _private(kiln)
     entitled = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
+    people, senders = _by_oidc(found)
     held = sessions(kiln)
     ways = hub.ways(in_url=in_url) if hub else ()
     for_pages = hub.ways(in_url=in_url, ended=held.ended) if hub else ()
@@ -246,8 +252,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             triggers=kiln.config.triggers,
             webhook_secrets=kiln.secrets.webhooks,
             sessions=held,
-            auth=gate_for(found.auth, ended=held.ended, hub=for_pages),
-            events_auth=gate_for(found.events_auth, hub=ways),
+            auth=gate_for(found.auth, ended=held.ended, oidc=people, hub=for_pages),
+            events_auth=gate_for(found.events_auth, oidc=senders, hub=ways),
             find_image=images.digest,
             registry_answers=lambda: images.answers(kiln.images.prefix),
             builder_info=_builder_info(found),
@@ -321,6 +327,36 @@ def _hub_service(found: Settings) -> HubService | None:
         logout_url=told.logout_url,
         session_seconds=SESSION_SECONDS,
     )
+
+
+def _by_oidc(found: Settings) -> tuple[Sequence[Authenticator], Sequence[Authenticator]]:
+    """How people and senders of events come in with tokens of an issuer, where one says who comes in."""
+    if not found.oidc_issuers:
+        return (), ()
+    from handlers.oidc import OidcToken, People, Senders  # noqa: PLC0415
+
+    issuers = {url: issuer(url) for url in found.oidc_issuers}
+    people = People(groups_claim=found.oidc_groups_claim, admin_group=found.oidc_admin_group)
+    senders = Senders(subjects=found.oidc_subjects, people=people if found.senders_are_people else None)
+
+    def way(url: str | None, audiences: Sequence[str], who: People | Senders) -> list[Authenticator]:
+        if url not in issuers:
+            return []
+        return [OidcToken(issuer=issuers[url], audiences=audiences, who=who, in_url=found.token_in_url)]
+
+    return (
+        way(found.oidc_issuer, found.oidc_audience, people),
+        way(found.oidc_events_issuer, found.oidc_events_audience, senders),
+    )
+
+
+def issuer(url: str) -> Issuer:
+    """The cluster's own is asked as any pod may ask it; every other as anybody may."""
+    from builds.clients.oidc import Issuer, OwnCluster, is_own_cluster  # noqa: PLC0415
+
+    ca, token = (ACCOUNT / name for name in ("ca.crt", "token"))
+    own = OwnCluster(ca=ca, token=token) if is_own_cluster(url) and ca.is_file() else None
+    return Issuer(url, own_cluster=own, most_waiting=Settings.max_oidc_calls)
 
 
 def _builder_info(found: Settings) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from datetime import datetime
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, MAX_CAUSES_BYTES, MAX_OUTBOX, Build, Cancel, Cause, State, is_person
+from builds.build import MAX_CAUSES, MAX_CAUSES_BYTES, MAX_OUTBOX, Build, Cancel, Cause, State
 from builds.engines import AlreadyEnded, Ask, QueueFull
 
 Causes = tuple[Cause, ...]
@@ -72,7 +72,7 @@ def asks_of(build: Build) -> Counter[str]:
     """How many asks of each person still wait for an answer."""
     waiting: Counter[str] = Counter()
     for cause in build.unanswered:
-        if cause.by and is_person(cause.by):
+        if cause.by and cause.counts:
             waiting[cause.by] += 1 + len(cause.merged)
     return waiting
 

@@ -150,10 +150,66 @@ def test_a_malformed_value_is_refused_by_name(name: str, value: str) -> None:
     assert all(problem.startswith(f"{name}: must ") for problem in problems(**{name: value}))
 
 
-@pytest.mark.parametrize(("name", "word"), [("KILN_AUTH", "oidc"), ("KILN_EVENTS_AUTH", "token,oidc")])
-def test_a_word_whose_part_is_not_here_yet_is_refused_as_such(name: str, word: str) -> None:
-    (problem,) = problems(**{name: word})
-    assert "is not in this version of Kiln" in problem
+ISSUER = {"KILN_OIDC_ISSUER": "https://issuer.example", "KILN_OIDC_AUDIENCE": "kiln, other"}
+CLUSTER = {
+    "KILN_OIDC_EVENTS_ISSUER": "https://kubernetes.default.svc.cluster.local",
+    "KILN_OIDC_EVENTS_AUDIENCE": "kiln-events",
+}
+NEEDS = ["KILN_AUTH: oidc needs KILN_OIDC_ISSUER", "KILN_AUTH: oidc needs KILN_OIDC_AUDIENCE"]
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        ({"KILN_AUTH": "oidc"}, NEEDS),
+        ({"KILN_AUTH": "oidc", **CLUSTER}, NEEDS),
+        ({"KILN_AUTH": "none", "KILN_EVENTS_AUTH": "oidc"}, ["KILN_EVENTS_AUTH: oidc needs"] * 2),
+        ({"KILN_AUTH": "oidc", **ISSUER}, []),
+        ({"KILN_AUTH": "none", "KILN_EVENTS_AUTH": "oidc", **CLUSTER}, []),
+        ({"KILN_AUTH": "none", "KILN_EVENTS_AUTH": "network,oidc", **ISSUER}, []),
+        *(
+            ({"KILN_AUTH": "oidc", **ISSUER, "KILN_OIDC_ISSUER": url}, ["KILN_OIDC_ISSUER: must"])
+            for url in (
+                "http://issuer.example",
+                "http://8.8.8.8",
+                "issuer.example",
+                "https://a@b/",
+                "http://x.svc.evil",
+            )
+        ),
+        *(
+            ({"KILN_AUTH": "oidc", **ISSUER, "KILN_OIDC_ISSUER": url}, [])
+            for url in ("http://127.0.0.1:5556/dex", "http://dex.auth.svc:5556", "http://10.0.0.1", "http://localhost")
+        ),
+    ],
+    ids=str,
+)
+def test_oidc_has_to_be_told_of_whom(given: dict[str, str], wrong: list[str]) -> None:
+    found = problems(**given) if wrong else []
+    assert [problem[: len(said)] for problem, said in zip(found, wrong, strict=True)] == wrong
+    if not wrong:
+        settings = read(LEAST | given)
+        assert settings.oidc_events_issuer
+        assert settings.oidc_events_audience
+
+
+def test_who_sends_events_is_a_person_where_the_same_issuer_says_who_people_are() -> None:
+    named = {"KILN_OIDC_SUBJECTS": "a,b*"}
+    for chosen, people in (
+        ({"KILN_AUTH": "oidc", **ISSUER}, True),
+        ({"KILN_AUTH": "oidc", **ISSUER, **named}, True),
+        ({"KILN_AUTH": "oidc", **ISSUER, **CLUSTER, **named}, False),
+        ({"KILN_AUTH": "none", "KILN_EVENTS_AUTH": "oidc", **ISSUER}, True),
+        ({"KILN_AUTH": "none", "KILN_EVENTS_AUTH": "oidc", **ISSUER, **named}, False),
+    ):
+        assert read(LEAST | chosen).senders_are_people is people
+
+
+def test_each_issuer_has_threads_that_may_wait_for_it() -> None:
+    without = read(LEAST | {"KILN_AUTH": "none"}).threads
+    one = read(LEAST | {"KILN_AUTH": "oidc", **ISSUER}).threads
+    two = read(LEAST | {"KILN_AUTH": "oidc", **ISSUER, **CLUSTER}).threads
+    assert (one - without, two - one) == (32, 32)
 
 
 def test_a_cluster_has_to_be_told_which_installation_this_is() -> None:

@@ -22,7 +22,7 @@ import msgspec
 from msgspec.structs import replace
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from builds.build import Build, State, is_person
+from builds.build import Build, State
 from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Refused, Unavailable, pages
 from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
 from builds.engines.kubernetes.circuit import Circuit
@@ -324,7 +324,7 @@ class KubernetesRecords:
         Mostly one look at what is known says that they do not. Otherwise it is counted anew, and which of them are new:
         nobody is refused for what was so two seconds ago.
         """
-        asked = Counter(ask.cause.by or "" for asks in groups.values() for ask in asks if is_person(ask.cause.by))
+        asked = Counter(ask.cause.by or "" for asks in groups.values() for ask in asks if ask.cause.counts)
         known = self._queues.known(_ALL)
         far = known is not None and not asked and known.far(self._max_queued)
         queue = self._queues.get(_ALL, self._counted, max_age=FAR if far else FRESH, waits=not far)

@@ -68,6 +68,14 @@ def test_where_images_go_has_to_be_said() -> None:
         ),
         ({"settings": {"auth": "hub"}}, "jupyterhub.service (the name under which the hub has Kiln"),
         ({"settings": {"auth": "none", "events_auth": "hub,token"}}, "jupyterhub.service (the name under which"),
+        (
+            {"settings": {"auth": "hub,oidc"}, "jupyterhub": {"service": "x"}},
+            "oidc_issuer and oidc_audience (the OpenID",
+        ),
+        (
+            {"settings": {"events_auth": "oidc", "oidc_issuer": "https://x"}},
+            "oidc_events_issuer and oidc_events_audience",
+        ),
         ({"registry": {"server": "registry.example"}}, "registry.username and registry.password (registry.server is"),
         ({"privateRegistry": {"server": "registry.example"}}, "privateRegistry.username and privateRegistry.password"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs (the gateways"),
