@@ -47,10 +47,12 @@ EXTENSIONS: Mapping[str, str] = {
     "reason": "Why it ended so, or why the attempt did.",
     "partitionkey": "The repository, so that brokers keep the order of its events.",
     "traceparent": "Of the event that asked (W3C Trace Context).",
+    "tracestate": "The same.",
 }
 """Of the events that are sent."""
 KNOWN: Mapping[str, str] = {
     "traceparent": "The trace that the event is part of (W3C Trace Context). It goes on to the events of the build.",
+    "tracestate": "The same.",
 }
 """Of the events that come in: the extensions that mean something to Kiln. Triggers see all of them."""
 

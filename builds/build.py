@@ -18,6 +18,7 @@ import msgspec
 import rfc8785
 
 from eventing.event import Event
+from eventing.tracing import Trace
 
 VERSION = 1
 """Of the stored record. An engine leaves a record of another version alone and reports it."""
@@ -125,11 +126,12 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     """Further tags to set on the image, each only while `tagged_by` (if any) still points at the commit."""
     push: Push | None = None
     force: bool = False
-    traceparent: str | None = None
     head: str | None = None
     """`refs/heads/…` that is at the commit, where the host has no ref that is called `ref`."""
     withdrawn: bool = False
     """Whether it waits no longer: the pull request that it is of was closed."""
+    trace: Trace | None = None
+    """The trace that the event is part of."""
     credentials: bool = False
     """Whether it may have the build use stored Git credentials: that was checked when it came in."""
     merged: tuple[str, ...] = ()
@@ -313,6 +315,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     queued_at: Time | None = None
     started_at: Time | None = None
     finished_at: Time | None = None
+    trace: Trace | None = None
+    """Of the round: of the first who asked and was part of one."""
     not_before: Time | None = None
     """Backoff: the next attempt is not due before this."""
     answered: tuple[str, ...] = ()

@@ -444,12 +444,12 @@ class Controller:
 
     def _told_of(self, build: Build, report: Report) -> None:
         """In the log, and in the metrics."""
-        outcome = report.outcome
+        outcome, trace = report.outcome, build.status.trace
         log.info(
             "Build %s%s",
             report.word,
             f": {outcome.message}" if outcome and outcome.message else "",
-            extra={"build": build.name, "attempt": report.attempt},
+            extra={"build": build.name, "attempt": report.attempt, "trace": trace.id if trace else None},
         )
         if outcome is None or report.causes:
             return

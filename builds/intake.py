@@ -37,6 +37,7 @@ from builds.repository import (
 from builds.triggers import Template, Wanted
 from eventing.event import Event
 from eventing.hosts import PushFacts, push_of, request_of
+from eventing.tracing import Trace
 
 MAX_TAGS = 20
 MAX_VALUE = 4096
@@ -167,7 +168,7 @@ class Intake:
         chooses: bool = False,
         kind: Kind,
         now: datetime,
-        traceparent: str | None = None,
+        trace: Trace | None = None,
     ) -> Ask:
         """What to hand to `Records.accept`. `groups` are the asker's; the rest is of the event that asks, as
         `builds.build.Cause` has it.
@@ -211,7 +212,7 @@ class Intake:
             push=wanted.push,
             head=wanted.head,
             force=wanted.force and chooses,
-            traceparent=traceparent,
+            trace=trace,
             credentials=credentials,
         )
         return Ask(name=build_name(self._instance, request), request=request, cause=cause)

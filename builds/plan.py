@@ -37,6 +37,7 @@ from builds.build import (
     shortened,
 )
 from eventing.sinks import keeps_order
+from eventing.tracing import Trace
 
 MAX_UNCOUNTED = 10
 """Attempts in one round, counted or not: a node that keeps dying must not build for ever."""
@@ -298,12 +299,18 @@ def opened(build: Build, attempt: int, at: datetime) -> Build:
         attempt=attempt,
         round_began_with=attempt,
         queued_at=at if kept.round else build.created_at,
+        trace=first_trace(build),
         attempts=kept.attempts,
         answered=kept.answered,
         outbox=kept.outbox,
         deliveries=kept.deliveries,
     )
     return msgspec.structs.replace(build, status=status)
+
+
+def first_trace(build: Build) -> Trace | None:
+    """Of those who wait for the build."""
+    return next((cause.trace for cause in build.unanswered if cause.trace), None)
 
 
 def expired(build: Build, limits: Limits, now: datetime) -> Action | None:

@@ -26,7 +26,7 @@ from builds.build import (
     State,
     shortened,
 )
-from builds.plan import Action, Bury, Explain, Report, Settle, Start, Stop, Word, opened
+from builds.plan import Action, Bury, Explain, Report, Settle, Start, Stop, Word, first_trace, opened
 from eventing.event import Event
 
 change = msgspec.structs.replace
@@ -95,6 +95,7 @@ def _delivery(build: Build, event: str, sink: str, update: Callable[[Delivery], 
 
 def _start(build: Build, start: Start, now: datetime, announce: Announce) -> Build:
     """With the attempt; one that opens the round announces `queued` in the same write."""
+    build = _traced(build)
     if start.opens:
         build = opened(build, start.attempt, now)
         build = _announced(build, now, announce(build, Word.QUEUED, start.attempt, None))
@@ -110,6 +111,7 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
     at = report.at or now
     if report.causes:
         return _answered(build, report, now, announce)
+    build = _traced(build)
     if report.node and build.live:
         build = _live(build, node=report.node)
     if report.word is Word.QUEUED:
@@ -124,6 +126,11 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
     else:
         after = _terminal(_close_attempt(build, report, at), report, at)
     return _announced(after, now, announce(after, report.word, report.attempt, None))
+
+
+def _traced(build: Build) -> Build:
+    """A build that is part of no trace becomes part of that of one who has joined."""
+    return build if build.status.trace else _status(build, trace=first_trace(build))
 
 
 def _terminal(build: Build, report: Report, at: datetime) -> Build:

@@ -156,7 +156,7 @@ def event(
     """
     data = _plain(_view(build, base, tail=True))
     reasons = (tried.reason for tried in build.status.attempts if tried.number == attempt)
-    traces = (asker.traceparent for asker in ((cause,) if cause else build.causes))
+    trace = cause.trace if cause else build.status.trace
     ref = cause.ref if cause else data["ref"]
     extensions: dict[str, Scalar | None] = {
         "repository": build.request.repository,
@@ -164,8 +164,8 @@ def event(
         "commit": build.request.commit,
         "image": data["image"]["reference"],
         "reason": data["reason"] or next(reasons, None),
-        "traceparent": next(filter(None, traces), None),
         "partitionkey": build.request.repository,
+        **(trace.carried if trace else {}),
     }
     return Event(
         id=".".join([build.uid, str(attempt), word, *([cause.key] if cause else [])]),

@@ -34,6 +34,7 @@ from eventing.pulse import Pulse
 from eventing.sinks import STOPPED, Headers, Outcome, Sink, judge, seconds_until, unanswered
 from eventing.statuses import Answer, HostSink, Request, redirected
 from eventing.statuses.exchange import MAX_REDIRECTS
+from eventing.tracing import trace_of
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +190,9 @@ def _last(state: tenacity.RetryCallState) -> Outcome:
 async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, headers: Headers) -> Outcome:
     """One try."""
     ours, body = encode(event, sink.mode)
-    return await _request(session, "POST", sink, _merged(_token(sink), headers(sink.name), ours), body)
+    trace = trace_of(event.extensions)
+    sent = _merged(_token(sink), headers(sink.name), trace.carried if trace else {}, ours)
+    return await _request(session, "POST", sink, sent, body)
 
 
 async def _conversation(lane: _Lane, event: Event, sink: HostSink) -> Outcome:

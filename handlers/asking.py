@@ -16,7 +16,7 @@ from builds.intake import merge
 from builds.triggers import Wanted
 from eventing.event import Event
 from eventing.hosts import request_of
-from eventing.wire import is_traceparent
+from eventing.tracing import Trace, trace_of
 from handlers import metrics
 from handlers.auth import Identity
 from handlers.services import services, this_request
@@ -40,7 +40,7 @@ def check(wanted: Wanted, event: Event, *, who: Identity, kind: Kind) -> Ask:
         chooses=who.chooses,
         kind=kind,
         now=held.now(),
-        traceparent=traceparent(event),
+        trace=trace(event),
     )
     if wanted.force and not who.chooses and _has_succeeded(ask.name):
         raise Forbidden("The build has succeeded. Only admins, API tokens and services of the Hub may force another.")
@@ -91,10 +91,9 @@ def _live(repository: str) -> Iterator[Build]:
                 break
 
 
-def traceparent(event: Event) -> str | None:
-    """The trace that the event is part of (https://www.w3.org/TR/trace-context/), by itself or by its transport."""
-    given = event.extensions.get("traceparent") or this_request().headers.get("traceparent")
-    return given if is_traceparent(given) else None
+def trace(event: Event) -> Trace | None:
+    """The trace that the event is part of: its own, in which it began, before that of its transport."""
+    return trace_of(event.extensions) or trace_of(this_request().headers)
 
 
 def note(**about: str) -> None:

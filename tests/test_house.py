@@ -179,9 +179,11 @@ def test_the_asyncapi_document_has_every_type_and_extension_that_is_sent_and_no_
 
 
 def test_the_asyncapi_document_has_every_extension_that_is_read_and_no_other() -> None:
-    """Read as in `event.extensions.get("name")`, by all who are given events."""
+    """Read as in `event.extensions.get("name")`, or as what carries a trace, by all who are given events."""
     readers = [path for path in MODULES if path.name != "chain.py"]  # which is given our own
-    read = {name for path in readers for name in re.findall(r"\.extensions\.get\(\"(\w+)\"", path.read_text())}
+    read = {
+        name for path in readers for name in re.findall(r"(?:\.extensions|\bcarrier)\.get\(\"(\w+)\"", path.read_text())
+    }
     assert documented_extensions("in") == read, "builds/asyncapi.py, docs/events.md"
 
 

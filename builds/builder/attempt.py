@@ -39,6 +39,7 @@ from builds.image import legal_tag, tag_for, tag_owner
 from builds.private import Private
 from builds.removal import remove
 from builds.repository import Policy, canonical, is_cloned, short_name
+from eventing.tracing import trace_of
 
 UNTAG_TIMEOUT = 4.0
 """Seconds: a builder that is told to stop has ten for everything."""
@@ -55,6 +56,8 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
         try:
             known = msgspec.json.decode(spec.read_bytes(), type=Spec)
             processes.limit(known.surroundings.timeout)
+            if trace := trace_of({"traceparent": os.environ.get("TRACEPARENT")}):
+                log.say(f"Trace {trace.id}.")
             attempt = Attempt(known, log, folder)
             result = attempt.run()
         except Failure as failure:

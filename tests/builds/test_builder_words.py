@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import subprocess
+import sys
 from collections import deque
+from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
@@ -13,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builds.build import Image, Reason, Result, State
+from builds.build import Image, Reason, Request, Result, State
 from builds.builder import log as logs
 from builds.builder.evidence import named_origins
 from builds.builder.log import Log
@@ -21,6 +25,7 @@ from builds.builder.outcome import Evidence, Stage, exit_status, failure, tellin
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
+from builds.builder.spec import Spec
 from builds.builder.tool import OTHER_FRONTEND, Progress, ToolLine, tool_line
 from builds.errors import RepositoryRefused
 
@@ -373,3 +378,22 @@ def test_neither_the_failure_nor_the_redirects_crowd_the_other_out(said: str, mo
 
 def test_nothing_to_say_is_no_message() -> None:
     assert message_of("", "") is None
+
+
+# Traces
+
+
+@pytest.mark.parametrize(
+    ("parent", "first"), [(f"00-{'a' * 32}-{'b' * 16}-01", f"Trace {'a' * 32}."), ("nonsense", "Not here.")]
+)
+def test_the_log_begins_with_the_trace(tmp_path: Path, parent: str, first: str) -> None:
+    request = Request(repository="https://a.example/b", clone_url="https://a.example/b", commit="c" * 40, image="r/x")
+    spec, result = tmp_path / "spec.json", tmp_path / "result.json"
+    spec.write_bytes(
+        msgspec.json.encode(Spec(name="b", attempt=1, attempt_label="u.1", request=request, refused="Not here."))
+    )
+    command = ["setsid", "--wait", sys.executable, "-m", "builds.builder", str(spec), str(result)]
+    environment = {**os.environ, "TRACEPARENT": parent}
+    done = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=60)
+    assert done.returncode == 64, done.stderr
+    assert json.loads(done.stdout.splitlines()[0])["text"] == first

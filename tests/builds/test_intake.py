@@ -26,6 +26,7 @@ from builds.image import ImagePolicy, image_for
 from builds.intake import Intake, merge
 from builds.repository import HostKind, Policy, Repository, canonical
 from builds.triggers import BuildRequestBody, Wanted, asked, plain, template
+from eventing.tracing import Trace
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 COMMIT = "a" * 40
@@ -106,7 +107,7 @@ def test_an_abbreviated_commit_is_looked_up_and_named_as_the_whole() -> None:
 def test_what_was_wanted_becomes_a_request_and_a_cause() -> None:
     found = ask(
         body("https://GitHub.com/A/B/", commit=COMMIT.upper(), ref="refs/heads/main", tags=["x/y"], force=True),
-        traceparent="00-1-2-03",
+        trace=Trace(traceparent="00-1-2-03"),
     )
     assert found.request.repository == "https://github.com/a/b"
     assert found.request.clone_url == "https://github.com/a/b.git"
@@ -116,7 +117,12 @@ def test_what_was_wanted_becomes_a_request_and_a_cause() -> None:
     cause = found.cause
     assert (cause.source, cause.id, cause.type) == ("/api", "1", "dev.kiln.build.requested.v1")
     assert (cause.by, cause.kind, cause.at) == ("user:ada", Kind.PERSON, NOW)
-    assert (cause.ref, cause.tags, cause.force, cause.traceparent) == ("refs/heads/main", ("x-y",), True, "00-1-2-03")
+    assert (cause.ref, cause.tags, cause.force, cause.trace) == (
+        "refs/heads/main",
+        ("x-y",),
+        True,
+        Trace(traceparent="00-1-2-03"),
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from kubernetes_validate import validate
+from msgspec.structs import replace
 
 from builds.builder.spec import Surroundings, spec_for
 from builds.engines.kubernetes.jobs import (
@@ -22,6 +23,7 @@ from builds.engines.kubernetes.jobs import (
     mounted,
     pinned,
 )
+from eventing.tracing import Trace
 from tests.builds.things import RELEASE, TEMPLATE, attempt, build
 
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "b", "uid": "uid-1"}
@@ -199,3 +201,17 @@ def test_only_a_private_image_has_its_registry_s_credential() -> None:
 
 def test_what_is_refused_has_nothing() -> None:
     assert secrets_of(("a",), private=True, refused="Somebody has changed it.") == {}
+
+
+def test_a_build_that_is_part_of_a_trace_says_so() -> None:
+    trace = Trace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01", tracestate="a=b")
+    plain, one = build(), attempt()
+    of_trace = replace(plain, status=replace(plain.status, trace=trace))
+    spec = spec_for(of_trace, one, Surroundings())
+    found = job(of_trace, one, spec, template=TEMPLATE, image="kiln:1", release=RELEASE, owner=OWNER)
+    validate(found, "1.34", strict=True)
+    (container,) = found["spec"]["template"]["spec"]["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    assert (environment["TRACEPARENT"], environment["TRACESTATE"]) == (trace.traceparent, "a=b")
+    assert found["metadata"]["annotations"] == {"kiln.dev/traceparent": trace.traceparent}
+    assert "annotations" not in made()["metadata"]

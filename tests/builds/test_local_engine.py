@@ -28,6 +28,7 @@ from builds.engines import EngineError, NotFound, Refused, Unavailable
 from builds.engines.local import LocalEngine
 from builds.faults import Fault
 from builds.removal import remove
+from eventing.tracing import Trace
 from tests.builds.engine_contract import RecordsContract, everything
 from tests.builds.making import AT, ask, begin, ended, engine_in, written
 from tests.parts.kiln import until
@@ -630,6 +631,25 @@ def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: 
     assert json.loads((folder(state) / "spec.json").read_bytes())["attempt_label"] == f"{build.uid}.1"
     assert len(runs(state)) == 1
     again.close()
+
+
+def test_a_builder_is_told_of_the_trace_of_its_build_and_of_no_other(state: Path) -> None:
+    """A controller may have been started as a part of one."""
+    engine = engine_in(state, environment={**os.environ, "TRACEPARENT": "the controller's", "TRACESTATE": "x=y"})
+    try:
+        trace = Trace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
+        for name, of in (("traced", trace), ("other", None)):
+            build = written(engine, name, "environment")
+            build = engine.write(replace(build, status=replace(build.status, trace=of)))
+            assert build.live is not None
+            engine.start(build, build.live)
+            folder = state / "attempts" / f"{name}-1"
+            until((folder / "result.json").exists)
+            told = json.loads(json.loads((folder / "result.json").read_text())["message"])
+            found = {name: told[name] for name in ("TRACEPARENT", "TRACESTATE") if name in told}
+            assert found == (of.environment if of else {})
+    finally:
+        engine.close()
 
 
 def test_a_builder_gets_the_persons_environment_and_nothing_of_kilns_own(state: Path) -> None:

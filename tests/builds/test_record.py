@@ -10,6 +10,7 @@ from builds.build import Build, Cancel, Cause, DeliveryState, Reason, State, Tim
 from builds.plan import Bury, Deliver, Explain, Outcome, Report, Settle, Start, Stop, Word
 from builds.record import advance, delivered, undelivered
 from eventing.event import Event
+from eventing.tracing import Trace
 from tests.builds.histories import IMAGE, NOW, ago, attempt, build, cause, failed, replace, running, unpinned
 
 
@@ -180,6 +181,34 @@ def test_who_asks_after_a_request_was_closed_is_not_answered_by_that() -> None:
     after = advance(build("b", closed, late), report(Word.CANCELLED, outcome=outcome), NOW, announce)
     assert after.unanswered == (late,)
     assert after.state is State.QUEUED
+
+
+def traced(id_: str, **more: object) -> Cause:
+    return cause(id_, trace=Trace(traceparent=f"00-{id_ * 32}-{'b' * 16}-01"), **more)  # type: ignore[arg-type]
+
+
+def test_a_round_is_part_of_the_trace_of_the_first_who_asked_in_it() -> None:
+    first, second, third = traced("1"), traced("2"), traced("3")
+    queued = advance(build("b", first, second, round=0), report(Word.QUEUED), NOW, announce)
+    assert queued.status.trace == first.trace
+    done = advance(replace(queued, causes=(*queued.causes, third)), report(Word.SUCCEEDED, 1, SUCCESS), NOW, announce)
+    assert done.status.trace == first.trace
+    again = advance(replace(done, causes=(*done.causes, traced("4"))), report(Word.QUEUED, 2), NOW, announce)
+    assert again.status.trace == traced("4").trace
+    untraced = advance(replace(done, causes=(*done.causes, cause("5"))), report(Word.QUEUED, 2), NOW, announce)
+    assert untraced.status.trace is None, "the trace of those who have their answer"
+
+
+def test_a_build_of_no_trace_becomes_part_of_that_of_who_joins() -> None:
+    """Its later events are; what has been told stays as it was."""
+    alone = advance(build("b", cause("5"), round=0), report(Word.QUEUED), NOW, announce)
+    assert alone.status.trace is None
+    joined = replace(alone, causes=(*alone.causes, traced("1")))
+    begun = advance(joined, Start(build="b", attempt=1, node="n1"), NOW, announce)
+    assert begun.status.trace == traced("1").trace
+    end = report(Word.CANCELLED, 1, Outcome(state=State.CANCELLED))
+    assert advance(joined, end, NOW, announce).status.trace == traced("1").trace
+    assert advance(alone, end, NOW, announce).status.trace is None
 
 
 def test_joiners_get_an_event_of_their_own_each() -> None:

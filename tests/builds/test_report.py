@@ -29,11 +29,12 @@ from builds.build import (
 )
 from builds.report import as_json, event, schemas
 from eventing.event import Event
+from eventing.tracing import Trace
 
 SHIPPED = Path(builds.schemas.__file__).parent
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 COMMIT = "a" * 40
-TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACE = Trace(traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", tracestate="a=b")
 
 
 def later(seconds: float) -> datetime:
@@ -65,9 +66,9 @@ QUEUED = Build(
         image="r.example/a-b",
         subdir="x",
     ),
-    causes=(cause("1"), cause("2", ref="refs/tags/v1", traceparent=TRACE, trigger="tags", by=None)),
+    causes=(cause("1"), cause("2", ref="refs/tags/v1", trace=TRACE, trigger="tags", by=None)),
     created_at=AT,
-    status=Status(round=1, queued_at=AT, waiting="The queue is full."),
+    status=Status(round=1, trace=TRACE, queued_at=AT, waiting="The queue is full."),
 )
 KEYS = tuple(each.key for each in QUEUED.causes)
 IMAGE = Image(repository="r.example/a-b", tag=f"{COMMIT}-01234567", digest="sha256:" + "d" * 64, tags=("main",))
@@ -85,6 +86,7 @@ RUNNING = replace(
     status=Status(
         state=State.RUNNING,
         round=1,
+        trace=TRACE,
         queued_at=AT,
         started_at=later(2),
         attempts=(replace(ATTEMPT, state=None, finished_at=None, timings=Timings()),),
@@ -95,6 +97,7 @@ SUCCEEDED = replace(
     status=Status(
         state=State.SUCCEEDED,
         round=1,
+        trace=TRACE,
         queued_at=AT,
         started_at=later(2),
         finished_at=later(9),
@@ -111,6 +114,7 @@ FAILED = replace(
         reason=Reason.REPOSITORY,
         message="RUN false: exit status 1",
         round=1,
+        trace=TRACE,
         queued_at=AT,
         started_at=later(2),
         finished_at=later(9),
@@ -122,6 +126,7 @@ RETRYING = replace(
     QUEUED,
     status=Status(
         round=1,
+        trace=TRACE,
         attempt=2,
         queued_at=AT,
         attempts=(replace(ATTEMPT, state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="The daemon is away."),),
@@ -130,7 +135,13 @@ RETRYING = replace(
 CANCELLED = replace(
     QUEUED,
     status=Status(
-        state=State.CANCELLED, reason=Reason.REQUESTED, round=1, queued_at=AT, finished_at=later(3), answered=KEYS
+        state=State.CANCELLED,
+        reason=Reason.REQUESTED,
+        round=1,
+        trace=TRACE,
+        queued_at=AT,
+        finished_at=later(3),
+        answered=KEYS,
     ),
 )
 BUILDS = {
@@ -313,14 +324,14 @@ def test_events(word: str) -> None:
         "partitionkey": "https://github.com/a/b",
         "ref": "refs/heads/main",
         "commit": COMMIT,
-        "traceparent": TRACE,
+        **TRACE.carried,
         **image,
         **reason,
     }
 
 
 def test_extensions_are_left_out_where_there_is_nothing_to_say() -> None:
-    alone = replace(QUEUED, causes=(cause("1", ref=None),))
+    alone = replace(QUEUED, causes=(cause("1", ref=None),), status=replace(QUEUED.status, trace=None))
     assert set(told("queued", build=alone).extensions) == {"repository", "partitionkey", "commit"}
 
 

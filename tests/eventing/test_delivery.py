@@ -26,6 +26,7 @@ from eventing.delivery import Courier, sinks_from_environment
 from eventing.errors import SinkError
 from eventing.event import Event
 from eventing.sinks import LONGEST_PAUSE, LONGEST_RETRY_AFTER, Outcome, Sink, judge, pause, seconds_until, wanted
+from eventing.tracing import Trace
 from eventing.transport import LANE_WIDTH
 from tests.parts.authority import make_authority
 from tests.parts.proxy import Proxy
@@ -243,6 +244,20 @@ def test_an_event_arrives_as_it_is(courier: Courier, receiver: EventSink, mode: 
     (arrived,) = received.events
     sent = event()
     assert arrived == msgspec.structs.replace(sent, extensions={**sent.extensions, "team": "stats", "reason": "ours"})
+
+
+@pytest.mark.parametrize("mode", ["binary", "structured"])
+def test_the_trace_of_an_event_is_that_of_its_request(courier: Courier, receiver: EventSink, mode: str) -> None:
+    """For receivers, and what lies between, that know headers only; no secret header or token takes its place."""
+    trace = Trace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01", tracestate="a=b")
+    sink = msgspec.convert({"name": "hub", "url": receiver.url, "mode": mode}, Sink)
+    sent = msgspec.structs.replace(event(), extensions={**event().extensions, **trace.carried})
+    assert send(courier, sink, sent).result(15).delivered
+    assert send(courier, sink).result(15).delivered
+    first, second = receiver.received
+    assert {name: first.headers[name] for name in ("traceparent", "tracestate")} == trace.carried
+    assert first.events == (sent,)
+    assert not {"traceparent", "tracestate"} & {name.lower() for name in second.headers}
 
 
 TABLE: dict[str, tuple[Answer, int, Outcome | str | None]] = {

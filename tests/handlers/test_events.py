@@ -10,8 +10,9 @@ import pytest
 
 from builds.build import Kind
 from builds.triggers import TriggerRule
+from eventing.tracing import Trace
 from handlers import events
-from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, bearer, body, event, push, structured
+from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, bearer, body, event, push, signed, structured
 
 
 @pytest.mark.parametrize("path", ["/events", "/", "/events/"])
@@ -36,7 +37,7 @@ def test_binary_mode(house: House) -> None:
     assert answer.status_code == 202
     (cause,) = house.builds()[0].causes
     assert (cause.source, cause.id, cause.by, cause.kind) == ("/tests", "b-1", None, Kind.PERSON)
-    assert cause.traceparent == headers["traceparent"]
+    assert cause.trace == Trace(traceparent=headers["traceparent"])
 
 
 def test_a_push_goes_through_the_triggers_and_ranks_behind_people(house: House) -> None:
@@ -155,7 +156,33 @@ def test_an_invalid_trace_is_none(house: House) -> None:
         message["headers"]["traceparent"] = transports
         assert house.client.post("/events", **message).status_code == 202
         (build,) = house.builds()
-        assert build.causes[-1].traceparent == kept
+        assert build.causes[-1].trace == (Trace(traceparent=kept) if kept else None)
+
+
+def test_an_events_own_trace_is_kept_before_its_transports_and_never_mixed_with_it(house: House) -> None:
+    """The extension is of the hop that began, the header of the last one (CloudEvents' distributed tracing)."""
+    mine, transports = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-01"
+    cases = [
+        ({"traceparent": mine, "tracestate": "a=1"}, Trace(traceparent=mine, tracestate="a=1")),
+        ({"traceparent": mine}, Trace(traceparent=mine)),
+        ({"tracestate": "a=1"}, Trace(traceparent=transports, tracestate="t=1")),
+        ({}, Trace(traceparent=transports, tracestate="t=1")),
+    ]
+    for number, (attributes, kept) in enumerate(cases):
+        message: dict[str, Any] = structured(event(id=f"e-{number}", **attributes))
+        message["headers"] |= {"traceparent": transports, "tracestate": "t=1"}
+        assert house.client.post("/events", **message).status_code == 202
+        assert house.builds()[0].causes[-1].trace == kept
+
+
+def test_a_trace_comes_by_every_way_in(house: House) -> None:
+    header = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "t=1"}
+    webhook = signed(push())
+    webhook["headers"] |= header
+    house.client.post("/webhooks/github", **webhook)
+    house.client.post("/api/v1/builds", json=body(), headers=header)
+    kept = [cause.trace for build in house.builds() for cause in build.causes]
+    assert kept == [Trace(**header)] * 2
 
 
 def test_a_full_queue_is_503_with_a_time_and_nothing_half_made(houses: Callable[..., House]) -> None:

@@ -17,6 +17,7 @@ from builds.build import Attempt, Build
 from builds.builder.spec import Spec, Surroundings
 from builds.engines.kubernetes.records import COMPONENT, Manifest, Release
 from builds.plan import BACKSTOP
+from eventing.tracing import Trace
 
 LABEL_BUILD = "kiln.dev/build"
 LABEL_ATTEMPT = "kiln.dev/attempt"
@@ -25,6 +26,8 @@ LABEL_UID = "kiln.dev/uid"
 
 CONTAINER = "builder"
 SPEC = "kiln.dev/spec"
+TRACE = "kiln.dev/traceparent"
+"""Of the Job, for who reads it; the builder has it in its environment."""
 SPEC_FOLDER = "/etc/kiln/build"
 RESULT = "/dev/termination-log"
 
@@ -92,6 +95,8 @@ def job(
     registry's only where its image goes there.
     """
     own = {**release.labels(COMPONENT), **labels(build, attempt)}
+    trace = build.status.trace
+    noted = {"annotations": {TRACE: trace.traceparent}} if trace else {}
     pod = copy.deepcopy(dict(template))
     metadata = pod.setdefault("metadata", {})
     metadata["labels"] = {**metadata.get("labels", {}), **own}
@@ -107,7 +112,7 @@ def job(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "activeDeadlineSeconds": int(spec.surroundings.timeout + BACKSTOP.total_seconds()),
-        "containers": [_container(one, image) for one in pod["spec"]["containers"]],
+        "containers": [_container(one, image, trace) for one in pod["spec"]["containers"]],
         "volumes": [*pod["spec"].get("volumes", []), _spec_volume()],
     }
     if attempt.node is not None:
@@ -115,7 +120,12 @@ def job(
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": {"name": job_name(build.name, attempt.number), "labels": own, "ownerReferences": [dict(owner)]},
+        "metadata": {
+            "name": job_name(build.name, attempt.number),
+            "labels": own,
+            "ownerReferences": [dict(owner)],
+            **noted,
+        },
         "spec": {"backoffLimit": 0, "completions": 1, "parallelism": 1, "template": pod},
     }
 
@@ -140,13 +150,14 @@ def _builder(template: Manifest) -> dict[str, Any]:
     return found
 
 
-def _container(container: dict[str, Any], image: str) -> dict[str, Any]:
+def _container(container: dict[str, Any], image: str, trace: Trace | None) -> dict[str, Any]:
     if container["name"] != CONTAINER:
         return container
+    own = {"KILN_IN_USE": IN_USE, **(trace.environment if trace else {})}
     return {
         **container,
         "image": image,
-        "env": [*container.get("env", []), {"name": "KILN_IN_USE", "value": IN_USE}],
+        "env": [*container.get("env", []), *({"name": name, "value": value} for name, value in own.items())],
         "command": ["python", "-m", "builds.builder"],
         "args": [f"{SPEC_FOLDER}/spec.json", RESULT],
         "terminationMessagePath": RESULT,

@@ -37,13 +37,14 @@ from builds.engines import UNREADABLE, LogLine, Refused, Unavailable, logfile
 from builds.faults import Fault, reached
 from builds.removal import DELETING, remove
 from eventing.pulse import Pulse
+from eventing.tracing import Trace
 
 log = logging.getLogger(__name__)
 
 GRACE = timedelta(seconds=30)
 """What a builder has after it was told to stop (it promises ten), before all of it is killed."""
 
-KEPT_BACK = ("KILN_", "K_", "JUPYTERHUB_", "BUILDX_", "BUILDKIT_", "DOCKER_", "PYTHON", "GIT_")
+KEPT_BACK = ("KILN_", "K_", "JUPYTERHUB_", "BUILDX_", "BUILDKIT_", "DOCKER_", "PYTHON", "GIT_", "TRACE")
 PASSED_ON = ("KILN_FAULT", "DOCKER_CONFIG", "GIT_SSL_CAINFO")
 """A builder has this process's environment, because docker's credential helpers look there for the clouds' accounts and
 for where their files are. By how they begin: what is only ours, what chooses another builder or daemon, what changes
@@ -220,7 +221,7 @@ class Attempts:
                 spec = spec_for(build, attempt, self._surroundings)
                 folder.write("spec.json", msgspec.json.encode(spec))
                 reached(Fault.ENGINE_FOLDER_MADE)
-                builder = self._spawn(folder, lock)
+                builder = self._spawn(folder, lock, build.status.trace)
                 threading.Thread(target=self._reap, args=(builder,), name=folder.path.name, daemon=True).start()
                 reached(Fault.ENGINE_SPAWNED)
                 folder.write("spawned", b"%d" % builder.pid)
@@ -292,7 +293,7 @@ class Attempts:
     def _folder(self, build: Build, attempt: Attempt) -> _Folder:
         return _Folder(self._root / f"{build.name}-{attempt.number}", f"{build.uid}.{attempt.number}")
 
-    def _spawn(self, folder: _Folder, lock: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, folder: _Folder, lock: int, trace: Trace | None) -> subprocess.Popen[bytes]:
         """The child shares our lock and keeps it when our descriptor is closed: at no instant is it free."""
         with folder["log"].open("ab") as output, folder["errors"].open("ab") as errors:
             return subprocess.Popen(
@@ -301,7 +302,7 @@ class Attempts:
                 stdout=output,
                 stderr=errors,
                 cwd=_CODE,
-                env={**self._environment, "KILN_ATTEMPT_DIR": str(folder.path)},
+                env={**self._environment, "KILN_ATTEMPT_DIR": str(folder.path), **(trace.environment if trace else {})},
                 pass_fds=(lock,),
                 start_new_session=True,
             )
