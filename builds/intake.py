@@ -36,7 +36,7 @@ from builds.repository import (
 )
 from builds.triggers import Template, Wanted
 from eventing.event import Event
-from eventing.hosts import PushFacts, push_of, request_of
+from eventing.hosts import PushFacts, RequestFacts, push_of, request_of
 from eventing.tracing import Trace
 
 MAX_TAGS = 20
@@ -65,6 +65,9 @@ class Resolver(Protocol):
 
     def commit(self, repository: Repository, digits: str) -> str:
         """The whole commit that begins with these digits. Raises as `resolve`."""
+
+    def changed(self, repository: Repository, number: int) -> Sequence[str] | None:
+        """The paths that a pull request changes; `None` where its host does not say. Raises as `resolve`."""
 
 
 class Lookups(Protocol):
@@ -155,6 +158,20 @@ class Intake:
         with self._lookups.place(by):
             ref = (self._entitled if credentials else self._resolver).resolve(repository, None).ref
         return None if ref is None else short_name(ref)
+
+    def changed(self, request: RequestFacts, by: str | None, groups: Iterable[str] = ()) -> Sequence[str] | None:
+        """The paths that a pull request changes; `None` where nobody can tell now. A fork is looked at as a stranger.
+
+        `by` and `groups` as in `ask`. Raises Forbidden, RepositoryError.
+        """
+        repository = self.repository(request.repository)
+        self._policy.check(repository)
+        credentials = not request.fork and self._private.admit(repository, words_of(by, groups))
+        try:
+            with self._lookups.place(by):
+                return (self._entitled if credentials else self._resolver).changed(repository, request.number)
+        except AskError:
+            return None
 
     def ask(
         self,

@@ -78,7 +78,12 @@ def _asks(event: Event, who: Identity) -> list[Ask]:
     if intake.is_own(event):
         return []
     asking.withdraw(event)
-    found = wanted(services().triggers, event, lambda push: intake.default_branch(push, who.by, who.groups))
+    found = wanted(
+        services().triggers,
+        event,
+        lambda push: intake.default_branch(push, who.by, who.groups),
+        lambda request: intake.changed(request, who.by, who.groups),
+    )
     return [asking.check(each, event, who=who, kind=kind) for each in found]
 
 

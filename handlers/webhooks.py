@@ -110,7 +110,13 @@ def _collected(refusals: list[str]) -> Iterator[None]:
 
 def _wanted(held: Services, event: Event, word: str) -> list[Wanted]:
     """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
-    found = wanted(held.triggers, event, lambda push: held.intake.default_branch(push, _by(word)))
+    by, intake = _by(word), held.intake
+    found = wanted(
+        held.triggers,
+        event,
+        lambda push: intake.default_branch(push, by),
+        lambda request: intake.changed(request, by),
+    )
     _check_same_host_kind(held.intake, word, event, found)
     return found
 

@@ -171,3 +171,6 @@ class _Nobody:
 
     def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
         return UNKNOWN
+
+    def changed(self, repository: Repository, number: int) -> None:  # noqa: ARG002
+        return None

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import requests
 
-from builds.clients.answers import content_of
+from builds.clients.answers import TooLarge, content_of
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ LONGEST_PAUSE = 3600.0
 """GitHub counts by the hour."""
 MOST_KEPT = 1024
 LARGEST = 1 << 20
+"""Bytes of an answer, as far as nobody says more. What is larger is not kept."""
 
 
 class _Answer(NamedTuple):
@@ -64,8 +65,10 @@ class HostApi:
         *,
         headers: Mapping[str, str],
         missing: Collection[int] = (404,),
+        most: int = LARGEST,
     ) -> T | None:
-        """The answer of `host`; `None` where its status is among `missing`. `deadline` is of `time.monotonic`.
+        """The answer of `host`, of at most `most` bytes; `None` where its status is among `missing`. `deadline` is of
+        `time.monotonic`.
 
         Raises UnclearError.
         """
@@ -77,7 +80,7 @@ class HostApi:
             etag, content = self._kept.get(key, ("", b""))
         condition = {"If-None-Match": etag} if etag else {}
         seconds = min(self._limit, deadline - time.monotonic())
-        answer = self._asked(counted, url, token, {**headers, **condition}, seconds)
+        answer = self._asked(counted, url, token, {**headers, **condition}, seconds=seconds, most=most)
         if answer.status in missing:
             return None
         if answer.status == requests.codes.ok:
@@ -91,7 +94,14 @@ class HostApi:
             raise UnclearError from None
 
     def _asked(
-        self, counted: tuple[str, bool], url: str, token: str | None, headers: Mapping[str, str], seconds: float
+        self,
+        counted: tuple[str, bool],
+        url: str,
+        token: str | None,
+        headers: Mapping[str, str],
+        *,
+        seconds: float,
+        most: int,
     ) -> _Answer:
         """Raises UnclearError without an answer."""
         if seconds <= 0:
@@ -106,7 +116,9 @@ class HostApi:
             with requests.get(
                 url, headers=dict(headers), auth=authorized, timeout=seconds, allow_redirects=False, stream=True
             ) as answer:
-                content = content_of(answer, LARGEST, seconds)
+                content = content_of(answer, most, seconds)
+        except TooLarge:
+            raise UnclearError from None
         except (requests.RequestException, OSError) as error:
             self._rest(counted, PAUSE, type(error).__name__)
             raise UnclearError from None
@@ -116,7 +128,7 @@ class HostApi:
 
     def _keep(self, key: bytes, etag: str, content: bytes) -> None:
         with self._lock:
-            if not etag:
+            if not etag or len(content) > LARGEST:
                 self._kept.pop(key, None)
                 return
             self._kept[key] = (etag, content)

@@ -42,6 +42,9 @@ class Host:
     def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
         return digits[0] * 40
 
+    def changed(self, repository: Repository, number: int) -> tuple[str, ...]:  # noqa: ARG002
+        return ("binder/environment.yml",)
+
 
 @pytest.fixture
 def house_of(houses: Callable[..., House]) -> Callable[..., House]:
@@ -168,6 +171,12 @@ def test_as_a_cloudevent(house_of: HouseOf) -> None:
     assert post("assigned", "2") == 204
     assert post("closed", "3") == 204
     assert house.engine.get(build.name).causes[0].withdrawn
+
+
+@pytest.mark.parametrize(("paths", "status"), [("binder/**", 202), ("docs/**", 200)])
+def test_the_host_is_asked_for_paths(house_of: HouseOf, paths: str, status: int) -> None:
+    rule = TriggerRule(name="previews", pull_requests=PullRequestRule(paths=(paths,)))
+    assert send(house_of("gitea", rule), "gitea", OPENED["gitea"]()).status_code == status
 
 
 def test_the_second_page_of_builds_is_left_as_well(house_of: HouseOf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,13 +33,13 @@ AUTHOR = {
 class GitHost:
     """Serves the bare repositories under `root` at `http://<address>:<port>/<path>.git` until `close`.
 
-    What a path prefix has in `passwords` it takes to come in (`user`, `password`); what is in `redirects` is answered
-    with 302 to there; what is in `hanging` is accepted and never answered; what is in
-    `old` is served by protocol 0, which gives only what refs point at. All may be changed while it runs. `requests`
-    are the targets asked for so far, `credentials` those among them that came with one. `api` answers what is under
-    `/api/`: it is given the path and the headers, and gives status, headers and content. `objects` are those of its LFS
-    server (`<repository>/info/lfs`), by SHA-256; `download` is the base of their URLs, if not here. With `tls` it
-    is also a proxy that takes itself for every host.
+    What a path prefix has in `passwords` it takes to come in (`user`, `password`); what is in `redirects` is
+    answered with 302 to there; what is in `hanging` is accepted and never answered; what is in `old` is served by
+    protocol 0, which gives only what refs point at. All may be changed while it runs. `requests` are the targets
+    asked for so far, `credentials` those among them that came with one. `api` answers what is under `/api/` and
+    `/rest/api/`: it is given the target and the headers, and gives status, headers and content. `objects` are those
+    of its LFS server (`<repository>/info/lfs`), by SHA-256; `download` is the base of their URLs, if not here. With
+    `tls` it is also a proxy that takes itself for every host.
     """
 
     def __init__(self, root: Path, address: str = "127.0.0.1", port: int = 0) -> None:
@@ -166,8 +166,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 return
             moved = _under(path, host.redirects)
-            if host.api and path.startswith("/api/"):
-                self._answer(*host.api(path, dict(self.headers)))
+            if host.api and path.startswith(("/api/", "/rest/api/")):
+                self._answer(*host.api(self.path, dict(self.headers)))
             elif moved is not None:
                 self._answer(302, {"Location": host.redirects[moved] + self.path.removeprefix(moved)})
             elif not self._may_come_in(path):

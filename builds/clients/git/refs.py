@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from builds.clients.changed import changed_paths
 from builds.clients.commits import whole_commit
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.process import Git
@@ -88,6 +89,17 @@ class Resolver:
             ref = self._github.default_branch(repository, credential.password, deadline)
         found = ref and self._github.commit(repository, full_names(ref), credential.password, deadline)
         return Resolved(_branch(found[0]), found[1]) if found else None
+
+    def changed(self, repository: Repository, number: int) -> Sequence[str] | None:
+        """The paths that a pull request changes; `None` where the host's API does not say. Raises RepositoryRefused,
+        Unreachable."""
+        credential = credential_for(repository, self._credentials())
+        token = credential.password if credential else None
+        with self._asking(repository, RESOLVE_TIMEOUT) as (_, deadline):
+            try:
+                return changed_paths(self._api, repository, number, token, deadline)
+            except UnclearError:
+                return None
 
     def refs(self, repository: Repository) -> Refs:
         """All branches and tags. Raises CannotBuild, RepositoryRefused, Unreachable: after at most `LIST_TIMEOUT`

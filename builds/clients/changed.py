@@ -1,0 +1,101 @@
+"""Which paths a pull request changes, as its host's API lists them: no webhook does.
+
+All or nothing: half a list would leave a request unbuilt that ought to be. A host that lists nothing has not compared
+the branches yet. Bitbucket Cloud answers with a redirect, and is not asked.
+
+https://docs.github.com/en/rest/pulls/pulls#list-pull-requests-files,
+https://docs.gitlab.com/api/merge_requests/#list-merge-request-diffs, Gitea's and Forgejo's `/api/swagger`
+(`repoGetPullRequestFiles`), https://developer.atlassian.com/server/bitbucket/rest/ (`pull-requests/{id}/changes`)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import msgspec
+
+from builds.clients.github import HEADERS
+from builds.clients.hostapi import HostApi, UnclearError
+from builds.repository import HostKind, Repository
+from eventing.statuses import APIS
+
+MAX_PAGES = 11
+MOST = 4 << 20
+"""Bytes of a page: GitHub and GitLab send what has changed in each file along."""
+
+_PLACES = {
+    HostKind.GITHUB: "pulls/{number}/files?per_page=100&page={page}",
+    HostKind.GITLAB: "merge_requests/{number}/diffs?per_page=100&page={page}",
+    HostKind.GITEA: "pulls/{number}/files?limit=50&page={page}",
+    HostKind.FORGEJO: "pulls/{number}/files?limit=50&page={page}",
+    HostKind.BITBUCKET_SERVER: "pull-requests/{number}/changes?limit=500&start={start}",
+}
+
+
+class _Path(msgspec.Struct):
+    toString: str  # noqa: N815
+
+
+class _File(msgspec.Struct):
+    """By the names of GitHub and Gitea, of GitLab, and of Bitbucket: what it is called, and was before."""
+
+    filename: str | None = None
+    previous_filename: str | None = None
+    new_path: str | None = None
+    old_path: str | None = None
+    path: _Path | None = None
+    srcPath: _Path | None = None  # noqa: N815
+
+    @property
+    def paths(self) -> Iterator[str]:
+        texts = (self.filename, self.previous_filename, self.new_path, self.old_path)
+        yield from filter(None, texts)
+        yield from (path.toString for path in (self.path, self.srcPath) if path)
+
+
+class _Changes(msgspec.Struct):
+    values: list[_File]
+    isLastPage: bool  # noqa: N815
+    nextPageStart: int | None = None  # noqa: N815
+
+
+_LISTS = cast("type[list[_File] | _Changes]", list[_File] | _Changes)
+
+
+def changed_paths(
+    api: HostApi, repository: Repository, number: int, token: str | None, deadline: float
+) -> Sequence[str]:
+    """All of them, also what a file was called before, each once. `deadline` is of `time.monotonic`.
+
+    Raises UnclearError where the host does not say, or lists more than `MAX_PAGES` pages.
+    """
+    if repository.kind is None or repository.kind not in _PLACES:
+        raise UnclearError
+    try:
+        base = APIS[repository.kind].base(repository.url)
+    except ValueError:
+        raise UnclearError from None
+    headers = HEADERS if repository.kind is HostKind.GITHUB else {"Accept": "application/json"}
+    paths: dict[str, None] = {}
+    start: int | None = 0
+    for page in range(1, MAX_PAGES + 1):
+        url = f"{base}/{_PLACES[repository.kind].format(number=number, page=page, start=start)}"
+        found = api.get(repository.host, url, token, deadline, _LISTS, headers=headers, most=MOST)
+        files, start = _page(found, page)
+        paths.update(dict.fromkeys(path for file in files for path in file.paths))
+        if start is None:
+            break
+    if start is not None or not paths:
+        raise UnclearError
+    return tuple(paths)
+
+
+def _page(found: list[_File] | _Changes | None, page: int) -> tuple[Sequence[_File], int | None]:
+    """The files, and where the next page begins, if there is one. A list ends with an empty page: how many fit on one,
+    the host's administrator decides. Raises UnclearError."""
+    if found is None:
+        raise UnclearError
+    if isinstance(found, _Changes):
+        return found.values, None if found.isLastPage else found.nextPageStart
+    return found, page if found else None
