@@ -48,7 +48,7 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ca: str | None = None
     """Certificates (PEM) to trust in addition to the system's."""
     token_file: str | None = None
-    """A file with a bearer token, read at each send because it rotates; no token where there is no such file."""
+    """A file with a bearer token, read at each try because it rotates; no token where there is no such file."""
     extensions: Mapping[str, Scalar] = {}
     """Added to every event, in place of its own of the same name."""
 

@@ -8,13 +8,17 @@ that, whatever is said to it: one thing at a time, as GitHub asks for, and nothi
 from __future__ import annotations
 
 import asyncio
+import base64
 import concurrent.futures
 import functools
 import logging
+import math
 import os
+import re
 import socket
 import ssl
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -28,6 +32,7 @@ import aiohttp
 import msgspec
 import tenacity
 
+from eventing.errors import SinkError
 from eventing.event import Event
 from eventing.http import encode
 from eventing.pulse import Pulse
@@ -52,6 +57,8 @@ BEAT = 2.0
 """Seconds between two signs of life."""
 BURST_TRIES, BURST_SECONDS = 3, 5.0
 """One send bridges a blip by so many tries, none of them begun later than so long after the first."""
+
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class Transport:
@@ -191,7 +198,10 @@ async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, he
     """One try."""
     ours, body = encode(event, sink.mode)
     trace = trace_of(event.extensions)
-    sent = _merged(_token(sink), headers(sink.name), trace.carried if trace else {}, ours)
+    try:
+        sent = _merged(_token(sink), headers(sink.name), trace.carried if trace else {}, ours)
+    except SinkError as error:
+        return unanswered(str(error))
     return await _request(session, "POST", sink, sent, body)
 
 
@@ -301,9 +311,39 @@ def _merged(*headers: Any) -> dict[str, str]:
 
 
 def _token(sink: Sink) -> dict[str, str]:
-    if sink.token_file is None or not (file := Path(sink.token_file)).exists():
+    """The token in the sink's file, as it is now; nothing without such a file.
+
+    Raises SinkError for one that would be refused for good, where there may be a better one soon: whoever makes these
+    tokens puts a new one into the file before the old one expires, unless it is away.
+    """
+    if sink.token_file is None:
         return {}
-    return {"Authorization": f"Bearer {file.read_text().strip()}"}
+    try:
+        token = Path(sink.token_file).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise SinkError(f"the file of its token cannot be read: {_of_system(error)}") from None
+    except ValueError:
+        token = ""
+    if not _TOKEN.fullmatch(token):
+        raise SinkError("the file of its token holds none")
+    if _expiry(token) <= time.time():
+        raise SinkError("its token has expired, and nobody has put a new one into the file")
+    return {"Authorization": f"Bearer {token}"}
+
+
+class _Expiring(msgspec.Struct):
+    exp: float
+
+
+def _expiry(token: str) -> float:
+    """When a JWT expires (RFC 7519, §4.1.4), in Unix time; what is none never does."""
+    try:
+        payload = token.split(".")[1]
+        return msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=_Expiring).exp
+    except (IndexError, ValueError, RecursionError):
+        return math.inf
 
 
 def _proxy(url: str) -> str | None:

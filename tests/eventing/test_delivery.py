@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import socket
 import ssl
 import subprocess
@@ -22,7 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.delivery import Courier, sinks_from_environment
+from eventing.delivery import Courier, reach, sinks_from_environment
 from eventing.errors import SinkError
 from eventing.event import Event
 from eventing.sinks import LONGEST_PAUSE, LONGEST_RETRY_AFTER, Outcome, Sink, judge, pause, seconds_until, wanted
@@ -484,6 +486,65 @@ def test_the_token_file_is_read_at_each_send(courier: Courier, receiver: EventSi
         token.write_text(text)
         assert send(courier, sink).result(15).delivered
     assert [one.headers.get("authorization") for one in receiver.received] == [None, "Bearer one", "Bearer two"]
+
+
+def jwt_until(expiry: object) -> str:
+    claims = base64.urlsafe_b64encode(json.dumps({"exp": expiry}).encode()).decode().rstrip("=")
+    return f"e30.{claims}.{CANARY}"
+
+
+UNUSABLE = {
+    "expired": (jwt_until(1), "expired"),
+    "just so": (jwt_until(time.time() - 1), "expired"),
+    "empty": ("", "holds none"),
+    "blank": ("\n", "holds none"),
+    "several lines": (f"{CANARY}\r\nX-Other: 1", "holds none"),
+    "two words": (f"{CANARY} two", "holds none"),
+    "no ASCII": (f"{CANARY}é", "holds none"),
+    "a folder": (None, "cannot be read"),
+}
+
+
+def test_a_token_that_would_be_refused_for_good_is_waited_for(
+    courier: Courier, receiver: EventSink, tmp_path: Path
+) -> None:
+    sinks = {}
+    for number, (case, (held, _)) in enumerate(UNUSABLE.items()):
+        token = tmp_path / f"token-{number}"
+        token.mkdir() if held is None else token.write_text(held, "utf-8")
+        sinks[case] = Sink(name=f"sink-{number}", url=receiver.url, token_file=str(token))
+    sent = {case: send(courier, sink) for case, sink in sinks.items()}
+    for case, (_, says) in UNUSABLE.items():
+        outcome = sent[case].result(15)
+        assert (outcome.delivered, outcome.final, outcome.status) == (False, False, None), case
+        assert says in (outcome.error or "")
+        assert CANARY not in (outcome.error or "")
+        with pytest.raises(SinkError, match=says):
+            reach(sinks[case], lambda _: {}, "kiln")
+    assert receiver.received == []
+    (tmp_path / "token-0").write_text(jwt_until(time.time() + 600))
+    assert send(courier, sinks["expired"]).result(15).delivered
+
+
+@pytest.mark.parametrize("held", ["opaque", "a.b.c", "e30.e30.x", jwt_until("soon"), jwt_until(None), "..", "a.W1tb.c"])
+def test_a_token_that_does_not_say_when_it_expires_is_sent(
+    courier: Courier, receiver: EventSink, tmp_path: Path, held: str
+) -> None:
+    (tmp_path / "token").write_text(held)
+    sink = Sink(name="k-sink", url=receiver.url, token_file=str(tmp_path / "token"))
+    assert send(courier, sink).result(15).delivered
+    assert receiver.received[0].headers["authorization"] == f"Bearer {held}"
+
+
+def test_no_other_sink_gets_the_token(courier: Courier, receiver: EventSink, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(CANARY)
+    (sink,) = sinks_from_environment({"K_SINK": receiver.url}, token=tmp_path / "token")
+    with EventSink() as other:
+        receiver.answer(Answer(status=307, location=other.url), then=Answer())
+        assert not send(courier, sink).result(15).delivered
+        assert send(courier, Sink(name="other", url=other.url)).result(15).delivered
+        assert [one.headers.get("authorization") for one in other.received] == [None]
+    assert [one.headers.get("authorization") for one in receiver.received] == [f"Bearer {CANARY}"]
 
 
 def test_no_secret_in_an_outcome_or_the_log(caplog: pytest.LogCaptureFixture) -> None:
