@@ -400,7 +400,7 @@ class Controller:
             words = {"kiln": [told]}
             if any(sink.format == "cdevents" for sink in self._sinks.values()):
                 words["cdevents"] = chain.events(after, word, attempt, told, cause)
-            hosts = self._statuses.wanted(after, cause) if self._statuses else ()
+            hosts = self._statuses.wanted(after, word, cause) if self._statuses else ()
             return [
                 (event, tuple(self._wanting(form, event.type, told.type)) + (hosts if event is told else ()))
                 for form, events in words.items()

@@ -15,11 +15,13 @@ import msgspec
 from builds.build import Build, Cause, is_person
 from builds.errors import RepositoryError
 from builds.repository import HostKind, Repository, canonical, of_host
-from eventing.statuses import APIS, HostSink, Login, context_of
+from eventing.statuses import APIS, HostSink, Login, context_of, number_of
 
 MAX_NAMES = 20
 """Statuses of one build; further triggers' are left out: a record keeps how each event stands at each of them."""
-STATUSES = "statuses"
+STATUSES, COMMENTS = "statuses", "comments"
+COMMENTED = frozenset({"succeeded", "failed"})
+"""The events that a pull request's comment tells of: it says what is there, not what may come."""
 
 Logins = Callable[[str, Repository], Login | None]
 """What lets in at a host (as it is configured) for a repository there, asked at each send."""
@@ -29,6 +31,10 @@ class HostRule(msgspec.Struct, frozen=True, kw_only=True):
     """What a host is told."""
 
     statuses: bool = False
+    comment: bool = False
+
+    def tells(self, kind: str) -> bool:
+        return {STATUSES: self.statuses, COMMENTS: self.comment}.get(kind, False)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -55,26 +61,36 @@ class Statuses:
         self._pages = pages
         self._ca = ca
 
-    def wanted(self, build: Build, cause: Cause | None) -> tuple[str, ...]:
-        """The names of the sinks that are told of an event of the build, or of one that answers that cause alone."""
+    def wanted(self, build: Build, word: str, cause: Cause | None) -> tuple[str, ...]:
+        """The names of the sinks that are told of an event of the build (its word), or of one that answers that cause
+        alone."""
         host, _ = self._place(build)
         if host is None:
             return ()
+        rule = self._rules[host]
         asked = [one for one in ((cause,) if cause else build.causes) if not is_person(one.by)]
-        contexts = dict.fromkeys(context_of(one.trigger) for one in asked)
-        return tuple(f"{STATUSES}/{host}/{context}" for context in [*contexts][:MAX_NAMES])
+        names = [f"{STATUSES}/{host}/{context_of(one.trigger)}" for one in asked if rule.statuses]
+        comments = [
+            f"{COMMENTS}/{host}/{number}/{context_of(one.trigger)}"
+            for one in asked
+            if rule.comment and word in COMMENTED and not one.withdrawn and (number := number_of(one.ref))
+        ]
+        return (*[*dict.fromkeys(names)][:MAX_NAMES], *[*dict.fromkeys(comments)][:MAX_NAMES])
 
     def sink(self, name: str, build: Build) -> HostSink | None:
-        """The sink of that name, for a build's events; `None` where its host is not told any more."""
+        """The sink of that name, for a build's events; `None` where its host is not told such a thing any more."""
         host, repository = self._place(build)
-        prefix = f"{STATUSES}/{host}/"
-        if host is None or repository is None or not name.startswith(prefix):
+        kind, _, rest = name.partition("/")
+        named, _, rest = rest.partition("/")
+        if host is None or repository is None or named != host or not self._rules[host].tells(kind):
             return None
+        number, _, context = rest.partition("/") if kind == COMMENTS else (None, None, rest)
         return HostSink(
             name=name,
             host=host,
             api=APIS[str(repository.kind)],
-            context=name.removeprefix(prefix),
+            context=context,
+            number=number,
             page=f"{self._pages}{build.name}",
             login=self._logins(host, repository),
             discreet=any(cause.credentials for cause in build.causes),
@@ -87,7 +103,7 @@ class Statuses:
             repository = canonical(build.request.repository, self._hosts)
         except RepositoryError:  # of a record that other rules made
             return None, None
-        host = of_host(repository, {name: name for name, rule in self._rules.items() if rule.statuses})
+        host = of_host(repository, {name: name for name in self._rules})
         return (host, repository) if host else (None, None)
 
 

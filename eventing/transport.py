@@ -207,8 +207,9 @@ async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, he
 
 async def _conversation(lane: _Lane, event: Event, sink: HostSink) -> Outcome:
     """Tells a Git host of an event, unless it has asked to be left alone."""
-    now, headers = asyncio.get_running_loop().time, sink.headers
-    who = headers.get("Authorization", "")
+    now, trace = asyncio.get_running_loop().time, trace_of(event.extensions)
+    headers = _merged(sink.headers, trace.carried if trace else {})
+    who = headers.get("authorization", "")
     if (left := lane.rests.get(who, 0.0) - now()) > 0:
         return Outcome(delivered=False, final=False, error="it asks to be left alone for a while", retry_after=left)
     talk = sink.talk(event)

@@ -68,6 +68,7 @@ class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kind: HostKind
     account: Annotated[str, msgspec.Meta(pattern=r"\A\S.{0,254}\Z")] | None = None
     statuses: bool = False
+    comment: bool = False
 
 
 class _Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -145,7 +146,7 @@ class _Reader:
             sinks=self._sinks(),
             hosts=kinds,
             accounts={name: host.account for name, host in hosts.items() if host.account is not None},
-            statuses={name: HostRule(statuses=True) for name, host in hosts.items() if host.statuses},
+            statuses=dict(_told(hosts)),
             repositories=tuple(self._repositories(kinds)),
             insecure_registries=self._registries(),
             private=tuple(self._private()),
@@ -310,6 +311,13 @@ class _Reader:
         if expected[1].startswith("array"):
             return f": write a list, [{text}] (line {line})"
         return f", which is what YAML reads in {text}: write it in quotes, '{text}' (line {line})"
+
+
+def _told(hosts: Mapping[str, _Host]) -> Iterator[tuple[str, HostRule]]:
+    """The hosts that are told of builds."""
+    for name, host in hosts.items():
+        if host.statuses or host.comment:
+            yield name, HostRule(statuses=host.statuses, comment=host.comment)
 
 
 def _meant(given: str, known: Iterable[str]) -> str:

@@ -15,13 +15,14 @@ import msgspec
 from eventing.event import Event
 from eventing.statuses.bitbucket import Bitbucket
 from eventing.statuses.bitbucketserver import BitbucketServer
+from eventing.statuses.comments import Thread, commented, number_of
 from eventing.statuses.exchange import Answer, Conversation, Login, Request, redirected, refused
 from eventing.statuses.gitea import Gitea
 from eventing.statuses.github import GitHub
 from eventing.statuses.gitlab import GitLab
-from eventing.statuses.words import Said, build_of, context_of, said
+from eventing.statuses.words import Said, build_of, context_of, said, section
 
-__all__ = ["APIS", "Answer", "HostSink", "Login", "Request", "StatusApi", "context_of", "redirected"]
+__all__ = ["APIS", "Answer", "HostSink", "Login", "Request", "StatusApi", "context_of", "number_of", "redirected"]
 
 
 class StatusApi(Protocol):
@@ -38,6 +39,9 @@ class StatusApi(Protocol):
     def base(self, repository: str) -> str:
         """Where the API tells of a repository (its canonical URL). Raises ValueError where that is none of its."""
 
+    def thread(self, repository: str, number: str) -> Thread:
+        """The comments of a pull request. Raises ValueError as `base`."""
+
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         """Sets one. `host` is as it is configured, for sentences."""
 
@@ -48,7 +52,8 @@ APIS: Mapping[str, StatusApi] = {
 
 
 class HostSink(msgspec.Struct, frozen=True, kw_only=True):
-    """One context of one host: `name` is `statuses/<host>/<context>`, `host` as in the configuration.
+    """One context of one host: `name` is `statuses/<host>/<context>`, or `comments/<host>/<number>/<context>` for the
+    comment of a pull request. `host` is as in the configuration.
 
     `page` is the address of the build's page. `discreet`: nothing of what the build has said is told, because it had
     stored credentials, and what they let it read is not for all who see the commit.
@@ -59,6 +64,7 @@ class HostSink(msgspec.Struct, frozen=True, kw_only=True):
     api: StatusApi
     context: str
     page: str
+    number: str | None = None
     login: Login | None
     discreet: bool
     ca: str | None = None
@@ -82,5 +88,12 @@ class HostSink(msgspec.Struct, frozen=True, kw_only=True):
             self.api.base(repository)
         except ValueError:
             return refused("its API has no place for a repository with this address")
+        if self.number is not None:
+            return (yield from self._comment(event, repository, self.number))
         told = said(event, context=self.context, url=self.page, longest=self.api.longest, discreet=self.discreet)
         return (yield from self.api.status(repository, self.host, told))
+
+    def _comment(self, event: Event, repository: str, number: str) -> Conversation:
+        told = section(event, context=self.context, url=self.page, discreet=self.discreet)
+        thread, commit = self.api.thread(repository, number), build_of(event).commit
+        return (yield from commented(thread, context=self.context, section=told, commit=commit, host=self.host))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from urllib.parse import urlsplit
 
+from eventing.statuses.comments import PER_PAGE, Comment, Query, Thread
 from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
 from eventing.statuses.words import Said
 
@@ -31,10 +32,27 @@ class Bitbucket:
 
     def base(self, repository: str) -> str:
         """Where the API tells of a repository."""
-        parts = urlsplit(repository)
-        own = f"{parts.scheme}://{parts.netloc}"
-        api = "https://api.bitbucket.org" if parts.netloc == "bitbucket.org" else own
-        return f"{api}/2.0/repositories{parts.path}"
+        return f"{_api(repository)}/repositories{urlsplit(repository).path}"
+
+    def thread(self, repository: str, number: str) -> Thread:
+        """An access token has no account, and is not told that it has none."""
+        base = f"{self.base(repository)}/pullrequests/{number}"
+        return Thread(
+            account=f"{_api(repository)}/user",
+            account_name=("uuid",),
+            request=base,
+            head=("source", "commit", "hash"),
+            listed=f"{base}/comments",
+            query={"pagelen": PER_PAGE},
+            items=("values",),
+            author=("user", "uuid"),
+            text=("content", "raw"),
+            more=_more,
+            made=f"{base}/comments",
+            edited=f"{base}/comments/{{id}}",
+            method="PUT",
+            form=_form,
+        )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         body = {
@@ -47,3 +65,17 @@ class Bitbucket:
         url = f"{self.base(repository)}/commit/{said.commit}/statuses/build"
         answer = yield Request(method="POST", url=url, body=body)
         return outcome_of(answer, host)
+
+
+def _api(repository: str) -> str:
+    parts = urlsplit(repository)
+    own = f"{parts.scheme}://{parts.netloc}"
+    return f"{'https://api.bitbucket.org' if parts.netloc == 'bitbucket.org' else own}/2.0"
+
+
+def _more(value: object, _: int, page: int) -> Query | None:
+    return {"page": page + 1} if isinstance(value, dict) and value.get("next") else None
+
+
+def _form(text: str, _: Comment | None) -> object:
+    return {"content": {"raw": text}}

@@ -12,6 +12,7 @@ import re
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
+from eventing.statuses.comments import PER_PAGE, Comment, Query, Thread
 from eventing.statuses.exchange import Answer, Conversation, Login, Request, outcome_of
 from eventing.statuses.words import Said
 
@@ -29,6 +30,26 @@ class BitbucketServer:
         """Where the API tells of a repository; the server may be below a path of its host."""
         parts, root, project, name = _parts(repository)
         return f"{parts}{root}/rest/api/latest/projects/{project}/repos/{name}"
+
+    def thread(self, repository: str, number: str) -> Thread:
+        """Comments are among what has happened to a request, the newest first."""
+        base = f"{self.base(repository)}/pull-requests/{number}"
+        return Thread(
+            account=None,
+            request=base,
+            head=("fromRef", "latestCommit"),
+            listed=f"{base}/activities",
+            query={"limit": PER_PAGE},
+            items=("values",),
+            comment=("comment",),
+            author=("author", "name"),
+            text=("text",),
+            more=_more,
+            made=f"{base}/comments",
+            edited=f"{base}/comments/{{id}}",
+            method="PUT",
+            form=_form,
+        )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         server, root, _, _ = _parts(repository)
@@ -63,3 +84,14 @@ def _parts(repository: str) -> tuple[str, str, str, str]:
     if found is None:
         raise ValueError("no /scm/ in it")
     return (f"{parts.scheme}://{parts.netloc}", found[1], found[2], found[3])
+
+
+def _more(value: object, _items: int, _page: int) -> Query | None:
+    if not isinstance(value, dict) or value.get("isLastPage") is not False:
+        return None
+    start = value.get("nextPageStart")
+    return {"start": start} if isinstance(start, int) else None
+
+
+def _form(text: str, comment: Comment | None) -> object:
+    return {"text": text} if comment is None else {"text": text, "version": comment.version}

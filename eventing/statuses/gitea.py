@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from eventing.statuses.comments import Thread
 from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
 from eventing.statuses.github import state_of
 from eventing.statuses.words import Said
@@ -20,10 +21,24 @@ class Gitea:
 
     def base(self, repository: str) -> str:
         """Where the API tells of a repository; the server may be below a path of its host."""
-        parts = urlsplit(repository)
-        *below, owner, name = parts.path.strip("/").split("/")
-        root = "".join(f"/{part}" for part in below)
-        return f"{parts.scheme}://{parts.netloc}{root}/api/v1/repos/{owner}/{name}"
+        api, owner, name = _parts(repository)
+        return f"{api}/repos/{owner}/{name}"
+
+    def thread(self, repository: str, number: str) -> Thread:
+        """It lists all comments at once."""
+        base = self.base(repository)
+        return Thread(
+            account=f"{_parts(repository)[0]}/user",
+            account_name=("login",),
+            request=f"{base}/pulls/{number}",
+            head=("head", "sha"),
+            listed=f"{base}/issues/{number}/comments",
+            author=("user", "login"),
+            text=("body",),
+            made=f"{base}/issues/{number}/comments",
+            edited=f"{base}/issues/comments/{{id}}",
+            method="PATCH",
+        )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         body = {
@@ -34,3 +49,11 @@ class Gitea:
         }
         answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
         return outcome_of(answer, host)
+
+
+def _parts(repository: str) -> tuple[str, str, str]:
+    """The API, owner and name. Raises ValueError."""
+    parts = urlsplit(repository)
+    *below, owner, name = parts.path.strip("/").split("/")
+    root = "".join(f"/{part}" for part in below)
+    return f"{parts.scheme}://{parts.netloc}{root}/api/v1", owner, name

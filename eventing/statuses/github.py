@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from eventing.statuses.comments import PER_PAGE, Thread, numbered
 from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
 from eventing.statuses.words import Said
 
@@ -33,9 +34,24 @@ class GitHub:
 
     def base(self, repository: str) -> str:
         """Where the API tells of a repository."""
-        parts = urlsplit(repository)
-        api = "https://api.github.com" if parts.netloc == "github.com" else f"{parts.scheme}://{parts.netloc}/api/v3"
-        return f"{api}/repos{parts.path}"
+        return f"{_api(repository)}/repos{urlsplit(repository).path}"
+
+    def thread(self, repository: str, number: str) -> Thread:
+        base = self.base(repository)
+        return Thread(
+            account=f"{_api(repository)}/user",
+            account_name=("login",),
+            request=f"{base}/pulls/{number}",
+            head=("head", "sha"),
+            listed=f"{base}/issues/{number}/comments",
+            query={"per_page": PER_PAGE},
+            author=("user", "login"),
+            text=("body",),
+            more=numbered,
+            made=f"{base}/issues/{number}/comments",
+            edited=f"{base}/issues/comments/{{id}}",
+            method="PATCH",
+        )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         body = {
@@ -46,3 +62,8 @@ class GitHub:
         }
         answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
         return outcome_of(answer, host)
+
+
+def _api(repository: str) -> str:
+    parts = urlsplit(repository)
+    return "https://api.github.com" if parts.netloc == "github.com" else f"{parts.scheme}://{parts.netloc}/api/v3"

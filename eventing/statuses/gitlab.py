@@ -11,6 +11,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 import msgspec
 
 from eventing.sinks import Outcome
+from eventing.statuses.comments import PER_PAGE, Thread, numbered
 from eventing.statuses.exchange import DONE, Answer, Conversation, Login, Request, outcome_of
 from eventing.statuses.words import Said
 
@@ -34,9 +35,25 @@ class GitLab:
 
     def base(self, repository: str) -> str:
         """Where the API tells of a project."""
-        parts = urlsplit(repository)
-        project = quote(unquote(parts.path.strip("/")), safe="")
-        return f"{parts.scheme}://{parts.netloc}/api/v4/projects/{project}"
+        project = quote(unquote(urlsplit(repository).path.strip("/")), safe="")
+        return f"{_api(repository)}/projects/{project}"
+
+    def thread(self, repository: str, number: str) -> Thread:
+        base = f"{self.base(repository)}/merge_requests/{number}"
+        return Thread(
+            account=f"{_api(repository)}/user",
+            account_name=("username",),
+            request=base,
+            head=("sha",),
+            listed=f"{base}/notes",
+            query={"per_page": PER_PAGE, "sort": "asc"},
+            author=("author", "username"),
+            text=("body",),
+            more=numbered,
+            made=f"{base}/notes",
+            edited=f"{base}/notes/{{id}}",
+            method="PUT",
+        )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         """`ref` tells GitLab which of the commit's pipelines is meant; without one it takes any branch that has it."""
@@ -76,3 +93,8 @@ def _settled(answer: Answer, there: Answer, said: Said, state: str, host: str) -
 
 def _short(ref: str) -> str:
     return ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
+
+
+def _api(repository: str) -> str:
+    parts = urlsplit(repository)
+    return f"{parts.scheme}://{parts.netloc}/api/v4"

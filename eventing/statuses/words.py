@@ -29,6 +29,8 @@ FAILED = {
 UNDER_WAY = {"queued": "Queued", "started": "Building", "retrying": "Building again"}
 
 ZERO_WIDTH = "\u200b"
+LONGEST_SENTENCE = 1000
+"""Characters of why a build failed, in a comment."""
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -147,8 +149,7 @@ def code(text: str) -> str:
 
 
 def block(text: str, language: str = "") -> str:
-    """A fenced code block (CommonMark 0.31, §4.5), of one line."""
-    text = one_line(text)
+    """A fenced code block (CommonMark 0.31, §4.5) around one line."""
     fence = _fence(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -160,10 +161,10 @@ def _fence(text: str, least: int) -> str:
 def section(event: Event, *, context: str, url: str, discreet: bool) -> str:
     """What a comment tells of a build that has ended."""
     build = build_of(event)
-    head = f"**{context.replace('_', chr(92) + '_')}** of {code(build.commit[:12])}"
+    head = f"{code(context)}: {code(build.commit[:12])}"
     link = f"[The build](<{url}>)"
     if word_of(event) == BUILT:
         name = f"{build.image.repository}@{build.image.digest}" if build.image.digest else str(build.image.reference)
         run = f"docker run --rm -it -p 8888:8888 {shlex.quote(name)}"
-        return f"{head} is built. {link}\n\n{block(run, 'sh')}"
-    return f"{head} could not be built. {link}\n\n{block(sentence(build, discreet=discreet))}"
+        return f"{head} is built. {link}\n\n{block(one_line(run), 'sh')}"
+    return f"{head} could not be built. {link}\n\n{block(plain(sentence(build, discreet=discreet), LONGEST_SENTENCE))}"

@@ -27,6 +27,7 @@ from eventing.delivery import Courier
 from eventing.event import Event
 from eventing.sinks import Sink
 from eventing.statuses import Login
+from eventing.tracing import Trace
 from tests.builds.making import ask, engine_in
 from tests.parts.kiln import until
 from tests.parts.sink import EventSink
@@ -38,7 +39,11 @@ GREEN = {"gitlab": "success", "bitbucket": "SUCCESSFUL", "bitbucket-server": "SU
 PENDING = {"gitlab": "pending", "bitbucket": "INPROGRESS", "bitbucket-server": "INPROGRESS"}
 CANCELLED = {"gitlab": "canceled", "bitbucket": "STOPPED", "bitbucket-server": "CANCELLED"}
 RED = {"gitlab": "failed", "bitbucket": "FAILED", "bitbucket-server": "FAILED"}
+TRACE = f"00-{'a' * 32}-{'b' * 16}-01"
 IMAGE = f"r.example/x:t@sha256:{'0' * 64}"
+
+
+STATUSES, COMMENT = HostRule(statuses=True), HostRule(comment=True)
 
 
 class Ready(LocalEngine):
@@ -87,6 +92,7 @@ def running(
     sinks: list[Sink] | None = None,
     login: Callable[[str, Repository], Login | None] = lambda *_: Login(secret=TOKEN),
     limits: Limits | None = None,
+    rule: HostRule = STATUSES,
 ) -> Iterator[None]:
     """A controller that tells the host."""
     courier = Courier()
@@ -96,7 +102,7 @@ def running(
         sinks=sinks or [],
         statuses=Statuses(
             hosts={host.name: HostKind(host.kind)},
-            rules={host.name: HostRule(statuses=True)},
+            rules={host.name: rule},
             logins=login,
             pages=page_address("https://kiln.example/", "/base/"),
         ),
@@ -146,7 +152,7 @@ def deliveries(build: Build) -> list[Delivery]:
 
 @pytest.mark.parametrize("host", KINDS, indirect=True)
 def test_a_push_is_pending_and_then_green_with_the_image_and_the_link(engine: Ready, host: StatusHost) -> None:
-    engine.accept([pushed(host)])
+    engine.accept([pushed(host, trace=Trace(traceparent=TRACE))])
     with running(engine, host):
         build = settled(engine)
     states = host.states(COMMIT, "kiln/courses")
@@ -158,6 +164,7 @@ def test_a_push_is_pending_and_then_green_with_the_image_and_the_link(engine: Re
     assert last.get("target_url", last.get("url")) == "https://kiln.example/base/builds/b"
     assert {(one.sink, one.state) for one in deliveries(build)} == {(f"statuses/{host.name}/kiln/courses", "delivered")}
     assert [one.type.split(".")[3] for one in deliveries(build)] == ["queued", "started", "succeeded"]
+    assert {one.headers["traceparent"] for one in host.asked} == {TRACE}
     assert {one.headers["authorization"] for one in host.asked} == {f"Bearer {TOKEN}"}
 
 
@@ -395,3 +402,113 @@ def test_a_deleted_record_turns_pending_into_cancelled(tmp_path: Path, engine: R
             connection.execute("DELETE FROM builds WHERE name = 'b'")
         until(lambda: host.states(COMMIT, "kiln/courses")[-1] == "error")
     assert host.statuses[COMMIT, "kiln/courses"][-1]["description"].startswith("Cancelled")
+
+
+# The comment of a pull request ---------------------------------------------------------------------------------------
+
+REFS = {"gitlab": "refs/merge-requests/7/head", "bitbucket": "refs/pull-requests/7/from"}
+REFS["bitbucket-server"] = REFS["bitbucket"]
+ANOTHERS = "[kiln-comment]: #\n\nnot Kiln's"
+
+
+def requested(host: StatusHost, name: str = "b", **more: Any) -> Ask:
+    """A webhook's pull request."""
+    return pushed(host, name, ref=REFS.get(host.kind, "refs/pull/7/head"), **more)
+
+
+@pytest.mark.parametrize("host", KINDS, indirect=True)
+def test_a_request_has_one_comment_that_is_kept_up_to_date(engine: Ready, host: StatusHost) -> None:
+    """Whoever copies the mark has a comment of their own; a restart makes no second one."""
+    for number in range(120):
+        host.comment(f"a remark, {number}", "ada")
+    host.comment(ANOTHERS, "mallory")
+    engine.accept([requested(host)])
+    with running(engine, host, rule=COMMENT):
+        build = settled(engine)
+    assert [one.sink for one in deliveries(build)] == [f"comments/{host.name}/7/kiln/courses"]
+    (ours,) = [one["text"] for one in host.comments if one["author"] == "kiln"]
+    assert f"docker run --rm -it -p 8888:8888 r.example/x@sha256:{'0' * 64}\n" in ours
+    assert "[The build](<https://kiln.example/base/builds/b>)" in ours
+    assert host.statuses == {}
+
+    engine.accept([requested(host, "other", trigger="tags", id_="2"), requested(host, "again", id_="3")])
+    with running(engine, host, rule=COMMENT):
+        settled(engine, "other")
+        settled(engine, "again")
+    (now,) = [one["text"] for one in host.comments if one["author"] == "kiln"]
+    assert now.count("docker run") == 2
+    assert "builds/other>" in now
+    assert "builds/again>" in now
+    assert "builds/b>" not in now
+    assert [one["text"] for one in host.comments if one["author"] == "mallory"] == [ANOTHERS]
+
+
+def test_a_host_that_does_not_tell_whose_the_token_is_says_what_may_be_changed_with_it(engine: Ready) -> None:
+    with StatusHost("bitbucket") as host:
+        host.tells_account = False
+        host.comment(ANOTHERS, "mallory")
+        engine.accept([requested(host)])
+        with running(engine, host, rule=COMMENT):
+            settled(engine)
+        engine.accept([requested(host, "other", id_="2")])
+        with running(engine, host, rule=COMMENT):
+            settled(engine, "other")
+        assert [one["author"] for one in host.comments] == ["mallory", "kiln"]
+        assert "builds/other>" in host.comments[1]["text"]
+        assert host.comments[0]["text"] == ANOTHERS
+
+
+def test_an_answer_that_was_lost_makes_no_second_comment(engine: Ready, host: StatusHost) -> None:
+    """The comment is there, and nobody has heard of it: the next try finds it."""
+    engine.accept([requested(host)])
+    made = host._made
+
+    def lost(**given: Any) -> Say:
+        made(**given)
+        return Say(502)
+
+    host._made = lost  # type: ignore[method-assign]
+    with running(engine, host, rule=COMMENT):
+        settled(engine)
+    assert [one["author"] for one in host.comments] == ["kiln"]
+
+
+def test_a_build_of_a_former_head_changes_nothing(engine: Ready, host: StatusHost) -> None:
+    host.head = "d" * 40
+    engine.accept([requested(host)])
+    with running(engine, host, rule=COMMENT):
+        build = settled(engine)
+    assert host.comments == []
+    assert {one.state for one in deliveries(build)} == {"delivered"}
+
+
+def test_a_comment_shows_a_failure_as_code_and_a_push_has_none(engine: Ready, host: StatusHost) -> None:
+    words = "[kiln-comment]: #\n```\n@everyone <img src=x> [click](https://evil.example)"
+
+    def failed(world: World) -> World:
+        result = Result(state=State.FAILED, reason=Reason.REPOSITORY, message=words)
+        seen = [replace(one, result=result) if one.result else one for one in world.sightings]
+        return replace(world, sightings=tuple(seen))
+
+    engine.change = failed
+    engine.accept([requested(host)])
+    engine.accept([pushed(host, "other", id_="2")])
+    with running(engine, host, rule=COMMENT):
+        settled(engine)
+        settled(engine, "other")
+    (comment,) = host.comments
+    lines = comment["text"].split("\n")
+    assert lines.count("[kiln-comment]: #") == 1
+    (at,) = [number for number, line in enumerate(lines) if "everyone" in line]
+    assert lines[at - 1] == lines[at + 1] == "````"
+    assert lines[at].startswith("repository: [kiln-comment]: # ``` @\u200beveryone <img src=x>")
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_request_that_may_not_be_seen_is_a_dead_letter(engine: Ready, host: StatusHost, status: int) -> None:
+    host.say(Say(status))
+    engine.accept([requested(host)])
+    with running(engine, host, rule=COMMENT):
+        build = settled(engine)
+    assert [(one.state, one.tries) for one in deliveries(build)] == [("dead", 1)]
+    assert host.comments == []

@@ -15,8 +15,9 @@ from eventing.event import Event
 from eventing.sinks import LONGEST_RETRY_AFTER, Outcome
 from eventing.statuses import APIS, Answer, HostSink, Login, Request, redirected
 from eventing.statuses.bitbucket import key_of
+from eventing.statuses.comments import MARK, merged, number_of
 from eventing.statuses.exchange import Conversation, limited, outcome_of
-from eventing.statuses.words import code, plain, said
+from eventing.statuses.words import code, plain, said, section
 
 NOW = datetime(2026, 11, 29, 12, tzinfo=UTC)
 COMMIT, DIGEST = "c" * 40, f"sha256:{'d' * 64}"
@@ -143,6 +144,38 @@ def test_long_names_have_keys_of_their_own(triggers: list[str]) -> None:
     one, other = (key_of(f"kiln/{trigger}") for trigger in triggers)
     assert one != other
     assert max(len(one), len(other)) <= 40
+
+
+@given(st.lists(st.tuples(names, any_text), min_size=1, max_size=6))
+def test_each_section_of_a_comment_is_the_last_that_was_said(told: list[tuple[str, str]]) -> None:
+    """Whatever a build's message is, it neither ends its section nor begins another's."""
+    text, last = "", {}
+    for trigger, message in told:
+        failed = event("failed", reason="repository", message=message)
+        last[trigger] = section(failed, context=f"kiln/{trigger}", url="https://k.example/b", discreet=False)
+        text = merged(text, f"kiln/{trigger}", last[trigger])
+        assert merged(text, f"kiln/{trigger}", last[trigger]) == text
+    assert text.split("\n").count(MARK) == 1
+    assert all(one in text for one in last.values())
+    assert text.count("[The build](<https://k.example/b>)") == len(last)
+
+
+@pytest.mark.parametrize(
+    ("ref", "number"),
+    [
+        ("refs/pull/12/head", "12"),
+        ("refs/pull/12/merge", "12"),
+        ("refs/merge-requests/3/head", "3"),
+        ("refs/pull-requests/4/from", "4"),
+        ("refs/heads/pull/12/head", None),
+        ("refs/pull/12/head/x", None),
+        ("refs/pull/0/head", None),
+        ("refs/pull/\u0661/head", None),
+        (None, None),
+    ],
+)
+def test_which_request_a_ref_is_of(ref: str | None, number: str | None) -> None:
+    assert number_of(ref) == number
 
 
 # Answers -------------------------------------------------------------------------------------------------------------

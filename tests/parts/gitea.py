@@ -147,6 +147,15 @@ class Gitea:
         """The address of a repository with what lets in."""
         return f"http://{OWNER}:{self._password}@{self.host}/{OWNER}/{repository}.git"
 
+    def token(self, *scopes: str) -> str:
+        """A new access token of its one account."""
+        body = {"name": secrets.token_hex(4), "scopes": scopes}
+        return str(self._api("POST", f"users/{OWNER}/tokens", body)["sha1"])
+
+    def status(self, repository: str, commit: str) -> dict[str, Any]:
+        """All statuses of a commit, and what they come to."""
+        return self._api("GET", f"repos/{OWNER}/{repository}/commits/{commit}/status")
+
     def delivered(self, wanted: Callable[[Delivery], bool]) -> Delivery:
         """The delivery, as soon as Kiln has answered it."""
         until(lambda: any(map(wanted, list(self.deliveries))), 30)

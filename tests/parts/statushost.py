@@ -57,6 +57,11 @@ class StatusHost:
         self.asked: list[Asked] = []
         self.statuses: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         """What was set, oldest first, by commit and context."""
+        self.head = "c" * 40
+        """Of the pull request."""
+        self.comments: list[dict[str, Any]] = []
+        """`id`, `text`, `author`, `version`, oldest first."""
+        self.tells_account = True
         self._says: list[Say] = []
         self._lock = threading.Lock()
         self._server: ThreadingHTTPServer | None = None
@@ -118,6 +123,10 @@ class StatusHost:
         """All that were set, oldest first."""
         return [str(one["state"]) for one in list(self.statuses[commit, context])]
 
+    def comment(self, text: str, author: str) -> None:
+        """Somebody writes a comment."""
+        self.comments.append({"id": len(self.comments) + 1, "text": text, "author": author, "version": 0})
+
     # How it works ----------------------------------------------------------------------------------------------------
 
     def _answer(self, came: BaseHTTPRequestHandler) -> None:
@@ -144,7 +153,7 @@ class StatusHost:
         if user is None:
             return Say(401, body={"message": "Bad credentials"})
         parts = urlsplit(came.path)
-        for method, pattern, answer in self._routes():
+        for method, pattern, answer in [*self._routes(), *self._comment_routes()]:
             found = re.fullmatch(pattern, parts.path)
             if found and method == came.command:
                 return answer(*found.groups(), body=body, query=parse_qs(parts.query), user=user)
@@ -213,3 +222,87 @@ class StatusHost:
             return Say(400, body={"errors": [{"message": "state"}]})
         self._set(sha, body["key"], body)
         return Say(204, body=b"")
+
+    # Comments --------------------------------------------------------------------------------------------------------
+
+    def _comment_routes(self) -> list[tuple[str, str, Callable[..., Say]]]:
+        owner, name = PATH.split("/")
+        api = {"github": "/api/v3", "gitlab": "/api/v4", "bitbucket": "/2.0"}.get(self.kind, "/api/v1")
+        edit = "PATCH"
+        match self.kind:
+            case "gitlab":
+                request = f"{api}/projects/{owner}%2F{name}/merge_requests/7"
+                place = one = f"{request}/notes"
+                edit = "PUT"
+            case "bitbucket":
+                request = f"{api}/repositories/{PATH}/pullrequests/7"
+                place = one = f"{request}/comments"
+                edit = "PUT"
+            case "bitbucket-server":
+                request = f"/rest/api/latest/projects/{owner}/repos/{name}/pull-requests/7"
+                place = one = f"{request}/comments"
+                edit = "PUT"
+            case _:
+                base = f"{api}/repos/{PATH}"
+                request, place, one = f"{base}/pulls/7", f"{base}/issues/7/comments", f"{base}/issues/comments"
+        listed = f"{request}/activities" if self.kind == "bitbucket-server" else place
+        return [
+            ("GET", f"{api}/user", self._account),
+            ("GET", request, self._request),
+            ("GET", listed, self._listed),
+            ("POST", place, self._made),
+            (edit, f"{one}/([0-9]+)", self._edited),
+        ]
+
+    def _account(self, *, user: str, **_: object) -> Say:
+        if not self.tells_account or self.kind == "bitbucket-server":
+            return Say(403, body={"message": "no such scope"})
+        return Say(200, body={"login": user, "username": user, "uuid": user})
+
+    def _request(self, *, user: str, **_: object) -> Say:
+        head = {"sha": self.head, "latestCommit": self.head, "commit": {"hash": self.head[:12]}}
+        said = {"X-AUSERNAME": user} if self.kind == "bitbucket-server" else {}
+        return Say(200, said, {"head": head, "sha": self.head, "source": head, "fromRef": head})
+
+    def _shown(self, one: Mapping[str, Any]) -> dict[str, Any]:
+        author, text = one["author"], one["text"]
+        match self.kind:
+            case "gitlab":
+                return {"id": one["id"], "body": text, "author": {"username": author}, "system": False}
+            case "bitbucket":
+                return {"id": one["id"], "content": {"raw": text}, "user": {"uuid": author}}
+            case "bitbucket-server":
+                comment = {"id": one["id"], "text": text, "version": one["version"], "author": {"name": author}}
+                return {"action": "COMMENTED", "comment": comment}
+        return {"id": one["id"], "body": text.replace("\n", "\r\n"), "user": {"login": author}}
+
+    def _listed(self, *, query: Mapping[str, list[str]], **_: object) -> Say:
+        shown = [self._shown(one) for one in self.comments]
+        if self.kind in ("gitea", "forgejo"):
+            return Say(200, body=shown)
+        if self.kind == "bitbucket-server":
+            shown, start, size = [{"action": "OPENED"}, *reversed(shown)], int(query.get("start", ["0"])[0]), 100
+            page, rest = shown[start : start + size], shown[start + size :]
+            return Say(200, body={"values": page, "isLastPage": not rest, "nextPageStart": start + size})
+        size = int(query.get("per_page", query.get("pagelen", ["10"]))[0])
+        start = size * (int(query.get("page", ["1"])[0]) - 1)
+        page, rest = shown[start : start + size], shown[start + size :]
+        return Say(200, body={"values": page, **({"next": "…"} if rest else {})} if self.kind == "bitbucket" else page)
+
+    def _text(self, body: Mapping[str, Any]) -> str:
+        found = body["content"]["raw"] if self.kind == "bitbucket" else body.get("body", body.get("text"))
+        assert isinstance(found, str)
+        return found
+
+    def _made(self, *, body: Mapping[str, Any], user: str, **_: object) -> Say:
+        self.comment(self._text(body), user)
+        return Say(201, body=self._shown(self.comments[-1]))
+
+    def _edited(self, number: str, *, body: Mapping[str, Any], user: str, **_: object) -> Say:
+        one = self.comments[int(number) - 1]
+        if one["author"] != user:
+            return Say(403, body={"message": "not yours"})
+        if self.kind == "bitbucket-server" and body["version"] != one["version"]:
+            return Say(409, body={"errors": [{"message": "stale"}]})
+        one["text"], one["version"] = self._text(body), one["version"] + 1
+        return Say(200, body=self._shown(one))

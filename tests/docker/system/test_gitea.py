@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import requests
@@ -30,20 +31,33 @@ def scene(
     port = free_port()
     gitea = Gitea(folder, f"http://127.0.0.1:{port}/")
     config = {
-        "hosts": {gitea.host: {"kind": "gitea"}},
+        "hosts": {gitea.host: {"kind": "gitea", "statuses": True, "comment": True}},
         "triggers": [{"name": "all", "push": {"branches": ["**"], "tags": ["**"]}, "build": {"tags": ["{ref_name}"]}}],
     }
     allowed = f"http://{gitea.host}/**"
-    with System(
-        folder / "kiln", registry=registry, host=host, config=config, KILN_ALLOWED_REPOSITORIES=allowed
-    ) as system:
+    settings = {"KILN_ALLOWED_REPOSITORIES": allowed, "KILN_PUBLIC_URL": f"http://127.0.0.1:{port}"}
+    with System(folder / "kiln", registry=registry, host=host, config=config, **settings) as system:
         for word in ("gitea", "forgejo"):
             (system.secrets / "webhooks" / word).mkdir()
             (system.secrets / "webhooks" / word / "main").write_text(SECRET)
         system.start("web", PORT=str(port))
         system.start("controller")
         with gitea:
+            (system.secrets / "statuses").mkdir()
+            token = gitea.token("write:repository", "write:issue", "read:user")
+            (system.secrets / "statuses" / gitea.host).write_text(token)
             yield system, gitea
+
+
+def green(system: System, gitea: Gitea, repository: str, commit: str, build: dict[str, Any]) -> None:
+    """Waits for the status, which links to the build and says what its image is."""
+    until(lambda: gitea.status(repository, commit)["state"] == "success", 30)
+    (status,) = gitea.status(repository, commit)["statuses"]
+    assert status["context"] == "kiln/all"
+    assert status["target_url"] == f"{gitea.web}builds/{build['name']}"
+    assert status["description"].endswith(build["image"]["digest"])
+    page = requests.get(status["target_url"], headers=system.authorization, timeout=10)
+    assert (page.status_code, build["commit"][:7] in page.text) == (200, True)
 
 
 def of(event: str, ref: str, commit: str | None = None) -> Callable[[Delivery], bool]:
@@ -70,6 +84,7 @@ def test_pushes_are_built_and_what_is_taken_away_is_not(scene: tuple[System, Git
     assert (cause["type"], cause["ref"]) == ("com.gitea.push", "refs/heads/main")
     event = system.arrived("first", name, "succeeded")
     assert (event.extensions["repository"], event.extensions["commit"]) == (url, first)
+    green(system, gitea, "course", first, build)
 
     git("tag", "v1", cwd=gitea.folder / "course")
     git("tag", "--annotate", "--message=two", "v2", cwd=gitea.folder / "course")
@@ -129,6 +144,7 @@ def test_a_private_repository_is_built_with_its_credential(scene: tuple[System, 
     (built,) = gitea.delivered(of("push", "refs/heads/main", commit)).answer["builds"]
     build = system.ended(built["name"])
     assert (build["state"], build["repository"], build["commit"]) == ("succeeded", url, commit), build["message"]
+    green(system, gitea, "secret", commit, build)
     stranger = system.ask(repository=url, ref="main")
     assert stranger.status_code == 422
 
