@@ -94,6 +94,28 @@ its name, so no two pairs of them meet as they would at `a-b` and `c`, `a` and `
 {{- end -}}
 {{- end }}
 
+{{/* Whether web is a Service of Knative's in place of a Deployment: empty, if not. */}}
+{{- define "kiln.serving" -}}
+{{- if and .Values.knative.enabled .Values.knative.serving.enabled }}yes{{ end -}}
+{{- end }}
+
+{{/* Where web is reached in the cluster, without the base path. */}}
+{{- define "kiln.clusterUrl" -}}
+{{- if include "kiln.serving" . -}}
+http://{{ include "kiln.fullname" . }}-web.{{ .Release.Namespace }}.svc
+{{- else -}}
+http://{{ include "kiln.fullname" . }}.{{ .Release.Namespace }}.svc:{{ .Values.service.port }}
+{{- end -}}
+{{- end }}
+
+{{/*
+The ops port of a component: (list root component). Beside Serving's own container, which has 9090 and 9091, it is another;
+it cannot be declared there, so it has no name by which it could be found, and both components have the same.
+*/}}
+{{- define "kiln.opsPort" -}}
+{{- if include "kiln.serving" (index . 0) }}9092{{ else }}{{ ternary 9090 9091 (eq (index . 1) "web") }}{{ end -}}
+{{- end }}
+
 {{/* A setting as text. Helm hands numbers on as floats, which it would print as 1e+06. */}}
 {{- define "kiln.text" -}}
 {{- if kindIs "slice" . -}}{{ join "," . }}
@@ -123,6 +145,78 @@ its name, so no two pairs of them meet as they would at `a-b` and `c`, `a` and `
 {{- end }}
 {{- range $key, $value := .Values.settings }}
 - {name: KILN_{{ upper $key }}, value: {{ include "kiln.text" $value | quote }}}
+{{- end }}
+{{- end }}
+
+{{/* What web's container has beside the settings that it shares: root. */}}
+{{- define "kiln.webEnv" -}}
+{{- include "kiln.env" . }}
+{{- with .Values.jupyterhub }}
+{{- if .service }}
+- {name: JUPYTERHUB_SERVICE_NAME, value: {{ .service | quote }}}
+- {name: JUPYTERHUB_SERVICE_PREFIX, value: {{ include "kiln.basePath" $ | quote }}}
+- {name: JUPYTERHUB_BASE_URL, value: {{ .baseUrl | quote }}}
+- {name: JUPYTERHUB_API_URL, value: {{ .apiUrl | quote }}}
+- name: JUPYTERHUB_API_TOKEN
+  valueFrom:
+    secretKeyRef: {name: {{ .secret | quote }}, key: {{ printf "hub.services.%s.apiToken" .service | quote }}}
+{{- end }}
+{{- end }}
+{{- with .Values.web.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "kiln.webMounts" -}}
+- {name: config, mountPath: /etc/kiln/config, readOnly: true}
+- {name: registry, mountPath: /etc/kiln/registry, readOnly: true}
+{{- if include "kiln.privateRegistry" . }}
+- {name: private-registry, mountPath: /etc/kiln/private-registry, readOnly: true}
+{{- end }}
+- {name: api-tokens, mountPath: /etc/kiln/secrets/api-tokens, readOnly: true}
+- {name: git-credentials, mountPath: /etc/kiln/secrets/git-credentials, readOnly: true}
+{{- range $word, $_ := .Values.webhooks }}
+- {name: webhooks-{{ $word }}, mountPath: /etc/kiln/secrets/webhooks/{{ $word }}, readOnly: true}
+{{- end }}
+- {name: tmp, mountPath: /tmp}
+{{- with .Values.web.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{/* Web's volumes: (list root mode), the mode of the files of Secrets. */}}
+{{- define "kiln.webVolumes" -}}
+{{- $root := index . 0 -}}
+{{- $mode := index . 1 -}}
+{{- with $root.Values -}}
+- name: config
+  configMap: {name: {{ include "kiln.fullname" $root }}{{ include "kiln.digested" (list "config" (include "kiln.configFiles" $root | fromJson)) }}}
+- {{- include "kiln.registryVolume" (list $root (ternary .web.registry .registry (not (empty .web.registry.existingSecret))) "registry" $mode) | nindent 2 }}
+{{- if include "kiln.privateRegistry" $root }}
+- {{- include "kiln.registryVolume" (list $root (ternary .web.privateRegistry .privateRegistry (not (empty .web.privateRegistry.existingSecret))) "private-registry" $mode) | nindent 2 }}
+{{- end }}
+- {{- include "kiln.secretVolume" (list $root .apiTokens "api-tokens" $mode) | nindent 2 }}
+- {{- include "kiln.secretVolume" (list $root .gitCredentials "git-credentials" $mode) | nindent 2 }}
+{{- range $word, $values := .webhooks }}
+- {{- include "kiln.secretVolume" (list $root $values (printf "webhooks-%s" $word) $mode) | nindent 2 }}
+{{- end }}
+- name: tmp
+  emptyDir: {}
+{{- with .web.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of web's pods. */}}
+{{- define "kiln.webLabels" -}}
+{{ include "kiln.podLabels" (list . "web") }}
+kiln.dev/metrics: "true"
+{{- if .Values.jupyterhub.service }}
+hub.jupyter.org/network-access-hub: "true"
+{{- end }}
+{{- with .Values.web.podLabels }}
+{{ toYaml . }}
 {{- end }}
 {{- end }}
 
@@ -204,17 +298,22 @@ livenessProbe:
 {{ (index . 1).existingSecret | default (printf "%s-%s" (include "kiln.fullname" (index . 0)) (index . 2)) }}
 {{- end }}
 
-{{/*
-A volume with all keys of a Secret: (list root values suffix). It may come later: it is there within a minute then, and a
-webhook without a secret is refused until it is.
-*/}}
-{{- define "kiln.secretVolume" -}}
-name: {{ index . 2 }}
-secret: {secretName: {{ include "kiln.secretName" . }}, optional: true, defaultMode: 0440}
+{{/* The mode of its files: (list root values suffix mode), the last where the pod has no group of its own. */}}
+{{- define "kiln.secretMode" -}}
+{{ index (append . "0440") 3 }}
 {{- end }}
 
 {{/*
-A registry's credentials: (list root values name). Without them nothing could be pushed: a pod that lacks their Secret waits
+A volume with all keys of a Secret: (list root values suffix), and a mode. It may come later: it is there within a minute
+then, and a webhook without a secret is refused until it is.
+*/}}
+{{- define "kiln.secretVolume" -}}
+name: {{ index . 2 }}
+secret: {secretName: {{ include "kiln.secretName" . }}, optional: true, defaultMode: {{ include "kiln.secretMode" . }}}
+{{- end }}
+
+{{/*
+A registry's credentials: (list root values name), and a mode. Without them nothing could be pushed: a pod that lacks their Secret waits
 and says so.
 */}}
 {{- define "kiln.registryVolume" -}}
@@ -222,7 +321,7 @@ and says so.
 name: {{ index . 2 }}
 secret:
   secretName: {{ include "kiln.secretName" . }}
-  defaultMode: 0440
+  defaultMode: {{ include "kiln.secretMode" . }}
   items: [{key: {{ ternary ".dockerconfigjson" $values.existingSecretKey (empty $values.existingSecret) }}, path: config.json}]
 {{- end }}
 

@@ -53,7 +53,7 @@ class Release:
     def pods(self) -> Iterator[tuple[str, Object]]:
         """The component and the PodSpec of every pod that there will be."""
         for one in self.objects:
-            if one["kind"] in ("Deployment", "DaemonSet"):
+            if one["kind"] in ("Deployment", "DaemonSet") or is_of_knative(one, "Service"):
                 template = one["spec"]["template"]
                 yield _labels(template)["app.kubernetes.io/component"], template["spec"]
             if one["kind"] == "Pod":
@@ -92,6 +92,10 @@ def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
             below = whole.get(name)
             whole[name] = merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
     return whole
+
+
+def is_of_knative(one: Object, kind: str) -> bool:
+    return one["kind"] == kind and ".knative.dev/" in one["apiVersion"]
 
 
 def environment(container: Object) -> dict[str, str]:

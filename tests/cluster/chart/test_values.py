@@ -25,6 +25,13 @@ ELSEWHERE = {"PORT", "KILN_OPS_PORT", "KILN_STATE_DIR", "KILN_FAULT", "K_SINK", 
 OFFERED = [setting for setting in SETTINGS if setting.name not in OURS | ELSEWHERE]
 
 
+SERVING = {"knative": {"enabled": True, "serving": {"enabled": True}}}
+
+
+def trigger(**about: Any) -> dict[str, Any]:
+    return {"knative": {"enabled": True, "triggers": [{"name": "a", "broker": "default", **about}]}}
+
+
 def refusal(values: dict[str, Any]) -> str:
     with pytest.raises(Refused) as caught:
         render(values)
@@ -80,6 +87,40 @@ def test_where_images_go_has_to_be_said() -> None:
         ({"privateRegistry": {"server": "registry.example"}}, "privateRegistry.username and privateRegistry.password"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs (the gateways"),
         ({"dockerd": {"image": {"tag": "latest"}}}, "dockerd.version must be set"),
+        ({"knative": {"broker": "default"}}, "at '/knative': additional properties 'broker' not allowed"),
+        (trigger(brokers="default"), "at '/knative/triggers/0': additional properties 'brokers' not allowed"),
+        ({"knative": {"triggers": [{"name": "a"}]}}, "at '/knative/triggers/0': missing property 'broker'"),
+        (trigger(name="A b"), "at '/knative/triggers/0/name': 'A b' does not match"),
+        (trigger(filter={"type": "x"}), "at '/knative/triggers/0/filter'"),
+        (trigger(filter={"attributes": {"type": "x"}}, filters=[{"exact": {"type": "x"}}]), "at '/knative/triggers/0'"),
+        (trigger(filters=[{"equals": {"type": "x"}}]), "additional properties 'equals' not allowed"),
+        (trigger(filters=[{"any": [{"not": {"exact": {"Type": "x"}}}]}]), "/any/0/not/exact"),
+        (trigger(filters=[{"exact": {"type": "x"}, "prefix": {"type": "x"}}]), "at '/knative/triggers/0/filters/0'"),
+        (trigger(delivery={"retries": 3}), "additional properties 'retries' not allowed"),
+        (trigger(delivery={"backoffDelay": "1s"}), "at '/knative/triggers/0/delivery/backoffDelay'"),
+        (trigger(delivery={"timeout": "PT"}), "at '/knative/triggers/0/delivery/timeout'"),
+        (trigger(delivery={"deadLetterSink": {"audience": "x"}}), "at '/knative/triggers/0/delivery/deadLetterSink'"),
+        ({"knative": {"sink": {"audience": "x"}}}, "at '/knative/sink'"),
+        ({"knative": {"sink": {"uri": "http://a", "ca": "x"}}}, "additional properties 'ca' not allowed"),
+        (
+            {"knative": {"sink": {"uri": "http://a", "ceOverrides": {"extensions": {"Team": "x"}}}}},
+            "invalid propertyName 'Team'",
+        ),
+        ({"knative": {"serving": {"replicas": 1}}}, "additional properties 'replicas' not allowed"),
+        ({"knative": {"serving": {"visibility": "local"}}}, "at '/knative/serving/visibility'"),
+        (
+            merged(SERVING, {"settings": {"events_auth": "network"}, "networkPolicy": {"ingress": {"from": [{}]}}}),
+            "another settings.events_auth than network (with knative.serving",
+        ),
+        (merged(SERVING, {"ingress": {"enabled": True}}), "neither ingress nor httpRoute (with knative.serving"),
+        (
+            merged(SERVING, {"httpRoute": {"enabled": True, "parentRefs": [{"name": "a"}]}}),
+            "neither ingress nor httpRoute (with knative.serving",
+        ),
+        (
+            {"knative": {"triggers": [{"name": "a", "broker": "b"}]}, "settings": {"events_auth": "network"}},
+            "networkPolicy.ingress.from (who may post events",
+        ),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
@@ -146,7 +187,8 @@ def test_a_value_that_nobody_explained_is_an_error() -> None:
 
 def test_every_key_of_the_schema_has_a_default_and_so_a_row() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    free = {"settings", "config", "webhooks", "dockerd.affinity"}  # empty maps with one comment for all their keys
+    # Empty maps with one comment for all their keys.
+    free = {"settings", "config", "webhooks", "dockerd.affinity", "knative.sink"}
 
     def keys(schema: dict[str, Any], given: Any, path: str) -> list[str]:
         if "$ref" in schema:
