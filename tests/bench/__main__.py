@@ -15,6 +15,7 @@ BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "webhooks": web.webhooks,
     "watched": web.watched,
     "starts": web.starts,
+    "cold": web.cold,
     "memory": web.memory,
     "stored": records.stored,
     "plan": records.plans,

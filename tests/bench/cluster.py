@@ -185,23 +185,26 @@ def _pod_spec(release: Release, node: str, command: list[str]) -> dict[str, Any]
 
 
 def _starts(release: Release, folder: Path) -> None:
-    """Web's process, here, with the cluster's API server; from its start until it answers and has read the records."""
+    """Web's process, here, with the cluster's API server; from its start until it answers and has read the records, and
+    until it has written one down."""
+    where = {
+        "KILN_ENGINE": "kubernetes",
+        "KILN_NAMESPACE": release.namespace,
+        "KILN_INSTANCE": f"{release.namespace}/{release.name}",
+        "KILN_ANCHOR": release.name,
+        "KUBECONFIG": str(release.cluster.kubeconfig),
+    }
     ours: list[float] = []
     bare: list[float] = []
     for turn in range(TURNS + 1):  # the first one warms the caches
         bare += web.until_answered(empty.command(port := free_port()), {}, {"/": port}).values()
         port, ops = free_port(), free_port()
-        settings = {
-            "KILN_ENGINE": "kubernetes",
-            "KILN_NAMESPACE": release.namespace,
-            "KILN_INSTANCE": f"{release.namespace}/{release.name}",
-            "KILN_ANCHOR": release.name,
-            "KUBECONFIG": str(release.cluster.kubeconfig),
-        }
-        kiln = Kiln(folder / f"web-{turn}", PORT=str(port), KILN_OPS_PORT=str(ops), **settings)
+        kiln = Kiln(folder / f"web-{turn}", PORT=str(port), KILN_OPS_PORT=str(ops), **where)
         paths = {"/livez": ops, "/readyz": ops, "/api/v1/builds": port}
         ours.append(max(web.until_answered(web.command("web"), kiln.environment, paths).values()))
     beside("web: start to ready", median(ours[1:]), median(bare[1:]), "s", "empty Flask app answers")
+    taken, empty_app = web.from_zero(folder, {**where, "KILN_AUTH": "none"})
+    beside("web: start to first 202", taken, empty_app, "s", "empty Flask app")
 
 
 def _followed(release: Release) -> None:

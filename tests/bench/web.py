@@ -142,6 +142,25 @@ def starts() -> None:
         beside("controller: start to ready", median(control), median(bare), "s", "empty Flask app answers")
 
 
+def cold() -> None:
+    """From the start of web's process to the 202 for the event that it was started for, as at a scale from zero."""
+    with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
+        ours, bare = from_zero(Path(name), {"KILN_AUTH": "none"})
+        beside("web: start to first 202", ours, bare, "s", "empty Flask app")
+
+
+def from_zero(folder: Path, settings: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds from the start to the first 202, of web with these settings and of an empty Flask app: medians."""
+    ours: list[float] = []
+    bare: list[float] = []
+    for turn in range(STARTS + 1):  # the first one warms the caches
+        bare.append(until_accepted(empty.command(port := free_port()), {}, port, "/"))
+        ports = {"PORT": str(port := free_port()), "KILN_OPS_PORT": str(free_port())}
+        kiln = Kiln(folder / f"from-zero-{turn}", **ports, **settings)
+        ours.append(until_accepted(command("web"), kiln.environment, port, "/events"))
+    return median(ours[1:]), median(bare[1:])
+
+
 def memory() -> None:
     """Of idle processes that have answered once. PSS counts what is shared in parts."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
@@ -246,6 +265,28 @@ def until_answered(command: list[str], env: Mapping[str, str], paths: Mapping[st
     began = time.perf_counter()
     with process(command, env):
         return {path: answered(port, path) - began for path, port in paths.items()}
+
+
+def until_accepted(command: list[str], env: Mapping[str, str], port: int, path: str) -> float:
+    """Seconds from the start until an event that asks for a build is answered with 202, however long that takes."""
+    began = time.perf_counter()
+    with process(command, env):
+        while time.perf_counter() - began < 60:
+            try:
+                poster(f"http://127.0.0.1:{port}/", path, asked)(0)
+            except OSError:
+                time.sleep(0.005)
+            else:
+                return time.perf_counter() - began
+    sys.exit(f"nothing takes an event on port {port}")
+
+
+def asked(number: int) -> Request:
+    """A request for a build as an event, that needs no look-up."""
+    names = {"specversion": "1.0", "id": str(number), "source": "/bench", "type": "dev.kiln.build.requested.v1"}
+    headers = {f"ce-{name}": value for name, value in names.items()}
+    data = {"repository": "https://github.com/example/course", "commit": "c" * 40}
+    return {**headers, "Content-Type": "application/json"}, json.dumps(data).encode()
 
 
 def answered(port: int, path: str = "/") -> float:
