@@ -18,7 +18,7 @@ from builds.chain import Details
 from builds.plan import Word
 from builds.report import BuildView, schema_id
 from builds.triggers import HUB_TYPES, REQUESTED, BuildRequestBody
-from eventing import cdevents
+from eventing import cdevents, hops
 from eventing.cdevents import Name
 from eventing.hosts import DIALECTS
 
@@ -48,11 +48,16 @@ EXTENSIONS: Mapping[str, str] = {
     "partitionkey": "The repository, so that brokers keep the order of its events.",
     "traceparent": "Of the event that asked (W3C Trace Context).",
     "tracestate": "The same.",
+    hops.EXTENSION: "How many brokers it may still pass, where an event that asked said so.",
 }
 """Of the events that are sent."""
+COUNTED = {**EXTENSIONS, hops.OWN: "How many builds may still follow from it, each asked for by the one before."}
+"""Of CDEvents."""
 KNOWN: Mapping[str, str] = {
     "traceparent": "The trace that the event is part of (W3C Trace Context). It goes on to the events of the build.",
     "tracestate": "The same.",
+    hops.EXTENSION: "How many brokers it may still pass. The build's events have one less; at 0 it asks for nothing.",
+    hops.OWN: "The same, of builds that follow from one another.",
 }
 """Of the events that come in: the extensions that mean something to Kiln. Triggers see all of them."""
 
@@ -143,7 +148,7 @@ def _messages(public_url: str | None) -> Iterator[Object]:
         subject = "The build's name." if name.startswith("build.") else "The image's package URL."
         schema, payload = cdevents.schema_of(name), _cdevent(name)
         kind = cdevents.TYPES[name]
-        yield _message("cdevents", kind, about, payload, EXTENSIONS, subject=subject, dataschema=schema)
+        yield _message("cdevents", kind, about, payload, COUNTED, subject=subject, dataschema=schema)
 
 
 def _taken() -> Iterator[Object]:

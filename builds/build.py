@@ -132,6 +132,8 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it waits no longer: the pull request that it is of was closed."""
     trace: Trace | None = None
     """The trace that the event is part of."""
+    hops_left: int | None = None
+    """How many brokers the event might still pass (`eventing.hops`)."""
     credentials: bool = False
     """Whether it may have the build use stored Git credentials: that was checked when it came in."""
     merged: tuple[str, ...] = ()

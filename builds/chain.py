@@ -28,6 +28,7 @@ from builds.plan import Word
 from eventing import cdevents
 from eventing.cdevents import Link, Name
 from eventing.event import Event
+from eventing.hops import counted
 
 MAX_LINKS = 10
 """Causes that a chain's first event has links to."""
@@ -146,7 +147,7 @@ class _Chain:
             subject=self._build.name if name.startswith("build.") else self._purl(),
             content=self._content(name),
             custom=msgspec.to_builtins(self._details(attempt, message, ended=ended)),
-            extensions=self._told.extensions,
+            extensions=counted(self._told.extensions),
         )
 
     def _id_of(self, name: Name, attempt: int, cause: Cause | None = None) -> str:

@@ -34,7 +34,7 @@ from builds.repository import (
     short_name,
     subdirectory,
 )
-from builds.triggers import Template, Wanted
+from builds.triggers import REQUESTED, Template, Wanted
 from eventing.event import Event
 from eventing.hosts import PushFacts, RequestFacts, push_of, request_of
 from eventing.tracing import Trace
@@ -91,7 +91,7 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 
 class Intake:
     """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`, and `accounts` the
-    names of Kiln's own accounts there.
+    names of Kiln's own accounts there; `event_source` is the source of this Kiln's own events.
 
     `resolver` asks as anybody can; `entitled` (without it, the same) has the stored credentials, and is used for those
     who may have them used. `lookups` limits how many wait for a Git host at the same time.
@@ -109,8 +109,10 @@ class Intake:
         private: Private | None = None,
         lookups: Lookups | None = None,
         accounts: Mapping[str, str] | None = None,
+        event_source: str | None = None,
     ) -> None:
         self._accounts = accounts or {}
+        self._event_source = event_source
         self._instance = instance
         self._policy = policy
         self._hosts = hosts
@@ -135,10 +137,13 @@ class Intake:
                 raise Forbidden(f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
 
     def is_own(self, event: Event) -> bool:
-        """Whether it is a push that Kiln's own account made. What follows from a build must not begin another.
+        """Whether it is a push that Kiln's own account made, or an event that this Kiln sent, in whatever format. What
+        follows from a build must not begin another.
 
         Raises eventing.errors.DecodeError, RepositoryError.
         """
+        if event.source == self._event_source and event.type != REQUESTED:
+            return True
         push = push_of(event) if self._accounts else None
         if push is None or push.pusher is None:
             return False
@@ -186,6 +191,7 @@ class Intake:
         kind: Kind,
         now: datetime,
         trace: Trace | None = None,
+        hops_left: int | None = None,
     ) -> Ask:
         """What to hand to `Records.accept`. `groups` are the asker's; the rest is of the event that asks, as
         `builds.build.Cause` has it.
@@ -230,6 +236,7 @@ class Intake:
             head=wanted.head,
             force=wanted.force and chooses,
             trace=trace,
+            hops_left=hops_left,
             credentials=credentials,
         )
         return Ask(name=build_name(self._instance, request), request=request, cause=cause)

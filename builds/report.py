@@ -28,6 +28,7 @@ from builds.build import (
 from builds.image import tag_for
 from builds.triggers import BuildRequestBody
 from eventing.event import Event, Scalar
+from eventing.hops import EXTENSION, next_hop
 from eventing.http import attribute_text
 
 SCHEMAS = uuid.UUID("0b9a0c33-6f43-4c0e-9d5b-5a1f2f3f6a11")
@@ -157,6 +158,7 @@ def event(
     data = _plain(_view(build, base, tail=True))
     reasons = (tried.reason for tried in build.status.attempts if tried.number == attempt)
     trace = cause.trace if cause else build.status.trace
+    hops = (asker.hops_left for asker in ((cause,) if cause else build.causes))
     ref = cause.ref if cause else data["ref"]
     extensions: dict[str, Scalar | None] = {
         "repository": build.request.repository,
@@ -166,6 +168,7 @@ def event(
         "reason": data["reason"] or next(reasons, None),
         "partitionkey": build.request.repository,
         **(trace.carried if trace else {}),
+        EXTENSION: next_hop(hops),
     }
     return Event(
         id=".".join([build.uid, str(attempt), word, *([cause.key] if cause else [])]),

@@ -15,6 +15,7 @@ from builds.errors import Forbidden
 from builds.intake import merge
 from builds.triggers import Wanted
 from eventing.event import Event
+from eventing.hops import hops_left
 from eventing.hosts import request_of
 from eventing.tracing import Trace, trace_of
 from handlers import metrics
@@ -41,6 +42,7 @@ def check(wanted: Wanted, event: Event, *, who: Identity, kind: Kind) -> Ask:
         kind=kind,
         now=held.now(),
         trace=trace(event),
+        hops_left=hops_left(event),
     )
     if wanted.force and not who.chooses and _has_succeeded(ask.name):
         raise Forbidden("The build has succeeded. Only admins, API tokens and services of the Hub may force another.")

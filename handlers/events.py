@@ -16,6 +16,7 @@ from builds.errors import AskError, TryAgain
 from builds.triggers import REQUESTED, wanted
 from eventing.errors import EventError
 from eventing.event import Event
+from eventing.hops import is_spent
 from eventing.http import decode
 from handlers import asking, bodies, metrics
 from handlers.auth import Identity
@@ -75,7 +76,7 @@ def _asks(event: Event, who: Identity) -> list[Ask]:
     somebody_waits = for_people and not who.sender
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
     intake = services().intake
-    if intake.is_own(event):
+    if intake.is_own(event) or is_spent(event):
         return []
     asking.withdraw(event)
     found = wanted(

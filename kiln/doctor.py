@@ -20,6 +20,7 @@ from builds.repository import Repository, short_name
 from builds.triggers import Wanted, wanted
 from eventing.errors import EventError
 from eventing.event import Event
+from eventing.hops import is_spent
 from eventing.hosts import DIALECTS, Ignored, PushFacts
 from eventing.http import decode
 from kiln import saved, wiring
@@ -100,7 +101,10 @@ def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
         if word is not None:
             intake.vouch(word, event, wants)
         if intake.is_own(event):
-            say("  Kiln's own account has pushed it: nothing would be built")
+            say("  Kiln's own account has pushed it, or this Kiln has sent it: nothing would be built")
+            continue
+        if is_spent(event):
+            say("  it has passed as many brokers as it may (knativebrokerttl): nothing would be built")
             continue
         if not wants:
             say("  no trigger wants it: nothing would be built")

@@ -389,6 +389,7 @@ def intake(
         policy=kiln.policy,
         hosts=kiln.config.hosts,
         accounts=kiln.config.accounts,
+        event_source=kiln.settings.event_source,
         images=kiln.images,
         resolver=resolver,
         entitled=entitled,

@@ -147,6 +147,7 @@ def _merged(causes: Sequence[Cause]) -> Cause:
         tags=tuple(dict.fromkeys(tag for cause in causes for tag in cause.tags)),
         force=any(cause.force for cause in causes),
         push=None,
+        hops_left=min((cause.hops_left for cause in causes if cause.hops_left is not None), default=None),
         merged=tuple(dict.fromkeys(key for cause in earlier for key in (*cause.merged, cause.key))) + latest.merged,
     )
 

@@ -66,7 +66,7 @@ QUEUED = Build(
         image="r.example/a-b",
         subdir="x",
     ),
-    causes=(cause("1"), cause("2", ref="refs/tags/v1", trace=TRACE, trigger="tags", by=None)),
+    causes=(cause("1"), cause("2", ref="refs/tags/v1", trace=TRACE, hops_left=5, trigger="tags", by=None)),
     created_at=AT,
     status=Status(round=1, trace=TRACE, queued_at=AT, waiting="The queue is full."),
 )
@@ -325,6 +325,7 @@ def test_events(word: str) -> None:
         "ref": "refs/heads/main",
         "commit": COMMIT,
         **TRACE.carried,
+        "knativebrokerttl": 4,
         **image,
         **reason,
     }

@@ -198,7 +198,12 @@ def build_house(
     )
     policy = Policy(allowed=allowed)
     intake = Intake(
-        instance="test", policy=policy, hosts=hosts or {}, images=ImagePolicy(PREFIX), resolver=Resolver(policy)
+        instance="test",
+        policy=policy,
+        hosts=hosts or {},
+        images=ImagePolicy(PREFIX),
+        resolver=Resolver(policy),
+        event_source="/kiln",
     )
 
     valid = dict(TOKENS)
