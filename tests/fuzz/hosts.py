@@ -6,11 +6,13 @@ import contextlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from builds.pullrequests import PullRequestRule, asks_for
 from eventing.errors import EventError
-from eventing.hosts import DIALECTS, Ignored, push_of
+from eventing.hosts import DIALECTS, Ignored, push_of, request_of
 from tests.fuzz.decode import check
 from tests.fuzz.message import read_message
 
+ANYBODY = PullRequestRule(from_="anyone", branches=["main"], paths=["binder/**"])
 NOW = datetime(2026, 11, 29, tzinfo=UTC)
 
 
@@ -28,6 +30,9 @@ def webhook(word: str) -> Callable[[bytes], None]:
             for event in [] if isinstance(parsed, Ignored) else parsed:
                 push = push_of(event)
                 assert push is None or not push.deleted
+                request = request_of(event)
+                assert push is None or request is None
+                assert request is None or isinstance(asks_for(ANYBODY, request, lambda: ["binder/x"]), bool)
                 check(event)
 
     return target

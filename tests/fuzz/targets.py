@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eventing.hosts import DIALECTS
+from tests.fuzz.answers import issuer_tokens, status_answers
 from tests.fuzz.asked import binder_spec, build_request, pattern, repository_url, trigger_template
 from tests.fuzz.builder import git_words, tool_output
 from tests.fuzz.decode import decode_http
@@ -27,10 +28,12 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "filters": filters,
     "git_words": git_words,
     **{f"{word}_webhook": webhook(word) for word in DIALECTS},
+    "issuer_tokens": issuer_tokens,
     "pattern": pattern,
     "repository_url": repository_url,
     "saved_requests": saved_requests,
     "server_sent_events": server_sent_events,
+    "status_answers": status_answers,
     "tool_output": tool_output,
     "trigger_template": trigger_template,
 }
