@@ -36,9 +36,9 @@ from tests.parts import hub as jupyterhub
 
 HERE = Path(__file__).resolve().parent
 
-LANES = (("cluster",), ("unit", "docker"))
-"""Tiers that run one after the other, beside those of the other lane. A lane that has ended takes the next tier of the
-rest."""
+LANES = ("cluster", "unit")
+"""The tiers that each lane begins with, beside the other. Then it takes the next of the rest, as it does at once where
+its own is not wanted."""
 WORKERS = {"unit": 2, "docker": 2, "cluster": 2}
 """Workers of a tier, for a machine with two cores; where nothing is said, pytest runs its tests itself."""
 QUICK = "--quick"
@@ -304,8 +304,8 @@ def _after(seconds: float) -> Callable[[], bool]:
 
 def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[Outcome]:
     """Their outcomes, in that order. When time is over (after `LIMIT`, by default) no tier goes on."""
-    rest = deque(tier for tier in tiers if not any(tier.name in lane for lane in LANES))
-    beside = [_beside([tier for tier in tiers if tier.name in lane], rest) for lane in LANES]
+    rest = deque(tier for tier in tiers if tier.name not in LANES)
+    beside = [_beside([tier for tier in tiers if tier.name == first], rest) for first in LANES]
     last = iter([Part(tier, "alone") for tier in tiers if _marks_any(tier, "alone")])
     found: dict[str, Outcome] = {}
     running, over = Running(), over or _after(LIMIT)
