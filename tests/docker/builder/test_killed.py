@@ -143,6 +143,7 @@ def kind_of(command: str) -> str:
     return re.sub(r"/\S+|[0-9a-f]{32,}|127\.0\.0\.1:\d+|sha256:\S+", "_", command)
 
 
+@pytest.mark.slow
 def test_each_program_that_is_started(setting: Setting) -> None:
     whole = setting.start()
     assert whole.wait().reason is None, whole.text

@@ -95,6 +95,7 @@ WAYS = {
 REFERENCES = ("{image}", "{image}:{tag}", "{image}:{tag}@{digest}", "{image}@{digest}")
 
 
+@pytest.mark.slow
 def test_no_other_build_takes_one_on_the_same_daemon(
     private: Private, path: str, tmp_path: Path, registry: Registry
 ) -> None:
@@ -111,6 +112,7 @@ def test_no_other_build_takes_one_on_the_same_daemon(
             assert Client().manifest(request.image, commit) is None
 
 
+@pytest.mark.slow
 def test_no_other_build_takes_one_on_another_daemon(
     private: Private, path: str, tmp_path: Path, registry: Registry
 ) -> None:
