@@ -39,8 +39,10 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 UNPACKED = 64 << 20
 """Bytes that an outbox, and reading it, may take in memory."""
 
-PACKING = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 20}]
-"""Fast, and so far back that two of the largest events are in sight."""
+WINDOW = 1 << 20
+"""Bytes that a compressed outbox looks back, at most: so far that two of the largest events are in sight."""
+LEAST_WINDOW = 4 << 10
+"""https://tukaani.org/xz/xz-file-format.txt: the smallest dictionary of LZMA2."""
 
 Manifest = Mapping[str, Any]
 """A Kubernetes object as plain JSON values."""
@@ -183,7 +185,11 @@ def _encoded(build: Build) -> str:
 
 
 def _packed(outbox: tuple[Announcement, ...]) -> str:
-    return base64.b64encode(lzma.compress(msgspec.json.encode(outbox), filters=PACKING)).decode()
+    """With a window no larger than the content: to set up one of a megabyte takes longer than to write the record."""
+    content = msgspec.json.encode(outbox)
+    window = min(max(len(content), LEAST_WINDOW), WINDOW)
+    packing = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": window}]
+    return base64.b64encode(lzma.compress(content, filters=packing)).decode()
 
 
 def _unpacked(packed: str) -> bytes:
