@@ -34,6 +34,7 @@ from builds.plan import (
     Confirm,
     Confirmation,
     Deliver,
+    Explain,
     Facts,
     Forget,
     ForgetLogs,
@@ -46,6 +47,7 @@ from builds.plan import (
     Turns,
     Word,
     deleted,
+    done_and_told,
     expired,
     left_out_until,
     plan,
@@ -76,6 +78,12 @@ HOUSEKEEPING = timedelta(minutes=10)
 """Between two looks at what has ended; less where it is to be kept for less than that."""
 SWEEP = 20
 """Builds of which something is deleted between two looks: thousands may be due at once, and what is new cannot wait."""
+SWEEP_SHARE = 10
+"""While builds are open, the part of the time (one in so many) that is given to what has ended."""
+EXPLAINED_WITHIN = 3.0
+"""Seconds for which what is urgent may keep back the words why builds wait."""
+RECORDED_WITHIN = timedelta(seconds=1)
+"""So long may the word that a sink has an event wait for another write of its record."""
 
 NO_SINK = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
 
@@ -113,6 +121,8 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     event: str
     sink: str
     outcome: Outcome
+    at: float
+    """By the monotonic clock."""
 
 
 class Controller:
@@ -166,6 +176,8 @@ class Controller:
         self._starting = threading.Lock()
         self._tidied: datetime | None = None
         self._sweep: Iterator[Build | None] | None = None
+        self._sweeps_again = float("-inf")
+        self._explained = float("-inf")
         self._open = False
         self._unavailable = ""
 
@@ -174,6 +186,7 @@ class Controller:
         try:
             while not over():
                 self._engine.wait(self._turn(over))
+            self._record_rest()
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)
             self._writers.shutdown()
@@ -185,7 +198,7 @@ class Controller:
         try:
             while self.look() and not over():
                 pass
-            more = self._tidy()
+            tidy_again = self._tidy()
         except Unavailable as error:
             if str(error) != self._unavailable:  # one that stands by says the same for weeks
                 log.warning("There is nothing to be done now: %s", error)
@@ -193,7 +206,7 @@ class Controller:
             self._count(())
             return BUSY
         self._unavailable = ""
-        return 0.0 if more else BUSY if self._open else IDLE
+        return min(tidy_again, BUSY if self._open else IDLE)
 
     def look(self) -> bool:
         """One look and what follows from it. Returns whether it changed anything."""
@@ -254,8 +267,9 @@ class Controller:
 
         What concerns one record is done by one thread, in order. Returns whether the world has changed.
         """
-        work: dict[str, list[Action]] = {name: [] for name in self._unrecorded if name not in self._held}
-        for action in sorted(actions, key=_urgency):
+        unrecorded = [name for name in self._unrecorded if name not in self._held]
+        work: dict[str, list[Action]] = {name: [] for name in unrecorded if self._to_record(builds[name])}
+        for action in sorted(self._without_early_words(actions), key=_urgency):
             work.setdefault(action.build, []).append(action)
         order = sorted(work.items(), key=lambda entry: min(map(_urgency, entry[1]), default=NOT_URGENT))
         until = self._monotonic() + MOMENT
@@ -263,6 +277,18 @@ class Controller:
         done = [tasks[0]()] if len(tasks) == 1 else [*self._writers.map(_called, tasks)]
         self._judge([one for one in done if isinstance(one, _Failed)], succeeded=True in done)
         return any(one is not False for one in done)
+
+    def _without_early_words(self, actions: Sequence[Action]) -> Sequence[Action]:
+        """Why builds wait is written when nothing else is to be done, or that was not so for a while.
+
+        Of two hundred that start at once, most need no such word any more when the last one has been started.
+        """
+        words = [action for action in actions if isinstance(action, Explain)]
+        now = self._monotonic()
+        if len(words) == len(actions) or now - self._explained >= EXPLAINED_WITHIN:
+            self._explained = now
+            return actions
+        return [action for action in actions if not isinstance(action, Explain)]
 
     def _judge(self, failed: Sequence[_Failed], *, succeeded: bool) -> None:
         """Puts records aside that alone could not be written. Raises Unavailable where nothing could be."""
@@ -377,20 +403,30 @@ class Controller:
                 return after
 
     def _write(self, build: Build, action: Action | None) -> Build:
-        """The record after `action`, and with what became of its deliveries, in one write."""
+        """The record after `action`, and with what became of its deliveries, in one write. If nobody waits for anything
+        of the build then, it leaves the watch by the same write."""
         told, now, after = self._unrecorded.pop(build.name, []), self._clock(), build
         for one in told:
             after = self._after_try(after, one)
         try:
-            after = self._engine.write(advance(after, action, now, self._announce(now)) if action else after)
+            after = advance(after, action, now, self._announce(now)) if action else after
+            after = self._engine.write(msgspec.structs.replace(after, open=not done_and_told(after)))
         except NotFound:
             self._recorded(told, gone=True)
             raise
         except Exception:
-            self._unrecorded[build.name] = told
+            if told:
+                self._unrecorded[build.name] = told
             raise
         self._recorded(told)
+        if not after.open:
+            self._settled(after)
         return after
+
+    def _settled(self, build: Build) -> None:
+        """Its nodes stay left out: the next build must not find out again what this one has."""
+        self._unfit += [attempt for attempt in build.status.attempts if attempt.unfit]
+        reached(Fault.CONTROLLER_SETTLED)
 
     def _announce(self, now: datetime) -> Announce:
         def announce(
@@ -428,10 +464,6 @@ class Controller:
                 self._reported(build, action)
             case Bury():
                 self._dead(build.name, action.event, action.sink, "not taken within KILN_DELIVERY_PERIOD")
-            case _ if not build.open:
-                # Its nodes stay left out: the next build must not find out again what this one has.
-                self._unfit += [attempt for attempt in build.status.attempts if attempt.unfit]
-                reached(Fault.CONTROLLER_SETTLED)
 
     def _reported(self, build: Build, report: Report) -> None:
         reached(Fault.CONTROLLER_END_WRITTEN if report.word.terminal else Fault.CONTROLLER_ANNOUNCED)
@@ -486,20 +518,17 @@ class Controller:
         event = next(a.event for a in build.status.outbox if a.event.id == deliver.event)
         sink = self._sink(deliver.sink, build)
         if sink is None:
-            self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=NO_SINK))
+            self._tell(build, deliver, NO_SINK)
             return build
         self._sending.add((event.id, sink.name))
-
-        def done(outcome: Outcome) -> None:
-            self._tell(Told(build=build.name, event=event.id, sink=deliver.sink, outcome=outcome))
-
-        self._courier.send(event, sink, done)
+        self._courier.send(event, sink, partial(self._tell, build, deliver))
         return None
 
-    def _tell(self, told: Told) -> None:
-        if told.outcome.delivered:
+    def _tell(self, build: Build, deliver: Deliver, outcome: Outcome) -> None:
+        if outcome.delivered:
             reached(Fault.CONTROLLER_SENT)
-        self._told.put(told)
+        at = self._monotonic()
+        self._told.put(Told(build=build.name, event=deliver.event, sink=deliver.sink, outcome=outcome, at=at))
         self._engine.wake()
 
     def _ask_registry(self, build: Build, action: Confirm | Inspect) -> None:
@@ -584,6 +613,29 @@ class Controller:
             else:
                 self._recorded([told], gone=True)
 
+    def _to_record(self, build: Build) -> bool:
+        """Whether what became of its deliveries has to be written now. Of a build that goes on, that a sink has all
+        there is for it can wait a moment: another write of the record is near, mostly."""
+        told = self._unrecorded[build.name]
+        if build.status.state.ended or not all(one.outcome.delivered for one in told):
+            return True
+        had = {(one.event, one.sink) for one in told}
+        sinks = {sink for _, sink in had}
+        due = ((delivery.event, delivery.sink) for one in build.status.outbox for delivery in one.deliveries)
+        later = any(sink in sinks and (event, sink) not in had for event, sink in due)
+        return later or self._monotonic() - told[0].at >= RECORDED_WITHIN.total_seconds()
+
+    def _record_rest(self) -> None:
+        """What has waited for another write, or the next controller would send it again."""
+        try:
+            world = self._engine.observe()
+            builds = {build.name: build for build in world.builds}
+            self._collect_told(builds)
+            for name in self._unrecorded.keys() - self._quarantine.keys():
+                self._write(builds[name], None)
+        except (Conflict, NotFound, Unavailable) as error:
+            log.warning("Some events will be sent again: %s", error)
+
     def _recorded(self, told: Sequence[Told], *, gone: bool = False) -> None:
         """It is in the record now, or there is no record any more that could hold it (`gone`): then it was the last
         try."""
@@ -623,11 +675,19 @@ class Controller:
 
     # ---- Housekeeping ---------------------------------------------------------------------------------------------
 
-    def _tidy(self) -> bool:
-        """Deletes some of what is over its time. Returns whether there is more of it.
+    def _tidy(self) -> float:
+        """Deletes some of what is over its time, if it is its turn. Returns the seconds until that is so again."""
+        rest = self._sweeps_again - self._monotonic()
+        if self._open and rest > 0:
+            return rest
+        began = self._monotonic()
+        more = self._tidy_some()
+        ended = self._monotonic()
+        self._sweeps_again = ended + SWEEP_SHARE * (ended - began)
+        return IDLE if not more else self._sweeps_again - ended if self._open else 0.0
 
-        The clock may have been set back: then it is done once more.
-        """
+    def _tidy_some(self) -> bool:
+        """Returns whether there is more to do. The clock may have been set back: then it is done once more."""
         now = self._clock()
         kept = min(self._limits.history, self._limits.log_history)
         pause = max(timedelta(seconds=IDLE), min(HOUSEKEEPING, kept))

@@ -323,6 +323,11 @@ def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
     return ForgetLogs(build=build.name) if age >= limits.log_history else None
 
 
+def done_and_told(build: Build) -> bool:
+    """Whether nobody waits for anything of a build any more."""
+    return build.status.state.ended and not (build.live or build.unanswered or build.status.outbox)
+
+
 def deleted(build: Build) -> Report | None:
     """What is to be told of an open build whose record was deleted: its end, unless it has been announced before."""
     return None if build.status.state.ended else _cancelled(build, build.status.attempt, Reason.DELETED)
@@ -368,7 +373,7 @@ def _next(build: Build, look: _Look) -> Action | None:
         return _cancelled(build, build.status.attempt, reason) if reason else None
     if build.unanswered:
         return _answer(build, look.facts)
-    return None if build.status.outbox else Settle(build=build.name)
+    return Settle(build=build.name) if done_and_told(build) else None
 
 
 def _queue(build: Build) -> Report:

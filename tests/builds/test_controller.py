@@ -18,7 +18,7 @@ from prometheus_client import REGISTRY
 
 from builds import report
 from builds.build import Announcement, Attempt, Build, Cause, Delivery, DeliveryState, Image, Node, Phase, State
-from builds.controller import SWEEP, Controller
+from builds.controller import SWEEP, SWEEP_SHARE, Controller
 from builds.engines import NotFound, Refused, Unavailable, World
 from builds.engines.local import LocalEngine
 from builds.plan import Limits, Word
@@ -160,6 +160,42 @@ def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen:
         until(lambda: not everything(seen))
         until(lambda: left[-1] == 0)
     assert {before - after for before, after in pairwise(left)} <= {0, SWEEP}
+
+
+class Slow(Seen):
+    """Whose history takes a second for each piece, on a clock that stands still but for that and for waiting."""
+
+    seconds = 0.0
+    pieces = 0
+
+    def closed(self, before: datetime) -> Iterator[None]:  # type: ignore[override]  # noqa: ARG002
+        while True:
+            self.seconds += 1
+            self.pieces += 1
+            yield None
+
+    def wait(self, timeout: float) -> None:
+        self.seconds += timeout
+
+
+@pytest.mark.parametrize("busy", [True, False])
+def test_while_builds_are_open_little_of_the_time_goes_to_what_has_ended(tmp_path: Path, *, busy: bool) -> None:
+    with closing(engine_in(tmp_path, kind=Slow)) as engine:
+        assert isinstance(engine, Slow)
+        if busy:
+            engine.accept([ask()])
+        controller = Controller(
+            engine,
+            limits=Limits(),
+            sinks=[],
+            courier=Post(REFUSED),
+            confirmer=never,
+            inspector=never,
+            events=event,
+            monotonic=lambda: engine.seconds,
+        )
+        controller.run(lambda: engine.pieces == 5)
+        assert engine.seconds >= 5 + 4 * SWEEP_SHARE if busy else engine.seconds == 5
 
 
 # ---- Formats ------------------------------------------------------------------------------------------------------
@@ -464,10 +500,27 @@ def test_whatever_is_wrong_with_some_records_fifty_others_end(
 
 
 def test_what_became_of_deliveries_goes_along_with_the_next_write(counted: Counted) -> None:
-    """One write for all that was told of a record, not one for each."""
+    """One write for all that was told of a record, not one for each, and none to say that it is over."""
     counted.change = with_node
     with running(counted, Clock(), post=Post(DELIVERED)):
         counted.accept([ask(args={"do": "succeed"})])
         until(lambda: not counted.get("b").open)
     assert [delivery.state for delivery in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED] * 3
-    assert len(counted.writes) <= 7
+    assert len(counted.writes) <= 6
+    assert [build.open for build in counted.writes[-2:]] == [True, False]
+    assert counted.writes[-2].status.outbox, "the last write also tells that the sink has the last event"
+
+
+def test_that_a_sink_has_an_event_is_written_though_nothing_else_is(counted: Counted) -> None:
+    with running(counted, Clock(), post=Post(DELIVERED)):
+        counted.accept([ask()])
+        until(lambda: [one.state for one in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED])
+    assert counted.get("b").state is State.QUEUED
+
+
+def test_a_controller_that_ends_leaves_nothing_to_be_sent_again(counted: Counted) -> None:
+    post = Post(DELIVERED)
+    with running(counted, Clock(), post=post):
+        counted.accept([ask()])
+        until(lambda: post.sent)
+    assert [one.state for one in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED]

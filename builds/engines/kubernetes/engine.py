@@ -260,7 +260,7 @@ class KubernetesEngine(KubernetesRecords):
         """
         labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
         with translated():
-            self._with_jobs = self._jobs_by_build()
+            yield from self._find_jobs()
             for page in self._api.pages("configmaps", labels=labels, metadata_only=True, limit=FEW):
                 for stored in page.items:
                     build = self._readable(stored["metadata"], summary_of)
@@ -464,13 +464,15 @@ class KubernetesEngine(KubernetesRecords):
         with suppress(Absent):
             self._api.delete("jobs", name)
 
-    def _jobs_by_build(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        labels = selector(self._release.of(COMPONENT))
-        for job in self._api.list("jobs", labels=labels, metadata_only=True, limit=FEW):
-            build = job["metadata"]["labels"].get(jobs.LABEL_BUILD, "")
-            found.setdefault(build, []).append(job["metadata"]["name"])
-        return found
+    def _find_jobs(self) -> Iterator[None]:
+        """Reads which builds have Jobs, a page at a time."""
+        self._with_jobs = {}
+        ours = selector(self._release.of(COMPONENT))
+        for page in self._api.pages("jobs", labels=ours, metadata_only=True, limit=FEW):
+            for job in page.items:
+                build = job["metadata"]["labels"].get(jobs.LABEL_BUILD, "")
+                self._with_jobs.setdefault(build, []).append(job["metadata"]["name"])
+            yield None
 
 
 class _Attempt:
