@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from builds.build import Phase, Reason, Result, State
-from builds.engines.kubernetes.sightings import nodes_of, of_job, of_pod
+from builds.engines.kubernetes.sightings import had_pod, nodes_of, of_job, of_pod
 from tests.builds.things import NOW, at, build, event, pod, terminated
 
 DONE = Result(state=State.FAILED, reason=Reason.REPOSITORY, message="no")
@@ -207,3 +207,18 @@ def test_nodes_are_where_a_daemon_is_ready() -> None:
     assert nodes["n2"].why == "On n2 the Docker daemon's pod d2 is not ready."
     assert nodes["n3"].why == "On n3 the Docker daemon's pod d3 is being stopped."
     assert set(nodes) == {"n1", "n2", "n3", "n5"}
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ({}, False),
+        ({"ready": 0, "terminating": 0, "uncountedTerminatedPods": {}, "startTime": at(1)}, False),
+        ({"active": 1}, True),
+        ({"uncountedTerminatedPods": {"succeeded": ["uid"]}}, True),
+        ({"failed": 1}, True),
+        ({"conditions": [{"type": "Complete", "status": "True"}]}, True),
+    ],
+)
+def test_a_job_says_whether_it_ever_had_a_pod(status: dict[str, Any], *, expected: bool) -> None:
+    assert had_pod({"status": status}) is expected

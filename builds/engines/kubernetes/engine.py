@@ -53,6 +53,8 @@ ASK_AGAIN = 3.0
 SHARE = 20
 """The part of the time (one in so many) that such looks may take of the leader: the API server searches all Events of
 the namespace for those of one object, and all pods for those of one Job, and whose those are is not ours to say."""
+ONE_BY_ONE = 5
+"""Attempts of which nothing is known that are asked about each by itself; beyond, one list is cheaper."""
 FEW = 100
 """Objects that are read at once of those of which there can be thousands."""
 
@@ -178,6 +180,7 @@ class KubernetesEngine(KubernetesRecords):
             pods = {key: pod for pod in self._pods.objects().values() if (key := sightings.attempt_of(pod))}
             live = {(build.name, build.live.number): (build, build.live) for build in builds if build.live}
             self._attempts = {key: self._attempts.get(key) or _Attempt() for key in live}
+            self._adopt(live, pods)
             in_turn = sorted(live, key=lambda key: self._attempts[key].searched_at)
             seen = [self._sighting(*live[key], pods) for key in in_turn]
             seen += self._left_over(pods, {build.uid for build, _ in live.values()})
@@ -355,10 +358,28 @@ class KubernetesEngine(KubernetesRecords):
             known.ended = pod
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
 
+    def _adopt(self, live: Mapping[Key, tuple[Build, Attempt]], pods: Mapping[Key, Manifest]) -> None:
+        """Reads from one list which attempts of an earlier leader have no pod yet.
+
+        A search for each of them has the API server go through all pods of the namespace.
+        """
+        strange = {jobs.job_name(*key): key for key in live if key not in pods and self._attempts[key].strange}
+        if len(strange) <= ONE_BY_ONE:
+            return
+        found: dict[str, Manifest] = {}
+        for page in self._api.pages("jobs", labels=selector(self._release.of(COMPONENT)), limit=FEW):
+            self._pulse.beat()
+            found |= {name: job for job in page.items if (name := job["metadata"]["name"]) in strange}
+        for name, key in strange.items():
+            (build, attempt), job, known = live[key], found.get(name), self._attempts[key]
+            if attempt.started_at is None and not (job and sightings.had_pod(job)):
+                known.without = self._seen_of_job(build, attempt, job, known)
+                known.searched_at = time.monotonic()
+
     def _due(self, known: _Attempt) -> bool:
         """Whether it is time to search for its pod: at once if nothing is known of it, else now and then; for that of a
         Job of this process when it has had time to come."""
-        if known.made_at is None and known.without is None:
+        if known.strange:
             return True
         young = known.made_at is not None and time.monotonic() - known.made_at < SETTLING
         return not young and self._searches.free(known.searched_at)
@@ -393,11 +414,15 @@ class KubernetesEngine(KubernetesRecords):
                     self._delete_job(jobs.job_name(*key))
 
     def _without_pod(self, build: Build, attempt: Attempt, known: _Attempt) -> Sighting:
-        started = attempt.started_at is not None
         try:
             job = self._api.read("jobs", jobs.job_name(build.name, attempt.number))
         except Absent:
             job = None
+        return self._seen_of_job(build, attempt, job, known)
+
+    def _seen_of_job(self, build: Build, attempt: Attempt, job: Manifest | None, known: _Attempt) -> Sighting:
+        """What is seen of an attempt without a pod, by its Job or that there is none."""
+        started = attempt.started_at is not None
         if job is None or job["metadata"].get("labels", {}).get(jobs.LABEL_UID) != build.uid:
             phase = Phase.LOST if started else Phase.ABSENT
             gone = "The build's Job has gone: it was deleted." if started else None
@@ -487,6 +512,11 @@ class _Attempt:
         self.searched_at = float("-inf")
         self.said: list[dict[str, Any]] = []
         self.asked_at = float("-inf")
+
+    @property
+    def strange(self) -> bool:
+        """Whether nothing is known of it: another leader started it, or wrote that it is to be started."""
+        return self.made_at is None and self.without is None and self.pod is None
 
 
 class _Budget:

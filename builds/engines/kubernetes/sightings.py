@@ -82,6 +82,13 @@ def of_job(build: Build, number: int, job: Manifest, events: Iterable[Manifest],
     return msgspec.structs.replace(seen, trouble=trouble, waiting=trouble.message)
 
 
+def had_pod(job: Manifest) -> bool:
+    """Whether the Job's status tells of any pod, that there is or was."""
+    status = job.get("status", {})
+    told = ("active", "succeeded", "failed", "terminating", "conditions")
+    return any(status.get(name) for name in told) or any((status.get("uncountedTerminatedPods") or {}).values())
+
+
 def _refusal(message: str) -> str:
     if "exceeded quota" in message:
         return "The quota of the namespace has no room for the build pod"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
-from builds.build import Phase
-from builds.engines.kubernetes import KubernetesEngine
+import pytest
+
+from builds.build import Build, Phase
+from builds.engines.kubernetes import KubernetesEngine, jobs
+from builds.engines.kubernetes.api import Api
 from tests.builds.making import written
 from tests.cluster.engine.conftest import Engines
 
@@ -22,3 +26,34 @@ def test_a_start_that_another_leader_wrote_is_seen_as_made_once_its_job_is(engin
     assert phases(engine) == [Phase.ABSENT]
     engine.start(build, build.live)
     assert phases(engine) == [Phase.PENDING]
+
+
+def test_many_starts_of_another_leader_cost_no_search_each(
+    engines: Engines, api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engines()
+    builds = [written(engine, f"b-{secrets.token_hex(4)}") for _ in range(12)]
+    for build in builds[::2]:
+        api.create("jobs", without_pod(build, api.read("configmaps", build.name)["metadata"]["labels"]))
+    asked: list[str] = []
+    request = api.request
+
+    def counted(method: str, path: str, **more: Any) -> bytes:
+        asked.append(method)
+        return request(method, path, **more)
+
+    monkeypatch.setattr(api, "request", counted)
+    seen = {sighting.build: sighting.phase for sighting in engine.observe().sightings}
+    assert asked == ["GET"]
+    assert seen == {build.name: Phase.ABSENT if n % 2 else Phase.PENDING for n, build in enumerate(builds)}
+
+
+def without_pod(build: Build, labels: dict[str, str]) -> dict[str, Any]:
+    """The Job of its attempt, of which the Job controller makes no pod."""
+    assert build.live is not None
+    metadata = {
+        "name": jobs.job_name(build.name, build.live.number),
+        "labels": {**labels, **jobs.labels(build, build.live)},
+    }
+    pod = {"restartPolicy": "Never", "containers": [{"name": "builder", "image": "busybox:1.37"}]}
+    return {"metadata": metadata, "spec": {"parallelism": 0, "template": {"spec": pod}}}
