@@ -77,6 +77,16 @@ def reach(sink: Sink, headers: Headers, origin: str) -> int:
     return outcome.status
 
 
+def reach_host(url: str, headers: Mapping[str, str], ca: str | None) -> int:
+    """The status that the API of a Git host answers a GET with, sent as statuses are. Raises SinkError without one."""
+    from eventing.transport import get  # noqa: PLC0415 - see above
+
+    outcome = get(url, headers, ca)
+    if outcome.status is None:
+        raise SinkError(outcome.error or "no answer")
+    return outcome.status
+
+
 class _Overrides(msgspec.Struct):
     """`K_CE_OVERRIDES`: Knative's `CloudEventOverrides`, of which there are only extensions so far."""
 

@@ -294,6 +294,21 @@ def options(sink: Sink, headers: Headers, origin: str) -> Outcome:
         return runner.run(ask())
 
 
+def get(url: str, headers: Mapping[str, str], ca: str | None) -> Outcome:
+    """What a Git host answers to GET; waits for it."""
+
+    async def ask() -> Outcome:
+        lane = _Lane(HOST_WIDTH)
+        async with lane.session:
+            try:
+                return judge((await _exchanged(lane.session, Request(method="GET", url=url), headers, ca)).status)
+            except (aiohttp.ClientError, OSError) as error:
+                return unanswered(_why(error))
+
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        return runner.run(ask())
+
+
 async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
     """The body to its end or its bound. A body that breaks off changes nothing: the status has been said."""
     read = bytearray()

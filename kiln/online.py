@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from builds.clients.errors import RegistryError
 from builds.errors import AskError, CannotBuild, RepositoryError, UnknownRef
-from builds.repository import Repository, canonical
+from builds.repository import HostKind, Repository, canonical
 from eventing.errors import EventError
 from eventing.sinks import Sink, judge
 from kiln import wiring
@@ -26,6 +26,7 @@ from kiln.wiring import Kiln
 
 if TYPE_CHECKING:
     from builds.clients.git import Resolver
+    from eventing.statuses import StatusApi
 
 Say = Callable[[str], object]
 
@@ -50,7 +51,7 @@ class _Look(NamedTuple):
 def check(kiln: Kiln, say: Say) -> bool:
     """Says of each thing that Kiln needs whether it is in order, and returns whether all are."""
     looks = [*_machine(kiln), *_registries(kiln), *_git(kiln), *_sinks(kiln)]
-    looks += [*_hub(kiln), *_issuers(kiln), *_cluster(kiln)]
+    looks += [*_hosts(kiln), *_hub(kiln), *_issuers(kiln), *_cluster(kiln)]
     deadline, places = time.monotonic() + LIMIT, threading.BoundedSemaphore(AT_ONCE)
     outcomes = [_begun(each, places) for each in looks]
     found = [_told(each, outcome, deadline, say) for each, outcome in zip(looks, outcomes, strict=True)]
@@ -229,6 +230,50 @@ def _sinks(kiln: Kiln) -> Iterator[_Look]:
 
     for sink in kiln.sinks:
         yield _Look(f"sink {sink.name}", partial(look, sink))
+
+
+# Git hosts that are told of builds ------------------------------------------------------------------------------------
+
+
+def _hosts(kiln: Kiln) -> Iterator[_Look]:
+    """Each credential in `statuses/`: who is let in may not always ask who they are, but is not told 401."""
+    from builds.clients.git import credentials_in, trusted_certificates  # noqa: PLC0415
+    from eventing.delivery import reach_host  # noqa: PLC0415
+    from eventing.statuses import APIS  # noqa: PLC0415
+
+    def look(name: str, place: str) -> str:
+        api = APIS[kiln.config.hosts[name]]
+        tried, url = next(_asked_about(api, _below(kiln, place)), (None, ""))
+        login = None if tried is None else wiring.login_at(kiln, name, tried)
+        if login is None:
+            raise Failed("there is no credential, or no repository below it may be built")
+        status = reach_host(url, api.headers(login), trusted_certificates())
+        answered = judge(status).error or f"answered {status}"
+        if status in NOT_LET_IN:
+            raise Failed(f"{answered}: it does not accept the credential in statuses/{name}")
+        if status // 100 == 3 or status >= 500:  # noqa: PLR2004
+            raise Failed(answered)
+        return f"{answered}; nothing was set"
+
+    for name in kiln.config.statuses:
+        below = "scm" if kiln.config.hosts.get(name) is HostKind.BITBUCKET_SERVER else ""
+        stored = credentials_in(kiln.secrets.statuses(name) or "")
+        places = [f"{credential.origin}/{credential.path or below}" for credential in stored]
+        for place in places or [f"{_root(kiln, name)}/{below}"]:
+            yield _Look(f"statuses at {place}", partial(look, name, place))
+
+
+def _asked_about(api: StatusApi, below: Iterator[Repository]) -> Iterator[tuple[Repository, str]]:
+    """What an API is asked about each repository that can be one of its."""
+    for tried in below:
+        with suppress(ValueError):
+            yield tried, api.thread(tried.url, "1").account or api.base(tried.url)
+
+
+def _root(kiln: Kiln, name: str) -> str:
+    """The host's address, over HTTP where only that is allowed."""
+    plain = f"http://{name}"
+    return plain if next(_below(kiln, plain), None) else f"https://{name}"
 
 
 # Hub and cluster ---------------------------------------------------------------------------------------------------

@@ -1070,6 +1070,36 @@ def test_the_first_tries_at_one_sink_are_in_the_order_of_the_events() -> None:
     assert decide(outbox(state=DeliveryState.DELIVERED)) == second
 
 
+def test_statuses_wait_for_the_one_before_them_and_no_sink_does() -> None:
+    """One replaces the other, so one that fails holds up those after it, until it is given up."""
+
+    def outbox(at: datetime = NOW, **first: object) -> Build:
+        events = [
+            Announcement(
+                event=Event(id=id_, source="/kiln", type="t"),
+                at=at,
+                deliveries=tuple(
+                    Delivery(sink=sink, event=id_, type="t", **({"due_at": NOW} | (first if id_ == "e1" else {})))  # type: ignore[arg-type]
+                    for sink in ("hub", "statuses/git.example/kiln")
+                ),
+            )
+            for id_ in ("e1", "e2")
+        ]
+        return build(state=State.FAILED, answered=(cause().key,), outbox=tuple(events))
+
+    later = Deliver(build="b", event="e2", sink="hub")
+    assert decide(outbox(tries=1, due_at=ago(-60))) == [later]
+    both = decide(outbox(tries=1, due_at=ago(0)))
+    assert [(one.event, one.sink) for one in both if isinstance(one, Deliver)] == [
+        ("e1", "hub"),
+        ("e1", "statuses/git.example/kiln"),
+        ("e2", "hub"),
+    ]
+    old = ago(Limits().delivery_period.total_seconds())
+    assert Bury(build="b", event="e1", sink="statuses/git.example/kiln") in decide(outbox(at=old, tries=1))
+    assert replace(later, sink="statuses/git.example/kiln") in decide(outbox(state=DeliveryState.DEAD))
+
+
 def test_a_dead_letter_after_the_period_but_never_untried() -> None:
     old = ago(Limits().delivery_period.total_seconds())
     assert only(decide(announced(to(tries=1), at=old))) == Bury(build="b", event="e", sink="hub")

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -264,13 +264,29 @@ def test_a_host_that_was_asked_too_much_is_left_alone_until_it_says(engine: Read
         host.say(says)
         engine.accept([pushed(host), pushed(host, "other", id_="2")])
         with running(engine, host, sinks=[Sink(name="hub", url=hub.url)]):
-            hub.wait_for(lambda got: sum(one.events[0].type.endswith("succeeded.v1") for one in got) == 2)
+            hub.wait_for(lambda got: sum(one.events[0].type.endswith("succeeded.v1") for one in got) == 2, 60)
             for name in ("b", "other"):
                 settled(engine, name)
         first, second = host.asked[:2]
         assert first.status == says.status
         assert second.at - first.at >= 0.9, "it was asked again too soon"
         assert host.states(COMMIT, "kiln/courses")[-1] == GREEN.get(kind, "success")
+
+
+def test_a_reset_in_half_an_hour_is_waited_for(engine: Ready, host: StatusHost) -> None:
+    """Nothing more is asked of the host until then, whatever it is about."""
+    host.say(Say(403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time()) + 1800)}))
+    engine.accept([pushed(host), pushed(host, "other", id_="2")])
+    with running(engine, host):
+        until(lambda: all(engine.get(name).status.outbox for name in ("b", "other")))
+        until(lambda: all(engine.get(name).status.outbox[0].deliveries[0].tries for name in ("b", "other")))
+        until(lambda: all(engine.get(name).status.state is State.SUCCEEDED for name in ("b", "other")))
+    assert len(host.asked) == 1
+    now = datetime.now(UTC)
+    for name in ("b", "other"):
+        first, *later = [one.deliveries[0] for one in engine.get(name).status.outbox]
+        assert timedelta(minutes=25) < first.due_at - now <= timedelta(minutes=30)
+        assert [one.tries for one in later] == [0, 0]
 
 
 FINAL: Mapping[str, tuple[Say, str]] = {
@@ -283,7 +299,9 @@ FINAL: Mapping[str, tuple[Say, str]] = {
 
 
 @pytest.mark.parametrize("case", FINAL)
-def test_the_hosts_last_word_is_a_dead_letter_that_says_why(engine: Ready, host: StatusHost, case: str) -> None:
+def test_the_hosts_last_word_is_a_dead_letter_that_says_why(
+    engine: Ready, host: StatusHost, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
     says, why = FINAL[case]
     host.say(says, says, says)
     engine.accept([pushed(host)])
@@ -292,7 +310,8 @@ def test_the_hosts_last_word_is_a_dead_letter_that_says_why(engine: Ready, host:
     assert [one.state for one in deliveries(build)] == ["dead"] * 3
     assert {one.tries for one in deliveries(build)} == {1}
     assert all(why in (one.error or "") for one in deliveries(build))
-    assert TOKEN not in json.dumps([one.error for one in deliveries(build)])
+    assert TOKEN not in json.dumps([one.error for one in deliveries(build)]) + caplog.text
+    assert caplog.text.count("Dead letter: sink statuses/") == 3
     assert len(host.asked) == 3
 
 
@@ -382,7 +401,7 @@ def test_a_silent_host_keeps_no_sink_waiting(engine: Ready, host: StatusHost) ->
     with EventSink() as hub:
         engine.accept([pushed(host)])
         with running(engine, host, sinks=[Sink(name="hub", url=hub.url)]):
-            hub.wait_for_event("dev.kiln.build.succeeded.v1")
+            hub.wait_for_event("dev.kiln.build.succeeded.v1", 60)
             assert host.states(COMMIT, "kiln/courses") == []
 
 

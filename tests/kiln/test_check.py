@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from builds.triggers import PUSHES
-from kiln import doctor
+from kiln import doctor, online, wiring
+from tests.parts.statushost import TOKEN, StatusHost
 
 ENVIRONMENT = {"KILN_IMAGE_PREFIX": "registry.example/org/"}
 PUBLIC = {"KILN_PUBLIC_URL": "http://127.0.0.1:8000"}
@@ -552,6 +553,35 @@ def test_a_host_is_told_with_a_link_and_a_credential_of_its_own(tmp_path: Path) 
     assert "warning: there is no credential in statuses" not in said
     assert "canary" not in said
     refused(check(tmp_path, "", **settings), (f"{folder}/git.example: nothing reads this",))
+
+
+def test_the_credentials_for_statuses_are_tried_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it would be sent. The other looks of this machine fail or not, as they may."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    folder = tmp_path / "secrets" / "statuses"
+    folder.mkdir(parents=True)
+    with StatusHost("gitea") as good, StatusHost("gitlab") as wrong, StatusHost("bitbucket-server") as server:
+        hosts = ", ".join(f"'{one.name}': {{kind: {one.kind}, statuses: true}}" for one in (good, wrong, server))
+        (folder / good.name).write_text(TOKEN)
+        (folder / wrong.name).write_text(f"http://kiln:another-canary@{wrong.name}/lab\n")
+        (folder / server.name).write_text(TOKEN)
+        allowed = ",".join(f"http://{one.name}/**" for one in (good, wrong, server))
+        settings = {"KILN_SECRETS_DIR": str(folder.parent), "KILN_ALLOWED_REPOSITORIES": allowed}
+        (tmp_path / "kiln.yaml").write_text(f"hosts: {{{hosts}}}")
+        kiln = wiring.load({**ENVIRONMENT, **PUBLIC, **settings, "KILN_CONFIG": str(tmp_path / "kiln.yaml")})
+        said: list[str] = []
+        online.check(kiln, lambda text: said.append(str(text)))
+    told = [line for line in said if "statuses at" in line]
+    refusal = f"it does not accept the credential in statuses/{wrong.name}"
+    assert told == [
+        f"ok: statuses at http://{good.name}/: answered 200; nothing was set",
+        f"failed: statuses at http://{wrong.name}/lab: answered 401 (Unauthorized): {refusal}",
+        f"ok: statuses at http://{server.name}/scm: answered 404 (Not Found); nothing was set",
+    ]
+    assert "canary" not in "".join(said)
+    assert not good.statuses
 
 
 def test_images_that_the_file_allows(tmp_path: Path) -> None:
