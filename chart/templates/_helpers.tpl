@@ -124,6 +124,23 @@ it cannot be declared there, so it has no name by which it could be found, and b
 {{- end -}}
 {{- end }}
 
+{{/* Settings that `knative.oidc` stands for, by name: those for events, where people have an issuer of their own. */}}
+{{- define "kiln.oidcSettings" -}}
+{{- if and .Values.knative.enabled .Values.knative.oidc.audience }}
+{{- $who := ternary "oidc_events" "oidc" (hasKey .Values.settings "oidc_issuer") }}
+{{- with .Values.knative.oidc }}
+{{- if not (hasKey $.Values.settings "events_auth") }}
+events_auth: oidc
+{{- end }}
+{{ $who }}_issuer: {{ .issuer | quote }}
+{{ $who }}_audience: {{ .audience | quote }}
+{{- with .allowedSubjects }}
+oidc_subjects: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* The environment that web and controller share. */}}
 {{- define "kiln.env" -}}
 - {name: KILN_ENGINE, value: kubernetes}
@@ -143,7 +160,7 @@ it cannot be declared there, so it has no name by which it could be found, and b
 {{- if .Values.jupyterhub.service }}
 - {name: KILN_BASE_PATH, value: {{ include "kiln.basePath" . | quote }}}
 {{- end }}
-{{- range $key, $value := .Values.settings }}
+{{- range $key, $value := merge (include "kiln.oidcSettings" . | fromYaml) .Values.settings }}
 - {name: KILN_{{ upper $key }}, value: {{ include "kiln.text" $value | quote }}}
 {{- end }}
 {{- end }}

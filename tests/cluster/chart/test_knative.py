@@ -151,6 +151,56 @@ def test_by_network_only_brokers_post_unless_others_are_named() -> None:
     assert peers(with_knative({"triggers": [TRIGGER], **own}, **network), "http") == ["rabbit", "test"]
 
 
+# By tokens. ----------------------------------------------------------------------------------------------------------
+
+OIDC = {"audience": "kiln", "allowedSubjects": ["system:serviceaccount:kiln:*", "system:serviceaccount:a:b"]}
+CLUSTER = "https://kubernetes.default.svc.cluster.local"
+
+
+def oidc_of(release: Release) -> dict[str, str]:
+    [web] = release.of("Deployment", component="web")
+    env = environment(web["spec"]["template"]["spec"]["containers"][0])
+    return {
+        name.removeprefix("KILN_"): value for name, value in env.items() if "OIDC" in name or name.endswith("_AUTH")
+    }
+
+
+def test_by_tokens_web_and_triggers_mean_the_same_audience() -> None:
+    triggers = [TRIGGER, {**TRIGGER, "name": "other", "audience": "another"}]
+    release = with_knative({"triggers": triggers, "oidc": OIDC})
+    assert [one["spec"]["subscriber"]["audience"] for one in release.of("Trigger")] == ["kiln", "another"]
+    assert oidc_of(release) == {
+        "AUTH": "token",
+        "EVENTS_AUTH": "oidc",
+        "OIDC_ISSUER": CLUSTER,
+        "OIDC_AUDIENCE": "kiln",
+        "OIDC_SUBJECTS": "system:serviceaccount:kiln:*,system:serviceaccount:a:b",
+    }
+
+
+def test_people_may_have_another_issuer() -> None:
+    settings = {
+        "auth": "oidc",
+        "oidc_issuer": "https://idp.example/",
+        "oidc_audience": "people",
+        "events_auth": "oidc,token",
+    }
+    assert oidc_of(with_knative({"oidc": OIDC}, settings=settings)) == {
+        "AUTH": "oidc",
+        "EVENTS_AUTH": "oidc,token",
+        "OIDC_ISSUER": "https://idp.example/",
+        "OIDC_AUDIENCE": "people",
+        "OIDC_EVENTS_ISSUER": CLUSTER,
+        "OIDC_EVENTS_AUDIENCE": "kiln",
+        "OIDC_SUBJECTS": "system:serviceaccount:kiln:*,system:serviceaccount:a:b",
+    }
+
+
+def test_without_an_audience_nobody_speaks_of_tokens() -> None:
+    assert oidc_of(with_knative({"triggers": [TRIGGER]})) == {"AUTH": "token"}
+    assert oidc_of(render(merged(LEAST, {"knative": {"oidc": OIDC}}))) == {"AUTH": "token"}
+
+
 # The sink. -----------------------------------------------------------------------------------------------------------
 
 

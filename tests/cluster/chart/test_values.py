@@ -106,6 +106,16 @@ def test_where_images_go_has_to_be_said() -> None:
             {"knative": {"sink": {"uri": "http://a", "ceOverrides": {"extensions": {"Team": "x"}}}}},
             "invalid propertyName 'Team'",
         ),
+        ({"knative": {"oidc": {"subjects": []}}}, "additional properties 'subjects' not allowed"),
+        ({"knative": {"oidc": {"issuer": "kubernetes"}}}, "at '/knative/oidc/issuer'"),
+        (
+            {"knative": {"enabled": True, "oidc": {"audience": "a"}}, "settings": {"events_auth": "token"}},
+            "oidc in settings.events_auth, or no settings.events_auth",
+        ),
+        (
+            {"knative": {"enabled": True, "oidc": {"audience": "a"}}, "settings": {"oidc_subjects": "a"}},
+            "no settings.oidc_events_issuer, settings.oidc_events_audience and settings.oidc_subjects",
+        ),
         ({"knative": {"serving": {"replicas": 1}}}, "additional properties 'replicas' not allowed"),
         ({"knative": {"serving": {"visibility": "local"}}}, "at '/knative/serving/visibility'"),
         (
