@@ -8,10 +8,10 @@ ARG PYTHON_IMAGE=python:3.13-slim
 
 # The virtual environment is made without pip, from outside: none of what installs is in what is installed.
 FROM ${PYTHON_IMAGE} AS packages
-COPY requirements/runtime.txt requirements/
+COPY requirements/otel.txt requirements/
 RUN python -m venv --without-pip /opt/kiln && \
     python -m pip --python /opt/kiln/bin/python install --quiet --disable-pip-version-check --no-cache-dir \
-        --no-compile --require-hashes --requirement requirements/runtime.txt
+        --no-compile --require-hashes --requirement requirements/otel.txt
 # Three quarters of the whole, and nothing of Kiln can reach it: it speaks JSON over the client's configuration and REST
 # client, so neither the client for asyncio nor what is generated for each kind of object is ever imported.
 RUN cd /opt/kiln/lib/python*/site-packages/kubernetes && \

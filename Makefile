@@ -83,7 +83,9 @@ locks:  ## the locked versions, renewed (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --quiet --upgrade pyproject.toml -o requirements/runtime.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--no-annotate --quiet --upgrade --group dev pyproject.toml -c requirements/runtime.txt -o requirements/dev.txt
+		--no-annotate --quiet --upgrade --extra otel pyproject.toml -c requirements/runtime.txt -o requirements/otel.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --quiet --upgrade --extra otel --group dev pyproject.toml -c requirements/runtime.txt -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --quiet --group build -c requirements/dev.txt -o requirements/build.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -56,9 +56,11 @@ from builds.record import Announce, advance, delivered, undelivered
 from builds.removal import DELETING
 from builds.statuses import Statuses
 from builds.structs import make_ready
+from builds.timeline import timeline
 from eventing.event import Event
 from eventing.pulse import Pulse
 from eventing.sinks import Outcome, Sink, pause, wanted
+from eventing.spans import Spans, tell
 from eventing.statuses import HostSink
 
 log = logging.getLogger(__name__)
@@ -139,6 +141,7 @@ class Controller:
         inspector: Inspector,
         events: Callable[[Build, Word, int, datetime, Cause | None], Event],
         statuses: Statuses | None = None,
+        spans: Spans | None = None,
         pulse: Pulse | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
@@ -148,6 +151,7 @@ class Controller:
         self._limits = limits
         self._sinks: Mapping[str, Sink] = {sink.name: sink for sink in sinks}
         self._statuses = statuses
+        self._spans = spans
         self._courier = courier
         self._confirmer = confirmer
         self._inspector = inspector
@@ -475,7 +479,7 @@ class Controller:
             self._troubles.pop((build.name, report.attempt), None)
 
     def _told_of(self, build: Build, report: Report) -> None:
-        """In the log, and in the metrics."""
+        """In the log, in the metrics, and as spans."""
         outcome, trace = report.outcome, build.status.trace
         log.info(
             "Build %s%s",
@@ -491,6 +495,8 @@ class Controller:
             if build.status.finished_at and build.status.queued_at:
                 took = (build.status.finished_at - build.status.queued_at).total_seconds()
                 metrics.SECONDS.labels(outcome.state).observe(took)
+            if self._spans is not None:
+                tell(self._spans, timeline(build), trace)
 
     def _start(self, build: Build, start: Start) -> Build | None:
         """The start is in the record before the attempt exists: who finds it there completes it under the same name."""

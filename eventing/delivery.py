@@ -21,6 +21,7 @@ import msgspec
 from eventing.errors import SinkError
 from eventing.event import Event, Format, Scalar
 from eventing.sinks import STOPPED, Headers, Outcome, Sink
+from eventing.spans import Spans
 from eventing.statuses import HostSink
 
 
@@ -29,13 +30,13 @@ class Courier:
 
     Within one send a blip is bridged by a few tries over some five seconds. At most 10 s pass from a try's first packet
     (its DNS query included) to the end of the answer. No redirect is followed, no cookie kept. Proxies are used as
-    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say.
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say. `spans` are told of each try.
     """
 
-    def __init__(self, headers: Headers | None = None) -> None:
+    def __init__(self, headers: Headers | None = None, spans: Spans | None = None) -> None:
         from eventing.transport import Transport  # noqa: PLC0415 - see above
 
-        self._transport = Transport(headers or (lambda _: {}))
+        self._transport = Transport(headers or (lambda _: {}), spans)
         self.pulse = self._transport.pulse
         self._open = True
         self._lock = threading.Lock()

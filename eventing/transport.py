@@ -20,7 +20,7 @@ import ssl
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,9 +37,10 @@ from eventing.event import Event
 from eventing.http import encode
 from eventing.pulse import Pulse
 from eventing.sinks import STOPPED, Headers, Outcome, Sink, judge, seconds_until, unanswered
+from eventing.spans import Spans
 from eventing.statuses import Answer, HostSink, Request, redirected
 from eventing.statuses.exchange import MAX_REDIRECTS
-from eventing.tracing import trace_of
+from eventing.tracing import Trace, trace_of
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,9 @@ _TOKEN = re.compile(r"[\x21-\x7e]+")
 class Transport:
     """The loop and its lanes. `submit` and `stop` are for other threads, all else runs in the one that calls `run`."""
 
-    def __init__(self, headers: Headers) -> None:
+    def __init__(self, headers: Headers, spans: Spans | None = None) -> None:
         self._headers = headers
+        self._spans = spans
         self._loop = _Loop()
         self._lanes: dict[str, _Lane] = {}
         self._sends: set[asyncio.Task[Outcome]] = set()
@@ -120,9 +122,12 @@ class Transport:
         lane = self._lanes.get(sink.name) or self._lanes.setdefault(sink.name, _Lane())
         event = msgspec.structs.replace(event, extensions={**event.extensions, **sink.extensions})
 
+        async def exchange(trace: Trace | None) -> Outcome:
+            return await _exchange(lane.session, event, sink, self._headers, trace)
+
         async def once() -> Outcome:
             async with lane.places:  # given back between tries: a sleeper holds up nobody
-                return await _exchange(lane.session, event, sink, self._headers)
+                return await self._told(event, sink.name, exchange)
 
         return await _burst(once)
 
@@ -131,9 +136,28 @@ class Transport:
 
         async def once() -> Outcome:
             async with lane.places:
-                return await _conversation(lane, event, sink)
+                return await self._told(event, sink.name, lambda _: _conversation(lane, event, sink))
 
         return await _burst(once)
+
+    async def _told(
+        self, event: Event, sink: str, exchange: Callable[[Trace | None], Coroutine[Any, Any, Outcome]]
+    ) -> Outcome:
+        """One try, which is given its trace: the event's, or a span of it where spans are collected."""
+        trace = trace_of(event.extensions)
+        if self._spans is None:
+            return await exchange(trace)
+        span = self._spans.begin(f"send {event.type}", trace, kind="client")
+        about: dict[str, str | int] = {"cloudevents.event_id": event.id, "cloudevents.event_source": event.source}
+        about |= {"cloudevents.event_type": event.type, "kiln.sink": sink}
+        error: str | None = "it was broken off"
+        try:
+            outcome = await exchange(span.trace)
+            error = outcome.error
+            about |= {"http.response.status_code": outcome.status} if outcome.status else {}
+        finally:
+            span.end(about, error=error)
+        return outcome
 
 
 class _Lane:
@@ -194,10 +218,10 @@ def _last(state: tenacity.RetryCallState) -> Outcome:
     return outcome
 
 
-async def _exchange(session: aiohttp.ClientSession, event: Event, sink: Sink, headers: Headers) -> Outcome:
-    """One try."""
+async def _exchange(
+    session: aiohttp.ClientSession, event: Event, sink: Sink, headers: Headers, trace: Trace | None
+) -> Outcome:
     ours, body = encode(event, sink.mode)
-    trace = trace_of(event.extensions)
     try:
         sent = _merged(_token(sink), headers(sink.name), trace.carried if trace else {}, ours)
     except SinkError as error:

@@ -17,7 +17,20 @@ from urllib.parse import unquote
 from flask import Flask, Response
 
 from builds.structs import make_ready
-from handlers import binderhub, bodies, builds, documents, events, html, metrics, pages, problems, signin, webhooks
+from handlers import (
+    binderhub,
+    bodies,
+    builds,
+    documents,
+    events,
+    html,
+    metrics,
+    pages,
+    problems,
+    signin,
+    tracing,
+    webhooks,
+)
 from handlers.auth import refuse_foreigners
 from handlers.services import Services, services, this_request
 
@@ -82,7 +95,9 @@ def create_app(held: Services) -> Flask:
 
 
 def _begin() -> None:
-    if services().loopback_only:
+    held = services()
+    tracing.begin(held.spans)
+    if held.loopback_only:
         refuse_foreigners(this_request())
 
 
@@ -98,6 +113,7 @@ def _finish(response: Response) -> Response:
     seconds = time.perf_counter() - request.environ["kiln.began"]
     method = request.method if request.method in _METHODS else "other"
     metrics.SECONDS.labels(route, method, response.status_code).observe(seconds)
+    tracing.finish(request, response, services().spans)
     return response
 
 

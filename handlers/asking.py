@@ -17,10 +17,10 @@ from builds.triggers import Wanted
 from eventing.event import Event
 from eventing.hops import hops_left
 from eventing.hosts import request_of
-from eventing.tracing import Trace, trace_of
 from handlers import metrics
 from handlers.auth import Identity
 from handlers.services import services, this_request
+from handlers.tracing import trace
 
 PAGE = 200
 """Builds read at a time."""
@@ -91,11 +91,6 @@ def _live(repository: str) -> Iterator[Build]:
             yield from page.builds
             if (cursor := page.cursor) is None:
                 break
-
-
-def trace(event: Event) -> Trace | None:
-    """The trace that the event is part of: its own, in which it began, before that of its transport."""
-    return trace_of(event.extensions) or trace_of(this_request().headers)
 
 
 def note(**about: str) -> None:

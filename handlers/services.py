@@ -14,6 +14,7 @@ from builds.engines import Records
 from builds.intake import Intake
 from builds.private import Private
 from builds.triggers import Trigger
+from eventing.spans import Spans
 from handlers.logs import Viewers
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Services:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when web is told to end: the streams end with it, and their viewers go on at another replica."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    spans: Spans | None = None
+    """Told of requests; `None` where nobody collects spans."""
     viewers: Viewers = field(init=False)
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from urllib.parse import unquote, urlsplit
@@ -105,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     k_ce_overrides: str | None
     k_ca_certs: str | None
     k_sink_format: Format
+    traces: str
 
     max_lookups: ClassVar[int] = 32
     """Refs that web looks up at once, each on a thread."""
@@ -329,6 +331,13 @@ def _image_prefix(text: str) -> str:
     if not re.fullmatch(r"(?:[a-z0-9]+(?:[._-]+[a-z0-9]+)*/)*(?:[a-z0-9]+(?:[._-]+[a-z0-9]+)*[._-]*)?", path):
         raise ValueError("must be lower case letters, digits and . _ - / after the registry")
     return text
+
+
+def _traces(text: str) -> str:
+    chosen = _one_of("off", "otlp")(text)
+    if chosen == "otlp" and not (find_spec("opentelemetry") and find_spec("opentelemetry.exporter.otlp.proto.http")):
+        raise ValueError("otlp needs the extra otel: pip install 'kiln-images[otel]'")
+    return chosen
 
 
 AUTH_CHOICES = (
@@ -628,6 +637,13 @@ SETTINGS: tuple[Setting, ...] = (
         read=_text,
         default=None,
         says="For tests only: a folder; the process dies at the points that files in it are called after.",
+    ),
+    Setting(
+        name="KILN_TRACES",
+        read=_traces,
+        default="off",
+        says="`otlp` sends spans of requests, builds and deliveries to an OpenTelemetry collector, as the `OTEL_*` "
+        "variables say. It needs the extra `otel`, which the image has.",
     ),
     Setting(
         name="K_SINK",

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from builds.statuses import Statuses
     from builds.sync import Sync
     from eventing.event import Event
+    from eventing.spans import Spans
     from eventing.statuses import Login
     from handlers.auth import Authenticator
     from handlers.hub import HubService
@@ -265,8 +266,18 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             max_body=found.max_body,
             max_viewers=found.max_viewers,
             stopping=stopping,
+            spans=spans(kiln, "web"),
         )
     )
+
+
+def spans(kiln: Kiln, process: Process) -> Spans | None:
+    """What is told of spans; `None` where nobody collects them."""
+    if kiln.settings.traces == "off":
+        return None
+    from kiln.otel import OTelSpans  # noqa: PLC0415
+
+    return OTelSpans(process, metadata.version("kiln-images"))
 
 
 def _tokens(kiln: Kiln) -> Callable[[], Mapping[str, bytes]]:
@@ -540,7 +551,8 @@ def run_controller(kiln: Kiln) -> None:
     from builds.controller import Controller  # noqa: PLC0415
     from eventing.delivery import Courier  # noqa: PLC0415
 
-    courier, confirmer = Courier(kiln.secrets.headers), _confirmer(kiln)
+    told = spans(kiln, "controller")
+    courier, confirmer = Courier(kiln.secrets.headers, told), _confirmer(kiln)
     try:
         with _engine(kiln, stop, loop) as (engine, leading, pulses):
             wakers.append(engine.wake)
@@ -555,6 +567,7 @@ def run_controller(kiln: Kiln) -> None:
                         limits=limits(kiln.settings),
                         sinks=kiln.sinks,
                         statuses=statuses(kiln),
+                        spans=told,
                         courier=courier,
                         confirmer=confirmer,
                         inspector=confirmer.inspect,

@@ -104,10 +104,12 @@ def test_the_tree_names_no_registry_of_packages_and_no_place_of_work() -> None:
 
 
 def test_locks_hold_every_requirement_by_hash() -> None:
-    runtime, dev = ((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("runtime", "dev"))
+    runtime, otel, dev = ((ROOT / "requirements" / f"{name}.txt").read_text() for name in ("runtime", "otel", "dev"))
     pinned = re.compile(r"^([a-z0-9._-]+)==[^ ]+(?: ;[^\\]*)? \\\n    --hash=sha256:", re.MULTILINE)
     wanted = [re.split(r"[<>=]", line)[0] for line in PROJECT["project"]["dependencies"]]
-    assert {*wanted} <= {*pinned.findall(runtime)} <= {*pinned.findall(dev)}
+    extra = [re.split(r"[<>=]", line)[0] for line in PROJECT["project"]["optional-dependencies"]["otel"]]
+    assert {*wanted} <= {*pinned.findall(runtime)} <= {*pinned.findall(otel)} <= {*pinned.findall(dev)}
+    assert {*extra} <= {*pinned.findall(otel)}
     assert len(pinned.findall(dev)) == len(re.findall(r"^\S", dev, re.MULTILINE))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from referencing.jsonschema import DRAFT202012
 from builds import chain, report
 from builds.build import Build, Cause, Image, Reason, State
 from builds.plan import Word
+from builds.timeline import timeline
 from eventing.cdevents import TYPES
 from eventing.event import Event
 from eventing.http import encode
+from eventing.spans import Stage
 from tests.builds.histories import IMAGE, NOW, attempt, build, cause, failed, replace, running
 from tests.builds.test_plan_machine import World
 from tests.parts.published import published
@@ -80,6 +83,18 @@ def check_chain(events: list[Event]) -> None:
         assert links(event, "PATH") == links(event, "END") == [ids[kinds.index("artifact.published")]]
 
 
+def check_stages(whole: Stage, of: Build) -> None:
+    """Whatever was done to the clock: no stage ends before it starts, or starts before the one before has ended."""
+    assert whole.start <= whole.end
+    names = [part.name for part in whole.parts]
+    assert names[0] == "queue"
+    assert names.count("attempt") == sum(
+        each.started_at is not None for each in of.status.attempts if each.number >= of.status.round_began_with
+    )
+    for before, after in pairwise(whole.parts):
+        assert before.start <= before.end == after.start <= after.end
+
+
 def content(event: Event) -> dict[str, Any]:
     data: Any = event.data
     return data["subject"]["content"]  # type: ignore[no-any-return]
@@ -95,6 +110,8 @@ class Chains(World):
 
     def told(self, build: Build, word: Word, attempt: int, cause: Cause | None) -> None:
         assert told(build, word, attempt, cause) == told(build, word, attempt, cause)
+        if word.terminal and cause is None:
+            check_stages(timeline(build), build)
         for event in told(build, word, attempt, cause):
             validators()[event.type].validate(event.data)
             encode(event, "binary")
