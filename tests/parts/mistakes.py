@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.parts.cluster import Release
+from tests.parts.cluster import Object, Release
 from tests.parts.kiln import until
 
 PUSH_SECRET = "kiln-registry"
@@ -31,10 +31,14 @@ def quota(release: Release, what: str) -> Iterator[str]:
         {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": named, "spec": {"hard": {what: "0"}}}
     )
     try:
-        until(lambda: all(one.get("status", {}).get("hard") for one in release.cluster.get("quota", release.namespace)))
+        until(lambda: all(map(_counted, release.cluster.get("resourcequotas", release.namespace))))
         yield named["name"]
     finally:
         release.cluster.kubectl("delete", "quota", named["name"], f"--namespace={release.namespace}")
+
+
+def _counted(quota: Object) -> bool:
+    return bool(quota.get("status", {}).get("hard"))
 
 
 @contextmanager
