@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import secrets
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from tests.parts import dockerd
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.dockerd import Dockerd
 from tests.parts.githost import GitHost
+from tests.parts.installation import sleepers
+from tests.parts.kiln import until
 from tests.parts.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -33,6 +36,19 @@ def daemon(tmp_path: Path) -> Iterator[Dockerd]:
         yield own
     finally:
         own.close()
+
+
+@pytest.fixture
+def seconds() -> str:
+    """For how long to sleep in a step, as a number by which the process is known."""
+    return f"600.{secrets.randbelow(10**9):09}"
+
+
+def let_go(seconds: str) -> None:
+    """Ends the sleep of a step, which goes on."""
+    until(lambda: sleepers(seconds))
+    for process in sleepers(seconds):
+        os.kill(process, signal.SIGTERM)
 
 
 def repository(host: GitHost, path: str, folder: Path, step: str) -> str:
@@ -124,12 +140,15 @@ def test_a_registry_that_takes_connections_and_says_nothing(
     assert "could not be reached" in ours(attempt)
 
 
-def test_a_registry_that_goes_away_before_the_push(path: str, builder: Builder, host: GitHost, tmp_path: Path) -> None:
+def test_a_registry_that_goes_away_before_the_push(
+    seconds: str, path: str, builder: Builder, host: GitHost, tmp_path: Path
+) -> None:
     with Registry(tmp_path / "registry") as registry:
-        head = repository(host, path, tmp_path / "content", "echo begun; sleep 1")
+        head = repository(host, path, tmp_path / "content", f"echo begun; sleep {seconds}; true")
         attempt = builder.start(asked(host, path, head, registry))
         attempt.until_step_says("begun")
         registry.stop()
+        let_go(seconds)
         attempt.wait()
     assert "could not be pushed to " in ours(attempt)
     assert attempt.result.timings.push is not None
@@ -147,14 +166,17 @@ def test_a_wrong_password(entry: str, path: str, builder: Builder, host: GitHost
     assert canary not in attempt.everything
 
 
-def test_a_password_that_is_changed_before_the_push(path: str, builder: Builder, host: GitHost, tmp_path: Path) -> None:
+def test_a_password_that_is_changed_before_the_push(
+    seconds: str, path: str, builder: Builder, host: GitHost, tmp_path: Path
+) -> None:
     canary = secrets.token_hex(12)
     with Registry(tmp_path / "registry", {"ada": canary}) as registry:
-        head = repository(host, path, tmp_path / "content", "echo begun; sleep 1")
+        head = repository(host, path, tmp_path / "content", f"echo begun; sleep {seconds}; true")
         config = credentials(tmp_path, registry, "ada", canary)
         attempt = builder.start(asked(host, path, head, registry), registry_config=config)
         attempt.until_step_says("begun")
         registry.let_in({"ada": "another"})
+        let_go(seconds)
         attempt.wait()
     assert "does not accept the credential for it in " in ours(attempt)
     assert canary not in attempt.everything

@@ -69,7 +69,7 @@ def test_pushing(tmp_path: Path, registry: Registry, host: GitHost) -> None:
 
 
 def test_sigterm_from_elsewhere_is_tried_again(system: System) -> None:
-    commit, seconds = system.running("ada/terminated", 2)
+    commit, seconds = system.running("ada/terminated", 5)
     name = system.build("ada/terminated", commit)
     system.step_runs(name, seconds)
     (session,) = system.sessions(name)
@@ -86,7 +86,7 @@ def test_sigterm_from_elsewhere_is_tried_again(system: System) -> None:
 
 
 def test_asked_for_again_after_a_cancel(system: System) -> None:
-    commit, seconds = system.running("ada/reconsidered", 3)
+    commit, seconds = system.running("ada/reconsidered", 5)
     name = system.build("ada/reconsidered", commit)
     system.step_runs(name, seconds)
     assert system.cancel(name).status_code == 202

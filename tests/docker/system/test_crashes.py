@@ -134,7 +134,7 @@ def test_a_build_that_ended_without_a_controller_has_ended(crashing: System, con
 
 def test_what_a_dead_builder_left_is_ended(crashing: System, controllers: list[Process]) -> None:
     """Its tools go on after its death, and would hold the lock for as long as they like."""
-    commit, seconds = crashing.running("ada/orphans", 2)
+    commit, seconds = crashing.running("ada/orphans", 5)
     controllers.append(crashing.start("controller"))
     name = crashing.build("ada/orphans", commit)
     crashing.step_runs(name, seconds)

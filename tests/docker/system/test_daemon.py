@@ -58,7 +58,7 @@ def test_no_daemon_before(system: System, daemon: Dockerd) -> None:
 def test_a_daemon_that_goes_away(system: System, daemon: Dockerd) -> None:
     daemon.stop()
     daemon.start()
-    commit, seconds = system.running("ada/interrupted", 3)
+    commit, seconds = system.running("ada/interrupted", 5)
     name = system.build("ada/interrupted", commit)
     system.step_runs(name, seconds)
     daemon.stop(signal.SIGKILL)
