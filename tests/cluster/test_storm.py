@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.timeout(SETTING_UP["release"] + 600), pytest.mark.alon
 SLOTS = 4
 REFS = 5
 """From which each commit of the first storm comes: five pushes, five causes, one build."""
+BUILT = 30
+"""Builds of a hundred that are let run to their end; the others are cancelled, as each costs seconds of both cores."""
 OUR_OWN = 3
 """Requests at a time where the storm is not the point."""
 HANGS = 35.0
@@ -68,12 +70,16 @@ def test_five_hundred_webhooks_at_once_for_a_hundred_commits_are_a_hundred_build
     check_taken(answers, 500)
     asked = {answer.said for answer in answers}
     assert len(asked) == 100
-    until(lambda: asked <= {name for name, _ in ends(storm)}, 400)
+    until(lambda: built(storm, asked) >= BUILT, 200)
+    assert cancel(storm, asked) <= {202, 409}, "409: it has ended by itself"
+    until(lambda: asked <= {name for name, _ in ends(storm)}, 200)
     builds = read(storm, asked)
-    assert Counter(build["state"] for build in builds) == {"succeeded": 100}
-    assert {build["attempt"] for build in builds} == {1}
     assert {len(build["causes"]) for build in builds} == {REFS}
-    for build in builds:
+    assert {build["state"] for build in builds} == {"succeeded", "cancelled"}
+    succeeded = [build for build in builds if build["state"] == "succeeded"]
+    assert len(succeeded) >= BUILT
+    assert {build["attempt"] for build in succeeded} == {1}
+    for build in succeeded:
         assert build["image"]["digest"] == storm.digest(build["image"]["repository"], build["commit"])
     told_once(storm, builds)
 
@@ -95,11 +101,11 @@ def test_a_thousand_commits_at_once_are_recorded_and_nobody_elsewhere_waits(
     asked = {answer.said for answer in answers}
     assert len(asked) == 1000
     assert asked <= {build["name"] for build in everything(storm)}
-    until(lambda: len([name for name, word in ends(storm) if name in asked and word == "succeeded"]) >= 20, 200)
-    with ThreadPoolExecutor(OUR_OWN) as many:
-        cancelling = many.map(lambda name: storm.cancel(name).status_code, asked)
+    until(lambda: built(storm, asked) >= 20, 200)
+    with ThreadPoolExecutor(1) as aside:
+        cancelling = aside.submit(cancel, storm, asked)
         starts.append(seconds_to_start(cluster, elsewhere))
-        assert {*cancelling} <= {202, 409}, "409: it has ended by itself"
+        assert cancelling.result() <= {202, 409}, "409: it has ended by itself"
     until(lambda: asked <= {name for name, _ in ends(storm)}, 200)
     builds = read(storm, asked)
     states = Counter(build["state"] for build in builds)
@@ -238,6 +244,17 @@ def everything(release: Release) -> list[dict[str, Any]]:
 def read(release: Release, names: Collection[str]) -> list[dict[str, Any]]:
     with ThreadPoolExecutor(OUR_OWN) as many:
         return list(many.map(release.one, names))
+
+
+def built(release: Release, names: Collection[str]) -> int:
+    """How many of them have succeeded."""
+    return sum(name in names and word == "succeeded" for name, word in ends(release))
+
+
+def cancel(release: Release, names: Collection[str]) -> set[int]:
+    """The statuses that were answered."""
+    with ThreadPoolExecutor(OUR_OWN) as many:
+        return {*many.map(lambda name: release.cancel(name).status_code, names)}
 
 
 def ends(release: Release) -> Counter[tuple[str | None, str]]:
