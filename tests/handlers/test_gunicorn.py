@@ -11,13 +11,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 
 import pytest
 
-from tests.handlers.house import COMMIT, REPOSITORY, House, event, push, signed
+from tests.handlers.house import COMMIT, REPOSITORY, House, build_house, event, push, signed
 from tests.parts.kiln import until
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +57,13 @@ def served(folder: Path, viewers: int = 4) -> Iterator[int]:
 @pytest.fixture
 def web(house: House) -> Iterator[int]:
     with served(house.folder) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """One for all who leave nothing behind."""
+    with closing(build_house(tmp_path_factory.mktemp("refusing") / "house")) as house, served(house.folder) as port:
         yield port
 
 
@@ -104,13 +111,13 @@ def test_a_body_over_the_limit_is_never_cut_and_taken(
     ],
 )
 def test_who_is_refused_can_send_all_and_read_why(
-    web: int, path: str, headers: dict[str, str], status: int, chunked: bool
+    refusing: int, path: str, headers: dict[str, str], status: int, chunked: bool
 ) -> None:
     """A client that sends everything before it reads, as most do, must not see a broken pipe."""
     piece = b" " * 2**16
     head = [f"POST {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
     head.append("Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(piece) * 256}")
-    with socket.create_connection(("127.0.0.1", web), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", refusing), timeout=30) as connection:
         connection.sendall("\r\n".join([*head, "", ""]).encode())
         for _ in range(256):
             connection.sendall(b"10000\r\n" + piece + b"\r\n" if chunked else piece)

@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 
 STALL = 3.0
 """Seconds that the Hub takes."""
+SOON = 2.0
+"""Seconds: less than anything here that could be waited for, and more than a busy machine takes now and then."""
 COMMIT = "1" * 40
 MALLORIES = 20
 SSE = {"Accept": "text/event-stream"}
@@ -178,7 +180,7 @@ def test_each_of_them_does_what_it_likes_and_all_others_are_served(tmp_path: Pat
     port = town_.port
     name = a_build(port)
     usual = max(seconds(lambda: webhook(port)), seconds(lambda: log_begins(port, name, "kim")))
-    soon = max(1.0, 20 * usual)
+    soon = max(SOON, 20 * usual)
     mallory = [Follower(port, name, "mallory-0") for _ in range(30)]
     for follower in mallory:
         stack.callback(follower.close)
@@ -215,4 +217,4 @@ def test_all_places_that_there_are_together_leave_threads_for_others(tmp_path: P
     again = partial(asked, port, "ci-token", repository="https://github.com/octo/stats", commit=COMMIT)
     for _ in range(5):
         for each in (partial(webhook, port), partial(lists, port, "ci-token"), again):
-            assert seconds(each) < max(1.0, 20 * usual)
+            assert seconds(each) < max(SOON, 20 * usual)
