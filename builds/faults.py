@@ -30,7 +30,7 @@ class Fault(StrEnum):
     BUILDER_RESULT_WRITTEN = "builder-result-written"
     CONTROLLER_END_WRITTEN = "controller-end-written"  # the terminal event is in the record, not sent
     CONTROLLER_SENT = "controller-sent"  # a sink has it, the record does not say so
-    CONTROLLER_DELIVERED = "controller-delivered"  # the record says so, the build is not settled
+    CONTROLLER_DELIVERED = "controller-delivered"  # the record says so; with the last event it is settled, too
     CONTROLLER_SETTLED = "controller-settled"
 
 

@@ -296,6 +296,29 @@ def _burst(side: Side, jobs: Jobs) -> dict[str, float]:
     return {"accepted": accepted, "jobs": made, "told": all_told}
 
 
+def _bare(api: Api) -> float:
+    """Seconds for the least that a burst comes down to, by one client that does nothing else.
+
+    For each of as many builds a ConfigMap is made and changed and a Job made, by as many threads as send webhooks. The
+    cluster takes care of the Jobs meanwhile as it does of Kiln's.
+    """
+    run, text = secrets.token_hex(3), "x" * 3000
+    container = {"name": "it", "image": "x", "env": [{"name": "X", "value": text}]}
+    pod = {"restartPolicy": "Never", "schedulingGates": [{"name": "kiln.dev/bench"}], "containers": [container]}
+    spec = {"backoffLimit": 0, "template": {"spec": pod}}
+
+    def write(number: int) -> None:
+        name = f"bare-{run}-{number}"
+        api.create("configmaps", {"metadata": {"name": name}, "data": {"record": text}})
+        api.patch("configmaps", name, {"data": {"record": text[1:]}})
+        api.create("jobs", {"metadata": {"name": name}, "spec": spec})
+
+    with ThreadPoolExecutor(SENDERS) as hands:
+        began = time.monotonic()
+        list(hands.map(write, range(AT_ONCE)))
+        return time.monotonic() - began
+
+
 def _storm(side: Side, refs: int, commits: int) -> float:
     """Seconds until all of many webhooks at once are answered, `refs` of them for each commit."""
     make = side.pushes()
@@ -321,13 +344,16 @@ def compared(revision: str) -> None:
         jobs = Jobs(api)
         jobs.watch.start()
         try:
-            figures = _turns(sides, jobs)
+            figures = _turns(sides, jobs, api)
             _print(figures, revision)
+            key = f"{AT_ONCE} at once: all Jobs"
+            beside(key, median(figures[key]["new"]), median(figures[key]["bare"]), "s", "the same writes, bare")
             full_of = sides[0]()
             _lie(api, full_of)
-            loaded = _turns([partial(_same, full_of)], jobs, only_burst=True)
-            key = f"{AT_ONCE} at once: all Jobs"
-            beside(f"{key}, much lying", median(loaded[key]["new"]), median(figures[key]["new"]), "s", "without")
+            loaded = _turns([partial(_same, full_of)], jobs, api, only_burst=True)
+            ours, bare = (median(loaded[key][what]) for what in ("new", "bare"))
+            beside(f"{key}, much lying", ours, median(figures[key]["new"]), "s", "without")
+            beside(f"{key}, much lying", ours, bare, "s", "the same writes, bare")
         finally:
             jobs.watch.stop()
 
@@ -339,24 +365,25 @@ def _same(side: Side) -> Side:
 Figures = dict[str, dict[str, list[float]]]
 
 
-def _turns(sides: Sequence[Callable[[], Side]], jobs: Jobs, *, only_burst: bool = False) -> Figures:
+def _turns(sides: Sequence[Callable[[], Side]], jobs: Jobs, api: Api, *, only_burst: bool = False) -> Figures:
     found: Figures = {}
 
-    def add(what: str, side: Side, value: float) -> None:
-        found.setdefault(what, {}).setdefault(side.what, []).append(value)
-        print(f"  {side.what}: {what}: {value:.3f} s", flush=True)
+    def add(what: str, whose: str, value: float) -> None:
+        found.setdefault(what, {}).setdefault(whose, []).append(value)
+        print(f"  {whose}: {what}: {value:.3f} s", flush=True)
 
     for turn in range(TURNS):
         for make in sides if turn % 2 else [*reversed(sides)]:
             with make().running() as side:
                 if not only_burst:
-                    add("1 sender: sent to Job, median", side, _one_by_one(side, jobs))
+                    add("1 sender: sent to Job, median", side.what, _one_by_one(side, jobs))
                 burst = _burst(side, jobs)
-                add(f"{AT_ONCE} at once: all accepted", side, burst["accepted"])
-                add(f"{AT_ONCE} at once: all Jobs", side, burst["jobs"])
-                add(f"{AT_ONCE} at once: all told of", side, burst["told"])
+                add(f"{AT_ONCE} at once: all accepted", side.what, burst["accepted"])
+                add(f"{AT_ONCE} at once: all Jobs", side.what, burst["jobs"])
+                add(f"{AT_ONCE} at once: all told of", side.what, burst["told"])
                 if not only_burst:
-                    add(f"{COMMITS * REFS} webhooks, {COMMITS} commits", side, _storm(side, REFS, COMMITS))
+                    add(f"{COMMITS * REFS} webhooks, {COMMITS} commits", side.what, _storm(side, REFS, COMMITS))
+            add(f"{AT_ONCE} at once: all Jobs", "bare", _bare(api))
     return found
 
 
