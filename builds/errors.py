@@ -9,6 +9,7 @@ class BuildsError(Exception):
     """Root of what the pure modules of this package raise.
 
     BuildsError
+     ├── TokenRefused             a token that is not good, of an issuer that is known
      ├── RuleError                a trigger, pattern or prefix in the configuration cannot be understood
      └── AskError                 a request that will not become a build: `status` is the HTTP answer
           ├── Malformed           400  a field does not have the form it must have
@@ -25,6 +26,10 @@ class BuildsError(Exception):
 
 
 class RuleError(BuildsError):
+    pass
+
+
+class TokenRefused(BuildsError):
     pass
 
 

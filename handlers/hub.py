@@ -11,28 +11,22 @@ What a request by a session must show besides, because other people's servers ma
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from flask import Request
-from itsdangerous import BadData, URLSafeTimedSerializer
 
 from handlers import xsrf
-from handlers.auth import Authenticator, Identity, Opened, session_id, token_of
+from handlers.auth import Authenticator, Identity, Opened, token_of
 from handlers.problems import Problem
+from handlers.seals import Seal
 
 if TYPE_CHECKING:
     from builds.clients.hub import Holder, Hub
 
 HUB_SESSION = "kiln-hub-session"
-SIGN_IN = "kiln-sign-in"
-SIGN_IN_SECONDS = 600
-"""Who signs in may have to find a second factor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,42 +61,34 @@ class HubService:
         wanted = {scope for each in self.access_scopes for scope in (each, each.partition("!")[0])}
         return not wanted.isdisjoint(holder.scopes)
 
-    # A browser's way in
+    # A browser's way in (`handlers.seals.SignIn`)
+
+    @property
+    def name(self) -> str:
+        return "The JupyterHub"
 
     def begin(self, nonce: str, target: str) -> str:
-        """Where to send a browser that is to come back to `target`; `nonce` is in a cookie of its own."""
-        state = self._signed("sign-in").dumps([_digest(nonce), target])
         query = {"client_id": self.client_id, "redirect_uri": self.callback_url, "response_type": "code"}
-        return f"{self.authorize_url}?{urlencode({**query, 'state': state})}"
+        return f"{self.authorize_url}?{urlencode({**query, 'state': self._seal.state(nonce, target)})}"
 
     def target(self, state: str, nonce: str) -> str | None:
-        """Where the browser that began with this `nonce` wants to go; `None` where it did not begin here."""
-        try:
-            digest, target = self._signed("sign-in").loads(state, max_age=SIGN_IN_SECONDS)
-        except (BadData, TypeError, ValueError):
-            return None
-        return str(target) if hmac.compare_digest(str(digest), _digest(nonce)) else None
+        return self._seal.target(state, nonce)
 
-    def session(self, code: str) -> str | None:
-        """The cookie's value for who comes back with this code; `None` where the code is not good. Raises HubAway."""
+    def session(self, code: str, state: str, nonce: str) -> str | None:  # noqa: ARG002
+        """Raises HubAway."""
         token = self.hub.access_token(
             code, client_id=self.client_id, secret=self.secret, redirect_uri=self.callback_url
         )
-        return None if token is None else str(self._signed("session").dumps(token))
+        return None if token is None else self._seal.session(token)
 
     def opened(self, session: str) -> tuple[str, Opened] | None:
-        """The token in a session's cookie, and the session."""
-        try:
-            token, at = self._signed("session").loads(session, max_age=self.session_seconds, return_timestamp=True)
-        except BadData:
-            return None
-        shown = xsrf.token(self.secret.encode(), session)
-        opened = Opened(id=session_id(session), xsrf=shown, expiry=at.timestamp() + self.session_seconds)
-        return (token, opened) if isinstance(token, str) else None
+        """With the token in the cookie."""
+        found = self._seal.opened(session)
+        return found if found and isinstance(found[0], str) else None
 
-    def _signed(self, purpose: str) -> URLSafeTimedSerializer:
-        signer = {"key_derivation": "hmac", "digest_method": hashlib.sha256}
-        return URLSafeTimedSerializer(self.secret, salt=f"kiln-{purpose}", signer_kwargs=signer)
+    @property
+    def _seal(self) -> Seal:
+        return Seal(lambda: self.secret, self.session_seconds)
 
 
 @dataclass(frozen=True)
@@ -137,11 +123,3 @@ class HubSession:
         xsrf.check(request, opened.xsrf)
         identity = self.service.identity(token)
         return identity and replace(identity, session=opened)
-
-
-def new_nonce() -> str:
-    return secrets.token_urlsafe(32)
-
-
-def _digest(nonce: str) -> str:
-    return hashlib.sha256(nonce.encode()).hexdigest()

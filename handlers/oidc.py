@@ -7,30 +7,49 @@ the operator names (`Senders`) speak for repositories, as the webhooks of a host
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import base64
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
 
 from flask import Request
 
-from builds.clients.oidc import TokenRefused
-from handlers.auth import Identity, token_of
+from builds.errors import TokenRefused
+from handlers import xsrf
+from handlers.auth import Identity, Opened, token_of
 from handlers.problems import Problem
+from handlers.seals import Seal
 
 if TYPE_CHECKING:
     from builds.clients.oidc import Claims, Issuer
 
+log = logging.getLogger(__name__)
+
+OIDC_SESSION = "kiln-oidc-session"
+SESSION_SECONDS = 3600
+"""What the issuer takes away from somebody is gone here within that; while they are signed in there, the way over it
+and back asks them nothing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class People:
-    """Everybody whom the issuer knows. `groups_claim` is the claim that lists their groups."""
+    """Everybody whom the issuer knows. `groups_claim` is the claim that lists their groups, `heeded` those of which
+    anything depends: somebody may be in more than a cookie has room for."""
 
     groups_claim: str = "groups"
     admin_group: str | None = None
+    heeded: Collection[str] = ()
 
     def identity(self, claims: Claims) -> Identity:
-        groups = self._groups(claims)
-        return Identity(by=f"oidc:{claims.subject}", admin=self.admin_group in groups, groups=groups)
+        return self.member(claims.subject, self._groups(claims))
+
+    def member(self, subject: str, groups: Iterable[str]) -> Identity:
+        held = frozenset(groups) & {self.admin_group, *self.heeded}
+        return Identity(by=f"oidc:{subject}", admin=self.admin_group in held, groups=frozenset(filter(None, held)))
 
     def _groups(self, claims: Claims) -> frozenset[str]:
         """What is no list of names is no group."""
@@ -88,3 +107,117 @@ class OidcToken:
             refused = f'Bearer realm="kiln", error="invalid_token", error_description="{error}"'
             raise Problem(401, str(error), {"WWW-Authenticate": refused}) from None
         return None if claims is None else self.who.identity(claims)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OidcSignIn:
+    """A browser's way in: an authorization code, with PKCE (OpenID Connect Core, §3.1; RFC 7636). `secret` is that of
+    the client, which has no sign-in without one: it signs the sessions, too."""
+
+    issuer: Issuer
+    client_id: str
+    secret: Callable[[], str | None]
+    scopes: Sequence[str]
+    callback_url: str
+    people: People
+    session_seconds: int = SESSION_SECONDS
+
+    @property
+    def host(self) -> str:
+        return urlsplit(self.issuer.url).hostname or self.issuer.url
+
+    @property
+    def name(self) -> str:
+        return f"The issuer {self.issuer.url}"
+
+    def begin(self, nonce: str, target: str) -> str:
+        """Raises IssuerAway."""
+        endpoint = self.issuer.metadata().authorization_endpoint
+        if endpoint is None:
+            raise Problem(503, f"{self.name} has no sign-in for browsers.")
+        state = self._seal.state(nonce, target)
+        query = {
+            "response_type": "code",
+            "client_id": self.client_id,
+            "redirect_uri": self.callback_url,
+            "scope": " ".join(self.scopes),
+            "state": state,
+            "nonce": self._seal.derived("nonce", nonce, state),
+            "code_challenge": challenge(self._seal.derived("verifier", nonce, state)),
+            "code_challenge_method": "S256",
+        }
+        return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
+
+    def target(self, state: str, nonce: str) -> str | None:
+        return self._seal.target(state, nonce)
+
+    def session(self, code: str, state: str, nonce: str) -> str | None:
+        """Raises IssuerAway."""
+        token = self.issuer.id_token(
+            code,
+            client_id=self.client_id,
+            secret=self._secret(),
+            redirect_uri=self.callback_url,
+            verifier=self._seal.derived("verifier", nonce, state),
+        )
+        claims = None if token is None else self._claims(token, self._seal.derived("nonce", nonce, state))
+        if claims is None:
+            return None
+        identity = self.people.identity(claims)
+        return self._seal.session([claims.subject, sorted(identity.groups)])
+
+    def opened(self, session: str) -> tuple[Identity, Opened] | None:
+        found = self._seal.opened(session)
+        if found is None:
+            return None
+        (subject, groups), opened = found
+        return replace(self.people.member(subject, groups), session=opened), opened
+
+    def _claims(self, token: str, nonce: str) -> Claims | None:
+        """Of an ID token that is for us and for this sign-in (OpenID Connect Core, §3.1.3.7)."""
+        try:
+            claims = self.issuer.claims(token, (self.client_id,))
+        except TokenRefused as error:
+            log.warning("The ID token of a sign-in: %s", error)
+            return None
+        if claims is None or claims.all.get("azp", self.client_id) != self.client_id:
+            return None
+        given: Any = claims.all.get("nonce")
+        return claims if hmac.compare_digest(str(given).encode(), nonce.encode()) else None
+
+    @property
+    def _seal(self) -> Seal:
+        return Seal(self._secret, self.session_seconds)
+
+    def _secret(self) -> str:
+        secret = self.secret()
+        if secret is None:
+            raise Problem(503, "Nobody can sign in: the secret oidc/client-secret is missing.")
+        return secret
+
+
+@dataclass(frozen=True)
+class OidcSession:
+    """The cookie that a sign-in at the issuer ended in. Who sends a token as well is the token's holder, or nobody."""
+
+    site: OidcSignIn
+    ended: Callable[[str], bool]
+
+    takes = None
+
+    def identify(self, request: Request) -> Identity | None:
+        session = request.cookies.get(OIDC_SESSION)
+        if not session or token_of(request, in_url=False) is not None:
+            return None
+        found = self.site.opened(session)
+        if found is None or self.ended(found[1].id):
+            return None
+        identity, opened = found
+        xsrf.check(request, opened.xsrf)
+        return identity
+
+
+def challenge(verifier: str) -> str:
+    """Of a code verifier (RFC 7636, §4.2, `S256`)."""
+    digest = hashlib.sha256(verifier.encode()).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")

@@ -1,7 +1,7 @@
-"""The doors of the pages: the form for an API token, and the way over the Hub's own sign-in and back.
+"""The doors of the pages: the form for an API token, and the ways over the sign-in of a Hub or an issuer and back.
 
-Each ends in a cookie for the base path. A browser without one that opens a page is sent on to the Hub at once where
-that is the only door, and comes back to that page.
+Each ends in a cookie for the base path. A browser without one that opens a page is sent on to the Hub or the issuer at
+once where that is the only door, and comes back to that page.
 """
 
 from __future__ import annotations
@@ -13,19 +13,26 @@ from flask import Blueprint, Response, request, url_for
 
 from handlers import html, problems, xsrf
 from handlers.auth import SESSION, SESSION_SECONDS, Session
-from handlers.hub import HUB_SESSION, SIGN_IN, SIGN_IN_SECONDS, HubService, HubSession, new_nonce
+from handlers.hub import HUB_SESSION, HubService, HubSession
+from handlers.oidc import OIDC_SESSION, OidcSession, OidcSignIn
 from handlers.problems import Problem
+from handlers.seals import SIGN_IN, SIGN_IN_SECONDS, SignIn, new_nonce
 from handlers.services import services
 
 routes = Blueprint("signin", __name__)
 
 
 def ask(problem: Problem) -> Response:
-    """What a browser gets in place of a page: the Hub's sign-in, or the page with the doors that there are."""
+    """What a browser gets in place of a page: the sign-in elsewhere, or the page with the doors that there are."""
     navigates = request.method == "GET" and request.headers.get("Sec-Fetch-Mode", "navigate") == "navigate"
-    if navigates and _hub() and not _tokens() and request.endpoint in ("pages.index", "pages.build"):
+    elsewhere = [site for site in (_hub(), _issuer()) if site is not None]
+    if navigates and len(elsewhere) == 1 and not _tokens() and request.endpoint in ("pages.index", "pages.build"):
         query = request.query_string.decode("ascii", "replace")
-        return _over_the_hub(url_for(request.endpoint, **(request.view_args or {})) + (f"?{query}" if query else ""))
+        target = url_for(request.endpoint, **(request.view_args or {})) + (f"?{query}" if query else "")
+        try:
+            return _over(elsewhere[0], target)
+        except problems.KINDS as error:  # this answers an error already, and nothing answers those of it
+            return problems.answer(error)
     wrong = problem.detail if request.endpoint == "signin.login" else None
     build = (request.view_args or {}).get("name") or request.form.get("build", "")
     return _doors(build, wrong, problem)
@@ -67,26 +74,41 @@ def _signed_in(token: str, place: str) -> Response | None:
 
 @routes.get("/login/hub")
 def login_over_the_hub() -> Response:
-    return _over_the_hub(_place(request.args.get("build")))
+    return _over(_service(), _place(request.args.get("build")))
+
+
+@routes.get("/login/oidc")
+def login_over_the_issuer() -> Response:
+    return _over(_issuer_service(), _place(request.args.get("build")))
 
 
 @routes.get("/oauth_callback")
 def come_back() -> Response:
     """Where the Hub sends a browser that has signed in, with a code for us to exchange. Raises Problem, HubAway."""
-    service = _service()
-    target = service.target(request.args.get("state", ""), request.cookies.get(SIGN_IN, ""))
+    return _come_back(_service(), HUB_SESSION)
+
+
+@routes.get("/oidc_callback")
+def come_back_from_the_issuer() -> Response:
+    """The same for an issuer. Raises Problem, IssuerAway."""
+    return _come_back(_issuer_service(), OIDC_SESSION)
+
+
+def _come_back(site: SignIn, cookie: str) -> Response:
+    state, nonce = request.args.get("state", ""), request.cookies.get(SIGN_IN, "")
+    target = site.target(state, nonce)
     if target is None:
         raise Problem(403, "This sign-in has expired, or was begun elsewhere. Open the page again.")
     if "error" in request.args:
-        raise Problem(403, "The JupyterHub did not let you sign in here. Ask its admins for access to this service.")
-    value = service.session(request.args.get("code", ""))
+        raise Problem(403, f"{site.name} did not let you sign in here. Ask its admins for access to this service.")
+    value = site.session(request.args.get("code", ""), state, nonce)
     if value is None:
-        raise Problem(403, "The JupyterHub does not know this sign-in, or it was used already. Open the page again.")
+        raise Problem(403, f"{site.name} does not know this sign-in, or it was used already. Open the page again.")
     response = html.to(target)
-    html.set_cookie(response, HUB_SESSION, value, service.session_seconds, samesite="Lax")
-    opened = service.opened(value)
+    html.set_cookie(response, cookie, value, site.session_seconds, samesite="Lax")
+    opened = site.opened(value)
     if opened:
-        html.set_cookie(response, xsrf.COOKIE, opened[1].xsrf, service.session_seconds)
+        html.set_cookie(response, xsrf.COOKIE, opened[1].xsrf, site.session_seconds)
     response.delete_cookie(SIGN_IN, path=services().base_path)
     return response
 
@@ -108,7 +130,7 @@ def logout() -> Response:
         response = html.page("signed_out.html", None, hub=service.logout_url)
     else:
         response = html.to(url_for("signin.doors"))
-    for name in (SESSION, HUB_SESSION, xsrf.COOKIE):
+    for name in (SESSION, HUB_SESSION, OIDC_SESSION, xsrf.COOKIE):
         response.delete_cookie(name, path=services().base_path)
     return response
 
@@ -131,13 +153,14 @@ def _doors(build: str, wrong: str | None, problem: Problem | None) -> Response:
         tokens=_tokens() is not None,
         local=services().loopback_only,
         hub=_hub() is not None,
+        issuer=_issuer(),
     )
 
 
-def _over_the_hub(target: str) -> Response:
+def _over(site: SignIn, target: str) -> Response:
     """A sign-in that is under way in another tab goes on: all share the nonce."""
     nonce = request.cookies.get(SIGN_IN) or new_nonce()
-    response = html.to(_service().begin(nonce, target))
+    response = html.to(site.begin(nonce, target))
     html.set_cookie(response, SIGN_IN, nonce, SIGN_IN_SECONDS, samesite="Lax")
     return response
 
@@ -156,6 +179,18 @@ def _service() -> HubService:
     if service is None:
         raise Problem(404, "This Kiln is no service of a JupyterHub.")
     return service
+
+
+def _issuer() -> OidcSignIn | None:
+    way = services().auth.of(OidcSession)
+    return way.site if way else None
+
+
+def _issuer_service() -> OidcSignIn:
+    site = _issuer()
+    if site is None:
+        raise Problem(404, "Nobody signs in to this Kiln by OpenID Connect.")
+    return site
 
 
 def _tokens() -> Session | None:

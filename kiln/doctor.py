@@ -81,6 +81,8 @@ def _describe(kiln: Kiln, say: Say) -> None:
         say(f"repository: {listed.url}, {every}")
     if "token" in found.auth + found.events_auth and not secrets.api_tokens():
         say("warning: there is no token in api-tokens/, so nobody can come in")
+    if found.oidc_client_id and secrets.oidc_client() is None:
+        say("warning: there is no oidc/client-secret, so nobody can sign in by KILN_OIDC_CLIENT_ID")
     if "oidc" in found.events_auth and not found.oidc_subjects:
         say("note: KILN_OIDC_SUBJECTS names nobody, so with oidc only requests for builds may be sent to /events")
 

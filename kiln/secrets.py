@@ -1,5 +1,5 @@
 """The folder of secrets: `webhooks/<word>/<any>`, `api-tokens/<name>`, `git-credentials`, `headers/<sink>`,
-`statuses/<host>`.
+`statuses/<host>`, `oidc/client-secret`.
 
 A file is a secret. Files are looked at on every use and read again when they changed, so that a rotated Secret (in
 Kubernetes a swapped symlink) holds from then on without a restart. What is wrong with a file is told at the start;
@@ -21,7 +21,8 @@ from kiln.errors import SecretsError
 
 log = logging.getLogger("kiln.secrets")
 
-FOLDERS = ("webhooks", "api-tokens", "git-credentials", "headers", "statuses")
+FOLDERS = ("webhooks", "api-tokens", "git-credentials", "headers", "statuses", "oidc")
+OIDC_CLIENT = "client-secret"
 LARGEST = 64 * 2**10
 
 OURS = frozenset(
@@ -74,6 +75,11 @@ class Secrets:
         secret = next((found[name] for name in _file_names(host) if name in found), None)
         return None if secret is None else secret.decode()
 
+    def oidc_client(self) -> str | None:
+        """The secret by which an OIDC issuer knows this client."""
+        secret = self._folder("oidc").get(OIDC_CLIENT)
+        return None if secret is None else secret.decode()
+
     @property
     def git_credentials(self) -> Path | None:
         """Where credentials in git's store format are, if anywhere: a file, or a folder of such files."""
@@ -107,6 +113,7 @@ class Secrets:
                 yield f"{path}: must be a folder of secrets"
         yield from _strangers(root / "headers", sinks)
         yield from _strangers(root / "statuses", [name for host in hosts for name in _file_names(host)])
+        yield from _strangers(root / "oidc", [OIDC_CLIENT])
         yield from _twins(root / "api-tokens")
 
     def _folders(self) -> list[Path]:
@@ -184,7 +191,7 @@ def _secret(path: Path, kind: str) -> bytes:
             _check_credentials(secret)
         case _:
             _check_one_line(secret)
-            if kind in ("api-tokens", "statuses") and not re.fullmatch(rb"[\x20-\x7e]+", secret):
+            if kind in ("api-tokens", "statuses", "oidc") and not re.fullmatch(rb"[\x20-\x7e]+", secret):
                 raise ValueError("holds what no Authorization header can: printable ASCII only")
     return secret
 

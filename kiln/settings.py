@@ -68,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`None` where no Hub has said who it is."""
     oidc_issuer: str | None
     oidc_audience: tuple[str, ...]
+    oidc_client_id: str | None
+    oidc_scopes: tuple[str, ...]
     oidc_groups_claim: str
     oidc_admin_group: str | None
     oidc_subjects: tuple[str, ...]
@@ -438,6 +440,21 @@ SETTINGS: tuple[Setting, ...] = (
         says="For `oidc`: the audiences of which a token must have one, comma-separated.",
     ),
     Setting(
+        name="KILN_OIDC_CLIENT_ID",
+        read=_text,
+        default=None,
+        says="For `oidc` in `KILN_AUTH`: the client by which browsers sign in at the issuer, with the secret "
+        "`oidc/client-secret` and the redirect URI `<public URL>/oidc_callback`. When unset there are no pages for "
+        "people of the issuer.",
+    ),
+    Setting(
+        name="KILN_OIDC_SCOPES",
+        read=_words,
+        default="openid",
+        says="For signing in: the scopes that are asked for, comma-separated; some issuers tell groups only with one "
+        "more, such as `groups`.",
+    ),
+    Setting(
         name="KILN_OIDC_GROUPS_CLAIM",
         read=_text,
         default="groups",
@@ -789,7 +806,12 @@ def _what_oidc_needs(values: Mapping[str, Any]) -> Iterable[str]:
             for name in ("KILN_OIDC_ISSUER", "KILN_OIDC_AUDIENCE")
             if not values.get(_BY_NAME[name].field, "wrong")
         )
-    elif "oidc" in (values.get("events_auth") or ()):
+    if values.get("oidc_client_id"):
+        needed = {"KILN_AUTH with oidc": "oidc" in auth, "KILN_PUBLIC_URL": values.get("public_url", "wrong")}
+        needed |= {"KILN_SECRETS_DIR, with oidc/client-secret in it": values.get("secrets_dir", "wrong")}
+        needed |= {"openid among KILN_OIDC_SCOPES": "openid" in values.get("oidc_scopes", ("openid",))}
+        yield from (f"KILN_OIDC_CLIENT_ID: needs {what}" for what, there in needed.items() if not there)
+    if "oidc" not in auth and "oidc" in (values.get("events_auth") or ()):
         for field in ("issuer", "audience"):
             given = [values.get(f"oidc_{field}", "wrong"), values.get(f"oidc_events_{field}", "wrong")]
             if not any(given):

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -233,8 +234,8 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     private = _private(kiln)
     entitled = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
-    people, senders = _by_oidc(found)
     held = sessions(kiln)
+    people, senders = _by_oidc(kiln, held.ended)
     ways = hub.ways(in_url=in_url) if hub else ()
     for_pages = hub.ways(in_url=in_url, ended=held.ended) if hub else ()
     tokens = _tokens(kiln)
@@ -259,7 +260,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             registry_answers=lambda: images.answers(kiln.images.prefix),
             builder_info=_builder_info(found),
             version=metadata.version("kiln-images"),
-            cursor_keys=_cursor_keys(found, tokens),
+            cursor_keys=_cursor_keys(kiln, tokens),
             loopback_only=found.loopback_only,
             base_path=found.base_path,
             public_url=found.public_url,
@@ -288,10 +289,15 @@ def _tokens(kiln: Kiln) -> Callable[[], Mapping[str, bytes]]:
     return lambda: own
 
 
-def _cursor_keys(found: Settings, tokens: Callable[[], Mapping[str, bytes]]) -> Callable[[], Sequence[bytes]]:
+def _cursor_keys(kiln: Kiln, tokens: Callable[[], Mapping[str, bytes]]) -> Callable[[], Sequence[bytes]]:
     """The secrets that every replica has, those of people who come in first."""
-    of_hub = [found.hub.api_token.encode()] if found.hub else []
-    return lambda: [*of_hub, *(token for _, token in sorted(tokens().items()))]
+    hub, client = kiln.settings.hub, kiln.secrets.oidc_client
+    of_hub = [hub.api_token.encode()] if hub else []
+    return lambda: [
+        *of_hub,
+        *(secret.encode() for secret in [client()] if secret),
+        *(token for _, token in sorted(tokens().items())),
+    ]
 
 
 def sessions(kiln: Kiln) -> Sessions:
@@ -340,14 +346,17 @@ def _hub_service(found: Settings) -> HubService | None:
     )
 
 
-def _by_oidc(found: Settings) -> tuple[Sequence[Authenticator], Sequence[Authenticator]]:
+def _by_oidc(kiln: Kiln, ended: Callable[[str], bool]) -> tuple[Sequence[Authenticator], Sequence[Authenticator]]:
     """How people and senders of events come in with tokens of an issuer, where one says who comes in."""
+    found = kiln.settings
     if not found.oidc_issuers:
         return (), ()
-    from handlers.oidc import OidcToken, People, Senders  # noqa: PLC0415
+    from handlers.oidc import OidcSession, OidcSignIn, OidcToken, People, Senders  # noqa: PLC0415
 
     issuers = {url: issuer(url) for url in found.oidc_issuers}
-    people = People(groups_claim=found.oidc_groups_claim, admin_group=found.oidc_admin_group)
+    people = People(
+        groups_claim=found.oidc_groups_claim, admin_group=found.oidc_admin_group, heeded=_groups(kiln.config)
+    )
     senders = Senders(subjects=found.oidc_subjects, people=people if found.senders_are_people else None)
 
     def way(url: str | None, audiences: Sequence[str], who: People | Senders) -> list[Authenticator]:
@@ -355,10 +364,24 @@ def _by_oidc(found: Settings) -> tuple[Sequence[Authenticator], Sequence[Authent
             return []
         return [OidcToken(issuer=issuers[url], audiences=audiences, who=who, in_url=found.token_in_url)]
 
-    return (
-        way(found.oidc_issuer, found.oidc_audience, people),
-        way(found.oidc_events_issuer, found.oidc_events_audience, senders),
-    )
+    ways = way(found.oidc_issuer, found.oidc_audience, people)
+    if found.oidc_issuer in issuers and found.oidc_client_id is not None:
+        site = OidcSignIn(
+            issuer=issuers[found.oidc_issuer],
+            client_id=found.oidc_client_id,
+            secret=kiln.secrets.oidc_client,
+            scopes=found.oidc_scopes,
+            callback_url=urljoin(found.public_url or "", f"{found.base_path}oidc_callback"),
+            people=people,
+        )
+        ways.append(OidcSession(site, ended))
+    return ways, way(found.oidc_events_issuer, found.oidc_events_audience, senders)
+
+
+def _groups(configured: Config) -> frozenset[str]:
+    """Those that `private` names."""
+    words = (word.partition(":") for rule in configured.private for word in rule.use_by)
+    return frozenset(name for kind, _, name in words if kind == "group")
 
 
 def issuer(url: str) -> Issuer:

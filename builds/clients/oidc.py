@@ -35,7 +35,7 @@ import requests
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from builds.clients.answers import content_of
-from builds.errors import TryAgain
+from builds.errors import TokenRefused, TryAgain
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ SKEW = 60
 """Seconds by which the issuer's clock may differ from ours."""
 LARGEST = 512 * 2**10
 """Bytes of an answer."""
-LARGEST_TOKEN = 16 * 2**10
+LARGEST_TOKEN = 64 * 2**10
+"""Characters: somebody may be in hundreds of groups. (A header holds 8 KiB.)"""
 MOST_KEYS = 100
 LEAST_RSA = 2048
 """Bits (RFC 7518, §3.3)."""
@@ -77,10 +78,6 @@ class IssuerAway(TryAgain):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retry_after=PAUSE)
-
-
-class TokenRefused(Exception):
-    """A token of this issuer that is not good; the message is a sentence, without anything that the token says."""
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):

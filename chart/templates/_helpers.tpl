@@ -191,6 +191,9 @@ oidc_subjects: {{ toJson . }}
 - {name: private-registry, mountPath: /etc/kiln/private-registry, readOnly: true}
 {{- end }}
 - {name: api-tokens, mountPath: /etc/kiln/secrets/api-tokens, readOnly: true}
+{{- if .Values.settings.oidc_client_id }}
+- {name: oidc, mountPath: /etc/kiln/secrets/oidc, readOnly: true}
+{{- end }}
 - {name: git-credentials, mountPath: /etc/kiln/secrets/git-credentials, readOnly: true}
 {{- range $word, $_ := .Values.webhooks }}
 - {name: webhooks-{{ $word }}, mountPath: /etc/kiln/secrets/webhooks/{{ $word }}, readOnly: true}
@@ -213,6 +216,9 @@ oidc_subjects: {{ toJson . }}
 - {{- include "kiln.registryVolume" (list $root (ternary .web.privateRegistry .privateRegistry (not (empty .web.privateRegistry.existingSecret))) "private-registry" $mode) | nindent 2 }}
 {{- end }}
 - {{- include "kiln.secretVolume" (list $root .apiTokens "api-tokens" $mode) | nindent 2 }}
+{{- if .settings.oidc_client_id }}
+- {{- include "kiln.secretVolume" (list $root .oidcClient "oidc" $mode) | nindent 2 }}
+{{- end }}
 - {{- include "kiln.secretVolume" (list $root .gitCredentials "git-credentials" $mode) | nindent 2 }}
 {{- range $word, $values := .webhooks }}
 - {{- include "kiln.secretVolume" (list $root $values (printf "webhooks-%s" $word) $mode) | nindent 2 }}

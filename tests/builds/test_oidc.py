@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.clients import oidc
-from builds.clients.oidc import AGAIN, LARGEST_TOKEN, SKEW, Budget, IssuerAway, OwnCluster, TokenRefused, is_own_cluster
+from builds.clients.oidc import AGAIN, LARGEST_TOKEN, SKEW, Budget, IssuerAway, OwnCluster, is_own_cluster
+from builds.errors import TokenRefused
 from tests.parts.authority import make_authority
 from tests.parts.issuer import AUDIENCE, Issuer, hs256, jwk, pem, segment
 from tests.parts.kiln import until
@@ -48,6 +49,17 @@ def refusal(client: oidc.Issuer, token: str) -> str:
     return str(refused.value)
 
 
+class Later(NamedTuple):
+    """A time by the clock of the moment when a token is made."""
+
+    seconds: int
+
+
+def timed(claims: dict[str, object]) -> dict[str, object]:
+    now = int(time.time())
+    return {name: now + value.seconds if isinstance(value, Later) else value for name, value in claims.items()}
+
+
 # Tokens --------------------------------------------------------------------------------------------------------------
 
 
@@ -67,15 +79,15 @@ def test_a_good_token(key: str) -> None:
         ({"alg": "PS256"}, {}),
         ({"alg": "RS512", "kid": None}, {}),
         ({"typ": "at+JWT"}, {"aud": ["x", "another of ours"]}),
-        ({}, {"exp": int(time.time()) - SKEW // 2}),
-        ({}, {"nbf": int(time.time()) + SKEW // 2, "iat": int(time.time()) + SKEW // 2}),
+        ({}, {"exp": Later(-SKEW // 2)}),
+        ({}, {"nbf": Later(SKEW // 2), "iat": Later(SKEW // 2)}),
     ],
 )
 def test_what_a_good_token_may_be(
     issuer: Issuer, client: oidc.Issuer, header: dict[str, object], claims: dict[str, object]
 ) -> None:
     issuer.keys = [jwk("first", alg=None)]
-    assert subject(client, issuer.token(header=header, **claims)) == "ada"
+    assert subject(client, issuer.token(header=header, **timed(claims))) == "ada"
 
 
 @pytest.mark.parametrize(
@@ -84,10 +96,10 @@ def test_what_a_good_token_may_be(
         ({"aud": "another"}, "audience"),
         ({"aud": []}, ""),
         ({"aud": None}, "lacks a claim"),
-        ({"exp": int(time.time()) - SKEW - 5}, "expired"),
+        ({"exp": Later(-SKEW - 30)}, "expired"),
         ({"exp": None}, "lacks a claim"),
-        ({"nbf": int(time.time()) + SKEW + 30}, "not valid yet"),
-        ({"iat": int(time.time()) + SKEW + 30}, "not valid yet"),
+        ({"nbf": Later(SKEW + 30)}, "not valid yet"),
+        ({"iat": Later(SKEW + 30)}, "not valid yet"),
         ({"sub": None}, "lacks a claim"),
         *(
             ({"sub": odd}, "")
@@ -98,7 +110,7 @@ def test_what_a_good_token_may_be(
     ids=repr,
 )
 def test_claims_that_are_not_good(issuer: Issuer, client: oidc.Issuer, claims: dict[str, object], says: str) -> None:
-    assert says in refusal(client, issuer.token(**claims))
+    assert says in refusal(client, issuer.token(**timed(claims)))
 
 
 @pytest.mark.parametrize(

@@ -526,7 +526,11 @@ def test_a_token_that_would_be_refused_for_good_is_waited_for(
     assert send(courier, sinks["expired"]).result(15).delivered
 
 
-@pytest.mark.parametrize("held", ["opaque", "a.b.c", "e30.e30.x", jwt_until("soon"), jwt_until(None), "..", "a.W1tb.c"])
+@pytest.mark.parametrize(
+    "held",
+    ["opaque", "a.b.c", "e30.e30.x", jwt_until("soon"), jwt_until(None), "..", "a.W1tb.c"],
+    ids=["opaque", "segments", "objects", "words", "null", "dots", "no-json"],
+)
 def test_a_token_that_does_not_say_when_it_expires_is_sent(
     courier: Courier, receiver: EventSink, tmp_path: Path, held: str
 ) -> None:

@@ -15,7 +15,8 @@ from werkzeug.test import TestResponse
 from builds.clients.hub import Hub
 from builds.engines.local.sessions import LocalSessions
 from handlers.auth import gate
-from handlers.hub import HUB_SESSION, SIGN_IN, HubService
+from handlers.hub import HUB_SESSION, HubService
+from handlers.seals import SIGN_IN
 from handlers.xsrf import COOKIE as XSRF
 from tests.handlers.house import TOKENS, House, body
 from tests.parts.hubapi import HubApi

@@ -5,13 +5,21 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
 
 from builds.clients import oidc
+from builds.engines.local.sessions import LocalSessions
+from builds.private import Private, PrivateRule
 from handlers.auth import Gate, gate
-from handlers.oidc import OidcToken, People, Senders
+from handlers.oidc import OIDC_SESSION, OidcSession, OidcSignIn, OidcToken, People, Senders, challenge
+from handlers.seals import SIGN_IN
+from handlers.xsrf import COOKIE as XSRF
 from tests.handlers.house import REPOSITORY, TOKENS, House, body, event, push, structured
 from tests.parts.issuer import AUDIENCE, Issuer, hs256, pem, segment
 
@@ -121,7 +129,7 @@ def attacks(issuer: Issuer) -> dict[str, str]:
         "unknown key": issuer.token(sub=TRIGGER, key="mallory's"),
         "another's key": issuer.token(sub=TRIGGER, key="mallory's", header={"kid": issuer.key}),
         "odd subject": issuer.token(sub="a\nb"),
-        "oversized": issuer.token(sub=TRIGGER, more="x" * 20_000),
+        "oversized": issuer.token(sub=TRIGGER, more="x" * 80_000),
         "no token": "ab.cd.ef",
         "not even that": "\xe4",
     }
@@ -210,3 +218,189 @@ def test_a_token_in_an_address_where_that_is_allowed(houses: Behind, issuer: Iss
     for allowed, status in ((False, 401), (True, 200)):
         given = Gate((way(issuer, People(), in_url=allowed),), allowed)
         assert houses(auth_gate=given).client.get(f"/api/v1/builds?token={issuer.token()}").status_code == status
+
+
+# Signing in ----------------------------------------------------------------------------------------------------------
+
+HTML = {"Accept": "text/html"}
+URL = "https://kiln.example/oidc_callback"
+
+
+@pytest.fixture
+def pages(houses: Behind, issuer: Issuer, tmp_path: Path) -> Behind:
+    """A house whose people sign in at `issuer`."""
+
+    def make(*words: str, secret: str | None = issuer.secret, seconds: int = 3600, **more: Any) -> House:
+        site = OidcSignIn(
+            issuer=oidc.Issuer(issuer.url),
+            client_id="kiln pages",
+            secret=lambda: secret,
+            scopes=("openid", "groups"),
+            callback_url=URL,
+            people=People(admin_group="kiln-admins", heeded=["staff"]),
+            session_seconds=seconds,
+        )
+        sessions = LocalSessions(tmp_path / "signed-out")
+        given = gate(
+            words or ("oidc",),
+            tokens=lambda: TOKENS,
+            oidc=[way(issuer, site.people), OidcSession(site, sessions.ended)],
+            ended=sessions.ended,
+        )
+        return houses(auth_gate=given, events_auth=("none",), sessions=sessions, **more)
+
+    return make
+
+
+def sign_in(client: FlaskClient, issuer: Issuer, path: str = "/", **user: object) -> TestResponse:
+    """What a browser does."""
+    issuer.user = {"sub": "ada", **user}
+    begun = client.get(path, headers=HTML)
+    assert begun.status_code == 303, begun.text
+    back = issuer.sign_in(begun.headers["Location"])
+    return client.get(back.removeprefix("https://kiln.example"), headers=HTML)
+
+
+def test_signing_in_leads_back(pages: Behind, issuer: Issuer) -> None:
+    client = pages(public_url="https://kiln.example/").client
+    back = sign_in(client, issuer, "/?state=failed", groups=["staff", *(f"g-{number}" for number in range(2000))])
+    assert (back.status_code, back.headers["Location"]) == (303, "/?state=failed")
+    cookies = {cookie.partition("=")[0]: cookie for cookie in back.headers.getlist("Set-Cookie")}
+    assert all(word in cookies[OIDC_SESSION] for word in ("HttpOnly", "SameSite=Lax", "Secure", "Path=/"))
+    assert len(cookies[OIDC_SESSION]) < 4000, "browsers drop larger ones"
+    page = client.get("/", headers=HTML)
+    assert (page.status_code, "oidc:ada" in page.text) == (200, True)
+
+
+def test_a_session_says_what_they_may(pages: Behind, issuer: Issuer) -> None:
+    for groups, status in (([], 403), (["kiln-admins"], 202)):
+        client = pages().client
+        sign_in(client, issuer, groups=groups)
+        proof = {"X-Xsrftoken": str(client.get_cookie(XSRF).value)}  # type: ignore[union-attr]
+        assert client.post("/api/v1/builds", json=body(tags=["x"])).status_code == 403
+        assert client.post("/api/v1/builds", json=body(tags=["x"]), headers=proof).status_code == status
+        assert client.get("/api/v1/builds", headers=bearer("nobody's")).status_code == 401, "a token comes first"
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        {"nonce": "another"},
+        {"nonce": None},
+        {"nonce": ["x"]},
+        {"aud": "another"},
+        {"aud": AUDIENCE},
+        {"aud": ["kiln pages", "another"], "azp": "another"},
+        {"exp": 1},
+        {"iss": "https://evil.example"},
+        {"sub": "a\nb"},
+        {"sub": None},
+    ],
+    ids=str,
+)
+def test_an_id_token_that_is_not_for_this_sign_in(pages: Behind, issuer: Issuer, user: dict[str, object]) -> None:
+    client = pages().client
+    assert sign_in(client, issuer, **user).status_code == 403
+    assert client.get_cookie(OIDC_SESSION) is None
+
+
+def test_what_lies_in_the_way_of_a_sign_in(pages: Behind, issuer: Issuer) -> None:
+    house = pages()
+    client = house.client
+    begun = client.get("/", headers=HTML).headers["Location"]
+    back = issuer.sign_in(begun).removeprefix("https://kiln.example")
+    assert house.client.get(back, headers=HTML).status_code == 403, "another browser"
+    query = dict(parse_qsl(urlsplit(back).query))
+    for wrong in ({"state": query["state"][:-1]}, {"state": ""}, {"error": "access_denied"}, {"code": "x"}):
+        assert client.get("/oidc_callback", query_string={**query, **wrong}, headers=HTML).status_code == 403
+    assert client.get_cookie(OIDC_SESSION) is None
+    assert client.get(back, headers=HTML).status_code == 303
+    assert client.get(back, headers=HTML).status_code == 403, "a code is good once"
+
+
+def test_each_sign_in_has_proofs_of_its_own(pages: Behind, issuer: Issuer) -> None:
+    """Nothing that goes over the browser's address lets anybody else redeem the code."""
+    house = pages()
+    asked = []
+    for client in (house.client, house.client):
+        query = dict(parse_qsl(urlsplit(client.get("/", headers=HTML).headers["Location"]).query))
+        cookie = str(client.get_cookie(SIGN_IN).value)  # type: ignore[union-attr]
+        assert cookie not in query.values()
+        asked.append(query)
+    for name in ("state", "nonce", "code_challenge"):
+        assert asked[0][name] != asked[1][name]
+
+
+def test_a_code_is_redeemed_with_the_secret_alone(pages: Behind, issuer: Issuer) -> None:
+    assert sign_in(pages(secret="another").client, issuer).status_code == 403
+    issuer.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_post"]}
+    assert sign_in(pages().client, issuer).status_code == 303
+    missing = pages(secret=None).client.get("/", headers=HTML)
+    assert (missing.status_code, "client-secret" in missing.text) == (503, True)
+
+
+def test_an_issuer_that_is_away_is_a_503(pages: Behind, issuer: Issuer) -> None:
+    client = pages().client
+    begun = client.get("/", headers=HTML).headers["Location"]
+    back = issuer.sign_in(begun).removeprefix("https://kiln.example")
+    issuer.says = (500, b"")
+    for answer in (client.get(back, headers=HTML), pages().client.get("/", headers=HTML)):
+        assert (answer.status_code, answer.mimetype) == (503, "text/html")
+
+
+def test_a_session_does_for_other_replicas_and_no_longer_than_said(pages: Behind, issuer: Issuer) -> None:
+    client = pages().client
+    sign_in(client, issuer)
+    value = client.get_cookie(OIDC_SESSION)
+    assert value is not None
+    spoiled = value.value[:-2] + ("AA" if not value.value.endswith("AA") else "BB")
+    for house, given, status in (
+        (pages(), value.value, 200),
+        (pages(secret="another"), value.value, 401),
+        (pages(), spoiled, 401),
+        (pages(seconds=-1), value.value, 401),
+    ):
+        other = house.client
+        other.set_cookie(OIDC_SESSION, given)
+        assert other.get("/api/v1/builds").status_code == status
+
+
+def test_signing_out_ends_the_session(pages: Behind, issuer: Issuer) -> None:
+    client = pages().client
+    sign_in(client, issuer)
+    form = re.search(r'name="form" value="([\w-]+)"', client.get("/", headers=HTML).text)
+    assert form
+    kept = str(client.get_cookie(OIDC_SESSION).value)  # type: ignore[union-attr]
+    assert client.post("/logout", data={"form": "0" * 64}, headers=HTML).status_code == 403
+    assert client.post("/logout", data={"form": form[1]}, headers=HTML).headers["Location"] == "/login"
+    assert client.get_cookie(OIDC_SESSION) is None
+    assert "/login/oidc" in client.get("/login", headers=HTML).text
+    assert pages().client.get("/api/v1/builds", headers={"Cookie": f"{OIDC_SESSION}={kept}"}).status_code == 401
+
+
+def test_beside_api_tokens_both_doors_are_shown(pages: Behind, issuer: Issuer) -> None:
+    client = pages("oidc", "token").client
+    doors = client.get("/", headers=HTML)
+    assert (doors.status_code, "/login/oidc" in doors.text, 'name="token"' in doors.text) == (401, True, True)
+    assert client.get("/login/oidc").headers["Location"].startswith(f"{issuer.origin}/authorization_endpoint?")
+
+
+def test_there_is_no_way_over_an_issuer_where_none_is_set(houses: Behind) -> None:
+    client = houses(auth=["token"]).client
+    for path in ("/login/oidc", "/oidc_callback"):
+        assert client.get(path).status_code == 404
+
+
+def test_the_challenge_of_the_specification() -> None:
+    """RFC 7636, appendix B."""
+    assert challenge("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk") == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
+
+
+def test_private_repositories_are_for_groups(behind: Behind, issuer: Issuer) -> None:
+    rules = [PrivateRule(match=f"{REPOSITORY}*", use_by=("group:staff", "oidc:kim"))]
+    house = behind(people=People(heeded=["staff"]), private=Private(rules))
+    staff: dict[str, object] = {"groups": ["staff"]}
+    asked = house.client.post("/api/v1/builds", json=body(), headers=bearer(issuer.token(**staff))).headers["Location"]
+    seen: tuple[dict[str, object], ...] = (staff, {"sub": "kim"}, {}, {"groups": ["other"]})
+    statuses = [house.client.get(asked, headers=bearer(issuer.token(**claims))).status_code for claims in seen]
+    assert statuses == [200, 200, 404, 404]
