@@ -128,6 +128,8 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     force: bool = False
     head: str | None = None
     """`refs/heads/…` that is at the commit, where the host has no ref that is called `ref`."""
+    foreign: bool = False
+    """Whether it is a pull request from a fork: the commit may be anybody's."""
     withdrawn: bool = False
     """Whether it waits no longer: the pull request that it is of was closed."""
     trace: Trace | None = None

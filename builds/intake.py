@@ -234,6 +234,7 @@ class Intake:
             tags=options.tags,
             push=wanted.push,
             head=wanted.head,
+            foreign=wanted.foreign,
             force=wanted.force and chooses,
             trace=trace,
             hops_left=hops_left,

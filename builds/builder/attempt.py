@@ -219,6 +219,7 @@ class Attempt:
             *(spec.request, built, labels, self.folder, outside),
             options=options,
             refs=spec.refs,
+            apart=spec.apart,
             push=not spec.private,
         )
         self._tagging = True

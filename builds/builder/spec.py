@@ -64,6 +64,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     refs: tuple[str, ...] = ()
     """Refs that have led to the commit and that no clone has, as those of pull requests. A host that gives no commit by
     itself gives it by one of them."""
+    apart: str | None = None
+    """The ref of a pull request from a fork: the steps of its builds share cache mounts with nothing else."""
     force: bool = False
     just_pushed: bool = False
     """Whether a push named the commit less than `REPLICATION` ago."""
@@ -104,6 +106,7 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
         request=build.request,
         tags=tuple(Tags(ref=ref, names=tuple(names)) for ref, names in tags.items()),
         refs=tuple(sorted({cause.ref for cause in build.causes if cause.ref and not is_cloned(cause.ref)})),
+        apart=next((cause.ref for cause in build.unanswered if cause.foreign), None),
         force=any(cause.force for cause in build.unanswered),
         just_pushed=any(cause.push and attempt.written_at - cause.at < REPLICATION for cause in build.unanswered),
         daemon_patience=_daemon_patience(attempt, surroundings.timeout),

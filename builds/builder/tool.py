@@ -387,14 +387,16 @@ def command(
     *,
     options: Options,
     refs: Sequence[str] = (),
+    apart: str | None = None,
     push: bool = True,
 ) -> list[str]:
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
-    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `refs` as `Spec` has them.
-    The request's build arguments win over those of `options`.
+    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `refs` and `apart` as `Spec` has
+    them. The request's build arguments win over those of `options`.
     """
-    namespace = hashlib.sha256(request.repository.encode()).hexdigest()
+    whose = request.repository if apart is None else f"{request.repository} {apart}"  # no repository's URL has a space
+    namespace = hashlib.sha256(whose.encode()).hexdigest()
     config = folder / "config.py"
     values = {
         "NAMESPACE": namespace,

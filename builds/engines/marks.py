@@ -136,7 +136,8 @@ def _with_an_askers_merged(causes: Causes, answered: Collection[str]) -> Causes 
 def _likeness(cause: Cause) -> Hashable:
     """Equal for causes that may be one. A tag belongs to its ref."""
     ref = cause.tagged_by if cause.tags else None
-    return (cause.by, cause.kind, cause.trigger, cause.credentials, cause.withdrawn, ref, bool(cause.tags))
+    trust = (cause.credentials, cause.foreign, cause.withdrawn)
+    return (cause.by, cause.kind, cause.trigger, *trust, ref, bool(cause.tags))
 
 
 def _merged(causes: Sequence[Cause]) -> Cause:

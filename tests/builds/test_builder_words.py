@@ -26,8 +26,9 @@ from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
 from builds.builder.spec import Spec
-from builds.builder.tool import OTHER_FRONTEND, Progress, ToolLine, tool_line
+from builds.builder.tool import OTHER_FRONTEND, Progress, ToolLine, command, tool_line
 from builds.errors import RepositoryRefused
+from builds.options import Options
 
 SECRETS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=40)
 
@@ -397,3 +398,19 @@ def test_the_log_begins_with_the_trace(tmp_path: Path, parent: str, first: str) 
     done = subprocess.run(command, env=environment, check=False, capture_output=True, timeout=60)
     assert done.returncode == 64, done.stderr
     assert json.loads(done.stdout.splitlines()[0])["text"] == first
+
+
+# The tool's configuration
+
+
+def test_cache_mounts_are_a_repository_s_own_and_a_fork_s_apart(tmp_path: Path) -> None:
+    def namespace(repository: str, apart: str | None = None) -> str:
+        request = Request(repository=repository, clone_url=repository, commit="c" * 40, image="r.example/x")
+        command(request, "x:1", {}, tmp_path, {}, options=Options(), apart=apart)
+        lines = (tmp_path / "config.py").read_text().splitlines()
+        return next(line for line in lines if line.startswith("NAMESPACE = "))
+
+    own = namespace("https://github.com/octo/stats")
+    assert own == namespace("https://github.com/octo/stats")
+    forks = [namespace("https://github.com/octo/stats", f"refs/pull/{number}/head") for number in (7, 8)]
+    assert len({own, *forks, namespace("https://github.com/octo/other", "refs/pull/7/head")}) == 4

@@ -42,6 +42,13 @@ def test_a_tag_is_held_to_the_branch_where_the_host_has_no_ref_for_a_request() -
     assert spec_for(build("b", headed), attempt(), AROUND).tags == (Tags(ref="refs/heads/topic", names=("pr-7",)),)
 
 
+def test_a_fork_s_build_shares_no_cache_mounts() -> None:
+    fork = replace(pushed("1"), ref="refs/pull/7/head", foreign=True)
+    assert spec_for(build("b", fork, cause("2")), attempt(), AROUND).apart == "refs/pull/7/head"
+    assert spec_for(build("b", pushed("1")), attempt(), AROUND).apart is None
+    assert spec_for(build("b", fork, cause("2"), answered=(fork.key,)), attempt(), AROUND).apart is None
+
+
 def test_every_cause_has_its_tags_and_force_is_for_those_who_wait() -> None:
     causes = (cause("1", tags=("main",), force=True), cause("2", tags=("main", "v1"), ref="refs/tags/v1"))
     spec = spec_for(build("b", *causes), attempt(3), AROUND)
