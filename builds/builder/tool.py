@@ -392,8 +392,8 @@ def command(
 ) -> list[str]:
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
-    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `refs` and `apart` as `Spec` has
-    them. The request's build arguments win over those of `options`.
+    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `refs` and `apart` as in
+    `Spec`. The request's build arguments win over those of `options`.
     """
     whose = request.repository if apart is None else f"{request.repository} {apart}"  # no repository's URL has a space
     namespace = hashlib.sha256(whose.encode()).hexdigest()

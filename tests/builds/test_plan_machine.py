@@ -35,6 +35,7 @@ from builds.build import (
     State,
     Trouble,
 )
+from builds.engines.marks import withdrawn
 from builds.plan import (
     LEFT_OUT,
     MAX_UNCOUNTED,
@@ -219,6 +220,14 @@ class World(RuleBasedStateMachine):
         if build.open and not build.state.ended and (build.cancel is None or build.cancel.round != build.status.round):
             mark = Cancel(round=max(1, build.status.round), by=None, at=self.now)
             self.put(msgspec.structs.replace(build, cancel=mark))
+
+    @precondition(lambda self: self.records)
+    @rule(data=st.data())
+    def pull_request_is_closed(self, data: st.DataObject) -> None:
+        """All pushes here are of one ref: take it for a request's."""
+        self.put(
+            withdrawn(data.draw(st.sampled_from(sorted(self.records.values(), key=lambda build: build.name))), REF)
+        )
 
     @precondition(lambda self: any(build.open for build in self.records.values()))
     @rule(data=st.data())
@@ -504,6 +513,7 @@ class World(RuleBasedStateMachine):
             assert build.status.round == 0 or build.reopened or gone
             build = opened(build, action.attempt, self.now)
         cancelled = build.cancel is not None and build.cancel.round == build.status.round
+        cancelled = cancelled or (bool(build.unanswered) and all(cause.withdrawn for cause in build.unanswered))
         match action:
             case Start():
                 self.check_node(action.node)
@@ -548,7 +558,7 @@ class World(RuleBasedStateMachine):
             case Report(word=Word.CANCELLED):
                 assert action.outcome is not None
                 if action.outcome.reason is Reason.REQUESTED:
-                    assert cancelled
+                    assert cancelled or (build.live and build.live.stopping is Reason.REQUESTED)
                 else:
                     assert all(cause.push for cause in build.unanswered)
 
