@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.cluster.chart.helm import CHART, LEAST, VALUES, Object, Release, environment, is_of_knative, merged, render
+from tests.parts.published import published
 
 SERVING: dict[str, Any] = {"enabled": True, "serving": {"enabled": True}}
 TRIGGER = {"name": "courses", "broker": "default"}
@@ -334,6 +338,59 @@ def test_triggers_and_the_test_know_where_it_is() -> None:
 def test_a_long_name_stays_within_what_serving_takes() -> None:
     found = service(render(merged(LEAST, {"knative": SERVING}), release="r" * 53))
     assert len(found["metadata"]["name"]) <= 63
+
+
+# Knative's own definitions. ------------------------------------------------------------------------------------------
+
+BESIDE = {"spec.delivery.timeout", "spec.delivery.retryAfterMax"}
+"""Fields of a Trigger that its definition leaves out: https://knative.dev/docs/eventing/event-delivery/."""
+
+
+def definitions() -> Iterator[tuple[str, Object]]:
+    """The kind and the schema of each that is published."""
+    for path in sorted(published("knative").iterdir()):
+        definition = yaml.safe_load(path.read_text())["spec"]
+        [version] = [one for one in definition["versions"] if one["name"] == "v1"] or definition["versions"][:1]
+        yield (
+            f"{definition['group']}/{version['name']} {definition['names']['kind']}",
+            version["schema"]["openAPIV3Schema"],
+        )
+
+
+def unknown(value: Any, schema: Object, place: str) -> Iterator[str]:
+    """Fields that a definition does not have. One without fields of its own leaves all to others."""
+    if isinstance(value, list):
+        for each in value:
+            yield from unknown(each, schema.get("items", {}), place)
+    elif isinstance(value, dict) and "properties" in schema:
+        for name, below in value.items():
+            where = f"{place}.{name}"
+            if name in schema["properties"]:
+                yield from unknown(below, schema["properties"][name], where)
+            elif where not in BESIDE:
+                yield where
+
+
+@pytest.mark.parametrize("example", ["knative", "serving"])
+def test_no_object_has_a_field_that_its_definition_has_not(example: str) -> None:
+    """Its API server would take it for a Trigger, in silence."""
+    schemas = dict(definitions())
+    for one in of_knative(render(VALUES[example])):
+        schema = schemas[f"{one['apiVersion']} {one['kind']}"]["properties"]["spec"]
+        assert [*unknown(one["spec"], schema, "spec")] == []
+        assert [*unknown(merged(one["spec"], {"nobodyKnows": 1}), schema, "spec")] == ["spec.nobodyKnows"]
+
+
+def test_it_works_as_a_part_of_another_chart(parent: Path) -> None:
+    values = {"kiln": merged(LEAST, {"knative": {**SERVING, "triggers": [TRIGGER], "sink": {"uri": "http://sink"}}})}
+    found = of_knative(render(values, release="hub", namespace="courses", chart=parent))
+    assert {(one["kind"], one["metadata"]["name"]) for one in found} == {
+        ("Service", "hub-kiln-web"),
+        ("SinkBinding", "hub-kiln-controller"),
+        ("Trigger", "hub-kiln-courses"),
+    }
+    off = {"kiln": {"enabled": False, "knative": {**SERVING, "triggers": [TRIGGER]}}}
+    assert render(off, chart=parent).objects == ()
 
 
 # A cluster without it. -----------------------------------------------------------------------------------------------

@@ -132,15 +132,6 @@ def test_every_image_can_be_given_by_digest() -> None:
 # As a part of another chart. -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def parent(tmp_path: Path) -> Path:
-    (tmp_path / "charts").mkdir()
-    (tmp_path / "charts" / "kiln").symlink_to(CHART)
-    about = {"apiVersion": "v2", "name": "hub", "version": "1.0.0", "dependencies": [{"name": "kiln", "version": "*"}]}
-    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(about))
-    return tmp_path
-
-
 def test_switched_off_it_is_not_there_and_asks_for_nothing(parent: Path) -> None:
     assert render({"kiln": {"enabled": False}}, chart=parent).objects == ()
 
