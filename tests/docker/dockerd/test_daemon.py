@@ -10,15 +10,16 @@ import hashlib
 import io
 import subprocess
 import tarfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from tests.parts.kiln import until
 
 pytestmark = pytest.mark.slow
 
@@ -54,13 +55,6 @@ def docker(*arguments: str, given: bytes | None = None) -> str:
     done = subprocess.run(["docker", *arguments], input=given, check=False, capture_output=True)
     assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr.decode()}"
     return done.stdout.decode()
-
-
-def eventually(holds: Callable[[], bool], within: float) -> None:
-    deadline = time.monotonic() + within
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.2)
 
 
 def environment(container: dict[str, Any]) -> list[str]:
@@ -99,7 +93,7 @@ class Daemon:
         options.append(f"--volume={self.volume('/etc/kiln/dockerd')}:/etc/kiln/dockerd:ro")
         program, *arguments = self.command
         docker("run", "--detach", f"--name={self.name}", *options, f"--entrypoint={program}", self.image, *arguments)
-        eventually(self.ready, 60)
+        until(self.ready, 60)
 
     def volume(self, path: str) -> str:
         return f"{self.name}{path.replace('/', '-')}"
@@ -213,9 +207,9 @@ def test_a_cache_over_its_limit_shrinks(daemon: Daemon) -> None:
     assert daemon.cache() > 2 * LIMIT * MIB
     # BuildKit looks a minute after a build, but not after one that ends while it looks: the next one sees to that.
     with contextlib.suppress(AssertionError):
-        eventually(lambda: daemon.cache() <= LIMIT * MIB, 90)
+        until(lambda: daemon.cache() <= LIMIT * MIB, 90)
     daemon.build("FROM busybox:latest\nRUN true\n", "--output=type=cacheonly")
-    eventually(lambda: daemon.cache() <= LIMIT * MIB, 120)
+    until(lambda: daemon.cache() <= LIMIT * MIB, 120)
 
 
 @contextmanager
@@ -223,7 +217,7 @@ def building(daemon: Daemon) -> Iterator[None]:
     """A builder of this node, as far as the daemon can see."""
     held = "echo $$ >/tmp/builder; exec sleep 300"
     docker("exec", "--detach", "--user=1000:1000", daemon.name, "flock", "-s", LOCK, "sh", "-c", held)
-    eventually(lambda: not quiet(daemon), 20)
+    until(lambda: not quiet(daemon), 20)
     try:
         yield
     finally:
@@ -261,9 +255,9 @@ def test_images_go_once_no_build_runs(daemon: Daemon) -> None:
     daemon.build("FROM busybox:latest\nRUN echo made >/made\n", "--tag=built")
     # The cleaner looks every second: what it left alone for this long it leaves alone.
     with building(daemon), pruning(daemon, high=100), pytest.raises(AssertionError):
-        eventually(lambda: "built" not in daemon.images(), 5)
+        until(lambda: "built" not in daemon.images(), 5)
     with pruning(daemon, high=100):
-        eventually(lambda: "built" not in daemon.images(), 20)
+        until(lambda: "built" not in daemon.images(), 20)
     assert daemon.cache() > 0
 
 
@@ -272,7 +266,7 @@ def test_a_full_disk_takes_images_and_cache_whatever_runs(daemon: Daemon) -> Non
     daemon.build("FROM busybox:latest\nRUN head -c 1m /dev/urandom >/made\n", "--tag=built")
     assert daemon.cache() > 0
     with building(daemon), pruning(daemon, high=1):
-        eventually(lambda: "built" not in daemon.images() and daemon.cache() == 0, 30)
+        until(lambda: "built" not in daemon.images() and daemon.cache() == 0, 30)
 
 
 def test_it_waits_for_builds_and_ends_and_starts_again_with_what_it_had(daemon: Daemon) -> None:
@@ -297,7 +291,7 @@ def test_two_of_them_do_not_share_a_folder_of_data(daemon: Daemon) -> None:
     second = docker("run", "--detach", "--privileged", *options, f"--entrypoint={program}", daemon.image, *arguments)
     try:
         logs = ["docker", "logs", second.strip()]
-        eventually(lambda: b"waiting for its end" in subprocess.run(logs, check=True, capture_output=True).stderr, 20)
+        until(lambda: b"waiting for its end" in subprocess.run(logs, check=True, capture_output=True).stderr, 20)
         assert daemon.ready()
     finally:
         docker("rm", "--force", second.strip())
