@@ -120,10 +120,28 @@ class Gitea:
         """A webhook for everything, which comes to Kiln's route of that word. Raises requests.HTTPError."""
         port = self._between.server_address[1]
         config = {"url": f"http://127.0.0.1:{port}/webhooks/{word}", "content_type": "form" if form else "json"}
-        events = ["create", "delete", "push", "release"]
+        requests = ["pull_request", "pull_request_label", "pull_request_sync"]
+        events = ["create", "delete", "push", "release", *requests]
         body = {"type": kind, "active": True, "events": events, "config": {**config, "secret": secret}}
         made = self._api("POST", f"repos/{OWNER}/{repository}/hooks", body)
         return int(made["id"])
+
+    def guest(self, name: str) -> None:
+        """Somebody else, who may read what everybody may."""
+        person = {"username": name, "email": f"{name}@example.com", "must_change_password": False}
+        self._api("POST", "admin/users", {**person, "password": self._password})
+
+    def fork(self, repository: str, name: str) -> None:
+        """That one's own copy."""
+        self._api("POST", f"repos/{OWNER}/{repository}/forks", {}, by=name)
+
+    def request(self, repository: str, head: str, base: str = "main", *, by: str = OWNER) -> int:
+        """A pull request; returns its number."""
+        body = {"title": head, "head": head if by == OWNER else f"{by}:{head}", "base": base}
+        return int(self._api("POST", f"repos/{OWNER}/{repository}/pulls", body, by=by)["number"])
+
+    def close(self, repository: str, number: int) -> None:
+        self._api("PATCH", f"repos/{OWNER}/{repository}/pulls/{number}", {"state": "closed"})
 
     def remove_hook(self, repository: str, number: int) -> None:
         self._api("DELETE", f"repos/{OWNER}/{repository}/hooks/{number}")
@@ -140,12 +158,12 @@ class Gitea:
         git("commit", "--quiet", "--message", "A change", *options, cwd=clone)
         return git("rev-parse", "HEAD", cwd=clone).strip()
 
-    def push(self, repository: str, *what: str) -> None:
-        git("push", "--quiet", self.credential(repository), *what, cwd=self.folder / repository)
+    def push(self, repository: str, *what: str, by: str = OWNER, to: str = OWNER) -> None:
+        git("push", "--quiet", self.credential(repository, by, to), *what, cwd=self.folder / repository)
 
-    def credential(self, repository: str) -> str:
-        """The address of a repository with what lets in."""
-        return f"http://{OWNER}:{self._password}@{self.host}/{OWNER}/{repository}.git"
+    def credential(self, repository: str, by: str = OWNER, to: str = OWNER) -> str:
+        """The address of somebody's repository with what lets in."""
+        return f"http://{by}:{self._password}@{self.host}/{to}/{repository}.git"
 
     def token(self, *scopes: str) -> str:
         """A new access token of its one account."""
@@ -169,10 +187,10 @@ class Gitea:
         except requests.RequestException:
             return False
 
-    def _api(self, verb: str, path: str, body: object = None) -> dict[str, Any]:
+    def _api(self, verb: str, path: str, body: object = None, *, by: str = OWNER) -> dict[str, Any]:
         """Raises requests.HTTPError."""
         url = f"http://{self.host}/api/v1/{path}"
-        answer = requests.request(verb, url, json=body, auth=(OWNER, self._password), timeout=30)
+        answer = requests.request(verb, url, json=body, auth=(by, self._password), timeout=30)
         answer.raise_for_status()
         found: dict[str, Any] = answer.json() if answer.content else {}
         return found

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import requests
 
+from builds.clients.git import Resolver
+from builds.repository import HostKind, Policy, canonical
 from tests.parts import gitea as parts
 from tests.parts.gitea import OWNER, Delivery, Gitea
 from tests.parts.githost import GitHost, git
@@ -32,7 +34,11 @@ def scene(
     gitea = Gitea(folder, f"http://127.0.0.1:{port}/")
     config = {
         "hosts": {gitea.host: {"kind": "gitea", "statuses": True, "comment": True}},
-        "triggers": [{"name": "all", "push": {"branches": ["**"], "tags": ["**"]}, "build": {"tags": ["{ref_name}"]}}],
+        "triggers": [
+            {"name": "all", "push": {"branches": ["**"], "tags": ["**"]}, "build": {"tags": ["{ref_name}"]}},
+            {"name": "previews", "pull_requests": {"branches": ["main"], "paths": ["page"]}},
+            {"name": "guests", "pull_requests": {"branches": ["open"], "from": "anyone"}},
+        ],
     }
     allowed = f"http://{gitea.host}/**"
     settings = {"KILN_ALLOWED_REPOSITORIES": allowed, "KILN_PUBLIC_URL": f"http://127.0.0.1:{port}"}
@@ -117,6 +123,78 @@ def test_pushes_are_built_and_what_is_taken_away_is_not(scene: tuple[System, Git
         assert (delivery.status, delivery.answer["builds"]) == (200, [])
         assert delivery.answer["reason"]
     assert {build["name"] for build in system.listed() if build["repository"] == url} == {name, other}
+
+
+def about(number: int, action: str) -> Callable[[Delivery], bool]:
+    def wanted(one: Delivery) -> bool:
+        return one.event == "pull_request" and (one.payload["number"], one.payload["action"]) == (number, action)
+
+    return wanted
+
+
+def test_pull_requests_are_built_of_its_own_branches_and_of_forks_only_where_they_may(
+    scene: tuple[System, Gitea],
+) -> None:
+    system, gitea = scene
+    url = gitea.create("review")
+    gitea.hook("review", "gitea", SECRET)
+    gitea.commit("review", FILES)
+    gitea.push("review", "main", "main:open")
+
+    commit = gitea.commit("review", {"page": "two"})
+    gitea.push("review", "HEAD:topic")
+    number = gitea.request("review", "topic")
+    opened = gitea.delivered(about(number, "opened"))
+    assert opened.status == 202, opened.answer
+    (built,) = opened.answer["builds"]
+    build = system.wait(built["name"], lambda build: f"pr-{number}" in (build["image"]["tags"] or []))
+    assert (build["repository"], build["commit"]) == (url, commit)
+    assert ("previews", f"refs/pull/{number}/head") in {(cause["trigger"], cause["ref"]) for cause in build["causes"]}
+
+    moved = gitea.commit("review", {"page": "three"})
+    gitea.push("review", "HEAD:topic")
+    synchronized = gitea.delivered(about(number, "synchronized"))
+    assert [build["commit"] for build in system.listed() if build["name"] in str(synchronized.answer)] == [moved]
+    gitea.close("review", number)
+    closed = gitea.delivered(about(number, "closed"))
+    assert (closed.status, closed.answer["builds"]) == (200, [])
+    assert "closed" in closed.answer["reason"]
+
+    gitea.guest("mallory")
+    gitea.fork("review", "mallory")
+    stranger = gitea.commit("review", {"page": "four"})
+    gitea.push("review", "HEAD:theirs", by="mallory", to="mallory")
+    gitea.push("review", "HEAD:refs/for/main/theirs", by="mallory")
+    agit = gitea.delivered(
+        lambda one: one.event == "pull_request" and one.payload["pull_request"]["head"]["sha"] == stranger
+    )
+    refused = [agit, gitea.delivered(about(gitea.request("review", "theirs", by="mallory"), "opened"))]
+    for delivery in refused:
+        assert (delivery.status, delivery.answer["builds"]) == (200, [])
+        assert "fork" in delivery.answer["reason"]
+
+    number = gitea.request("review", "theirs", "open", by="mallory")
+    (built,) = gitea.delivered(about(number, "opened")).answer["builds"]
+    build = system.ended(built["name"])
+    assert (build["state"], build["repository"], build["commit"]) == ("succeeded", url, stranger), build["message"]
+    assert build["image"]["tags"] == [f"pr-{number}"]
+
+
+def test_the_paths_that_a_request_changes(scene: tuple[System, Gitea]) -> None:
+    _, gitea = scene
+    repository = canonical(gitea.create("paths"), {gitea.host: HostKind.GITEA})
+    gitea.commit("paths", {**FILES, "old": "a line that is long enough to be known again\n" * 9})
+    gitea.push("paths", "main")
+    (gitea.folder / "paths" / "old").rename(gitea.folder / "paths" / "new")
+    gitea.commit("paths", {"README.md": "x"})
+    gitea.push("paths", "HEAD:other")
+    number = gitea.request("paths", "other")
+
+    def told() -> set[str]:
+        """By a client that remembers no earlier silence of a busy machine."""
+        return {*(Resolver(Policy([f"http://{gitea.host}/**"])).changed(repository, number) or ())}
+
+    until(lambda: told() == {"README.md", "new", "old"}, 30)
 
 
 def test_a_form_is_taken_and_another_secret_is_not(scene: tuple[System, Gitea]) -> None:
