@@ -174,6 +174,11 @@ class Gitea:
         """All statuses of a commit, and what they come to."""
         return self._api("GET", f"repos/{OWNER}/{repository}/commits/{commit}/status")
 
+    def comments(self, repository: str, number: int) -> list[dict[str, Any]]:
+        """Of a pull request, oldest first."""
+        found: Any = self._api("GET", f"repos/{OWNER}/{repository}/issues/{number}/comments")
+        return list(found)
+
     def delivered(self, wanted: Callable[[Delivery], bool]) -> Delivery:
         """The delivery, as soon as Kiln has answered it."""
         until(lambda: any(map(wanted, list(self.deliveries))), 30)

@@ -151,10 +151,18 @@ def test_pull_requests_are_built_of_its_own_branches_and_of_forks_only_where_the
     assert (build["repository"], build["commit"]) == (url, commit)
     assert ("previews", f"refs/pull/{number}/head") in {(cause["trigger"], cause["ref"]) for cause in build["causes"]}
 
+    until(lambda: gitea.comments("review", number), 30)
+    (comment,) = gitea.comments("review", number)
+    name, digest = build["image"]["repository"], build["image"]["digest"]
+    assert f"docker run --rm -it -p 8888:8888 {name}@{digest}\n" in comment["body"]
+    assert f"<{gitea.web}builds/{build['name']}>" in comment["body"]
+
     moved = gitea.commit("review", {"page": "three"})
     gitea.push("review", "HEAD:topic")
     synchronized = gitea.delivered(about(number, "synchronized"))
     assert [build["commit"] for build in system.listed() if build["name"] in str(synchronized.answer)] == [moved]
+    until(lambda: moved[:12] in gitea.comments("review", number)[0]["body"], 60)
+    assert [one["id"] for one in gitea.comments("review", number)] == [comment["id"]], "it is kept up to date"
     gitea.close("review", number)
     closed = gitea.delivered(about(number, "closed"))
     assert (closed.status, closed.answer["builds"]) == (200, [])
