@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from eventing.statuses.comments import Thread
-from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
+from eventing.statuses.exchange import Conversation, Login, Request, outcome_of, refused
 from eventing.statuses.github import state_of
 from eventing.statuses.words import Said
 
@@ -48,6 +49,8 @@ class Gitea:
             "context": said.context,
         }
         answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
+        if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and answer.says("object does not exist"):
+            return refused("the host does not have this commit (any more)")  # seen of Gitea 1.27
         return outcome_of(answer, host)
 
 

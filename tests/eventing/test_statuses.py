@@ -85,6 +85,16 @@ def test_where_each_host_takes_statuses(kind: str, url: str) -> None:
     assert (request.method, request.url) == ("POST", url)
 
 
+def test_a_commit_that_gitea_does_not_have_any_more_is_final() -> None:
+    """As Gitea 1.27 answers, with a 500. Another 500 is tried again."""
+    for message, final in (("GetCommit[cc]: object does not exist [id: cc, rel_path: ]", True), ("database", False)):
+        talk = sink("gitea").talk(event("queued", repository=REPOSITORIES["gitea"]))
+        next(talk)
+        with pytest.raises(StopIteration) as end:
+            talk.send(Answer(status=500, body=f'{{"message": "{message}"}}'.encode(), at=NOW))
+        assert (end.value.value.delivered, end.value.value.final) == (False, final)
+
+
 def test_an_address_that_a_data_center_does_not_serve_is_final() -> None:
     talk = sink("bitbucket-server").talk(event("queued", repository="https://git.example/projects/A/repos/b"))
     with pytest.raises(StopIteration) as end:
