@@ -211,25 +211,27 @@ def known() -> Iterator[tuple[Issuer, oidc.Issuer]]:
 # Keys ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "useless",
-    [
-        jwk("first", use="enc"),
-        jwk("first", key_ops=["encrypt"]),
-        jwk("first", alg="HS256"),
-        jwk("first", alg="RSA-OAEP"),
-        jwk("first", n="AQAB"),
-        jwk("first", n=None),
-        jwk("first", n=7),
-        jwk("small"),
-        jwk("EC", crv="P-384"),
-        {"kty": "oct", "kid": "first", "k": "c2VjcmV0"},
-        {"kty": ["RSA"]},
-        {},
-    ],
-    ids=str,
-)
-def test_keys_that_sign_no_tokens_are_left_out(issuer: Issuer, useless: dict[str, Any]) -> None:
+USELESS: dict[str, tuple[str, dict[str, Any]]] = {
+    # what it is: (the key that it is made of, and what is said of it besides)
+    "for encryption": ("first", {"use": "enc"}),
+    "for other operations": ("first", {"key_ops": ["encrypt"]}),
+    "of a symmetric algorithm": ("first", {"alg": "HS256"}),
+    "of an algorithm for encryption": ("first", {"alg": "RSA-OAEP"}),
+    "with a short modulus": ("first", {"n": "AQAB"}),
+    "without a modulus": ("first", {"n": None}),
+    "with a number": ("first", {"n": 7}),
+    "of 1024 bits": ("small", {}),
+    "of another curve": ("EC", {"crv": "P-384"}),
+    "symmetric": ("first", {"kty": "oct", "k": "c2VjcmV0"}),
+    "of no type": ("first", {"kty": ["RSA"]}),
+    "of an unknown type": ("first", {"kty": "XMSS"}),
+}
+
+
+@pytest.mark.parametrize("case", USELESS)
+def test_keys_that_sign_no_tokens_are_left_out(issuer: Issuer, case: str) -> None:
+    key, said = USELESS[case]
+    useless = jwk(key, **said)
     issuer.keys = [useless, jwk("EC")]
     client = oidc.Issuer(issuer.url)
     assert client.reach() == 1
