@@ -72,8 +72,9 @@ IDLE = 5.0
 """Seconds between two looks when nothing is open and nothing happens."""
 BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
-MOMENT = 0.5
-"""Seconds of acting between two looks."""
+MOMENT, URGENT_MOMENT = 0.5, 2.0
+"""Seconds of acting between two looks: after the longer one nothing is begun, after the other only what starts or stops
+an attempt. Nothing that a look might find comes before these, and each look is time in which nothing is written."""
 WRITERS = 8
 """Records that are written at a time: an API server on two cores does no more in a second for more of them."""
 HOUSEKEEPING = timedelta(minutes=10)
@@ -276,8 +277,8 @@ class Controller:
         for action in sorted(self._without_early_words(actions), key=_urgency):
             work.setdefault(action.build, []).append(action)
         order = sorted(work.items(), key=lambda entry: min(map(_urgency, entry[1]), default=NOT_URGENT))
-        until = self._monotonic() + MOMENT
-        tasks = [partial(self._act_on, builds[name], todo, until) for name, todo in order]
+        now = self._monotonic()
+        tasks = [partial(self._act_on, builds[name], todo, now + _moment(todo)) for name, todo in order]
         done = [tasks[0]()] if len(tasks) == 1 else [*self._writers.map(_called, tasks)]
         self._judge([one for one in done if isinstance(one, _Failed)], succeeded=True in done)
         return any(one is not False for one in done)
@@ -744,14 +745,18 @@ def _word(outcome: Outcome) -> str:
     return "delivered" if outcome.delivered else "refused" if outcome.final else "failed"
 
 
-NOT_URGENT = 3
+URGENT, NOT_URGENT = 0, 3
+
+
+def _moment(todo: Sequence[Action]) -> float:
+    return URGENT_MOMENT if URGENT in map(_urgency, todo) else MOMENT
 
 
 def _urgency(action: Action) -> int:
     """Lower goes first: what a slot, or somebody who waits for an end, depends on."""
     match action:
         case Start() | Stop():
-            return 0
+            return URGENT
         case Report(word=word) if word is not Word.QUEUED:
             return 1
         case Deliver() | Confirm() | Inspect():
