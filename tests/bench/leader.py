@@ -49,6 +49,7 @@ from tests.parts.sink import EventSink
 
 NODE = "kiln-bench"
 TURNS = 2
+ONE = "1 sender: sent to Job, median"
 ONE_BY_ONE = 30
 AT_ONCE, SENDERS = 200, 8
 COMMITS, REFS, STORM = 100, 5, 50
@@ -296,7 +297,7 @@ def _burst(side: Side, jobs: Jobs) -> dict[str, float]:
     return {"accepted": accepted, "jobs": made, "told": all_told}
 
 
-def _bare(api: Api) -> float:
+def _bare(api: Api, *, senders: int = SENDERS, builds: int = AT_ONCE) -> float:
     """Seconds for the least that a burst comes down to, by one client that does nothing else.
 
     For each of as many builds a ConfigMap is made and changed and a Job made, by as many threads as send webhooks. The
@@ -313,9 +314,9 @@ def _bare(api: Api) -> float:
         api.patch("configmaps", name, {"data": {"record": text[1:]}})
         api.create("jobs", {"metadata": {"name": name}, "spec": spec})
 
-    with ThreadPoolExecutor(SENDERS) as hands:
+    with ThreadPoolExecutor(senders) as hands:
         began = time.monotonic()
-        list(hands.map(write, range(AT_ONCE)))
+        list(hands.map(write, range(builds)))
         return time.monotonic() - began
 
 
@@ -346,6 +347,7 @@ def compared(revision: str) -> None:
         try:
             figures = _turns(sides, jobs, api)
             _print(figures, revision)
+            beside(ONE, median(figures[ONE]["new"]), median(figures[ONE]["bare"]), "ms", "the same writes, bare", 1000)
             key = f"{AT_ONCE} at once: all Jobs"
             beside(key, median(figures[key]["new"]), median(figures[key]["bare"]), "s", "the same writes, bare")
             full_of = sides[0]()
@@ -376,7 +378,8 @@ def _turns(sides: Sequence[Callable[[], Side]], jobs: Jobs, api: Api, *, only_bu
         for make in sides if turn % 2 else [*reversed(sides)]:
             with make().running() as side:
                 if not only_burst:
-                    add("1 sender: sent to Job, median", side.what, _one_by_one(side, jobs))
+                    add(ONE, side.what, _one_by_one(side, jobs))
+                    add(ONE, "bare", _bare(api, senders=1, builds=ONE_BY_ONE) / ONE_BY_ONE)
                 burst = _burst(side, jobs)
                 add(f"{AT_ONCE} at once: all accepted", side.what, burst["accepted"])
                 add(f"{AT_ONCE} at once: all Jobs", side.what, burst["jobs"])
