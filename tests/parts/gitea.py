@@ -136,7 +136,9 @@ class Gitea:
         self._api("POST", f"repos/{OWNER}/{repository}/forks", {}, by=name)
 
     def request(self, repository: str, head: str, base: str = "main", *, by: str = OWNER) -> int:
-        """A pull request; returns its number."""
+        """A pull request; returns its number. Gitea learns of a branch a moment after the push."""
+        until(lambda: self._has(f"repos/{by}/{repository}/branches/{head}"), 30)
+        until(lambda: self._has(f"repos/{OWNER}/{repository}/branches/{base}"), 30)
         body = {"title": head, "head": head if by == OWNER else f"{by}:{head}", "base": base}
         return int(self._api("POST", f"repos/{OWNER}/{repository}/pulls", body, by=by)["number"])
 
@@ -190,6 +192,12 @@ class Gitea:
         try:
             return requests.get(f"http://{self.host}/api/healthz", timeout=5).ok
         except requests.RequestException:
+            return False
+
+    def _has(self, path: str) -> bool:
+        try:
+            return bool(self._api("GET", path))
+        except requests.HTTPError:
             return False
 
     def _api(self, verb: str, path: str, body: object = None, *, by: str = OWNER) -> dict[str, Any]:
