@@ -22,6 +22,7 @@ from builds.build import (
     Cause,
     Delivery,
     DeliveryState,
+    Image,
     Reason,
     State,
     shortened,
@@ -134,13 +135,16 @@ def _traced(build: Build) -> Build:
 
 
 def _terminal(build: Build, report: Report, at: datetime) -> Build:
-    """The end of a round. Who asked after it was called off is not answered by that: they open the next round."""
+    """The end of a round. Who asked after it was called off is not answered by that: they open the next round. Neither
+    is who joined an attempt that does not set their tags: the image gets them, and they their answer, next."""
     outcome = report.outcome
     assert outcome is not None  # noqa: S101  (the plan gives every terminal report one)
     answered = build.causes
     if outcome.reason is Reason.REQUESTED:
         until = build.cancel and build.cancel.at
         answered = tuple(cause for cause in build.causes if cause.withdrawn or (until and cause.at <= until))
+    elif outcome.image:
+        answered = tuple(cause for cause in build.causes if not _lacks_tags(build, cause, outcome.image))
     return _status(
         build,
         state=outcome.state,
@@ -154,6 +158,14 @@ def _terminal(build: Build, report: Report, at: datetime) -> Build:
         log_tail=outcome.log_tail[-MAX_TAIL:],
         answered=_keys(build, answered),
     )
+
+
+def _lacks_tags(build: Build, cause: Cause, image: Image) -> bool:
+    """Whether it joined after the attempt was written, whose builder so knew nothing of its tags. It is answered as
+    one who asks for what is there, which sets them."""
+    joined = any(cause.at > attempt.written_at for attempt in build.status.attempts[-1:])
+    told = {image.tag, *image.tags, *(refused.name for refused in image.refused_tags)}
+    return joined and not (cause.force or cause.withdrawn) and not {*cause.tags} <= told
 
 
 def _keys(build: Build, answered: Sequence[Cause]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -162,6 +163,23 @@ def test_the_end_answers_everybody_and_is_announced_in_the_same_write() -> None:
         ("hub", "uid-b.1.succeeded", NOW),
         ("broker", "uid-b.1.succeeded", NOW),
     ]
+
+
+def test_who_joins_for_tags_that_the_attempt_does_not_know_is_answered_apart() -> None:
+    first, late = cause("1", at=ago(60), tags=("main",)), cause("2", at=ago(5), tags=("pr-7",))
+    live = running("b", first, late, attempts=(attempt(1, written_at=ago(50), started_at=ago(40)),))
+    after = advance(live, report(Word.SUCCEEDED, outcome=SUCCESS), NOW, announce)
+    assert after.state is State.SUCCEEDED
+    assert after.unanswered == (late,)
+    assert first.key in after.status.answered, "its tag was left out by the builder that knew it"
+
+
+@pytest.mark.parametrize("change", [{"tags": ()}, {"tags": ("latest",)}, {"force": True}, {"withdrawn": True}])
+def test_who_joins_for_nothing_more_is_answered_by_the_end(change: dict[str, Any]) -> None:
+    late = cause("2", at=ago(5), **{"tags": ("pr-7",)} | change)
+    live = running("b", late, attempts=(attempt(1, written_at=ago(50), started_at=ago(40)),))
+    tagged = replace(SUCCESS, image=replace(IMAGE, tags=("latest",)))
+    assert advance(live, report(Word.SUCCEEDED, outcome=tagged), NOW, announce).unanswered == ()
 
 
 def test_who_asks_after_a_cancel_is_not_answered_by_it() -> None:

@@ -151,6 +151,18 @@ def test_who_asks_when_it_is_done_is_answered_with_the_same_image(system: System
     assert len(system.attempts(name)) == 1
 
 
+def test_tags_of_who_joins_a_build_that_runs_are_set(system: System) -> None:
+    commit, seconds = system.running("ada/joined", 5)
+    name = system.build("ada/joined", commit, tags=["first"])
+    system.step_runs(name, seconds)
+    assert system.build("ada/joined", commit, tags=["joined"]) == name
+    found = system.wait(name, lambda build: {"first", "joined"} <= {*(build["image"]["tags"] or [])})
+    assert found["image"]["digest"] == system.digest(found["image"]["repository"], "joined")
+    for sink in system.sinks:
+        system.taken(sink, name, "succeeded", 2)
+    assert len(system.attempts(name)) == 1
+
+
 def test_force_builds_anew(system: System) -> None:
     commit = system.commit("ada/forced", {"Dockerfile": SMALL, "note": secrets.token_hex(4)})
     name = system.build("ada/forced", commit)
