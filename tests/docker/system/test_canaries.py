@@ -30,7 +30,7 @@ from tests.parts.system import System, members
 
 NAMES = (
     *("webhook", "token", "wrong-token", "git", "registry", "header", "sink-url"),
-    *("argument", "userinfo", "query", "signature", "private-registry"),
+    *("argument", "userinfo", "query", "signature", "private-registry", "status"),
 )
 DOCKERFILE = """\
 FROM scratch
@@ -115,8 +115,10 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
             config={
                 "private_image_prefix": f"{registry.host}/private/",
                 "private": [{"match": f"{host.base}/private/course", "use_by": ["webhooks", "token:ci"]}],
+                "hosts": {f"{host.address}:{host.port}": {"kind": "github", "statuses": True}},
             },
             KILN_AUTH="token",
+            KILN_PUBLIC_URL="http://kiln.example/",
             KILN_PRIVATE_REGISTRY_CONFIG=str(tmp_path / "private.json"),
             KILN_REGISTRY_CONFIG=str(tmp_path / "docker.json"),
             KILN_LOG_LEVEL="debug",
@@ -129,6 +131,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         written = {
             "webhooks/github/main": values["webhook"],
             "api-tokens/ci": values["token"],
+            f"statuses/{host.address}:{host.port}": values["status"],
             "headers/first": f"Authorization: Bearer {values['header']}\n",
             "git-credentials/all": f"http://ada:{quote(values['git'], safe='')}@127.0.0.1:{host.port}/private\n",
         }
@@ -159,6 +162,7 @@ def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
     assert [build["state"] for build in builds] == ["succeeded", "failed"], builds
     assert builds[0]["image"]["reference"].startswith(f"{system.registry.host}/private/")
     assert "the token is ***" in system.log(failing)
+    assert any("/statuses/" in target for target in scene.private.credentials), "the host was not told"
     look_around(system, (good, failing), saw)
 
     places = places_of(system, witness, answers)
