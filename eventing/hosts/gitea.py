@@ -40,7 +40,6 @@ from eventing.hosts.payload import (
     is_zero,
     json_text,
     message_of,
-    moment,
     page_of,
     paths_of,
     payload_event,
@@ -165,22 +164,11 @@ class Gitea:
         """
         with as_request_of(type(self).__name__):
             told = msgspec.convert(event.data, pullrequest.Told)
-        request, action = told.pull_request, told.action
-        return RequestFacts(
-            repository=told.repository.clone_url,
-            number=told.number,
-            ref=told.ref,
-            commit=request.head.sha,
-            before=told.before,
-            at=moment(request.updated_at),
-            base=request.base.ref,
-            head=request.head.ref,
-            fork=told.fork or request.head.ref.startswith("refs/"),
-            moved=action in ("opened", "reopened", "synchronized"),
-            labels=told.labels,
-            added=told.labels if action == "label_updated" else (),
+        return told.facts(
+            fork=told.fork or told.pull_request.head.ref.startswith("refs/"),
+            moving=("opened", "reopened", "synchronized"),
+            added=told.labels if told.action == "label_updated" else (),
             retargeted=told.has_changed("ref"),
-            closed=action == "closed",
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

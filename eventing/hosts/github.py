@@ -42,7 +42,6 @@ from eventing.hosts.payload import (
     is_signed,
     is_zero,
     json_text,
-    moment,
     page_of,
     paths_of,
     payload_event,
@@ -182,22 +181,11 @@ class GitHub:
     def request(self, event: Event) -> RequestFacts:
         with as_request_of("GitHub"):
             told = msgspec.convert(event.data, pullrequest.Told)
-        request, action = told.pull_request, told.action
-        return RequestFacts(
-            repository=told.repository.clone_url,
-            number=told.number,
-            ref=told.ref,
-            commit=request.head.sha,
-            before=told.before,
-            at=moment(request.updated_at),
-            base=request.base.ref,
-            head=request.head.ref,
+        return told.facts(
             fork=told.fork,
-            moved=action in ("opened", "reopened", "synchronize"),
-            labels=told.labels,
-            added=(told.label.name,) if told.label and action == "labeled" else (),
+            moving=("opened", "reopened", "synchronize"),
+            added=(told.label.name,) if told.label and told.action == "labeled" else (),
             retargeted=told.has_changed("base"),
-            closed=action == "closed",
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

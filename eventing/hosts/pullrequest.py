@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 
-from eventing.hosts.payload import Hash, Number, RefName
+from eventing.hosts.dialect import RequestFacts
+from eventing.hosts.payload import Hash, Number, RefName, moment
 
 
 class Repository(msgspec.Struct):
@@ -42,10 +45,6 @@ class Told(msgspec.Struct):
     changes: dict[str, object] | None = None
 
     @property
-    def ref(self) -> str:
-        return f"refs/pull/{self.number}/head"
-
-    @property
     def labels(self) -> tuple[str, ...]:
         return tuple(label.name for label in self.pull_request.labels or ())
 
@@ -53,6 +52,26 @@ class Told(msgspec.Struct):
     def fork(self) -> bool:
         head = self.pull_request.head.repo
         return head is None or head.clone_url != self.repository.clone_url
+
+    def facts(self, *, fork: bool, moving: Collection[str], added: tuple[str, ...], retargeted: bool) -> RequestFacts:
+        """`moving` are the actions of a request whose commits are news."""
+        request = self.pull_request
+        return RequestFacts(
+            repository=self.repository.clone_url,
+            number=self.number,
+            ref=f"refs/pull/{self.number}/head",
+            commit=request.head.sha,
+            before=self.before,
+            at=moment(request.updated_at),
+            base=request.base.ref,
+            head=request.head.ref,
+            fork=fork,
+            moved=self.action in moving,
+            labels=self.labels,
+            added=added,
+            retargeted=retargeted,
+            closed=self.action == "closed",
+        )
 
     def has_changed(self, name: str) -> bool:
         """Whether it was edited, and that is what has changed."""

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from eventing.statuses.comments import Thread
 from eventing.statuses.exchange import Conversation, Login, Request, outcome_of, refused
-from eventing.statuses.github import state_of
+from eventing.statuses.github import body_of
 from eventing.statuses.words import Said
 
 
@@ -42,13 +42,8 @@ class Gitea:
         )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
-        body = {
-            "state": state_of(said),
-            "target_url": said.url,
-            "description": said.description,
-            "context": said.context,
-        }
-        answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
+        url = f"{self.base(repository)}/statuses/{said.commit}"
+        answer = yield Request(method="POST", url=url, body=body_of(said))
         if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and answer.says("object does not exist"):
             return refused("the host does not have this commit (any more)")  # seen of Gitea 1.27
         return outcome_of(answer, host)

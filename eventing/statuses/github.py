@@ -15,10 +15,15 @@ STATES = {"succeeded": "success", "failed": "failure", "cancelled": "error"}
 """GitHub has no word for what was cancelled; `failure` is the repository's, `error` is not."""
 
 
-def state_of(said: Said) -> str:
-    if said.word == "failed" and said.reason != "repository":
-        return "error"
-    return STATES.get(said.word, "pending")
+def body_of(said: Said) -> dict[str, str]:
+    """What Gitea has taken over."""
+    ours = said.word == "failed" and said.reason != "repository"
+    return {
+        "state": "error" if ours else STATES.get(said.word, "pending"),
+        "target_url": said.url,
+        "description": said.description,
+        "context": said.context,
+    }
 
 
 class GitHub:
@@ -54,13 +59,8 @@ class GitHub:
         )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
-        body = {
-            "state": state_of(said),
-            "target_url": said.url,
-            "description": said.description,
-            "context": said.context,
-        }
-        answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
+        url = f"{self.base(repository)}/statuses/{said.commit}"
+        answer = yield Request(method="POST", url=url, body=body_of(said))
         return outcome_of(answer, host)
 
 
