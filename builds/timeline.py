@@ -40,12 +40,12 @@ def timeline(build: Build) -> Stage:
 def _stages(build: Build, waits_since: datetime, end: datetime) -> Iterator[Stage]:
     attempts = [each for each in build.status.attempts if each.number >= build.status.round_began_with]
     for attempt in attempts:
-        began = attempt.started_at or attempt.finished_at or end
-        ended = attempt.finished_at or end
-        yield Stage(name="queue", start=waits_since, end=max(began, waits_since), attributes=_number(attempt))
+        began = max(attempt.started_at or attempt.finished_at or end, waits_since)  # somebody may have set the clock
+        ended = max(attempt.finished_at or end, began)
+        yield Stage(name="queue", start=waits_since, end=began, attributes=_number(attempt))
         if attempt.started_at is not None:
-            yield _attempt(attempt, began, max(ended, began))
-        waits_since = max(ended, began)
+            yield _attempt(attempt, began, ended)
+        waits_since = ended
     if not attempts or build.status.attempt != attempts[-1].number:  # it ended before the next attempt began
         yield Stage(name="queue", start=waits_since, end=max(end, waits_since))
 
