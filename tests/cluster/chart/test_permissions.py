@@ -309,7 +309,7 @@ def test_policies_can_be_left_to_somebody_else() -> None:
 
 FOLDERS = {
     "web": ["/etc/kiln/secrets/api-tokens", "/etc/kiln/secrets/git-credentials", "/etc/kiln/secrets/webhooks/github"],
-    "controller": ["/etc/kiln/secrets/git-credentials", "/etc/kiln/secrets/headers"],
+    "controller": [f"/etc/kiln/secrets/{folder}" for folder in ("git-credentials", "headers", "statuses")],
     "build": ["/etc/kiln/git-credentials"],
 }
 """Each part reads what it needs and no more. Web looks up refs of private repositories for those who may use them."""
@@ -318,8 +318,11 @@ FOLDERS = {
 @pytest.mark.parametrize(
     ("example", "names"),
     [
-        ("everything", ["kiln-api-tokens", "kiln-webhooks-github", "kiln-git-credentials", "kiln-headers"]),
-        ("secrets", ["tokens", "github-webhook", "git", "headers"]),
+        (
+            "everything",
+            [f"kiln-{name}" for name in ("api-tokens", "webhooks-github", "git-credentials", "headers", "statuses")],
+        ),
+        ("secrets", ["tokens", "github-webhook", "git", "headers", "statuses"]),
     ],
 )
 def test_each_part_sees_its_secrets_and_may_wait_for_them(example: str, names: list[str]) -> None:
@@ -329,6 +332,7 @@ def test_each_part_sees_its_secrets_and_may_wait_for_them(example: str, names: l
         "/etc/kiln/secrets/git-credentials": names[2],
         "/etc/kiln/git-credentials": names[2],
         "/etc/kiln/secrets/headers": names[3],
+        "/etc/kiln/secrets/statuses": names[4],
     }
     release = render(VALUES[example])
     for component, pod in release.pods():
@@ -405,6 +409,7 @@ def test_secrets_from_values_hold_what_was_given() -> None:
         "kiln-api-tokens": {"alice": "token-of-alice"},
         "kiln-git-credentials": {"git.example.edu": "https://kiln:token@git.example.edu/courses"},
         "kiln-headers": {"hub": "Authorization: Bearer token-of-hub"},
+        "kiln-statuses": {"git.example.edu": "token-of-statuses"},
         "kiln-webhooks-github": {"main": "first", "next": "second"},
     }
 

@@ -129,7 +129,7 @@ def test_a_connection_that_breaks_is_resumed_without_a_list(
     proxy.cut()
     api.create("configmaps", mine("meanwhile"))
     api.delete("configmaps", "before")
-    until(lambda: shows(watch, "meanwhile"), 10)
+    until(lambda: shows(watch, "meanwhile"))
     assert sum(asked.lists for asked in front.requests) == 1
     assert [each["metadata"]["name"] for each in watch.take_deleted()] == ["before"]
     until(lambda: watch.trouble is None)
@@ -147,7 +147,7 @@ def test_an_outage_is_told_and_made_good(
     api.create("configmaps", mine("meanwhile"))
     until(lambda: watch.age > 3)
     proxy.accept()
-    until(lambda: shows(watch, "meanwhile"), 15)
+    until(lambda: shows(watch, "meanwhile"))
     until(lambda: watch.trouble is None)
     told = [record.levelname for record in caplog.records if record.name == "builds.engines.kubernetes.watch"]
     assert told == ["WARNING", "INFO"]
@@ -167,10 +167,10 @@ def test_a_connection_that_stalls_is_noticed(proxy: Proxy, proxied: Api, api: Ap
     assert watch.synced.wait(5)
     proxy.drop = True
     api.create("configmaps", mine("meanwhile"))
-    until(lambda: watch.trouble, 5)
+    until(lambda: watch.trouble)
     proxy.cut()
     proxy.drop = False
-    until(lambda: shows(watch, "meanwhile"), 10)
+    until(lambda: shows(watch, "meanwhile"))
 
 
 def test_what_is_too_old_is_listed_anew_with_what_vanished(front: Front, fronted: Api, watching: Watching) -> None:
@@ -304,7 +304,7 @@ def test_it_runs_over_tls_as_well(configured: Configured, everywhere: Api, api: 
         assert watch.synced.wait(5)
         proxy.cut()
         api.create("configmaps", mine("a"))
-        until(lambda: shows(watch, "a"), 10)
+        until(lambda: shows(watch, "a"))
         watch.fresh(5)
         began = time.monotonic()
         watch.stop()
