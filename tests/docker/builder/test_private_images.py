@@ -24,7 +24,7 @@ from tests.parts.dockerd import Dockerd
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(300)
 
 
 @dataclass
