@@ -24,7 +24,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -420,13 +420,14 @@ def most_at_once(
 ) -> dict[str, int]:
     """By the pods' own times: one holds its node's slot from when it was made until its container has ended.
 
-    `of` says what is shared, if not the node. Kubernetes writes whole seconds, so where one ends in the second in which
-    another is made, the end comes first.
+    `of` says what is shared, if not the node. A pod that was deleted before its container ran has taken nothing: the
+    controller of Jobs, which is late in a storm, makes some whose Job is gone already. Kubernetes writes whole seconds,
+    so where one ends in the second in which another is made, the end comes first.
     """
     changes: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for pod in pods:
         shared = of(pod)
-        if shared:
+        if shared and not (GONE in pod and _never_ran(pod)):
             changes[shared] += [(pod["metadata"]["creationTimestamp"], 1), (_end(pod), -1)]
     return {shared: _highest(step for _, step in sorted(steps)) for shared, steps in changes.items()}
 
@@ -448,15 +449,21 @@ def _highest(steps: Iterable[int]) -> int:
     return most
 
 
+def _never_ran(pod: Object) -> bool:
+    states = [one["state"] for one in pod.get("status", {}).get("containerStatuses", [])]
+    return not any("running" in state or "terminated" in state for state in states)
+
+
 def _end(pod: Object) -> str:
-    """When its container ended, or the pod without one; where nobody could say so, when it was to be gone."""
+    """When its container ended, or the pod without one; where nobody could say so, when it was gone, or was to be:
+    one that is deleted before its container runs is gone long before its grace is over."""
     status = pod.get("status", {})
     for container in status.get("containerStatuses", []):
         if ended := container["state"].get("terminated"):
             return str(ended["finishedAt"])
     if status.get("phase") in ("Succeeded", "Failed"):
         return max(str(condition["lastTransitionTime"]) for condition in status["conditions"])
-    return str(pod["metadata"].get("deletionTimestamp", "never"))  # which sorts after all times
+    return str(pod.get(GONE) or pod["metadata"].get("deletionTimestamp", "never"))  # which sorts after all times
 
 
 API = {"HOST": "kubernetes", "PORT": "443"}
@@ -480,6 +487,10 @@ def _called_kubernetes(namespace: str, proxy: Proxy) -> list[Object]:
             "endpoints": [{"addresses": [proxy.listen]}],
         },
     ]
+
+
+GONE = "goneAt"
+"""Of a pod as it was last seen: when the watch told that it is gone, in whole seconds as Kubernetes writes them."""
 
 
 class _Seen:
@@ -520,6 +531,8 @@ class _Seen:
 
     def _note(self, event: Object) -> None:
         pod = event["object"]
+        if event["type"] == "DELETED":
+            pod = {**pod, GONE: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
         if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
             with self._guard:
                 self._pods[pod["metadata"]["uid"]] = pod
