@@ -490,7 +490,11 @@ def _called_kubernetes(namespace: str, proxy: Proxy) -> list[Object]:
 
 
 GONE = "goneAt"
-"""Of a pod as it was last seen: when the watch told that it is gone, in whole seconds as Kubernetes writes them."""
+"""Of a pod as it was last seen: when it was found to be gone, in whole seconds as Kubernetes writes them."""
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class _Seen:
@@ -513,10 +517,15 @@ class _Seen:
 
     def pods(self) -> list[Object]:
         """Those that the watch has told of, and, so that a caller sees what it has just caused, those there are now."""
+        with self._guard:
+            before = {*self._pods}
         listed = self._cluster.api("GET", self._path, params={"labelSelector": self._selector})
         listed.raise_for_status()
+        there = {pod["metadata"]["uid"]: pod for pod in listed.json()["items"]}
         with self._guard:
-            self._pods |= {pod["metadata"]["uid"]: pod for pod in listed.json()["items"]}
+            self._pods |= there
+            for uid in before - there.keys():  # gone between two watches, perhaps
+                self._pods[uid].setdefault(GONE, _now())
             return list(self._pods.values())
 
     def _watch(self) -> None:
@@ -532,7 +541,7 @@ class _Seen:
     def _note(self, event: Object) -> None:
         pod = event["object"]
         if event["type"] == "DELETED":
-            pod = {**pod, GONE: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"}
+            pod = {**pod, GONE: _now()}
         if event["type"] in ("ADDED", "MODIFIED", "DELETED"):
             with self._guard:
                 self._pods[pod["metadata"]["uid"]] = pod
