@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
@@ -283,11 +283,22 @@ class Api:
         path = self.path(kind, name)
         return _decoded(self.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=timeout))
 
-    def delete(self, kind: str, name: str, *, uid: str | None = None, resource_version: str | None = None) -> None:
-        """It, and then all that it owns. Raises Absent, Conflict409 if it is not the one that was meant."""
+    def delete(
+        self,
+        kind: str,
+        name: str,
+        *,
+        uid: str | None = None,
+        resource_version: str | None = None,
+        policy: Literal["Background", "Foreground"] = "Background",
+    ) -> None:
+        """It, and then all that it owns; with `Foreground` what it owns first, and it is there until that is gone.
+
+        Raises Absent, Conflict409 if it is not the one that was meant.
+        """
         given = {"uid": uid, "resourceVersion": resource_version}
         preconditions = {what: value for what, value in given.items() if value is not None}
-        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": policy}
         self.request("DELETE", self.path(kind, name), body={**options, "preconditions": preconditions})
 
     def list(

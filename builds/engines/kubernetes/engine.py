@@ -240,7 +240,9 @@ class KubernetesEngine(KubernetesRecords):
                 # Not the Job's, nor its deletion: those would take the log and the result with them.
                 self._patch_away(pod)
             else:
-                self._delete_job(jobs.job_name(build.name, attempt.number))
+                # Its pod may be on the way: while that is there the Job is, and with it the attempt has its slot.
+                with suppress(Absent):
+                    self._api.delete("jobs", jobs.job_name(build.name, attempt.number), policy="Foreground")
 
     def forget(self, build: Build) -> None:
         """Jobs and pods are owned by the record and go with it; not if somebody has asked again meanwhile."""
