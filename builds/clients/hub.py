@@ -17,15 +17,15 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
+from concurrent.futures import Future
 from typing import TypeVar
 
 import msgspec
 import requests
 
 from builds.clients.answers import content_of
+from builds.clients.askers import Askers
 from builds.errors import TryAgain
 
 log = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ LARGEST = 4 << 20
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
 AWAY = "The JupyterHub that says who may come in does not answer just now. Try again."
+CROWDED = "Too many wait for the JupyterHub to say who they are. Try again."
 
 
 class HubAway(TryAgain):
@@ -69,10 +70,8 @@ class Hub:
 
     def __init__(self, url: str, *, limit: float = LIMIT, most_waiting: int = MOST_WAITING, kept: float = KEPT) -> None:
         self._url = url.rstrip("/")
-        self._limit = limit
         self._kept = kept
-        self._askers = ThreadPoolExecutor(most_waiting, thread_name_prefix="hub")
-        self._room = threading.BoundedSemaphore(most_waiting)
+        self._askers = Askers("hub", most=most_waiting, limit=limit)
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, tuple[float, Holder | None]] = OrderedDict()
         self._asked: dict[bytes, Future[Holder | None]] = {}
@@ -87,7 +86,7 @@ class Hub:
             until, holder = self._known.get(key, (0.0, None))
             if time.monotonic() < until:
                 return holder
-        with self._place():
+        with self._askers.place(HubAway(CROWDED)):
             return self._wait(self._asking(key, token))
 
     def _asking(self, key: bytes, token: str) -> Future[Holder | None]:
@@ -108,7 +107,7 @@ class Hub:
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
         form |= {"client_id": client_id, "client_secret": secret}
         self._rest()
-        with self._place():
+        with self._askers.place(HubAway(CROWDED)):
             answer = self._wait(self._askers.submit(self._call, "POST", "oauth2/token", form=form))
         return None if answer is None else _decoded(answer, _Grant).access_token
 
@@ -127,22 +126,11 @@ class Hub:
         if time.monotonic() - self._failed_at < PAUSE:
             raise HubAway
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Raises HubAway where as many wait as may."""
-        if not self._room.acquire(blocking=False):
-            raise HubAway("Too many wait for the JupyterHub to say who they are. Try again.")
-        try:
-            yield
-        finally:
-            self._room.release()
-
     def _wait(self, asked: Future[T]) -> T:
         try:
-            return asked.result(self._limit)
-        except (TimeoutError, CancelledError):
-            asked.cancel()  # unless it has begun; then the limits of its own requests end it
-            self._failed(f"no answer within {self._limit:g} s")
+            return self._askers.answer(asked)
+        except TimeoutError as error:
+            self._failed(str(error))
             raise HubAway from None
 
     def _failed(self, why: str) -> None:
@@ -161,11 +149,11 @@ class Hub:
                     f"{self._url}/{path}",
                     headers=headers,
                     data=form,
-                    timeout=self._limit,
+                    timeout=self._askers.limit,
                     allow_redirects=False,
                     stream=True,
                 ) as answer:
-                    content = content_of(answer, LARGEST, self._limit)
+                    content = content_of(answer, LARGEST, self._askers.limit)
         except (requests.RequestException, OSError) as error:
             self._failed(type(error).__name__)
             raise HubAway from None

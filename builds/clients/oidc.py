@@ -21,9 +21,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,6 +34,7 @@ import requests
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from builds.clients.answers import content_of
+from builds.clients.askers import Askers
 from builds.errors import TokenRefused, TryAgain
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,9 @@ TYPES = frozenset({"", "jwt", "at+jwt", "application/jwt", "application/at+jwt"}
 _JWS = re.compile(r"([\w-]+)\.([\w-]+)\.[\w-]*", re.ASCII)
 _SUBJECT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 """At most 255 characters of ASCII (OpenID Connect Core, §2), as they can stand in a record and in `private`."""
+
+
+CROWDED = "Too many wait for the issuer of tokens. Try again."
 
 
 class IssuerAway(TryAgain):
@@ -175,10 +178,8 @@ class Issuer:
     ) -> None:
         self.url = url
         self._own = own_cluster
-        self._limit = limit
         self._fresh = fresh
-        self._askers = ThreadPoolExecutor(most_waiting, thread_name_prefix="oidc")
-        self._room = threading.BoundedSemaphore(most_waiting)
+        self._askers = Askers("oidc", most=most_waiting, limit=limit)
         self._lock = threading.RLock()  # a future that is done calls back at once
         self._budget = Budget(AGAIN, EVERY)
         self._known: _Known | None = None
@@ -250,7 +251,7 @@ class Issuer:
             basic = (quote_plus(client_id), quote_plus(secret))  # RFC 6749, §2.3.1
         else:
             form["client_secret"] = secret
-        with self._place():
+        with self._askers.place(IssuerAway(CROWDED)):
             answer = self._wait(self._askers.submit(self._post, known.token_endpoint, form, basic))
         grant = None if answer is None else _decoded_as(answer, _Grant)
         if answer is not None and grant is None:
@@ -283,7 +284,7 @@ class Issuer:
 
     def _fetched(self) -> _Known:
         """What the issuer publishes now, or a moment ago where it may not be asked again yet. Raises IssuerAway."""
-        with self._place():
+        with self._askers.place(IssuerAway(CROWDED)):
             with self._lock:
                 flight = self._asking()
                 known = self._known
@@ -295,7 +296,7 @@ class Issuer:
     def _asking(self) -> Future[_Known] | None:
         """One request for all who wait; `None` where it may not be made yet. With the lock. Raises IssuerAway."""
         now = time.monotonic()
-        if self._flight is not None and now - self._began_at < self._limit:
+        if self._flight is not None and now - self._began_at < self._askers.limit:
             return self._flight
         if now - self._failed_at < PAUSE:
             raise self._away()
@@ -342,22 +343,11 @@ class Issuer:
 
     # Asking
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """Raises IssuerAway where as many wait as may."""
-        if not self._room.acquire(blocking=False):
-            raise IssuerAway("Too many wait for the issuer of tokens. Try again.")
-        try:
-            yield
-        finally:
-            self._room.release()
-
     def _wait(self, asked: Future[T]) -> T:
         try:
-            return asked.result(self._limit)
-        except (TimeoutError, CancelledError):
-            asked.cancel()  # unless it has begun; then the limits of its own requests end it
-            raise self._failed(f"no answer within {self._limit:g} s") from None
+            return self._askers.answer(asked)
+        except TimeoutError as error:
+            raise self._failed(str(error)) from None
 
     def _failed(self, why: str) -> IssuerAway:
         self._failed_at = time.monotonic()
@@ -390,9 +380,9 @@ class Issuer:
                 session.trust_env = self._own is None  # the proxies; a netrc has no part in this, as there is an `auth`
                 verify = True if self._own is None else str(self._own.ca)
                 with session.request(
-                    method, url, timeout=self._limit, allow_redirects=False, stream=True, verify=verify, **sent
+                    method, url, timeout=self._askers.limit, allow_redirects=False, stream=True, verify=verify, **sent
                 ) as answer:
-                    content = content_of(answer, LARGEST, self._limit)
+                    content = content_of(answer, LARGEST, self._askers.limit)
         except (requests.RequestException, OSError) as error:
             raise self._failed(type(error).__name__) from None
         if answer.status_code == requests.codes.ok:

@@ -1,0 +1,49 @@
+"""Threads on which a site is asked while somebody waits for its answer.
+
+There is one for each who may wait, so that nobody's question waits behind a stranger's. A place is taken before that:
+who finds none is refused at once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Askers:
+    """Safe to use from many threads. `most` may wait at once, each for `limit` seconds at most."""
+
+    def __init__(self, name: str, *, most: int, limit: float) -> None:
+        self.limit = limit
+        self._threads = ThreadPoolExecutor(most, thread_name_prefix=name)
+        self._places = threading.BoundedSemaphore(most)
+
+    @contextmanager
+    def place(self, refusal: Exception) -> Iterator[None]:
+        """Raises `refusal` where as many wait as may."""
+        if not self._places.acquire(blocking=False):
+            raise refusal
+        try:
+            yield
+        finally:
+            self._places.release()
+
+    def submit(self, ask: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        return self._threads.submit(ask, *args, **kwargs)
+
+    def answer(self, asked: Future[T]) -> T:
+        """Raises TimeoutError after the limit, and what the question raised."""
+        try:
+            return asked.result(self.limit)
+        except (TimeoutError, CancelledError):
+            asked.cancel()  # unless it has begun; then the limits of its own requests end it
+            raise TimeoutError(f"no answer within {self.limit:g} s") from None
+
+    def close(self) -> None:
+        self._threads.shutdown()
