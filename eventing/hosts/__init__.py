@@ -45,16 +45,10 @@ def push_of(event: Event) -> PushFacts | None:
 def request_of(event: Event) -> RequestFacts | None:
     """What an event about a pull or merge request says of it, however it travelled; `None` for all other events.
 
-    It is kept with the event. Raises DecodeError where its type says so and its data does not.
+    Raises DecodeError where its type says so and its data does not.
     """
     dialect = _teller(event.type)
-    if dialect is None:
-        return None
-    kept = vars(event)
-    if "request" not in kept:
-        kept["request"] = dialect.request(event)
-    found: RequestFacts = kept["request"]
-    return found
+    return None if dialect is None else facts_of(event, dialect.request)
 
 
 def _teller(kind: str) -> Dialect | None:

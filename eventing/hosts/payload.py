@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -18,11 +18,11 @@ from msgspec import Meta
 
 from eventing.errors import DecodeError
 from eventing.event import Event
-from eventing.hosts.dialect import PushFacts
 from eventing.http import attribute_text, event_of
 from eventing.wire import each, essence, load_json, load_object
 
 Path = tuple[str, ...]
+T = TypeVar("T")
 
 Hash = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{40}|[0-9a-f]{64})\Z")]
 Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z")]  # git check-ref-format(1)
@@ -203,12 +203,15 @@ def message_of(commit: str | None, commits: Iterable[Commit]) -> str | None:
     return next((each.message for each in commits if each.id == commit), None)
 
 
-def facts_of(event: Event, read: Callable[[Event], PushFacts]) -> PushFacts:
-    """What `read` finds in the event, which is kept with it: a webhook needs it five times. Raises what `read` does."""
+def facts_of(event: Event, read: Callable[[Event], T]) -> T:
+    """What `read` finds in the event, which is kept with it: a webhook needs it five times. Raises what `read` does.
+
+    An event is a push or about a request, and not both, so there is one reading of it.
+    """
     kept = vars(event)
-    if "push" not in kept:
-        kept["push"] = read(event)
-    facts: PushFacts = kept["push"]
+    if "facts" not in kept:
+        kept["facts"] = read(event)
+    facts: T = kept["facts"]
     return facts
 
 
