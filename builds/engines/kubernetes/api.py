@@ -68,6 +68,9 @@ Object = dict[str, Any]
 """As the API server writes it."""
 T = TypeVar("T")
 
+Propagation = Literal["Background", "Foreground"]
+"""When what an object owns is deleted: after it, or before (https://kubernetes.io/docs/concepts/architecture/garbage-collection/)."""
+
 
 class ApiError(Exception):
     """Root of what is raised here. The sentence is the API server's own where it gave one.
@@ -290,7 +293,7 @@ class Api:
         *,
         uid: str | None = None,
         resource_version: str | None = None,
-        policy: Literal["Background", "Foreground"] = "Background",
+        policy: Propagation = "Background",
     ) -> None:
         """It, and then all that it owns; with `Foreground` what it owns first, and it is there until that is gone.
 

@@ -22,7 +22,7 @@ from builds.build import Attempt, Build, Phase, Sighting
 from builds.builder.spec import Surroundings, spec_for
 from builds.engines import Conflict, Refused, Unavailable, World
 from builds.engines.kubernetes import jobs, sightings
-from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
+from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409, Propagation
 from builds.engines.kubernetes.lease import Lease
 from builds.engines.kubernetes.records import (
     COMPONENT,
@@ -241,8 +241,7 @@ class KubernetesEngine(KubernetesRecords):
                 self._patch_away(pod)
             else:
                 # Its pod may be on the way: while that is there the Job is, and with it the attempt has its slot.
-                with suppress(Absent):
-                    self._api.delete("jobs", jobs.job_name(build.name, attempt.number), policy="Foreground")
+                self._delete_job(jobs.job_name(build.name, attempt.number), "Foreground")
 
     def forget(self, build: Build) -> None:
         """Jobs and pods are owned by the record and go with it; not if somebody has asked again meanwhile."""
@@ -487,9 +486,9 @@ class KubernetesEngine(KubernetesRecords):
         with suppress(Absent):
             self._api.patch("pods", pod["metadata"]["name"], {"spec": {"activeDeadlineSeconds": 1}})
 
-    def _delete_job(self, name: str) -> None:
+    def _delete_job(self, name: str, policy: Propagation = "Background") -> None:
         with suppress(Absent):
-            self._api.delete("jobs", name)
+            self._api.delete("jobs", name, policy=policy)
 
     def _find_jobs(self) -> Iterator[None]:
         """Reads which builds have Jobs, a page at a time."""
