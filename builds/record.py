@@ -161,8 +161,8 @@ def _terminal(build: Build, report: Report, at: datetime) -> Build:
 
 
 def _lacks_tags(build: Build, cause: Cause, image: Image) -> bool:
-    """Whether it joined after the attempt was written, whose builder so knew nothing of its tags. It is answered as
-    one who asks for what is there, which sets them."""
+    """Whether it joined after the attempt was written, so that the builder did not know its tags. It is answered like
+    a request for an image that exists, which sets them."""
     joined = any(cause.at > attempt.written_at for attempt in build.status.attempts[-1:])
     told = {image.tag, *image.tags, *(refused.name for refused in image.refused_tags)}
     return joined and not (cause.force or cause.withdrawn) and not {*cause.tags} <= told

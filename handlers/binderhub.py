@@ -138,9 +138,8 @@ def _raw(spec: str) -> str:
     """The spec as it was sent: WSGI's path is decoded, so a `/` in it may have been a `%2F`."""
     target = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
     path = providers.parts(re.sub(r"^[A-Za-z]+://[^/]*", "", target).partition("?")[0])
-    raw = "/".join(
-        path[len(providers.parts(services().base_path)) + 2 :]
-    )  # after the base path, `build` and the provider
+    before = len(providers.parts(services().base_path)) + 2  # `build` and the provider
+    raw = "/".join(path[before:])
     return raw if providers.parts(unquote(raw)) == providers.parts(spec) else spec
 
 

@@ -19,7 +19,7 @@ FIRST = 10.0
 LONGEST_PAUSE = 30.0
 """Seconds before a process is started again."""
 STEADY = 60.0
-"""Seconds after which a process counts as well, and its next pause is the shortest."""
+"""Seconds after which a process counts as healthy: the pause after its end is the shortest."""
 _PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
@@ -39,8 +39,8 @@ async def _serve(environment: Mapping[str, str], found: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, end)
     environments = {"web": environment, "controller": {**environment, **_other_port(found)}}
-    kept = (_Kept(name, given, stop, kill).run() for name, given in environments.items())
-    return max(await asyncio.gather(*kept))
+    supervised = (_Supervised(name, given, stop, kill).run() for name, given in environments.items())
+    return max(await asyncio.gather(*supervised))
 
 
 def _other_port(found: Settings) -> dict[str, str]:
@@ -48,8 +48,8 @@ def _other_port(found: Settings) -> dict[str, str]:
     return {"KILN_OPS_PORT": str(found.ops_port + 1)} if found.ops_port else {}
 
 
-class _Kept:
-    """One process, and its successors."""
+class _Supervised:
+    """One process, which is started again when it ends."""
 
     def __init__(self, name: str, environment: Mapping[str, str], stop: asyncio.Event, kill: asyncio.Event) -> None:
         self._name = name
@@ -58,7 +58,7 @@ class _Kept:
         self._kill = kill
 
     async def run(self) -> int:
-        """Until `stop`, which it sets itself where the first start fails: and then its status is 1."""
+        """Runs it until `stop`. Sets `stop` and returns 1 where the first start fails, else 0."""
         pause, first = 0.0, True
         while True:
             began = time.monotonic()
