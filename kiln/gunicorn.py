@@ -387,7 +387,7 @@ class Web(BaseApplication):  # type: ignore[misc]
             self._ops.serve()
 
         def post_worker_init(worker: Any) -> None:
-            self._ops.waiting_for = None
+            self._ops.ready()
             _return_memory()
             gc.freeze()  # the application stays: to look for garbage in it takes 50 ms in which nobody is answered
 

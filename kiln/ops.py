@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import http.server
 import logging
+import os
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 from eventing.pulse import Pulse
@@ -20,8 +22,12 @@ from eventing.pulse import Pulse
 log = logging.getLogger("kiln.ops")
 
 
+NOTIFY_SOCKET = "NOTIFY_SOCKET"
+"""The variable that names the socket of a supervisor that waits for `READY=1` (sd_notify(3)); `@` stands for a NUL."""
+
+
 class Ops:
-    """Listens at once, answers after `serve`. `waiting_for` says what is missing until ready; then it is `None`.
+    """Listens at once, answers after `serve`. `waiting_for` says what is missing until `ready`; then it is `None`.
     `pulses` are those of the threads without which this process is not alive."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -30,6 +36,8 @@ class Ops:
         self._listener = socket.create_server((host, port), family=family, backlog=64)
         self.waiting_for: str | None = "start"
         self.pulses: Sequence[Pulse] = ()
+        # Taken out of the environment: gunicorn would send READY=1 before there is an application.
+        self._supervisor = os.environ.pop(NOTIFY_SOCKET, None)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -40,6 +48,13 @@ class Ops:
         """Answers from a thread of this process from now on. Call it after the last fork."""
         server = _Server(self._listener, self)
         threading.Thread(target=server.serve_forever, name="ops", daemon=True).start()
+
+    def ready(self) -> None:
+        """Answers `/readyz` with 200 from now on, and tells the supervisor."""
+        self.waiting_for = None
+        if self._supervisor:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
+                sender.sendto(b"READY=1", self._supervisor.replace("@", "\0", 1))
 
     def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
         """Status, content type and body for a GET."""

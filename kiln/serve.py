@@ -6,16 +6,16 @@ import asyncio
 import ctypes
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 
 from kiln.gunicorn import GRACE
+from kiln.ops import NOTIFY_SOCKET
 from kiln.settings import Settings
 
-FIRST = 10.0
-"""Seconds: a process whose first start does not last so long cannot work, and says why."""
 LONGEST_PAUSE = 30.0
 """Seconds before a process is started again."""
 STEADY = 60.0
@@ -58,30 +58,32 @@ class _Supervised:
         self._kill = kill
 
     async def run(self) -> int:
-        """Runs it until `stop`. Sets `stop` and returns 1 where the first start fails, else 0."""
-        pause, first = 0.0, True
-        while True:
-            began = time.monotonic()
-            status = await self._once()
-            lasted = time.monotonic() - began
-            if self._stop.is_set():
-                return 0
-            if first and lasted < FIRST:
-                self._stop.set()
-                return 1
-            first = False
-            pause = 1.0 if lasted > STEADY else min(max(2 * pause, 1.0), LONGEST_PAUSE)
-            log.error("%s ended with status %d; started again in %.0f s", self._name, status, pause)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause)
-            if self._stop.is_set():
-                return 0
+        """Runs it until `stop`. Sets `stop` and returns 1 where it ends without ever having been ready, else 0."""
+        pause = 0.0
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told:
+            told.bind("")  # to a name that the kernel gives, without a file (unix(7))
+            while True:
+                began = time.monotonic()
+                status = await self._once(told)
+                if self._stop.is_set():
+                    return 0
+                if not _has_been_ready(told):
+                    self._stop.set()
+                    return 1
+                lasted = time.monotonic() - began
+                pause = 1.0 if lasted > STEADY else min(max(2 * pause, 1.0), LONGEST_PAUSE)
+                log.error("%s ended with status %d; started again in %.0f s", self._name, status, pause)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), pause)
+                if self._stop.is_set():
+                    return 0
 
-    async def _once(self) -> int:
+    async def _once(self, told: socket.socket) -> int:
         """Its status, when it has ended."""
         command = [sys.executable, "-m", "kiln", self._name]
+        environment = {**self._environment, NOTIFY_SOCKET: "@" + told.getsockname()[1:].decode()}
         process = await asyncio.create_subprocess_exec(
-            *command, env=self._environment, start_new_session=True, preexec_fn=_end_with_parent
+            *command, env=environment, start_new_session=True, preexec_fn=_end_with_parent
         )
         ended, stop, kill = (
             asyncio.ensure_future(one) for one in (process.wait(), self._stop.wait(), self._kill.wait())
@@ -97,6 +99,14 @@ class _Supervised:
         stop.cancel()
         kill.cancel()
         return await ended
+
+
+def _has_been_ready(told: socket.socket) -> bool:
+    """Whether any process so far has told that. What it sent stays there, however soon it ended after."""
+    try:
+        return bool(told.recv(64, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
 
 
 def _end_with_parent() -> None:

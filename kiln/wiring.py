@@ -581,7 +581,7 @@ def run_controller(kiln: Kiln) -> None:
             wakers.append(engine.wake)
             port.pulses = (*pulses, courier.pulse)
             vitals.watch_over(port.pulses)
-            port.waiting_for = None
+            port.ready()
             while not stop.is_set():
                 with leading() as over, _polling(kiln, engine, leading=lambda: not over()):
                     # A new one for each term: what another did meanwhile is not in the memory of an old one.

@@ -75,9 +75,9 @@ class Kiln:
         return {name: os.environ[name] for name in KEPT if name in os.environ} | self.settings
 
     def start(self, command: str, *, ready: bool = True, **settings: str) -> Process:
-        """Starts `web` or `controller`, with ports of its own unless `PORT` is given; returns once it is ready, unless
+        """Starts `web` or `controller`, with ports of its own unless they are given; returns once it is ready, unless
         that is not awaited."""
-        port, ops = settings.get("PORT") or free_port(), free_port()
+        port, ops = settings.get("PORT") or free_port(), settings.get("KILN_OPS_PORT") or free_port()
         environment = self.environment | {"PORT": str(port), "KILN_OPS_PORT": str(ops)} | settings
         log = self.folder / f"{command}-{len(self.processes)}.log"
         with log.open("wb") as out:
