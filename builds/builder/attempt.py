@@ -7,7 +7,6 @@ cloned. Each step either goes on or raises the `Failure` that says whose fault i
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 import time
 import traceback
@@ -21,12 +20,13 @@ import msgspec
 
 from builds.build import Image, Reason, Result, State, Timings
 from builds.builder import processes, tool
+from builds.builder.daemons import Daemon, connect
 from builds.builder.log import Log
 from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
 from builds.builder.redact import Redactor
 from builds.builder.result import message_of
 from builds.builder.source import Source
-from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, LABEL_OPTIONS, Spec, Surroundings
+from builds.builder.spec import LABEL_ATTEMPT, LABEL_BUILD, LABEL_OPTIONS, Spec
 from builds.clients import docker_config
 from builds.clients.docker_config import NO_LOGIN
 from builds.clients.git import Git, credentials
@@ -111,7 +111,7 @@ class Attempt:
         if spec.refused:
             raise Failure(Reason.REPOSITORY, spec.refused)
         with blamed():
-            self._docker = _docker_environment(around, around.registry_config, folder / "docker")
+            self._daemon = connect(around.docker_host, around.registry_config, folder / "docker")
             login = (around.private_registry_config or NO_LOGIN) if spec.private else around.registry_config
             self._registry = Registry(login, around.insecure_registries, pushes=True)
             known = credentials(around.git_credentials)
@@ -162,34 +162,27 @@ class Attempt:
         return True
 
     def _await_daemon(self) -> None:
-        patience = self.spec.daemon_patience
+        daemon, patience = self._daemon, self.spec.daemon_patience
         deadline = time.monotonic() + patience
         told = False
-        while (trouble := self._daemon_trouble()) is not None:
+        while (trouble := daemon.trouble()) is not None:
             if time.monotonic() > deadline:
-                raise Failure(INFRASTRUCTURE, f"The Docker daemon does not answer: {trouble}", counted=False)
+                raise Failure(INFRASTRUCTURE, f"The {daemon.idiom.daemon} does not answer: {trouble}", counted=False)
             if not told:
-                self.log.say(f"The Docker daemon does not answer; waiting up to {patience:.0f} s. {trouble}")
+                self.log.say(f"The {daemon.idiom.daemon} does not answer; waiting up to {patience:.0f} s. {trouble}")
             told = True
             time.sleep(0.5)
-
-    def _daemon_trouble(self) -> str | None:
-        """Why the daemon does not answer; `None` if it does."""
-        command = ["docker", "version", "--format", "{{.Server.Version}}"]
-        try:
-            done = subprocess.run(
-                command, env={**os.environ, **self._docker}, capture_output=True, text=True, timeout=10, check=False
-            )
-        except FileNotFoundError:
-            raise Failure(INFRASTRUCTURE, "There is no docker command for the builder to use.") from None
-        except subprocess.TimeoutExpired:
-            return "It took the connection and said nothing."
-        return None if done.returncode == 0 else done.stderr.strip()[:300]
 
     def _fetch(self) -> None:
         request = self.spec.request
         registry = request.image.partition("/")[0]
-        self.progress = tool.Progress(Stage.FETCH, time.monotonic(), registry=registry, login=self._registry.login_file)
+        self.progress = tool.Progress(
+            *(Stage.FETCH, time.monotonic()),
+            registry=registry,
+            login=self._registry.login_file,
+            dialect=self._daemon.dialect(),
+            idiom=self._daemon.idiom,
+        )
         self.log.phase = "fetch"
         self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
@@ -212,24 +205,26 @@ class Attempt:
         labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
         labels |= {LABEL_OPTIONS: options.label} if options.label else {}
         image = f"{spec.request.image}:{self.tag}"
-        built = f"kiln-{uuid.uuid4().hex}:private" if spec.private else image
-        env = {**self._git.environment, **self._docker}
+        apart = spec.private or not self._daemon.pushes
+        built = f"kiln-{uuid.uuid4().hex}:private" if apart else image
+        env = {**self._git.environment, **self._daemon.variables}
         outside = _outside(env)
         command = tool.command(
             *(spec.request, built, labels, self.folder, outside),
+            engine=self._daemon.engine,
             options=options,
             refs=spec.refs,
             apart=spec.apart,
-            push=not spec.private,
+            push=not apart,
         )
         self._tagging = True
         self._git.trouble()  # what was told, or overcome, before
         try:
-            tool.build(command, self.folder, env, self.progress, self.log)
+            tool.build(self._daemon, command, folder=self.folder, env=env, progress=self.progress, log=self.log)
         except Failure:
             self._raise_refused()
             raise
-        if spec.private:
+        if apart:
             self._push(built, image)
         self.progress.end(time.monotonic())
         self.log.phase = None
@@ -242,10 +237,8 @@ class Attempt:
         """
         if not self._tagging:
             return
-        command = ["docker", "image", "rm", f"{self.spec.request.image}:{self.tag}"]
-        env = {**os.environ, **self._docker}
-        with suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(command, env=env, capture_output=True, timeout=UNTAG_TIMEOUT, check=False)
+        with suppress(OSError):
+            self._daemon.remove(f"{self.spec.request.image}:{self.tag}", timeout=UNTAG_TIMEOUT)
         self._tagging = False
 
     def _raise_refused(self) -> None:
@@ -257,17 +250,19 @@ class Attempt:
             raise Failure(INFRASTRUCTURE, f"What repo2docker needs for this language could not be fetched. {error}")
 
     def _push(self, built: str, image: str) -> None:
-        """Pushes what was built as a private repository's image, with the credential that no build's steps have.
-
-        Until then nobody can guess its name: a `FROM` takes what the daemon holds without asking the registry.
+        """Pushes what was built under a name that nobody can guess: a `FROM` takes what the daemon holds without asking
+        the registry. A private repository's image goes with the credential that no build's steps have.
         """
-        around = self.spec.surroundings
-        login = around.private_registry_config or NO_LOGIN
-        env = {**os.environ, **self._docker, **_docker_environment(around, login, self.folder / "private")}
         try:
-            tool.push(built, image, env, self.progress, self.log)
+            tool.push(self._pusher(), built, image, self.progress, self.log)
         finally:
-            tool.untag([built, image], env)
+            self._daemon.remove(built, image)
+
+    def _pusher(self) -> Daemon:
+        around = self.spec.surroundings
+        if not self.spec.private:
+            return self._daemon
+        return connect(around.docker_host, around.private_registry_config or NO_LOGIN, self.folder / "private")
 
     def _digest(self) -> str:
         try:
@@ -341,19 +336,3 @@ def _outside(env: Mapping[str, str]) -> dict[str, str | None]:
     """
     names = {name for name in {*env, *os.environ} if name.lower() in PROXIES or name.startswith(_GITS)}
     return {name: os.environ.get(name) for name in sorted(names)}
-
-
-def _docker_environment(around: Surroundings, config: str | None, copy: Path) -> dict[str, str]:
-    """Which daemon, and a private copy of the registries' credentials: the mounted one may be read-only, and buildx
-    writes beside it."""
-    own = docker_config.folder()
-    found = {"DOCKER_CONFIG": str(own)}
-    if around.docker_host:
-        found["DOCKER_HOST"] = around.docker_host
-    if config:
-        copy.mkdir(mode=0o700)
-        (copy / "config.json").touch(mode=0o600)
-        (copy / "config.json").write_bytes(b"{}" if config == NO_LOGIN else docker_config.for_tools(config))
-        (copy / "cli-plugins").symlink_to(own / "cli-plugins")
-        found["DOCKER_CONFIG"] = str(copy)
-    return found

@@ -11,20 +11,17 @@ import io
 import json
 import os
 import re
-import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from builds.builder.daemons import Daemon
 from builds.builder.outcome import Account, Evidence, Stage, Step
 
 ROOM = 64 << 20
 """Bytes: a disk that does not take so much more is full."""
-
-PROBE_TIMEOUT = 60.0
-"""Seconds for each question."""
 
 MAX_SERVICES = 4
 """Origins that are asked for one failed step."""
@@ -48,13 +45,13 @@ then nothing is known."""
 
 
 class Witness:
-    """Sees whether the daemon stays, and asks it afterwards. `environment` is docker's."""
+    """Sees whether the daemon stays, and asks it afterwards."""
 
-    def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
-        self._environment = environment
+    def __init__(self, daemon: Daemon, folder: Path) -> None:
+        self._daemon = daemon
         self._folder = folder
         self._killed_before = oom_kills()
-        self._events = self._docker_started("events", "--filter", "type=daemon")
+        self._watch = daemon.watch()
 
     def examine(self, told: Account) -> Evidence:
         """What there is to know about this failure."""
@@ -69,8 +66,7 @@ class Witness:
         )
 
     def close(self) -> None:
-        self._events.kill()
-        self._events.wait()
+        self._watch.close()
 
     def _own_disk_full(self) -> bool:
         found = os.statvfs(self._folder)
@@ -78,22 +74,17 @@ class Witness:
 
     def _daemon_disk_full(self) -> bool:
         """Makes the daemon write an image of zeros, and takes it away again."""
-        done = self._docker("import", "-", stdin=_zeros(ROOM))
+        done = self._daemon.run("import", "-", stdin=_zeros(ROOM))
         if done.returncode == 0:
-            self._docker("image", "rm", done.stdout.decode().strip())
+            self._daemon.run("image", "rm", done.stdout.decode().strip())
         return b"no space left on device" in done.stderr
 
     def _daemon_trouble(self) -> str:
         """Why the daemon is not the one of before; empty if it is."""
-        asked = self._docker("version", "--format", "{{.Server.Version}}")
-        if asked.returncode:
-            return asked.stderr.decode(errors="replace").strip()[:300]
-        with suppress(subprocess.TimeoutExpired):
-            self._events.wait(0.2)
-        if self._events.returncode is None:
-            return ""
-        permitted = self._docker("events", "--since", "1", "--until", "1").returncode == 0
-        return "It was restarted during the build." if permitted else ""
+        trouble = self._daemon.trouble()
+        if trouble is None and self._watch.lost():
+            return "It was restarted during the build."
+        return trouble or ""
 
     def _service(self, step: Step, base: str) -> str:
         """Which of the origins that the step's output names does not answer a container on the daemon.
@@ -106,30 +97,14 @@ class Witness:
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             command = json.dumps(["sh", "-c", _PROBE, "probe", *(f"{origin}/" for origin in origins)])
             (Path(folder) / "Dockerfile").write_text(f"FROM {base}\nRUN {command}\n")
-            done = self._docker("buildx", "build", "--progress=quiet", "--no-cache", folder)
-        found = re.search(r"exit code: (\d+)\s*$", done.stderr.decode(errors="replace"))
-        index = int(found[1]) - 101 if found else -1
+            index = (self._daemon.exit_of(folder) or 0) - 101
         return origins[index] if 0 <= index < len(origins) else ""
-
-    def _docker(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        command = ["docker", *arguments]
-        try:
-            return subprocess.run(
-                command, env=self._environment, input=stdin, capture_output=True, timeout=PROBE_TIMEOUT, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(command, 1, b"", b"It took the connection and said nothing.")
-
-    def _docker_started(self, *arguments: str) -> subprocess.Popen[bytes]:
-        command = ["docker", *arguments]
-        quiet = subprocess.DEVNULL
-        return subprocess.Popen(command, env=self._environment, stdout=quiet, stderr=quiet)  # holds the attempt's lock
 
 
 @contextmanager
-def witnessed(environment: Mapping[str, str], folder: Path) -> Iterator[Witness]:
+def witnessed(daemon: Daemon, folder: Path) -> Iterator[Witness]:
     """A witness, until the build is over."""
-    witness = Witness(environment, folder)
+    witness = Witness(daemon, folder)
     try:
         yield witness
     finally:

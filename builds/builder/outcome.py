@@ -58,14 +58,41 @@ class Step(NamedTuple):
     """Whether repo2docker wrote the Dockerfile."""
 
 
+class Idiom(NamedTuple):
+    """How a kind of daemon and its client are called, and what their final error looks like (regular expressions)."""
+
+    daemon: str
+    client: str
+    lost: str
+    """The connection to the daemon."""
+    helper: str
+    """A credential helper failed."""
+    missing: str
+    """Of repo2docker's complaints: the client is not there."""
+
+
+DOCKER = Idiom(
+    daemon="Docker daemon",
+    client="docker buildx",
+    lost=(
+        r"^(failed to receive status|listing workers for Build|failed to list workers|error during connect"
+        r"|Cannot connect to the Docker daemon)|error reading from server: EOF$|docker\.sock: connect"
+    ),
+    helper=r"^error getting credentials|: error getting credentials",
+    missing=(
+        r"^Error during build: The (docker|podman|buildx) .* must be installed|^Error during build: .*buildx plugin"
+    ),
+)
+
+
 class Account(NamedTuple):
-    """What repo2docker, git and BuildKit report of a failed run."""
+    """What repo2docker, git and the daemon's client report of a failed run."""
 
     stage: Stage
     complaints: Sequence[str] = ()
     """Lines of git and of repo2docker itself."""
     error: str = ""
-    """BuildKit's final error, or buildx's."""
+    """The final error of the daemon or its client."""
     step: Step | None = None
     source: str = ""
     """What BuildKit failed to fetch, in its words: an image, a URL, a Git repository."""
@@ -81,6 +108,7 @@ class Account(NamedTuple):
     """Where the image goes."""
     login: str = ""
     """The file with the credential for the registry."""
+    idiom: Idiom = DOCKER
 
 
 class Evidence(NamedTuple):
@@ -108,17 +136,9 @@ class Row(NamedTuple):
 REPOSITORY, INFRASTRUCTURE = Reason.REPOSITORY, Reason.INFRASTRUCTURE
 
 _NO_SPACE = r"(?i)no space left on device$"
-_DAEMON_LOST = (
-    r"^(failed to receive status|listing workers for Build|failed to list workers|error during connect"
-    r"|Cannot connect to the Docker daemon)|error reading from server: EOF$|docker\.sock: connect"
-)
-_HELPER = r"^error getting credentials|: error getting credentials"
 _UNREACHABLE = (
     r"(?i)dial tcp|i/o timeout|TLS handshake timeout|server misbehaving|no such host|x509:|connection re(fused|set)"
     r"|deadline exceeded|unexpected EOF|: EOF$|toomanyrequests|\b429\b|status.{0,80}\b5\d\d\b|server gave HTTP response"
-)
-_NO_DOCKER = (
-    r"^Error during build: The (docker|podman|buildx) .* must be installed|^Error during build: .*buildx plugin"
 )
 _GITS_SCRIPT = r"^\S*/git-core/git-\w+: (line )?\d+: "
 _DENIED = r"unauthorized|denied|no basic auth credentials|authentication required"
@@ -127,7 +147,7 @@ ROWS: Sequence[Row] = (
     Row(
         lambda _, seen: seen.daemon,
         INFRASTRUCTURE,
-        "The Docker daemon does not answer, or the connection to it was lost. {daemon}",
+        "The {whose} does not answer, or the connection to it was lost. {daemon}",
         counted=False,
     ),
     Row(lambda _, seen: seen.disk_full, INFRASTRUCTURE, "The disk is full. {words}"),
@@ -145,9 +165,9 @@ ROWS: Sequence[Row] = (
     Row(lambda told, _: told.step, REPOSITORY, "A step of the build failed. {words}"),
     Row(lambda told, _: told.killed, INFRASTRUCTURE, "A tool that builds was ended from outside. {words}"),
     Row(
-        lambda told, _: re.search(_DAEMON_LOST, told.error),
+        lambda told, _: re.search(told.idiom.lost, told.error),
         INFRASTRUCTURE,
-        "The Docker daemon does not answer, or the connection to it was lost. {words}",
+        "The {whose} does not answer, or the connection to it was lost. {words}",
         counted=False,
     ),
     Row(lambda told, _: re.search(_NO_SPACE, told.error), INFRASTRUCTURE, "The disk is full. {words}"),
@@ -162,14 +182,14 @@ ROWS: Sequence[Row] = (
         "The image could not be pushed to {registry}. {words}",
     ),
     Row(
-        lambda told, _: re.search(_HELPER, told.error),
+        lambda told, _: re.search(told.idiom.helper, told.error),
         INFRASTRUCTURE,
-        "Docker's credential helper failed. {words}",
+        "A credential helper for the registry failed. {words}",
     ),
     Row(
         lambda told, _: told.source and re.search(_UNREACHABLE, told.error),
         INFRASTRUCTURE,
-        "{host} could not be reached by the Docker daemon. {words}",
+        "{host} could not be reached by the {whose}. {words}",
     ),
     Row(
         lambda told, _: told.unreachable,
@@ -182,14 +202,14 @@ ROWS: Sequence[Row] = (
         "A command of git itself failed: what it needs is not there, or was ended from outside. {words}",
     ),
     Row(
-        lambda told, _: any(re.search(_NO_DOCKER, line) for line in told.complaints),
+        lambda told, _: any(re.search(told.idiom.missing, line) for line in told.complaints),
         INFRASTRUCTURE,
-        "The builder has no docker command, or no buildx. {words}",
+        "The builder has no {client}. {words}",
     ),
     Row(
         lambda told, _: told.stage is Stage.BUILD and told.error and not told.began,
         INFRASTRUCTURE,
-        "docker buildx could not begin the build. {words}",
+        "{client} could not begin the build. {words}",
     ),
 )
 
@@ -251,6 +271,8 @@ def _fields(told: Account, seen: Evidence) -> dict[str, str]:
     return {
         "words": _words(told),
         "host": _host(f"{told.error} {told.source}"),
+        "whose": told.idiom.daemon,
+        "client": told.idiom.client,
         "daemon": seen.daemon,
         "service": seen.service,
         "unreachable": told.unreachable,

@@ -19,10 +19,11 @@ from pathlib import Path
 import msgspec
 
 from builds.build import Request, Timings
-from builds.builder.buildkit import Graph, Report, Reports, Vertex, is_cancelled
+from builds.builder.daemons import Daemon, Dialect
+from builds.builder.daemons.buildkit import BuildKit
 from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
-from builds.builder.outcome import Account, Evidence, Stage, Step, failure
+from builds.builder.outcome import DOCKER, Account, Evidence, Idiom, Stage, Step, failure
 from builds.clients.tools import path_of
 from builds.options import Options
 
@@ -63,7 +64,6 @@ import repo2docker.contentproviders.git
 import repo2docker.docker
 from repo2docker.app import Repo2Docker
 from repo2docker.contentproviders import Git
-from repo2docker.docker import DockerEngine
 from repo2docker.utils import R2dState
 
 
@@ -128,7 +128,7 @@ def outside():
         os.environ.update(inside)
 
 
-class Outside(DockerEngine):
+class Outside(Engine):
     def inspect_image(self, image):
         with outside():
             return super().inspect_image(image)
@@ -176,11 +176,6 @@ repo2docker.contentproviders.git.check_ref = commit_of
 repo2docker.docker.DockerEngine = Outside
 Repo2Docker.json_excepthook = hook
 c.Repo2Docker.content_providers = [Inside]
-c.DockerEngine.extra_buildx_build_args = [
-    "--progress=rawjson",
-    "--build-arg=BUILDKIT_CACHE_MOUNT_NS=" + NAMESPACE,
-    *(["--pull"] if PULL else []),
-]
 if BUILD_PACKS:
     c.Repo2Docker.buildpacks = [getattr(repo2docker.buildpacks, name) for name in BUILD_PACKS]
 if BASE_IMAGE:
@@ -197,9 +192,10 @@ the tool itself fetches goes through the guard; docker, which it starts, has the
 A clone has what branches and tags lead to. Another commit (of a pull request, or of a branch that was moved since) is
 fetched by itself, or from a host that gives none by itself by one of the refs that have led to it (`REFS`).
 
-An error is told with its class, which is not in its text: the text may quote the repository. Cache mounts
-(`RUN --mount=type=cache`) get a namespace for each repository, or any repository could fill another's. Git's index and
-logs hold times. Without them, checkouts of a commit are equal, and BuildKit finds again what follows their copy."""
+An error is told with its class, which is not in its text: the text may quote the repository. Git's index and logs hold
+times. Without them, checkouts of a commit are equal, and the daemon finds again what follows their copy.
+
+`Engine` is the daemon's (`builds.builder.daemons`), and comes before."""
 
 READ = (
     *(".containerignore", ".dockerignore", "DESCRIPTION", "Dockerfile", "Dockerfile.dockerignore", "JuliaProject.toml"),
@@ -210,8 +206,6 @@ READ = (
 """Files that repo2docker or buildx read on this machine: of a folder, and of `binder` or `.binder` in it. All others go
 to the daemon as they are, a link as a link."""
 
-_COPIES_REPOSITORY = re.compile(r"\[[^\]]*\] COPY --chown=\S+ src/ ")
-_FROM = re.compile(r"\[[^\]]*\] FROM ([^\s@]+)")
 _OWN_DOCKERFILE = "DockerBuildPack"
 """The build pack of repositories that bring a Dockerfile."""
 
@@ -229,15 +223,22 @@ class ToolLine(msgspec.Struct, frozen=True):
 class Progress:
     """What is known of a run so far. Times are seconds of one clock."""
 
-    def __init__(self, stage: Stage, began: float, *, registry: str = "the registry", login: str = "") -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        began: float,
+        *,
+        registry: str = "the registry",
+        login: str = "",
+        dialect: Dialect | None = None,
+        idiom: Idiom = DOCKER,
+    ) -> None:
         self.stage = stage
-        self.registry, self.login = registry, login
+        self.registry, self.login, self.idiom = registry, login, idiom
         self._since: dict[Stage, float] = {stage: began}
         self._ended: float | None = None
-        self._reports = Reports()
-        self._graph = Graph()
+        self._dialect = dialect or BuildKit()
         self._buildpack = ""
-        self._error = ""
         self._complaints: deque[str] = deque(maxlen=COMPLAINTS_HEARD)
         self._killed = False
         self._unreachable = ""
@@ -275,46 +276,32 @@ class Progress:
 
     def account(self, *, killed: bool = False) -> Account:
         """What is known of the failure. `killed` says that the tool itself was."""
-        vertices = list(self._graph)
-        failed = self._graph.failed(self._error)
-        interrupted = failed is None and (is_cancelled(self._error) or (bool(vertices) and not self._error))
+        found = self._dialect.findings()
         return Account(
             stage=self.stage,
             complaints=[line for line in self._complaints if line],
-            error=self._error,
-            step=self._step(failed, vertices),
-            source=failed.name if failed and failed.is_source else "",
-            began=bool(vertices),
-            killed=killed or self._killed or interrupted,
+            error=found.error,
+            step=self._step(found.step),
+            source=found.source,
+            began=found.began,
+            killed=killed or self._killed or found.interrupted,
             unreachable=self._unreachable,
             registry=self.registry,
             login=self.login,
-            base=next((found[1] for vertex in vertices if (found := _FROM.match(vertex.name))), ""),
+            base=found.base,
+            idiom=self.idiom,
         )
 
-    def _step(self, failed: Vertex | None, vertices: Sequence[Vertex]) -> Step | None:
-        if failed is None or failed.exit is None:
-            return None
-        copied = any(vertex.completed and _COPIES_REPOSITORY.match(vertex.name) for vertex in vertices)
-        of_tool = self._buildpack not in ("", _OWN_DOCKERFILE) and not copied
-        return Step(failed.name, failed.exit, tuple(clean(line) for line in failed.output), of_tool)
+    def _step(self, step: Step | None) -> Step | None:
+        own = self._buildpack in ("", _OWN_DOCKERFILE)
+        return step and step._replace(of_tool=step.of_tool and not own)
 
     def _building(self, message: str, now: float) -> Iterator[str]:
-        taken = self._reports.take(message)
-        if isinstance(taken, Report):
-            yield from self._graph.take(taken)
-            if any(vertex.name.startswith("pushing ") for vertex in taken.vertexes or ()):
-                self._reach(Stage.PUSH, now)
-        elif taken is not None:
-            self._hear(taken)
-            yield taken
-
-    def _hear(self, text: str) -> None:
-        """A line of buildx or repo2docker that is no report."""
-        if using := re.fullmatch(r"Using (\w+) builder", text):
+        if using := re.fullmatch(r"Using (\w+) builder", message.rstrip("\r\n")):
             self._buildpack = using[1]
-        elif text.startswith(("ERROR: ", "error: ")):
-            self._error = clean(text).partition(": ")[2]
+        yield from self._dialect.take(message)
+        if self._dialect.pushing:
+            self._reach(Stage.PUSH, now)
 
     def _reach(self, stage: Stage, now: float) -> None:
         if list(Stage).index(stage) > list(Stage).index(self.stage):
@@ -322,13 +309,14 @@ class Progress:
             self._since[stage] = now
 
 
-def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress: Progress, log: Log) -> None:
+def build(
+    daemon: Daemon, command: Sequence[str], *, folder: Path, env: Mapping[str, str], progress: Progress, log: Log
+) -> None:
     """Runs the tool in `folder`, which is private. Raises Failure."""
     here, temporary = folder / "empty", folder / "tmp"  # the tool runs any `repo2docker_config.py` where it is started
     here.mkdir()
     temporary.mkdir()
-    docker = {name: value for name, value in env.items() if name.startswith("DOCKER_")}
-    with witnessed({**os.environ, **docker}, folder) as witness:
+    with witnessed(daemon, folder) as witness:
         child = subprocess.Popen(
             command,
             cwd=here,
@@ -349,33 +337,23 @@ def build(command: Sequence[str], folder: Path, env: Mapping[str, str], progress
             raise failure(told, witness.examine(told))
 
 
-def push(built: str, image: str, env: Mapping[str, str], progress: Progress, log: Log) -> None:
+def push(daemon: Daemon, built: str, image: str, progress: Progress, log: Log) -> None:
     """Pushes an image of the daemon's under another name. Raises Failure."""
-    name, send = ["docker", "tag", built, image], ["docker", "push", image]
-    subprocess.run(name, env=env, check=True, stdout=subprocess.DEVNULL)
+    *before, send = daemon.pushing(built, image)
+    for prepare in before:
+        subprocess.run(prepare, env=daemon.environment, check=True, stdout=subprocess.DEVNULL)
     progress.pushing(time.monotonic())
     log.phase = phase_of(progress.stage)
     said = ""
-    with subprocess.Popen(send, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+    with subprocess.Popen(send, env=daemon.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         assert child.stdout is not None  # noqa: S101 (it is a pipe)
         while raw := child.stdout.readline(LONGEST_READ):
             for text in lines_of(raw.decode(errors="replace")):
                 said = clean(text) or said
                 log.say(text)
     if child.returncode:
-        killed = child.returncode < 0
-        told = Account(progress.stage, error=said, killed=killed, registry=progress.registry, login=progress.login)
+        told = progress.account(killed=child.returncode < 0)._replace(error=said)
         raise failure(told, Evidence())
-
-
-def untag(images: Sequence[str], env: Mapping[str, str]) -> None:
-    """Takes names from the daemon's images, and with the last one the image; as far as they are there.
-
-    Once more where docker was killed: nobody else would take them away.
-    """
-    command = ["docker", "image", "rm", "--force", *images]
-    if subprocess.run(command, env=env, check=False, capture_output=True).returncode < 0:
-        subprocess.run(command, env=env, check=False, capture_output=True)
 
 
 def command(
@@ -385,6 +363,7 @@ def command(
     folder: Path,
     outside: Mapping[str, str | None],
     *,
+    engine: str,
     options: Options,
     refs: Sequence[str] = (),
     apart: str | None = None,
@@ -392,8 +371,8 @@ def command(
 ) -> list[str]:
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
-    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `refs` and `apart` as in
-    `Spec`. The request's build arguments win over those of `options`.
+    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `engine` as in `Daemon`.
+    `refs` and `apart` as in `Spec`. The request's build arguments win over those of `options`.
     """
     whose = request.repository if apart is None else f"{request.repository} {apart}"  # no repository's URL has a space
     namespace = hashlib.sha256(whose.encode()).hexdigest()
@@ -413,7 +392,7 @@ def command(
         "FLAGS": int(OTHER_FRONTEND.flags),
     }
     with open(config, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:  # a proxy's password
-        file.write("".join(f"{name} = {value!a}\n" for name, value in values.items()) + CONFIG)
+        file.write("".join(f"{name} = {value!a}\n" for name, value in values.items()) + engine + CONFIG)
     program = path_of("jupyter-repo2docker")
     arguments = [program, "--config", str(config), "--ref", request.commit, "--image-name", image]
     arguments += ["--user-id", "1000", "--user-name", "jovyan", "--no-run", "--json-logs"]

@@ -406,7 +406,7 @@ def test_the_log_begins_with_the_trace(tmp_path: Path, parent: str, first: str) 
 def test_cache_mounts_are_a_repository_s_own_and_a_fork_s_apart(tmp_path: Path) -> None:
     def namespace(repository: str, apart: str | None = None) -> str:
         request = Request(repository=repository, clone_url=repository, commit="c" * 40, image="r.example/x")
-        command(request, "x:1", {}, tmp_path, {}, options=Options(), apart=apart)
+        command(request, "x:1", {}, tmp_path, {}, engine="", options=Options(), apart=apart)
         lines = (tmp_path / "config.py").read_text().splitlines()
         return next(line for line in lines if line.startswith("NAMESPACE = "))
 

@@ -15,6 +15,10 @@ from datetime import datetime
 
 import msgspec
 
+from builds.builder.daemons import Findings
+from builds.builder.log import clean
+from builds.builder.outcome import Step
+
 OUTPUT_KEPT = 100
 """Lines of each step's output that are kept for the message."""
 
@@ -25,6 +29,9 @@ _EXIT = re.compile(
 _SOURCE = re.compile(
     r"\[internal\] load metadata for |resolve image config for |\[[^\]]*\] FROM |https?://|git://|git@"
 )
+
+_COPIES_REPOSITORY = re.compile(r"\[[^\]]*\] COPY --chown=\S+ src/ ")
+_FROM = re.compile(r"\[[^\]]*\] FROM ([^\s@]+)")
 
 
 class VertexReport(msgspec.Struct, frozen=True):
@@ -165,6 +172,44 @@ class Graph:
 
     def _vertex(self, digest: str, name: str = "") -> Vertex:
         return self._vertices.setdefault(digest, Vertex(len(self._vertices) + 1, name))
+
+
+class BuildKit:
+    """The dialect of `docker buildx build --progress=rawjson`."""
+
+    def __init__(self) -> None:
+        self.pushing = False
+        self._reports = Reports()
+        self._graph = Graph()
+        self._error = ""
+
+    def take(self, message: str) -> Iterator[str]:
+        taken = self._reports.take(message)
+        if isinstance(taken, Report):
+            yield from self._graph.take(taken)
+            self.pushing |= any(vertex.name.startswith("pushing ") for vertex in taken.vertexes or ())
+        elif taken is not None:
+            if taken.startswith(("ERROR: ", "error: ")):
+                self._error = clean(taken).partition(": ")[2]
+            yield taken
+
+    def findings(self) -> Findings:
+        vertices = list(self._graph)
+        failed = self._graph.failed(self._error)
+        return Findings(
+            error=self._error,
+            step=self._step(failed),
+            source=failed.name if failed and failed.is_source else "",
+            began=bool(vertices),
+            interrupted=failed is None and (is_cancelled(self._error) or (bool(vertices) and not self._error)),
+            base=next((found[1] for vertex in vertices if (found := _FROM.match(vertex.name))), ""),
+        )
+
+    def _step(self, failed: Vertex | None) -> Step | None:
+        if failed is None or failed.exit is None:
+            return None
+        copied = any(vertex.completed and _COPIES_REPOSITORY.match(vertex.name) for vertex in self._graph)
+        return Step(failed.name, failed.exit, tuple(clean(line) for line in failed.output), of_tool=not copied)
 
 
 def is_cancelled(final: str) -> bool:
