@@ -6,7 +6,7 @@ BIN := .venv/bin
 IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports bench fuzz mutants chart locks clean
+.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports docs bench fuzz mutants chart locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
@@ -65,6 +65,10 @@ types: venv
 imports: venv
 	$(BIN)/lint-imports
 
+docs: venv  ## the documentation as a site, in .cache/site; a warning is an error
+	@$(BIN)/python -m sphinx -q -W -n -c docs -d .cache/doctrees -b html . .cache/site
+	@echo "The documentation is .cache/site/index.html"
+
 bench: venv  ## figures, each beside what it is compared with
 	@$(BIN)/python -m tests.bench
 
@@ -88,6 +92,8 @@ locks:  ## the locked versions, renewed (needs uv)
 		--no-annotate --quiet --upgrade --extra otel --group dev pyproject.toml -c requirements/runtime.txt -o requirements/dev.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --quiet --group build -c requirements/dev.txt -o requirements/build.txt
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --quiet --group docs -c requirements/dev.txt -o requirements/docs.txt
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --quiet --upgrade --group hub -o requirements/hub.txt
 

@@ -6,6 +6,7 @@ import ast
 import importlib
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,15 @@ def test_lint() -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_documentation_is_a_site_without_a_warning(tmp_path: Path) -> None:
+    """Every page is in the table of contents, and every link and its anchor exist. Options as in the Makefile."""
+    made = ["-q", "-W", "--keep-going", "-n", "-c", "docs", "-d", str(tmp_path / "trees"), "-b", "html"]
+    command = [sys.executable, "-m", "sphinx", *made, ".", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "site" / "docs" / "settings.html").is_file()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=module_of)
