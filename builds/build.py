@@ -385,6 +385,11 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
         return State.QUEUED if self.reopened else self.status.state
 
     @property
+    def first_attempt(self) -> int:
+        """The number of the round's first attempt, which is yet to come where the build is reopened."""
+        return self.status.attempt + 1 if self.reopened else self.status.round_began_with
+
+    @property
     def kind(self) -> Kind:
         """The most urgent of those who wait."""
         kinds = {cause.kind for cause in self.unanswered} or {Kind.SYNC}

@@ -164,7 +164,7 @@ def _followed(build: Build, wanted: int | None, identity: Identity) -> Response:
     if request.method == "HEAD":
         return logs.streamed(())
     leave = services().viewers.enter(identity.by)
-    start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (wanted or build.status.round_began_with, 0)
+    start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (wanted or build.first_attempt, 0)
     base = services().base_path
 
     def shaped(now: Build) -> object:

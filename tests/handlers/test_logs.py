@@ -12,6 +12,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from builds.build import Build, State
+from builds.record import change
 from handlers import logs
 from handlers.problems import Problem
 from tests.handlers.house import House, frames
@@ -86,6 +87,23 @@ def test_a_log_that_stays_unreadable_keeps_nobody_from_the_end(
         seen = list(events)
     assert [said(frame) for frame in seen if frame["event"] == "log"] == ["two"]
     assert json.loads(seen[-1]["data"])["state"] == "succeeded"
+
+
+def test_a_forced_build_is_followed_from_its_next_attempt(house: House, running: Build) -> None:
+    """Not through the log of the one before."""
+    house.say(running.name, "old")
+    house.end(running.name)
+    house.ask(force=True)
+    answer, events = stream(house.client, running.name)
+    with closing(answer):
+        assert json.loads(next(events)["data"])["state"] == "queued"
+        waiting = house.engine.get(running.name)
+        status = change(waiting.status, state=State.QUEUED, attempt=2, round=2, round_began_with=2, finished_at=None)
+        house.engine.write(change(waiting, status=status))
+        house.run(running.name)
+        house.say(running.name, "new", attempt=2)
+        house.end(running.name, attempt=2)
+        assert [said(frame) for frame in events if frame["event"] == "log"] == ["new"]
 
 
 def test_a_build_that_waits_has_an_empty_log(house: House) -> None:
