@@ -24,6 +24,7 @@ from builds.builder.daemons.buildkit import BuildKit
 from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
 from builds.builder.outcome import DOCKER, Account, Evidence, Idiom, Stage, Step, failure
+from builds.builder.pushing import Layers
 from builds.clients.tools import path_of
 from builds.options import Options
 
@@ -206,6 +207,8 @@ READ = (
 """Files that repo2docker or buildx read on this machine: of a folder, and of `binder` or `.binder` in it. All others go
 to the daemon as they are, a link as a link."""
 
+_LAYER = re.compile(r"([0-9a-f]{12}): (\w.*)")
+"""A line of `docker push` about one layer."""
 _OWN_DOCKERFILE = "DockerBuildPack"
 """The build pack of repositories that bring a Dockerfile."""
 
@@ -347,13 +350,22 @@ def push(daemon: Daemon, built: str, image: str, progress: Progress, log: Log) -
     said = ""
     with subprocess.Popen(send, env=daemon.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
         assert child.stdout is not None  # noqa: S101 (it is a pipe)
+        layers = Layers()
         while raw := child.stdout.readline(LONGEST_READ):
             for text in lines_of(raw.decode(errors="replace")):
                 said = clean(text) or said
-                log.say(text)
+                if (shown := _summed(text, layers)) is not None:
+                    log.say(shown)
     if child.returncode:
         told = progress.account(killed=child.returncode < 0)._replace(error=said)
         raise failure(told, Evidence())
+
+
+def _summed(text: str, layers: Layers) -> str | None:
+    """What the log shows of a line of `docker push`."""
+    if report := _LAYER.fullmatch(text):
+        return layers.take(report[1], time.monotonic(), done=report[2] not in ("Preparing", "Waiting"))
+    return text
 
 
 def command(

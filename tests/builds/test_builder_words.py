@@ -283,6 +283,31 @@ def test_seconds_of_each_stage() -> None:
     assert (timings.fetch, timings.build, timings.push) == (2.0, 4.0, 0.5)
 
 
+def layer(name: str, seconds: int, current: int = 0, *, done: bool = False) -> str:
+    at = f"2026-01-01T00:00:{seconds:02}Z"
+    status = {"vertex": "2", "id": f"pushing layer {name}", "timestamp": at, "current": current}
+    return report(statuses=[status | ({"completed": at} if done else {})])
+
+
+def test_a_push_is_summed_up() -> None:
+    made = Progress(Stage.FETCH, 0.0)
+    deque(made.take(ToolLine("Using DockerBuildPack builder", "building"), 0.0))
+    reports = [vertex("pushing registry.example/a with docker", digest="2")]
+    reports += [layer(f"layer{n}", 1) for n in range(20)]
+    reports += [layer("layer0", second, second * 2_000_000) for second in range(1, 9)]
+    reports += [layer(f"layer{n}", 9, done=True) for n in range(20)]
+    ended = {"started": "2026-01-01T00:00:00Z", "completed": "2026-01-01T00:00:09Z"}
+    reports += [report(vertexes=[{"digest": "2", "name": "pushing registry.example/a with docker", **ended}])]
+    lines = [line for text in reports for line in made.take(ToolLine(text, "building"), 1.0)]
+    assert lines == [
+        "#1 pushing registry.example/a with docker",
+        "#1 pushing layers: 0 of 20 done, 2.0 MB sent",
+        "#1 pushing layers: 0 of 20 done, 12.0 MB sent",
+        "#1 pushed layers: 20, 16.0 MB sent",
+        "#1 DONE 9.0s",
+    ]
+
+
 OFFICIAL = "docker/dockerfile"
 
 

@@ -18,10 +18,12 @@ import msgspec
 from builds.builder.daemons import Findings
 from builds.builder.log import clean
 from builds.builder.outcome import Step
+from builds.builder.pushing import Layers
 
 OUTPUT_KEPT = 100
 """Lines of each step's output that are kept for the message."""
 
+_LAYER = "pushing layer "
 _CANCELED = re.compile(r"(^|: )context canceled$", re.IGNORECASE)
 _EXIT = re.compile(
     r"(?:^process \".*\" did not complete successfully|^executor failed running \[.*\]): (.*)$", re.DOTALL
@@ -52,8 +54,13 @@ class OutputReport(msgspec.Struct, frozen=True):
 
 
 class StatusReport(msgspec.Struct, frozen=True):
+    """A part of what a vertex does, as a layer that it pushes. `current` is in bytes."""
+
     vertex: str
     id: str = ""
+    current: int = 0
+    timestamp: datetime | None = None
+    completed: datetime | None = None
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -99,6 +106,7 @@ class Vertex:
         self._started: datetime | None = None
         self._partial = b""
         self._seen: set[str] = set()
+        self._layers = Layers()
 
     @property
     def exit(self) -> str | None:
@@ -119,6 +127,8 @@ class Vertex:
         if report.completed and report.started and not (self.completed and not report.error):
             yield from self._flush(report.completed)
             self.completed, self.error = True, report.error
+            if (pushed := self._layers.summary()) and not report.error:
+                yield f"#{self.number} {pushed}"
             spent = (report.completed - report.started).total_seconds()
             state = f"ERROR: {report.error}" if report.error else "CACHED" if report.cached else f"DONE {spent:.1f}s"
             yield f"#{self.number} {state}"
@@ -129,7 +139,11 @@ class Vertex:
             yield self._said(line, report.timestamp)
 
     def take_status(self, report: StatusReport) -> Iterator[str]:
-        if report.id not in self._seen:
+        if report.id.startswith(_LAYER) and report.timestamp:
+            done, now = report.completed is not None, report.timestamp.timestamp()
+            if line := self._layers.take(report.id, now, sent=report.current, done=done):
+                yield f"#{self.number} {line}"
+        elif report.id not in self._seen:
             self._seen.add(report.id)
             yield f"#{self.number} {report.id}"
 
