@@ -24,24 +24,35 @@ ROOM = 64 << 20
 """Bytes: a disk that does not take so much more is full."""
 
 MAX_SERVICES = 4
-"""Origins that are asked for one failed step."""
+"""Services that are asked for one failed step."""
 
-_ORIGIN = re.compile(r"(https?)://(?:[^/@\s\"'<>]*@)?([A-Za-z0-9.-]+(?::\d+)?)")
+_ADDRESS = re.compile(r"(https?)://(?:[^/@\s\"'<>]*@)?([A-Za-z0-9.-]+(?::\d+)?)((?:/[^\s\"'`<>()\[\]{}|\\?#,;]*)?)")
 _NAMED = re.compile(
     r"HTTPS?Connection(?:Pool)?\(host='([\w.-]+)', port=(\d+)"
-    r"|(?:[Rr]esolve(?: host)?|host address)[: '\u2018]+([\w-]+(?:\.[\w-]+)+)"
+    r"|(?:[Rr]esolv(?:e(?: host(?:name)?)?|ing)|host address)[: '\u2018]+([\w-]+(?:\.[\w-]+)+)"
 )
+_TROUBLE = re.compile(
+    r"(?i)error|fail|could ?not|cannot|unable|retr(y|ies)|timed? ?out|refused|reset|broken by|unreachable|resolv"
+    r"|\b(429|5\d\d)\b|^\s*(E|W|Err|Ign)\b"
+)
+_ADVICE = re.compile(r"(?i)\b(see|visit|docs?|documentation|discussions?|more (information|details|about))\b")
+"""A line that names where to read, which no step needs."""
+_INDEXES = "Looking in indexes: "
+_DOWNLOADS = re.compile(r"\b(wget|curl)\b")
+_TRACED = 10
+"""Last lines among which a download that a shell traces (`set -x`) may be the command that failed."""
 
-_PROBE = """\
+PROBE = """\
+command -v curl >/dev/null || exit 99
 i=100
-for origin; do
+for address; do
     i=$((i+1))
-    code=$(curl --silent --insecure --max-time 8 --output /dev/null --write-out '%{http_code}' "$origin") || code=000
+    code=$(curl --silent --insecure --location --max-time 8 --output /dev/null --write-out '%{http_code}' "$address")
     case $code in 000|429|5??) exit $i;; esac
 done
 """
-"""Ends with 101 if the first origin does not answer, and so on. An image without curl ends with another number, and
-then nothing is known."""
+"""A shell program: ends with 101 if the first of its arguments, addresses, does not answer, and so on. A status without
+a whole answer counts: a file may be large."""
 
 
 class Witness:
@@ -87,18 +98,18 @@ class Witness:
         return trouble or ""
 
     def _service(self, step: Step, base: str) -> str:
-        """Which of the origins that the step's output names does not answer a container on the daemon.
+        """Which of the services that the step needed does not answer a container on the daemon, as an origin.
 
         The output only says whom to ask. A container asks, and not the builder: it is let out where the step was.
         """
-        origins = named_origins(step.output)
-        if not origins or not base:
+        addresses = needed(step)
+        if not addresses or not base:
             return ""
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            command = json.dumps(["sh", "-c", _PROBE, "probe", *(f"{origin}/" for origin in origins)])
+            command = json.dumps(["sh", "-c", PROBE, "probe", *addresses])
             (Path(folder) / "Dockerfile").write_text(f"FROM {base}\nRUN {command}\n")
             index = (self._daemon.exit_of(folder) or 0) - 101
-        return origins[index] if 0 <= index < len(origins) else ""
+        return _origin(addresses[index]) if 0 <= index < len(addresses) else ""
 
 
 @contextmanager
@@ -121,14 +132,38 @@ def oom_kills() -> int:
     return 0
 
 
-def named_origins(output: Sequence[str]) -> list[str]:
-    """The origins that lines of a step's output name, the last first."""
-    found: list[str] = []
-    for line in reversed(output):
-        found += [f"{scheme}://{host}" for scheme, host in _ORIGIN.findall(line)]
+def needed(step: Step) -> list[str]:
+    """The addresses that a step needed, as its output and its command tell: of each service one, those that it
+    complains of first.
+
+    pip names its index where that is not its own default one. Of that it says, if it is refused or not answered, where
+    it is, and if it answers 429 or 5xx, no more than of a package that is not there.
+    """
+    lines = [line[-_LONGEST:] for line in reversed(step.output)]
+    complaints = [line for line in lines if _TROUBLE.search(line) and not _ADVICE.search(line)]
+    indexes = [line for line in lines if line.startswith(_INDEXES)]
+    traced = [line for line in lines[:_TRACED] if line.startswith("+") and _DOWNLOADS.search(line)]
+    found = [*_named(complaints), *_named(indexes), *_named(traced), *_named([step.name])]
+    services: dict[str, str] = {}
+    for address in found:
+        services.setdefault(_origin(address), address)
+    return list(services.values())[:MAX_SERVICES]
+
+
+_LONGEST = 4096
+"""Characters of a line that are looked at."""
+
+
+def _named(lines: Sequence[str]) -> Iterator[str]:
+    for line in lines:
+        for scheme, host, path in _ADDRESS.findall(line):
+            yield f"{scheme}://{host}{path.rstrip('.:') or '/'}"
         for host, port, name in _NAMED.findall(line):
-            found.append(f"https://{name}" if name else f"{'http' if port != '443' else 'https'}://{host}:{port}")
-    return list(dict.fromkeys(found))[:MAX_SERVICES]
+            yield f"https://{name or host}/" if name or port == "443" else f"http://{host}:{port}/"
+
+
+def _origin(address: str) -> str:
+    return "/".join(address.split("/", 3)[:3])
 
 
 def _zeros(size: int) -> bytes:

@@ -312,32 +312,61 @@ def _unwrapped(error: str) -> str:
 
 _LONGEST_NAME = 100
 """Characters of a step in a message."""
+_TIMED = re.compile(r"TIMEFORMAT='time: %3R' *bash -c '(?:time )?(.*?)'(?= &&|\s*$)")
+_AROUND = re.compile(
+    r"apt-get -qq update && |(?<=apt-get) -qq(?= install)| --yes| --no-install-recommends| --no-cache-dir| > /dev/null"
+    r"|(?<=RUN )(?:/\S+/bin/|\$\{\w+\}/bin/)(?=\w)"
+    r"| && (?:time )?(?:rm -rf|apt-get -qq (?:purge|clean)|apt-get purge|\$\{MAMBA_EXE\} clean).*"
+)
+"""What repo2docker writes around the command that a step is about."""
 
 
 def _short(name: str) -> str:
-    name = re.sub(r"TIMEFORMAT='time: %3R' *bash -c '(?:time )?", "", " ".join(name.split()))
+    name = _AROUND.sub("", _TIMED.sub(r"\1", " ".join(name.split())))
     return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
 
 
 _TELLING = (
     (
-        r"(?i)does not exist|nothing provides|no matching distribution|unable to locate package|no such file"
-        r"|not found\b|could not (find|resolve|solve)|has no installation candidate"
+        r"(?i)does not exist|provides|no matching distribution|unable to locate package|no such file|not found\b"
+        r"|has no installation candidate|no module named|no package called|is not available|conflicting dependencies"
+        r"|invalid (requirement|spec|match ?spec)|permission denied|could not (find|open|resolve)"
     ),
     r"^\s*(E: |(\w+\.)*\w*(Error|Exception)\b|(?i:error|critical|fatal)\b)|(?i:\berror: |\bcritical\b|\bfatal: )",
 )
 """What lines that give the reason look like: the better ones first."""
-_NOISE = re.compile(r"^\s*$|^time: [\d.]+$|^\[notice\]|^npm notice|^(WARNING|warning|Note)\b|^\W+$|^(real|user|sys)\s")
+_SUMMARY = re.compile(
+    r"^critical libmamba (Could not solve|pip failed)|^ERROR: (Failed (building|to build)|ResolutionImpossible)"
+    r"|subprocess-exited-with-error|metadata-generation-failed|wheel-build|:$"
+)
+"""Lines that only say that others have said why."""
+_NOISE = re.compile(
+    r"^\s*$|^time: [\d.]+$|^\[notice\]|^npm notice|^(WARNING|warning|Note|note|hint|DEPRECATION)\b|^\W+$"
+    r"|^(real|user|sys)\s|^\+ "
+)
+_PLACE = re.compile(r'File "[^"]+", line \d+')
+_EXCEPTION = re.compile(r"(\w+\.)*\w+(Error|Exception): ")
 
 
 def telling(output: Sequence[str]) -> str:
-    """The line of a step's output that tells why it failed, or else the last one that says something."""
-    lines = [line.strip() for line in output if not _NOISE.search(line)]
+    """The line of a step's output that tells why it failed, or else the last one that says something.
+
+    A Python exception comes with its place.
+    """
+    lines = [line.strip() for line in output if not _NOISE.search(line.strip())]
+    reasons = [line for line in lines if not _SUMMARY.search(line)]
     for pattern in _TELLING:
-        found = [line for line in lines if re.search(pattern, line)]
+        found = [line for line in reasons if re.search(pattern, line)]
         if found:
-            return found[-1]
+            return _placed(found[-1], lines)
     return lines[-1] if lines else ""
+
+
+def _placed(line: str, lines: Sequence[str]) -> str:
+    if not _EXCEPTION.match(line):
+        return line
+    places = [found[0] for before in lines[: lines.index(line)] if (found := _PLACE.match(before))]
+    return f"{line} ({places[-1]})" if places else line
 
 
 def refusal(error: AskError) -> Failure:

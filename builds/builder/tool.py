@@ -257,9 +257,10 @@ class Progress:
         self._killed = self._killed or line.killed
         self._unreachable = line.unreachable or self._unreachable
         if not line.command:  # whoever was called has said why, and this is only how
-            for text in lines_of(line.message):
+            whole = line.phase == "failed"  # an exception's text may have several lines
+            for text in [" ".join(line.message.split())] if whole else lines_of(line.message):
                 self._complaints.append(clean(text).strip())
-                yield text
+            yield from lines_of(line.message)
 
     def pushing(self, now: float) -> None:
         self._reach(Stage.PUSH, now)

@@ -6,9 +6,14 @@ import base64
 import io
 import json
 import os
+import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections import deque
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,9 +24,9 @@ from hypothesis import strategies as st
 
 from builds.build import Image, Reason, Request, Result, State
 from builds.builder import log as logs
-from builds.builder.evidence import named_origins
+from builds.builder.evidence import MAX_SERVICES, PROBE, needed
 from builds.builder.log import Log
-from builds.builder.outcome import Evidence, Stage, exit_status, failure, telling
+from builds.builder.outcome import Evidence, Stage, Step, exit_status, failure, telling
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
@@ -29,6 +34,7 @@ from builds.builder.spec import Spec
 from builds.builder.tool import OTHER_FRONTEND, Progress, ToolLine, command, tool_line
 from builds.errors import RepositoryRefused
 from builds.options import Options
+from tests.parts.registry import free_port
 
 SECRETS = st.text(st.characters(codec="utf-8"), min_size=8, max_size=40)
 
@@ -252,6 +258,52 @@ def test_reports_come_on_one_line_or_on_several(split: str | None) -> None:
         ),
         (["  File x", "ValueError: no", "", "time: 0.1"], "ValueError: no"),
         (["begun", "there is no such tool"], "there is no such tool"),
+        (
+            [
+                "error    libmamba Could not solve for environment specs",
+                "    The following package could not be installed",
+                "    └─ x does not exist (perhaps a typo or a missing channel).",
+                "critical libmamba Could not solve for environment specs",
+                "time: 37.177",
+            ],
+            "└─ x does not exist (perhaps a typo or a missing channel).",
+        ),
+        (
+            [
+                "ERROR: Invalid requirement: 'numpy>>3': Expected end",
+                "  numpy>>3",
+                "       ^",
+                "critical libmamba Could not solve for environment specs",
+                "time: 1.194",
+            ],
+            "ERROR: Invalid requirement: 'numpy>>3': Expected end",
+        ),
+        (
+            [
+                "error: command 'gcc' failed with exit code 1",
+                "ERROR: Failed building wheel for x",
+                "critical libmamba pip failed to install packages",
+            ],
+            "error: command 'gcc' failed with exit code 1",
+        ),
+        (
+            [
+                "ERROR: Cannot install a and b because these package versions have conflicting dependencies.",
+                "",
+                "The conflict is caused by:",
+                "    The user requested urllib3==1.20",
+                "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io/",
+            ],
+            "ERROR: Cannot install a and b because these package versions have conflicting dependencies.",
+        ),
+        (
+            ["critical libmamba Could not solve for environment specs"],
+            "critical libmamba Could not solve for environment specs",
+        ),
+        (
+            ['  File "/home/jovyan/x.py", line 1', "    print(", "         ^", "SyntaxError: '(' was never closed"],
+            """SyntaxError: '(' was never closed (File "/home/jovyan/x.py", line 1)""",
+        ),
         ([], ""),
     ],
 )
@@ -260,16 +312,142 @@ def test_the_line_that_tells_is_quoted(output: list[str], expected: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("line", "origin"),
+    ("name", "short"),
     [
-        ("Looking in indexes: https://user:secret@mirror.example:8443/simple", "https://mirror.example:8443"),
-        ("curl: (6) Could not resolve host: micro.mamba.pm", "https://micro.mamba.pm"),
-        ("HTTPSConnectionPool(host='index.example', port=443): Max retries exceeded", "https://index.example:443"),
-        ("NameResolutionError(Failed to resolve 'index.example' ([Errno -2]))", "https://index.example"),
+        (
+            """[16/19] RUN TIMEFORMAT='time: %3R' bash -c 'time ${MAMBA_EXE} env update --file "environment.yml" \
+            && time ${MAMBA_EXE} clean --all -f -y && ${MAMBA_EXE} list -p ${P} '""",
+            '[16/19] RUN ${MAMBA_EXE} env update --file "environment.yml"',
+        ),
+        (
+            "[10/19] RUN TIMEFORMAT='time: %3R' bash -c 'time /tmp/install-base-env.bash' && rm -rf /tmp/env",
+            "[10/19] RUN /tmp/install-base-env.bash",
+        ),
+        (
+            "[15/18] RUN apt-get -qq update && apt-get install --yes --no-install-recommends x y && apt-get purge && z",
+            "[15/18] RUN apt-get install x y",
+        ),
+        (
+            "[2/9] RUN apt-get -qq update &&     apt-get -qq install --yes locales > /dev/null && apt-get -qq purge",
+            "[2/9] RUN apt-get install locales",
+        ),
+        (
+            '[16/19] RUN /srv/conda/envs/notebook/bin/pip install --no-cache-dir -r "binder/requirements.txt"',
+            '[16/19] RUN pip install -r "binder/requirements.txt"',
+        ),
+        ("[2/2] RUN echo 'x' && exit 3", "[2/2] RUN echo 'x' && exit 3"),
     ],
 )
-def test_services_that_a_step_names(line: str, origin: str) -> None:
-    assert named_origins([line]) == [origin]
+def test_a_message_names_the_command_that_a_step_is_about(name: str, short: str) -> None:
+    told = progress(vertex(name), vertex(name, f"{FAILED}1"), f"ERROR: failed to solve: {FAILED}1").account()
+    assert failure(told, Evidence()).message == f"A step of the build failed. {short}: exit code: 1"
+
+
+def test_an_exception_of_the_tool_is_told_whole() -> None:
+    made = Progress(Stage.FETCH, 0.0)
+    text = 'Error during build: while parsing a block mapping\n  in "environment.yml", line 3, column 2'
+    assert [*made.take(ToolLine(text, "failed"), 1.0)] == text.splitlines()
+    assert failure(made.account(), Evidence()).message == (
+        "repo2docker cannot make sense of the repository's configuration files."
+        ' while parsing a block mapping in "environment.yml", line 3, column 2'
+    )
+
+
+NO_PACKAGE = "ERROR: No matching distribution found for x"
+
+
+def step(*output: str, name: str = "[9/9] RUN pip install -r requirements.txt") -> Step:
+    return Step(name, "exit code: 1", output, of_tool=True)
+
+
+@pytest.mark.parametrize(
+    ("output", "addresses"),
+    [
+        (
+            ["Looking in indexes: https://user:secret@mirror.example:8443/simple, http://b.example", NO_PACKAGE],
+            ["https://mirror.example:8443/simple", "http://b.example/"],
+        ),
+        (["curl: (6) Could not resolve host: micro.mamba.pm"], ["https://micro.mamba.pm/"]),
+        (
+            ["WARNING: HTTPSConnectionPool(host='index.example', port=443): Max retries exceeded"],
+            ["https://index.example/"],
+        ),
+        (["ERROR: HTTPConnectionPool(host='i.example', port=8080): Read timed out."], ["http://i.example:8080/"]),
+        (["NameResolutionError(Failed to resolve 'index.example' ([Errno -2]))"], ["https://index.example/"]),
+        (["W: Failed to fetch http://deb.example/dists/x/InRelease  Temporary failure resolving 'deb.example'"],
+         ["http://deb.example/dists/x/InRelease", "https://deb.example/"]),
+        (
+            ["critical libmamba Download error (7) Could not connect [https://conda.example/noarch/repodata.json]"],
+            ["https://conda.example/noarch/repodata.json"],
+        ),
+        (["Collecting x", NO_PACKAGE], []),
+        (["+ wget -qO- https://anaconda.example/a.tar.bz2", "+ tar -xvj", "bzip2: Compressed file ends unexpectedly"],
+         ["https://anaconda.example/a.tar.bz2"]),
+        (["https://conda.example/linux-64/python-3.10.conda#ab", "python 3.6 does not exist"], []),
+        (["ERROR: externally managed. See https://docs.example for more", "[notice] https://new.example"], []),
+        (["E: Unable to locate package x"], []),
+    ],
+)  # fmt: skip
+def test_services_that_a_step_needs(output: list[str], addresses: list[str]) -> None:
+    assert needed(step(*output)) == addresses
+
+
+def test_a_command_names_what_it_downloads() -> None:
+    assert needed(step(name="RUN curl -sSL https://julia.example/1.tar.gz | tar -xz")) == [
+        "https://julia.example/1.tar.gz"
+    ]
+
+
+@given(st.lists(st.text()), st.text())
+def test_what_a_step_needs_is_never_much(output: list[str], name: str) -> None:
+    assert len(needed(step(*output, name=name))) <= MAX_SERVICES
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[str]:
+    """The address of a server that answers `/N` with status N; a body that never ends; `/reset` and `/silent`."""
+    stop = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            word = self.path.strip("/")
+            if word == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+            elif word == "silent":
+                stop.wait(60)
+            else:
+                self.send_response(int(word))
+                self.send_header("Content-Length", "1000000" if word == "206" else "0")
+                self.end_headers()
+                stop.wait(60 if word == "206" else 0)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        stop.set()
+        server.shutdown()
+
+
+def probed(*addresses: str, path: str | None = None) -> int:
+    command = ["/bin/sh", "-c", PROBE.replace("--max-time 8", "--max-time 1"), "probe", *addresses]
+    environment = {**os.environ, "no_proxy": "127.0.0.1"} | ({"PATH": path} if path is not None else {})
+    return subprocess.run(command, check=False, env=environment).returncode
+
+
+def test_the_probe_tells_which_service_is_down(answers: str) -> None:
+    up = [f"{answers}/{status}" for status in (200, 206, 404, 403)]
+    assert probed(*up) == 0
+    for down in ("429", "500", "503", "reset", "silent"):
+        assert probed(up[0], f"{answers}/{down}", f"{answers}/500") == 102, down
+    assert probed(f"http://127.0.0.1:{free_port()}/") == 101
+
+
+def test_without_curl_the_probe_knows_nothing(answers: str) -> None:
+    assert probed(f"{answers}/503", path="/nowhere") == 99
 
 
 def test_seconds_of_each_stage() -> None:
