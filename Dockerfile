@@ -37,12 +37,12 @@ RUN cd source && /opt/build/bin/python -m hatchling build -t wheel && \
     python -m compileall -q -s /made --invalidation-mode unchecked-hash /made/opt/kiln/lib
 
 FROM ${PYTHON_IMAGE}
-# git fetches, the docker command and buildx build. Perl, half as big as all of them, is there for commands of git that
+# git fetches, the docker command and buildx build, or podman-remote. Perl, half as big as all of them, is there for commands of git that
 # are not ours (add -p, send-email, svn), so it goes in the same layer. Python's own library comes without compiled files
 # in some bases: every start would pay for that, as the root file system is read-only.
 RUN apt-get update -qq && \
     DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-        ca-certificates docker-buildx docker-cli git && \
+        ca-certificates docker-buildx docker-cli git podman-remote && \
     dpkg --purge --force-depends \
         $(dpkg-query -W -f '${Package}\n' git-man liberror-perl perl 'perl-modules-*' 'libperl5*' 'libgdbm*') && \
     rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/log/apt /var/log/dpkg.log && \

@@ -101,11 +101,13 @@ def _machine(kiln: Kiln) -> Iterator[_Look]:
     """On Kubernetes all of it is in other pods, whose readiness says the same."""
     if kiln.settings.engine != "local":
         return
-    from builds.clients.tools import ToolError, version  # noqa: PLC0415
+    from builds.clients.tools import ToolError, podman_client, version  # noqa: PLC0415
     from builds.engines.local.daemon import Daemon  # noqa: PLC0415
 
+    kind = kiln.settings.daemon
+
     def daemon() -> str:
-        if trouble := Daemon(kiln.docker_host).trouble():
+        if trouble := Daemon(kiln.docker_host, kind).trouble():
             raise Failed(trouble)
         return "answers"
 
@@ -115,8 +117,11 @@ def _machine(kiln: Kiln) -> Iterator[_Look]:
         except ToolError as error:
             raise Failed(str(error)) from None
 
-    yield _Look("docker daemon", daemon)
-    yield _Look("docker buildx", partial(tool, "docker", "buildx", "version"))
+    yield _Look(f"{kind} daemon", daemon)
+    if kind == "docker":
+        yield _Look("docker buildx", partial(tool, "docker", "buildx", "version"))
+    else:
+        yield _Look("podman client", partial(tool, podman_client(), "--version"))
     yield _Look("git", partial(tool, "git", "--version"))
     yield _Look("repo2docker", partial(tool, "jupyter-repo2docker", "--version"))
 

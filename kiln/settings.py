@@ -100,6 +100,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pod_template: Path | None
     config_sha256: str | None
     pod_template_sha256: str | None
+    daemon: Literal["docker", "podman"]
     docker_host: str | None
     registry_config: Path | None
     private_registry_config: Path | None
@@ -630,11 +631,18 @@ SETTINGS: tuple[Setting, ...] = (
         for file in ("KILN_CONFIG", "KILN_POD_TEMPLATE")
     ),
     Setting(
+        name="KILN_DAEMON",
+        read=_one_of("docker", "podman"),
+        default="docker",
+        says="Which kind of daemon builds: `docker`, or `podman` for `podman system service` ([Podman](podman.md)).",
+    ),
+    Setting(
         name="KILN_DOCKER_HOST",
         read=_text,
         default=None,
-        says="Docker daemon that builds, such as `unix:///run/docker.sock`; when unset as the `docker` command does, "
-        "with engine `kubernetes` the one whose socket is in the pod.",
+        says="Address of the daemon that builds, such as `unix:///run/docker.sock`; when unset `DOCKER_HOST`, with "
+        "`podman` `CONTAINER_HOST`, and otherwise this user's own daemon; with engine `kubernetes` the one whose "
+        "socket is in the pod.",
     ),
     Setting(
         name="KILN_REGISTRY_CONFIG",

@@ -118,7 +118,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
         policy=policy,
         images=images,
         sinks=sinks,
-        docker_host=found.docker_host or environ.get("DOCKER_HOST") or None,
+        docker_host=_daemon_address(found, environ),
         registry_config=_registry_config(found, environ),
     )
 
@@ -482,6 +482,12 @@ def pod_template(found: Settings) -> Mapping[str, Any]:
         raise CommandError(f"KILN_POD_TEMPLATE: {found.pod_template}: {error}") from None
 
 
+def _daemon_address(found: Settings, environ: Mapping[str, str]) -> str | None:
+    """As the daemon's own client finds it."""
+    variable = {"docker": "DOCKER_HOST", "podman": "CONTAINER_HOST"}[found.daemon]
+    return found.docker_host or environ.get(variable) or None
+
+
 def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:
     """Raises EngineError, KilnError."""
     from builds.clients.git import Resolver  # noqa: PLC0415
@@ -540,6 +546,7 @@ def surroundings(kiln: Kiln) -> Surroundings:
         registry_config=kiln.registry_config,
         private_image_prefix=kiln.config.private_image_prefix,
         private_registry_config=_text(found.private_registry_config),
+        daemon=kiln.settings.daemon,
         docker_host=kiln.docker_host,
         git_credentials=_text(credentials),
         private=kiln.config.private,

@@ -111,7 +111,7 @@ class Attempt:
         if spec.refused:
             raise Failure(Reason.REPOSITORY, spec.refused)
         with blamed():
-            self._daemon = connect(around.docker_host, around.registry_config, folder / "docker")
+            self._daemon = connect(around, around.registry_config, folder / "docker")
             login = (around.private_registry_config or NO_LOGIN) if spec.private else around.registry_config
             self._registry = Registry(login, around.insecure_registries, pushes=True)
             known = credentials(around.git_credentials)
@@ -217,7 +217,7 @@ class Attempt:
             apart=spec.apart,
             push=not apart,
         )
-        self._tagging = True
+        self._tagging = self._daemon.pushes
         self._git.trouble()  # what was told, or overcome, before
         try:
             tool.build(self._daemon, command, folder=self.folder, env=env, progress=self.progress, log=self.log)
@@ -238,7 +238,7 @@ class Attempt:
         if not self._tagging:
             return
         with suppress(OSError):
-            self._daemon.remove(f"{self.spec.request.image}:{self.tag}", timeout=UNTAG_TIMEOUT)
+            self._daemon.untag(f"{self.spec.request.image}:{self.tag}", timeout=UNTAG_TIMEOUT)
         self._tagging = False
 
     def _raise_refused(self) -> None:
@@ -256,13 +256,13 @@ class Attempt:
         try:
             tool.push(self._pusher(), built, image, self.progress, self.log)
         finally:
-            self._daemon.remove(built, image)
+            self._daemon.untag(built, *([image] if self._daemon.pushes else ()))
 
     def _pusher(self) -> Daemon:
         around = self.spec.surroundings
         if not self.spec.private:
             return self._daemon
-        return connect(around.docker_host, around.private_registry_config or NO_LOGIN, self.folder / "private")
+        return connect(around, around.private_registry_config or NO_LOGIN, self.folder / "private")
 
     def _digest(self) -> str:
         try:

@@ -76,6 +76,10 @@ class Witness:
             service=self._service(told.step, told.base) if told.step and told.step.of_tool else "",
         )
 
+    def over(self) -> None:
+        """The build has ended well."""
+        self._watch.over()
+
     def close(self) -> None:
         self._watch.close()
 

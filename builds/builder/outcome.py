@@ -85,6 +85,15 @@ DOCKER = Idiom(
 )
 
 
+PODMAN = Idiom(
+    daemon="Podman service",
+    client="podman build",
+    lost=r"^(server probably quit|Cannot connect to Podman|unable to connect to Podman)",
+    helper=r"error getting credentials",
+    missing=r"^Error during build: .*No such file or directory: '\S*podman",
+)
+
+
 class Account(NamedTuple):
     """What repo2docker, git and the daemon's client report of a failed run."""
 
@@ -233,7 +242,8 @@ _SENTENCES: Sequence[tuple[str, str]] = (
     ),
     (
         (
-            r"(?i)dockerfile|no build stage|failed to (compute cache key|calculate checksum|process|parse)"
+            r"(?i)dockerfile|^building at step |no build stage"
+            r"|failed to (compute cache key|calculate checksum|process|parse)"
             r"|unknown instruction|requires (at least|exactly)|should not be blank|containerPort|no instructions"
         ),
         "The Dockerfile cannot be built.",
@@ -298,7 +308,7 @@ def _words(told: Account) -> str:
 
 
 _WRAPPERS = re.compile(
-    r"^(Error during build:|failed to solve(?: with frontend [\w.]+)?|rpc error: code = \w+ desc ="
+    r"^(Error during build:|Error:|failed to solve(?: with frontend [\w.]+)?|rpc error: code = \w+ desc ="
     r"|failed to create LLB definition):? "
 )
 

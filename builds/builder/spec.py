@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal
 
 import msgspec
 
@@ -16,6 +17,8 @@ LABEL_ATTEMPT = "dev.kiln.attempt"
 LABEL_OPTIONS = "dev.kiln.options"
 """Of an image: the build's name, `<uid>.<number>` of the attempt that pushed it, and `Options.label`."""
 
+DaemonKind = Literal["docker", "podman"]
+"""Of the daemon that builds."""
 
 DAEMON_PATIENCE = timedelta(seconds=30)
 """With a daemon that does not answer: it may be restarting."""
@@ -43,7 +46,9 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     private_image_prefix: str | None = None
     """Images under it are pushed and looked at with the next one alone, and no build's steps have that."""
     private_registry_config: str | None = None
+    daemon: DaemonKind = "docker"
     docker_host: str | None = None
+    """Its address, as in DOCKER_HOST; `None` is the machine's own."""
     git_credentials: str | None = None
     """A file in git's store format, or a folder of them."""
     private: tuple[PrivateRule, ...] = ()

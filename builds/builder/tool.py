@@ -339,6 +339,7 @@ def build(
         if status:
             told = progress.account(killed=status < 0)
             raise failure(told, witness.examine(told))
+        witness.over()
 
 
 def push(daemon: Daemon, built: str, image: str, progress: Progress, log: Log) -> None:

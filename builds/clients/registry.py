@@ -16,7 +16,7 @@ import base64
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
@@ -213,11 +213,8 @@ class Registry:
         return answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
 
     def _base(self, host: str) -> str:
-        scheme = "http" if self._is_plain(host) else "https"
+        scheme = "http" if is_plain(host, self._insecure) else "https"
         return f"{scheme}://{'registry-1.docker.io' if host == DOCKER_HUB else host}"
-
-    def _is_plain(self, host: str) -> bool:
-        return host in self._insecure or _is_loopback(host)
 
     def _ask(
         self, method: str, image: str, path: str, headers: Mapping[str, str], body: bytes | None = None
@@ -331,7 +328,7 @@ class Registry:
         own = name == (urlsplit(f"//{host}").hostname or "").lower()
         if name and parts.scheme in ("http", "https") and login is None:
             return parts
-        if name and (parts.scheme == "https" or (parts.scheme == "http" and own and self._is_plain(host))):
+        if name and (parts.scheme == "https" or (parts.scheme == "http" and own and is_plain(host, self._insecure))):
             return parts
         raise Unauthorized(
             f"The registry {host} names a token service that the password would not be safe with: {realm[:200]}"
@@ -420,6 +417,11 @@ def _decoded(body: bytes, kind: type[T], image: str) -> T:
 
 def _host(image: str) -> str:
     return split(image)[0] if "/" in image else image
+
+
+def is_plain(host: str, insecure: Collection[str]) -> bool:
+    """Whether a registry (`host` or `host:port`) is spoken to over plain HTTP: on loopback, or named as `insecure`."""
+    return host in insecure or _is_loopback(host)
 
 
 def _is_loopback(host: str) -> bool:

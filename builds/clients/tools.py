@@ -10,6 +10,7 @@ from pathlib import Path
 TIMEOUT = 20.0
 """Seconds for a program to say its version: repo2docker's takes some on a busy machine."""
 LONGEST = 200
+PODMAN_CLIENTS = ("podman-remote", "podman")
 
 
 class ToolError(Exception):
@@ -44,3 +45,8 @@ def path_of(program: str) -> str:
     """Beside this interpreter, where an environment's own programs are, or else on the path."""
     beside = Path(sys.executable).with_name(program)
     return str(beside) if beside.is_file() else shutil.which(program) or program
+
+
+def podman_client() -> str:
+    """The program that speaks to a Podman service: `podman` itself is one where CONTAINER_HOST is set."""
+    return next((name for name in PODMAN_CLIENTS if shutil.which(name)), PODMAN_CLIENTS[0])

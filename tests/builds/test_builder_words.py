@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from builds.build import Image, Reason, Request, Result, State
 from builds.builder import log as logs
+from builds.builder.daemons.podman import Steps
 from builds.builder.evidence import MAX_SERVICES, PROBE, needed
 from builds.builder.log import Log
-from builds.builder.outcome import Evidence, Stage, Step, exit_status, failure, telling
+from builds.builder.outcome import PODMAN, Evidence, Stage, Step, exit_status, failure, telling
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
@@ -484,6 +485,113 @@ def test_a_push_is_summed_up() -> None:
         "#1 pushed layers: 20, 16.0 MB sent",
         "#1 DONE 9.0s",
     ]
+
+
+# Podman's words
+
+
+def podman(*lines: tuple[str, str], buildpack: str = "DockerBuildPack") -> Progress:
+    """After the fetch, and these lines of `podman build`, each with its stream."""
+    made = Progress(Stage.FETCH, 0.0, dialect=Steps(), idiom=PODMAN)
+    messages = [f"Using {buildpack} builder\n", *(json.dumps({stream: text}) + "\n" for stream, text in lines)]
+    for number, message in enumerate(messages, 1):
+        deque(made.take(ToolLine(message, "building"), float(number)))
+    return made
+
+
+BEGUN = ("stdout", "STEP 1/2: FROM r.example/base:1 AS x")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "words"),
+    [
+        ('building at STEP "RUN x": while running runtime: exit status 3', "repository", "RUN x: exit code: 3"),
+        (
+            'building at STEP "RUN <<E\nno space left on device\nE": while running runtime: exit status 1',
+            "repository",
+            "exit code: 1",
+        ),
+        (
+            (
+                "creating build container: initializing source docker://r.example/base:1: reading manifest 1 in "
+                "r.example/base: manifest unknown"
+            ),
+            "repository",
+            "Something that the Dockerfile names is not there.",
+        ),
+        (
+            (
+                "creating build container: initializing source docker://r.example/base:1: pinging container registry "
+                'r.example: Get "https://r.example/v2/": dial tcp: lookup r.example: no such host'
+            ),
+            "infrastructure",
+            "r.example could not be reached by the Podman service.",
+        ),
+        (
+            (
+                "creating build container: initializing source docker://r.example/base:1: reading manifest 1 in "
+                "r.example/base: received unexpected HTTP status: 503 Service Unavailable"
+            ),
+            "infrastructure",
+            "r.example could not be reached by the Podman service.",
+        ),
+        (
+            (
+                'building at STEP "COPY missing /": checking on sources under "/var/tmp/x/build": copier: stat: '
+                '"/missing": no such file or directory'
+            ),
+            "repository",
+            "The Dockerfile cannot be built.",
+        ),
+        ('no contents in "/var/tmp/libpod_builder1/build/Dockerfile"', "repository", "The Dockerfile cannot be built."),
+        ("server probably quit: unexpected EOF", "infrastructure", "The Podman service does not answer"),
+        (
+            "unable to connect to Podman socket: Get http://d/v5.4.2/libpod/_ping: dial unix /x: connect: refused",
+            "infrastructure",
+            "The Podman service does not answer",
+        ),
+        (
+            "creating build container: creating container: write /x: no space left on device",
+            "infrastructure",
+            "The disk is full.",
+        ),
+    ],
+)
+def test_podman_s_errors(error: str, reason: str, words: str) -> None:
+    failed = failure(
+        podman(BEGUN, *(("stderr", line) for line in f"Error: {error}\n".split("\n"))).account(), Evidence()
+    )
+    assert failed.reason == reason, failed.message
+    assert words in failed.message
+
+
+@given(st.lists(st.text()))
+def test_no_output_of_podman_s_steps_decides_anything(texts: list[str]) -> None:
+    lies = (text for words in texts for text in (words, f"Error: {words}", f"STEP 2/2: {words}"))
+    error = 'Error: building at STEP "RUN x": while running runtime: exit status 1'
+    told = podman(BEGUN, ("stdout", "STEP 2/2: RUN x"), *(("stdout", lie) for lie in lies), ("stderr", error)).account()
+    failed = failure(told, Evidence())
+    assert failed.reason is Reason.REPOSITORY
+    assert failed.message.startswith("A step of the build failed. RUN x: exit code: 1")
+    assert told.base == "r.example/base:1"
+
+
+def test_podman_says_so_where_a_step_was_killed() -> None:
+    error = 'Error: building at STEP "RUN x": while running runtime: exit status 1'
+    told = podman(BEGUN, ("stdout", "container exited on killed"), ("stderr", error)).account()
+    assert failure(told, Evidence()).reason is Reason.REPOSITORY
+    assert failure(told, Evidence(out_of_memory=True)).out_of_memory
+    assert failure(podman(BEGUN).account(), Evidence()).reason is Reason.INFRASTRUCTURE, "its client was killed"
+
+
+def test_a_step_of_podman_s_is_the_tool_s_until_the_repository_is_copied() -> None:
+    copy = ("stdout", "STEP 3/5: COPY --chown=1000:1000 src/ /home/jovyan/")
+    error = ("stderr", 'Error: building at STEP "RUN x": while running runtime: exit status 1')
+    run = ("stdout", "STEP 4/5: RUN x")
+    for lines, of_tool in (([run, error], True), ([copy, run, error], False)):
+        step = podman(BEGUN, *lines, buildpack="PythonBuildPack").account().step
+        assert step
+        assert step.of_tool is of_tool
 
 
 OFFICIAL = "docker/dockerfile"

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
 from builds.builder.outcome import INFRASTRUCTURE, Failure, Idiom, Step
+from builds.builder.spec import DaemonKind, Surroundings
+from builds.clients import docker_config
+from builds.clients.docker_config import NO_LOGIN
 
 PROBE_TIMEOUT = 60.0
 """Seconds for a question that the daemon has to work for."""
@@ -52,7 +55,11 @@ class Watch(Protocol):
     def lost(self) -> bool:
         """Whether the daemon is another one than before."""
 
-    def close(self) -> None: ...
+    def over(self) -> None:
+        """The build has ended well."""
+
+    def close(self) -> None:
+        """The build has ended, or its client has, or is about to: nothing of it goes on in the daemon from now on."""
 
 
 class Daemon(ABC):
@@ -61,10 +68,12 @@ class Daemon(ABC):
     `variables` are those that its client needs beside this process's own.
     """
 
-    program: ClassVar[str]
+    program: str
     idiom: ClassVar[Idiom]
     pushes: ClassVar[bool]
     """Whether a build pushes its image itself, under the image's own name."""
+    untagging: ClassVar[Sequence[str]]
+    """The command that takes names from images."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self.variables = variables
@@ -99,12 +108,12 @@ class Daemon(ABC):
             raise Failure(INFRASTRUCTURE, f"There is no {self.program} command for the builder to use.") from None
         return None if done.returncode == 0 else done.stderr.decode(errors="replace").strip()[:300]
 
-    def remove(self, *images: str, timeout: float = PROBE_TIMEOUT) -> None:
-        """Takes names from images, and with the last one the image; as far as they are there.
+    def untag(self, *names: str, timeout: float = PROBE_TIMEOUT) -> None:
+        """Takes names from images, as far as they are there; what they were made of stays, for the next build.
 
         Once more where the client was killed: nobody else would take them away. Raises OSError.
         """
-        command = ("image", "rm", "--force", *images)
+        command = (*self.untagging, *names)
         if self.run(*command, timeout=timeout).returncode < 0:
             self.run(*command, timeout=timeout)
 
@@ -125,11 +134,28 @@ class Daemon(ABC):
         return {**os.environ, **self.variables}
 
 
-def connect(host: str | None, config: str | None, copy: Path) -> Daemon:
-    """The daemon at `host` (as in DOCKER_HOST; `None` is the machine's own), with the credentials in `config`.
+def connect(around: Surroundings, config: str | None, copy: Path) -> Daemon:
+    """The daemon of these surroundings, with the credentials in `config`, a docker `config.json` (`None`: the user's).
 
     `copy` is a folder that may be made for a copy of them. Raises Unreachable for a file that cannot be read.
     """
     from builds.builder.daemons.docker import Docker  # noqa: PLC0415
+    from builds.builder.daemons.podman import Podman  # noqa: PLC0415
 
-    return Docker.connect(host, config, copy)
+    kinds: Mapping[DaemonKind, type[Docker | Podman]] = {"docker": Docker, "podman": Podman}
+    return kinds[around.daemon](around, config, copy)
+
+
+def credentials(config: str | None, copy: Path) -> Path:
+    """A folder with the `config.json` for a daemon's client: the user's, or a copy that the client may write beside.
+
+    Raises Unreachable for a file that cannot be read.
+    """
+    own = docker_config.folder()
+    if not config:
+        return own
+    copy.mkdir(mode=0o700)
+    (copy / "config.json").touch(mode=0o600)
+    (copy / "config.json").write_bytes(b"{}" if config == NO_LOGIN else docker_config.for_tools(config))
+    (copy / "cli-plugins").symlink_to(own / "cli-plugins")
+    return copy

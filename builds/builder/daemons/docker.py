@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from builds.builder.daemons import Daemon
+from builds.builder.daemons import Daemon, credentials
 from builds.builder.daemons.buildkit import BuildKit
 from builds.builder.outcome import DOCKER
-from builds.clients import docker_config
-from builds.clients.docker_config import NO_LOGIN
+from builds.builder.spec import Surroundings
 
 _ENGINE = """\
 from repo2docker.docker import DockerEngine as Engine
@@ -31,21 +30,11 @@ class Docker(Daemon):
     program = "docker"
     idiom = DOCKER
     pushes = True
+    untagging = ("image", "rm", "--force")  # with the last name goes the image, but not BuildKit's cache
 
-    @classmethod
-    def connect(cls, host: str | None, config: str | None, copy: Path) -> Docker:
-        """The credentials are copied: the mounted file may be read-only, and buildx writes beside it."""
-        own = docker_config.folder()
-        found = {"DOCKER_CONFIG": str(own)}
-        if host:
-            found["DOCKER_HOST"] = host
-        if config:
-            copy.mkdir(mode=0o700)
-            (copy / "config.json").touch(mode=0o600)
-            (copy / "config.json").write_bytes(b"{}" if config == NO_LOGIN else docker_config.for_tools(config))
-            (copy / "cli-plugins").symlink_to(own / "cli-plugins")
-            found["DOCKER_CONFIG"] = str(copy)
-        return cls(found)
+    def __init__(self, around: Surroundings, config: str | None, copy: Path) -> None:
+        address = {"DOCKER_HOST": around.docker_host} if around.docker_host else {}
+        super().__init__({"DOCKER_CONFIG": str(credentials(config, copy)), **address})
 
     @property
     def engine(self) -> str:
@@ -81,6 +70,8 @@ class _Events:
         if self._stream.returncode is None:
             return False
         return self._daemon.run("events", "--since", "1", "--until", "1").returncode == 0  # else it is not permitted
+
+    def over(self) -> None: ...
 
     def close(self) -> None:
         self._stream.kill()

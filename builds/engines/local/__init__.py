@@ -70,7 +70,7 @@ class LocalEngine:
             pulse=pulse or Pulse("controller"),
             now=now,
         )
-        self._daemon = Daemon(surroundings.docker_host)
+        self._daemon = Daemon(surroundings.docker_host, surroundings.daemon)
         self._node = node
         self._woken = threading.Event()
         self._seen: Mark = (-1, -1)

@@ -44,7 +44,19 @@ log = logging.getLogger(__name__)
 GRACE = timedelta(seconds=30)
 """What a builder has after it was told to stop (it promises ten), before all of it is killed."""
 
-KEPT_BACK = ("KILN_", "K_", "JUPYTERHUB_", "BUILDX_", "BUILDKIT_", "DOCKER_", "PYTHON", "GIT_", "TRACE")
+KEPT_BACK = (
+    "KILN_",
+    "K_",
+    "JUPYTERHUB_",
+    "BUILDX_",
+    "BUILDKIT_",
+    "DOCKER_",
+    "CONTAINER",
+    "PODMAN_",
+    "PYTHON",
+    "GIT_",
+    "TRACE",
+)
 PASSED_ON = ("KILN_FAULT", "DOCKER_CONFIG", "GIT_SSL_CAINFO")
 """A builder has this process's environment, because docker's credential helpers look there for the clouds' accounts and
 for where their files are. By how they begin: what is only ours, what chooses another builder or daemon, what changes

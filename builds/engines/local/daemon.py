@@ -1,24 +1,30 @@
-"""Whether a Docker daemon answers, asked as cheaply as can be: `GET /_ping` on its socket.
+"""Whether the daemon answers, asked as cheaply as can be: `GET /_ping` on its socket.
 
 https://docs.docker.com/reference/api/engine/version/v1.41/#tag/System/operation/SystemPing
+https://docs.podman.io/en/v5.4.2/_static/api.html#tag/system-(compat)/operation/SystemPing
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 
-DEFAULT = "unix:///var/run/docker.sock"
+from builds.builder.spec import DaemonKind
+
+DOCKER = "unix:///var/run/docker.sock"
+PODMAN = "unix:///run/podman/podman.sock"
 TIMEOUT = 2.0
 FRESH = 1.0
 """Seconds for which an answer is believed."""
 
 
 class Daemon:
-    """The daemon at `address` (`unix://…` or `tcp://host:port`, as in DOCKER_HOST; default: the machine's own)."""
+    """The daemon at `address` (`unix://…` or `tcp://host:port`, as in DOCKER_HOST; default: this user's own)."""
 
-    def __init__(self, address: str | None = None) -> None:
-        self._address = address or DEFAULT
+    def __init__(self, address: str | None = None, kind: DaemonKind = "docker") -> None:
+        self._address = address or (DOCKER if kind == "docker" else _podman())
+        self._name = {"docker": "Docker daemon", "podman": "Podman service"}[kind]
         self._asked_at = float("-inf")
         self._trouble: str | None = None
 
@@ -35,10 +41,10 @@ class Daemon:
                 connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
                 status = connection.recv(64).split(b" ")[1:2]
         except ValueError:
-            return f"The address {self._address} of the Docker daemon is neither unix://<path> nor tcp://<host>:<port>."
+            return f"The address {self._address} of the {self._name} is neither unix://<path> nor tcp://<host>:<port>."
         except OSError as error:
-            return f"The Docker daemon at {self._address} does not answer: {error.strerror or error}."
-        return None if status == [b"200"] else f"The Docker daemon at {self._address} answers, but is not ready."
+            return f"The {self._name} at {self._address} does not answer: {error.strerror or error}."
+        return None if status == [b"200"] else f"The {self._name} at {self._address} answers, but is not ready."
 
     def _connected(self) -> socket.socket:
         """Raises ValueError for an address of another form, OSError."""
@@ -56,3 +62,9 @@ class Daemon:
             connection.close()
             raise
         return connection
+
+
+def _podman() -> str:
+    """https://docs.podman.io/en/v5.4.2/markdown/podman-system-service.1.html"""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return PODMAN if os.geteuid() == 0 or not runtime else f"unix://{runtime}/podman/podman.sock"
