@@ -137,7 +137,7 @@ def programs() -> Iterator[Mapping[str, str]]:
 def cluster() -> Iterator[Mapping[str, str]]:
     """One cluster for all workers, with Kiln's image on its nodes."""
     with kind.chosen() as made:
-        yield {kind.SHARED: made.name}
+        yield {kind.SHARED: made.name, kind.LOADED: "yes"}
 
 
 FOLDERS: Mapping[str, Sequence[Need]] = {
@@ -177,6 +177,7 @@ class Needs:
 # How they run ------------------------------------------------------------------------------------------------------
 
 
+IGNORE = "--ignore="
 MARKS = ("disruptive", "alone")
 """Of tests that do not run beside the others of their tier."""
 
@@ -197,7 +198,8 @@ class Part:
         beside = " and ".join(f"not {mark}" for mark in MARKS)
         chosen = ["-m", (self.mark or beside) + (" and not slow" if self.tier.quick else "")]
         told = ["-q", "--durations=10", f"--junitxml={report}"]
-        return [sys.executable, "-m", "pytest", *told, *spread, *chosen, *self.tier.arguments]
+        where = _marked(self.tier, self.mark) if self.mark else self.tier.arguments
+        return [sys.executable, "-m", "pytest", *told, *spread, *chosen, *where]
 
 
 @dataclass
@@ -287,7 +289,7 @@ def _so_far(log: Path) -> str:
 
 def tiers(wanted: Sequence[str]) -> list[Tier]:
     """Those that exist, or those asked for by name."""
-    ignored = [f"--ignore={HERE / name}" for name in FOLDERS]
+    ignored = [f"{IGNORE}{HERE / name}" for name in FOLDERS]
     there = [Tier("unit", [str(HERE), *ignored])]
     folders = {name: needs for name, needs in FOLDERS.items() if (HERE / name).is_dir()}
     there += [Tier(name, [str(HERE / name)], needs) for name, needs in folders.items()]
@@ -306,7 +308,7 @@ def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[O
     """Their outcomes, in that order. When time is over (after `LIMIT`, by default) no tier goes on."""
     rest = deque(tier for tier in tiers if tier.name not in LANES)
     beside = [_beside([tier for tier in tiers if tier.name == first], rest) for first in LANES]
-    last = iter([Part(tier, "alone") for tier in tiers if _marks_any(tier, "alone")])
+    last = iter([Part(tier, "alone") for tier in tiers if _marked(tier, "alone")])
     found: dict[str, Outcome] = {}
     running, over = Running(), over or _after(LIMIT)
     with Needs() as needs:
@@ -321,7 +323,7 @@ def _beside(tiers: Iterable[Tier], rest: deque[Tier]) -> Iterator[Part]:
     """Those of a lane's parts that other tiers may run beside, in order; then those of what is left of `rest`."""
     for tier in chain(tiers, _taken(rest)):
         yield Part(tier)
-        if _marks_any(tier, "disruptive"):
+        if _marked(tier, "disruptive"):
             yield Part(tier, "disruptive")
 
 
@@ -331,10 +333,14 @@ def _taken(rest: deque[Tier]) -> Iterator[Tier]:
             yield rest.popleft()
 
 
-def _marks_any(tier: Tier, mark: str) -> bool:
-    """Whether its folder marks a test so: to start pytest only for what is not there takes seconds."""
+def _marked(tier: Tier, mark: str) -> list[str]:
+    """The files that mark a test so. To collect those of all others would take pytest seconds."""
+    ignored = [Path(option.removeprefix(IGNORE)) for option in tier.arguments if option.startswith(IGNORE)]
     folders = [Path(argument) for argument in tier.arguments if not argument.startswith("-")]
-    return any(f"mark.{mark}" in path.read_text() for folder in folders for path in folder.rglob("*.py"))
+    files = sorted(path for folder in folders for path in folder.rglob("test_*.py"))
+    there = [path for path in files if not any(map(path.is_relative_to, ignored))]
+    marks = re.compile(rf"^\s*(@|pytestmark\b).*\bmark\.{mark}\b", re.MULTILINE)
+    return [str(path) for path in there if marks.search(path.read_text())]
 
 
 def _watch(working: Sequence[Future[None]], running: Running, over: Callable[[], bool]) -> None:

@@ -23,6 +23,7 @@ import subprocess
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -73,21 +74,34 @@ def problem() -> str | None:
 
 class Cluster:
     """One of its own, in place of what an interrupted run has left of it, with Kiln's image made anew on its workers.
-    With `keep` it is taken as it is where it is there, and left running."""
+    With `keep` it is taken as it is where it is there, and left running. With `loaded` somebody has seen to the images.
+    """
 
     def __init__(
         self,
         name: str = "kiln-test",
         *,
         keep: bool = False,
+        loaded: bool = False,
         kiln_image: str = image.IMAGE,
         folder: Path | None = None,
     ) -> None:
         self.name, self.keep, self.kiln_image = name, keep, kiln_image
+        self._loaded = loaded
         self.folder = folder or FOLDER / name
         self.kubeconfig = self.folder / "kubeconfig"
 
     def __enter__(self) -> Self:
+        if self._loaded:
+            self._start()
+            return self
+        with ThreadPoolExecutor(1) as aside:
+            making = aside.submit(image.build, self.kiln_image)
+            self._start()
+            self.load(making.result(), DAEMON, BUSYBOX)
+        return self
+
+    def _start(self) -> None:
         there = self.name in run("kind", "get", "clusters").split()
         if there and not self.keep:
             self.delete()
@@ -99,8 +113,6 @@ class Cluster:
             named = [f"--name={self.name}", f"--config={CONFIG}", f"--kubeconfig={self.kubeconfig}"]
             run("kind", "create", "cluster", *named, wait)
         self.kubectl("wait", "--for=condition=Ready", "nodes", "--all", f"--timeout={READY_SECONDS}s")
-        self.load(image.build(self.kiln_image), DAEMON, BUSYBOX)
-        return self
 
     def __exit__(self, *_: object) -> None:
         if not self.keep:
@@ -212,18 +224,20 @@ class Cluster:
         run("docker", "exec", pod["spec"]["nodeName"], "bash", "-c", script)
 
 
-SHARED = "KILN_TEST_CLUSTER"
+SHARED, LOADED = "KILN_TEST_CLUSTER", "KILN_TEST_CLUSTER_LOADED"
 
 
 def chosen() -> Cluster:
-    """The one that `KILN_TEST_CLUSTER` names, which stays; without that one of its own.
+    """The one that `KILN_TEST_CLUSTER` names, which stays; without that one of its own. Where
+    `KILN_TEST_CLUSTER_LOADED` is set, as `make test` does for its workers, it has Kiln's image as it is now.
 
     Several processes may use it at a time: each has a folder, and its own copy of the kubeconfig there.
     """
     kept = os.environ.get(SHARED)
     if kept is None:
         return Cluster(kiln_image=_image_for("kiln-test"))
-    return Cluster(kept, keep=True, kiln_image=_image_for(kept), folder=FOLDER / kept / str(os.getpid()))
+    own = FOLDER / kept / str(os.getpid())
+    return Cluster(kept, keep=True, loaded=LOADED in os.environ, kiln_image=_image_for(kept), folder=own)
 
 
 def _image_for(cluster: str) -> str:
