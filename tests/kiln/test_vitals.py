@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,22 @@ def test_livez_names_the_threads_that_are_late() -> None:
     assert get(url) == (200, b"alive\n")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def paused(tmp_path_factory: pytest.TempPathFactory, pause: Pulse) -> Iterator[Process]:
+    """A controller that stands still while the other tests run."""
+    with Kiln(tmp_path_factory.mktemp("paused")) as kiln:
+        process = kiln.start("controller")
+        process.popen.send_signal(signal.SIGSTOP)
+        pause.beat(ROUND + 2)
+        yield process
+
+
+@pytest.fixture(scope="module")
+def pause() -> Pulse:
+    """Late once that controller has been still for long enough."""
+    return Pulse("pause")
+
+
 @pytest.fixture
 def stuck(tmp_path: Path) -> Path:
     folder = tmp_path / "stuck"
@@ -94,14 +111,9 @@ def test_a_thread_that_ends_ends_webs_worker(kiln: Kiln, stuck: Path) -> None:
         until(lambda: get(f"{process.ops}/readyz")[0] == 200)
 
 
-def test_a_process_that_was_paused_goes_on(kiln: Kiln) -> None:
+def test_a_process_that_was_paused_goes_on(paused: Process, pause: Pulse) -> None:
     """All its threads are late at once, and come round in a moment."""
-    with kiln:
-        process = kiln.start("controller")
-        process.popen.send_signal(signal.SIGSTOP)
-        pause = Pulse("pause")
-        pause.beat(ROUND + 2)
-        until(lambda: pause.late, ROUND + 10)
-        process.popen.send_signal(signal.SIGCONT)
-        until(lambda: get(f"{process.ops}/livez")[0] == 200)
-        assert process.stop() == 0
+    until(lambda: pause.late, ROUND + 10)
+    paused.popen.send_signal(signal.SIGCONT)
+    until(lambda: get(f"{paused.ops}/livez")[0] == 200)
+    assert paused.stop() == 0
