@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import msgspec
 import yaml
 
 from builds.build import Request, Result
-from builds.builder.spec import Spec, Surroundings, Tags
+from builds.builder.spec import DAEMON_PATIENCE, Spec, Surroundings, Tags
 from tests.parts import machine
 from tests.parts.kiln import until
 
@@ -92,7 +92,6 @@ class Builder:
 
     folder: Path
     surroundings: Surroundings
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def start(
         self,
@@ -104,10 +103,13 @@ class Builder:
         tags: tuple[Tags, ...] = (),
         refs: tuple[str, ...] = (),
         log: Path | None = None,
+        environment: Mapping[str, str] = {},
+        daemon_patience: float = DAEMON_PATIENCE.total_seconds(),
         **around: Any,
     ) -> Attempt:
-        """Returns at once. `log` is where its output goes; `around` replaces parts of the surroundings."""
-        folder = self.folder / f"attempt-{len(list(self.folder.glob('attempt-*')))}"
+        """Returns at once. `log` is where its output goes; `environment` is put over that of the tests; `around`
+        replaces parts of the surroundings."""
+        folder = self.folder / f"attempt-{secrets.token_hex(4)}"
         (folder / "tmp").mkdir(parents=True)
         surroundings = msgspec.structs.replace(self.surroundings, **around)
         spec = Spec(
@@ -119,10 +121,11 @@ class Builder:
             refs=refs,
             force=force,
             just_pushed=just_pushed,
+            daemon_patience=daemon_patience,
             surroundings=surroundings,
         )
         (folder / "spec.json").write_bytes(msgspec.json.encode(spec))
-        environment = {**os.environ, **self.environment, "TMPDIR": str(folder / "tmp")}
+        environment = {**os.environ, **environment, "TMPDIR": str(folder / "tmp")}
         command = [sys.executable, "-m", "builds.builder", str(folder / "spec.json"), str(folder / "result.json")]
         with (log or folder / "log").open("wb") as output, (folder / "errors").open("wb") as errors:
             process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment, start_new_session=True)

@@ -93,7 +93,8 @@ def test_a_daemon_that_does_not_come(
     path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path, daemon: Dockerd
 ) -> None:
     head = repository(host, path, tmp_path / "content", "echo begun")
-    attempt = builder.run(asked(host, path, head, registry), docker_host=daemon.host)
+    attempt = builder.run(asked(host, path, head, registry), docker_host=daemon.host, daemon_patience=5.0)
+    assert "waiting up to 5 s" in attempt.text
     assert "The Docker daemon does not answer" in ours(attempt)
     assert not attempt.result.counted
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -256,18 +255,11 @@ def test_a_tree_of_a_thousand_levels(
     bare = host.bare(path)
     (tmp_path / "entry").write_text("FROM scratch\nCOPY Dockerfile /\n")
     blob = git("hash-object", "-w", str(tmp_path / "entry"), cwd=bare)
-    entry = f"100644 blob {blob}\tDockerfile\n"
-    top = mktree(bare, entry)
-    for _ in range(1500):
-        top = mktree(bare, f"{entry}040000 tree {top}\ta\n")
-    head = git("commit-tree", top, "-m", "Deep", cwd=bare)
-    git("update-ref", "refs/heads/main", head, cwd=bare)
+    levels = "".join(f"M 100644 {blob} {'a/' * level}Dockerfile\n" for level in range(1501))
+    deep = "commit refs/heads/main\ncommitter Ada <ada@example.org> 0 +0000\ndata 4\nDeep\n"
+    git("fast-import", "--quiet", cwd=bare, stdin=f"{deep}{levels}")
+    head = git("rev-parse", "refs/heads/main", cwd=bare)
     attempt = builder.run(asked(host, path, head, registry))
     assert attempt.result.state.ended
     assert attempt.left_behind() == []
     assert attempt.members() == []
-
-
-def mktree(bare: Path, entries: str) -> str:
-    done = subprocess.run(["git", "mktree"], cwd=bare, input=entries, capture_output=True, text=True, check=True)
-    return done.stdout.strip()

@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from tests.parts.registry import Registry
 
 pytestmark = pytest.mark.timeout(600)
 
+AT_ONCE = 3
+"""Attempts that run at a time where there are many, as a node has several."""
 SHIM = """\
 #!/bin/sh
 path=$PATH
@@ -69,13 +72,15 @@ class Setting:
 
     def start(self, kill: int = 0, **more: Any) -> Attempt:
         """`kill` is the number of the program that is to die, of all that are started."""
-        log = self.folder / f"shims-{secrets.token_hex(4)}"
-        self.builder.environment = {
+        own = secrets.token_hex(4)
+        log = self.folder / f"shims-{own}"
+        environment = {
             "PATH": f"{self.folder / 'shims'}:{os.environ['PATH']}",
             "SHIM_LOG": str(log),
             "SHIM_KILL": str(kill),
         }
-        attempt = self.builder.start(self.request, force=True, **{**self.around, **more})
+        options = {**self.around, **more, "name": f"build-{own}-0", "environment": environment}
+        attempt = self.builder.start(self.request, force=True, **options)
         attempt.shims = log  # type: ignore[attr-defined]
         return attempt
 
@@ -153,15 +158,19 @@ def test_each_program_that_is_started(setting: Setting) -> None:
     assert all(
         word in names for word in ("git clone", "docker push", "docker tag", "buildx build", "canary get", "sed ")
     )
-    wrong = []
-    for number in sorted(first.values()):
+
+    def killed(number: int) -> str | None:
+        """What is wrong with how it ended."""
         attempt = setting.start(kill=number)
         attempt.wait()
-        killed = started(attempt)[number - 1]
-        if attempt.status != 69 and not (attempt.status == 0 and NEEDED_BY_NOBODY.match(killed)):
-            wrong.append(f"{kind_of(killed)}: {attempt.status} {attempt.result.message}")
         nothing_is_left(attempt)
-    assert wrong == []
+        program = started(attempt)[number - 1]
+        if attempt.status == 69 or (attempt.status == 0 and NEEDED_BY_NOBODY.match(program)):
+            return None
+        return f"{kind_of(program)}: {attempt.status} {attempt.result.message}"
+
+    with ThreadPoolExecutor(AT_ONCE) as several:
+        assert [wrong for wrong in several.map(killed, sorted(first.values())) if wrong] == []
 
 
 def pids(attempt: Attempt, pattern: str) -> list[int]:

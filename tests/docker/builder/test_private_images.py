@@ -6,9 +6,11 @@ import base64
 import json
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -92,24 +94,40 @@ WAYS = {
     "COPY": "FROM scratch\nCOPY --from={it} /page /mine\n",
     "mount": 'FROM scratch\nCOPY busybox /busybox\nRUN --mount=from={it},target=/m ["/busybox", "cat", "/m/page"]\n',
 }
+AT_ONCE = 3
+"""Builds that run at a time, as on a node."""
 REFERENCES = ("{image}", "{image}:{tag}", "{image}:{tag}@{digest}", "{image}@{digest}")
+
+
+def strangers(
+    private: Private, path: str, folder: Path, registry: Registry, references: Sequence[str], **around: Any
+) -> list[Attempt]:
+    """Builds of other repositories that ask for the image in each way, by each reference: several at a time, and none
+    has anything of it."""
+    known = {"image": private.image, "tag": private.tag, "digest": private.digest}
+
+    def build(asking: tuple[str, tuple[int, str]]) -> Attempt:
+        way, (number, reference) = asking
+        name = f"{way.lower()}-{number}"
+        theirs = content(folder / name, WAYS[way].format(it=reference.format(**known)), "a stranger's")
+        commit = private.host.create(f"{path}-{name}", theirs)
+        request = asked(private.host, f"{path}-{name}", commit, registry)
+        public = {**private.around, "private_image_prefix": None, **around}
+        attempt = private.builder.run(request, name=f"build-{secrets.token_hex(10)}", **public)
+        assert attempt.result.state is State.FAILED, attempt.text
+        assert private.secret not in attempt.everything
+        assert Client().manifest(request.image, commit) is None
+        return attempt
+
+    with ThreadPoolExecutor(AT_ONCE) as several:
+        return list(several.map(build, product(WAYS, enumerate(references))))
 
 
 @pytest.mark.slow
 def test_no_other_build_takes_one_on_the_same_daemon(
     private: Private, path: str, tmp_path: Path, registry: Registry
 ) -> None:
-    known = {"image": private.image, "tag": private.tag, "digest": private.digest}
-    for way, dockerfile in WAYS.items():
-        for number, reference in enumerate(REFERENCES):
-            name = f"{way.lower()}-{number}"
-            theirs = content(tmp_path / name, dockerfile.format(it=reference.format(**known)), "a stranger's")
-            commit = private.host.create(f"{path}-{name}", theirs)
-            request = asked(private.host, f"{path}-{name}", commit, registry)
-            attempt = private.builder.run(request, **{**private.around, "private_image_prefix": None})
-            assert attempt.result.state is State.FAILED, attempt.text
-            assert private.secret not in attempt.everything
-            assert Client().manifest(request.image, commit) is None
+    assert len(strangers(private, path, tmp_path, registry, REFERENCES)) == len(WAYS) * len(REFERENCES)
 
 
 @pytest.mark.slow
@@ -119,21 +137,11 @@ def test_no_other_build_takes_one_on_another_daemon(
     """Which asks the registry, and has no credential for it."""
     if reason := dockerd.problem():
         pytest.skip(reason)
-    known = {"image": private.image, "tag": private.tag, "digest": private.digest}
+    exact = ("{image}:{tag}", "{image}@{digest}")
     with closing(Dockerd(tmp_path / "dockerd", size=100)) as daemon:
         daemon.start()
-        around = {**private.around, "private_image_prefix": None, "docker_host": daemon.host}
-        for way, dockerfile in WAYS.items():
-            for number, reference in enumerate(("{image}:{tag}", "{image}@{digest}")):
-                name = f"{way.lower()}-far-{number}"
-                theirs = content(tmp_path / name, dockerfile.format(it=reference.format(**known)), "a stranger's")
-                commit = private.host.create(f"{path}-{name}", theirs)
-                request = asked(private.host, f"{path}-{name}", commit, registry)
-                attempt = private.builder.run(request, **around)
-                assert attempt.result.state is State.FAILED, attempt.text
-                assert private.image in attempt.text
-                assert private.secret not in attempt.everything
-                assert Client().manifest(request.image, commit) is None
+        for attempt in strangers(private, path, tmp_path, registry, exact, docker_host=daemon.host):
+            assert private.image in attempt.text
 
 
 def test_the_daemon_keeps_no_name_of_it(private: Private) -> None:
