@@ -354,7 +354,7 @@ def test_sigterm_ends_web_at_once_although_somebody_follows_a_log(kiln: Kiln) ->
         assert stream.readline() == b"event: state\n"
         began = time.monotonic()
         assert web.stop() == 0
-        assert time.monotonic() - began < GRACE / 6
+        assert time.monotonic() - began < GRACE / 2, "the grace is for requests, and this one is never over"
         assert b"event: state" not in stream.read(), "a build that has not ended has no last state"
 
 
