@@ -77,6 +77,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     delivery_period: timedelta = timedelta(hours=24)
     log_history: timedelta = timedelta(hours=24)
     history: timedelta = timedelta(days=7)
+    ledger: bool = False
+    """Whether the record of an image stays until somebody says that the image has gone (`builds.prune`)."""
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,7 +320,7 @@ def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
     if build.open or build.status.finished_at is None:
         return None
     age = now - build.status.finished_at
-    if age >= limits.history:
+    if age >= limits.history and not (limits.ledger and build.status.image):
         return Forget(build=build.name)
     return ForgetLogs(build=build.name) if age >= limits.log_history else None
 

@@ -137,7 +137,38 @@ def sync(urls: tuple[str, ...], dry: bool, **flags: Any) -> int:
     """Ask for what the listed repositories have and no webhook has told of."""
     from kiln.sync import run  # noqa: PLC0415
 
-    return run(environment(flags), urls, dry=dry, say=click.echo, complain=lambda text: click.echo(text, err=True))
+    return run(environment(flags), urls, dry=dry, say=click.echo, complain=_complain)
+
+
+@commands.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@settings_flags
+@click.pass_context
+def images(context: click.Context, /, as_json: bool, **flags: Any) -> int | None:
+    """List the images that Kiln has pushed, and why each is kept."""
+    context.obj = flags
+    if context.invoked_subcommand is not None:
+        return None
+    from kiln.images import show  # noqa: PLC0415
+
+    return show(environment(flags), as_json=as_json, say=click.echo, complain=_complain)
+
+
+@images.command()
+@click.option("--delete", is_flag=True, help="Delete them; without it they are only shown.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
+@settings_flags
+@click.pass_obj
+def prune(before: dict[str, Any], /, delete: bool, as_json: bool, **flags: Any) -> int:
+    """Show the images that the rule `keep` does not need any more, or delete them."""
+    from kiln.images import prune  # noqa: PLC0415
+
+    given = environment(before | {name: value for name, value in flags.items() if value is not None})
+    return prune(given, delete=delete, as_json=as_json, say=click.echo, complain=_complain)
+
+
+def _complain(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def server_flags(command: F) -> F:

@@ -12,6 +12,7 @@ import re
 import ssl
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import timedelta
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -25,6 +26,7 @@ from builds.options import Options
 from builds.plan import Word
 from builds.private import Private, PrivateRule
 from builds.repository import KNOWN_HOSTS, HostKind, canonical
+from builds.retention import Rule
 from builds.statuses import HostRule
 from builds.triggers import DEFAULT, Trigger, TriggerRule
 from builds.triggers import read as read_triggers
@@ -62,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     allowed_images: tuple[str, ...] = ()
     private_image_prefix: str | None = None
     repo2docker: Options = Options()
+    keep: Rule | None = None
 
 
 class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +72,11 @@ class _Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     account: Annotated[str, msgspec.Meta(pattern=r"\A\S.{0,254}\Z")] | None = None
     statuses: bool = False
     comment: bool = False
+
+
+class _Keep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    period: str | int = msgspec.field(name="for")
+    per_ref: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
 
 
 class _Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,7 +161,16 @@ class _Reader:
             allowed_images=tuple(self._allowed_images()),
             private_image_prefix=self._private_image_prefix(),
             repo2docker=self._options(),
+            keep=self._keep(),
         )
+
+    def _keep(self) -> Rule | None:
+        given = self._converted(self._sections["keep"], _Keep, "keep") if "keep" in self._sections else None
+        try:
+            return given and Rule(per_ref=given.per_ref, period=timedelta(seconds=duration(str(given.period))))
+        except ValueError as error:
+            self.problems.append(f"keep.for: {error}")
+            return None
 
     def _options(self) -> Options:
         if "repo2docker" not in self._sections:

@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from builds.engines.local import LocalEngine
     from builds.intake import Intake, Lookups, Resolver
     from builds.plan import Limits, Word
+    from builds.prune import Pruner
     from builds.repository import Repository
     from builds.statuses import Statuses
     from builds.sync import Sync
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAST_LOOK = 5.0
-"""Seconds that a look at a listed repository has to come to its end when the controller is told to stop."""
+"""Seconds that a look at a repository or a registry has to end when the controller is told to stop."""
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds who it is in its cluster."""
@@ -447,6 +448,18 @@ def sync(kiln: Kiln, records: Records) -> Sync:
     )
 
 
+def pruner(kiln: Kiln, records: Records) -> Pruner:
+    """What looks at images in the registry, and deletes what `keep` does not need. One thread at a time."""
+    from builds.prune import NO_RULE, Pruner  # noqa: PLC0415
+
+    return Pruner(
+        records=records,
+        registry=registry(kiln, pushes=True),
+        allowed=kiln.images.patterns,
+        rule=kiln.config.keep or NO_RULE,
+    )
+
+
 def records(kiln: Kiln) -> Records:
     """The records, for those who ask for builds. Raises EngineError."""
     return _local(kiln) if kiln.settings.engine == "local" else _in_cluster(kiln)
@@ -590,11 +603,11 @@ def run_controller(kiln: Kiln) -> None:
             vitals.watch_over(port.pulses)
             port.ready()
             while not stop.is_set():
-                with leading() as over, _polling(kiln, engine, leading=lambda: not over()):
+                with leading() as over, _polling(kiln, engine, over), _pruning(kiln, engine, over):
                     # A new one for each term: what another did meanwhile is not in the memory of an old one.
                     Controller(
                         engine,
-                        limits=limits(kiln.settings),
+                        limits=limits(kiln.settings, ledger=kiln.config.keep is not None),
                         sinks=kiln.sinks,
                         statuses=statuses(kiln),
                         spans=told,
@@ -664,7 +677,7 @@ def login_at(kiln: Kiln, host: str, repository: Repository) -> Login | None:
     return fitting and Login(user=fitting.user, secret=fitting.password)
 
 
-def limits(found: Settings) -> Limits:
+def limits(found: Settings, *, ledger: bool = False) -> Limits:
     from builds.plan import Limits, Supersede  # noqa: PLC0415
 
     return Limits(
@@ -677,6 +690,7 @@ def limits(found: Settings) -> Limits:
         delivery_period=timedelta(seconds=found.delivery_period),
         log_history=timedelta(seconds=found.log_history),
         history=timedelta(seconds=found.history),
+        ledger=ledger,
     )
 
 
@@ -709,17 +723,37 @@ def _events(found: Settings) -> Callable[[Build, Word, int, datetime, Cause | No
     return make
 
 
-@contextmanager
-def _polling(kiln: Kiln, records: Records, *, leading: Callable[[], bool]) -> Iterator[None]:
-    """Looks at the repositories that want it, on a thread, as long as the context lasts and while `leading`."""
+def _polling(kiln: Kiln, records: Records, over: Over) -> AbstractContextManager[None]:
+    """Looks at the repositories that want it while this process leads."""
     if all(listed.poll is None for listed in kiln.config.repositories):
-        yield
-        return
+        return nullcontext()
     from builds.poll import Poller  # noqa: PLC0415
 
+    poller = Poller(sync(kiln, records).look, kiln.config.repositories, leading=lambda: not over())
+    return _beside("poll", poller.run)
+
+
+def _pruning(kiln: Kiln, engine: Engine, over: Over) -> AbstractContextManager[None]:
+    """Deletes images that `keep` does not need any more while this process leads."""
+    if kiln.config.keep is None:
+        return nullcontext()
+    from builds.prune import Retention  # noqa: PLC0415
+
+    retention = Retention(
+        pruner(kiln, engine),
+        records=engine,
+        forget=engine.forget,
+        history=timedelta(seconds=kiln.settings.history),
+        leading=lambda: not over(),
+    )
+    return _beside("prune", retention.run)
+
+
+@contextmanager
+def _beside(name: str, run: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs on a thread of its own as long as the context lasts."""
     stop = threading.Event()
-    poller = Poller(sync(kiln, records).look, kiln.config.repositories, leading=leading)
-    thread = threading.Thread(target=poller.run, args=(stop,), name="poll", daemon=True)
+    thread = threading.Thread(target=run, args=(stop,), name=name, daemon=True)
     thread.start()
     try:
         yield

@@ -42,6 +42,8 @@ ACCEPT = ", ".join((MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST))
 
 TIMEOUT = (5.0, 20.0)
 MAX_BODY = 8 << 20
+PAGE = 1000
+"""Tags or repositories that are asked for at a time; a registry may give fewer."""
 MAX_GRANTS = 4
 """Authorizations that are tried for one request."""
 MAX_WORDS = 300
@@ -78,6 +80,14 @@ class _Config(msgspec.Struct):
     """An image's configuration."""
 
     config: _Labelled | None = None
+
+
+class _Tags(msgspec.Struct):
+    tags: list[str] | None = None
+
+
+class _Catalog(msgspec.Struct):
+    repositories: list[str] | None = None
 
 
 class _Token(msgspec.Struct):
@@ -203,8 +213,41 @@ class Registry:
         self._expect(answer, image)
 
     def remove(self, image: str, digest: str) -> bool:
-        """Whether a manifest was removed: registries may forbid that. Raises RegistryError without an answer."""
-        return self._ask("DELETE", image, f"manifests/{digest}", {}).ok
+        """Deletes a manifest with all its tags; `False` where there is none (Distribution 1.1, "Deleting manifests").
+
+        Raises Refused, also where the registry has no way to delete, Unreachable.
+        """
+        answer = self._ask("DELETE", image, f"manifests/{digest}", {})
+        if answer.status_code in _UNSUPPORTED and self.manifest(image, digest) is None:
+            return False
+        if answer.status_code in _UNSUPPORTED:
+            raise Refused(f"The registry {_host(image)} does not let images be deleted{_said(answer)}")
+        self._expect(answer, image)
+        return True
+
+    def tags(self, image: str) -> list[str]:
+        """All tags of a repository, none of one that is not there. Raises RegistryError."""
+        return [tag for page in self._pages(image, self._url(image, "tags/list"), _Tags) for tag in page.tags or ()]
+
+    def catalog(self, image: str) -> list[str]:
+        """The repositories of an image's registry, with its name before them, as far as it tells them.
+
+        `GET /v2/_catalog` is of the CNCF's registry and no part of OCI's specification. Raises RegistryError.
+        """
+        host = _host(image)
+        pages = self._pages(image, f"{self._base(split(image)[0])}/v2/_catalog", _Catalog)
+        return [f"{host}/{name}" for page in pages for name in page.repositories or ()]
+
+    def referrers(self, image: str, digest: str) -> Manifest | None:
+        """The index of what belongs to a manifest; `None` from a registry without the referrers API.
+
+        Raises RegistryError.
+        """
+        answer = self._ask("GET", image, f"referrers/{digest}", {"Accept": INDEX})
+        if answer.status_code in _UNSUPPORTED:
+            return None
+        self._expect(answer, image)
+        return Manifest(digest=digest_of(answer.content), media_type=INDEX, body=answer.content)
 
     def answers(self, image: str) -> bool:
         """Whether the registry of an image is up, whatever it thinks of us. Raises Unreachable where it is silent."""
@@ -216,12 +259,32 @@ class Registry:
         scheme = "http" if is_plain(host, self._insecure) else "https"
         return f"{scheme}://{'registry-1.docker.io' if host == DOCKER_HUB else host}"
 
+    def _url(self, image: str, path: str) -> str:
+        host, name = split(image)
+        return f"{self._base(host)}/v2/{name}/{path}"
+
+    def _pages(self, image: str, url: str, kind: type[T]) -> Iterator[T]:
+        """Follows `Link: <…>; rel="next"` (RFC 8288), of which only the query is taken. None of what is not there."""
+        query, seen = f"n={PAGE}", set[str]()
+        while query and query not in seen:
+            seen.add(query)
+            answer = self._request("GET", image, f"{url}?{query}", {})
+            if answer.status_code == HTTPStatus.NOT_FOUND:
+                return
+            self._expect(answer, image)
+            yield _decoded(answer.content, kind, image)
+            query = urlsplit(answer.links.get("next", {}).get("url", "")).query
+
     def _ask(
         self, method: str, image: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> requests.Response:
+        return self._request(method, image, self._url(image, path), headers, body)
+
+    def _request(
+        self, method: str, image: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> requests.Response:
         """One request, and again with each authorization that the registry asks for, until one serves."""
         host, name = split(image)
-        url = f"{self._base(host)}/v2/{name}/{path}"
         answer = self._send(method, url, {**headers, **self._authorized(image)}, body, host)
         tried: set[_Grant] = set()
         refusal: RegistryError | None = None
@@ -356,6 +419,10 @@ class Registry:
 
 _PASSES = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 """Of the client's errors, those that may be otherwise next time."""
+
+
+_UNSUPPORTED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
+"""What a registry answers that has no such method: some say 404 instead of 405."""
 
 
 def _widened(scope: str, name: str) -> str:

@@ -1126,6 +1126,14 @@ def test_logs_go_first_then_the_record() -> None:
     assert expired(replace(build(), open=False), limits, NOW + timedelta(days=99)) is None
 
 
+def test_a_record_stays_as_long_as_its_image_where_the_record_is_the_ledger() -> None:
+    limits = Limits(log_history=timedelta(hours=1), history=timedelta(hours=2), ledger=True)
+    closed = replace(build(state=State.SUCCEEDED, finished_at=ago(0), image=IMAGE), open=False)
+    assert expired(closed, limits, NOW + timedelta(days=999)) == ForgetLogs(build="b")
+    without = replace(closed, status=replace(closed.status, image=None))
+    assert expired(without, limits, NOW + timedelta(hours=2)) == Forget(build="b")
+
+
 def test_turns_are_bounded() -> None:
     turns = Turns()
     for n in range(1200):

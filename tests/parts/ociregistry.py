@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Asked:
     @property
     def name(self) -> str:
         """The repository's."""
-        return self.target.removeprefix("/v2/").partition("/manifests/")[0].partition("/blobs/")[0]
+        return re.split(r"/(?:manifests|blobs|tags|referrers)/", self.target.removeprefix("/v2/"))[0]
 
     @property
     def login(self) -> str | None:

@@ -1,0 +1,117 @@
+"""The images of a repository in a registry, and their deletion by digest.
+
+A manifest is what its digest says for ever, so what was once read of one is not asked for again. Tags move, so each is
+asked for its digest every time. A registry lists tags only: a manifest without one is found where somebody names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from builds.builder.spec import LABEL_BUILD
+from builds.clients.registry import DOCKER_LIST, INDEX, Manifest, Registry
+from builds.retention import Pushed
+
+MAX_NESTED = 4
+"""Indexes within indexes that are followed."""
+MAX_KNOWN = 50_000
+"""Manifests whose content is remembered."""
+
+REFERRERS = re.compile(r"sha256-[0-9a-f]{64}(?:\..*)?")
+"""The tag under which artifacts lie that belong to an image: the index of a registry without the referrers API (OCI
+Distribution 1.1, "Referrers Tag Schema"), and cosign's own. It says nothing of who needs the image."""
+
+
+class _Descriptor(msgspec.Struct):
+    digest: str = ""
+    media_type: str = msgspec.field(default="", name="mediaType")
+
+
+class _Index(msgspec.Struct):
+    manifests: list[_Descriptor] = []
+
+
+class _Content(NamedTuple):
+    build: str | None
+    parts: tuple[str, ...]
+
+
+class Inventory:
+    """Remembers what manifests hold, across calls. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], _Content] = {}
+
+    def images(self, registry: Registry, repository: str, named: Collection[str] = ()) -> list[Pushed]:
+        """Those with a tag, and those of the digests `named` that are there. Raises RegistryError."""
+        tags: dict[str, list[str]] = {}
+        found: dict[str, Manifest] = {}
+        listed = registry.tags(repository)
+        for tag in sorted(listed, key=lambda tag: REFERRERS.fullmatch(tag) is not None):
+            manifest = registry.manifest(repository, tag)
+            if manifest and (manifest.digest in found or not REFERRERS.fullmatch(tag)):
+                found[manifest.digest] = manifest
+                tags.setdefault(manifest.digest, []).append(tag)
+        for digest in {*named} - {*found}:
+            if manifest := registry.manifest(repository, digest):
+                found[digest] = manifest
+        return [
+            self._described(registry, repository, manifest, tuple(sorted(tags.get(digest, ()))))
+            for digest, manifest in found.items()
+        ]
+
+    def _described(self, registry: Registry, repository: str, manifest: Manifest, tags: tuple[str, ...]) -> Pushed:
+        key = (repository, manifest.digest)
+        if key not in self._known:
+            if len(self._known) >= MAX_KNOWN:
+                self._known.clear()
+            labels = registry.labels(repository, manifest.digest) or {}
+            parts = tuple(_parts(registry, repository, manifest, MAX_NESTED))
+            self._known[key] = _Content(labels.get(LABEL_BUILD), parts)
+        content = self._known[key]
+        return Pushed(
+            repository=repository,
+            digest=manifest.digest,
+            media_type=manifest.media_type,
+            tags=tags,
+            build=content.build,
+            parts=content.parts,
+        )
+
+
+def is_index(media_type: str) -> bool:
+    return media_type.partition(";")[0].strip() in (INDEX, DOCKER_LIST)
+
+
+def _parts(registry: Registry, repository: str, manifest: Manifest, nested: int) -> Iterator[str]:
+    """The digests that an index refers to, and those that indexes in it do. Raises RegistryError."""
+    if not is_index(manifest.media_type) or not nested:
+        return
+    whole = registry.manifest(repository, manifest.digest, body=True)
+    for part in _descriptors(whole):
+        yield part.digest
+        inner = Manifest(digest=part.digest, media_type=part.media_type)
+        yield from _parts(registry, repository, inner, nested - 1)
+
+
+def _descriptors(manifest: Manifest | None) -> list[_Descriptor]:
+    try:
+        return msgspec.json.decode((manifest and manifest.body) or b"{}", type=_Index).manifests
+    except msgspec.MsgspecError:
+        return []
+
+
+def artifacts(registry: Registry, repository: str, digest: str) -> list[str]:
+    """The digests of what belongs to an image (provenance, signatures), and of the index that lists it.
+
+    By the referrers API, and by the tag that stands in for it (OCI Distribution 1.1). Raises RegistryError.
+    """
+    found = [one.digest for one in _descriptors(registry.referrers(repository, digest))]
+    fallback = registry.manifest(repository, digest.replace(":", "-"), body=True)
+    if fallback and is_index(fallback.media_type):
+        found += [*(one.digest for one in _descriptors(fallback)), fallback.digest]
+    return [*dict.fromkeys(found)]

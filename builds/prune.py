@@ -1,0 +1,260 @@
+"""Looks at what Kiln has pushed, and deletes what the rule `keep` does not need any more.
+
+The records are the ledger: they say which refs an image was built for and when somebody last asked for it. So with a
+rule a record stays as long as its image does, and goes when both the image has gone and `KILN_HISTORY` has passed.
+
+Nothing is locked. Right before a deletion the tags and the record are read again, and right after it the record once
+more: who has asked in between gets the same manifest back, which the registry takes again as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+
+from builds import metrics
+from builds.build import Build
+from builds.clients.errors import RegistryError
+from builds.clients.inventory import REFERRERS, Inventory, artifacts
+from builds.clients.registry import Manifest, Registry
+from builds.engines import EngineError, NotFound, Records
+from builds.image import is_reserved
+from builds.repository import glob_match
+from builds.retention import Pushed, Recorded, Rule, Verdict, judge, recorded, waits
+
+log = logging.getLogger(__name__)
+
+EVERY = 3600.0
+"""Seconds between two looks of the controller."""
+TICK = 1.0
+"""Seconds after which a process that does not lead asks whether it does now."""
+PAGE = 200
+"""Records that are read at a time."""
+
+NO_RULE = Rule(per_ref=1, period=timedelta.max)
+"""Keeps everything: for those who only look."""
+
+
+class Looked(msgspec.Struct, frozen=True, kw_only=True):
+    """One image repository. `error` is a sentence about why it could not be looked at; then there are no verdicts."""
+
+    repository: str
+    verdicts: Sequence[Verdict] = ()
+    records: Sequence[Recorded] = ()
+    error: str | None = None
+
+    @property
+    def unneeded(self) -> list[Verdict]:
+        return [verdict for verdict in self.verdicts if verdict.kept is None]
+
+
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a repository: the images that were deleted, and why the rest of them could not be."""
+
+    deleted: Sequence[Pushed]
+    error: str | None = None
+
+
+class Pruner:
+    """One thread at a time. `registry` makes a client for an image; `allowed` are patterns of image repositories."""
+
+    def __init__(
+        self,
+        *,
+        records: Records,
+        registry: Callable[[str], Registry],
+        allowed: Sequence[str],
+        rule: Rule = NO_RULE,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._records = records
+        self._registry = registry
+        self._allowed = allowed
+        self._rule = rule
+        self._clock = clock
+        self._inventory = Inventory()
+
+    def look(self, more: Iterable[str] = ()) -> Iterator[Looked]:
+        """The repositories that records name, and `more`. Each is looked at when it is its turn. Raises EngineError."""
+        records: dict[str, list[Recorded]] = {repository: [] for repository in more}
+        for build in _all(self._records):
+            records.setdefault(build.request.image, []).append(recorded(build))
+        for repository in sorted(records):
+            yield self._look_at(repository, records[repository])
+
+    def _look_at(self, repository: str, records: Sequence[Recorded]) -> Looked:
+        named = {record.digest for record in records if record.digest}
+        try:
+            images = self._inventory.images(self._registry(repository), repository, named)
+        except RegistryError as error:
+            return Looked(repository=repository, error=str(error))
+        allowed = any(glob_match(pattern, repository) for pattern in self._allowed)
+        verdicts = judge(images, records, self._rule, self._clock(), allowed=allowed)
+        return Looked(repository=repository, verdicts=verdicts, records=records)
+
+    def prune(self, looked: Looked) -> Pruned:
+        """Deletes what the look has found to be unneeded, unless it is needed by now."""
+        deleted: list[Pushed] = []
+        if not looked.unneeded:
+            return Pruned(deleted=deleted)
+        registry = self._registry(looked.repository)
+        try:
+            moved = _digests_of_others(registry, looked)
+            unneeded = (one for one in looked.unneeded if one.image.digest not in moved)
+            deleted.extend(one.image for one in unneeded if self._delete(registry, one, looked))  # one by one
+        except (RegistryError, EngineError) as error:
+            return Pruned(deleted=deleted, error=str(error))
+        return Pruned(deleted=deleted)
+
+    def _delete(self, registry: Registry, verdict: Verdict, looked: Looked) -> bool:
+        """Returns whether the image is gone for good. Raises RegistryError, EngineError."""
+        image = verdict.image
+        before = self._unused(image)
+        whole = registry.manifest(image.repository, image.digest, body=True)
+        if before is None or whole is None:
+            return False
+        belonging = artifacts(registry, image.repository, image.digest)
+        registry.remove(image.repository, image.digest)
+        if self._asked_since(before):
+            _restore(registry, image, whole)
+            return False
+        metrics.IMAGES_DELETED.inc()
+        log.info("Image deleted: %s@%s", image.repository, image.digest, extra={"build": image.build})
+        _remove(registry, image.repository, {*belonging, *image.parts} - _needed_without(image, looked))
+        return True
+
+    def _unused(self, image: Pushed) -> Build | None:
+        """The record of an image that nobody waits for."""
+        try:
+            build = self._records.get(image.build or "")
+        except NotFound:
+            return None
+        used_at = recorded(build).used_at
+        return None if waits(build) or self._clock() - used_at < self._rule.period else build
+
+    def _asked_since(self, before: Build) -> bool:
+        try:
+            after = self._records.get(before.name)
+        except NotFound:
+            return False
+        return waits(after) or {cause.key for cause in after.causes} != {cause.key for cause in before.causes}
+
+
+def _all(records: Records) -> Iterator[Build]:
+    cursor: str | None = None
+    while True:
+        page = records.list(limit=PAGE, cursor=cursor)
+        yield from page.builds
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def _digests_of_others(registry: Registry, looked: Looked) -> set[str]:
+    """What tags that Kiln does not give to commits are now: somebody may have set or moved one since the look."""
+    tags = registry.tags(looked.repository)
+    others = [tag for tag in tags if not is_reserved(tag) and not REFERRERS.fullmatch(tag)]
+    found = [registry.manifest(looked.repository, tag) for tag in others]
+    return {manifest.digest for manifest in found if manifest}
+
+
+def _restore(registry: Registry, image: Pushed, whole: Manifest) -> None:
+    for reference in image.tags or (image.digest,):
+        registry.put(image.repository, reference, whole.media_type, whole.body or b"")
+
+
+def _needed_without(image: Pushed, looked: Looked) -> set[str]:
+    """The digests that something else in the repository stands for, or refers to."""
+    others = [verdict.image for verdict in looked.verdicts if verdict.image.digest != image.digest]
+    return {digest for other in others for digest in (other.digest, *other.parts)}
+
+
+def _remove(registry: Registry, repository: str, digests: Collection[str]) -> None:
+    """What cannot be removed is garbage to the registry, and no reason to stop."""
+    for digest in sorted(digests):
+        with suppress(RegistryError):
+            registry.remove(repository, digest)
+
+
+class Retention:
+    """Prunes again and again, as long as this process leads; and has records forgotten whose image has gone.
+
+    A thread of its own beside the controller's: a registry that does not answer must not hold up a build.
+    """
+
+    def __init__(
+        self,
+        pruner: Pruner,
+        *,
+        records: Records,
+        forget: Callable[[Build], None],
+        history: timedelta,
+        leading: Callable[[], bool],
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pruner = pruner
+        self._records = records
+        self._forget = forget
+        self._history = history
+        self._leading = leading
+        self._clock = clock
+        self._monotonic = monotonic
+        self._due = monotonic()
+        self._told: dict[str, str] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set; a deletion that is under way then is finished."""
+        while not stop.is_set():
+            if self._leading() and self._monotonic() >= self._due:
+                self.turn(stop)
+                self._due = self._monotonic() + EVERY
+            stop.wait(TICK)
+
+    def turn(self, stop: threading.Event) -> None:
+        """One look at all repositories, with what follows from it."""
+        failed = 0
+        try:
+            for looked in self._pruner.look():
+                if stop.is_set() or not self._leading():
+                    return
+                failed += not self._done(looked)
+        except EngineError as error:
+            self._tell("", f"The records cannot be read: {error}")
+            failed += 1
+        except Exception:
+            log.exception("Pruning images failed")
+            failed += 1
+        metrics.PRUNE_FAILING.set(failed)
+
+    def _done(self, looked: Looked) -> bool:
+        pruned = self._pruner.prune(looked)
+        error = looked.error or pruned.error
+        self._tell(looked.repository, error or "")
+        if looked.error is None:
+            self._forget_records(looked, {image.digest for image in pruned.deleted})
+        return error is None
+
+    def _forget_records(self, looked: Looked, deleted: Collection[str]) -> None:
+        """The records that are over their time, and whose image is not in the registry any more."""
+        there = {verdict.image.digest for verdict in looked.verdicts} - {*deleted}
+        for record in looked.records:
+            over = self._clock() - record.ended_at >= self._history
+            if over and record.digest is not None and record.digest not in there and not record.waits:
+                with suppress(NotFound):
+                    build = self._records.get(record.build)
+                    if recorded(build) == record:
+                        self._forget(build)
+
+    def _tell(self, repository: str, trouble: str) -> None:
+        """Once, and not again until something else is wrong, or nothing is."""
+        if trouble != self._told.get(repository, ""):
+            self._told[repository] = trouble
+            if trouble:
+                log.warning("Images of %s are not pruned: %s", repository, trouble)
