@@ -54,10 +54,12 @@ or `//`, or in a file of JSON. Any line of the first comments counts here, so th
 
 CONFIG = """\
 import contextlib
+import io
 import os
 import re
 import shutil
 import subprocess
+import traceback
 from urllib.parse import urlsplit
 
 import repo2docker.buildpacks
@@ -160,10 +162,17 @@ def unreachable(error):
     return ""
 
 
+def last_read(trace):
+    values = (value for frame, _ in traceback.walk_tb(trace) for value in frame.f_locals.values())
+    names = [getattr(value, "name", None) for value in values if isinstance(value, io.IOBase)]
+    return next((name for name in reversed(names) if isinstance(name, str) and not os.path.isabs(name)), "")
+
+
 def hook(self, kind, error, trace):
     chain = list(causes(error))
+    name = last_read(trace)
     self.log.error(
-        f"Error during build: {error}",
+        f"Error during build: {error if name in str(error) else f'{name}: {error}'}",
         extra={
             "phase": R2dState.FAILED,
             "command": isinstance(error, subprocess.CalledProcessError),
@@ -193,7 +202,8 @@ the tool itself fetches goes through the guard; docker, which it starts, has the
 A clone has what branches and tags lead to. Another commit (of a pull request, or of a branch that was moved since) is
 fetched by itself, or from a host that gives none by itself by one of the refs that have led to it (`REFS`).
 
-An error is told with its class, which is not in its text: the text may quote the repository. Git's index and logs hold
+An error is told with its class, which is not in its text: the text may quote the repository. It begins with the name of
+the file of the repository that was being read, which parsers of TOML do not know. Git's index and logs hold
 times. Without them, checkouts of a commit are equal, and the daemon finds again what follows their copy.
 
 `Engine` is the daemon's (`builds.builder.daemons`), and comes before."""
