@@ -12,6 +12,7 @@ from tests.bench import building, cluster, leader, records, web
 
 BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "build": building.against_bare,
+    "repo2docker": building.with_environments,
     "webhooks": web.webhooks,
     "watched": web.watched,
     "starts": web.starts,

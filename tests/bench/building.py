@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -25,8 +26,31 @@ REPOSITORY = "bench/sample"
 CONFIG = "from repo2docker.contentproviders import Git\nc.Repo2Docker.content_providers = [Git]\n"
 
 
+PAIRS = 3
+"""Of builds with an `environment.yml`, for each figure."""
+SECONDS = 900.0
+"""That one build may take: the first of its kind on a machine makes the base of all."""
+
+
 def against_bare() -> None:
     """From a webhook to the completion event at its receiver, against bare repo2docker; each turn is a new commit."""
+    with _system() as system:
+        bare, ours = _pairs(system, TURNS, fresh)
+        beside("webhook to event, median", median(ours), median(bare), "s", "repo2docker --push")
+
+
+def with_environments() -> None:
+    """The same with an `environment.yml`: its packages are installed anew (cold), or found in the cache (warm)."""
+    with _system() as system:
+        for what, make in (("cold", environment_anew), ("warm", environment)):
+            bare, ours = _pairs(system, PAIRS, make)
+            for number, (theirs, own) in enumerate(zip(bare, ours, strict=True), 1):
+                beside(f"{what}, pair {number}", own, theirs, "s", "repo2docker --push")
+            beside(f"environment.yml, {what}, median", median(ours), median(bare), "s", "repo2docker --push")
+
+
+@contextmanager
+def _system() -> Iterator[System]:
     with (
         machine.daemon(),
         ExitStack() as parts,
@@ -37,13 +61,17 @@ def against_bare() -> None:
     ):
         system.start("web")
         system.start("controller")
-        ours: list[float] = []
-        bare: list[float] = []
         parts.callback(forget_images, registry.host)
-        for _ in range(TURNS + 1):  # the first one warms the caches
-            bare.append(_bare(system, fresh(system)))
-            ours.append(through_kiln(system, fresh(system)))
-        beside("webhook to event, median", median(ours[1:]), median(bare[1:]), "s", "repo2docker --push")
+        yield system
+
+
+def _pairs(system: System, turns: int, make: Callable[[Installation], str]) -> tuple[list[float], list[float]]:
+    """Seconds of the bare tool and of Kiln, in turns; each turn is a commit that `make` has made."""
+    bare, ours = [], []
+    for _ in range(turns + 1):  # the first one warms the caches
+        bare.append(_bare(system, make(system)))
+        ours.append(through_kiln(system, make(system)))
+    return bare[1:], ours[1:]
 
 
 def fresh(installation: Installation) -> str:
@@ -53,13 +81,25 @@ def fresh(installation: Installation) -> str:
     return installation.commit(REPOSITORY, {**sources, "index.html": f"<p>{time.time_ns()}\n".encode()})
 
 
+def environment(installation: Installation, *, variables: str = "{}") -> str:
+    """A commit with packages of conda's and pip's, and a page that no other has."""
+    described = f"dependencies: [python-graphviz, pip, pip: [humanize==4.12.2]]\nvariables: {variables}\n"
+    files = {"environment.yml": described, "page.md": f"{time.time_ns()}\n"}
+    return installation.commit(REPOSITORY, files)
+
+
+def environment_anew(installation: Installation) -> str:
+    """A commit whose environment no cache has."""
+    return environment(installation, variables=f'{{MADE: "{time.time_ns()}"}}')
+
+
 def through_kiln(installation: Installation, commit: str) -> float:
     """Seconds from its webhook to the completion event at the sink `bench`."""
     webhook = installation.push(REPOSITORY, commit)
     began = time.perf_counter()
     answer = installation.deliver(webhook)
     name = answer.json()["builds"][0]["name"]
-    installation.arrived("bench", name, "succeeded", 120)
+    installation.arrived("bench", name, "succeeded", SECONDS)
     return time.perf_counter() - began
 
 
