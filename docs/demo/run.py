@@ -1,7 +1,9 @@
 """`make demo`: a Git host, a registry, a receiver of events and Kiln on loopback, then a real `git push`.
 
-Every part is real; only the Git host is a small one, whose hook sends what GitHub would send. What it starts it also
-stops, and what it writes is in a folder that goes away. `DEMO_YES=1` agrees to all that has to be installed;
+Every part is real; only the Git host is a small one, whose hook sends what GitHub would send. Where the daemon has the
+base image of repo2docker, what is pushed is a notebook with a `requirements.txt`; elsewhere it is a Dockerfile that
+needs nothing. What it starts it also stops, and what it writes is in a folder that goes away, but for the layers in the
+registry (`.cache/demo`), which make the next run quick. `DEMO_YES=1` agrees to all that has to be installed;
 `DEMO_EXIT=1` as well, and ends by itself: with status 0 only if the image can be pulled by the digest that the event
 named, and the registry says the same digest.
 """
@@ -40,6 +42,8 @@ ROOT = HERE.parents[1]
 EXIT = os.environ.get("DEMO_EXIT") == "1"
 YES = EXIT or os.environ.get("DEMO_YES") == "1"
 REPOSITORY = "demo/sample"
+BASE = "buildpack-deps:24.04"
+"""What repo2docker's own images begin with. Where the daemon has it, the demo builds a repository of that kind."""
 
 
 class DemoError(Exception):
@@ -101,7 +105,7 @@ def again_in_group() -> NoReturn:
 def parts(said: Said, folder: Path) -> Iterator[System]:
     """All that runs, until the end of the context."""
     with ExitStack() as running:
-        registry = running.enter_context(Registry(folder / "registry"))
+        registry = running.enter_context(Registry(machine.CACHE / "demo/registry"))
         running.callback(forget_images, registry.host)
         said.stage(f"A registry at {registry.host}")
         host = running.enter_context(GitHost(folder / "git"))
@@ -144,8 +148,14 @@ def serve(system: System) -> None:
         raise DemoError(f"Kiln does not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
+def chosen() -> str:
+    """The folder of the repository to build: one with a `requirements.txt`, or one that needs no base image."""
+    there = subprocess.run(["docker", "image", "inspect", BASE], check=False, capture_output=True).returncode == 0
+    return "notebook" if there else "sample"
+
+
 def make_repository(system: System) -> Path:
-    """A bare repository with a hook on the Git host, and a clone of it with the sample in it."""
+    """A bare repository with a hook on the Git host, and a clone of it with what is built."""
     system.host.create(REPOSITORY)
     url, bare = system.host.url(REPOSITORY), system.host.bare(REPOSITORY)
     arguments = shlex.join([f"{system.url}webhooks/github", str(system.secrets / "webhooks/github/main"), url])
@@ -157,8 +167,9 @@ def make_repository(system: System) -> Path:
     )
     hook.chmod(0o755)
     clone = system.folder / "clone"
-    shutil.copytree(HERE / "sample", clone)
-    shutil.copy(machine.program("busybox", "busybox-static"), clone / "busybox")
+    shutil.copytree(HERE / (kind := chosen()), clone)
+    if kind == "sample":
+        shutil.copy(machine.program("busybox", "busybox-static"), clone / "busybox")
     git(clone, "init", "--quiet", "--initial-branch=main")
     git(clone, "remote", "add", "origin", url)
     git(clone, "add", "--all")
@@ -264,7 +275,8 @@ def demo() -> None:
         system = started.enter_context(parts(said, folder))
         started.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # from here on: clean up in peace
         clone = make_repository(system)
-        said.stage(f"git push to {system.host.url(REPOSITORY)}")
+        files = ", ".join(sorted(path.name for path in clone.iterdir() if path.name != ".git"))
+        said.stage(f"git push to {system.host.url(REPOSITORY)}: {files}")
         said.detail(git(clone, "push", "origin", "main"))
         build = follow(said, system)
         show_event(said, system, build)
