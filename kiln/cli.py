@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,8 +18,9 @@ from urllib.parse import urljoin, urlsplit
 
 import click
 
-from builds.repository import is_loopback
+from kiln import remote, target
 from kiln.errors import CommandError, KilnError
+from kiln.remote import repeated, server_flags, targeted
 from kiln.settings import SETTINGS, for_web
 
 if TYPE_CHECKING:
@@ -171,13 +171,6 @@ def _complain(text: str) -> None:
     click.echo(text, err=True)
 
 
-def server_flags(command: F) -> F:
-    """Where Kiln is, and who asks."""
-    server = click.option("--server", default=None, metavar="URL", help="Kiln's URL; by default this machine's.")
-    token = click.option("--token-file", type=click.Path(path_type=Path), help="File with an API token.")
-    return server(token(command))
-
-
 @commands.command()
 @click.argument("repository", metavar="URL")
 @click.option("--ref", help="Branch, tag, full ref or commit; by default HEAD.")
@@ -187,15 +180,15 @@ def server_flags(command: F) -> F:
 @click.option("--build-arg", "build_args", multiple=True, metavar="NAME=VALUE", help="Can be repeated.")
 @click.option("--force", is_flag=True, help="Build again what was built before.")
 @server_flags
-def build(server: str | None, token_file: Path | None, build_args: tuple[str, ...], **asked: Any) -> int:
+def build(build_args: tuple[str, ...], **asked: Any) -> int:
     """Ask for an image of a repository, follow the log, and print the image's reference."""
     from kiln.client import Server  # noqa: PLC0415
     from kiln.progress import Progress, printable  # noqa: PLC0415
 
+    same = repeated(asked)
+    found = targeted(asked)
     body = {name: value for name, value in asked.items() if value} | {"build_args": _pairs(build_args)}
-    server = server or _here()
-    token_file = token_file or _local_token(server)
-    kiln = Server(server, _token(token_file))
+    kiln = Server(found.server, found.token)
     made = kiln.ask(body)
     location = kiln.location(made["log"]["url"]).removesuffix("/log")
     click.echo(f"{made['name']}: {location}", err=True)
@@ -206,8 +199,7 @@ def build(server: str | None, token_file: Path | None, build_args: tuple[str, ..
                 if message.kind == "state":
                     made = message.data
     except KeyboardInterrupt:
-        header = f' -H "Authorization: Bearer $(cat {shlex.quote(str(token_file))})"' if token_file else ""
-        click.echo(f"The build goes on. To cancel it: curl -X DELETE{header} {shlex.quote(location)}", err=True)
+        click.echo(f"The build goes on. To cancel it: kiln cancel{same} {made['name']}", err=True)
         return 130
     if made["state"] == "succeeded":
         click.echo(made["image"]["reference"])
@@ -235,9 +227,9 @@ def send(file: BinaryIO, url: str | None, token_file: Path | None, host: str | N
 
     request = saved.parse(_content(file), host)
     url = _route(url, request.word)
-    token_file = token_file or (None if request.word else _local_token(url))
+    token_file = token_file or (None if request.word else target.local_token(os.environ, url))
     headers = _signed(request) if sign else request.sent
-    answer = Server(url, _token(token_file)).send(url, headers, request.body)
+    answer = Server(url, target.token_in(token_file)).send(url, headers, request.body)
     click.echo(f"{answer.status_code} {answer.reason}")
     if "Location" in answer.headers:
         click.echo(f"Location: {answer.headers['Location']}")
@@ -259,7 +251,7 @@ def _content(file: BinaryIO) -> bytes:
 
 def _route(url: str | None, word: str | None) -> str:
     """The route for what is sent, where `url` is none, Kiln's own, or that of its events; else `url`."""
-    url = url or f"{_here()}events"
+    url = url or f"{target.here(os.environ)}events"
     with suppress(ValueError):  # it is told of when it is used
         path = urlsplit(url).path
         if word and (not path or path.endswith(("/", "/events"))):
@@ -284,36 +276,12 @@ def _signed(request: Saved) -> dict[str, str]:
     return DIALECTS[request.word].signed(request.sent, request.body, secrets[0], datetime.now(UTC))
 
 
-def _here() -> str:
-    path = os.environ.get("KILN_BASE_PATH", "/").strip("/")
-    return f"http://127.0.0.1:{os.environ.get('PORT') or 8000}/" + (f"{path}/" if path else "")
-
-
-def _local_token(url: str) -> Path | None:
-    """The file with this machine's token, where there is one and it would not leave the machine."""
-    from kiln import localtoken  # noqa: PLC0415
-
-    try:
-        here = is_loopback(urlsplit(url).hostname or "")
-    except ValueError:
-        return None
-    (setting,) = (setting for setting in SETTINGS if setting.name == "KILN_STATE_DIR")
-    folder = setting.read(os.environ.get(setting.name) or str(setting.default))
-    path = localtoken.path_in(Path(str(folder)))
-    return path if here and path.exists() else None
-
-
-def _token(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    try:
-        return file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--token-file: {file} cannot be read ({type(error).__name__})") from None
-
-
 def _pairs(arguments: tuple[str, ...]) -> dict[str, str]:
     pairs = [argument.partition("=") for argument in arguments]
     if any(not name or not equals for name, equals, _ in pairs):
         raise click.UsageError("--build-arg must be NAME=VALUE")
     return {name: value for name, _, value in pairs}
+
+
+for command in remote.COMMANDS:
+    commands.add_command(command)

@@ -1,4 +1,4 @@
-"""Asks a Kiln over its HTTP API: what `kiln build` and `kiln send` need, no more.
+"""Asks a Kiln over its HTTP API: what the commands need, no more.
 
 A log is followed as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Its ids are
 the same on every replica and after every restart, so a connection that drops is just made again from the last one.
@@ -62,7 +62,30 @@ class Server:
             time.sleep(pause)
 
     def build(self, name: str) -> dict[str, Any]:
-        return _json(self._request("GET", urljoin(self._url, f"api/v1/builds/{quote(name)}")))
+        return _json(self._request("GET", self._of(name)))
+
+    def list(self, query: Mapping[str, Any]) -> dict[str, Any]:
+        """One page: {"items", "continue"}; `query` has `repository`, `state`, `limit`."""
+        return _json(self._request("GET", urljoin(self._url, "api/v1/builds"), params=query))
+
+    def cancel(self, name: str) -> dict[str, Any]:
+        return _json(self._request("DELETE", self._of(name)))
+
+    def log(self, name: str, attempt: int | None) -> Iterator[str]:
+        """The lines that there are now."""
+        query = {"attempt": attempt} if attempt else {}
+        with self._request("GET", f"{self._of(name)}/log", params=query, stream=True) as answer:
+            if not answer.ok:
+                raise CommandError(_problem(answer))
+            for line in answer.iter_lines():
+                yield line.decode("utf-8", "replace")
+
+    def page(self, name: str | None) -> str:
+        """The address of a build's page, or of the list."""
+        return urljoin(self._url, f"builds/{quote(name, safe='')}" if name else "")
+
+    def _of(self, name: str) -> str:
+        return urljoin(self._url, f"api/v1/builds/{quote(name, safe='')}")
 
     def follow(self, name: str) -> Iterator[Message]:
         """The build's log and states to its end, over as many connections as it takes."""
@@ -90,8 +113,7 @@ class Server:
 
     def _stream(self, name: str, last: str | None) -> Iterator[Message]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
-        url = urljoin(self._url, f"api/v1/builds/{quote(name)}/log")
-        with self._request("GET", url, headers=headers, stream=True) as answer:
+        with self._request("GET", f"{self._of(name)}/log", headers=headers, stream=True) as answer:
             if answer.status_code in TRY_AGAIN:
                 raise _Dropped(_problem(answer))
             if not answer.ok:

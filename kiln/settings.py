@@ -26,6 +26,9 @@ from kiln.quantities import duration, size
 
 Process = Literal["web", "controller"]
 
+OF_THE_COMMAND = ("KILN_PROFILE", "KILN_SERVER", "KILN_TOKEN")
+"""What `kiln.target` reads: which Kiln the command talks to, and as whom. They are no settings of a Kiln."""
+
 
 class Hub(msgspec.Struct, frozen=True, kw_only=True):
     """What a JupyterHub tells its services in `JUPYTERHUB_*`, whether it starts them or they are run elsewhere."""
@@ -784,7 +787,7 @@ def _of_hub(name: str, environ: Mapping[str, str]) -> str | None:
 
 def _unknown(environ: Mapping[str, str]) -> Iterable[str]:
     for name, value in sorted(environ.items()):
-        if not name.startswith("KILN_") or name in _BY_NAME:
+        if not name.startswith("KILN_") or name in _BY_NAME or name in OF_THE_COMMAND:
             continue
         if _OF_A_SERVICE.fullmatch(name) or value.startswith("tcp://"):
             continue  # Kubernetes injects these for every Service of a name like ours

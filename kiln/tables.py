@@ -1,0 +1,129 @@
+"""Builds as a person reads them in a terminal: tables, with colours where the terminal has them.
+
+rich takes colours and width from the terminal, and follows `NO_COLOR` (https://no-color.org). Texts of a repository
+lose what could steer a terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from kiln.progress import printable
+
+STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+STEPS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+SHORT = 7
+"""Letters of a commit."""
+WIDEST = 10_000
+"""Columns of what is no terminal."""
+
+Shape = Mapping[str, Any]
+"""A build as the API gives it (`builds.report.BuildView`)."""
+
+
+def listed(builds: Iterable[Shape], now: datetime) -> None:
+    """A line for each build."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("NAME", "STATE", "REPOSITORY", "REF", "COMMIT", "AGE", "TOOK"):
+        table.add_column(heading, overflow="fold", no_wrap=heading != "REPOSITORY")
+    for build in builds:
+        cells = [build["name"], _state(build), _short(build["repository"]), _ref(build), build["commit"][:SHORT]]
+        table.add_row(*(_text(cell) for cell in cells), age(build["queued_at"], now), took(build))
+    _print(table)
+
+
+def shown(build: Shape) -> None:
+    """All that is known of a build, a line for each fact."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(build):
+        if value:
+            table.add_row(name, _text(value))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    """Within the terminal's width; elsewhere a line for each row, however long, so that `grep` finds whole names."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDEST)
+    with console.capture() as printed:
+        console.print(table)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
+
+
+def _facts(build: Shape) -> Iterable[tuple[str, Any]]:
+    durations = {name: seconds for name, seconds in build["durations"].items() if seconds is not None}
+    yield "Name", build["name"]
+    yield "State", _state(build)
+    yield "Why", build["message"] or build["waiting"]
+    yield "Repository", build["repository"]
+    yield "Ref", build["ref"]
+    yield "Commit", build["commit"]
+    yield "Folder", build["subdir"]
+    yield "Image", build["image"]["reference"]
+    yield "Tags", ", ".join(build["image"]["tags"])
+    yield "Node", build["node"]
+    yield "Asked for", build["queued_at"]
+    yield "Ended", build["finished_at"]
+    yield "Times", ", ".join(f"{name} {span(seconds)}" for name, seconds in durations.items())
+    for cause in build["causes"]:
+        yield "Asked by", " ".join(filter(None, (cause["by"] or cause["source"], cause["type"], cause["ref"])))
+    for attempt in build["attempts"]:
+        said = [attempt["state"] or "runs", f"on {attempt['node']}", attempt["message"]]
+        yield f"Attempt {attempt['number']}", " ".join(filter(None, said))
+    for delivery in build["deliveries"]:
+        told = f"{delivery['sink']}: {delivery['type']} {delivery['state']}"
+        yield "Delivery", f"{told} ({delivery['error']})" if delivery["error"] else told
+
+
+def _state(build: Shape) -> str:
+    return f"{build['state']} ({build['reason']})" if build["reason"] else str(build["state"])
+
+
+def _text(value: str | None) -> Text:
+    """Coloured where it is a state. Never read as rich's markup."""
+    text = printable(value or "")
+    return Text(text, style=STYLES.get(text.partition(" ")[0], ""))
+
+
+def _short(repository: str) -> str:
+    """Without the scheme."""
+    parts = urlsplit(repository)
+    return f"{parts.netloc}{parts.path}"
+
+
+def _ref(build: Shape) -> str:
+    ref = str(build["ref"] or "")
+    return ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
+
+
+def took(build: Shape) -> str:
+    """From the start of the latest attempt to its end; empty while it has not both."""
+    if not build["started_at"] or not build["finished_at"]:
+        return ""
+    return span(
+        (datetime.fromisoformat(build["finished_at"]) - datetime.fromisoformat(build["started_at"])).total_seconds()
+    )
+
+
+def age(moment: str, now: datetime) -> str:
+    """How long ago an RFC 3339 time was."""
+    return span((now - datetime.fromisoformat(moment).astimezone(UTC)).total_seconds())
+
+
+def span(seconds: float) -> str:
+    """Seconds in the largest unit that fits."""
+    size, unit = next(((size, unit) for size, unit in STEPS if seconds >= size), STEPS[-1])
+    return (
+        f"{seconds / size:.1f} {unit}" if unit == "s" and seconds < STEPS[-2][0] else f"{int(seconds // size)} {unit}"
+    )
