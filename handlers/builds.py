@@ -16,6 +16,7 @@ from flask import Blueprint, Response, request, url_for
 
 from builds.build import Build, Kind, State
 from builds.engines import NotFound, Page, pages
+from builds.engines.pages import MAX_LISTED
 from builds.report import as_json
 from builds.triggers import REQUESTED, requested
 from eventing.event import Event
@@ -28,7 +29,6 @@ from handlers.services import services
 
 routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
 
-MAX_LISTED = 1000
 MOST_LOOKED_AT = 5000
 """Builds, in one request of somebody who may see few of them."""
 STEP = 500

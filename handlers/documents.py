@@ -1,4 +1,5 @@
-"""What programs read of Kiln itself: the JSON Schemas that events name in `dataschema`, and the AsyncAPI document.
+"""What programs read of Kiln itself: the JSON Schemas that events name in `dataschema`, the AsyncAPI document and the
+OpenAPI document.
 
 They are for everybody, and tell nothing that is not in the documentation but the address at which this Kiln is reached.
 """
@@ -9,7 +10,7 @@ from functools import cache
 
 from flask import Blueprint, Response
 
-from builds import asyncapi
+from builds import asyncapi, openapi
 from builds.report import schemas
 from handlers.builds import answer
 from handlers.problems import Problem
@@ -33,4 +34,10 @@ def events() -> Response:
     return answer(_asyncapi(services().version, services().public_url), headers=READ_ANYWHERE)
 
 
+@routes.get("/openapi.json")
+def http() -> Response:
+    return answer(_openapi(services().version, services().base_path), headers=READ_ANYWHERE)
+
+
+_openapi = cache(lambda version, base_path: openapi.document(version=version, base_path=base_path))
 _asyncapi = cache(lambda version, public_url: asyncapi.document(version=version, public_url=public_url))

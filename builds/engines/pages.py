@@ -11,6 +11,9 @@ import msgspec
 from builds.build import Build
 from builds.engines import UNREADABLE
 
+MAX_LISTED = 1000
+"""Builds on one page of a list."""
+
 Place = tuple[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)], str]
 """Where a page ended: when its last build was made (`microseconds`), and its name."""
 

@@ -1,0 +1,284 @@
+"""The HTTP API as an OpenAPI 3.1 document: what programs read in place of docs/api.md.
+
+Its schemas are made from the structs that the code works with. A test compares the paths with the routes of the
+application, and another has a client that is made of the document call each of them.
+https://spec.openapis.org/oas/v3.1.1.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from builds.build import State
+from builds.engines.pages import MAX_LISTED
+from builds.providers import PROVIDERS
+from builds.report import BuildView
+from builds.triggers import BuildRequestBody
+from eventing.hosts import DIALECTS
+
+Object = dict[str, Any]
+
+TEXT: Object = {"type": "string"}
+JSON = "application/json"
+PLAIN = "text/plain"
+STREAM = "text/event-stream"
+STRUCTURED = "application/cloudevents+json"
+BATCH = "application/cloudevents-batch+json"
+
+MEANINGS = {
+    400: "Malformed: `detail` says what is wrong.",
+    401: "No token or signature, or a wrong one.",
+    403: "Known, and not permitted.",
+    404: "There is nothing of this name.",
+    405: "Another method; `Allow` says which there are.",
+    409: "The build has ended.",
+    413: "The body is too large.",
+    415: "The body is of another kind, or has a `Content-Encoding`.",
+    422: "Understood, and cannot be built.",
+    429: "Too many: try again after `Retry-After`.",
+    503: "Something does not answer: try again after `Retry-After`.",
+}
+"""Errors: problem details (RFC 9457)."""
+BODY = (400, 413, 415)
+"""Of a request with a body."""
+KNOWN = (401, 403, 429, 503)
+"""Of every request that a token lets in."""
+
+PROBLEM: Object = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {"type": TEXT, "title": TEXT, "status": {"type": "integer"}, "detail": TEXT},
+}
+PAGE: Object = {
+    "type": "object",
+    "required": ["items", "continue"],
+    "properties": {
+        "items": {"type": "array", "items": {"$ref": "#/components/schemas/BuildView"}},
+        "continue": {"type": ["string", "null"], "description": "Of the next page, as `continue` in the query."},
+    },
+}
+HOOK_ANSWER: Object = {
+    "type": "object",
+    "required": ["builds"],
+    "properties": {
+        "builds": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["name", "location"],
+                "properties": {"name": TEXT, "location": TEXT},
+            },
+        },
+        "reason": {**TEXT, "description": "Why nothing was asked for."},
+    },
+}
+EVENT: Object = {
+    "type": "object",
+    "required": ["specversion", "id", "source", "type"],
+    "properties": {
+        "specversion": {"const": "1.0"},
+        "id": {**TEXT, "minLength": 1},
+        "source": {**TEXT, "format": "uri-reference", "minLength": 1},
+        "type": {**TEXT, "minLength": 1},
+        "data": {},
+    },
+}
+HEALTH: Object = {
+    "type": "object",
+    "required": ["ok", "checks"],
+    "properties": {"ok": {"type": "boolean"}, "checks": {"type": "array", "items": {"type": "object"}}},
+}
+
+
+def document(*, version: str, base_path: str) -> Object:
+    """The document of a Kiln of that version, whose routes are under `base_path`."""
+    _, schemas = msgspec.json.schema_components([BuildView, BuildRequestBody], ref_template=_REFERENCE)
+    own = {"Problem": PROBLEM, "Page": PAGE, "WebhookAnswer": HOOK_ANSWER, "Event": EVENT, "Health": HEALTH}
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "Kiln",
+            "version": version,
+            "summary": "Container images of Git repositories, asked for by events.",
+            "license": {"name": "BSD 3-Clause", "identifier": "BSD-3-Clause"},
+        },
+        "servers": [{"url": base_path.rstrip("/") or "/"}],
+        "security": [{"token": []}],
+        "paths": {**_api(), **_events(), **_binderhub(), **_documents()},
+        "components": {
+            "schemas": {**schemas, **own},
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API token, or one of the Hub or issuer.",
+                }
+            },
+        },
+    }
+
+
+_REFERENCE = "#/components/schemas/{name}"
+
+
+def _api() -> Object:
+    build = _json("BuildView", "The build.")
+    location = {"Location": {"schema": TEXT, "description": "The build's path."}}
+    query = (
+        _query("repository", {**TEXT, "format": "uri"}),
+        _query("state", {"enum": [state.value for state in State]}),
+        _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 50}),
+        _query("continue", TEXT),
+    )
+    attempt = _query("attempt", {"type": "integer", "minimum": 1})
+    log = _answer({PLAIN: {"schema": TEXT}, STREAM: {"schema": TEXT}}, "What exists now, or the events of the log.")
+    return {
+        "/api/v1/builds": {
+            "post": _operation(
+                "askForBuild",
+                "Ask for a build.",
+                {202: {**build, "headers": location}},
+                (*BODY, *KNOWN, 422),
+                body={JSON: {"schema": {"$ref": _REFERENCE.format(name="BuildRequestBody")}}},
+            ),
+            "get": _operation(
+                "listBuilds",
+                "List builds, newest first.",
+                {200: _json("Page", "A page.")},
+                (400, *KNOWN, 422),
+                parameters=query,
+            ),
+        },
+        "/api/v1/builds/{name}": {
+            "parameters": [_path("name")],
+            "get": _operation("getBuild", "Get a build.", {200: build}, (*KNOWN, 404)),
+            "delete": _operation("cancelBuild", "Cancel a build.", {202: build}, (*KNOWN, 404, 409)),
+        },
+        "/api/v1/builds/{name}/log": {
+            "parameters": [_path("name")],
+            "get": _operation(
+                "getLog",
+                "Get or follow a build's log.",
+                {200: log},
+                (400, *KNOWN, 404),
+                parameters=(attempt, _header("Last-Event-ID")),
+            ),
+        },
+    }
+
+
+def _events() -> Object:
+    event, batch = {"$ref": _REFERENCE.format(name="Event")}, {"type": "array"}
+    body = {STRUCTURED: {"schema": event}, BATCH: {"schema": {**batch, "items": event}}, "*/*": {"schema": {}}}
+    done = {
+        202: {"description": "Builds were asked for; `Location` is the first one."},
+        204: {"description": "Nothing to do."},
+    }
+    post = _operation("postEvent", "Post CloudEvents, in any mode.", done, (*BODY, *KNOWN, 422), body=body)
+    shake = _operation(
+        "", "Answer the handshake of CloudEvents webhooks.", {200: {"description": "Who may post."}}, (401, 403)
+    )
+    hook = _operation(
+        "postWebhook",
+        "Take the webhook of a Git host, which its signature lets in.",
+        {202: _json("WebhookAnswer", "Builds were asked for."), 200: _json("WebhookAnswer", "Nothing to do, and why.")},
+        (*BODY, *KNOWN, 422),
+        body={JSON: {"schema": {"type": "object"}}, "*/*": {"schema": {}}},
+        public=True,
+    )
+    paths = {"/events": "Events", "/": "Root"}
+    return {
+        **{
+            path: {
+                "post": {**post, "operationId": f"post{name}"},
+                "options": {**shake, "operationId": f"handshake{name}"},
+            }
+            for path, name in paths.items()
+        },
+        "/webhooks/{host}": {"parameters": [_path("host", {"enum": [*DIALECTS]})], "post": hook},
+    }
+
+
+def _binderhub() -> Object:
+    stream = _answer({STREAM: {"schema": TEXT}}, "What becomes of it, as events; refusals too.")
+    spec = {**_path("spec"), "description": "May hold `/`, which clients have to leave as they are."}
+    health = _operation(
+        "health",
+        "Whether registry and records answer.",
+        {200: _json("Health", "All do."), 503: _json("Health", "One does not.")},
+        (),
+        public=True,
+    )
+    listed = _answer({JSON: {"schema": {"type": "array"}}}, "The providers.")
+    about = _answer({JSON: {"schema": {"type": "object"}}}, "The versions.")
+    return {
+        "/build/{provider}/{spec}": {
+            "parameters": [_path("provider", {"enum": [*PROVIDERS]}), spec],
+            "get": _operation("binderhubBuild", "Ask for a build, as BinderHub's clients do.", {200: stream}, ()),
+        },
+        "/versions": {"get": _operation("versions", "The versions.", {200: about}, (), public=True)},
+        "/health": {"get": health},
+        "/api/repoproviders": {"get": _operation("providers", "The providers.", {200: listed}, (), public=True)},
+    }
+
+
+def _documents() -> Object:
+    schema = _answer({JSON: {"schema": {"type": "object"}}}, "The document.")
+    return {
+        "/schemas/{name}.json": {
+            "parameters": [_path("name", {"enum": ["build.v1", "request.v1"]})],
+            "get": _operation("getSchema", "A JSON Schema.", {200: schema}, (404,), public=True),
+        },
+        "/asyncapi.json": {"get": _operation("asyncapi", "All events, as AsyncAPI.", {200: schema}, (), public=True)},
+        "/openapi.json": {"get": _operation("openapi", "This document.", {200: schema}, (), public=True)},
+    }
+
+
+def _operation(
+    name: str,
+    summary: str,
+    done: dict[int, Object],
+    errors: Iterable[int],
+    *,
+    parameters: Iterable[Object] = (),
+    body: Object | None = None,
+    public: bool = False,
+) -> Object:
+    failed = {
+        status: _answer({"application/problem+json": {"schema": _problem()}}, MEANINGS[status]) for status in errors
+    }
+    return {
+        "operationId": name,
+        "summary": summary,
+        "parameters": [*parameters],
+        **({"requestBody": {"required": True, "content": body}} if body else {}),
+        "responses": {str(status): one for status, one in sorted({**failed, **done}.items())},
+        **({"security": []} if public else {}),
+    }
+
+
+def _problem() -> Object:
+    return {"$ref": _REFERENCE.format(name="Problem")}
+
+
+def _answer(content: Object, description: str) -> Object:
+    return {"description": description, "content": content}
+
+
+def _json(name: str, description: str) -> Object:
+    return _answer({JSON: {"schema": {"$ref": _REFERENCE.format(name=name)}}}, description)
+
+
+def _path(name: str, schema: Object = TEXT) -> Object:
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _query(name: str, schema: Object) -> Object:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _header(name: str) -> Object:
+    return {"name": name, "in": "header", "schema": TEXT}

@@ -1,0 +1,129 @@
+"""The OpenAPI document: valid, complete, and what a client that is made of it gets is what it says."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi import checks
+
+from builds import openapi
+from handlers.app import create_app
+from tests.handlers.house import House, bearer, body, build_house, push, signed
+
+META = Path(__file__).parents[1] / "data" / "openapi" / "3.1.json.gz"
+DOCUMENT = openapi.document(version="0.0.0", base_path="/")
+METHODS = ("get", "post", "delete", "options")
+PAGES = ("pages.", "signin.", "static")
+"""Endpoints of people, which docs/api.md tells of."""
+ENDLESS = "/build/{provider}/{spec}"
+"""A stream that is followed until the build ends: no build ends here."""
+OPERATIONS = [f"{method} {path}" for path, item in DOCUMENT["paths"].items() for method in METHODS if method in item]
+CHECKS = [
+    not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+"""Not that what the schema allows is accepted: no schema can say which repositories there are."""
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """With a build, tokens, and a queue that never fills up."""
+    made = build_house(tmp_path_factory.mktemp("openapi"), auth=["token"], max_queued=100_000)
+    assert made.client.post("/api/v1/builds", json=body(), headers=bearer()).status_code == 202
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("base", ["/", "/services/binder/"])
+def test_it_is_valid(base: str) -> None:
+    validator = jsonschema.Draft202012Validator(json.loads(gzip.decompress(META.read_bytes())))
+    made = json.loads(json.dumps(openapi.document(version="1.2.3", base_path=base)))
+    assert [error.message for error in validator.iter_errors(made)] == []
+    assert not validator.is_valid({**made, "paths": {"no-slash": {}}})
+    for schema in made["components"]["schemas"].values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+
+
+def test_operations_have_names_of_their_own() -> None:
+    names = [DOCUMENT["paths"][path][method]["operationId"] for method, path in map(str.split, OPERATIONS)]
+    assert len({*names}) == len(names)
+
+
+def test_it_has_every_route_and_no_other(house: House) -> None:
+    """Names of parameters are for people; what a route takes is what counts."""
+    routes = {
+        f"{method.lower()} {re.sub(r'<[^>]+>', '{}', rule.rule)}"
+        for rule in house.app.url_map.iter_rules()
+        if not rule.endpoint.startswith(PAGES)
+        for method in rule.methods or ()
+        if method in ("GET", "POST", "DELETE") or (method == "OPTIONS" and rule.endpoint.startswith("events.handshake"))
+    }
+    documented = {re.sub(r"\{[^}]*\}", "{}", operation) for operation in OPERATIONS}
+    assert documented == routes
+
+
+def test_it_is_served_to_everybody(house: House) -> None:
+    answer = house.client.get("/openapi.json")
+    assert (answer.status_code, answer.json) == (200, json.loads(json.dumps(DOCUMENT)))
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+
+
+def test_its_server_is_the_base_path(tmp_path: Path) -> None:
+    made = build_house(tmp_path, base_path="/services/binder/")
+    assert made.client.get("/services/binder/openapi.json").json["servers"] == [{"url": "/services/binder"}]
+    made.close()
+
+
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if ENDLESS not in one])
+def test_no_answer_is_a_fault_or_undocumented(house: House, operation: str) -> None:
+    """Requests that the document allows and such that it does not, with and without a token."""
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(house.services))
+    method, path = operation.split()
+    wanted = schema[path][method.upper()]
+    modes = schemathesis.GenerationMode
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[*HealthCheck])
+    @given(
+        case=st.one_of(*(wanted.as_strategy(generation_mode=mode) for mode in (modes.POSITIVE, modes.NEGATIVE))),
+        token=st.sampled_from([bearer(), {}, {"Authorization": "Bearer wrong"}]),
+    )
+    def ask(case: Any, token: dict[str, str]) -> None:
+        case.call_and_validate(headers=token, checks=CHECKS)
+
+    ask()
+
+
+def test_a_build_and_a_webhook_are_as_documented(house: House) -> None:
+    """What a client does not find by chance."""
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(house.services))
+    made = house.builds()[0].name
+    for path, values in (
+        ("/api/v1/builds/{name}", {"name": made}),
+        ("/api/v1/builds/{name}/log", {"name": made}),
+        ("/api/v1/builds", {}),
+    ):
+        schema[path]["GET"].Case(path_parameters=values).call_and_validate(headers=bearer(), checks=CHECKS)
+    hook = signed(push())
+    case = schema["/webhooks/{host}"]["POST"].Case(
+        path_parameters={"host": "github"}, body=json.loads(hook["data"]), media_type="application/json"
+    )
+    answer = house.client.post("/webhooks/github", **hook)
+    assert answer.status_code == 202
+    jsonschema.Draft202012Validator(
+        {**DOCUMENT["components"]["schemas"]["WebhookAnswer"], "components": DOCUMENT["components"]}
+    ).validate(answer.json)
+    case.call_and_validate(checks=CHECKS)
