@@ -219,16 +219,13 @@ def test_the_daemons_image_is_upgraded_while_builds_run(placed: Release, next_da
 
 
 @pytest.fixture
-def next_daemon(cluster: Cluster) -> Iterator[dict[str, str]]:
+def next_daemon(cluster: Cluster) -> dict[str, str]:
     """The same daemon under another name, which is what a DaemonSet goes by."""
     image = {"repository": "kiln-test/dockerd", "tag": DAEMON.partition(":")[2]}
-    name = ":".join(image.values())
-    run("docker", "tag", DAEMON, name)
-    try:
-        cluster.load(name)
-        yield image
-    finally:
-        run("docker", "rmi", name)
+    names = [f"docker.io/library/{DAEMON}", f"docker.io/{':'.join(image.values())}"]
+    for node in cluster.workers:
+        run("docker", "exec", node, "ctr", "--namespace=k8s.io", "images", "tag", "--force", *names)
+    return image
 
 
 # ---- Memory -------------------------------------------------------------------------------------------------------
