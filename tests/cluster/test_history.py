@@ -29,7 +29,7 @@ pytestmark = pytest.mark.timeout(SETTING_UP["release"] + 300)
 
 MANY = 5000
 AT_ONCE = 16
-LOG_HISTORY = 20
+LOG_HISTORY = 10
 """Seconds; as often does the controller look at what has ended."""
 HISTORY = timedelta(days=7)
 LOOKS = 7

@@ -247,6 +247,7 @@ def test_a_step_takes_no_right_that_nobody_gave(
     assert not any("reached-" in target for target in host.requests)
 
 
+@pytest.mark.slow
 def test_a_tree_of_a_thousand_levels(
     path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ KEPT_OUT = [
 ]
 """Caches, credentials, tests, and what only builds."""
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

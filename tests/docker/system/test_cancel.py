@@ -68,6 +68,7 @@ def test_pushing(tmp_path: Path, registry: Registry, host: GitHost) -> None:
         assert system.digest(build["image"]["repository"], commit) is None
 
 
+@pytest.mark.slow
 def test_sigterm_from_elsewhere_is_tried_again(system: System) -> None:
     commit, seconds = system.running("ada/terminated", 5)
     name = system.build("ada/terminated", commit)

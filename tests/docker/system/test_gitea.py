@@ -18,6 +18,8 @@ from tests.parts.kiln import until
 from tests.parts.registry import Registry, free_port
 from tests.parts.system import System
 
+pytestmark = pytest.mark.slow
+
 SECRET = "a canary of Gitea's webhooks"
 FILES = {"Dockerfile": SMALL, "page": "one"}
 

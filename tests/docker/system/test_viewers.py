@@ -90,6 +90,7 @@ def _half(way: tuple[str, dict[str, str]]) -> tuple[str, int, dict[str, str]]:
     return address, MOST // 2, headers
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_thousand_who_come_and_go_leave_nothing_behind(crowded: System, talking: str) -> None:
     process = worker(crowded.web[-1])
