@@ -13,7 +13,7 @@ import yaml
 from builds.triggers import TriggerRule, wanted
 from eventing.event import Event
 from eventing.http import decode
-from eventing.jupyterhub import cloud_event
+from integrations.jupyterhub.kiln_hub import cloud_event
 from tests.builds.rules import load
 
 PAGE = (Path(__file__).parents[2] / "docs/jupyterhub.md").read_text()

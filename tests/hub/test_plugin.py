@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from eventing import jupyterhub
+from integrations.jupyterhub import kiln_hub
 from tests.parts import hub as parts
 from tests.parts.githost import GitHost
 from tests.parts.hub import Hub
@@ -29,7 +29,7 @@ from tests.parts.registry import Registry
 from tests.parts.sink import SILENT, EventSink
 from tests.parts.system import System
 
-PLUGIN = Path(jupyterhub.__file__)
+PLUGIN = Path(kiln_hub.__file__)
 
 CONFIG = """
 from kiln_hub import KilnHandler, image_hook

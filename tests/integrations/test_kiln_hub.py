@@ -19,9 +19,17 @@ from typing import Any
 
 import pytest
 
-from eventing import jupyterhub
 from eventing.http import decode
-from eventing.jupyterhub import KilnHandler, Refused, cloud_event, image_hook, image_of, profiles_of, wanted_of
+from integrations.jupyterhub import kiln_hub
+from integrations.jupyterhub.kiln_hub import (
+    KilnHandler,
+    Refused,
+    cloud_event,
+    image_hook,
+    image_of,
+    profiles_of,
+    wanted_of,
+)
 from tests.parts.kiln import until
 from tests.parts.sink import CUT, SILENT, Answer, EventSink
 
@@ -63,7 +71,7 @@ def handler(sink: EventSink, **options: Any) -> KilnHandler:
 
 
 def test_it_needs_the_standard_library_only() -> None:
-    tree = ast.parse(Path(jupyterhub.__file__).read_text())
+    tree = ast.parse(Path(kiln_hub.__file__).read_text())
     names = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.partition(".")[0] for name in names} <= sys.stdlib_module_names
@@ -238,7 +246,7 @@ def test_a_thread_that_nobody_waits_for_says_nothing() -> None:
 
     async def left() -> None:
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(jupyterhub._in_thread(work), 0.01)
+            await asyncio.wait_for(kiln_hub._in_thread(work), 0.01)
         go.set()
         assert await asyncio.to_thread(done.wait, 10)
 
@@ -246,10 +254,10 @@ def test_a_thread_that_nobody_waits_for_says_nothing() -> None:
 
 
 def test_the_story_is_the_same_for_who_comes_late() -> None:
-    story = jupyterhub.Story()
-    story.take(jupyterhub.Message("state", {"waiting": "2 builds are ahead."}, None))
-    story.take(jupyterhub.Message("state", {"waiting": "2 builds are ahead."}, None))
-    story.take(jupyterhub.Message("log", {"line": "Step 1", "phase": "build"}, "1:1"))
+    story = kiln_hub.Story()
+    story.take(kiln_hub.Message("state", {"waiting": "2 builds are ahead."}, None))
+    story.take(kiln_hub.Message("state", {"waiting": "2 builds are ahead."}, None))
+    story.take(kiln_hub.Message("log", {"line": "Step 1", "phase": "build"}, "1:1"))
 
     async def seen(first: bool) -> list[dict[str, Any]]:
         found = []
@@ -267,15 +275,15 @@ def test_the_story_is_the_same_for_who_comes_late() -> None:
 
 
 def test_a_story_has_an_end() -> None:
-    story = jupyterhub.Story()
-    for number in range(jupyterhub.MOST_LINES + 7):
+    story = kiln_hub.Story()
+    for number in range(kiln_hub.MOST_LINES + 7):
         story.tell(str(number))
     story.end()
 
     async def seen() -> list[str]:
         return [event["message"] async for event in story.told()]
 
-    assert asyncio.run(seen()) == [str(number) for number in range(7, jupyterhub.MOST_LINES + 7)]
+    assert asyncio.run(seen()) == [str(number) for number in range(7, kiln_hub.MOST_LINES + 7)]
 
 
 @pytest.mark.parametrize(("fallback", "image"), [("own", "own:1"), ("last", "own:1")])

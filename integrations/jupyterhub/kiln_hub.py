@@ -1,8 +1,7 @@
 """A JupyterHub's side of Kiln: its events are sent to Kiln, its servers start from images that Kiln builds for them.
 
 One file, usable when copied alone: who runs a Hub mounts a file sooner than they make an image of their own. So it
-needs the standard library only, from Python 3.9 on, and nothing of Kiln. Beside `jupyterhub_config.py` call the copy
-`kiln_hub.py` (one called `jupyterhub.py` would hide the Hub's own package):
+needs the standard library only, from Python 3.9 on, and nothing of Kiln. In `jupyterhub_config.py`:
 
     from kiln_hub import KilnHandler, image_hook, profile_list
 
