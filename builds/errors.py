@@ -10,6 +10,7 @@ class BuildsError(Exception):
 
     BuildsError
      ├── TokenRefused             a token that is not good, of an issuer that is known
+     ├── ProvenanceError          where an image comes from cannot be proven, or a key cannot be used
      ├── RuleError                a trigger, pattern or prefix in the configuration cannot be understood
      └── AskError                 a request that will not become a build: `status` is the HTTP answer
           ├── Malformed           400  a field does not have the form it must have
@@ -26,6 +27,10 @@ class BuildsError(Exception):
 
 
 class RuleError(BuildsError):
+    pass
+
+
+class ProvenanceError(BuildsError):
     pass
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from builds.builder.spec import LABEL_BUILD
+from builds.clients.referrers import fallback_tag
 from builds.clients.registry import DOCKER_LIST, INDEX, Manifest, Registry
 from builds.retention import Pushed
 
@@ -110,8 +111,8 @@ def artifacts(registry: Registry, repository: str, digest: str) -> list[str]:
 
     By the referrers API, and by the tag that stands in for it (OCI Distribution 1.1). Raises RegistryError.
     """
-    found = [one.digest for one in _descriptors(registry.referrers(repository, digest))]
-    fallback = registry.manifest(repository, digest.replace(":", "-"), body=True)
+    found = [one.digest for one in registry.referrers(repository, digest) or ()]
+    fallback = registry.manifest(repository, fallback_tag(digest), body=True)
     if fallback and is_index(fallback.media_type):
         found += [*(one.digest for one in _descriptors(fallback)), fallback.digest]
     return [*dict.fromkeys(found)]

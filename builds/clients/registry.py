@@ -44,6 +44,8 @@ TIMEOUT = (5.0, 20.0)
 MAX_BODY = 8 << 20
 PAGE = 1000
 """Tags or repositories that are asked for at a time; a registry may give fewer."""
+MAX_PAGES = 20
+"""Of a list of referrers."""
 MAX_GRANTS = 4
 """Authorizations that are tried for one request."""
 MAX_WORDS = 300
@@ -61,15 +63,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes | None = None
 
 
-class _Descriptor(msgspec.Struct):
+class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a list or a manifest says of something that lies in the registry (OCI image-spec 1.1, descriptor.md)."""
+
     digest: str
+    media_type: str = ""
+    artifact_type: str = ""
+    annotations: dict[str, str] | None = None
 
 
 class _Contents(msgspec.Struct):
     """Of a manifest (`config`) or of a list of manifests."""
 
-    config: _Descriptor | None = None
-    manifests: list[_Descriptor] = []
+    config: Descriptor | None = None
+    manifests: list[Descriptor] = []
 
 
 class _Labelled(msgspec.Struct):
@@ -207,10 +214,41 @@ class Registry:
         answer = self._send("PUT", urlunsplit(place._replace(query=query)), headers, content, host)
         self._expect(answer, image)
 
-    def put(self, image: str, reference: str, media_type: str, manifest: bytes) -> None:
-        """Makes a tag or digest this manifest. Raises RegistryError."""
+    def put(self, image: str, reference: str, media_type: str, manifest: bytes) -> str | None:
+        """Makes a tag or digest this manifest. Raises RegistryError.
+
+        The digest of its subject, where the registry has taken note of that and will list it (`referrers`).
+        """
         answer = self._ask("PUT", image, f"manifests/{reference}", {"Content-Type": media_type}, manifest)
         self._expect(answer, image)
+        subject: str | None = answer.headers.get("OCI-Subject")
+        return subject
+
+    def blob(self, image: str, digest: str) -> bytes:
+        """The content with that digest, which is held against it. Raises RegistryError."""
+        answer = self._ask("GET", image, f"blobs/{digest}", {})
+        self._expect(answer, image)
+        if digest_of(answer.content) != digest:
+            raise Refused(f"The registry {_host(image)} gives other content than {digest}.")
+        return answer.content
+
+    def referrers(self, image: str, digest: str) -> list[Descriptor] | None:
+        """The manifests that have this one for their subject; `None` where the registry does not list them.
+
+        Raises RegistryError.
+        """
+        path, found = f"referrers/{digest}", list[Descriptor]()
+        for _ in range(MAX_PAGES):
+            answer = self._ask("GET", image, path, {"Accept": INDEX})
+            if answer.status_code in _NO_REFERRERS or (answer.ok and not _is_index(answer)):
+                return None
+            self._expect(answer, image)
+            found += _decoded(answer.content, _Contents, image).manifests
+            following = answer.links.get("next", {}).get("url")
+            if not following:
+                return found
+            path = f"referrers/{digest}?{urlsplit(following).query}"
+        raise Refused(f"The registry {_host(image)} lists more for {digest} than can be read.")
 
     def remove(self, image: str, digest: str) -> bool:
         """Deletes a manifest with all its tags; `False` where there is none (Distribution 1.1, "Deleting manifests").
@@ -237,17 +275,6 @@ class Registry:
         host = _host(image)
         pages = self._pages(image, f"{self._base(split(image)[0])}/v2/_catalog", _Catalog)
         return [f"{host}/{name}" for page in pages for name in page.repositories or ()]
-
-    def referrers(self, image: str, digest: str) -> Manifest | None:
-        """The index of what belongs to a manifest; `None` from a registry without the referrers API.
-
-        Raises RegistryError.
-        """
-        answer = self._ask("GET", image, f"referrers/{digest}", {"Accept": INDEX})
-        if answer.status_code in _UNSUPPORTED:
-            return None
-        self._expect(answer, image)
-        return Manifest(digest=digest_of(answer.content), media_type=INDEX, body=answer.content)
 
     def answers(self, image: str) -> bool:
         """Whether the registry of an image is up, whatever it thinks of us. Raises Unreachable where it is silent."""
@@ -423,6 +450,13 @@ _PASSES = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARL
 
 _UNSUPPORTED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 """What a registry answers that has no such method: some say 404 instead of 405."""
+_NO_REFERRERS = (*_UNSUPPORTED, HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED)
+"""404 by the specification (Distribution 1.1, "Listing Referrers"); the others where an unknown path gets them."""
+
+
+def _is_index(answer: requests.Response) -> bool:
+    media_type: str = answer.headers.get("Content-Type", "")
+    return media_type.partition(";")[0].strip() == INDEX
 
 
 def _widened(scope: str, name: str) -> str:
