@@ -26,6 +26,7 @@ class Fault(StrEnum):
     BUILDER_LOCKED = "builder-locked"  # the builder has its locks
     BUILDER_FETCHED = "builder-fetched"  # the commit and its submodules have been looked at
     BUILDER_PUSHED = "builder-pushed"  # the image is in the registry, the tags are not set
+    BUILDER_ATTESTED = "builder-attested"  # its provenance statement is there, too
     BUILDER_TAGGED = "builder-tagged"  # tags set, no result written
     BUILDER_RESULT_WRITTEN = "builder-result-written"
     CONTROLLER_END_WRITTEN = "controller-end-written"  # the terminal event is in the record, not sent

@@ -1,6 +1,7 @@
 """The command `kiln`. Each command imports what it needs when it runs, so that none pays for another.
 
-Exit status: 0 done, 1 it went wrong (a sentence on standard error says what), 2 misused, 130 interrupted.
+Exit status: 0 done, 1 it went wrong (a sentence on standard error says what), 2 misused, 130 interrupted; `kiln verify`
+has 3 as well, for what could not be found out.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 import click
 
 from kiln import remote, target
-from kiln.errors import CommandError, KilnError
+from kiln.errors import CommandError, KilnError, NotKnown
 from kiln.remote import repeated, server_flags, targeted
 from kiln.settings import SETTINGS, for_web
 
@@ -208,6 +209,37 @@ def build(build_args: tuple[str, ...], **asked: Any) -> int:
         printable(f"kiln: {made['state']} ({made['reason']}): {made['message'] or 'no reason was given'}"), err=True
     )
     return 1
+
+
+@commands.command()
+@click.argument("image")
+@click.option("--repository", metavar="URL", help="The repository that it must be built from.")
+@click.option("--commit", help="The commit (40 or 64 hexadecimal digits) that it must be built from.")
+@click.option("--builder-id", "builder", metavar="URI", help="The Kiln that must have built it.")
+@click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) that must have signed the statement.")
+@click.option("--registry-config", type=click.Path(path_type=Path), help="A docker config.json; by default the user's.")
+@click.option("--insecure-registry", "insecure", multiple=True, metavar="HOST:PORT", help="Speaks plain HTTP.")
+@click.option("--json", "as_json", is_flag=True, help="Print the statement itself.")
+def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: bool, **asked: Any) -> int:
+    """Check the provenance statement of IMAGE (name:tag or name@digest), and print what it proves.
+
+    Exit status: 0 it holds, 1 it does not, 3 it could not be looked at.
+    """
+    import msgspec  # noqa: PLC0415
+
+    from builds.clients.registry import Registry  # noqa: PLC0415
+    from kiln.verify import Wanted, told  # noqa: PLC0415
+    from kiln.verify import verify as verified  # noqa: PLC0415
+
+    config = registry_config or os.environ.get("KILN_REGISTRY_CONFIG") or None
+    try:
+        image, found = verified(Wanted(**asked), Registry(config, insecure))
+    except NotKnown as error:
+        click.echo(f"kiln: {error}", err=True)
+        return 3
+    for line in [msgspec.json.encode(found.statement).decode()] if as_json else told(image, found):
+        click.echo(line)
+    return 0
 
 
 @commands.command()

@@ -5,6 +5,7 @@ KilnError                  everything found wrong, one sentence each (.problems)
  ├── ConfigError           the YAML file
  ├── SecretsError          the folder of secrets
  └── CommandError          what a command was asked to do cannot be done
+      └── NotKnown         nor whether it could: nobody could be asked
 
 All problems are gathered and told together: mending a configuration one error per restart is no way to spend a morning.
 """
@@ -35,3 +36,7 @@ class SecretsError(KilnError):
 class CommandError(KilnError):
     def __init__(self, problem: str) -> None:
         super().__init__([problem])
+
+
+class NotKnown(CommandError):
+    pass

@@ -107,6 +107,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     docker_host: str | None
     registry_config: Path | None
     private_registry_config: Path | None
+    provenance: bool
+    signing_key: Path | None
     fault: str | None
     k_sink: str | None
     k_ce_overrides: str | None
@@ -659,6 +661,20 @@ SETTINGS: tuple[Setting, ...] = (
         default=None,
         says="The same for images under `private_image_prefix`: they are pushed and looked at with it alone, and no "
         "step of a build has it. When unset, without a credential.",
+    ),
+    Setting(
+        name="KILN_PROVENANCE",
+        read=_yes_or_no,
+        default="yes",
+        says="`yes` attaches a provenance statement to each image that is pushed: what was built, from what, and for "
+        "which event. `kiln verify` checks it.",
+    ),
+    Setting(
+        name="KILN_SIGNING_KEY",
+        read=_path,
+        default=None,
+        says="A private key in PEM form (ECDSA over P-256, without a password) by which provenance statements are "
+        "signed. Engine `kubernetes`: the chart's `signingKey` stands in its place.",
     ),
     Setting(
         name="KILN_FAULT",

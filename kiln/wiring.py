@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
@@ -107,6 +107,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
     _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names, hosts=configured.statuses))
     problems += _untold(found, configured, folder)
     problems += _wrong_registry_configs(found, _registry_config(found, environ))
+    problems += _wrong_signing_key(found)
     problems += _too_much(found, configured)
     if policy is not None and images is not None:
         problems += (f"{found.config}: {problem}" for problem in _refused(configured, policy, images))
@@ -176,6 +177,20 @@ def _wrong_registry_configs(found: Settings, used: str | None) -> Iterator[str]:
             docker_config.read(path or docker_config.NO_LOGIN)
         except Unreachable as error:
             yield f"{name}: {error}"
+
+
+def _wrong_signing_key(found: Settings) -> Iterator[str]:
+    from builds.dsse import SigningKey  # noqa: PLC0415
+    from builds.errors import ProvenanceError  # noqa: PLC0415
+
+    if found.signing_key is None:
+        return
+    try:
+        SigningKey.read(found.signing_key.read_bytes())
+    except OSError as error:
+        yield f"KILN_SIGNING_KEY: {found.signing_key} cannot be read ({error.strerror})"
+    except ProvenanceError as error:
+        yield f"KILN_SIGNING_KEY: {found.signing_key}: {error}"
 
 
 def _too_much(found: Settings, configured: Config) -> Iterator[str]:
@@ -550,6 +565,7 @@ def _where(kiln: Kiln, circuit: Circuit | None = None) -> dict[str, Any]:
 def surroundings(kiln: Kiln) -> Surroundings:
     """Those of a builder on this machine."""
     from builds.builder.spec import Surroundings  # noqa: PLC0415
+    from builds.provenance import Builder  # noqa: PLC0415
 
     found, credentials = kiln.settings, kiln.secrets.git_credentials
     return Surroundings(
@@ -565,7 +581,16 @@ def surroundings(kiln: Kiln) -> Surroundings:
         private=kiln.config.private,
         timeout=found.build_timeout,
         options=kiln.config.repo2docker,
+        provenance=found.provenance,
+        signing_key=_text(found.signing_key),
+        builder=Builder(id=_builder_id(found), image=found.builder_image),
     )
+
+
+def _builder_id(found: Settings) -> str:
+    """The URI by which provenance statements name this Kiln: where it is reached, or else which one it is."""
+    absolute = bool(urlsplit(found.event_source).scheme)
+    return found.event_source if absolute else f"https://kiln.dev/builder/{found.instance}"
 
 
 def _text(path: Path | None) -> str | None:

@@ -13,6 +13,7 @@ import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import msgspec
 
 from builds.build import Image, Reason, Result, State, Timings
 from builds.builder import processes, tool
+from builds.builder.attest import attest, labels
 from builds.builder.daemons import Daemon, connect
 from builds.builder.log import Log
 from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
@@ -122,6 +124,8 @@ class Attempt:
             policy = Policy(around.allowed_repositories, around.banned_repositories)
             private, own = Private(around.private), canonical(spec.request.clone_url)
             self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
+        self._started = datetime.now(UTC)
+        self._committed_at: datetime | None = None
         self._tagging = False  # whether the daemon may have the image under its tag
         self.tag = tag_for(spec.request.commit, spec.request.subdir, spec.request.build_args)
 
@@ -133,13 +137,17 @@ class Attempt:
     def run(self) -> Result:
         """Raises Failure."""
         with self._git, blamed():
-            if not self._found():
+            found = self._found()
+            if not found:
                 self._fetch()
                 self._await_daemon()
                 self._build()
             image = Image(repository=self.spec.request.image, tag=self.tag, digest=self._digest())
             self.log.say(image.reference)
             reached(Fault.BUILDER_PUSHED)
+            if not found:  # nobody can say what somebody else has built
+                attest(self._registry, image, self.spec, self._started, self.log.say)
+                reached(Fault.BUILDER_ATTESTED)
             image = with_tags(self._registry, image, self._wanted_tags())
             self._tell_tags(image)
             reached(Fault.BUILDER_TAGGED)
@@ -187,9 +195,11 @@ class Attempt:
         self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
         try:
-            Source(self._git, self.log.say, self.spec.refs).look_through(request.clone_url, request.commit)
+            source = Source(self._git, self.log.say, self.spec.refs)
+            source.look_through(request.clone_url, request.commit)
         except UnknownRef as error:
             raise self._unserved(error) from None
+        self._committed_at = source.committed_at
         reached(Fault.BUILDER_FETCHED)
 
     def _unserved(self, error: UnknownRef) -> Failure:
@@ -202,15 +212,16 @@ class Attempt:
     def _build(self) -> None:
         spec = self.spec
         options = spec.surroundings.options
-        labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
-        labels |= {LABEL_OPTIONS: options.label} if options.label else {}
+        told = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
+        told |= {LABEL_OPTIONS: options.label} if options.label else {}
+        told |= labels(spec, self.tag, self._committed_at)
         image = f"{spec.request.image}:{self.tag}"
         apart = spec.private or not self._daemon.pushes
         built = f"kiln-{uuid.uuid4().hex}:private" if apart else image
         env = {**self._git.environment, **self._daemon.variables}
         outside = _outside(env)
         command = tool.command(
-            *(spec.request, built, labels, self.folder, outside),
+            *(spec.request, built, told, self.folder, outside),
             engine=self._daemon.engine,
             options=options,
             refs=spec.refs,

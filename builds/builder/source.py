@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,6 +54,8 @@ class Source:
         self._say = say
         self._lfs = Lfs(git, say)
         self._seen: set[tuple[str, str]] = set()
+        self.committed_at: datetime | None = None
+        """When the committer says that the commit was made; `None` where that is no time, or not known yet."""
 
     def look_through(self, url: str, commit: str, depth: int = 0) -> None:
         """Permits everything that a clone with submodules will fetch, and fetches the LFS objects.
@@ -73,6 +76,8 @@ class Source:
         finally:
             for sentence in self._git.moved[before:]:
                 self._say(sentence)
+        if depth == 0:
+            self.committed_at = _time(self._git.run("show", "--no-patch", "--format=%ct", commit, at=bare))
         tree = self._git.run("ls-tree", "-r", "-z", "--full-tree", commit, at=bare)
         if re.search(rb"[\t/]\.gitattributes\0", tree):
             self._lfs.fetch(bare, self._git.permit(without_user(url), named=url), commit)
@@ -135,6 +140,14 @@ class Source:
             named = re.fullmatch(r"submodule\.(.+)\.([^.]+)", key, re.DOTALL)
             if named:
                 yield named[1], named[2], value
+
+
+def _time(seconds: bytes) -> datetime | None:
+    """Of a commit, which may say anything."""
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def without_user(url: str) -> str:

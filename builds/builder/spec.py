@@ -10,6 +10,7 @@ import msgspec
 from builds.build import Attempt, Build, Request
 from builds.options import Options
 from builds.private import PrivateRule
+from builds.provenance import Builder, Event
 from builds.repository import is_cloned
 
 LABEL_BUILD = "dev.kiln.build"
@@ -24,6 +25,8 @@ DAEMON_PATIENCE = timedelta(seconds=30)
 """With a daemon that does not answer: it may be restarting."""
 FIRST_DAEMON_PATIENCE = timedelta(minutes=10)
 """With that of a node which the attempt itself has brought: its image may still have to be pulled."""
+MAX_EVENTS = 10
+"""Events that are named in a provenance statement: those that came first."""
 REPLICATION = timedelta(minutes=5)
 """For so long after a push, a host that does not serve the commit is asked again: its replicas may lag."""
 
@@ -56,6 +59,11 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     timeout: float = 3600.0
     """Seconds that the whole attempt may take."""
     options: Options = Options()
+    provenance: bool = True
+    """Whether a statement of what was built from what is attached to the image."""
+    signing_key: str | None = None
+    """A private key in PEM form, by which the statement is signed."""
+    builder: Builder = Builder(id="https://kiln.dev/builder/local")
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +79,8 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     itself gives it by one of them."""
     apart: str | None = None
     """The ref of a pull request from a fork: the steps of its builds share cache mounts with nothing else."""
+    events: tuple[Event, ...] = ()
+    """Those that asked for the build and have had no answer yet."""
     force: bool = False
     just_pushed: bool = False
     """Whether a push named the commit less than `REPLICATION` ago."""
@@ -112,6 +122,10 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
         tags=tuple(Tags(ref=ref, names=tuple(names)) for ref, names in tags.items()),
         refs=tuple(sorted({cause.ref for cause in build.causes if cause.ref and not is_cloned(cause.ref)})),
         apart=next((cause.ref for cause in build.unanswered if cause.foreign), None),
+        events=tuple(
+            Event(source=cause.source, id=cause.id, type=cause.type, ref=cause.ref)
+            for cause in build.unanswered[:MAX_EVENTS]
+        ),
         force=any(cause.force for cause in build.unanswered),
         just_pushed=any(cause.push and attempt.written_at - cause.at < REPLICATION for cause in build.unanswered),
         daemon_patience=_daemon_patience(attempt, surroundings.timeout),

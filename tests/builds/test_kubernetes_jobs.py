@@ -16,6 +16,8 @@ from builds.engines.kubernetes.jobs import (
     DOCKER_HOST,
     GIT_CREDENTIALS,
     PRIVATE_REGISTRY,
+    SIGNING,
+    SIGNING_KEY,
     SPEC,
     TemplateError,
     checked,
@@ -201,6 +203,27 @@ def test_only_a_private_image_has_its_registry_s_credential() -> None:
 
 def test_what_is_refused_has_nothing() -> None:
     assert secrets_of(("a",), private=True, refused="Somebody has changed it.") == {}
+
+
+@pytest.mark.parametrize(
+    ("around", "refused", "there"),
+    [({}, None, True), ({"provenance": False}, None, False), ({}, "Somebody has changed it.", False)],
+)
+def test_a_pod_has_the_key_that_signs_where_there_will_be_something_to_sign(
+    around: dict[str, Any], refused: str | None, there: bool
+) -> None:
+    template = copy.deepcopy(TEMPLATE)
+    container = next(one for one in template["spec"]["containers"] if one["name"] == "builder")
+    container.setdefault("volumeMounts", []).append({"name": "key", "mountPath": SIGNING, "readOnly": True})
+    template["spec"].setdefault("volumes", []).append({"name": "key", "secret": {"secretName": "signing"}})
+    surroundings = mounted(Surroundings(signing_key="/elsewhere", **around), template, docker_host=None)
+    assert surroundings.signing_key == SIGNING_KEY
+    assert mounted(surroundings, TEMPLATE, docker_host=None).signing_key is None
+    spec = spec_for(build(), attempt(), surroundings, refused)
+    made = job(build(), attempt(), spec, template=template, image="i", release=RELEASE, owner=OWNER)
+    pod = made["spec"]["template"]["spec"]
+    assert ("key" in [volume["name"] for volume in pod["volumes"]]) is there
+    assert ("key" in [mount["name"] for mount in pod["containers"][0]["volumeMounts"]]) is there
 
 
 def test_a_build_that_is_part_of_a_trace_says_so() -> None:

@@ -40,6 +40,8 @@ REGISTRY_CONFIG = f"{REGISTRY}/config.json"
 PRIVATE_REGISTRY = "/etc/kiln/private-registry"
 PRIVATE_REGISTRY_CONFIG = f"{PRIVATE_REGISTRY}/config.json"
 GIT_CREDENTIALS = "/etc/kiln/git-credentials"
+SIGNING = "/etc/kiln/signing"
+SIGNING_KEY = f"{SIGNING}/cosign.key"
 
 
 class TemplateError(ValueError):
@@ -75,6 +77,7 @@ def mounted(surroundings: Surroundings, template: Manifest, *, docker_host: str 
         registry_config=REGISTRY_CONFIG if REGISTRY in folders else None,
         private_registry_config=PRIVATE_REGISTRY_CONFIG if PRIVATE_REGISTRY in folders else None,
         git_credentials=GIT_CREDENTIALS if GIT_CREDENTIALS in folders else None,
+        signing_key=SIGNING_KEY if SIGNING in folders else None,
     )
 
 
@@ -91,8 +94,8 @@ def job(
 ) -> dict[str, Any]:
     """The Job of one attempt; `owner` is the reference to its record.
 
-    Of the Secrets with credentials the pod has what this build may use: `git_keys` of the one for Git, and the private
-    registry's only where its image goes there.
+    Of the Secrets with credentials the pod has what this build may use: `git_keys` of the one for Git, the private
+    registry's only where its image goes there, and the key that signs only where there will be something to sign.
     """
     own = {**release.labels(COMPONENT), **labels(build, attempt)}
     trace = build.status.trace
@@ -107,6 +110,7 @@ def job(
     }
     _lend(pod["spec"], GIT_CREDENTIALS, git_keys if spec.surroundings.git_credentials else ())
     _lend(pod["spec"], PRIVATE_REGISTRY, None if spec.private and not spec.refused else ())
+    _lend(pod["spec"], SIGNING, None if spec.surroundings.provenance and not spec.refused else ())
     pod["spec"] |= {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,

@@ -339,6 +339,7 @@ def test_each_part_sees_its_secrets_and_may_wait_for_them(example: str, names: l
         found = {path: volume["secret"] for path, volume in mounts(pod).items() if "secret" in volume}
         registry = found.pop("/etc/kiln/registry", None)
         found.pop("/etc/kiln/private-registry", None)
+        found.pop("/etc/kiln/signing", None)
         found = {path: secret for path, secret in found.items() if not path.endswith("/gitlab")}
         if component in FOLDERS:
             assert registry, component
@@ -395,6 +396,17 @@ def test_private_images_have_a_credential_of_their_own_or_none(example: str) -> 
     for deployment in release.of("Deployment"):
         env = environment(deployment["spec"]["template"]["spec"]["containers"][0])
         assert ("KILN_PRIVATE_REGISTRY_CONFIG" in env) == there
+
+
+@pytest.mark.parametrize("example", ["secrets", "everything"])
+def test_builds_alone_have_the_key_that_signs(example: str) -> None:
+    for component, pod in render(VALUES[example]).pods():
+        volume = mounts(pod).get("/etc/kiln/signing")
+        assert (volume is not None) == (component == "build" and example == "secrets")
+        if volume:
+            assert volume["secret"]["secretName"] == "signing"
+            assert volume["secret"]["items"] == [{"key": "key.pem", "path": "cosign.key"}]
+            assert not volume["secret"].get("optional"), "nothing would be signed: the pod waits and says so"
 
 
 def test_secrets_from_values_hold_what_was_given() -> None:
