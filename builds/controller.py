@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import msgspec
 
 from builds import chain, metrics
-from builds.build import Attempt, Build, Cause, DeliveryState, Image, Phase, Sighting, State
+from builds.build import Attempt, Build, Cause, DeliveryState, Image, Phase, Sighting, State, Timings
 from builds.engines import Conflict, Engine, NotFound, Refused, Unavailable, World
 from builds.faults import Fault, reached
 from builds.plan import (
@@ -56,7 +56,7 @@ from builds.record import Announce, advance, delivered, undelivered
 from builds.removal import DELETING
 from builds.statuses import Statuses
 from builds.structs import make_ready
-from builds.timeline import timeline
+from builds.timeline import phases, timeline
 from eventing.event import Event
 from eventing.pulse import Pulse
 from eventing.sinks import Outcome, Sink, pause, wanted
@@ -195,7 +195,7 @@ class Controller:
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)
             self._writers.shutdown()
-            self._count(())
+            self._count(None)
             metrics.QUARANTINED.set(0)  # another one counts them from now on
 
     def _turn(self, over: Callable[[], bool]) -> float:
@@ -208,7 +208,7 @@ class Controller:
             if str(error) != self._unavailable:  # one that stands by says the same for weeks
                 log.warning("There is nothing to be done now: %s", error)
             self._unavailable = str(error)
-            self._count(())
+            self._count(None)
             return BUSY
         self._unavailable = ""
         return min(tidy_again, BUSY if self._open else IDLE)
@@ -224,7 +224,7 @@ class Controller:
             self._drop({*builds} - {build.name for build in world.deleted})
             for build in world.deleted:
                 self._tell_deleted(build)
-            self._count(world.builds)
+            self._count(world)
             self._note_unreadable(world.unreadable)
             self._collect_told(builds)
             now = self._clock()
@@ -491,13 +491,18 @@ class Controller:
         if outcome is None or report.causes:
             return
         metrics.ATTEMPTS.labels(outcome.state, outcome.reason or "").inc()
+        if outcome.state is State.SUCCEEDED and _built_nothing(build, report.attempt):
+            metrics.FOUND.inc()
         if report.word.terminal:
             metrics.ENDED.labels(outcome.state, outcome.reason or "").inc()
             if build.status.finished_at and build.status.queued_at:
                 took = (build.status.finished_at - build.status.queued_at).total_seconds()
                 metrics.SECONDS.labels(outcome.state).observe(took)
+            stages = timeline(build)
+            for name, seconds in phases(stages):
+                metrics.PHASES.labels(name).observe(seconds)
             if self._spans is not None:
-                tell(self._spans, timeline(build), trace)
+                tell(self._spans, stages, trace)
 
     def _start(self, build: Build, start: Start) -> Build | None:
         """The start is in the record before the attempt exists: who finds it there completes it under the same name."""
@@ -723,10 +728,19 @@ class Controller:
         except Refused as error:
             log.warning("Not deleted, retrying at the next sweep: %s", error, extra={"build": build.name})
 
-    def _count(self, builds: Sequence[Build]) -> None:
+    def _count(self, world: World | None) -> None:
+        """What is open and what is free, or nothing, where another one acts or nobody can."""
+        builds = world.builds if world else ()
         states = [build.state for build in builds]
         for state in (State.QUEUED, State.RUNNING):
             metrics.BUILDS.labels(state).set(states.count(state))
+        waits = [build.status.queued_at or build.created_at for build in builds if build.state is State.QUEUED]
+        metrics.QUEUE_AGE.set(max(0.0, (self._clock() - min(waits)).total_seconds()) if waits else 0)
+        slots = sum(node.ready for node in world.nodes) * self._limits.builds_per_node if world else 0
+        used = sum(build.live is not None for build in builds)
+        metrics.SLOTS.labels("used").set(used)
+        metrics.SLOTS.labels("free").set(max(0, slots - used))
+        metrics.LEADER.set(world is not None)
 
 
 class _Failed(NamedTuple):
@@ -734,6 +748,11 @@ class _Failed(NamedTuple):
 
     build: Build
     error: Exception
+
+
+def _built_nothing(build: Build, number: int) -> bool:
+    """Whether an attempt that has pushed an image has neither fetched nor built anything for it."""
+    return any(attempt.number == number and attempt.timings == Timings() for attempt in build.status.attempts)
 
 
 def _called(task: Callable[[], T]) -> T:

@@ -13,6 +13,19 @@ SECONDS = Histogram(
     ["state"],
     buckets=(5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200),
 )
+QUEUE_AGE = Gauge("kiln_queue_age_seconds", "For how long the oldest queued build has waited; 0 where none does.")
+SLOTS = Gauge("kiln_slots", "Slots for attempts, on nodes that are ready: used or free.", ["state"])
+PHASES = Histogram(
+    "kiln_phase_seconds",
+    "Parts of a build that has ended: each wait for an attempt (queue), and of each attempt fetch, build and push.",
+    ["phase"],
+    buckets=(0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1200, 3600),
+)
+FOUND = Counter("kiln_images_found", "Attempts that had nothing to build: the registry had their image already.")
+LEADER = Gauge("kiln_leader", "1 while this controller acts; 0 while it stands by or cannot reach its records.")
+WATCH_RESTARTS = Counter(
+    "kiln_watch_restarts", "Times that a watch of the Kubernetes API was begun anew after a failure, by kind.", ["kind"]
+)
 DELIVERIES = Counter("kiln_deliveries", "Tries to give an event to a sink, by outcome.", ["outcome"])
 DEAD_LETTERS = Counter(
     "kiln_dead_letters",

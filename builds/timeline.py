@@ -37,6 +37,13 @@ def timeline(build: Build) -> Stage:
     )
 
 
+def phases(whole: Stage) -> Iterator[tuple[str, float]]:
+    """Name (`queue`, `fetch`, `build`, `push`) and seconds of each part of a timeline that has no parts itself."""
+    for stage in whole.parts:
+        for part in stage.parts or ([stage] if stage.name == "queue" else []):
+            yield part.name, (part.end - part.start).total_seconds()
+
+
 def _stages(build: Build, waits_since: datetime, end: datetime) -> Iterator[Stage]:
     attempts = [each for each in build.status.attempts if each.number >= build.status.round_began_with]
     for attempt in attempts:

@@ -416,6 +416,49 @@ def test_records_are_written_side_by_side(counted: Counted) -> None:
         until(lambda: all(counted.get(name).status.round for name in "abc"))
 
 
+def metric(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(f"kiln_{name}", labels) or 0.0
+
+
+def test_the_queue_the_slots_and_who_leads_are_counted(counted: Counted) -> None:
+    counted.change = with_node
+    counted.accept([ask(name, args={"do": "wait"}) for name in ("a", "b")])
+    clock = Clock()
+    clock.now = datetime.now(UTC)
+    with running(counted, clock, builds_per_node=1):
+        until(lambda: metric("slots", state="used") == 1 and metric("builds", state="queued") == 1)
+        assert metric("slots", state="free") == 0
+        assert metric("leader") == 1
+        clock.now += timedelta(seconds=300)
+        counted.wake()
+        until(lambda: metric("queue_age_seconds") >= 300)
+    names = (("slots", "used"), ("slots", "free"), ("builds", "queued"), ("builds", "running"))
+    assert [metric(name, state=state) for name, state in names] == [0, 0, 0, 0]
+    assert metric("leader") == metric("queue_age_seconds") == 0
+
+
+def test_who_cannot_act_does_not_lead(counted: Counted) -> None:
+    def away(world: World) -> World:
+        raise Unavailable("Another one leads.")
+
+    with running(counted, Clock()):
+        until(lambda: metric("leader") == 1)
+        counted.change = away
+        counted.wake()
+        until(lambda: metric("leader") == 0)
+
+
+def test_phases_and_images_that_were_there_already_are_counted(counted: Counted) -> None:
+    """The builder of these tests pushes an image without a word of a phase."""
+    counted.change = with_node
+    counted.accept([ask(args={"do": "succeed"})])
+    names = ("phase_seconds_count", "images_found_total")
+    before = [metric(names[0], phase="queue"), metric(names[1])]
+    with running(counted, Clock()):
+        until(lambda: counted.get("b").state is State.SUCCEEDED and metric(names[1]) == before[1] + 1)
+        assert metric(names[0], phase="queue") == before[0] + 1
+
+
 def test_a_record_that_is_refused_harms_no_other(counted: Counted, caplog: pytest.LogCaptureFixture) -> None:
     counted.refused = frozenset({"bad"})
     counted.accept([ask(name) for name in ("bad", "good", "fine")])

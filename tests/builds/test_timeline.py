@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from builds.build import Reason, State, Timings
-from builds.timeline import timeline
+from builds.timeline import phases, timeline
 from eventing.spans import Stage
 from tests.builds.histories import IMAGE, NOW, ago, attempt, build, failed
 
@@ -55,6 +55,8 @@ def test_success_after_a_retry() -> None:
         "oci.manifest.digest": IMAGE.digest,
     }
     assert timeline(done).parts[3].attributes == {"kiln.attempt": 2, "kiln.node": "n2"}
+    parts = [("queue", 10), ("queue", 20), ("fetch", 5), ("build", 30), ("push", 10)]
+    assert [*phases(timeline(done))] == parts
 
 
 def test_cancelled_while_it_waited_for_another_attempt() -> None:

@@ -24,6 +24,7 @@ import msgspec
 import tenacity
 
 from builds.engines.kubernetes.api import SILENCE, Api, ApiError, Busy, Gone, Object, Status, Stream
+from builds.metrics import WATCH_RESTARTS
 from eventing.pulse import ROUND, Pulse
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,7 @@ class Watch:
         return time.monotonic() - began >= HELD
 
     def _will_sleep(self, state: tenacity.RetryCallState) -> None:
+        WATCH_RESTARTS.labels(self._kind).inc()
         self.pulse.beat((state.next_action.sleep if state.next_action else 0.0) + ROUND)
 
     def _list(self) -> None:

@@ -18,8 +18,8 @@ each_example = pytest.mark.parametrize("example", VALUES)
 
 NAMESPACED = {
     "ConfigMap", "DaemonSet", "Deployment", "HTTPRoute", "Ingress", "Lease", "NetworkPolicy", "Pod",
-    "PodDisruptionBudget", "Role", "RoleBinding", "Secret", "Service", "ServiceAccount", "ServiceMonitor",
-    "SinkBinding", "Trigger",
+    "PodDisruptionBudget", "PrometheusRule", "Role", "RoleBinding", "Secret", "Service", "ServiceAccount",
+    "ServiceMonitor", "SinkBinding", "Trigger",
 }  # fmt: skip
 
 

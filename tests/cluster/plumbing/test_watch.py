@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from kubernetes.client.configuration import Configuration
+from prometheus_client import REGISTRY
 
 from builds.engines.kubernetes.api import Api, Busy
 from builds.engines.kubernetes.watch import Watch
@@ -139,6 +140,7 @@ def test_an_outage_is_told_and_made_good(
     proxy: Proxy, proxied: Api, api: Api, watching: Watching, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+    restarts = REGISTRY.get_sample_value("kiln_watch_restarts_total", {"kind": "configmaps"}) or 0.0
     watch = watching(proxied)
     assert watch.synced.wait(5)
     proxy.refuse()
@@ -151,6 +153,7 @@ def test_an_outage_is_told_and_made_good(
     until(lambda: watch.trouble is None)
     told = [record.levelname for record in caplog.records if record.name == "builds.engines.kubernetes.watch"]
     assert told == ["WARNING", "INFO"]
+    assert (REGISTRY.get_sample_value("kiln_watch_restarts_total", {"kind": "configmaps"}) or 0.0) > restarts
 
 
 def test_it_starts_before_the_api_server_can_be_reached(proxy: Proxy, proxied: Api, watching: Watching) -> None:
