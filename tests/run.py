@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 LANES = ("cluster", "unit")
 """The tiers that each lane begins with, beside the other. Then it takes the next of the rest, as it does at once where
 its own is not wanted."""
-WORKERS = {"unit": 2, "docker": 2, "cluster": 2}
+WORKERS = {"unit": 3, "docker": 2, "cluster": 2}
 """Workers of a tier, for a machine with two cores; where nothing is said, pytest runs its tests itself."""
 QUICK = "--quick"
 LIMIT = 65 * 60.0

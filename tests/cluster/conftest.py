@@ -24,13 +24,8 @@ SETTING_UP = {"cluster": 600, "release": 300}
 the first of its worker."""
 
 
-LONGEST = ("test_failures.py", "test_placement.py", "test_crashes.py", "test_faults.py")
-"""Files that take minutes each. They begin first, so that none of them is what all wait for in the end."""
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in LONGEST)
     for fixture, seconds in sorted(SETTING_UP.items(), key=lambda each: each[1]):
         using = [item for item in items if fixture in getattr(item, "fixturenames", ())]
         for first in {item.path: item for item in reversed(using)}.values():
