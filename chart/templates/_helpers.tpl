@@ -76,6 +76,10 @@ its name, so no two pairs of them meet as they would at `a-b` and `c`, `a` and `
 /var/lib/kiln/{{ include "kiln.hostDirectory" . }}
 {{- end }}
 
+{{- define "kiln.podmanDirectory" -}}
+{{ include "kiln.dataDirectory" . }}_podman
+{{- end }}
+
 {{- define "kiln.socketDirectory" -}}
 /var/run/kiln/{{ include "kiln.hostDirectory" . }}
 {{- end }}
@@ -156,7 +160,8 @@ oidc_subjects: {{ toJson . }}
 - {name: KILN_PRIVATE_REGISTRY_CONFIG, value: /etc/kiln/private-registry/config.json}
 {{- end }}
 - {name: KILN_BUILDER_IMAGE, value: {{ include "kiln.image" . | quote }}}
-- {name: KILN_DOCKER_HOST, value: unix:///run/kiln/docker.sock}
+- {name: KILN_DAEMON, value: {{ .Values.daemon }}}
+- {name: KILN_DOCKER_HOST, value: {{ include "kiln.daemonSocket" . | quote }}}
 {{- if .Values.jupyterhub.service }}
 - {name: KILN_BASE_PATH, value: {{ include "kiln.basePath" . | quote }}}
 {{- end }}
@@ -351,6 +356,18 @@ secret:
 {{/* Whether there are credentials for the images of private repositories: empty, if not. */}}
 {{- define "kiln.privateRegistry" -}}
 {{- with .Values.privateRegistry }}{{ or .existingSecret .server }}{{ end -}}
+{{- end }}
+
+{{/* Where the daemon listens, in its own pod and in those of builds. */}}
+{{- define "kiln.daemonSocket" -}}
+unix:///run/kiln/{{ .Values.daemon }}.sock
+{{- end }}
+
+{{/* A size such as 30GB or 1.5 GiB in bytes. */}}
+{{- define "kiln.bytes" -}}
+{{- $factors := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 }}
+{{- $unit := regexFind "[kKMGT]i?" . | replace "K" "k" }}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $factors $unit) | int64 }}
 {{- end }}
 
 {{/* Major version of the daemon. */}}

@@ -35,7 +35,7 @@ import yaml
 from kubernetes import config
 from kubernetes.client.configuration import Configuration
 
-from tests.parts import image, machine
+from tests.parts import image, machine, podman
 from tests.parts.githost import GitHost
 from tests.parts.installation import Installation
 from tests.parts.kiln import get, until
@@ -334,6 +334,7 @@ class Release(Installation):
                 "drainSeconds": 60,
                 "resources": {"requests": {"cpu": "10m", "memory": "64Mi"}},
             },
+            "podman": {"image": image_values(podman.IMAGE)},
             "networkPolicy": {"egress": {"allow": [{"to": [{"ipBlock": {"cidr": f"{self.cluster.gateway}/32"}}]}]}},
         }
 

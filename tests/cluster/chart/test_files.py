@@ -6,13 +6,14 @@ import hashlib
 import json
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cluster.chart.helm import CHART, LEAST, VALUES, environment, merged, render
+from tests.cluster.chart.helm import CHART, LEAST, VALUES, Release, environment, merged, render
 
 SCRIPTS = sorted((CHART / "files").iterdir())
 
@@ -47,9 +48,56 @@ def test_the_version_that_is_said_counts() -> None:
 
 
 def test_the_scripts_in_the_chart_are_these() -> None:
-    files = render().files
+    files = render().files | render(VALUES["podman"]).files
     for script in SCRIPTS:
         assert files[script.name] == script.read_text()
+
+
+# Podman's configuration. ----------------------------------------------------------------------------------------------
+
+
+def podman(**values: Any) -> Release:
+    return render(merged(LEAST, {"daemon": "podman"}, values))
+
+
+def registries(release: Release) -> dict[str, Any]:
+    read = tomllib.loads(release.files["registries.conf"])
+    return {one["location"]: (one.get("insecure", False), one.get("mirror", [])) for one in read.get("registry", [])}
+
+
+def test_podman_looks_short_names_up_at_docker_hub() -> None:
+    release = podman()
+    assert tomllib.loads(release.files["registries.conf"])["unqualified-search-registries"] == ["docker.io"]
+    assert registries(release) == {}
+
+
+def test_podman_knows_the_one_list_of_insecure_registries_and_mirrors() -> None:
+    mirrors = {"docker.io": ["mirror:5000", "other.example"], "open:80": ["mirror:5000"]}
+    insecure = {"insecure_registries": ["open:80", "mirror:5000"]}
+    through = {"location": "mirror:5000", "insecure": True}
+    assert registries(podman(config=insecure, podman={"mirrors": mirrors})) == {
+        "docker.io": (False, [through, {"location": "other.example"}]),
+        "mirror:5000": (True, []),
+        "open:80": (True, [through]),
+    }
+
+
+def test_podman_s_own_files_are_read_as_toml() -> None:
+    files = podman(podman={"subnet": "10.9.0.0/24"}).files
+    assert tomllib.loads(files["containers.conf"])["engine"]["cgroup_manager"] == "cgroupfs"
+    assert json.loads(files["network.json"])["subnets"] == [{"subnet": "10.9.0.0/24", "gateway": "10.9.0.1"}]
+    assert tomllib.loads(files["storage.conf"])["storage"]["driver"] == "overlay"
+
+
+@pytest.mark.parametrize(
+    ("space", "bytes_"),
+    [("30GB", 30 * 10**9), ("1.5 GiB", 3 * 2**29), ("500", 500), ("2Tb", 2 * 10**12), ("3kB", 3000), ("4MiB", 2**22)],
+)
+def test_podman_s_images_have_the_limit_of_the_cache(space: str, bytes_: int) -> None:
+    [daemons] = podman(dockerd={"gc": {"maxUsedSpace": space}, "prune": {"interval": 7, "diskHigh": 70}}).of(
+        "DaemonSet"
+    )
+    assert daemons["spec"]["template"]["spec"]["containers"][1]["args"] == ["7", str(bytes_), "70"]
 
 
 @pytest.mark.parametrize("shell", ["dash", "bash --posix", "busybox sh"])
@@ -75,12 +123,12 @@ def started(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
     [daemons] = release.of("DaemonSet")
     files = {**release.files, "dockerd": "echo started with $*\n"}
     command = daemons["spec"]["template"]["spec"]["containers"][0]["command"]
-    folders = {"/etc/kiln/dockerd": tmp_path / "files", "/tmp/kiln": tmp_path / "copies"}
+    folders = {"/etc/kiln/daemon": tmp_path / "files", "/tmp/kiln": tmp_path / "copies"}
     script = command[2].replace(sha256(release.files["dockerd"]), sha256(files["dockerd"]))
     for path, folder in folders.items():
         script = script.replace(path, str(folder))
-    folders["/etc/kiln/dockerd"].mkdir()
-    for name in ("dockerd", "prune", "daemon.json"):
+    folders["/etc/kiln/daemon"].mkdir()
+    for name in ("daemon", "dockerd", "prune", "daemon.json"):
         (tmp_path / "files" / name).write_text(files[name])
     return lambda: subprocess.run([*command[:2], script, *command[3:], "flags"], capture_output=True, text=True)  # noqa: PLW1510
 
@@ -94,7 +142,7 @@ def test_a_daemon_s_files_are_used_as_they_were_installed(started: Callable[[], 
     assert (tmp_path / "copies" / "daemon.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["dockerd", "prune", "daemon.json"])
+@pytest.mark.parametrize("name", ["daemon", "dockerd", "prune", "daemon.json"])
 def test_a_daemon_whose_files_are_others_does_not_start(started: Callable[[], Any], tmp_path: Path, name: str) -> None:
     (tmp_path / "files" / name).write_text("echo started with something else\n")
     done = started()

@@ -158,7 +158,7 @@ def test_only_the_daemon_s_own_container_is_privileged(example: str) -> None:
         for container in pod["containers"]
         if container["securityContext"].get("privileged")
     ]
-    assert privileged == ["dockerd"]
+    assert privileged == ["podman" if example == "podman" else "dockerd"]
     [pod] = [pod for name, pod in release.pods() if name == "dockerd"]
     assert not any(pod.get(key) for key in ("hostNetwork", "hostPID", "hostIPC"))
 
@@ -182,6 +182,27 @@ def test_the_daemon_waits_for_the_builds_of_its_node_and_is_given_the_time() -> 
     command = spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
     assert command == ["timeout", "100", "flock", "-x", "/run/kiln/builds.lock", "true"]
     assert spec["terminationGracePeriodSeconds"] == 160
+
+
+def test_each_kind_of_daemon_is_found_in_the_same_way_and_they_share_no_folder_of_data() -> None:
+    docker, podman = (render(VALUES[example]) for example in ("minimal", "podman"))
+    folders = []
+    for release in (docker, podman):
+        [daemons] = release.of("DaemonSet", component="dockerd")
+        template = daemons["spec"]["template"]
+        assert daemons["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        assert daemons["spec"]["selector"]["matchLabels"]["app.kubernetes.io/component"] == "dockerd"
+        folders.append({v["name"]: v["hostPath"]["path"] for v in template["spec"]["volumes"] if "hostPath" in v})
+    assert folders[0]["sockets"] == folders[1]["sockets"]
+    assert folders[0]["data"] != folders[1]["data"]
+    assert policies(docker).keys() == policies(podman).keys()
+
+
+@pytest.mark.parametrize(("example", "socket"), [("minimal", "docker"), ("podman", "podman")])
+def test_builds_are_told_which_daemon_and_where(example: str, socket: str) -> None:
+    for deployment in render(VALUES[example]).of("Deployment"):
+        env = environment(deployment["spec"]["template"]["spec"]["containers"][0])
+        assert (env["KILN_DAEMON"], env["KILN_DOCKER_HOST"]) == (socket, f"unix:///run/kiln/{socket}.sock")
 
 
 def test_the_one_list_of_insecure_registries_is_the_daemon_s_too() -> None:

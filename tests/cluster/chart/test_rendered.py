@@ -84,7 +84,8 @@ def config_maps(release: Release) -> dict[str, Object]:
 def test_every_config_map_but_the_anchor_is_immutable_and_named_by_its_content(example: str) -> None:
     release = render(VALUES[example])
     maps = config_maps(release)
-    there = {"config", "build-pod", "dockerd"} | ({"dashboard"} if example == "everything" else set())
+    daemon = "podman" if example == "podman" else "dockerd"
+    there = {"config", "build-pod", daemon} | ({"dashboard"} if example == "everything" else set())
     assert {*maps} == there
     assert [one["metadata"]["name"] for one in release.of("ConfigMap") if "data" not in one] == ["kiln"]
     assert all(one["immutable"] is True for one in maps.values())
@@ -103,6 +104,7 @@ def test_every_config_map_but_the_anchor_is_immutable_and_named_by_its_content(e
         ({"config": {"allowed_images": ["registry.example/x"]}}, {"config"}),
         ({"builds": {"tmpSize": "1Gi"}}, {"build-pod"}),
         ({"dockerd": {"gc": {"maxUsedSpace": "1GB"}}}, {"dockerd"}),
+        ({"podman": {"subnet": "10.1.0.0/24"}}, set()),
     ],
 )
 def test_new_content_has_a_new_name_and_so_takes_new_pods(values: dict[str, Any], words: set[str]) -> None:

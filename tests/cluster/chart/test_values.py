@@ -87,6 +87,11 @@ def test_where_images_go_has_to_be_said() -> None:
         ({"privateRegistry": {"server": "registry.example"}}, "privateRegistry.username and privateRegistry.password"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs (the gateways"),
         ({"dockerd": {"image": {"tag": "latest"}}}, "dockerd.version must be set"),
+        ({"daemon": "containerd"}, "at '/daemon': value must be one of 'docker', 'podman'"),
+        ({"daemon": "podman", "dockerd": {"extraArgs": ["--bip=10.0.0.1/24"]}}, "these are flags of dockerd"),
+        ({"podman": {"subnet": "10.88.0.0"}}, "at '/podman/subnet'"),
+        ({"podman": {"mirrors": {"docker.io": []}}}, "at '/podman/mirrors/docker.io'"),
+        ({"podman": {"mirrors": {"docker.io": ['a"\nb']}}}, "at '/podman/mirrors/docker.io/0'"),
         ({"knative": {"broker": "default"}}, "at '/knative': additional properties 'broker' not allowed"),
         (trigger(brokers="default"), "at '/knative/triggers/0': additional properties 'brokers' not allowed"),
         ({"knative": {"triggers": [{"name": "a"}]}}, "at '/knative/triggers/0': missing property 'broker'"),
@@ -198,7 +203,7 @@ def test_a_value_that_nobody_explained_is_an_error() -> None:
 def test_every_key_of_the_schema_has_a_default_and_so_a_row() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     # Empty maps with one comment for all their keys.
-    free = {"settings", "config", "webhooks", "dockerd.affinity", "knative.sink"}
+    free = {"settings", "config", "webhooks", "dockerd.affinity", "knative.sink", "podman.mirrors"}
 
     def keys(schema: dict[str, Any], given: Any, path: str) -> list[str]:
         if "$ref" in schema:
