@@ -79,6 +79,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     history: timedelta = timedelta(days=7)
     ledger: bool = False
     """Whether the record of an image stays until somebody says that the image has gone (`builds.prune`)."""
+    daemon: str = "Docker daemon"
+    """What builds on a node, as it is called in sentences."""
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
@@ -914,6 +916,6 @@ def _why_waiting(build: Build, look: _Look) -> str:
     ready = [node.name for node in look.facts.nodes if node.ready]
     if not ready:
         reasons = {node.why for node in look.facts.nodes if node.why}
-        return " ".join(["No node has a ready Docker daemon.", *sorted(reasons)])
+        return " ".join([f"No node has a ready {look.limits.daemon}.", *sorted(reasons)])
     left_out = [look.left_out[node] for node in sorted(ready) if node in look.left_out]
     return " ".join([*(["Waiting for a free build slot."] if len(left_out) < len(ready) else []), *left_out])

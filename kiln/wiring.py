@@ -703,6 +703,7 @@ def login_at(kiln: Kiln, host: str, repository: Repository) -> Login | None:
 
 
 def limits(found: Settings, *, ledger: bool = False) -> Limits:
+    from builds.builder.spec import DAEMON_NAMES  # noqa: PLC0415
     from builds.plan import Limits, Supersede  # noqa: PLC0415
 
     return Limits(
@@ -716,6 +717,7 @@ def limits(found: Settings, *, ledger: bool = False) -> Limits:
         log_history=timedelta(seconds=found.log_history),
         history=timedelta(seconds=found.history),
         ledger=ledger,
+        daemon=DAEMON_NAMES[found.daemon],
     )
 
 

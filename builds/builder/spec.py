@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Literal
 
@@ -20,6 +21,8 @@ LABEL_OPTIONS = "dev.kiln.options"
 
 DaemonKind = Literal["docker", "podman"]
 """Of the daemon that builds."""
+DAEMON_NAMES: Mapping[DaemonKind, str] = {"docker": "Docker daemon", "podman": "Podman service"}
+"""As they are called in sentences."""
 
 DAEMON_PATIENCE = timedelta(seconds=30)
 """With a daemon that does not answer: it may be restarting."""

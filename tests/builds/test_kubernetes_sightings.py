@@ -201,12 +201,14 @@ def test_nodes_are_where_a_daemon_is_ready() -> None:
         daemon("d4", None),
         daemon("d5", "n5", deletionTimestamp=at(0)),
         daemon("d6", "n5"),
+        daemon("d7", "n7", ready=False, labels={"kiln.dev/daemon": "podman"}),
     ]
     nodes = {node.name: node for node in nodes_of(daemons)}
     assert {name for name, node in nodes.items() if node.ready} == {"n1", "n5"}
     assert nodes["n2"].why == "On n2 the Docker daemon's pod d2 is not ready."
     assert nodes["n3"].why == "On n3 the Docker daemon's pod d3 is being stopped."
-    assert set(nodes) == {"n1", "n2", "n3", "n5"}
+    assert nodes["n7"].why == "On n7 the Podman service's pod d7 is not ready."
+    assert set(nodes) == {"n1", "n2", "n3", "n5", "n7"}
 
 
 @pytest.mark.parametrize(

@@ -433,6 +433,10 @@ def test_a_retry_waits_for_its_time_and_goes_elsewhere() -> None:
     assert only(decide(silent)) == Explain(build="b", waiting=waiting)
     late = build(attempts=(failed(1),), attempt=2, not_before=ago(5))
     assert only(decide(late, nodes=[])) == Explain(build="b", waiting="No node has a ready Docker daemon.")
+    of_podman = Limits(daemon="Podman service")
+    assert only(decide(late, nodes=[], limits=of_podman)) == Explain(
+        build="b", waiting="No node has a ready Podman service."
+    )
     away = build(attempts=(failed(1, "n2"),), attempt=2)
     assert only(decide(away, nodes=nodes)) == Start(build="b", attempt=2, node="n1")
     assert only(decide(away, nodes=[node("n2")])) == Start(build="b", attempt=2, node="n2")

@@ -16,10 +16,13 @@ from typing import Any
 import msgspec
 
 from builds.build import Build, Node, Phase, Result, Sighting, Trouble
+from builds.builder.spec import DAEMON_NAMES
 from builds.engines import UNREADABLE, logfile
 from builds.engines.kubernetes.jobs import CONTAINER, LABEL_ATTEMPT, LABEL_BUILD
 from builds.engines.kubernetes.records import Manifest
 
+LABEL_DAEMON = "kiln.dev/daemon"
+"""Of a daemon's pod: which kind it is, if it is not Docker's."""
 BEING_MADE = "Its pod is being made."
 
 PRIVILEGED = "pod-security.kubernetes.io/enforce=privileged"
@@ -238,16 +241,17 @@ def _getting_ready(pod: Manifest) -> str:
 def _not_ready(pod: Manifest) -> str | None:
     """Why builds cannot be placed beside this daemon; `None` where they can."""
     name = pod["metadata"]["name"]
+    daemon = DAEMON_NAMES[pod["metadata"].get("labels", {}).get(LABEL_DAEMON, "docker")]
     if pod["metadata"].get("deletionTimestamp"):
-        return f"the Docker daemon's pod {name} is being stopped."
+        return f"the {daemon}'s pod {name} is being stopped."
     ready = _condition(pod, "Ready")
     if ready and _true(ready):
         return None
     for status in pod.get("status", {}).get("containerStatuses", []):
         waiting = status.get("state", {}).get("waiting", {})
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            return f"the Docker daemon's pod {name} does not come up: {waiting['reason']}."
-    return f"the Docker daemon's pod {name} is not ready."
+            return f"the {daemon}'s pod {name} does not come up: {waiting['reason']}."
+    return f"the {daemon}'s pod {name} is not ready."
 
 
 # ---- Pieces ---------------------------------------------------------------------------------------------------------

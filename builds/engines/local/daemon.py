@@ -10,7 +10,7 @@ import os
 import socket
 import time
 
-from builds.builder.spec import DaemonKind
+from builds.builder.spec import DAEMON_NAMES, DaemonKind
 
 DOCKER = "unix:///var/run/docker.sock"
 PODMAN = "unix:///run/podman/podman.sock"
@@ -24,7 +24,7 @@ class Daemon:
 
     def __init__(self, address: str | None = None, kind: DaemonKind = "docker") -> None:
         self._address = address or (DOCKER if kind == "docker" else _podman())
-        self._name = {"docker": "Docker daemon", "podman": "Podman service"}[kind]
+        self._name = DAEMON_NAMES[kind]
         self._asked_at = float("-inf")
         self._trouble: str | None = None
 

@@ -190,8 +190,9 @@ def small() -> Iterator[Daemon]:
 def test_from_a_disk_without_a_byte_left_it_comes_back_by_itself(small: Daemon) -> None:
     with small.pruning("1", NEVER, "80"):
         until(lambda: bool(small.sh("find /var/lib/containers/ballast -size +60M")), 20)
-        full = small.build(f"{FROM}RUN head -c 500m /dev/urandom >/fill\n", otherwise="true")
-        assert "no space left on device" in full.lower()
+        with small.building():
+            full = small.build(f"{FROM}RUN head -c 500m /dev/urandom >/fill\n", otherwise="true")
+            assert "no space left on device" in full.lower()
         until(lambda: small.full() < 80, 30)
         small.sh(f"{ASK} load --quiet", given=busybox())
         with small.building():
