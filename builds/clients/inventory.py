@@ -14,7 +14,7 @@ import msgspec
 
 from builds.builder.spec import LABEL_BUILD
 from builds.clients.referrers import fallback_tag
-from builds.clients.registry import DOCKER_LIST, INDEX, Manifest, Registry
+from builds.clients.registry import DOCKER_LIST, INDEX, Descriptor, Manifest, Registry
 from builds.retention import Pushed
 
 MAX_NESTED = 4
@@ -27,13 +27,8 @@ REFERRERS = re.compile(r"sha256-[0-9a-f]{64}(?:\..*)?")
 Distribution 1.1, "Referrers Tag Schema"), and cosign's own. It says nothing of who needs the image."""
 
 
-class _Descriptor(msgspec.Struct):
-    digest: str = ""
-    media_type: str = msgspec.field(default="", name="mediaType")
-
-
 class _Index(msgspec.Struct):
-    manifests: list[_Descriptor] = []
+    manifests: list[Descriptor] = []
 
 
 class _Content(NamedTuple):
@@ -99,7 +94,7 @@ def _parts(registry: Registry, repository: str, manifest: Manifest, nested: int)
         yield from _parts(registry, repository, inner, nested - 1)
 
 
-def _descriptors(manifest: Manifest | None) -> list[_Descriptor]:
+def _descriptors(manifest: Manifest | None) -> list[Descriptor]:
     try:
         return msgspec.json.decode((manifest and manifest.body) or b"{}", type=_Index).manifests
     except msgspec.MsgspecError:
