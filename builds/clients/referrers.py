@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from builds.clients.errors import Refused, RegistryError
+from builds.clients.errors import Refused, RegistryError, Unreachable
 from builds.clients.registry import INDEX, MANIFEST, Descriptor, Manifest, Registry, digest_of
 
 EMPTY = "application/vnd.oci.empty.v1+json"
@@ -26,6 +26,8 @@ descriptor")."""
 TRIES = 6
 SETTLED = 0.03
 """Seconds, at least, after which the index is looked at again; more where the registry is slow."""
+PATIENCE = 5.0
+"""Seconds that a try may have taken which failed and is repeated."""
 MAX_ARTIFACTS = 50
 """Of one image, that are read."""
 
@@ -112,19 +114,33 @@ def _manifest(subject: Manifest, artifact: Artifact) -> bytes:
 
 
 def _enter(registry: Registry, image: str, tag: str, entry: Mapping[str, Any], replaced: Collection[str]) -> None:
-    """Puts an entry into the list under the tag, and sees to it that it stays there. Raises RegistryError."""
+    """Puts an entry into the list under the tag, and sees to it that it stays there. Raises RegistryError.
+
+    The CNCF's registry 2.8 answers with status 500 where two write a tag at once.
+    """
     for number in range(TRIES):
         began = time.monotonic()
-        known = _entries(registry, image, tag)
-        digests = [one.get("digest") for one in known]
-        if entry["digest"] in digests and not {*digests} & {*replaced}:
-            return
-        others = [one for one in known if one.get("digest") not in (entry["digest"], *replaced)]
-        content = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*others, entry]}
-        registry.put(image, tag, INDEX, msgspec.json.encode(content))
+        try:
+            if _is_entered(registry, image, tag, entry, replaced):
+                return
+        except Unreachable:
+            if number + 1 == TRIES or time.monotonic() - began > PATIENCE:
+                raise
         took = time.monotonic() - began
         time.sleep(max(SETTLED, 3 * took) * (1 + number * random.random()))  # noqa: S311 (so that two do not meet again)
     raise Refused(f"The list of what belongs to the image (tag {tag}) is changed by others all the time.")
+
+
+def _is_entered(registry: Registry, image: str, tag: str, entry: Mapping[str, Any], replaced: Collection[str]) -> bool:
+    """Whether the entry was in the list already; if not, it is put there. Raises RegistryError."""
+    known = _entries(registry, image, tag)
+    digests = [one.get("digest") for one in known]
+    if entry["digest"] in digests and not {*digests} & {*replaced}:
+        return True
+    others = [one for one in known if one.get("digest") not in (entry["digest"], *replaced)]
+    content = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*others, entry]}
+    registry.put(image, tag, INDEX, msgspec.json.encode(content))
+    return False
 
 
 def _entries(registry: Registry, image: str, tag: str) -> list[dict[str, Any]]:
