@@ -11,6 +11,7 @@ import pytest
 
 from builds.triggers import PUSHES
 from kiln import doctor, online, wiring
+from kiln.errors import KilnError
 from tests.parts.statushost import TOKEN, StatusHost
 
 ENVIRONMENT = {"KILN_IMAGE_PREFIX": "registry.example/org/"}
@@ -588,3 +589,41 @@ def test_images_that_the_file_allows(tmp_path: Path) -> None:
     for image, status in {"a.example/courses/{slug}": 0, "a.example/{slug}": 1, "{data.a}/courses/x": 0}.items():
         text = f"allowed_images: ['a.example/courses/*']\ntriggers: [{{name: a, build: {{image: '{image}'}}}}]"
         assert check(tmp_path, text)[0] == status, image
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        ("", "must be a private key in PEM form"),
+        ("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n", "is encrypted"),
+    ],
+)
+def test_a_key_that_cannot_sign_is_told(tmp_path: Path, content: str | None, words: str) -> None:
+    key = tmp_path / "cosign.key"
+    if content is not None:
+        key.write_text(content)
+    with pytest.raises(KilnError) as caught:
+        wiring.load({**ENVIRONMENT, "KILN_SIGNING_KEY": str(key)})
+    [problem] = caught.value.problems
+    assert problem.startswith(f"KILN_SIGNING_KEY: {key}")
+    assert words in problem
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "https://kiln.dev/builder/local"),
+        ({"KILN_INSTANCE": "courses/kiln"}, "https://kiln.dev/builder/courses/kiln"),
+        (PUBLIC, PUBLIC["KILN_PUBLIC_URL"]),
+        ({**PUBLIC, "KILN_EVENT_SOURCE": "urn:example:kiln"}, "urn:example:kiln"),
+        ({"KILN_EVENT_SOURCE": "/elsewhere"}, "https://kiln.dev/builder/local"),
+    ],
+)
+def test_provenance_names_this_kiln_by_a_uri(environment: Mapping[str, str], expected: str) -> None:
+    assert wiring.surroundings(wiring.load({**ENVIRONMENT, **environment})).builder.id == expected
+
+
+def test_provenance_can_be_switched_off() -> None:
+    assert wiring.surroundings(wiring.load(ENVIRONMENT)).provenance
+    assert not wiring.surroundings(wiring.load({**ENVIRONMENT, "KILN_PROVENANCE": "no"})).provenance
