@@ -31,13 +31,13 @@ from builds.plan import (
     MAX_BACKOFF,
     Action,
     Bury,
+    ClearAttempts,
     Confirm,
     Confirmation,
     Deliver,
     Explain,
     Facts,
     Forget,
-    ForgetLogs,
     Inspect,
     Inspection,
     Limits,
@@ -177,6 +177,7 @@ class Controller:
         self._inspecting: set[tuple[str, int]] = set()
         self._inspections: dict[tuple[str, int], Inspection] = {}
         self._registry = ThreadPoolExecutor(2, thread_name_prefix="confirm")
+        self._keepers = ThreadPoolExecutor(2, thread_name_prefix="log")
         self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
         self._starting = threading.Lock()
         self._tidied: datetime | None = None
@@ -194,6 +195,7 @@ class Controller:
             self._record_rest()
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)
+            self._keepers.shutdown(wait=False, cancel_futures=True)
             self._writers.shutdown()
             self._count(None)
             metrics.QUARANTINED.set(0)  # another one counts them from now on
@@ -478,6 +480,16 @@ class Controller:
         if report.outcome is not None and not report.causes:
             self._stopped.discard((build.name, report.attempt))
             self._troubles.pop((build.name, report.attempt), None)
+            self._keepers.submit(self._keep_log, build, report.attempt)
+
+    def _keep_log(self, build: Build, attempt: int) -> None:
+        """At once, because its pod may go at any time; what fails is tried again when the attempts are cleared."""
+        try:
+            self._engine.keep_log(build, attempt)
+        except NotFound:
+            return
+        except Exception as error:  # noqa: BLE001  (no thread waits for it)
+            log.warning("The log is not kept yet: %s", error, extra={"build": build.name, "attempt": attempt})
 
     def _told_of(self, build: Build, report: Report) -> None:
         """In the log, in the metrics, and as spans."""
@@ -723,8 +735,8 @@ class Controller:
             match expired(build, self._limits, now):
                 case Forget():
                     self._engine.forget(build)
-                case ForgetLogs():
-                    self._engine.forget_logs(build)
+                case ClearAttempts():
+                    self._engine.clear_attempts(build)
         except Refused as error:
             log.warning("Not deleted, retrying at the next sweep: %s", error, extra={"build": build.name})
 

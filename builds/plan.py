@@ -266,8 +266,8 @@ class Forget(Action, frozen=True, kw_only=True):
     """Delete the record and all that belongs to it."""
 
 
-class ForgetLogs(Action, frozen=True, kw_only=True):
-    """Delete the logs; the record keeps their tail."""
+class ClearAttempts(Action, frozen=True, kw_only=True):
+    """Delete what the attempts ran in; record and logs stay."""
 
 
 def plan(facts: Facts, limits: Limits, now: datetime) -> list[Action]:
@@ -324,7 +324,7 @@ def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
     age = now - build.status.finished_at
     if age >= limits.history and not (limits.ledger and build.status.image):
         return Forget(build=build.name)
-    return ForgetLogs(build=build.name) if age >= limits.log_history else None
+    return ClearAttempts(build=build.name) if age >= limits.log_history else None
 
 
 def done_and_told(build: Build) -> bool:

@@ -563,13 +563,14 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_LOG_HISTORY",
         read=_period(),
         default="24h",
-        says="How long logs are kept after a build's end; their tails stay with the record.",
+        says="How long Jobs and pods, or on one machine the attempts' folders, stay after a build's end. Then logs are "
+        "compressed; they stay with the record.",
     ),
     Setting(
         name="KILN_HISTORY",
         read=_period(least=1),
         default="7d",
-        says="How long records are kept after a build's end.",
+        says="How long records are kept after a build's end, and their logs.",
     ),
     Setting(
         name="KILN_MAX_BODY",

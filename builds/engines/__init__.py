@@ -153,8 +153,11 @@ class Engine(Records, Protocol):
     def forget(self, build: Build) -> None:
         """Deletes the record and all that belongs to it. Raises Unavailable."""
 
-    def forget_logs(self, build: Build) -> None:
-        """Deletes the logs of its attempts; the record stays. Raises Unavailable."""
+    def keep_log(self, build: Build, attempt: int) -> None:
+        """Makes the log of an attempt that has ended outlive what the attempt ran in. Raises Unavailable."""
+
+    def clear_attempts(self, build: Build) -> None:
+        """Deletes what its attempts ran in; the record and the logs stay. Raises Unavailable."""
 
     def closed(self, before: datetime) -> Iterator[Build | None]:
         """Builds that are settled and ended until then, for housekeeping: as they are read, in whatever order.

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from msgspec.structs import replace
@@ -142,6 +143,31 @@ def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept:
             until(lambda: gone(engine, "b"))
     finally:
         engine.close()
+
+
+class Keeping(LocalEngine):
+    """Which cannot keep the first log."""
+
+    kept: ClassVar[list[tuple[str, int]]] = []
+
+    def keep_log(self, build: Build, attempt: int) -> None:
+        self.kept.append((build.name, attempt))
+        if build.name == "first":
+            raise Unavailable("The kubelet is away.")
+
+
+def test_the_log_of_each_attempt_is_kept_when_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One that cannot be kept holds up nothing."""
+    engine = engine_in(tmp_path, kind=Keeping)
+    try:
+        for name in ("first", "second"):
+            begin(engine, name)
+        with running(engine, Clock()):
+            until(lambda: sorted(Keeping.kept) == [("first", 1), ("second", 1)])
+            until(lambda: engine.get("first").status.state is State.SUCCEEDED)
+    finally:
+        engine.close()
+    assert "The log is not kept yet: The kubelet is away." in caplog.messages
 
 
 def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen: Seen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import logging
 import os
@@ -611,8 +612,7 @@ def test_an_attempt_whose_folder_is_gone_is_lost_once_it_was_seen(state: Path, e
     assert build.live is not None
     seen = replace(build.live, started_at=started_at)
     build = engine.write(replace(engine.get("b"), status=replace(build.status, attempts=(seen,))))
-    engine.forget_logs(build)
-    assert not folder(state).exists()
+    remove(folder(state))
     assert sighted(engine).phase is Phase.LOST
 
 
@@ -682,14 +682,36 @@ def test_forgetting_deletes_all_that_belongs_to_a_build(state: Path, engine: Loc
         assert time.monotonic() < awaited_all
         engine.wait(5)
     settled = engine.write(ended(engine.get("b")))
-    engine.forget_logs(settled)
-    engine.forget_logs(settled)
-    assert not folder(state).exists()
+    said = [*engine.log("b", 1)]
+    engine.clear_attempts(settled)
+    engine.clear_attempts(settled)
+    assert {path.name for path in folder(state).iterdir()} == {"lock", "log.gz"}
+    assert [*engine.log("b", 1)] == said
     assert engine.get("b") == settled
     engine.forget(settled)
+    assert not folder(state).exists()
     with pytest.raises(NotFound):
         engine.get(build.name)
     assert folder(state, "b-1").exists()
+
+
+@pytest.mark.parametrize("left", [{"log"}, {"log", "log.gz.new"}, {"log", "log.gz"}, {"log.gz"}])
+def test_a_log_outlives_its_folder_however_often_packing_is_broken_off(
+    state: Path, engine: LocalEngine, left: set[str]
+) -> None:
+    """Two days later it is whole: from any line on, and as often as it is asked for."""
+    build = begin(engine)
+    awaited(engine, Phase.ENDED)
+    content = b"".join(line(number) for number in range(1, 5001))
+    for name in left:
+        (folder(state) / name).write_bytes(gzip.compress(content) if name == "log.gz" else content[:999])
+    (folder(state) / "log").unlink()
+    if "log" in left:
+        (folder(state) / "log").write_bytes(content)
+    engine.clear_attempts(build)
+    assert {path.name for path in folder(state).iterdir()} == {"lock", "log.gz"}
+    assert [one.number for one in engine.log("b", 1)] == [*range(1, 5001)]
+    assert [one.number for one in engine.log("b", 1, 4998)] == [4999, 5000]
 
 
 # ---- Logs -----------------------------------------------------------------------------------------------------------

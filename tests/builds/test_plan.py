@@ -29,13 +29,13 @@ from builds.build import (
 from builds.plan import (
     Action,
     Bury,
+    ClearAttempts,
     Confirm,
     Confirmation,
     Deliver,
     Explain,
     Facts,
     Forget,
-    ForgetLogs,
     Inspect,
     Inspection,
     Limits,
@@ -1124,7 +1124,7 @@ def test_logs_go_first_then_the_record() -> None:
     limits = Limits(log_history=timedelta(hours=1), history=timedelta(hours=2))
     closed = replace(build(state=State.FAILED, finished_at=ago(0)), open=False)
     assert expired(closed, limits, NOW + timedelta(minutes=59)) is None
-    assert expired(closed, limits, NOW + timedelta(hours=1)) == ForgetLogs(build="b")
+    assert expired(closed, limits, NOW + timedelta(hours=1)) == ClearAttempts(build="b")
     assert expired(closed, limits, NOW + timedelta(hours=2)) == Forget(build="b")
     assert expired(replace(closed, open=True), limits, NOW + timedelta(hours=9)) is None
     assert expired(replace(build(), open=False), limits, NOW + timedelta(days=99)) is None
@@ -1133,7 +1133,7 @@ def test_logs_go_first_then_the_record() -> None:
 def test_a_record_stays_as_long_as_its_image_where_the_record_is_the_ledger() -> None:
     limits = Limits(log_history=timedelta(hours=1), history=timedelta(hours=2), ledger=True)
     closed = replace(build(state=State.SUCCEEDED, finished_at=ago(0), image=IMAGE), open=False)
-    assert expired(closed, limits, NOW + timedelta(days=999)) == ForgetLogs(build="b")
+    assert expired(closed, limits, NOW + timedelta(days=999)) == ClearAttempts(build="b")
     without = replace(closed, status=replace(closed.status, image=None))
     assert expired(without, limits, NOW + timedelta(hours=2)) == Forget(build="b")
 

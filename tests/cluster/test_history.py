@@ -81,7 +81,7 @@ def test_five_thousand_that_have_ended(history: Release, api: Api, store: Store)
 
 
 def test_what_is_over_its_time_is_deleted(history: Release, api: Api, store: Store) -> None:
-    """First Jobs, with them pods and logs; then the record and whatever it owns."""
+    """First Jobs, with them pods; then the record and whatever it owns, the kept log too."""
     old, kept = settled(0, datetime.now(UTC) - HISTORY), settled(1, datetime.now(UTC) - HISTORY + timedelta(hours=1))
     for build in (old, kept):
         add_job(history, api, store(build))
@@ -95,6 +95,11 @@ def test_what_is_over_its_time_is_deleted(history: Release, api: Api, store: Sto
     found = history.one(name)
     assert (found["state"], found["log"]["tail"]) == ("succeeded", tail)
     until(lambda: not history.objects("pods", "build"))
+    log = history.log(name)
+    assert f"Fetching {history.host.url('ada/page')}" in log
+    assert "Fetching" not in tail
+    assert log.rstrip("\n").endswith(tail)
+    assert len(history.objects("configmaps", "log")) == 1
 
 
 def memory(release: Release, api: Api, store: Store) -> float:

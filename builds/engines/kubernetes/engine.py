@@ -251,10 +251,20 @@ class KubernetesEngine(KubernetesRecords):
         self._lists.clear()
         self._queues.clear()
 
-    def forget_logs(self, build: Build) -> None:
+    def keep_log(self, build: Build, attempt: int) -> None:
         self._must_lead()
         with translated():
-            for name in self._with_jobs.pop(build.name, ()):
+            if not self._archive.has(build, attempt) and (content := self._logs.content(build.name, attempt)):
+                self._archive.keep(build, attempt, content)
+
+    def clear_attempts(self, build: Build) -> None:
+        """Of a log that cannot be kept even now, its tail is in the record."""
+        self._must_lead()
+        for name in self._with_jobs.pop(build.name, ()):
+            number = name.rpartition("-")[2]
+            with suppress(Unavailable):
+                self.keep_log(build, int(number) if number.isdecimal() else 0)
+            with translated():
                 self._delete_job(name)
 
     def closed(self, before: datetime) -> Iterator[Build | None]:
@@ -265,6 +275,7 @@ class KubernetesEngine(KubernetesRecords):
         labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
         with translated():
             yield from self._find_jobs()
+            yield from self._archive.make_room()
             for page in self._api.pages("configmaps", labels=labels, metadata_only=True, limit=FEW):
                 for stored in page.items:
                     build = self._readable(stored["metadata"], summary_of)

@@ -2,7 +2,8 @@
 
 A log that somebody reads is copied into a file as it grows: first what is there now, then what follows. Readers read
 the file. When an attempt has ended its log is read once more, to the end, so that what is read then is complete. A log
-that nobody has asked for during a while is let go.
+that nobody has asked for during a while is let go. What a pod does not serve any more comes from where it was kept
+(`archive`).
 
 The builder numbers its lines, so what the kubelet serves twice is told from what is new.
 """
@@ -14,7 +15,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from builds.engines import LogLine, Unavailable, logfile
@@ -32,6 +33,8 @@ OVERLAP = 3
 """Seconds that are read twice where a stream goes on from what was there: clocks are not counted on."""
 
 Key = tuple[str, int]
+Kept = Callable[[], bytes | None]
+"""Gives the log that was kept of an attempt that has ended. Raises ApiError."""
 
 
 class Logs:
@@ -43,11 +46,20 @@ class Logs:
         self._lock = threading.Lock()
         self._copies: dict[Key, _Copy] = {}
 
-    def lines(self, build: str, attempt: int, after: int, *, ended: bool) -> Iterator[LogLine]:
+    def lines(self, build: str, attempt: int, after: int, *, ended: Kept | None) -> Iterator[LogLine]:
         """What exists now and comes after line `after`; all of it where the attempt has `ended`. Raises Unavailable."""
         copy = self._copy((build, attempt))
         copy.refresh(ended=ended)
         yield from copy.lines(after)
+
+    def content(self, build: str, attempt: int) -> bytes:
+        """The whole log of an attempt that has ended, as its pod serves it. Raises Unavailable."""
+        copy = self._copy((build, attempt))
+        try:
+            copy.refresh(ended=lambda: None)
+            return copy.content()
+        finally:
+            self._let_go((build, attempt))
 
     def close(self) -> None:
         with self._lock:
@@ -55,6 +67,12 @@ class Logs:
         for copy in copies:
             copy.close()
         self._folder.cleanup()
+
+    def _let_go(self, key: Key) -> None:
+        with self._lock:
+            copy = self._copies.pop(key, None)
+        if copy is not None:
+            copy.close()
 
     def _copy(self, key: Key) -> _Copy:
         with self._lock:
@@ -100,7 +118,13 @@ class _Copy:
         except FileNotFoundError:
             return  # let go in the same instant: the reader comes back
 
-    def refresh(self, *, ended: bool) -> None:
+    def content(self) -> bytes:
+        try:
+            return self._path.read_bytes()
+        except FileNotFoundError:
+            return b""
+
+    def refresh(self, *, ended: Kept | None) -> None:
         """Raises Unavailable."""
         self._read = time.monotonic()
         if self._complete or (self._following and not ended):
@@ -108,12 +132,11 @@ class _Copy:
         with self._lock:
             if self._complete or self._closed or (self._following and not ended):
                 return
-            if self._asked_just_now(ended=ended):
+            if self._asked_just_now(ended=ended is not None):
                 return
             began = self._asked = time.monotonic()
             try:
-                pod = self._pod()
-                there = pod is not None and self._snapshot(pod)
+                pod = self._take(ended)
             except Unavailable as error:
                 self._failure, self._asked = error, time.monotonic()  # who has waited for this need not wait again
                 raise
@@ -121,8 +144,31 @@ class _Copy:
             if ended:
                 self._complete = True
                 self._stop_following()
-            elif pod is not None and there:
+            elif pod is not None:
                 self._follow(pod, began)
+
+    def _take(self, ended: Kept | None) -> str | None:
+        """Takes what the pod serves, or else what was kept. Returns the pod if it has a log. Raises Unavailable."""
+        try:
+            pod = self._pod()
+            if pod is not None and self._snapshot(pod):
+                return pod
+        except Unavailable:
+            if ended is None or not self._take_kept(ended):
+                raise
+            return None
+        if ended is not None:
+            self._take_kept(ended)
+        return None
+
+    def _take_kept(self, kept: Kept) -> bool:
+        """Whether there was any. Raises Unavailable."""
+        try:
+            content = kept()
+            self._append((content or b"").splitlines(keepends=True))
+        except (ApiError, OSError) as error:
+            raise Unavailable(f"The log that was kept cannot be read: {error}") from error
+        return content is not None
 
     def _asked_just_now(self, *, ended: bool) -> bool:
         """Whether it is too soon to ask again. Raises Unavailable where it could not be read then."""

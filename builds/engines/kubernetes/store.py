@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import NoReturn, TypeVar
 
 import msgspec
@@ -25,6 +26,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 from builds.build import Build, State
 from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Refused, Unavailable, pages
 from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
+from builds.engines.kubernetes.archive import Archive
 from builds.engines.kubernetes.circuit import Circuit
 from builds.engines.kubernetes.logs import Logs
 from builds.engines.kubernetes.records import (
@@ -151,6 +153,7 @@ class KubernetesRecords:
         self._joint: Joint[Ask, Build] = Joint(self._join, self._in_turn)
         self._leaders: Shared[str] = Shared(FRESH)
         self._logs = Logs(api)
+        self._archive = Archive(api, release)
         self._reported: set[tuple[str, str]] = set()
 
     def close(self) -> None:
@@ -214,7 +217,8 @@ class KubernetesRecords:
         tried = next((one for one in build.status.attempts if one.number == attempt), None)
         if tried is None:
             return
-        yield from self._logs.lines(name, attempt, after, ended=tried.state is not None)
+        kept = partial(self._archive.read, build, attempt)
+        yield from self._logs.lines(name, attempt, after, ended=kept if tried.state else None)
 
     def changed(self, name: str, since: str, timeout: float) -> Build | None:
         deadline = time.monotonic() + timeout

@@ -7,6 +7,7 @@
         spawned, group  its session, as the one who started it and then the builder itself wrote it down
         stopping        made when it was first told to stop
         log, errors     its standard output and error
+        log.gz          after a while, and then nothing else is left but `lock`
         result.json     how it ended, by its own account
 
 Life is told by the locks, which the kernel lets go with the last process that holds them, and never by a process id:
@@ -16,17 +17,22 @@ those are used again. What is in the folder is read with `lock` in hand, so nobo
 from __future__ import annotations
 
 import fcntl
+import gzip
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -64,6 +70,8 @@ how Python and git run; and those of them that it gets all the same."""
 
 _CODE = Path(builds.__file__).parents[1]
 """Where `python -m builds.builder` finds the code that starts it, and not what lies in anybody's working directory."""
+
+LOCK, LOG, PACKED = "lock", "log", "log.gz"
 
 MAX_ATTEMPT = 10_000
 """Numbers of attempts whose folders are looked for: no build has had more, and a record may say anything."""
@@ -149,7 +157,7 @@ class _Folder:
     def clear(self) -> None:
         """Takes out everything but the lock, which is in hand."""
         for path in self.path.iterdir():
-            if path.name != "lock":
+            if path.name != LOCK:
                 remove(path) if path.is_dir() else path.unlink()
 
 
@@ -224,7 +232,7 @@ class Attempts:
         folder = self._folder(build, attempt)
         with _unavailable("started"):
             folder.path.mkdir(mode=0o700, exist_ok=True)
-            with _locked(folder["lock"], fcntl.LOCK_EX) as lock:
+            with _locked(folder[LOCK], fcntl.LOCK_EX) as lock:
                 if folder.ours and (lock is None or folder.began):
                     return
                 if lock is None:
@@ -262,6 +270,14 @@ class Attempts:
             except OSError as error:
                 raise Refused(f"The attempt's folder cannot be deleted: {error}.") from error
 
+    def pack(self, build: Build) -> None:
+        """Leaves nothing in the folders of all attempts so far but their logs, compressed. Raises Refused."""
+        for number in range(1, min(build.status.attempt, MAX_ATTEMPT) + 1):
+            try:
+                _pack(self._root / f"{build.name}-{number}")
+            except OSError as error:
+                raise Refused(f"The attempt's folder cannot be emptied: {error}.") from error
+
     def discard(self, build: Build) -> None:
         """Deletes the folders of a record that has gone, of whose attempts nothing is alive any more: not those of
         another record of that name."""
@@ -276,11 +292,8 @@ class Attempts:
         """The lines after line `after`; the file is open only while they are being read. Raises Unavailable."""
         if not re.fullmatch(r"[a-z0-9-]{1,63}", name):
             return
-        with (
-            _unavailable("read"),
-            suppress(FileNotFoundError),
-            (self._root / f"{name}-{number}" / "log").open("rb") as file,
-        ):
+        folder = self._root / f"{name}-{number}"
+        with _unavailable("read"), suppress(FileNotFoundError), _opened(folder) as file:
             yield from logfile.lines(file, number, after)
 
     def sweep(self, known: Callable[[str], bool]) -> Iterator[None]:
@@ -288,7 +301,7 @@ class Attempts:
         for path in tuple(self._root.iterdir()):
             if known(path.name.rpartition("-")[0]):
                 continue
-            with suppress(OSError), _locked(path / "lock", fcntl.LOCK_SH) as lock:
+            with suppress(OSError), _locked(path / LOCK, fcntl.LOCK_SH) as lock:
                 if lock is not None:
                     self._pulse.beat(DELETING)
                     remove(path)
@@ -307,7 +320,7 @@ class Attempts:
 
     def _spawn(self, folder: _Folder, lock: int, trace: Trace | None) -> subprocess.Popen[bytes]:
         """The child shares our lock and keeps it when our descriptor is closed: at no instant is it free."""
-        with folder["log"].open("ab") as output, folder["errors"].open("ab") as errors:
+        with folder[LOG].open("ab") as output, folder["errors"].open("ab") as errors:
             return subprocess.Popen(
                 [*self._command, str(folder["spec.json"]), str(folder["result.json"])],
                 stdin=subprocess.DEVNULL,
@@ -346,7 +359,7 @@ def _locked(path: Path, mode: int) -> Iterator[int | None]:
 def _look(folder: _Folder) -> Look:
     """Shared locks, so that those who look do not see each other."""
     try:
-        with _locked(folder["lock"], fcntl.LOCK_SH) as lock:
+        with _locked(folder[LOCK], fcntl.LOCK_SH) as lock:
             if not folder.ours:
                 return Look.NEVER
             if lock is not None:
@@ -386,3 +399,40 @@ def _unavailable(done: str) -> Iterator[None]:
     except (OSError, ValueError, OverflowError) as error:  # names with NUL, times after the year 9999
         why = getattr(error, "strerror", None) or error
         raise Unavailable(f"The attempt's folder or process cannot be {done}: {why}.") from error
+
+
+def _pack(folder: Path) -> None:
+    """The lock stays, by which it is told that nothing of the attempt is alive. Raises OSError."""
+    plain, packed, begun = folder / LOG, folder / PACKED, folder / f"{PACKED}.new"
+    if not folder.exists():
+        return
+    if plain.exists():
+        with plain.open("rb") as source, begun.open("wb") as target:
+            with gzip.GzipFile(fileobj=target, mode="wb", filename="") as packer:
+                shutil.copyfileobj(source, packer)
+            target.flush()
+            os.fsync(target.fileno())
+        begun.replace(packed)
+    if not packed.exists():
+        remove(folder)
+        return
+    for entry in folder.iterdir():
+        if entry.name not in (PACKED, LOCK):
+            remove(entry)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[BinaryIO]:
+    """The log, unpacked if need be. Raises FileNotFoundError where there is none, OSError."""
+    with ExitStack() as files:
+        try:
+            file: BinaryIO = files.enter_context((folder / LOG).open("rb"))
+        except FileNotFoundError:
+            packed = files.enter_context(gzip.open(folder / PACKED))
+            file = files.enter_context(tempfile.TemporaryFile())
+            try:
+                shutil.copyfileobj(packed, file)
+            except (EOFError, zlib.error) as error:
+                raise OSError(f"{PACKED} is damaged: {error}") from error
+            file.seek(0)
+        yield file
