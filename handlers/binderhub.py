@@ -14,6 +14,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from builds.engines import Ask, EngineError, LogLine, NotFound, Records
 from builds.errors import UnknownRef
 from builds.image import tag_for
 from builds.providers import PROVIDERS, Source
+from builds.retention import recorded
 from builds.triggers import REQUESTED, requested
 from eventing.event import Event
 from handlers import asking, logs, problems
@@ -87,6 +89,7 @@ def build(provider: str, spec: str) -> Response:
     tag = tag_for(ask.request.commit, ask.request.subdir, ask.request.build_args)
     digest = services().find_image(ask.request.image, tag, ask.name)
     if digest:
+        _note_use(ask)
         return logs.streamed([*_noted(notes), _ready(ask.request.image, tag, digest, "Done! Found built image")])
     return _followed(lambda: _just_ended(ask.name) or _accepted(ask), identity.by, notes)
 
@@ -183,6 +186,16 @@ def _just_ended(name: str) -> Viewed | None:
     if not found.state.ended or finished is None or services().now() - finished > REPEATED:
         return None
     return Viewed(found, (found.status.round_began_with, 0))
+
+
+def _note_use(ask: Ask) -> None:
+    """In the record, as one more who asks: an image that is used must not be deleted as one that nobody asks for."""
+    after = services().note_use_after
+    if after is None:
+        return
+    with suppress(EngineError):
+        if services().now() - recorded(services().records.get(ask.name)).used_at >= after:
+            asking.accept([ask], via="binderhub")
 
 
 def _accepted(ask: Ask) -> Viewed:

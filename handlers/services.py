@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, cast
 
 from flask import Request, current_app, request
@@ -68,6 +68,8 @@ class Services:
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when web is told to end: the streams end with it, and their viewers go on at another replica."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    note_use_after: timedelta | None = None
+    """Where images are deleted that nobody asks for (`keep`): how long after the last one a further use is noted."""
     spans: Spans | None = None
     """Told of requests; `None` where nobody collects spans."""
     viewers: Viewers = field(init=False)

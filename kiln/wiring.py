@@ -69,6 +69,9 @@ log = logging.getLogger(__name__)
 LAST_LOOK = 5.0
 """Seconds that a look at a repository or a registry has to end when the controller is told to stop."""
 
+USE_NOTED = timedelta(days=1)
+"""So often is it noted that an image which was there already is used; more often if `keep.for` is short."""
+
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds who it is in its cluster."""
 
@@ -283,6 +286,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             max_body=found.max_body,
             max_viewers=found.max_viewers,
             stopping=stopping,
+            note_use_after=min(USE_NOTED, kiln.config.keep.period / 4) if kiln.config.keep else None,
             spans=spans(kiln, "web"),
         )
     )

@@ -179,6 +179,20 @@ def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Ca
     assert names == [house.ask().name], "only what this very build has pushed"
 
 
+@pytest.mark.parametrize(("after", "uses"), [(timedelta(hours=6), 2), (None, 1)])
+def test_the_use_of_an_image_that_may_be_deleted_is_noted(
+    houses: Callable[..., House], after: timedelta | None, uses: int
+) -> None:
+    """Once a day or so: that it is used must not be a write each time."""
+    moment = [datetime.now(UTC)]
+    house = houses(find_image=there, note_use_after=after, now=lambda: moment[0])
+    build = house.ask()
+    for hours in (1, 7, 8):
+        moment[0] += timedelta(hours=hours - (moment[0] - build.created_at) / timedelta(hours=1))
+        assert phases(everything(house))[-1] == "ready"
+    assert len(house.engine.get(build.name).causes) == uses
+
+
 @pytest.mark.parametrize("query", ["", "?build_only=false", "?build_only=TRUE", "?build_only=true&build_token=x.y.z"])
 def test_it_never_launches_and_says_so(houses: Callable[..., House], query: str) -> None:
     said = everything(houses(find_image=there), f"{SPEC}{query}")
