@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 import pytest
 from kubernetes.client.configuration import Configuration
+from kubernetes_validate import validate
 from msgspec.structs import replace
 
 from builds.engines import Unavailable
@@ -235,6 +236,7 @@ def test_a_log_is_kept_whole(cluster: Cluster, archive: Archive, content: bytes)
     assert archive.read(BUILD, 1) == content
     assert archive.has(BUILD, 1)
     for made in cluster.maps.values():
+        validate(made, "1.34", strict=True)
         assert len(base64.b64decode(made["binaryData"]["log.gz"])) <= 900 << 10
         assert made["immutable"]
         assert made["metadata"]["ownerReferences"][0]["uid"] == BUILD.uid
