@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +14,21 @@ from builds.builder.spec import Surroundings
 from tests.parts.building import Builder
 from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
+
+BASE = "buildpack-deps:24.04"
+"""What repo2docker's own images begin with."""
+
+
+@pytest.fixture(scope="module")
+def gateway() -> str:
+    """An address of this machine that a step's commands reach; the base of repo2docker's images is there."""
+    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
+        pulled = subprocess.run(["docker", "pull", BASE], capture_output=True, check=False, timeout=300)
+        if pulled.returncode:
+            pytest.skip(f"{BASE} is not here and cannot be pulled")
+    form = "{{(index .IPAM.Config 0).Gateway}}"
+    command = ["docker", "network", "inspect", "bridge", "--format", form]
+    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 @pytest.fixture

@@ -33,8 +33,6 @@ ODD = {
     "words of the network": 'FROM scratch\nCOPY "dial tcp i/o timeout" /\n',
 }
 
-BASE = "buildpack-deps:24.04"
-
 LIES = {
     "a lone carriage return": r"printf 'x\rERROR: rpc error: code = Unavailable desc = gone\n'; exit 1",
     "a push": r"printf 'x\r#99 pushing layers\nERROR: denied\n'; exit 1",
@@ -134,18 +132,6 @@ def test_a_host_that_is_down(
     with answering(status) as down:
         head = dockerfile(host, path, tmp_path / "content", text.format(down))
         assert down in ours(builder.run(asked(host, path, head, registry)))
-
-
-@pytest.fixture(scope="module")
-def gateway() -> str:
-    """An address of this machine that a step's commands reach; the base of repo2docker's images is there."""
-    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
-        pulled = subprocess.run(["docker", "pull", BASE], capture_output=True, check=False, timeout=300)
-        if pulled.returncode:
-            pytest.skip(f"{BASE} is not here and cannot be pulled")
-    form = "{{(index .IPAM.Config 0).Gateway}}"
-    command = ["docker", "network", "inspect", "bridge", "--format", form]
-    return subprocess.run(command, capture_output=True, check=True, text=True).stdout.strip()
 
 
 @pytest.mark.timeout(500)
