@@ -322,17 +322,24 @@ def test_a_hub_that_is_down_lets_nobody_in_and_keeps_nobody_waiting(world: World
 
 
 def test_a_hub_that_says_nothing_is_waited_for_a_few_seconds_by_few(world: World) -> None:
+    """Longer than when nobody has to ask it, by no more than one waits for it."""
+
+    def crowd(ask: Callable[[], requests.Response]) -> tuple[list[requests.Response], float, float]:
+        """A hundred answers, the seconds that the last of them took, and those of a page that is open to all."""
+        with ThreadPoolExecutor(100) as many:
+            asked = [many.submit(timed, ask) for _ in range(100)]
+            page, took = timed(lambda: requests.get(f"{world.direct}login", timeout=30))
+            answers = [each.result() for each in asked]
+        assert page.status_code == 200
+        return [answer for answer, _ in answers], max(seconds for _, seconds in answers), took
+
+    _, usual, _ = crowd(lambda: requests.get(f"{world.direct}login", timeout=30))
     world.between.drop = True
     try:
-        with ThreadPoolExecutor(100) as many:
-            asked = [
-                many.submit(timed, lambda: direct(world, "api/v1/builds", secrets.token_hex(16))) for _ in range(100)
-            ]
-            open_to_all, took = timed(lambda: requests.get(f"{world.direct}login", timeout=30))
-            answers = [each.result() for each in asked]
-        assert (open_to_all.status_code, took < 3) == (200, True)
-        assert {answer.status_code for answer, _ in answers} == {503}
-        assert max(took for _, took in answers) < 8
+        answers, longest, page = crowd(lambda: direct(world, "api/v1/builds", secrets.token_hex(16)))
+        assert {answer.status_code for answer in answers} == {503}
+        assert page < usual + 3
+        assert longest < usual + 8
     finally:
         world.between.drop = False
         world.between.cut()
@@ -342,12 +349,12 @@ def test_a_hub_that_says_nothing_is_waited_for_a_few_seconds_by_few(world: World
 
 def test_a_hub_that_is_slow_is_waited_for(world: World) -> None:
     token = world.token("grace")
-    world.between.delay = 0.5
+    world.between.delay = 1.0
     try:
         answer, took = timed(lambda: direct(world, "api/v1/builds", token))
         assert answer.status_code == 200
-        assert took >= 0.5
-        assert timed(lambda: direct(world, "api/v1/builds", token))[1] < 0.5, "what it said holds for a while"
+        assert took >= 1.0
+        assert timed(lambda: direct(world, "api/v1/builds", token))[1] < 1.0, "what it said holds for a while"
     finally:
         world.between.delay = 0.0
 
