@@ -28,13 +28,13 @@ venv: .venv/complete  ## .venv with everything in it, by hash
 	@touch $@
 
 demo: venv  ## from a git push to a pushed image, on this machine
-	@$(BIN)/python -m docs.demo.run
+	@$(BIN)/python -m tools.demo.run
 
 cluster: venv  ## Kiln in a Kubernetes cluster on this machine (kind), with all it needs; it stays
-	@$(BIN)/python -m docs.demo.cluster up
+	@$(BIN)/python -m tools.demo.cluster up
 
 cluster-down: venv  ## takes that cluster away, and what is beside it
-	@$(BIN)/python -m docs.demo.cluster down
+	@$(BIN)/python -m tools.demo.cluster down
 
 image:  ## web, controller and builder as one image, kiln:dev, and what makes it as big as it is
 	docker buildx build --quiet --load --tag $(IMAGE) \
@@ -80,7 +80,7 @@ mutants: venv  ## changes the rules of the policy one by one and lists what no t
 	$(BIN)/mutmut results
 
 chart: venv  ## what is made from the chart: its table of values, and the golden files of its tests (needs helm)
-	$(BIN)/python chart/values_table.py
+	$(BIN)/python tools/values_table.py
 	GOLDEN=renew $(BIN)/python -m pytest -q tests/cluster/chart/test_rendered.py -k last_looked_at
 
 locks:  ## the locked versions, renewed (needs uv)

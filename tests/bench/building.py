@@ -12,14 +12,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
-from docs.demo.run import HERE as DEMO
-from docs.demo.run import forget_images
 from tests.bench.figures import beside
 from tests.parts import machine
 from tests.parts.githost import GitHost
 from tests.parts.installation import Installation
 from tests.parts.registry import Registry
 from tests.parts.system import System
+from tools.demo.run import HERE as DEMO
+from tools.demo.run import forget_images
 
 TURNS = 7
 REPOSITORY = "bench/sample"

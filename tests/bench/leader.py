@@ -36,7 +36,6 @@ from builds.engines.kubernetes.records import manifest
 from builds.engines.kubernetes.store import KubernetesRecords
 from builds.engines.kubernetes.watch import Watch
 from builds.engines.marks import joined
-from docs.demo.github import delivery
 from tests.bench import web
 from tests.bench.figures import beside
 from tests.builds.making import ask, ended
@@ -46,6 +45,7 @@ from tests.parts.kiln import get, megabytes, until
 from tests.parts.machine import ROOT
 from tests.parts.registry import free_port
 from tests.parts.sink import EventSink
+from tools.demo.github import delivery
 
 NODE = "kiln-bench"
 TURNS = 2

@@ -19,7 +19,6 @@ from pathlib import Path
 from statistics import median
 from urllib.parse import urlsplit
 
-from docs.demo.github import delivery
 from tests.bench import empty
 from tests.bench.figures import beside, percentile
 from tests.parts import machine
@@ -30,6 +29,7 @@ from tests.parts.machine import ROOT
 from tests.parts.registry import Registry, free_port
 from tests.parts.system import System
 from tests.parts.viewers import Viewers
+from tools.demo.github import delivery
 
 SENDERS = 8
 EACH = 100

@@ -12,10 +12,10 @@ from urllib.parse import quote
 import pytest
 
 from builds.image import tag_for
-from docs.demo import github
 from tests.parts.cluster import Release
 from tests.parts.installation import NONE, SMALL, Webhook, http
 from tests.parts.kiln import until
+from tools.demo import github
 
 pytestmark = pytest.mark.timeout(300)
 

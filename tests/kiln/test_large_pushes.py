@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from docs.demo.github import delivery
 from tests.parts.kiln import Kiln, Process
+from tools.demo.github import delivery
 
 SECRET = b"a canary of the webhooks"
 PAGE = "https://github.com/octo/stats"

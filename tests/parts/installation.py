@@ -19,7 +19,6 @@ from typing import Any
 
 import requests
 
-from docs.demo import github
 from eventing.event import Event
 from tests.parts import machine
 from tests.parts.githost import GitHost, commit
@@ -27,6 +26,7 @@ from tests.parts.kiln import until
 from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
 from tests.parts.sink import EventSink
+from tools.demo import github
 
 ENDED = ("succeeded", "failed", "cancelled")
 NONE = "0" * 40

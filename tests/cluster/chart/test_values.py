@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from chart.values_table import readme, rows
 from kiln.settings import SETTINGS, Setting
 from tests.cluster.chart.helm import CHART, LEAST, Refused, environment, merged, render
+from tools.values_table import readme, rows
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 

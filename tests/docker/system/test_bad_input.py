@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 import requests
 
-from docs.demo import github
 from tests.parts.installation import http
 from tests.parts.system import System
+from tools.demo import github
 
 LIMIT = 2**20
 LIMIT_OF_WEBHOOKS = 25 * 2**20

@@ -13,11 +13,11 @@ from urllib.parse import quote, urlsplit
 import pytest
 import requests
 
-from docs.demo import github
 from tests.parts import machine
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, Webhook, http
 from tests.parts.system import System
+from tools.demo import github
 
 COMMIT = "1" * 40
 MARKER = Path("/tmp/kiln-was-here")

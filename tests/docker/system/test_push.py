@@ -10,10 +10,10 @@ from pathlib import Path
 
 import requests
 
-from docs.demo import github
 from tests.parts import machine
 from tests.parts.installation import SMALL, Webhook, http
 from tests.parts.system import System
+from tools.demo import github
 
 
 def names(answer: requests.Response) -> list[str]:

@@ -1,7 +1,7 @@
 """`make cluster`: a Kubernetes cluster on this machine with Kiln in it, and what Kiln needs around it; it stays.
 
-    python -m docs.demo.cluster up      # again: Kiln and the chart as they are in the working copy now
-    python -m docs.demo.cluster down
+    python -m tools.demo.cluster up      # again: Kiln and the chart as they are in the working copy now
+    python -m tools.demo.cluster down
 
 It is the cluster of the tests (tests/cluster/kind.yaml) under a name of its own, so both can be there. Registry, Git
 host and a receiver of events are containers on its network: this machine and the pods reach them by the same addresses.
@@ -22,13 +22,13 @@ from pathlib import Path
 import requests
 import yaml
 
-from docs.demo.around import GIT_PORT, SINK_PORT
 from tests.parts import cluster as parts
 from tests.parts import image, machine
 from tests.parts.cluster import CHART, Cluster, run
 from tests.parts.githost import GitHost
 from tests.parts.kiln import get, until
 from tests.parts.registry import IMAGE as REGISTRY_IMAGE
+from tools.demo.around import GIT_PORT, SINK_PORT
 
 NAME = "kiln"
 """Of cluster, namespace, release and Service."""
@@ -78,7 +78,7 @@ def _around(cluster: Cluster, url: str) -> str:
         if not bare.exists():
             with tempfile.TemporaryDirectory() as work:
                 content = Path(work) / "sample"
-                shutil.copytree(machine.ROOT / "docs/demo/sample", content)
+                shutil.copytree(machine.ROOT / "tools/demo/sample", content)
                 shutil.copy(machine.program("busybox", "busybox-static"), content / "busybox")
                 host.create(REPOSITORY, content)
     secret = folder / "secret"
@@ -87,12 +87,12 @@ def _around(cluster: Cluster, url: str) -> str:
         secret.write_text(secrets.token_urlsafe(32))
     options = [f"--volume={machine.ROOT}:/source:ro", f"--volume={folder}:/git", "--workdir=/source"]
     user = f"--user={os.getuid()}:{os.getgid()}"
-    program = ("python", "-m", "docs.demo.around", "/git")
+    program = ("python", "-m", "tools.demo.around", "/git")
     address = _beside(cluster, AROUND, cluster.kiln_image, *options, user, command=program)
     arguments = [f"{url}webhooks/github", "/git/secret", f"http://{address}:{GIT_PORT}/{REPOSITORY}.git"]
     hook = bare / "hooks/post-receive"
     hook.parent.mkdir(exist_ok=True)
-    hook.write_text(f"#!/bin/sh\nPYTHONPATH=/source exec python -m docs.demo.github {shlex.join(arguments)}\n")
+    hook.write_text(f"#!/bin/sh\nPYTHONPATH=/source exec python -m tools.demo.github {shlex.join(arguments)}\n")
     hook.chmod(0o755)
     return address
 

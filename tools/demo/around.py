@@ -1,6 +1,6 @@
 """What `make cluster` puts beside the cluster, in a container: a Git host, and a receiver that prints its events.
 
-python -m docs.demo.around ROOT     # the bare repositories
+python -m tools.demo.around ROOT     # the bare repositories
 """
 
 from __future__ import annotations

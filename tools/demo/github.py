@@ -3,7 +3,7 @@
 For each ref it sends one `push` event (https://docs.github.com/webhooks/webhook-events-and-payloads#push), signed with
 the webhook's secret. A Git host does not wait for long, and does not repeat: nor does this.
 
-    python -m docs.demo.github HOOK_URL SECRET_FILE REPOSITORY_URL  < "before after ref" lines, in the bare repository
+    python -m tools.demo.github HOOK_URL SECRET_FILE REPOSITORY_URL  < "before after ref" lines, in the bare repository
 """
 
 from __future__ import annotations

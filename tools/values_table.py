@@ -1,9 +1,9 @@
-"""The table of values in README.md, made from values.yaml: a value's row is the comment above it.
+"""The table of values in the chart's README.md, made from values.yaml: a value's row is the comment above it.
 
 A value with no values below that have a comment of their own is one row, whatever it holds. One without a comment is an
 error: what cannot be said in a sentence is not ready to be offered.
 
-    python chart/values_table.py     # writes the table into chart/README.md
+    python tools/values_table.py     # writes the table into chart/README.md
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-HERE = Path(__file__).resolve().parent
+CHART = Path(__file__).resolve().parents[1] / "chart"
 BEGIN, END = "<!-- values: made by values_table.py -->\n", "<!-- end of values -->\n"
 
 
@@ -28,8 +28,8 @@ def rows(text: str) -> list[str]:
 
 def readme() -> str:
     """README.md with the table as it should be."""
-    before, _, rest = (HERE / "README.md").read_text().partition(BEGIN)
-    table = ["| value | default | |", "|---|---|---|", *rows((HERE / "values.yaml").read_text())]
+    before, _, rest = (CHART / "README.md").read_text().partition(BEGIN)
+    table = ["| value | default | |", "|---|---|---|", *rows((CHART / "values.yaml").read_text())]
     return before + BEGIN + "\n".join(table) + "\n" + END + rest.partition(END)[2]
 
 
@@ -67,4 +67,4 @@ def _default(value: yaml.Node) -> str:
 
 
 if __name__ == "__main__":
-    (HERE / "README.md").write_text(readme())
+    (CHART / "README.md").write_text(readme())

@@ -96,7 +96,7 @@ def again_in_group() -> NoReturn:
     """Starts anew as a member of the group that may use the daemon: a login from before does not have it."""
     if os.environ.get("DEMO_IN_GROUP"):
         raise DemoError(f"the Docker daemon does not let us in, though we are in the group {machine.GROUP}")
-    command = shlex.join([sys.executable, "-m", "docs.demo.run"])
+    command = shlex.join([sys.executable, "-m", "tools.demo.run"])
     os.environ["DEMO_IN_GROUP"] = "1"
     os.execvp("sg", ["sg", machine.GROUP, "-c", f"exec {command}"])
 
@@ -162,7 +162,7 @@ def make_repository(system: System) -> Path:
     hook = bare / "hooks/post-receive"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(
-        f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} -m docs.demo.github "
+        f"#!/bin/sh\nPYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.quote(sys.executable)} -m tools.demo.github "
         f"{arguments}\n"
     )
     hook.chmod(0o755)
