@@ -20,7 +20,7 @@ import msgspec
 
 from builds import metrics
 from builds.build import Build
-from builds.clients.errors import RegistryError
+from builds.clients.errors import RegistryError, Unauthorized
 from builds.clients.inventory import REFERRERS, Inventory, artifacts
 from builds.clients.registry import Manifest, Registry
 from builds.engines import EngineError, NotFound, Records
@@ -93,7 +93,8 @@ class Pruner:
         try:
             images = self._inventory.images(self._registry(repository), repository, named)
         except RegistryError as error:
-            return Looked(repository=repository, error=str(error))
+            absent = isinstance(error, Unauthorized) and not records  # some registries say so of what is not there
+            return Looked(repository=repository, error=None if absent else str(error))
         allowed = any(glob_match(pattern, repository) for pattern in self._allowed)
         verdicts = judge(images, records, self._rule, self._clock(), allowed=allowed)
         return Looked(repository=repository, verdicts=verdicts, records=records)

@@ -301,6 +301,20 @@ def test_a_token_that_may_delete_is_asked_for(
         assert [one.digest for one in shop.prune(old[0], registry=lambda _: reads).deleted] == [old[1]]
 
 
+def test_a_name_that_was_never_pushed_is_no_error(shop: Shop, registry: Server, old: tuple[str, str]) -> None:
+    """Though some registries refuse to tell of it."""
+
+    class Hides(Behaviour):
+        def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+            return refusal(403, "DENIED", "denied")
+
+    with OciFront(registry, Hides()) as front:
+        pruner = shop.pruner(registry=lambda _: _Through(registry.host, front.host))
+        errors = {looked.repository: looked.error for looked in pruner.look([f"{shop.prefix}never"])}
+    assert errors[f"{shop.prefix}never"] is None
+    assert "denied" in (errors[old[0]] or "")
+
+
 def test_tags_and_repositories_are_read_to_the_last_page(shop: Shop, registry: Server) -> None:
     image = shop.first("paged")
     digest = shop.push(shop.request("paged", 1), "b", *(f"t{number}" for number in range(5)))
