@@ -147,6 +147,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     turns: Turns = Turns()
     unfit: Sequence[Attempt] = ()
     """Attempts that their node could not take, of builds that have left the watch since."""
+    in_flight: Mapping[str, Action | None] = {}
+    """By build: the action that is being carried out, or `None` where only deliveries are. Nothing else is decided on
+    such a build, and a start has its slot already."""
 
 
 class Word(StrEnum):
@@ -273,13 +276,15 @@ class ClearAttempts(Action, frozen=True, kw_only=True):
 def plan(facts: Facts, limits: Limits, now: datetime) -> list[Action]:
     """What to do now: at most one action on each build's record, and any number of deliveries.
 
-    The controller carries out the answer and calls again until there is nothing left to do.
+    The controller carries out the answer, and calls again while it does so: `Facts.in_flight` says what is under way.
     """
     look = _Look(facts, limits, now)
     actions: list[Action] = []
     waiting: list[Build] = []
     opening: dict[str, Report] = {}
     for build in facts.builds:
+        if build.name in facts.in_flight:
+            continue
         own = _next(build, look)
         if isinstance(own, Report) and own.word is Word.QUEUED:
             after = opened(build, own.attempt, now)
@@ -348,12 +353,14 @@ class _Look:
         self._sightings = {(sighting.build, sighting.attempt): sighting for sighting in facts.sightings}
         self.holders = _holders(self)
         self.left_out = _left_out(facts, now)
+        for build in facts.builds:
+            self.heed(build, facts.in_flight.get(build.name))
 
     def sighting(self, build: Build, attempt: Attempt) -> Sighting | None:
         return self._sightings.get((build.name, attempt.number))
 
-    def heed(self, build: Build, action: Action) -> None:
-        """Nothing more is sent to a node from which an attempt is taken back in this same look."""
+    def heed(self, build: Build, action: Action | None) -> None:
+        """Nothing more is sent to a node from which an attempt is being taken back."""
         if isinstance(action, Stop) and action.unfit and build.live and build.live.node:
             self.left_out.setdefault(build.live.node, _is_left_out(build.live.node, action.message))
 
@@ -743,6 +750,7 @@ def _unplaced(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Star
         not look.facts.scalable
         or any(node.ready for node in look.facts.nodes)
         or any(map(_has_no_node, look.facts.builds))
+        or any(isinstance(one, Start) and one.node is None for one in look.facts.in_flight.values())
     ):
         return
     if any(_due(_waits_since(build) + after, look.now, after) for build in due):
@@ -791,7 +799,7 @@ class _Place:
 
 
 class _Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that has slots: from the moment that it is in the record, until it is known not to be any more."""
+    """An attempt that has slots: from the moment that it is decided on, until it is known not to be any more."""
 
     node: str | None
     slots: int
@@ -807,16 +815,25 @@ def _holders(look: _Look) -> Sequence[_Holder]:
         for sighting in look.facts.sightings
         if sighting.phase in (Phase.PENDING, Phase.RUNNING) and (sighting.build, sighting.attempt) not in known
     ]
-    return [*(_holder(build, attempt, look) for build, attempt in live), *orphans]
+    begun = [
+        _Holder(node=start.node, slots=_slots_of(start.alone, look), order=(True, look.now, start.build))
+        for start in look.facts.in_flight.values()
+        if isinstance(start, Start) and (start.build, start.attempt) not in known
+    ]
+    return [*(_holder(build, attempt, look) for build, attempt in live), *orphans, *begun]
 
 
 def _holder(build: Build, live: Attempt, look: _Look) -> _Holder:
     sighting = look.sighting(build, live)
     return _Holder(
         node=live.node or (sighting.node if sighting else None),
-        slots=look.limits.builds_per_node if live.alone else 1,
+        slots=_slots_of(live.alone, look),
         order=(sighting is not None and sighting.phase is Phase.ABSENT, live.written_at, build.name),
     )
+
+
+def _slots_of(alone: bool, look: _Look) -> int:
+    return look.limits.builds_per_node if alone else 1
 
 
 def _came_late(build: Build, live: Attempt, look: _Look) -> bool:
@@ -863,7 +880,7 @@ def _left_out(facts: Facts, now: datetime) -> dict[str, str]:
 
 
 class _Slots:
-    """The free slots of each ready node. An attempt has its slot from the moment that it is in the record."""
+    """The free slots of each ready node. An attempt has its slot from the moment that it is decided on."""
 
     def __init__(self, look: _Look) -> None:
         self._per_node = look.limits.builds_per_node

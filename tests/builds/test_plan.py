@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -53,6 +54,7 @@ from builds.plan import (
     plan,
     rendezvous,
 )
+from builds.record import advance
 from eventing.event import Event
 from tests.builds.histories import (
     ELSEWHERE,
@@ -1147,6 +1149,42 @@ def test_turns_are_bounded() -> None:
     assert len(turns.served) == 1000
     assert turns.served["by user:1199"] == 1200
     assert "by user:1" not in turns.served
+
+
+# ---- In flight ----------------------------------------------------------------------------------------------------
+
+
+@given(per_node=st.integers(1, 3), kinds=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=8))
+def test_starts_that_are_in_flight_have_their_slots(per_node: int, kinds: list[tuple[bool, bool]]) -> None:
+    """Whichever of them are written before the next look, and which later. (`kinds`: in flight, written by then.)"""
+    limits, nodes = Limits(builds_per_node=per_node), [node("n1"), node("n2")]
+    waiting = [build(f"b{n}", round=0) for n in range(len(kinds))]
+    first = {one.build: one for one in decide(*waiting, limits=limits, nodes=nodes) if isinstance(one, Start)}
+    late = {name for name in first if kinds[int(name[1:])][0]}
+    written = {name for name in first if name not in late or kinds[int(name[1:])][1]}
+    now = [advance(one, first[one.name], NOW, lambda *_: []) if one.name in written else one for one in waiting]
+    more = [build(f"c{n}", round=0) for n in range(8)]
+    actions = decide(*now, *more, limits=limits, nodes=nodes, in_flight={name: first[name] for name in late})
+    assert not {action.build for action in actions} & late
+    starts = [*first.values(), *(one for one in actions if isinstance(one, Start) and one.build not in first)]
+    assert max(Counter(one.node for one in starts).values()) <= per_node
+    assert len(starts) == 2 * per_node
+
+
+def test_a_start_without_a_node_that_is_in_flight_is_the_only_one() -> None:
+    a, b = build("a", created=60), build("b", created=30)
+    (start,) = [one for one in scaled(a, b) if isinstance(one, Start)]
+    assert (start.build, start.node) == ("a", None)
+    assert started(scaled(a, b, in_flight={"a": start})) == []
+
+
+def test_nothing_is_sent_to_a_node_from_which_an_attempt_is_just_taken_back() -> None:
+    stuck = build("stuck", attempts=(attempt(1),))
+    stop = Stop(build="stuck", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
+    assert started(decide(stuck, build("b"))) == ["b"]
+    (told,) = decide(stuck, build("b"), in_flight={"stuck": stop})
+    assert isinstance(told, Explain)
+    assert told.waiting == "Node n1 is left out: No room."
 
 
 # ---- Pull requests ------------------------------------------------------------------------------------------------

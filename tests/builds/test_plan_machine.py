@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -167,6 +168,7 @@ class World(RuleBasedStateMachine):
         self.confirmations: dict[str, Confirmation] = {}
         self.inspecting: set[tuple[str, int]] = set()
         self.inspections: dict[tuple[str, int], Inspection] = {}
+        self.in_flight: dict[str, tuple[Build, Action]] = {}
         self.deleted.clear()
 
     # ---- What people and hosts do ---------------------------------------------------------------------------------
@@ -350,11 +352,20 @@ class World(RuleBasedStateMachine):
 
     # ---- The controller -------------------------------------------------------------------------------------------
 
-    @rule(looks=st.integers(1, 6), blind=st.booleans())
-    def controller_works(self, looks: int, blind: bool) -> None:
+    @rule(looks=st.integers(1, 6), blind=st.booleans(), slow=st.sets(st.sampled_from([one[0] for one in COMMITS])))
+    def controller_works(self, looks: int, blind: bool, slow: set[str]) -> None:
+        """What it decides on some records is in flight for a while; it goes on with the others."""
         for _ in range(looks):
-            if not self.look(blind=blind):
+            if not self.look(blind=blind, slow=slow):
                 break
+
+    @rule()
+    def writes_land(self) -> None:
+        """What was in flight is written, unless its record has changed since."""
+        for name, (decided_on, action) in self.in_flight.items():
+            if self.records.get(name) is decided_on:
+                self.carry_out(decided_on, action)
+        self.in_flight.clear()
 
     @rule(after=st.integers(0, 3), before_effect=st.booleans())
     def controller_crashes(self, after: int, before_effect: bool) -> None:
@@ -405,15 +416,17 @@ class World(RuleBasedStateMachine):
         sightings = [
             self.sighting(build.name, build.uid, build.live.number)
             for build in builds
-            if build.live is not None and not (blind and int(build.name[-1]) % 2)
+            if build.live is not None and not (blind and int(build.name[-1]) % 2) and build.name not in self.in_flight
         ]
         uids = {build.uid for build in self.records.values()}
         sightings += [
             self.sighting(real.build, real.build, real.number) for real in self.existing() if real.build not in uids
         ]
         seen = {(one.build, one.attempt, one.phase) for one in sightings}
+        seen |= {key for key in self.first_seen if key[0] in self.in_flight}
         self.first_seen = {key: self.first_seen.get(key, self.elapsed) for key in seen}
         troubled = {(one.build, one.attempt, one.trouble.elsewhere) for one in sightings if one.trouble}
+        troubled |= {key for key in self.first_troubled if key[0] in self.in_flight}
         self.first_troubled = {key: self.first_troubled.get(key, self.elapsed) for key in troubled}
         return Facts(
             builds=builds,
@@ -429,6 +442,7 @@ class World(RuleBasedStateMachine):
             watched={key[:2]: self.elapsed - since for key, since in self.first_seen.items()},
             troubled={key[:2]: self.elapsed - since for key, since in self.first_troubled.items()},
             turns=self.turns,
+            in_flight={name: action for name, (_, action) in self.in_flight.items()},
         )
 
     def sighting(self, name: str, uid: str, number: int) -> Sighting:
@@ -447,7 +461,14 @@ class World(RuleBasedStateMachine):
             trouble=real.trouble if real.phase is Phase.PENDING else None,
         )
 
-    def look(self, *, blind: bool = False, crash_at: int = -1, before_effect: bool = False) -> bool:
+    def look(
+        self,
+        *,
+        blind: bool = False,
+        crash_at: int = -1,
+        before_effect: bool = False,
+        slow: Set[str] = frozenset(),
+    ) -> bool:
         for build in self.deleted:
             report = deleted(build)
             if report is not None:
@@ -457,10 +478,21 @@ class World(RuleBasedStateMachine):
         actions = plan(facts, self.limits, self.now)
         on_records = [action.build for action in actions if not isinstance(action, Deliver | Bury)]
         assert len(on_records) == len(set(on_records)), "two changes of one record in one plan"
+        assert not {action.build for action in actions} & self.in_flight.keys()
         changed = False
         for place, action in enumerate(actions):
+            if action.build[-1] in slow and isinstance(action, Explain | Report | Settle | Start | Stop):
+                self.hand_over(action)
+                continue
             changed |= self.act(action, crash=place == crash_at, before_effect=before_effect)
         return changed
+
+    def hand_over(self, action: Action) -> None:
+        """Decided on now, and written by `writes_land`."""
+        build = self.records[action.build]
+        if not isinstance(action, Start) or build.live is None:
+            self.check(build, action)
+        self.in_flight[build.name] = build, action
 
     def act(self, action: Action, *, crash: bool, before_effect: bool) -> bool:
         build = self.records[action.build]
@@ -479,21 +511,28 @@ class World(RuleBasedStateMachine):
                 assert real.result_lost
                 self.inspecting.add((build.name, action.attempt))
                 return False
-            case Start() if build.live is not None:
-                assert (build.live.number, build.live.node) == (action.attempt, action.node)
             case Bury():
                 announced = next(a for a in build.status.outbox if a.event.id == action.event)
                 assert self.now - announced.at >= self.limits.delivery_period
                 self.put(advance(build, action, self.now, self.announce))
                 return True
+            case Start() if build.live is not None:
+                pass
             case _:
                 self.check(build, action)
-                build = self.put(advance(build, action, self.now, self.announce))
-                if isinstance(action, Report) or (isinstance(action, Start) and action.opens):
-                    self.confirmations.pop(build.name, None)
-                    self.inspections.pop((build.name, action.attempt), None)
-                if isinstance(action, Start):
-                    self.turns = self.turns.after(build)
+        self.carry_out(build, action, crash=crash, before_effect=before_effect)
+        return True
+
+    def carry_out(self, build: Build, action: Action, *, crash: bool = False, before_effect: bool = False) -> None:
+        if isinstance(action, Start) and build.live is not None:
+            assert (build.live.number, build.live.node) == (action.attempt, action.node)
+        else:
+            build = self.put(advance(build, action, self.now, self.announce))
+            if isinstance(action, Report) or (isinstance(action, Start) and action.opens):
+                self.confirmations.pop(build.name, None)
+                self.inspections.pop((build.name, action.attempt), None)
+            if isinstance(action, Start):
+                self.turns = self.turns.after(build)
         if crash and before_effect:
             raise Crashed
         if isinstance(action, Start):
@@ -504,7 +543,6 @@ class World(RuleBasedStateMachine):
             self.stopped.add((build.name, action.attempt))
         if crash:
             raise Crashed
-        return True
 
     def check(self, build: Build, action: Action) -> None:
         """What an action must never do, seen at the moment it is carried out."""
@@ -692,6 +730,7 @@ class World(RuleBasedStateMachine):
             return
         self.nodes = dict.fromkeys(self.nodes, True)
         self.sinks_up = dict.fromkeys(SINKS, True)
+        self.writes_land()
         for _ in range(400):
             for real in self.existing():
                 self.place(real, "n1")
