@@ -5,7 +5,7 @@ Web holds the narrow half (`Records`), the controller the whole (`Engine`). `loc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -135,8 +135,12 @@ class Records(Protocol):
 class Engine(Records, Protocol):
     """Records, and the attempts at them: what the one controller may do."""
 
-    def observe(self) -> World:
-        """What is, now. Raises Unavailable."""
+    def observe(self, in_flight: Collection[str] = ()) -> World:
+        """What is, now. Raises Unavailable.
+
+        `in_flight` names builds for which another call of this process is under way: of their attempts nothing is seen,
+        and if their record has gone that is told by a later call.
+        """
 
     def write(self, build: Build) -> Build:
         """Replaces the controller's part (`status`, `open`) of the record and returns it with its new revision.

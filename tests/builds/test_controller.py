@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -63,8 +63,8 @@ class Seen(LocalEngine):
 
     change: Callable[[World], World] = staticmethod(lambda world: world)
 
-    def observe(self) -> World:
-        return self.change(super().observe())
+    def observe(self, in_flight: Collection[str] = ()) -> World:
+        return self.change(super().observe(in_flight))
 
 
 @pytest.fixture

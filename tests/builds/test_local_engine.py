@@ -503,6 +503,21 @@ def test_a_record_goes_by_the_name_it_is_stored_under(state: Path, engine: Local
     assert sorted(build.name for build in engine.observe().builds) == ["a", "b"]
 
 
+def test_of_a_build_in_flight_no_attempt_is_seen_and_its_deletion_is_told_later(
+    state: Path, engine: LocalEngine
+) -> None:
+    build = begin(engine, do="wait")
+    until((folder(state) / "ready").exists)
+    assert [one.build for one in engine.observe().sightings] == ["b"]
+    seen = engine.observe({"b"})
+    assert ([one.name for one in seen.builds], seen.sightings) == (["b"], ())
+    with closing(sqlite3.connect(state / "kiln.db")) as connection, connection:
+        connection.execute("DELETE FROM builds")
+    assert engine.observe({"b"}).deleted == ()
+    assert [one.uid for one in engine.observe().deleted] == [build.uid]
+    assert engine.observe().deleted == ()
+
+
 def test_a_folder_that_cannot_be_deleted_holds_up_no_end(
     state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

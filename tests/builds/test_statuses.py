@@ -6,7 +6,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,8 +51,8 @@ class Ready(LocalEngine):
 
     change: Callable[[World], World] = staticmethod(lambda world: world)
 
-    def observe(self) -> World:
-        return self.change(replace(super().observe(), nodes=(Node(name="local"),)))
+    def observe(self, in_flight: Collection[str] = ()) -> World:
+        return self.change(replace(super().observe(in_flight), nodes=(Node(name="local"),)))
 
 
 @pytest.fixture(autouse=True)

@@ -171,17 +171,18 @@ class KubernetesEngine(KubernetesRecords):
 
     # ---- Engine -----------------------------------------------------------------------------------------------------
 
-    def observe(self) -> World:
+    def observe(self, in_flight: Collection[str] = ()) -> World:
         self._must_lead()
         self._woken.clear()
         with translated():
-            self._look_for_the_deleted()
-            builds = self._open()
+            self._look_for_the_deleted(in_flight)
             pods = {key: pod for pod in self._pods.objects().values() if (key := sightings.attempt_of(pod))}
+            builds = self._open()  # after the pods: each of those has its record then
             live = {(build.name, build.live.number): (build, build.live) for build in builds if build.live}
-            self._attempts = {key: self._attempts.get(key) or _Attempt() for key in live}
-            self._adopt(live, pods)
-            in_turn = sorted(live, key=lambda key: self._attempts[key].searched_at)
+            self._know(live.keys(), in_flight)
+            at_rest = {key: value for key, value in live.items() if key[0] not in in_flight}
+            self._adopt(at_rest, pods)
+            in_turn = sorted(at_rest, key=lambda key: self._attempts[key].searched_at)
             seen = [self._sighting(*live[key], pods) for key in in_turn]
             seen += self._left_over(pods, {build.uid for build, _ in live.values()})
         nodes = sightings.nodes_of(self._daemons.objects().values())
@@ -311,19 +312,33 @@ class KubernetesEngine(KubernetesRecords):
         builds = self._own.over(decoded)
         return tuple(sorted(builds, key=lambda build: (build.created_at, build.name)))
 
-    def _look_for_the_deleted(self) -> None:
+    def _know(self, live: Collection[Key], in_flight: Collection[str]) -> None:
+        """Keeps what is known of live attempts, and of those that a start in flight is just adding to. In place: a
+        writer's thread adds as well."""
+        for key in [*self._attempts]:
+            if key not in live and key[0] not in in_flight:
+                del self._attempts[key]
+        for key in live:
+            self._attempts.setdefault(key, _Attempt())
+
+    def _look_for_the_deleted(self, in_flight: Collection[str]) -> None:
         """Notes open records that have gone, by the word of the API server: to leave the watch means settled, mostly.
 
         Each is kept until it could be asked about, and then until it has been told: this is said once.
         """
         self._gone += self._records.take_deleted()
-        while self._gone:
+        for _ in range(len(self._gone)):
             stored = self._gone[0]
-            self._pulse.beat()
             name, uid = stored["metadata"]["name"], stored["metadata"]["uid"]
-            there = self._still_ours(name, uid)
+            if name in in_flight:
+                self._gone.rotate(-1)
+                continue
+            self._pulse.beat()
+            written = self._own.latest(name)
+            settled = written is not None and written.uid == uid and not written.open
+            there = settled or self._still_ours(name, uid)
             self._gone.popleft()
-            build = None if there else self._own.latest(name) or self._readable(stored, build_of)
+            build = None if there else written or self._readable(stored, build_of)
             if build is not None and build.uid == uid:
                 self._deleted.append(build)
                 self._own.forget(name)
@@ -557,12 +572,14 @@ class _Own:
     """What this process has written, for as long as the watch shows something older."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._written: dict[str, tuple[Build, set[str]]] = {}
 
     def wrote(self, before: str, written: Build) -> None:
         """`before` is the revision that it was decided on."""
-        _, older = self._written.get(written.name, (written, set()))
-        self._written[written.name] = (written, older | {before})
+        with self._lock:
+            _, older = self._written.get(written.name, (written, set()))
+            self._written[written.name] = (written, older | {before})
 
     def latest(self, name: str) -> Build | None:
         written = self._written.get(name)
@@ -574,10 +591,11 @@ class _Own:
     def over(self, seen: Mapping[str, Build]) -> list[Build]:
         """The open builds as they are now, as far as is known here."""
         now = dict(seen)
-        for name, (written, older) in list(self._written.items()):
-            shown = seen.get(name)
-            if shown is None or shown.revision not in older:
-                del self._written[name]
-            else:
-                now[name] = written
+        with self._lock:  # or a write that is just added could be taken for an older one, and dropped
+            for name, (written, older) in list(self._written.items()):
+                shown = seen.get(name)
+                if shown is None or shown.revision not in older:
+                    del self._written[name]
+                else:
+                    now[name] = written
         return [build for build in now.values() if build.open]

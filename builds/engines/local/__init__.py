@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,19 +110,19 @@ class LocalEngine:
 
     # ---- Engine -----------------------------------------------------------------------------------------------------
 
-    def observe(self) -> World:
+    def observe(self, in_flight: Collection[str] = ()) -> World:
         self._seen = self._changes.mark()
         stored, unreadable = self._store.open()
         self._looks = {}
         seen: dict[str, Sighting] = {}
         for build in stored:
             try:
-                if build.live is not None:
+                if build.live is not None and build.name not in in_flight:
                     seen[build.name] = self._sighting(build, build.live)
             except Unavailable as error:
                 unreadable[build.name] = str(error)
         builds = {build.name: build for build in stored if build.name not in unreadable}
-        deleted = self._deleted(builds, unreadable)
+        deleted = self._deleted(builds, unreadable, in_flight)
         why = self._daemon.trouble()
         return World(
             builds=tuple(builds.values()),
@@ -174,10 +174,15 @@ class LocalEngine:
         self._looks[build.name, attempt.number] = (build, attempt, look)
         return self._attempts.sighting(build, attempt, look, self._node)
 
-    def _deleted(self, builds: Mapping[str, Build], unreadable: Mapping[str, str]) -> tuple[Build, ...]:
+    def _deleted(
+        self, builds: Mapping[str, Build], unreadable: Mapping[str, str], in_flight: Collection[str]
+    ) -> tuple[Build, ...]:
         """Those that were open at the last look, and whose record has gone, or is another one of that name."""
-        before, self._open = self._open, builds
-        left = [one for one in before.values() if one.name not in unreadable and not _same(builds.get(one.name), one)]
+        known = [one for name, one in self._open.items() if name not in unreadable]
+        left = [one for one in known if not _same(builds.get(one.name), one)]
+        later = {one.name: one for one in left if one.name in in_flight}
+        self._open = {**builds, **later}
+        left = [one for one in left if one.name not in later]
         gone = tuple(one for one in left if one.name in builds or not self._store.has(one.name))
         self._left |= {one.uid: (one, one.live, False) for one in gone if one.live}
         for one in gone:
@@ -201,7 +206,8 @@ class LocalEngine:
     def _moved(self) -> bool:
         """Whether an attempt is not any more as the last observation, or its start, left it."""
         try:
-            return any(self._attempts.look(build, attempt) is not look for build, attempt, look in self._looks.values())
+            seen = [*self._looks.values()]  # a writer's thread may be adding to them
+            return any(self._attempts.look(build, attempt) is not look for build, attempt, look in seen)
         except Unavailable:
             return False  # the next observation says it
 

@@ -12,6 +12,7 @@ from builds.engines.kubernetes import KubernetesEngine, jobs
 from builds.engines.kubernetes.api import Api
 from tests.builds.making import written
 from tests.cluster.engine.conftest import Engines
+from tests.parts.kiln import until
 
 
 def phases(engine: KubernetesEngine) -> list[Phase]:
@@ -26,6 +27,21 @@ def test_a_start_that_another_leader_wrote_is_seen_as_made_once_its_job_is(engin
     assert phases(engine) == [Phase.ABSENT]
     engine.start(build, build.live)
     assert phases(engine) == [Phase.PENDING]
+
+
+def test_of_a_build_in_flight_no_attempt_is_seen_and_its_deletion_is_told_later(engines: Engines, api: Api) -> None:
+    engine = engines()
+    build = written(engine, f"b-{secrets.token_hex(4)}")
+    assert build.live is not None
+    seen = engine.observe({build.name})
+    assert ([one.name for one in seen.builds], seen.sightings) == ([build.name], ())
+    engine.start(build, build.live)
+    assert phases(engine) == [Phase.PENDING]
+    api.delete("configmaps", build.name)
+    until(lambda: not engine.observe({build.name}).builds)
+    assert engine.observe({build.name}).deleted == ()
+    assert [one.uid for one in engine.observe().deleted] == [build.uid]
+    assert engine.observe().deleted == ()
 
 
 def test_many_starts_of_another_leader_cost_no_search_each(
