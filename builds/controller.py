@@ -4,21 +4,21 @@ It may be killed at any instant. What it has decided is in the record before it 
 rest: completes a start that was written, sends what was announced, adopts what runs. Nothing is done in the order of
 what came in; every round begins with a look at everything that is open.
 
-Within a round, records are written side by side, each by one thread, under the revision that the plan saw. The next
-plan is made when all of them have an answer, so a slot is taken from the decision on.
+Records are written side by side, each by one thread at a time, under the revision that the plan saw. The next look
+does not wait for that: it is told what is in flight, so a slot is taken from the decision on, and leaves those records
+alone. What the controller remembers is changed by the loop's thread only, when it collects what came of the writes.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -57,6 +57,7 @@ from builds.removal import DELETING
 from builds.statuses import Statuses
 from builds.structs import make_ready
 from builds.timeline import phases, timeline
+from builds.writers import Writers
 from eventing.event import Event
 from eventing.pulse import Pulse
 from eventing.sinks import Outcome, Sink, pause, wanted
@@ -66,15 +67,16 @@ from eventing.statuses import HostSink
 log = logging.getLogger(__name__)
 
 K = TypeVar("K")
-T = TypeVar("T")
 
 IDLE = 5.0
 """Seconds between two looks when nothing is open and nothing happens."""
 BUSY = 1.0
 """Seconds between two looks while builds are open: backoff and time limits are kept to this."""
 MOMENT, URGENT_MOMENT = 0.5, 2.0
-"""Seconds of acting between two looks: after the longer one nothing is begun, after the other only what starts or stops
-an attempt. Nothing that a look might find comes before these, and each look is time in which nothing is written."""
+"""Seconds after which a decision that no thread has been free for is dropped, and decided anew: nothing that a look
+might find comes before what starts or stops an attempt, so that may be older."""
+REST, BACKLOG_REST = 1, 4
+"""The parts of a look's processor time for which the loop rests after it: more while decisions wait for a thread."""
 WRITERS = 8
 """Records that are written at a time: an API server on two cores does no more in a second for more of them."""
 HOUSEKEEPING = timedelta(minutes=10)
@@ -128,6 +130,40 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     """By the monotonic clock."""
 
 
+class _Work(msgspec.Struct, kw_only=True, eq=False):
+    """What is to be done about one record, and what came of it. Only the thread that does it changes it meanwhile."""
+
+    decided_on: Build
+    build: Build
+    """As it was last written."""
+    actions: Sequence[Action]
+    told: Sequence[Told]
+    """What became of its deliveries, to be recorded by the first write."""
+    until: float = float("inf")
+    """By the monotonic clock: what has not begun by then is dropped."""
+    began: float | None = None
+    ended: float = float("-inf")
+    recorded: Sequence[Told] = ()
+    gone: bool = False
+    """There is no record any more that `recorded` could be in."""
+    done: list[Action] = msgspec.field(default_factory=list)
+    trouble: str | None = None
+    """Why the attempt could not be started."""
+    changed: bool = False
+    """The world has changed by it, or had changed before it."""
+    error: Exception | None = None
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether it may be the engine that takes no write, and not this record that is refused."""
+        return isinstance(self.error, Unavailable) and not isinstance(self.error, Refused)
+
+    @property
+    def to_decide(self) -> bool:
+        """Whether there may be something to decide now, and not only after a pause."""
+        return not self.unavailable and (self.began is None or self.changed or self.error is not None)
+
+
 class Controller:
     """The one that acts. `events` makes an event: (build, word, attempt, time, cause) → Event."""
 
@@ -178,8 +214,10 @@ class Controller:
         self._inspections: dict[tuple[str, int], Inspection] = {}
         self._registry = ThreadPoolExecutor(2, thread_name_prefix="confirm")
         self._keepers = ThreadPoolExecutor(2, thread_name_prefix="log")
-        self._writers = ThreadPoolExecutor(WRITERS, thread_name_prefix="write")
-        self._starting = threading.Lock()
+        self._writers: Writers[_Work] = Writers(WRITERS, self._worked)
+        self._in_flight: dict[str, Action | None] = {}
+        self._to_collect = False
+        self._wrote = float("-inf")
         self._tidied: datetime | None = None
         self._sweep: Iterator[Build | None] | None = None
         self._sweeps_again = float("-inf")
@@ -191,21 +229,22 @@ class Controller:
         """Until it is `over`. Attempts that run then go on; the next controller adopts them."""
         try:
             while not over():
-                self._engine.wait(self._turn(over))
+                self._engine.wait(self._turn())
             self._record_rest()
         finally:
             self._registry.shutdown(wait=False, cancel_futures=True)
+            self._writers.close()
             self._keepers.shutdown(wait=False, cancel_futures=True)
-            self._writers.shutdown()
             self._count(None)
             metrics.QUARANTINED.set(0)  # another one counts them from now on
 
-    def _turn(self, over: Callable[[], bool]) -> float:
-        """Looks until there is nothing to do; returns for how many seconds nothing is expected."""
+    def _turn(self) -> float:
+        """One look; returns for how many seconds nothing is expected."""
+        if self._writers.blocked:
+            return BUSY  # without a beat: the process ends when the pulse is late
         try:
-            while self.look() and not over():
-                pass
-            tidy_again = self._tidy()
+            self._look_and_rest()
+            tidy_again = IDLE if self._in_flight else self._tidy()
         except Unavailable as error:
             if str(error) != self._unavailable:  # one that stands by says the same for weeks
                 log.warning("There is nothing to be done now: %s", error)
@@ -213,13 +252,23 @@ class Controller:
             self._count(None)
             return BUSY
         self._unavailable = ""
+        if self._to_collect:  # since before the engine was observed, which forgets that it was woken
+            return 0.0
         return min(tidy_again, BUSY if self._open else IDLE)
 
-    def look(self) -> bool:
-        """One look and what follows from it. Returns whether it changed anything."""
+    def _look_and_rest(self) -> None:
+        """What else this process does has a share of the processor, however much there is to look at."""
+        began = time.thread_time()
+        self.look()
+        spent = time.thread_time() - began
+        time.sleep(spent * (BACKLOG_REST if self._writers.backlog else REST))
+
+    def look(self) -> None:
+        """One look; what follows from it is handed to the writers."""
         with metrics.LOOKS.time():
             self._pulse.beat()
-            world = self._engine.observe()
+            self._collect_work()
+            world = self._engine.observe(self._in_flight.keys())
             self._pulse.beat()
             self._open = bool(world.builds)
             builds = {build.name: build for build in world.builds}
@@ -246,8 +295,9 @@ class Controller:
                 troubled=self._troubled(world),
                 turns=self._turns,
                 unfit=self._unfit,
+                in_flight=self._in_flight,
             )
-            return self._carry_out(self._planned(facts, now), builds)
+            self._carry_out(self._planned(facts, now), builds)
 
     def _planned(self, facts: Facts, now: datetime) -> Sequence[Action]:
         """The plan; records for which there can be none are put aside."""
@@ -269,21 +319,77 @@ class Controller:
             return error
         return None
 
-    def _carry_out(self, actions: Sequence[Action], builds: Mapping[str, Build]) -> bool:
-        """Side by side, the urgent ones first, and no more than fit into a moment: then it is time to look again.
-
-        What concerns one record is done by one thread, in order. Returns whether the world has changed.
-        """
-        unrecorded = [name for name in self._unrecorded if name not in self._held]
-        work: dict[str, list[Action]] = {name: [] for name in unrecorded if self._to_record(builds[name])}
+    def _carry_out(self, actions: Sequence[Action], builds: Mapping[str, Build]) -> None:
+        """Hands them to the writers. What concerns one record is done by one thread, in order."""
+        idle = [name for name in self._unrecorded if name not in self._held and name not in self._in_flight]
+        work: dict[str, list[Action]] = {name: [] for name in idle if self._to_record(builds[name])}
         for action in sorted(self._without_early_words(actions), key=_urgency):
             work.setdefault(action.build, []).append(action)
-        order = sorted(work.items(), key=lambda entry: min(map(_urgency, entry[1]), default=NOT_URGENT))
-        now = self._monotonic()
-        tasks = [partial(self._act_on, builds[name], todo, now + _moment(todo)) for name, todo in order]
-        done = [tasks[0]()] if len(tasks) == 1 else [*self._writers.map(_called, tasks)]
-        self._judge([one for one in done if isinstance(one, _Failed)], succeeded=True in done)
-        return any(one is not False for one in done)
+        for name, todo in work.items():
+            self._hand_over(builds[name], todo)
+
+    def _hand_over(self, build: Build, actions: Sequence[Action]) -> None:
+        urgency = min(map(_urgency, actions), default=NOT_URGENT)
+        until = self._monotonic() + (URGENT_MOMENT if urgency == URGENT else MOMENT)
+        told = self._unrecorded.pop(build.name, ())
+        work = _Work(decided_on=build, build=build, actions=actions, told=told, until=until)
+        self._in_flight[build.name] = next((one for one in actions if not isinstance(one, Deliver | Bury)), None)
+        if build.live is None and any(isinstance(one, Start) for one in actions):
+            self._turns = self._turns.after(build)
+        self._writers.submit(urgency, partial(self._act_on, work))
+
+    def _worked(self, work: _Work) -> None:
+        """In a writer's thread."""
+        if work.to_decide:
+            self._to_collect = True
+            self._engine.wake()
+
+    def _collect_work(self) -> None:
+        """What came of what was handed over, since the last look. Raises Unavailable where nothing can be written."""
+        self._to_collect = False
+        ended = self._writers.results()
+        for work in ended:
+            del self._in_flight[work.build.name]
+            self._remember(work)
+        self._judge([work for work in ended if work.error])
+
+    def _remember(self, work: _Work) -> None:
+        build = work.build
+        if work.told:
+            self._unrecorded[build.name] = [*work.told, *self._unrecorded.get(build.name, ())]
+        self._recorded(work.recorded, gone=work.gone)
+        for action in work.done:
+            self._remember_done(build, action)
+        self._note_trouble(work)
+        if work.changed:
+            self._wrote = max(self._wrote, work.ended)
+        if work.changed and work.error is None:
+            self._quarantine.pop(build.name, None)
+        if not build.open:
+            # Its nodes stay left out: the next build must not find out again what this one has.
+            self._unfit += [attempt for attempt in build.status.attempts if attempt.unfit]
+
+    def _remember_done(self, build: Build, action: Action) -> None:
+        match action:
+            case Stop():
+                self._stopped.add((build.name, action.attempt))
+            case Start():
+                self._troubles.pop((build.name, action.attempt), None)
+            case Report():
+                self._confirmations.pop(build.name, None)
+                self._inspections.pop((build.name, action.attempt), None)
+                if action.outcome is not None and not action.causes:
+                    self._stopped.discard((build.name, action.attempt))
+                    self._troubles.pop((build.name, action.attempt), None)
+
+    def _note_trouble(self, work: _Work) -> None:
+        """Why an attempt could not be started is told once."""
+        live = work.build.live
+        if work.trouble is None or live is None:
+            return
+        if self._troubles.get((work.build.name, live.number)) != work.trouble:
+            log.warning("The attempt cannot be started: %s", work.trouble, extra={"build": work.build.name})
+        self._troubles[work.build.name, live.number] = work.trouble
 
     def _without_early_words(self, actions: Sequence[Action]) -> Sequence[Action]:
         """Why builds wait is written when nothing else is to be done, or that was not so for a while.
@@ -292,18 +398,20 @@ class Controller:
         """
         words = [action for action in actions if isinstance(action, Explain)]
         now = self._monotonic()
-        if len(words) == len(actions) or now - self._explained >= EXPLAINED_WITHIN:
+        if (len(words) == len(actions) and not self._in_flight) or now - self._explained >= EXPLAINED_WITHIN:
             self._explained = now
             return actions
         return [action for action in actions if not isinstance(action, Explain)]
 
-    def _judge(self, failed: Sequence[_Failed], *, succeeded: bool) -> None:
-        """Puts records aside that alone could not be written. Raises Unavailable where nothing could be."""
+    def _judge(self, failed: Sequence[_Work]) -> None:
+        """Puts records aside that alone could not be written. Raises Unavailable where nothing could be: no other has
+        been since the write was begun."""
+        down = [one for one in failed if one.unavailable and (one.began or 0.0) >= self._wrote]
         for one in failed:
-            if not succeeded and isinstance(one.error, Unavailable) and not isinstance(one.error, Refused):
-                raise one.error
-        for one in failed:
-            self._put_aside(one.build, str(one.error) or repr(one.error))
+            if one not in down:
+                self._put_aside(one.decided_on, str(one.error) or repr(one.error))
+        for one in down:
+            raise Unavailable(str(one.error)) from one.error
 
     # ---- Quarantine -----------------------------------------------------------------------------------------------
 
@@ -342,6 +450,7 @@ class Controller:
         """For how long each attempt has been seen in the phase that it is in."""
         now = self._monotonic()
         seen = {(sighting.build, sighting.attempt, sighting.phase) for sighting in world.sightings}
+        seen |= {key for key in self._first_seen if key[0] in self._in_flight}
         self._first_seen = {key: self._first_seen.get(key, now) for key in seen}
         return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_seen.items()}
 
@@ -349,6 +458,7 @@ class Controller:
         """For how long trouble of its present kind has been seen in the way of each attempt."""
         now = self._monotonic()
         seen = {(one.build, one.attempt, one.trouble.elsewhere) for one in world.sightings if one.trouble}
+        seen |= {key for key in self._first_troubled if key[0] in self._in_flight}
         self._first_troubled = {key: self._first_troubled.get(key, now) for key in seen}
         return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_troubled.items()}
 
@@ -365,75 +475,58 @@ class Controller:
 
     # ---- Actions --------------------------------------------------------------------------------------------------
 
-    def _act_on(self, build: Build, actions: Sequence[Action], until: float) -> bool | _Failed:
-        """Carries out what concerns one record, in a thread of its own, unless it is later than `until`.
-
-        Returns whether the world has changed by it, or why that is not known.
-        """
-        changed = False
+    def _act_on(self, work: _Work) -> _Work:
+        """Carries out what concerns one record, in a writer's thread, unless it is later than `until`."""
+        now = self._monotonic()
+        if now > work.until:
+            return work
+        work.began = now
         try:
-            if self._monotonic() > until:
-                return False
-            for action in actions:
-                self._pulse.beat()
-                after = self._act(build, action)
-                changed |= after is not None
-                build = after or build
-            if build.name in self._unrecorded:
-                self._write(build, None)
-                changed = True
+            for action in work.actions:
+                self._act(work, action)
+            if work.told:
+                self._write(work, None)
         except Conflict:
             metrics.CONFLICTS.inc()
-            return True
+            work.changed = True
         except (NotFound, Unavailable) as error:
-            return _Failed(build, error)
+            work.error = error
         except Exception as error:
-            log.exception("Action failed", extra={"build": build.name})
-            return _Failed(build, error)
-        if changed:
-            self._quarantine.pop(build.name, None)
-        return changed
+            log.exception("Action failed", extra={"build": work.build.name})
+            work.error = error
+        work.ended = self._monotonic()
+        return work
 
-    def _act(self, build: Build, action: Action) -> Build | None:
-        """Carries out one action. Returns the build after it where the world has changed by it."""
+    def _act(self, work: _Work, action: Action) -> None:
+        """Carries out one action."""
         match action:
             case Start():
-                return self._start(build, action)
+                self._start(work, action)
             case Deliver():
-                return self._deliver(build, action)
+                self._deliver(work, action)
             case Confirm() | Inspect():
-                self._ask_registry(build, action)
-                return None
+                self._ask_registry(work.build, action)
             case _:
-                after = self._write(build, action)
-                self._after(after, action)
-                return after
+                self._write(work, action)
+                self._after(work, action)
 
-    def _write(self, build: Build, action: Action | None) -> Build:
-        """The record after `action`, and with what became of its deliveries, in one write. If nobody waits for anything
-        of the build then, it leaves the watch by the same write."""
-        told, now, after = self._unrecorded.pop(build.name, []), self._clock(), build
-        for one in told:
+    def _write(self, work: _Work, action: Action | None) -> None:
+        """Writes the record after `action`, with what became of its deliveries. If nobody waits for anything of the
+        build then, it leaves the watch by the same write."""
+        now, after = self._clock(), work.build
+        for one in work.told:
             after = self._after_try(after, one)
+        after = advance(after, action, now, self._announce(now)) if action else after
         try:
-            after = advance(after, action, now, self._announce(now)) if action else after
-            after = self._engine.write(msgspec.structs.replace(after, open=not done_and_told(after)))
+            work.build = self._engine.write(msgspec.structs.replace(after, open=not done_and_told(after)))
         except NotFound:
-            self._recorded(told, gone=True)
+            work.recorded, work.told, work.gone = work.told, (), True
             raise
-        except Exception:
-            if told:
-                self._unrecorded[build.name] = told
-            raise
-        self._recorded(told)
-        if not after.open:
-            self._settled(after)
-        return after
-
-    def _settled(self, build: Build) -> None:
-        """Its nodes stay left out: the next build must not find out again what this one has."""
-        self._unfit += [attempt for attempt in build.status.attempts if attempt.unfit]
-        reached(Fault.CONTROLLER_SETTLED)
+        if work.told:
+            reached(Fault.CONTROLLER_DELIVERED)
+        work.recorded, work.told, work.changed = [*work.recorded, *work.told], (), True
+        if not work.build.open:
+            reached(Fault.CONTROLLER_SETTLED)
 
     def _announce(self, now: datetime) -> Announce:
         def announce(
@@ -459,27 +552,22 @@ class Controller:
     def _sink(self, name: str, build: Build) -> Sink | HostSink | None:
         return self._sinks.get(name) or (self._statuses.sink(name, build) if self._statuses else None)
 
-    def _after(self, build: Build, action: Action) -> None:
+    def _after(self, work: _Work, action: Action) -> None:
         """What follows a write: the effect, and what is worth telling."""
         match action:
             case Stop():
-                live = build.live
-                if live is not None:
-                    self._engine.stop(build, live)
-                    self._stopped.add((build.name, live.number))
+                if work.build.live is not None:
+                    self._engine.stop(work.build, work.build.live)
             case Report():
-                self._reported(build, action)
+                self._reported(work.build, action)
             case Bury():
-                self._dead(build.name, action.event, action.sink, "not taken within KILN_DELIVERY_PERIOD")
+                self._dead(work.build.name, action.event, action.sink, "not taken within KILN_DELIVERY_PERIOD")
+        work.done.append(action)
 
     def _reported(self, build: Build, report: Report) -> None:
         reached(Fault.CONTROLLER_END_WRITTEN if report.word.terminal else Fault.CONTROLLER_ANNOUNCED)
-        self._confirmations.pop(build.name, None)
-        self._inspections.pop((build.name, report.attempt), None)
         self._told_of(build, report)
         if report.outcome is not None and not report.causes:
-            self._stopped.discard((build.name, report.attempt))
-            self._troubles.pop((build.name, report.attempt), None)
             self._keepers.submit(self._keep_log, build, report.attempt)
 
     def _keep_log(self, build: Build, attempt: int) -> None:
@@ -516,37 +604,31 @@ class Controller:
             if self._spans is not None:
                 tell(self._spans, stages, trace)
 
-    def _start(self, build: Build, start: Start) -> Build | None:
+    def _start(self, work: _Work, start: Start) -> None:
         """The start is in the record before the attempt exists: who finds it there completes it under the same name."""
-        live = build.live
-        if live is None:
-            build = self._write(build, start)
-            live = build.live
-            with self._starting:
-                self._turns = self._turns.after(build)
+        if work.build.live is None:
+            self._write(work, start)
             if start.opens:
-                self._reported(build, Report(build=build.name, word=Word.QUEUED, attempt=start.attempt))
+                self._after(work, Report(build=start.build, word=Word.QUEUED, attempt=start.attempt))
             reached(Fault.CONTROLLER_START_WRITTEN)
-        assert live is not None  # noqa: S101  (it has just been written)
+        assert work.build.live is not None  # noqa: S101  (it has just been written)
         try:
-            self._engine.start(build, live)
+            self._engine.start(work.build, work.build.live)
         except Unavailable as error:
-            if self._troubles.get((build.name, live.number)) != str(error):
-                log.warning("The attempt cannot be started: %s", error, extra={"build": build.name})
-            self._troubles[build.name, live.number] = str(error)
-            return None
-        self._troubles.pop((build.name, live.number), None)
-        return build
+            work.trouble = str(error)
+            return
+        work.changed = True
+        work.done.append(start)
 
-    def _deliver(self, build: Build, deliver: Deliver) -> Build | None:
+    def _deliver(self, work: _Work, deliver: Deliver) -> None:
+        build = work.build
         event = next(a.event for a in build.status.outbox if a.event.id == deliver.event)
         sink = self._sink(deliver.sink, build)
         if sink is None:
             self._tell(build, deliver, NO_SINK)
-            return build
+            return
         self._sending.add((event.id, sink.name))
         self._courier.send(event, sink, partial(self._tell, build, deliver))
-        return None
 
     def _tell(self, build: Build, deliver: Deliver, outcome: Outcome) -> None:
         if outcome.delivered:
@@ -651,12 +733,15 @@ class Controller:
 
     def _record_rest(self) -> None:
         """What has waited for another write, or the next controller would send it again."""
+        self._writers.close()
         try:
-            world = self._engine.observe()
-            builds = {build.name: build for build in world.builds}
+            self._collect_work()
+            builds = {build.name: build for build in self._engine.observe().builds}
             self._collect_told(builds)
             for name in self._unrecorded.keys() - self._quarantine.keys():
-                self._write(builds[name], None)
+                work = _Work(decided_on=builds[name], build=builds[name], actions=(), told=self._unrecorded[name])
+                self._write(work, None)
+                self._recorded(work.recorded)
         except (Conflict, NotFound, Unavailable) as error:
             log.warning("Some events will be sent again: %s", error)
 
@@ -666,7 +751,6 @@ class Controller:
         for one in told:
             self._sending.discard((one.event, one.sink))
             self._count_try(one, last=gone)
-            reached(Fault.CONTROLLER_DELIVERED)
 
     def _after_try(self, build: Build, told: Told) -> Build:
         outcome, now = told.outcome, self._clock()
@@ -755,20 +839,9 @@ class Controller:
         metrics.LEADER.set(world is not None)
 
 
-class _Failed(NamedTuple):
-    """A record whose write, or what followed from it, failed."""
-
-    build: Build
-    error: Exception
-
-
 def _built_nothing(build: Build, number: int) -> bool:
     """Whether an attempt that has pushed an image has neither fetched nor built anything for it."""
     return any(attempt.number == number and attempt.timings == Timings() for attempt in build.status.attempts)
-
-
-def _called(task: Callable[[], T]) -> T:
-    return task()
 
 
 def _word(outcome: Outcome) -> str:
@@ -777,10 +850,6 @@ def _word(outcome: Outcome) -> str:
 
 
 URGENT, NOT_URGENT = 0, 3
-
-
-def _moment(todo: Sequence[Action]) -> float:
-    return URGENT_MOMENT if URGENT in map(_urgency, todo) else MOMENT
 
 
 def _urgency(action: Action) -> int:

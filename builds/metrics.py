@@ -38,9 +38,7 @@ SYNC_FAILING = Gauge("kiln_sync_failing", "Polled repositories that could not be
 IMAGES_DELETED = Counter("kiln_images_deleted", "Images that the rule `keep` did not need any more.")
 PRUNE_FAILING = Gauge("kiln_prune_failing", "Image repositories that could not be pruned the last time.")
 CONFLICTS = Counter("kiln_conflicts", "Writes that were given up because the record had changed.")
-LOOKS = Histogram(
-    "kiln_plan_seconds", "One look: observing, planning and acting.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)
-)
+LOOKS = Histogram("kiln_plan_seconds", "One look: observing and planning.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10))
 QUARANTINED = Gauge(
     "kiln_records_put_aside", "Open records that cannot be read, planned or written, and wait to be retried."
 )

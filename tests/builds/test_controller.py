@@ -485,6 +485,95 @@ def test_phases_and_images_that_were_there_already_are_counted(counted: Counted)
         assert metric(names[0], phase="queue") == before[0] + 1
 
 
+class Held(Counted):
+    """Starts nothing and writes nothing of some records until it is let go."""
+
+    held: frozenset[str] = frozenset()
+
+    @cached_property
+    def going_on(self) -> threading.Event:
+        return threading.Event()
+
+    @cached_property
+    def waiting(self) -> set[str]:
+        return set()
+
+    def write(self, build: Build) -> Build:
+        if build.name in self.held:
+            self.waiting.add(build.name)
+            assert self.going_on.wait(60)
+        return super().write(build)
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Held]:
+    local = engine_in(tmp_path, kind=Held)
+    assert isinstance(local, Held)
+    yield local
+    local.going_on.set()
+    local.close()
+
+
+def test_nothing_waits_for_the_write_of_another_record(held: Held) -> None:
+    """Whatever comes while one is written that takes its time."""
+    held.held, held.change = frozenset({"slow"}), with_node
+    held.accept([ask("slow")])
+    with running(held, Clock(), builds_per_node=2):
+        until(lambda: held.waiting)
+        for name in ("one", "two"):
+            held.accept([ask(name, args={"do": "succeed"})])
+            until(lambda name=name: held.get(name).state is State.SUCCEEDED)  # type: ignore[misc]
+        assert held.get("slow").status.round == 0
+        held.going_on.set()
+        until(lambda: held.get("slow").live)
+
+
+def test_a_write_that_will_never_end_stops_the_looks_and_with_them_the_pulse(
+    held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the process ends, and another one does what is to be done."""
+    held.held = frozenset({"slow"})
+    held.accept([ask("slow")])
+    looks, turns = list[World](), list[float]()
+    held.change = lambda world: looks.append(world) or world
+    held.wait = lambda timeout: turns.append(timeout) or LocalEngine.wait(held, 0.01)  # type: ignore[method-assign]
+    with running(held, Clock()):
+        until(lambda: held.waiting)
+        monkeypatch.setattr("builds.writers.BLOCKED_AFTER", 0.0)
+        turned = len(turns)
+        until(lambda: len(turns) >= turned + 2)  # a look may have been under way
+        seen = len(looks)
+        until(lambda: len(turns) >= turned + 7)
+        assert len(looks) == seen
+        held.going_on.set()
+        until(lambda: len(looks) > seen)
+
+
+def test_a_start_has_its_slot_while_it_is_written(held: Held) -> None:
+    held.held, held.change = frozenset({"slow"}), with_node
+    held.accept([ask("slow", args={"do": "succeed"})])
+    with running(held, Clock(), builds_per_node=1):
+        until(lambda: held.waiting)
+        held.accept([ask("next", args={"do": "succeed"})])
+        until(lambda: held.get("next").status.waiting)
+        assert held.get("next").live is None
+        held.going_on.set()
+        until(lambda: held.get("next").state is State.SUCCEEDED)
+    assert held.get("slow").state is State.SUCCEEDED
+
+
+def test_what_has_changed_while_it_was_written_is_decided_anew(held: Held) -> None:
+    """A cancel that comes in between is not overwritten."""
+    held.held, held.change = frozenset({"slow"}), with_node
+    held.accept([ask("slow", args={"do": "wait"})])
+    with running(held, Clock()):
+        until(lambda: held.waiting)
+        held.cancel("slow", None)
+        held.going_on.set()
+        until(lambda: held.get("slow").state is State.CANCELLED)
+    assert held.get("slow").status.attempts == ()
+
+
 def test_a_record_that_is_refused_harms_no_other(counted: Counted, caplog: pytest.LogCaptureFixture) -> None:
     counted.refused = frozenset({"bad"})
     counted.accept([ask(name) for name in ("bad", "good", "fine")])
