@@ -53,6 +53,7 @@ ONE = "1 sender: sent to Job, median"
 ONE_BY_ONE = 30
 AT_ONCE, SENDERS = 200, 8
 COMMITS, REFS, STORM = 100, 5, 50
+MANY = 1000
 LYING = {"events": 3000, "ended": 5000, "pods": 1000, "configmaps": 1000}
 SECONDS = 2.0
 """That a simulated build takes."""
@@ -386,6 +387,7 @@ def _turns(sides: Sequence[Callable[[], Side]], jobs: Jobs, api: Api, *, only_bu
                 add(f"{AT_ONCE} at once: all told of", side.what, burst["told"])
                 if not only_burst:
                     add(f"{COMMITS * REFS} webhooks, {COMMITS} commits", side.what, _storm(side, REFS, COMMITS))
+                    add(f"{MANY} webhooks, as many commits", side.what, _storm(side, 1, MANY))
             add(f"{AT_ONCE} at once: all Jobs", "bare", _bare(api))
     return found
 
@@ -421,10 +423,9 @@ class _Bare(Cluster):
 
 @contextmanager
 def _site() -> Iterator[tuple[Cluster, Api, Path]]:
-    kept = os.environ.get("KILN_TEST_CLUSTER")
     with (
         tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
-        _Bare(kept or "kiln-bench", keep=bool(kept)) as cluster,
+        _Bare("kiln-bench", keep=bool(os.environ.get("KILN_TEST_CLUSTER"))) as cluster,
     ):
         api = Api(cluster.configuration(), f"bench-{secrets.token_hex(3)}", timeout=60)
         api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": api.namespace}})
