@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -130,6 +130,8 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     """`refs/heads/…` that is at the commit, where the host has no ref that is called `ref`."""
     foreign: bool = False
     """Whether it is a pull request from a fork: the commit may be anybody's."""
+    default: bool = False
+    """Whether `ref` is known to be the repository's default branch."""
     withdrawn: bool = False
     """Whether it waits no longer: the pull request that it is of was closed."""
     trace: Trace | None = None
@@ -254,6 +256,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """It has its node to itself, because one before it ran out of memory."""
     unfit: bool = False
     """Its node could not take it: others are kept away from there for a while."""
+    cache_from: tuple[str, ...] = ()
+    """Digests, in the request's image repository, of earlier images whose layers it may reuse."""
     out_of_memory: bool = False
     unserved: bool = False
     timings: Timings = Timings()
@@ -371,6 +375,11 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
         """Causes that have not had a terminal event yet."""
         answered = self.status.answered
         return tuple(cause for cause in self.causes if cause.key not in answered) if answered else self.causes
+
+    def apart(self, causes: Iterable[Cause]) -> str | None:
+        """What tells a build for a pull request from a fork from all others of the repository: the request's ref, or
+        where none is known the commit. `None` where no such request is among the causes."""
+        return next((cause.ref or self.request.commit for cause in causes if cause.foreign), None)
 
     @property
     def reopened(self) -> bool:

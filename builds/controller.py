@@ -57,6 +57,7 @@ from builds.removal import DELETING
 from builds.statuses import Statuses
 from builds.structs import make_ready
 from builds.timeline import phases, timeline
+from builds.warmth import Warmth
 from builds.writers import Writers
 from eventing.event import Event
 from eventing.pulse import Pulse
@@ -200,6 +201,7 @@ class Controller:
         self._first_troubled: dict[tuple[str, int, bool], float] = {}
         self._turns = Turns()
         self._unfit: list[Attempt] = []
+        self._warmth = Warmth()
         self._stopped: set[tuple[str, int]] = set()
         self._troubles: dict[tuple[str, int], str] = {}
         self._sending: set[tuple[str, str]] = set()
@@ -279,6 +281,8 @@ class Controller:
             self._note_unreadable(world.unreadable)
             self._collect_told(builds)
             now = self._clock()
+            for build in world.builds:
+                self._warmth.note(build)
             self._unfit = [attempt for attempt in self._unfit if left_out_until(attempt, now)]
             facts = Facts(
                 builds=self._not_quarantined(world.builds),
@@ -296,6 +300,7 @@ class Controller:
                 turns=self._turns,
                 unfit=self._unfit,
                 in_flight=self._in_flight,
+                successes=self._warmth.successes,
             )
             self._carry_out(self._planned(facts, now), builds)
 
@@ -795,18 +800,23 @@ class Controller:
         return IDLE if not more else self._sweeps_again - ended if self._open else 0.0
 
     def _tidy_some(self) -> bool:
-        """Returns whether there is more to do. The clock may have been set back: then it is done once more."""
+        """Returns whether there is more to do. The clock may have been set back: then it is done once more.
+
+        The first time, all that has ended is read, for what it tells of nodes and images.
+        """
         now = self._clock()
         kept = min(self._limits.history, self._limits.log_history)
         pause = max(timedelta(seconds=IDLE), min(HOUSEKEEPING, kept))
         if self._sweep is None:
             if self._tidied is not None and timedelta() <= now - self._tidied < pause:
                 return False
+            kept = timedelta() if self._tidied is None else kept
             self._tidied = now
             self._sweep = self._engine.closed(now - kept)
         for number, build in enumerate(self._sweep, start=1):
             self._pulse.beat()
             if build is not None:
+                self._warmth.note(build)
                 self._delete_expired(build, now)
             if build is None or number == SWEEP:
                 return True

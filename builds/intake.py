@@ -235,6 +235,7 @@ class Intake:
             push=wanted.push,
             head=wanted.head,
             foreign=wanted.foreign,
+            default=wanted.default or (ref is not None and wanted.ref in (None, "HEAD")),
             force=wanted.force and chooses,
             trace=trace,
             hops_left=hops_left,

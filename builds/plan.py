@@ -36,6 +36,7 @@ from builds.build import (
     Timings,
     shortened,
 )
+from builds.warmth import Heat, Success
 from eventing.sinks import keeps_order
 from eventing.tracing import Trace
 
@@ -150,6 +151,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: Mapping[str, Action | None] = {}
     """By build: the action that is being carried out, or `None` where only deliveries are. Nothing else is decided on
     such a build, and a start has its slot already."""
+    successes: Mapping[str, Sequence[Success]] = {}
+    """What was built last, by repository, the latest first."""
 
 
 class Word(StrEnum):
@@ -196,6 +199,7 @@ class Start(Action, frozen=True, kw_only=True):
     attempt: int
     node: str | None
     alone: bool = False
+    cache_from: tuple[str, ...] = ()
     opens: bool = False
 
 
@@ -353,6 +357,7 @@ class _Look:
         self._sightings = {(sighting.build, sighting.attempt): sighting for sighting in facts.sightings}
         self.holders = _holders(self)
         self.left_out = _left_out(facts, now)
+        self.heat = Heat(facts.successes)
         for build in facts.builds:
             self.heed(build, facts.in_flight.get(build.name))
 
@@ -714,7 +719,7 @@ def _starts(waiting: Sequence[Build], opening: Mapping[str, Report], look: _Look
     """
     slots = _Slots(look)
     due = [build for build in waiting if _due(build.status.not_before, look.now, MAX_BACKOFF)]
-    starts = [*_placed(due, slots, look.facts.turns)] or [*_unplaced(due, slots, look)]
+    starts = [*_placed(due, slots, look)] or [*_unplaced(due, slots, look)]
     for start in starts:
         yield msgspec.structs.replace(start, opens=start.build in opening)
     started = {start.build for start in starts}
@@ -728,7 +733,8 @@ def _starts(waiting: Sequence[Build], opening: Mapping[str, Report], look: _Look
             yield action
 
 
-def _placed(due: Sequence[Build], slots: _Slots, turns: Turns) -> Iterator[Start]:
+def _placed(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Start]:
+    turns = look.facts.turns
     left = {build.name: (build, _Place(build)) for build in due}
     while left and slots.left:
         build, _ = min(left.values(), key=lambda one: one[1].rank(turns))
@@ -737,7 +743,7 @@ def _placed(due: Sequence[Build], slots: _Slots, turns: Turns) -> Iterator[Start
         node = slots.take(build, alone=alone)
         if node is not None:
             turns = turns.after(build)
-            yield Start(build=build.name, attempt=build.status.attempt, node=node, alone=alone)
+            yield _started(build, node, look, alone=alone)
 
 
 def _unplaced(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Start]:
@@ -757,7 +763,13 @@ def _unplaced(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Star
         build = min(due, key=lambda build: _Place(build).rank(look.facts.turns))
         alone = _to_be_alone(build)
         if slots.on_all(alone=alone):
-            yield Start(build=build.name, attempt=build.status.attempt, node=None, alone=alone)
+            yield _started(build, None, look, alone=alone)
+
+
+def _started(build: Build, node: str | None, look: _Look, *, alone: bool) -> Start:
+    """The build's next attempt. After one that failed it reuses no image: that may have been the reason."""
+    images = () if _of_round(build) else look.heat.images(build, node, look.now)
+    return Start(build=build.name, attempt=build.status.attempt, node=node, alone=alone, cache_from=images)
 
 
 def _has_no_node(build: Build) -> bool:
@@ -884,6 +896,7 @@ class _Slots:
 
     def __init__(self, look: _Look) -> None:
         self._per_node = look.limits.builds_per_node
+        self._heat = look.heat
         taken = _taken(look.holders)
         nodes = {None, *taken, *(node.name for node in look.facts.nodes)}
         self._least = min(self._per_node - _on(node, taken) for node in nodes)
@@ -905,11 +918,12 @@ class _Slots:
         """The node for the build's next attempt, or `None`; asked only while a slot is left.
 
         The same repository comes back to the node that has its layers, and goes to the next in its own order when that
-        one is full; away from nodes where this round has failed, as long as there are others. One that must be alone
-        keeps its node free of newcomers until it is empty, or it would wait for ever.
+        one is full: it waits for none. Away from nodes where this round has failed, as long as there are others. One
+        that must be alone keeps its node free of newcomers until it is empty, or it would wait for ever.
         """
         failed = {attempt.node for attempt in _of_round(build)}
-        ranked = sorted(self._free, key=lambda node: (node in failed, rendezvous(build.request.repository, node)))
+        coldness, key = self._heat.coldness(build), build.request.repository
+        ranked = sorted(self._free, key=lambda node: (node in failed, coldness(node), rendezvous(key, node)))
         need = self._per_node if alone else 1
         for node in ranked:
             if self._free[node] >= need:

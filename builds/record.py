@@ -105,7 +105,9 @@ def _start(build: Build, start: Start, now: datetime, announce: Announce) -> Bui
 
 
 def _attempt(start: Start, now: datetime) -> Attempt:
-    return Attempt(number=start.attempt, node=start.node, written_at=now, alone=start.alone)
+    return Attempt(
+        number=start.attempt, node=start.node, written_at=now, alone=start.alone, cache_from=start.cache_from
+    )
 
 
 def _report(build: Build, report: Report, now: datetime, announce: Announce) -> Build:

@@ -265,6 +265,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     push: Push | None = None
     head: str | None = None
     foreign: bool = False
+    default: bool = False
+    """Whether the ref is known to be the default branch."""
 
 
 class Trigger(msgspec.Struct, frozen=True, kw_only=True):
@@ -536,6 +538,7 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     push: Push
     values: Mapping[str, str] = {}
     head: str | None = None
+    default: bool = False
 
 
 def wanted(
@@ -581,6 +584,7 @@ def _told(trigger: Trigger, push: PushFacts | None, request: RequestFacts | None
             ref=push.ref,
             commit=push.commit,
             push=Push(before=push.before, at=push.pushed_at),
+            default=trigger.default_branch or _is_default(push, push.default_branch),
         )
     if request is None or trigger.pull_requests is None:
         return None
@@ -639,9 +643,12 @@ def asked(body: BuildRequestBody) -> Wanted:
 
 def _of_push(trigger: Trigger, push: PushFacts | None, default_branch: DefaultBranch) -> bool:
     if trigger.default_branch:
-        is_branch = push is not None and push.ref.startswith("refs/heads/")
-        return push is not None and is_branch and short_name(push.ref) == default_branch(push)
+        return push is not None and push.ref.startswith("refs/heads/") and _is_default(push, default_branch(push))
     return trigger.push is None or (push is not None and _pushed(trigger.push, push))
+
+
+def _is_default(push: PushFacts, branch: str | None) -> bool:
+    return branch is not None and push.ref == f"refs/heads/{branch}"
 
 
 def _pushed(rule: PushRule, push: PushFacts) -> bool:
@@ -698,6 +705,7 @@ def _wanted(trigger: Trigger, event: Event, told: Told | None, *, foreign: bool)
         push=told.push if told and "\ufffd" not in told.ref else None,
         head=told.head if told else None,
         foreign=foreign,
+        default=told is not None and told.default,
     )
 
 

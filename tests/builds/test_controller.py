@@ -682,3 +682,21 @@ def test_a_controller_that_ends_leaves_nothing_to_be_sent_again(counted: Counted
         counted.accept([ask()])
         until(lambda: post.sent)
     assert [one.state for one in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED]
+
+
+def test_a_controller_that_starts_anew_knows_the_images_of_what_has_ended(seen: Seen) -> None:
+    """A settled build has left the watch. What has ended is read as time allows, so the first may come too early."""
+    (build,) = seen.accept([ask("settled")])
+    image = replace(IMAGE, repository=build.request.image)
+    seen.write(ended(replace(build, status=replace(build.status, image=image)), State.SUCCEEDED))
+    seen.change = lambda world: replace(world, nodes=(Node(name="local"),))
+    reused: list[tuple[str, ...]] = []
+
+    def asked() -> bool:
+        (one,) = seen.accept([ask(f"new{len(reused)}", args={"do": "break"})])
+        until(lambda: seen.get(one.name).status.attempts)
+        reused.append(seen.get(one.name).status.attempts[0].cache_from)
+        return reused[-1] == (image.digest,)
+
+    with running(seen, Clock(), max_attempts=1):
+        until(asked)

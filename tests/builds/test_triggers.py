@@ -76,6 +76,7 @@ def test_by_default_a_push_to_the_default_branch_is_built_at_its_commit() -> Non
         commit=COMMIT,
         trigger="default",
         push=Push(before=BEFORE, at=datetime(2026, 3, 1, 12, tzinfo=UTC)),
+        default=True,
     )
     assert load(None) is DEFAULT
 

@@ -1,0 +1,128 @@
+"""Where the layers of a repository are, as far as records tell: on which nodes, and in which images. Pure.
+
+A node keeps the layers of what it has built, and a registry those of what was pushed. What is remembered is bounded,
+and no more than a hint: a build that is sent to a node without the layers, or is given images without them, takes
+longer, and is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+
+import msgspec
+
+from builds.build import Build, State
+
+MAX_REPOSITORIES = 1000
+MAX_SUCCESSES = 10
+"""Of one repository: the latest ones."""
+MAX_IMAGES = 2
+"""Images that a build is given to reuse: BuildKit asks the registry for each of them first."""
+LAYERS_KEPT = timedelta(hours=1)
+"""For so long a node is taken to have the layers of what it has built: then its cache may have been cleaned. To give a
+build images in vain costs it a few requests, not to give them all the time that its layers take."""
+
+
+class Success(msgspec.Struct, frozen=True, kw_only=True):
+    """What is remembered of a build that has succeeded."""
+
+    image: str
+    """Its repository of images."""
+    digest: str
+    subdir: str
+    refs: frozenset[str]
+    """That led to the commit."""
+    default: bool
+    """Whether one of them is the default branch."""
+    apart: str | None
+    """`Build.apart`: nothing that a fork has had built goes into another build."""
+    node: str | None
+    at: datetime
+
+
+def success_of(build: Build) -> Success | None:
+    """`None` for a build that has not succeeded."""
+    status = build.status
+    if status.state is not State.SUCCEEDED or status.image is None or status.finished_at is None:
+        return None
+    node = next((one.node for one in reversed(status.attempts) if one.state is State.SUCCEEDED), None)
+    return Success(
+        image=status.image.repository,
+        digest=status.image.digest,
+        subdir=build.request.subdir,
+        refs=_refs(build),
+        default=any(cause.default for cause in build.causes),
+        apart=build.apart(build.causes),
+        node=node,
+        at=status.finished_at,
+    )
+
+
+class Warmth:
+    """The latest successes of those repositories that were built last. One thread at a time."""
+
+    def __init__(self) -> None:
+        self._successes: dict[str, tuple[Success, ...]] = {}
+
+    def note(self, build: Build) -> None:
+        """Remembers it, if it has succeeded; twice is once, and in whatever order."""
+        repository, status = build.request.repository, build.status
+        known = self._successes.get(repository, ())
+        if status.state is not State.SUCCEEDED or any(one.at == status.finished_at for one in known):
+            return  # it is seen again and again while its events wait for a sink
+        if (success := success_of(build)) is None:
+            return
+        latest = sorted((*known, success), key=lambda one: (one.at, one.digest), reverse=True)
+        self._successes.pop(repository, None)
+        self._successes[repository] = tuple(latest[:MAX_SUCCESSES])
+        if len(self._successes) > MAX_REPOSITORIES:
+            del self._successes[next(iter(self._successes))]
+
+    @property
+    def successes(self) -> Mapping[str, Sequence[Success]]:
+        """By repository, the latest first."""
+        return self._successes
+
+
+class Heat:
+    """What the successes say about the nodes, at one moment."""
+
+    def __init__(self, successes: Mapping[str, Sequence[Success]]) -> None:
+        self._successes = successes
+
+    def coldness(self, build: Build) -> Callable[[str], int]:
+        """Of each node, lower is better: 0 where the last build of the same ref was, 1 where another one of the
+        repository was, 2 where any was, which left the base image of most, 3 where nothing was."""
+        mine, refs = self._successes.get(build.request.repository, ()), _refs(build)
+        nodes = {one.node for one in mine}
+        last = next((one.node for one in mine if one.refs & refs), mine[0].node if mine else None)
+        return lambda node: 0 if node == last else 1 if node in nodes else 2 if node in self._used else 3
+
+    def images(self, build: Build, node: str | None, now: datetime) -> tuple[str, ...]:
+        """Digests of images whose layers a build on that node may reuse: the last of the same ref, then of the default
+        branch, then of any; none where the node has the layers of the best of them."""
+        found = list(self._candidates(build))
+        if found and found[0].node == node is not None and timedelta() <= now - found[0].at < LAYERS_KEPT:
+            return ()
+        return tuple(dict.fromkeys(one.digest for one in found))[:MAX_IMAGES]
+
+    @cached_property
+    def _used(self) -> frozenset[str | None]:
+        return frozenset(one.node for each in self._successes.values() for one in each)
+
+    def _candidates(self, build: Build) -> Iterator[Success]:
+        """The best first, some of them twice. A fork's image is for builds of that same request alone."""
+        apart = build.apart(build.unanswered)
+        request, refs = build.request, _refs(build)
+        mine = [one for one in self._successes.get(request.repository, ()) if one.image == request.image]
+        fit = [one for one in mine if one.apart is None or one.apart == apart]
+        better = sorted(fit, key=lambda one: one.subdir != request.subdir)
+        yield from [one for one in better if one.refs & refs][:1]
+        yield from [one for one in better if one.default][:1]
+        yield from better[:MAX_IMAGES]
+
+
+def _refs(build: Build) -> frozenset[str]:
+    return frozenset(cause.ref for cause in build.causes if cause.ref)
