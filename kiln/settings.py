@@ -86,6 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_queued_per_user: int
     max_attempts: int
     build_timeout: float
+    build_cache: str
     supersede: str
     scale_up_after: float
     pending_grace: float
@@ -533,6 +534,14 @@ SETTINGS: tuple[Setting, ...] = (
         read=_period(least=1),
         default="3600s",
         says="How long one attempt may take.",
+    ),
+    Setting(
+        name="KILN_BUILD_CACHE",
+        read=_one_of("registry", "off"),
+        default="registry",
+        says="Where a node finds the layers of builds that other nodes have done: in the images of the same "
+        "repository (`registry`), which carry BuildKit's cache metadata for that, or nowhere (`off`). Images of the "
+        "repositories in `private` are never read for it.",
     ),
     Setting(
         name="KILN_SUPERSEDE",

@@ -588,6 +588,7 @@ def surroundings(kiln: Kiln) -> Surroundings:
         provenance=found.provenance,
         signing_key=_text(found.signing_key),
         builder=Builder(id=_builder_id(found), image=found.builder_image),
+        build_cache=found.build_cache == "registry",
     )
 
 

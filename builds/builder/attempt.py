@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
@@ -183,15 +183,7 @@ class Attempt:
 
     def _fetch(self) -> None:
         request = self.spec.request
-        registry = request.image.partition("/")[0]
-        self.progress = tool.Progress(
-            *(Stage.FETCH, time.monotonic()),
-            registry=registry,
-            login=self._registry.login_file,
-            dialect=self._daemon.dialect(),
-            idiom=self._daemon.idiom,
-        )
-        self.log.phase = "fetch"
+        self._start_fetching()
         self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
         try:
@@ -202,6 +194,16 @@ class Attempt:
         self._committed_at = source.committed_at
         reached(Fault.BUILDER_FETCHED)
 
+    def _start_fetching(self) -> None:
+        self.progress = tool.Progress(
+            *(Stage.FETCH, time.monotonic()),
+            registry=self.spec.request.image.partition("/")[0],
+            login=self._registry.login_file,
+            dialect=self._daemon.dialect(),
+            idiom=self._daemon.idiom,
+        )
+        self.log.phase = "fetch"
+
     def _unserved(self, error: UnknownRef) -> Failure:
         """A host may tell of a push before all of its servers have it."""
         if not self.spec.just_pushed:
@@ -210,28 +212,45 @@ class Attempt:
         return Failure(INFRASTRUCTURE, sentence, counted=False, unserved=True)
 
     def _build(self) -> None:
+        """Once more without the layers of earlier images where they may be what failed: no image may break a build."""
+        spec = self.spec
+        reused = spec.cache_from if spec.cached and self._daemon.reuses else ()
+        try:
+            self._build_with(reused, self.folder)
+        except Failure as failure:
+            if not reused or failure.reason is not Reason.REPOSITORY or not self.progress.unexplained:
+                raise
+            self.log.say(f"{failure.message} Building again without the layers of earlier images.")
+            again = self.folder / "again"
+            again.mkdir()
+            self._start_fetching()
+            self._build_with((), again)
+
+    def _build_with(self, reused: Sequence[str], folder: Path) -> None:
+        """Builds in `folder`, which holds nothing of another run, with the layers of `reused`. Raises Failure."""
         spec = self.spec
         options = spec.surroundings.options
         told = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
         told |= {LABEL_OPTIONS: options.label} if options.label else {}
         told |= labels(spec, self.tag, self._committed_at)
         image = f"{spec.request.image}:{self.tag}"
-        apart = spec.private or not self._daemon.pushes
+        apart = spec.private or spec.force or not self._daemon.pushes
         built = f"kiln-{uuid.uuid4().hex}:private" if apart else image
         env = {**self._git.environment, **self._daemon.variables}
         outside = _outside(env)
         command = tool.command(
-            *(spec.request, built, told, self.folder, outside),
+            *(spec.request, built, told, folder, outside),
             engine=self._daemon.engine,
             options=options,
             refs=spec.refs,
             apart=spec.apart,
+            cache_from=reused if spec.cached else None,
             push=not apart,
         )
         self._tagging = self._daemon.pushes
         self._git.trouble()  # what was told, or overcome, before
         try:
-            tool.build(self._daemon, command, folder=self.folder, env=env, progress=self.progress, log=self.log)
+            tool.build(self._daemon, command, folder=folder, env=env, progress=self.progress, log=self.log)
         except Failure:
             self._raise_refused()
             raise
@@ -263,9 +282,14 @@ class Attempt:
     def _push(self, built: str, image: str) -> None:
         """Pushes what was built under a name that nobody can guess: a `FROM` takes what the daemon holds without asking
         the registry. A private repository's image goes with the credential that no build's steps have.
+
+        Nothing is pushed by `force` where the registry has that very image: it keeps its digest.
         """
         try:
-            tool.push(self._pusher(), built, image, self.progress, self.log)
+            if self.spec.force and self._is_there(built):
+                self.log.say(f"The registry has this image already as {image}: nothing to push.")
+            else:
+                tool.push(self._pusher(), built, image, self.progress, self.log)
         finally:
             self._daemon.untag(built, *([image] if self._daemon.pushes else ()))
 
@@ -274,6 +298,17 @@ class Attempt:
         if not self.spec.private:
             return self._daemon
         return connect(around, around.private_registry_config or NO_LOGIN, self.folder / "private")
+
+    def _is_there(self, built: str) -> bool:
+        """Whether the registry's image differs from the one that was built by nothing but the attempt that it names.
+
+        It does not count where the registry does not let us know.
+        """
+        with suppress(Refused):
+            there = self._registry.configuration(self.spec.request.image, self.tag)
+            here = self._daemon.inspected(built) if there else None
+            return there is not None and here is not None and there.describes(here, but_for=LABEL_ATTEMPT)
+        return False
 
     def _digest(self) -> str:
         try:

@@ -67,6 +67,8 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     signing_key: str | None = None
     """A private key in PEM form, by which the statement is signed."""
     builder: Builder = Builder(id="https://kiln.dev/builder/local")
+    build_cache: bool = True
+    """Whether images carry BuildKit's cache metadata, and builds reuse the layers of those that do."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,10 +83,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Refs that have led to the commit and that no clone has, as those of pull requests. A host that gives no commit by
     itself gives it by one of them."""
     apart: str | None = None
-    """The ref of a pull request from a fork: the steps of its builds share cache mounts with nothing else."""
+    """Of a pull request from a fork (`Build.apart`): the steps of its builds share cache mounts with nothing else."""
     events: tuple[Event, ...] = ()
     """Those that asked for the build and have had no answer yet."""
     force: bool = False
+    cache_from: tuple[str, ...] = ()
+    """References by digest of earlier images of the repository, whose layers the build may reuse."""
     just_pushed: bool = False
     """Whether a push named the commit less than `REPLICATION` ago."""
     daemon_patience: float = DAEMON_PATIENCE.total_seconds()
@@ -98,6 +102,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
         """Whether its image is one of a private repository."""
         prefix = self.surroundings.private_image_prefix
         return prefix is not None and self.request.image.startswith(prefix)
+
+    @property
+    def cached(self) -> bool:
+        """Whether its layers are for other daemons to reuse, by way of the registry.
+
+        Not a private repository's: BuildKit would read them with the credential that also serves each `FROM`.
+        """
+        return self.surroundings.build_cache and not self.private
 
 
 def attempt_label(build: Build, attempt: Attempt) -> str:
@@ -124,12 +136,13 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
         request=build.request,
         tags=tuple(Tags(ref=ref, names=tuple(names)) for ref, names in tags.items()),
         refs=tuple(sorted({cause.ref for cause in build.causes if cause.ref and not is_cloned(cause.ref)})),
-        apart=next((cause.ref for cause in build.unanswered if cause.foreign), None),
+        apart=build.apart(build.unanswered),
         events=tuple(
             Event(source=cause.source, id=cause.id, type=cause.type, ref=cause.ref)
             for cause in build.unanswered[:MAX_EVENTS]
         ),
         force=any(cause.force for cause in build.unanswered),
+        cache_from=tuple(f"{build.request.image}@{digest}" for digest in attempt.cache_from),
         just_pushed=any(cause.push and attempt.written_at - cause.at < REPLICATION for cause in build.unanswered),
         daemon_patience=_daemon_patience(attempt, surroundings.timeout),
         surroundings=surroundings,

@@ -288,6 +288,12 @@ class Progress:
         spent = {stage.value: round(stop - since, 3) for (stage, since), stop in zip(begun, ends, strict=False)}
         return Timings(fetch=spent.get("fetch"), build=spent.get("build"), push=spent.get("push"))
 
+    @property
+    def unexplained(self) -> bool:
+        """Whether BuildKit gave up without a command that failed: layers that it reused may be the reason."""
+        told = self.account()
+        return self.stage is Stage.BUILD and told.began and told.step is None
+
     def account(self, *, killed: bool = False) -> Account:
         """What is known of the failure. `killed` says that the tool itself was."""
         found = self._dialect.findings()
@@ -369,7 +375,8 @@ def push(daemon: Daemon, built: str, image: str, progress: Progress, log: Log) -
                 if (shown := _summed(text, layers)) is not None:
                     log.say(shown)
     if child.returncode:
-        told = progress.account(killed=child.returncode < 0)._replace(error=said)
+        killed = child.returncode < 0  # the build itself has ended well
+        told = progress.account()._replace(error=said, killed=killed)
         raise failure(told, Evidence())
 
 
@@ -391,12 +398,14 @@ def command(
     options: Options,
     refs: Sequence[str] = (),
     apart: str | None = None,
+    cache_from: Sequence[str] | None = None,
     push: bool = True,
 ) -> list[str]:
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
     `outside` are the variables that docker has otherwise than the tool; `None` is not set. `engine` as in `Daemon`.
-    `refs` and `apart` as in `Spec`. The request's build arguments win over those of `options`.
+    `refs` and `apart` as in `Spec`. With `cache_from` the image has metadata by which others find its layers, and the
+    build reuses those of these images. The request's build arguments win over those of `options`.
     """
     whose = request.repository if apart is None else f"{request.repository} {apart}"  # no repository's URL has a space
     namespace = hashlib.sha256(whose.encode()).hexdigest()
@@ -412,6 +421,8 @@ def command(
         "APPENDIX": options.appendix,
         "FOLDER": options.target_repo_dir,
         "PULL": options.pull,
+        "CACHED": cache_from is not None,
+        "CACHE_FROM": [*(cache_from or ())],
         "OTHER_FRONTEND": OTHER_FRONTEND.pattern,
         "FLAGS": int(OTHER_FRONTEND.flags),
     }

@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import SplitResult, parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 import msgspec
@@ -79,14 +79,33 @@ class _Contents(msgspec.Struct):
     manifests: list[Descriptor] = []
 
 
-class _Labelled(msgspec.Struct):
-    labels: dict[str, str] | None = msgspec.field(default=None, name="Labels")
+class _RootFS(msgspec.Struct):
+    diff_ids: list[str] = []
 
 
-class _Config(msgspec.Struct):
-    """An image's configuration."""
+class Configuration(msgspec.Struct):
+    """Of an image (https://github.com/opencontainers/image-spec/blob/v1.1.0/config.md)."""
 
-    config: _Labelled | None = None
+    architecture: str = ""
+    os: str = ""
+    config: dict[str, Any] | None = None
+    rootfs: _RootFS = msgspec.field(default_factory=_RootFS)
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return (self.config or {}).get("Labels") or {}
+
+    def describes(self, inspected: Mapping[str, Any], *, but_for: str) -> bool:
+        """Whether `docker image inspect` tells of the same layers and settings, whatever the label `but_for` says."""
+        here = (inspected["Architecture"], inspected["Os"], inspected["RootFS"].get("Layers") or [])
+        there = (self.architecture, self.os, self.rootfs.diff_ids)
+        return here == there and _told(inspected["Config"], but_for) == _told(self.config or {}, but_for)
+
+
+def _told(config: Mapping[str, Any], but_for: str) -> Mapping[str, Any]:
+    """What an image's settings say, without what is empty: Docker shows that, and the image need not."""
+    labels = {name: text for name, text in (config.get("Labels") or {}).items() if name != but_for}
+    return {name: value for name, value in {**config, "Labels": labels}.items() if value}
 
 
 class _Tags(msgspec.Struct):
@@ -168,6 +187,11 @@ class Registry:
 
         Raises Unauthorized where the registry does not let us know, Refused, Unreachable.
         """
+        found = self.configuration(image, reference)
+        return None if found is None else found.labels
+
+    def configuration(self, image: str, reference: str) -> Configuration | None:
+        """The same for all of its configuration; an empty one where what is there is no image."""
         manifest = self.manifest(image, reference, body=True)
         if manifest is None:
             return None
@@ -176,11 +200,10 @@ class Registry:
             manifest = self.manifest(image, contents.manifests[0].digest, body=True)
             contents = _decoded(manifest.body or b"", _Contents, image) if manifest else _Contents()
         if contents.config is None:
-            return {}
+            return Configuration()
         answer = self._ask("GET", image, f"blobs/{contents.config.digest}", {})
         self._expect(answer, image)
-        config = _decoded(answer.content, _Config, image).config
-        return config.labels or {} if config else {}
+        return _decoded(answer.content, Configuration, image)
 
     def tag(self, image: str, reference: str, tag: str) -> None:
         """Makes `tag` the same manifest, byte for byte; one that is refused, but is that manifest already, will do.

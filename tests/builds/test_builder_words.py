@@ -33,6 +33,7 @@ from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, mes
 from builds.builder.source import resolved
 from builds.builder.spec import Spec
 from builds.builder.tool import OTHER_FRONTEND, Progress, ToolLine, command, tool_line
+from builds.clients.registry import Configuration
 from builds.errors import RepositoryRefused
 from builds.options import Options
 from tests.parts.registry import free_port
@@ -725,3 +726,43 @@ def test_cache_mounts_are_a_repository_s_own_and_a_fork_s_apart(tmp_path: Path) 
     assert own == namespace("https://github.com/octo/stats")
     forks = [namespace("https://github.com/octo/stats", f"refs/pull/{number}/head") for number in (7, 8)]
     assert len({own, *forks, namespace("https://github.com/octo/other", "refs/pull/7/head")}) == 4
+
+
+# Layers of earlier images
+
+
+def test_an_image_that_cannot_be_read_for_its_layers_is_not_what_failed() -> None:
+    missing = vertex("importing cache manifest from r/x@sha256:1", "not found", digest="sha256:2")
+    step = vertex("[1/1] RUN x", f"{FAILED}3")
+    told = progress(missing, step, f"ERROR: failed to solve: {FAILED}3").account()
+    assert failure(told, Evidence()).message.startswith("A step of the build failed. [1/1] RUN x: exit code: 3")
+    assert progress(missing).account().killed, "the tool ended in the middle"
+
+
+def test_only_an_end_without_a_failed_command_may_be_for_reused_layers() -> None:
+    assert not progress(vertex("[1/1] RUN x", f"{FAILED}3"), f"ERROR: failed to solve: {FAILED}3").unexplained
+    assert progress(vertex("[1/1] RUN x", "unexpected commit digest"), "ERROR: failed to solve: x").unexplained
+    assert not progress("ERROR: failed to solve: x").unexplained, "BuildKit had not begun"
+
+
+def test_a_second_image_is_the_same_but_for_the_attempt_it_names() -> None:
+    inspected = {
+        "Architecture": "amd64",
+        "Os": "linux",
+        "RootFS": {"Type": "layers", "Layers": ["sha256:1"]},
+        "Config": {"Hostname": "", "Env": ["A=b"], "Labels": {"build": "x", "attempt": "2"}, "Volumes": None},
+    }
+    there = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": ["sha256:1"]}}
+    own = {"Env": ["A=b"], "Labels": {"build": "x", "attempt": "1"}}
+
+    def same(**changes: object) -> bool:
+        found = msgspec.convert({**there, "config": own, **changes}, Configuration)
+        return found.describes(inspected, but_for="attempt")
+
+    assert same()
+    assert not same(config={**own, "Labels": {"build": "y", "attempt": "1"}})
+    assert not same(config={**own, "Env": ["A=c"]})
+    assert not same(config={**own, "User": "1000"})
+    assert not same(config=None)
+    assert not same(rootfs={"diff_ids": ["sha256:2"]})
+    assert not same(architecture="arm64")

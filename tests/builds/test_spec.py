@@ -66,3 +66,20 @@ def test_a_pushed_commit_may_not_be_served_at_once(minutes: int, expected: bool)
     late = replace(attempt(), written_at=push.at + timedelta(minutes=minutes))
     assert spec_for(build("b", push), late, AROUND).just_pushed is expected
     assert not spec_for(build("b", cause("1")), late, AROUND).just_pushed
+
+
+def test_a_fork_is_apart_from_its_repository_where_its_ref_is_not_known_too() -> None:
+    theirs = build("b", cause("1", ref=None, foreign=True))
+    assert spec_for(theirs, attempt(), AROUND).apart == theirs.request.commit
+    assert spec_for(build("b", cause("1", ref="refs/pull/7/head", foreign=True)), attempt(), AROUND).apart
+    assert spec_for(build("b", cause("1", ref=None)), attempt(), AROUND).apart is None
+
+
+def test_images_to_reuse_are_the_repositorys_by_digest_and_never_private_ones() -> None:
+    digest = "sha256:" + "1" * 64
+    live = replace(attempt(), cache_from=(digest,))
+    spec = spec_for(build("b"), live, AROUND)
+    assert spec.cache_from == (f"r/x@{digest}",)
+    assert spec.cached
+    assert not replace(spec, surroundings=replace(AROUND, private_image_prefix="r/")).cached
+    assert not replace(spec, surroundings=replace(AROUND, build_cache=False)).cached

@@ -6,6 +6,7 @@ It shares the machine's bridge (`docker0`), so that RUN steps work, and leaves t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -26,10 +27,19 @@ def problem() -> str | None:
 
 
 class Dockerd:
-    """A daemon with its data below `folder`, on a file system of `size` MiB in memory where that is given."""
+    """A daemon with its data below `folder`, on a file system of `size` MiB in memory where that is given.
 
-    def __init__(self, folder: Path, size: int | None = None) -> None:
+    `downloads` is how often it tries to get a layer; `mirror` is where it looks for images of Docker Hub first.
+    """
+
+    def __init__(
+        self, folder: Path, size: int | None = None, *, downloads: int | None = None, mirror: str | None = None
+    ) -> None:
         self.folder = folder
+        self._settings = {
+            **({"max-download-attempts": downloads} if downloads else {}),
+            **({"registry-mirrors": [mirror]} if mirror else {}),
+        }
         self.data = folder / "data"
         self.data.mkdir(parents=True)
         # The path of a Unix socket has at most 107 bytes.
@@ -43,7 +53,7 @@ class Dockerd:
     def start(self) -> None:
         """Returns when it answers."""
         config = self.folder / "daemon.json"
-        config.write_text("{}")
+        config.write_text(json.dumps(self._settings))
         program = machine.program("dockerd", "docker.io")
         options = [f"--data-root={self.data}", f"--exec-root={self._short.name}/exec", f"--host={self.host}"]
         options += [f"--pidfile={self._short.name}/pid", "--bridge=docker0", "--ip-forward=false", "--ip-masq=false"]

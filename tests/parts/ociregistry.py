@@ -69,6 +69,16 @@ class Behaviour:
         return answer
 
 
+class Stuck(Behaviour):
+    """One that tells what it has, and answers no push."""
+
+    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+        pushes = asked.method in ("POST", "PATCH", "PUT") or (asked.method == "HEAD" and "/blobs/" in asked.target)
+        if pushes:
+            threading.Event().wait()
+        return None
+
+
 def refusal(status: int, code: str, message: str, *challenges: str) -> Answer:
     body = json.dumps({"errors": [{"code": code, "message": message}]}).encode()
     named = [("WWW-Authenticate", challenge) for challenge in challenges]

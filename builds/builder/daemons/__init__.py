@@ -11,7 +11,9 @@ import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import msgspec
 
 from builds.builder.outcome import INFRASTRUCTURE, Failure, Idiom, Step
 from builds.builder.spec import DaemonKind, Surroundings
@@ -72,6 +74,8 @@ class Daemon(ABC):
     idiom: ClassVar[Idiom]
     pushes: ClassVar[bool]
     """Whether a build pushes its image itself, under the image's own name."""
+    reuses: ClassVar[bool]
+    """Whether it finds layers in images of the registry."""
     untagging: ClassVar[Sequence[str]]
     """The command that takes names from images."""
 
@@ -116,6 +120,14 @@ class Daemon(ABC):
         command = (*self.untagging, *names)
         if self.run(*command, timeout=timeout).returncode < 0:
             self.run(*command, timeout=timeout)
+
+    def inspected(self, image: str) -> Mapping[str, Any] | None:
+        """What it says of an image that it has; `None` if it does not. Raises OSError."""
+        done = self.run("image", "inspect", image)
+        if done.returncode:
+            return None
+        found: list[dict[str, Any]] = msgspec.json.decode(done.stdout)
+        return found[0]
 
     def run(
         self, *arguments: str, stdin: bytes = b"", timeout: float = PROBE_TIMEOUT

@@ -24,6 +24,8 @@ OUTPUT_KEPT = 100
 """Lines of each step's output that are kept for the message."""
 
 _LAYER = "pushing layer "
+_IMPORTS_CACHE = "importing cache manifest from "
+"""Such a vertex may fail, and the build goes on without those layers."""
 _CANCELED = re.compile(r"(^|: )context canceled$", re.IGNORECASE)
 _EXIT = re.compile(
     r"(?:^process \".*\" did not complete successfully|^executor failed running \[.*\]): (.*)$", re.DOTALL
@@ -180,7 +182,8 @@ class Graph:
 
     def failed(self, final: str) -> Vertex | None:
         """The vertex that failed: the one whose error is in BuildKit's final error, not one that was only cancelled."""
-        failed = [vertex for vertex in self if vertex.error and not _CANCELED.search(vertex.error)]
+        real = (vertex for vertex in self if not vertex.name.startswith(_IMPORTS_CACHE))
+        failed = [vertex for vertex in real if vertex.error and not _CANCELED.search(vertex.error)]
         named = [vertex for vertex in failed if vertex.error in final]
         return next(reversed(named or failed), None)
 

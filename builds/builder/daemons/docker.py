@@ -20,16 +20,22 @@ c.DockerEngine.extra_buildx_build_args = [
     "--progress=rawjson",
     "--build-arg=BUILDKIT_CACHE_MOUNT_NS=" + NAMESPACE,
     *(["--pull"] if PULL else []),
+    *(["--cache-to=type=inline"] if CACHED else []),
+    *("--cache-from=type=registry,ref=" + image for image in CACHE_FROM),
 ]
 """
 """Cache mounts (`RUN --mount=type=cache`) get a namespace for each repository, or any repository could fill
-another's."""
+another's.
+
+BuildKit's cache metadata are in the image itself (`inline`), and nowhere else:
+https://docs.docker.com/build/cache/backends/inline/"""
 
 
 class Docker(Daemon):
     program = "docker"
     idiom = DOCKER
     pushes = True
+    reuses = True
     untagging = ("image", "rm", "--force")  # with the last name goes the image, but not BuildKit's cache
 
     def __init__(self, around: Surroundings, config: str | None, copy: Path) -> None:

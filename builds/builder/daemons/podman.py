@@ -118,6 +118,7 @@ _ADDED = re.compile(r'^building at STEP "ADD .*?(https?://[^\s"]+)')
 class Podman(Daemon):
     idiom = PODMAN
     pushes = False
+    reuses = False
     untagging = ("untag",)  # to remove the image is to remove its steps, too
 
     def __init__(self, around: Surroundings, config: str | None, copy: Path) -> None:

@@ -14,12 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from builds.build import Reason
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost, commit
 from tests.parts.kiln import until
+from tests.parts.ociregistry import OciFront, Stuck
 from tests.parts.registry import Registry
 
 ODD = {
@@ -296,17 +298,17 @@ def _with_mount(command: str) -> str:
 def test_the_daemon_has_no_tag_of_an_image(
     end: str, path: str, builder: Builder, host: GitHost, tmp_path: Path
 ) -> None:
-    with Registry(tmp_path / "registry") as registry:
+    with Registry(tmp_path / "registry") as registry, OciFront(registry, Stuck()) as front:
         head = dockerfile(host, path, tmp_path / "content", step("echo begun"))
-        if end == "cancelled":
-            registry.pause()  # nothing asks it before the push, as the build is forced
-        elif end == "no registry":
+        image = f"{front.host if end == 'cancelled' else registry.host}/{path}"
+        if end == "no registry":
             registry.stop()
-        attempt = builder.start(asked(host, path, head, registry), force=True)
+        request = replace(asked(host, path, head, registry), image=image)
+        attempt = builder.start(request, force=end == "no registry")
         if end == "cancelled":
             attempt.until(" pushing ")
             attempt.process.send_signal(signal.SIGTERM)
         attempt.wait()
         assert attempt.status == {"pushed": 0, "cancelled": 143, "no registry": 69}[end]
-        listed = ["docker", "image", "ls", "--quiet", f"{registry.host}/{path}"]
+        listed = ["docker", "image", "ls", "--quiet", image]
         assert subprocess.run(listed, capture_output=True, check=True).stdout == b""

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from builds.build import Reason, Request
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost, commit
 from tests.parts.kiln import until
+from tests.parts.ociregistry import OciFront, Stuck
 from tests.parts.registry import Registry
 
 pytestmark = pytest.mark.timeout(600)
@@ -70,8 +72,9 @@ class Setting:
     around: dict[str, Any]
     folder: Path
 
-    def start(self, kill: int = 0, **more: Any) -> Attempt:
-        """`kill` is the number of the program that is to die, of all that are started."""
+    def start(self, kill: int = 0, image: str | None = None, **more: Any) -> Attempt:
+        """Another build of the same commit. `kill` is the number of the program that is to die, of all that are
+        started."""
         own = secrets.token_hex(4)
         log = self.folder / f"shims-{own}"
         environment = {
@@ -80,7 +83,8 @@ class Setting:
             "SHIM_KILL": str(kill),
         }
         options = {**self.around, **more, "name": f"build-{own}-0", "environment": environment}
-        attempt = self.builder.start(self.request, force=True, **options)
+        request = replace(self.request, image=image or self.request.image)
+        attempt = self.builder.start(request, **options)
         attempt.shims = log  # type: ignore[attr-defined]
         return attempt
 
@@ -213,12 +217,12 @@ def test_git_is_killed_while_its_host_says_nothing(
 
 @pytest.mark.parametrize("private", [True, False])
 def test_docker_is_killed_while_it_pushes(private: bool, setting: Setting) -> None:
-    around = {} if private else {"private_image_prefix": None}
-    setting.registry.pause()  # nothing asks it before the push, as the build is forced
-    attempt = setting.start(**around)
-    attempt.until("The push refers to repository" if private else r"^#\d+ pushing ")
-    kill(attempt, r"docker push " if private else r"docker-buildx .*build ")
-    is_ours(attempt)
+    with Registry(setting.folder / "open") as registry, OciFront(registry, Stuck()) as front:
+        prefix = f"{front.host}/" if private else None
+        attempt = setting.start(image=f"{front.host}/stuck", private_image_prefix=prefix)
+        attempt.until("The push refers to repository" if private else r"^#\d+ pushing ")
+        kill(attempt, r"docker push " if private else r"docker-buildx .*build ")
+        is_ours(attempt)
 
 
 def test_the_helper_is_killed_while_it_answers(setting: Setting) -> None:

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from builds.build import Reason, State
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost
 from tests.parts.kiln import until
+from tests.parts.ociregistry import OciFront, Stuck
 from tests.parts.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -97,15 +99,14 @@ def test_the_whole_group_is_told(
 
 
 def test_while_pushing(path: str, builder: Builder, host: GitHost, tmp_path: Path) -> None:
-    with Registry(tmp_path / "registry") as registry:
+    with Registry(tmp_path / "registry") as registry, OciFront(registry, Stuck()) as front:
         (tmp_path / "content").mkdir()
         put_busybox(tmp_path / "content")
         unique = secrets.token_hex(8)
         dockerfile = f"FROM scratch\nCOPY busybox /bin/sh\nENV RUN={unique}\nRUN echo begun\n"
         (tmp_path / "content/Dockerfile").write_text(dockerfile)
         head = host.create(path, tmp_path / "content")
-        registry.pause()  # nothing asks it before the push, as the build is forced
-        attempt = builder.start(asked(host, path, head, registry), force=True)
+        attempt = builder.start(replace(asked(host, path, head, registry), image=f"{front.host}/{path}"))
         attempt.until(" pushing ")
         stopped(attempt)
         nothing_is_left(attempt)
