@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from tests.bench import building, cluster, leader, records, web
+from tests.bench import building, cluster, leader, records, reuse, web
 
 BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "build": building.against_bare,
     "repo2docker": building.with_environments,
+    "reuse": reuse.on_other_nodes,
     "webhooks": web.webhooks,
     "watched": web.watched,
     "starts": web.starts,
