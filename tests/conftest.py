@@ -12,7 +12,7 @@ LONGEST = (
     *("test_run.py", "test_house.py", "test_vitals.py", "test_cli.py"),
     *("test_failures.py", "test_placement.py", "test_crashes.py", "test_faults.py", "test_bad_objects.py"),
     *("test_releases.py", "test_logs.py"),
-    *("test_killed.py", "test_private_images.py", "test_daemon.py"),
+    *("test_killed.py", "test_private_images.py", "test_daemon.py", "test_repositories.py", "test_podman.py"),
 )
 """Files that take long for their tier, by name. They begin first: a worker has the next file when it is done with one,
 and none of these is to be what the others wait for in the end."""

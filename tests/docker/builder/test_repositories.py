@@ -51,8 +51,14 @@ def hub(gateway: str) -> Iterator[str]:
         server.shutdown()
 
 
+def cases() -> Iterator[Any]:
+    """Without a Dockerfile, repo2docker sets up Python and Jupyter, which takes long."""
+    for folder in sorted(REPOSITORIES.iterdir()):
+        yield pytest.param(folder.name, marks=[] if any(folder.rglob("Dockerfile")) else pytest.mark.slow)
+
+
 @pytest.mark.timeout(600)  # the first one of repo2docker's own makes the base of all
-@pytest.mark.parametrize("case", sorted(path.name for path in REPOSITORIES.iterdir()))
+@pytest.mark.parametrize("case", list(cases()))
 def test_repository(
     case: str, path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path,
     request: pytest.FixtureRequest,
