@@ -7,7 +7,6 @@ So one installation does for all of them.
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -16,7 +15,8 @@ import requests
 
 from builds.faults import ONLY_LOCAL, Fault
 from tests.cluster.once import TAKEOVER, once, word
-from tests.parts.cluster import Cluster, Release, run
+from tests.cluster.points import Points
+from tests.parts.cluster import Cluster, Release
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, Webhook
 from tests.parts.kiln import until
@@ -25,45 +25,8 @@ from tests.parts.registry import Registry
 pytestmark = pytest.mark.timeout(240)
 
 SLOTS = 2
-MOUNTED = "/faults"
 TWICE = (Fault.BUILDER_LOCKED, Fault.BUILDER_FETCHED)
 """Where a builder leaves nothing behind: later its image is in the registry, with the attempt's label on it."""
-
-
-class Points:
-    """The points at which a process dies, as a folder on a worker."""
-
-    def __init__(self, node: str) -> None:
-        self.node, self.folder = node, f"/var/lib/kiln-faults-{secrets.token_hex(4)}"
-        self._run(f"mkdir -m 0777 {self.folder}")
-
-    def __enter__(self) -> Points:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._run(f"rm -rf {self.folder}")
-
-    def arm(self, point: Fault) -> None:
-        self._run(f"touch {self.folder}/{point}")
-
-    @property
-    def armed(self) -> list[str]:
-        """Those that nobody has reached yet."""
-        return self._run(f"ls {self.folder}").split()
-
-    @property
-    def values(self) -> dict[str, object]:
-        """The chart's, with which all of a release is on the worker and dies there."""
-        here = {"nodeSelector": {"kubernetes.io/hostname": self.node}}
-        dies = {
-            "extraEnv": [{"name": "KILN_FAULT", "value": MOUNTED}],
-            "extraVolumes": [{"name": "faults", "hostPath": {"path": self.folder, "type": "Directory"}}],
-            "extraVolumeMounts": [{"name": "faults", "mountPath": MOUNTED}],
-        }
-        return {"web": here | dies, "controller": here | dies, "builds": dies, "dockerd": here}
-
-    def _run(self, script: str) -> str:
-        return run("docker", "exec", self.node, "sh", "-c", script)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,46 @@
+"""The points at which a process of a release dies, switched by files that all of its pods see."""
+
+from __future__ import annotations
+
+import secrets
+
+from builds.faults import Fault
+from tests.parts.cluster import run
+
+MOUNTED = "/faults"
+
+
+class Points:
+    """The points at which a process dies, as a folder on a worker."""
+
+    def __init__(self, node: str) -> None:
+        self.node, self.folder = node, f"/var/lib/kiln-faults-{secrets.token_hex(4)}"
+        self._run(f"mkdir -m 0777 {self.folder}")
+
+    def __enter__(self) -> Points:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run(f"rm -rf {self.folder}")
+
+    def arm(self, point: Fault) -> None:
+        self._run(f"touch {self.folder}/{point}")
+
+    @property
+    def armed(self) -> list[str]:
+        """Those that nobody has reached yet."""
+        return self._run(f"ls {self.folder}").split()
+
+    @property
+    def values(self) -> dict[str, dict[str, object]]:
+        """The chart's, with which all of a release is on the worker and dies there."""
+        here = {"nodeSelector": {"kubernetes.io/hostname": self.node}}
+        dies = {
+            "extraEnv": [{"name": "KILN_FAULT", "value": MOUNTED}],
+            "extraVolumes": [{"name": "faults", "hostPath": {"path": self.folder, "type": "Directory"}}],
+            "extraVolumeMounts": [{"name": "faults", "mountPath": MOUNTED}],
+        }
+        return {"web": here | dies, "controller": here | dies, "builds": dies, "dockerd": here}
+
+    def _run(self, script: str) -> str:
+        return run("docker", "exec", self.node, "sh", "-c", script)
