@@ -552,6 +552,11 @@ BEGUN = ("stdout", "STEP 1/2: FROM r.example/base:1 AS x")
             "The Podman service does not answer",
         ),
         (
+            'write /x: no space left on device: building at STEP "RUN x": while running runtime: exit status 1',
+            "infrastructure",
+            "The disk is full.",
+        ),
+        (
             "creating build container: creating container: write /x: no space left on device",
             "infrastructure",
             "The disk is full.",

@@ -106,6 +106,8 @@ done
 
 _STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)", re.DOTALL)
 _FAILED = re.compile(r'building at STEP "(.*)": while running runtime: exit status (\d+)$', re.DOTALL)
+_NO_SPACE = re.compile(r'((?:(?!building at STEP ").)*no space left on device): building at STEP "', re.DOTALL)
+"""The service itself could not write. It says so before the step that it was at."""
 _KILLED = "container exited on killed"
 """What is printed where the step's first process was killed; its exit status is 1 then."""
 _COPIES_REPOSITORY = re.compile(r"COPY --chown=\S+ src/ ")
@@ -228,9 +230,10 @@ class Steps:
             yield message
 
     def findings(self) -> Findings:
+        full = _NO_SPACE.match(self._error)
         return Findings(
-            error=self._error.strip(),
-            step=self._failed(),
+            error=full[1] if full else self._error.strip(),
+            step=None if full else self._failed(),
             source=self._source(),
             began=self._began,
             interrupted=self._began and not self._error,
