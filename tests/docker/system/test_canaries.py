@@ -21,7 +21,13 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 import requests
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from builds.clients.referrers import contents
+from builds.clients.registry import Registry as Client
+from builds.dsse import opened
+from builds.provenance import ENVELOPE
 from tests.parts import machine
 from tests.parts.githost import GitHost
 from tests.parts.installation import Webhook, http
@@ -104,6 +110,9 @@ class Scene:
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
     values = {name: canary() for name in NAMES}
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "signing.key").write_bytes(key)
+    values["signing-key"] = key.decode().splitlines()[1]
     login = base64.b64encode(f"ada:{values['registry']}".encode()).decode()
     with (
         Registry(tmp_path / "registry", {"ada": values["registry"], "eve": values["private-registry"]}) as registry,
@@ -121,6 +130,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
             KILN_PUBLIC_URL="http://kiln.example/",
             KILN_PRIVATE_REGISTRY_CONFIG=str(tmp_path / "private.json"),
             KILN_REGISTRY_CONFIG=str(tmp_path / "docker.json"),
+            KILN_SIGNING_KEY=str(tmp_path / "signing.key"),
             KILN_LOG_LEVEL="debug",
         ) as system,
     ):
@@ -166,6 +176,7 @@ def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
     look_around(system, (good, failing), saw)
 
     places = places_of(system, witness, answers)
+    places["the statement"] = statement_of(system, builds[0]["image"])
     for name, sink in system.sinks.items():
         sink.wait_for(lambda received: len(received) >= 6)
         for number, one in enumerate(sink.received):
@@ -205,6 +216,13 @@ def test_the_token_of_this_machine_is_where_its_owner_looks_for_it_and_nowhere_e
         assert [token.encode() in line for line in own] == [True]
         places[web.log.name] = b"".join(line for line in printed if line not in own)
         assert search(places, canaries) == ["token in state/token"]
+
+
+def statement_of(system: System, image: Mapping[str, str]) -> bytes:
+    """What is attached to the private image, signed: the envelope and what is in it."""
+    client = Client(system.settings["KILN_PRIVATE_REGISTRY_CONFIG"])
+    [(_, envelope)] = contents(client, image["repository"], image["digest"], (ENVELOPE,))
+    return envelope + opened(envelope, None)[0]
 
 
 def by_the_printed_address(system: System, name: str, token: str, answers: list[bytes]) -> str:
