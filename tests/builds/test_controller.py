@@ -458,6 +458,10 @@ def test_the_queue_the_slots_and_who_leads_are_counted(counted: Counted) -> None
         clock.now += timedelta(seconds=300)
         counted.wake()
         until(lambda: metric("queue_age_seconds") >= 300)
+        until(lambda: State.RUNNING in [counted.get(name).state for name in "ab"])
+    [running_one] = [build for build in map(counted.get, "ab") if build.live]
+    assert running_one.live
+    counted.stop(running_one, running_one.live)
     names = (("slots", "used"), ("slots", "free"), ("builds", "queued"), ("builds", "running"))
     assert [metric(name, state=state) for name, state in names] == [0, 0, 0, 0]
     assert metric("leader") == metric("queue_age_seconds") == 0
