@@ -128,7 +128,7 @@ def started(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
     for path, folder in folders.items():
         script = script.replace(path, str(folder))
     folders["/etc/kiln/daemon"].mkdir()
-    for name in ("daemon", "dockerd", "prune", "daemon.json"):
+    for name in ("daemon", "dockerd", "prune", "prepull", "daemon.json"):
         (tmp_path / "files" / name).write_text(files[name])
     return lambda: subprocess.run([*command[:2], script, *command[3:], "flags"], capture_output=True, text=True)  # noqa: PLW1510
 
@@ -142,7 +142,7 @@ def test_a_daemon_s_files_are_used_as_they_were_installed(started: Callable[[], 
     assert (tmp_path / "copies" / "daemon.json").is_file()
 
 
-@pytest.mark.parametrize("name", ["daemon", "dockerd", "prune", "daemon.json"])
+@pytest.mark.parametrize("name", ["daemon", "dockerd", "prune", "prepull", "daemon.json"])
 def test_a_daemon_whose_files_are_others_does_not_start(started: Callable[[], Any], tmp_path: Path, name: str) -> None:
     (tmp_path / "files" / name).write_text("echo started with something else\n")
     done = started()

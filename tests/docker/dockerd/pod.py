@@ -11,7 +11,7 @@ import subprocess
 import tarfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -59,6 +59,10 @@ class Pod:
     @property
     def prune(self) -> Mapping[str, Any]:
         return self._containers[1]
+
+    @property
+    def prepull(self) -> Mapping[str, Any]:
+        return self._containers[2]
 
     @property
     def _containers(self) -> list[Mapping[str, Any]]:
@@ -159,10 +163,14 @@ class Daemon:
         finally:
             self.sh("kill $(cat /tmp/builder)")
 
-    @contextmanager
-    def pruning(self, *arguments: str) -> Iterator[str]:
+    def pruning(self, *arguments: str) -> AbstractContextManager[str]:
         """The pod's second container, with other arguments. Gives the container's name."""
-        container, name = self.pod.prune, f"{self.name}-prune"
+        return self.beside(self.pod.prune, *arguments)
+
+    @contextmanager
+    def beside(self, container: Mapping[str, Any], *arguments: str) -> Iterator[str]:
+        """Another container of the pod, with other arguments. Gives the container's name."""
+        name = f"{self.name}-{container['name']}"
         security = container["securityContext"]
         user = f"--user={security['runAsUser']}:{security['runAsGroup']}"
         options = [user, "--read-only", "--cap-drop=ALL", *environment(container), f"--name={name}"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -138,3 +139,37 @@ def test_two_of_them_do_not_share_a_folder_of_data(daemon: Daemon) -> None:
         assert daemon.ready()
     finally:
         docker("rm", "--force", second)
+
+
+@contextmanager
+def registry_of(daemon: Daemon) -> Iterator[str]:
+    """A registry that the daemon has on its loopback, with a busybox as `localhost:5000/base:1`. Gives its name."""
+    name = f"{daemon.name}-registry"
+    have("registry:2")
+    docker("run", "--detach", f"--name={name}", f"--network=container:{daemon.name}", "registry:2")
+    try:
+        daemon.sh("docker load && docker tag busybox:latest localhost:5000/base:1", given=busybox())
+        push = ["docker", "exec", daemon.name, "docker", "push", "localhost:5000/base:1"]
+        until(lambda: subprocess.run(push, check=False, capture_output=True).returncode == 0, 30)
+        daemon.sh("docker image rm localhost:5000/base:1 && docker builder prune --all --force")
+        yield name
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+def test_layers_of_base_images_are_there_before_a_build_needs_them(daemon: Daemon) -> None:
+    """What cannot be got is told, and keeps nothing else back."""
+    build = "FROM localhost:5000/base:1\nRUN echo $$\n"
+    images = ["localhost:5000/gone:1", "localhost:5000/base:1"]
+    with registry_of(daemon) as registry, daemon.beside(daemon.pod.prepull, "3600", "1", *images) as name:
+        logs = ["docker", "logs", name]
+
+        def said() -> str:
+            done = subprocess.run(logs, check=True, capture_output=True)
+            return (done.stdout + done.stderr).decode()
+
+        until(lambda: "The layers of localhost:5000/base:1 are here" in said(), 60)
+        assert "localhost:5000/gone:1 could not be got: retrying in 1 s" in said()
+        assert "localhost:5000/base" not in daemon.images(), "each build asks the registry what the name stands for"
+        docker("exec", registry, "sh", "-c", "find /var/lib/registry -name data -size +100k -delete")
+        daemon.build(build, "--output=type=cacheonly")
