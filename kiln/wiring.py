@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import logging
+import os
 import secrets
 import signal
 import socket
@@ -515,9 +516,15 @@ def pod_template(found: Settings) -> Mapping[str, Any]:
 
 
 def _daemon_address(found: Settings, environ: Mapping[str, str]) -> str | None:
-    """As the daemon's own client finds it."""
-    variable = {"docker": "DOCKER_HOST", "podman": "CONTAINER_HOST"}[found.daemon]
-    return found.docker_host or environ.get(variable) or None
+    """As the daemon's own client finds it; `None` is what `docker` finds without being told.
+
+    https://docs.podman.io/en/v5.4.2/markdown/podman-system-service.1.html
+    """
+    if found.daemon == "docker":
+        return found.docker_host or environ.get("DOCKER_HOST") or None
+    folder = environ.get("XDG_RUNTIME_DIR") if os.geteuid() else None
+    own = f"unix://{folder or '/run'}/podman/podman.sock"
+    return found.docker_host or environ.get("CONTAINER_HOST") or own
 
 
 def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:

@@ -126,7 +126,7 @@ class Attempt:
             self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
         self._started = datetime.now(UTC)
         self._committed_at: datetime | None = None
-        self._tagging = False  # whether the daemon may have the image under its tag
+        self._tags: tuple[str, ...] = ()  # names that the daemon may have for the image
         self.tag = tag_for(spec.request.commit, spec.request.subdir, spec.request.build_args)
 
     @property
@@ -247,7 +247,7 @@ class Attempt:
             cache_from=reused if spec.cached else None,
             push=not apart,
         )
-        self._tagging = self._daemon.pushes
+        self._tags = (built, image) if self._daemon.pushes else (built,)
         self._git.trouble()  # what was told, or overcome, before
         try:
             tool.build(self._daemon, command, folder=folder, env=env, progress=self.progress, log=self.log)
@@ -261,15 +261,12 @@ class Attempt:
         self.untag()
 
     def untag(self) -> None:
-        """Takes the image's tag from the daemon, or a `FROM` would find it there without the registry being asked.
-
-        The layers stay, in BuildKit's cache.
-        """
-        if not self._tagging:
+        """Takes the image's names from the daemon, or a `FROM` would find it there without the registry being asked."""
+        if not self._tags:
             return
         with suppress(OSError):
-            self._daemon.untag(f"{self.spec.request.image}:{self.tag}", timeout=UNTAG_TIMEOUT)
-        self._tagging = False
+            self._daemon.untag(*dict.fromkeys(self._tags), timeout=UNTAG_TIMEOUT)
+        self._tags = ()
 
     def _raise_refused(self) -> None:
         """Raises the Failure that a connection which was not made stands for, if the tool can have failed by it."""
@@ -285,13 +282,10 @@ class Attempt:
 
         Nothing is pushed by `force` where the registry has that very image: it keeps its digest.
         """
-        try:
-            if self.spec.force and self._is_there(built):
-                self.log.say(f"The registry has this image already as {image}: nothing to push.")
-            else:
-                tool.push(self._pusher(), built, image, self.progress, self.log)
-        finally:
-            self._daemon.untag(built, *([image] if self._daemon.pushes else ()))
+        if self.spec.force and self._is_there(built):
+            self.log.say(f"The registry has this image already as {image}: nothing to push.")
+        else:
+            tool.push(self._pusher(), built, image, self.progress, self.log)
 
     def _pusher(self) -> Daemon:
         around = self.spec.surroundings

@@ -69,6 +69,8 @@ class Idiom(NamedTuple):
     """A credential helper failed."""
     missing: str
     """Of repo2docker's complaints: the client is not there."""
+    unready: str = r"(?!)"
+    """The daemon's configuration lacks something."""
 
 
 DOCKER = Idiom(
@@ -91,6 +93,7 @@ PODMAN = Idiom(
     lost=r"^(server probably quit|Cannot connect to Podman|unable to connect to Podman)",
     helper=r"error getting credentials",
     missing=r"^Error during build: .*No such file or directory: '\S*podman",
+    unready=r"^creating build container: short-name \S+ did not resolve to an alias and no unqualified-search",
 )
 
 
@@ -196,6 +199,11 @@ ROWS: Sequence[Row] = (
         "A credential helper for the registry failed. {words}",
     ),
     Row(
+        lambda told, _: re.search(told.idiom.unready, told.error),
+        INFRASTRUCTURE,
+        "The configuration of the {whose} lacks something. {words}",
+    ),
+    Row(
         lambda told, _: told.source and re.search(_UNREACHABLE, told.error),
         INFRASTRUCTURE,
         "{host} could not be reached by the {whose}. {words}",
@@ -235,14 +243,15 @@ _FETCH_SENTENCES: Sequence[tuple[str, str]] = (
 _SENTENCES: Sequence[tuple[str, str]] = (
     (
         (
-            r"pull access denied|repository does not exist|manifest unknown|: not found$|invalid reference format"
+            r"pull access denied|access to the resource is denied"
+            r"|repository does not exist|manifest unknown|: not found$|invalid reference format"
             r"|failed to parse stage name|no match for platform"
         ),
         "Something that the Dockerfile names is not there.",
     ),
     (
         (
-            r"(?i)dockerfile|^building at step |no build stage"
+            r"(?i)dockerfile|^building at step |no stages to build|no build stage"
             r"|failed to (compute cache key|calculate checksum|process|parse)"
             r"|unknown instruction|requires (at least|exactly)|should not be blank|containerPort|no instructions"
         ),

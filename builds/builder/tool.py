@@ -365,18 +365,17 @@ def push(daemon: Daemon, built: str, image: str, progress: Progress, log: Log) -
         subprocess.run(prepare, env=daemon.environment, check=True, stdout=subprocess.DEVNULL)
     progress.pushing(time.monotonic())
     log.phase = phase_of(progress.stage)
-    said = ""
-    with subprocess.Popen(send, env=daemon.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
-        assert child.stdout is not None  # noqa: S101 (it is a pipe)
-        layers = Layers()
-        while raw := child.stdout.readline(LONGEST_READ):
-            for text in lines_of(raw.decode(errors="replace")):
-                said = clean(text) or said
-                if (shown := _summed(text, layers)) is not None:
-                    log.say(shown)
-    if child.returncode:
-        killed = child.returncode < 0  # the build itself has ended well
-        told = progress.account()._replace(error=said, killed=killed)
+    said, layers = "", Layers()
+    # Not as a context, which would wait for the child where this process is told to stop.
+    child = subprocess.Popen(send, env=daemon.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert child.stdout is not None  # noqa: S101 (it is a pipe)
+    while raw := child.stdout.readline(LONGEST_READ):
+        for text in lines_of(raw.decode(errors="replace")):
+            said = clean(text) or said
+            if (shown := _summed(text, layers)) is not None:
+                log.say(shown)
+    if status := child.wait():
+        told = progress.account()._replace(error=said, killed=status < 0)  # the build itself has ended well
         raise failure(told, Evidence())
 
 

@@ -544,6 +544,14 @@ BEGUN = ("stdout", "STEP 1/2: FROM r.example/base:1 AS x")
             "repository",
             "The Dockerfile cannot be built.",
         ),
+        (
+            (
+                'creating build container: short-name "python:3.13" did not resolve to an alias and no '
+                'unqualified-search registries are defined in "/etc/containers/registries.conf"'
+            ),
+            "infrastructure",
+            "The configuration of the Podman service lacks something.",
+        ),
         ('no contents in "/var/tmp/libpod_builder1/build/Dockerfile"', "repository", "The Dockerfile cannot be built."),
         ("server probably quit: unexpected EOF", "infrastructure", "The Podman service does not answer"),
         (

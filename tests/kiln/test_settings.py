@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kiln import wiring
 from kiln.errors import SettingsError
 from kiln.quantities import LONGEST, duration, size
 from kiln.settings import SETTINGS, Setting, Settings, for_web, read
@@ -396,3 +398,23 @@ def test_quantities_are_read_or_refused(text: str) -> None:
 def test_any_environment_is_read_or_refused(environ: dict[str, str]) -> None:
     with suppress(SettingsError):
         assert read(environ).image_prefix
+
+
+@pytest.mark.parametrize(
+    ("environment", "address"),
+    [
+        ({}, None),
+        ({"DOCKER_HOST": "tcp://d:1", "CONTAINER_HOST": "unix:///c"}, "tcp://d:1"),
+        ({"KILN_DAEMON": "podman", "DOCKER_HOST": "tcp://d:1", "CONTAINER_HOST": "unix:///c"}, "unix:///c"),
+        ({"KILN_DAEMON": "podman", "KILN_DOCKER_HOST": "unix:///k", "CONTAINER_HOST": "unix:///c"}, "unix:///k"),
+    ],
+)
+def test_the_daemon_is_found_as_its_client_finds_it(environment: dict[str, str], address: str | None) -> None:
+    assert wiring.load(LEAST | environment).docker_host == address
+
+
+def test_a_podman_service_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = LEAST | {"KILN_DAEMON": "podman", "XDG_RUNTIME_DIR": "/run/user/7"}
+    for user, folder in ((7, "/run/user/7"), (0, "/run")):
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        assert wiring.load(environment).docker_host == f"unix://{folder}/podman/podman.sock"

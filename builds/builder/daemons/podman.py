@@ -108,6 +108,8 @@ _STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)", re.DOTALL)
 _FAILED = re.compile(r'building at STEP "(.*)": while running runtime: exit status (\d+)$', re.DOTALL)
 _NO_SPACE = re.compile(r'((?:(?!building at STEP ").)*no space left on device): building at STEP "', re.DOTALL)
 """The service itself could not write. It says so before the step that it was at."""
+_READ = re.compile(r"building: no stages|no contents in |parsing main Dockerfile")
+"""The service has read the Dockerfile, and there is no first step."""
 _KILLED = "container exited on killed"
 """What is printed where the step's first process was killed; its exit status is 1 then."""
 _COPIES_REPOSITORY = re.compile(r"COPY --chown=\S+ src/ ")
@@ -190,10 +192,10 @@ class _Guard:
 def _variables(around: Surroundings, config: str | None, copy: Path) -> dict[str, str]:
     folder = credentials(config, copy)
     found = {"DOCKER_CONFIG": str(folder)}
-    if (folder / "config.json").exists():
-        found["REGISTRY_AUTH_FILE"] = str(folder / "config.json")
     if around.docker_host:
         found["CONTAINER_HOST"] = around.docker_host
+    if (folder / "config.json").exists():
+        found["REGISTRY_AUTH_FILE"] = str(folder / "config.json")
     return found
 
 
@@ -235,7 +237,7 @@ class Steps:
             error=full[1] if full else self._error.strip(),
             step=None if full else self._failed(),
             source=self._source(),
-            began=self._began,
+            began=self._began or _READ.match(self._error) is not None,
             interrupted=self._began and not self._error,
             base=self._base,
         )

@@ -6,24 +6,22 @@ https://docs.podman.io/en/v5.4.2/_static/api.html#tag/system-(compat)/operation/
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 
 from builds.builder.spec import DAEMON_NAMES, DaemonKind
 
-DOCKER = "unix:///var/run/docker.sock"
-PODMAN = "unix:///run/podman/podman.sock"
+DEFAULT = "unix:///var/run/docker.sock"
 TIMEOUT = 2.0
 FRESH = 1.0
 """Seconds for which an answer is believed."""
 
 
 class Daemon:
-    """The daemon at `address` (`unix://…` or `tcp://host:port`, as in DOCKER_HOST; default: this user's own)."""
+    """The daemon at `address` (`unix://…` or `tcp://host:port`, as in DOCKER_HOST; default: the machine's Docker)."""
 
     def __init__(self, address: str | None = None, kind: DaemonKind = "docker") -> None:
-        self._address = address or (DOCKER if kind == "docker" else _podman())
+        self._address = address or DEFAULT
         self._name = DAEMON_NAMES[kind]
         self._asked_at = float("-inf")
         self._trouble: str | None = None
@@ -62,9 +60,3 @@ class Daemon:
             connection.close()
             raise
         return connection
-
-
-def _podman() -> str:
-    """https://docs.podman.io/en/v5.4.2/markdown/podman-system-service.1.html"""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return PODMAN if os.geteuid() == 0 or not runtime else f"unix://{runtime}/podman/podman.sock"
