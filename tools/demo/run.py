@@ -42,6 +42,9 @@ ROOT = HERE.parents[1]
 EXIT = os.environ.get("DEMO_EXIT") == "1"
 YES = EXIT or os.environ.get("DEMO_YES") == "1"
 REPOSITORY = "demo/sample"
+IMAGE = "demo/image"
+"""In the registry. By itself Kiln makes the name from the Git host's address, whose port is another one each time: then
+the layers that the registry keeps would not be found."""
 BASE = "buildpack-deps:24.04"
 """What repo2docker's own images begin with. Where the daemon has it, the demo builds a repository of that kind."""
 
@@ -110,7 +113,9 @@ def parts(said: Said, folder: Path) -> Iterator[System]:
         said.stage(f"A registry at {registry.host}")
         host = running.enter_context(GitHost(folder / "git"))
         said.stage(f"A Git host at {host.base}")
-        system = System(folder, registry=registry, host=host, sinks=["demo"], KILN_IMAGE_PREFIX=f"{registry.host}/")
+        prefix = f"{registry.host}/"
+        config = {"triggers": [{"name": "demo", "push": {}, "build": {"image": f"{prefix}{IMAGE}"}}]}
+        system = System(folder, registry=registry, host=host, sinks=["demo"], config=config, KILN_IMAGE_PREFIX=prefix)
         running.enter_context(system)
         said.stage(f"A receiver of events at {system.sinks['demo'].url}")
         serve(system)
