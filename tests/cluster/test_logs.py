@@ -96,21 +96,21 @@ def _end(seen: list[Message]) -> tuple[str, int]:
     return last.data["state"], last.data["attempt"]
 
 
-def test_without_its_pod_a_log_is_empty_and_the_record_has_its_end(
-    release: Release, webs: tuple[Replica, Replica]
-) -> None:
+def test_without_its_pod_a_log_is_whole(release: Release, webs: tuple[Replica, Replica]) -> None:
     """Nobody has read it while it was there."""
     name = release.build("ada/gone", release.commit("ada/gone", {"Dockerfile": SMALL}))
     assert release.ended(name)["state"] == "succeeded"
     release.cluster.kubectl("delete", "jobs", f"--namespace={release.namespace}", f"--selector=kiln.dev/build={name}")
     until(lambda: not release.objects("pods", selector=f"kiln.dev/build={name}"))
-    for web in webs:
-        assert web.text(name) == ""
-        messages = list(web.follow(name))
-        assert list(lines(messages)) == []
-        assert _end(messages) == ("succeeded", 1)
     build = release.one(name)
-    assert build["log"]["tail"].endswith(f"@{build['image']['digest']}")
+    for web in webs:
+        text = web.text(name)
+        assert text.startswith("Fetching ")
+        assert f"@{build['image']['digest']}" in text.splitlines()[-2]
+        messages = list(web.follow(name))
+        assert "".join(f"{line}\n" for _, line in lines(messages)) == text
+        assert _end(messages) == ("succeeded", 1)
+    assert text.endswith(f"{build['log']['tail']}\n")
 
 
 STAGES = 5

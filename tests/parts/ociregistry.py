@@ -70,12 +70,14 @@ class Behaviour:
 
 
 class Stuck(Behaviour):
-    """One that tells what it has, and answers no push."""
+    """One that tells what it has, and answers no push. What waits for one is cut off when the front is closed: a daemon
+    has few places for uploads, and keeps those whose builder has gone."""
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+    def before(self, asked: Asked, front: OciFront) -> Answer | None:
         pushes = asked.method in ("POST", "PATCH", "PUT") or (asked.method == "HEAD" and "/blobs/" in asked.target)
         if pushes:
-            threading.Event().wait()
+            front.closing.wait()
+            raise ConnectionAbortedError
         return None
 
 
@@ -139,6 +141,7 @@ class OciFront:
         self.registry = registry
         self.behaviour = behaviour or Behaviour()
         self.requests: list[Asked] = []
+        self.closing = threading.Event()
         front = self
 
         class Handler(_Handler):
@@ -155,6 +158,7 @@ class OciFront:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -186,7 +190,11 @@ class _Handler(BaseHTTPRequestHandler):
         asked = Asked(self.command, self.path, named, self._body())
         self.served_by.requests.append(asked)
         behaviour = self.served_by.behaviour
-        answer = behaviour.before(asked, self.served_by)
+        try:
+            answer = behaviour.before(asked, self.served_by)
+        except ConnectionAbortedError:
+            self.close_connection = True
+            return
         if answer is None:
             answer = behaviour.after(asked, self.served_by.forward(asked))
         self.send_response(answer.status)

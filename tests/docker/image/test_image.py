@@ -12,7 +12,7 @@ import pytest
 from tests.parts import image as made
 from tests.parts import machine
 
-MOST = 266_000_000
+MOST = 275_000_000
 """Bytes on top of the base: docs/image.md tells what they are."""
 
 KEPT_OUT = [
