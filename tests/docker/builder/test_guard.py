@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import secrets
@@ -41,7 +40,7 @@ def test_what_has_moved_is_built_with_its_lfs_objects(
     head = commit(host.bare(f"{path}-new"), content, links={"part": target})
 
     elsewhere = {"HTTPS_PROXY": "http://127.0.0.1:1", "NO_PROXY": "*", "no_proxy": "*", **recording(tmp_path)}
-    attempt = dataclasses.replace(builder, environment=elsewhere).run(asked(host, path, head, registry))
+    attempt = builder.run(asked(host, path, head, registry), environment=elsewhere)
 
     assert attempt.status == 0, attempt.text
     assert f"holds {unique}" in attempt.text

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from builds.builder import tool
+from builds.builder.daemons.docker import Docker
+from builds.builder.spec import Surroundings
 from builds.clients.registry import Registry as Client
 from builds.options import Options
 from tests.docker.builder.conftest import asked
@@ -43,7 +45,8 @@ def test_what_repo2docker_makes_of_them(
 ) -> None:
     request = asked(host, path, head, registry, build_args={"B": "request"})
     (tmp_path / "tool").mkdir()
-    command = tool.command(request, "x:1", {}, tmp_path / "tool", {}, options=ALL, push=False)
+    engine = Docker(Surroundings(), None, tmp_path / "credentials").engine
+    command = tool.command(request, "x:1", {}, tmp_path / "tool", {}, engine=engine, options=ALL, push=False)
     command.insert(1, "--no-build")
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, cwd=tmp_path / "tool", env={**os.environ}

@@ -55,7 +55,7 @@ def test_a_webhook_that_is_faster_than_its_host(system: System, tmp_path: Path) 
     shutil.move(bare, ahead)
     shutil.move(late, bare)
     (name,) = names(system.deliver(webhook))
-    waiting = system.wait(name, lambda found: found["attempt"] == 2)
+    waiting = system.wait(name, lambda found: found["attempt"] == 2 and found["waiting"])
     assert "does not serve the push yet" in waiting["waiting"]
     shutil.move(bare, late)
     shutil.move(ahead, bare)
