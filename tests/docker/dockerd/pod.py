@@ -190,6 +190,28 @@ class Daemon:
         assert docker("inspect", "--format={{.State.ExitCode}}", self.name).strip() == "0"
         docker("rm", self.name)
 
+    def restart_during_a_build(self) -> None:
+        """Stops it as the kubelet does, and sees that it waits for the build; then starts it again."""
+        hook = self.pod.daemon["lifecycle"]["preStop"]["exec"]["command"]
+        with self.building():
+            stopping = subprocess.Popen(["docker", "exec", self.name, *hook])
+            with pytest.raises(subprocess.TimeoutExpired):
+                stopping.wait(2)
+        assert stopping.wait(20) == 0
+        self.stop()
+        self.run()
+
+    def meet_another(self) -> None:
+        """Starts another one on the same data: a pod that was deleted by force may run on. It waits for the end of this
+        one, which serves on."""
+        second = self.launch()
+        try:
+            logs = ["docker", "logs", second]
+            until(lambda: b"waiting for its end" in subprocess.run(logs, check=True, capture_output=True).stderr, 20)
+            assert self.ready()
+        finally:
+            docker("rm", "--force", second)
+
     def close(self) -> None:
         subprocess.run(["docker", "rm", "--force", "--volumes", self.name], check=False, capture_output=True)
         volumes = [self._volume(volume["name"]) for volume in self.pod.spec["volumes"]]

@@ -119,26 +119,12 @@ def test_a_full_disk_takes_images_and_cache_whatever_runs(daemon: Daemon) -> Non
 
 def test_it_waits_for_builds_and_ends_and_starts_again_with_what_it_had(daemon: Daemon) -> None:
     daemon.build("FROM scratch\nLABEL a=b\n", "--tag=kept")
-    hook = daemon.pod.daemon["lifecycle"]["preStop"]["exec"]["command"]
-    with daemon.building():
-        stopping = subprocess.Popen(["docker", "exec", daemon.name, *hook])
-        with pytest.raises(subprocess.TimeoutExpired):
-            stopping.wait(2)
-    assert stopping.wait(20) == 0
-    daemon.stop()
-    daemon.run()
+    daemon.restart_during_a_build()
     assert "kept" in daemon.images()
 
 
 def test_two_of_them_do_not_share_a_folder_of_data(daemon: Daemon) -> None:
-    """A pod that was deleted by force may run on: the next one waits for its end."""
-    second = daemon.launch()
-    try:
-        logs = ["docker", "logs", second]
-        until(lambda: b"waiting for its end" in subprocess.run(logs, check=True, capture_output=True).stderr, 20)
-        assert daemon.ready()
-    finally:
-        docker("rm", "--force", second)
+    daemon.meet_another()
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -135,26 +134,12 @@ def test_what_killed_builders_leave_goes_once_no_build_runs(daemon: Daemon) -> N
 
 def test_it_waits_for_builds_and_ends_and_starts_again_with_what_it_had(daemon: Daemon) -> None:
     daemon.build("FROM scratch\nLABEL a=b\n", "--tag=localhost/kept")
-    hook = daemon.pod.daemon["lifecycle"]["preStop"]["exec"]["command"]
-    with daemon.building():
-        stopping = subprocess.Popen(["docker", "exec", daemon.name, *hook])
-        with pytest.raises(subprocess.TimeoutExpired):
-            stopping.wait(2)
-    assert stopping.wait(20) == 0
-    daemon.stop()
-    daemon.run()
+    daemon.restart_during_a_build()
     assert "localhost/kept" in daemon.images()
 
 
 def test_two_of_them_do_not_share_a_folder_of_data(daemon: Daemon) -> None:
-    """A pod that was deleted by force may run on: the next one waits for its end."""
-    second = daemon.launch()
-    try:
-        logs = ["docker", "logs", second]
-        until(lambda: b"waiting for its end" in subprocess.run(logs, check=True, capture_output=True).stderr, 20)
-        assert daemon.ready()
-    finally:
-        docker("rm", "--force", second)
+    daemon.meet_another()
 
 
 def test_after_a_crash_nothing_is_left_of_its_steps_and_its_images_are_there(daemon: Daemon) -> None:
