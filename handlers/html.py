@@ -34,7 +34,8 @@ def page(
 ) -> Response:
     """A page. Its forms and scripts show the session's own token; where there is no session, what a cookie holds."""
     session = identity and identity.session
-    values |= {"by": identity and identity.by, "session": session}
+    admin = identity is not None and identity.admin
+    values |= {"by": identity and identity.by, "session": session, "entered": identity is not None, "admin": admin}
     if session:
         wanted = session.xsrf
         html = render_template(template, proof=lambda url: xsrf.form_token(wanted, unquote(url)), **values)
