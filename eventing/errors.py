@@ -3,6 +3,7 @@
 EventError
  ├── DecodeError          what came in breaks a rule: its sender must change it (400)
  │    └── NotACloudEvent  nothing says that it is a CloudEvent, or its format is not JSON (415)
+ ├── SavedError           a saved request that cannot be read, or is none (400)
  ├── SignatureError       a webhook without a signature that one of the secrets made (401)
  ├── EncodeError          an event that CloudEvents 1.0 has no form for: ours to mend
  ├── FilterError          a filter that is none: the message names the place
@@ -25,6 +26,10 @@ class DecodeError(EventError):
 
 class NotACloudEvent(DecodeError):
     status = 415
+
+
+class SavedError(EventError):
+    status = 400
 
 
 class SignatureError(EventError):

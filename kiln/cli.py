@@ -25,7 +25,7 @@ from kiln.remote import repeated, server_flags, targeted
 from kiln.settings import SETTINGS, for_web
 
 if TYPE_CHECKING:
-    from kiln.saved import Saved
+    from eventing.saved import Saved
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -254,10 +254,9 @@ def send(file: BinaryIO, url: str | None, token_file: Path | None, host: str | N
     FILE is an event as JSON, an array of them, an HTTP request, a webhook's record or what its delivery page shows, or,
     with --host, its payload alone.
     """
-    from kiln import saved  # noqa: PLC0415
     from kiln.client import Server  # noqa: PLC0415
 
-    request = saved.parse(_content(file), host)
+    request = _saved(_content(file), host)
     url = _route(url, request.word)
     token_file = token_file or (None if request.word else target.local_token(os.environ, url))
     headers = _signed(request) if sign else request.sent
@@ -289,6 +288,17 @@ def _route(url: str | None, word: str | None) -> str:
         if word and (not path or path.endswith(("/", "/events"))):
             return urljoin(url, f"webhooks/{word}")
     return url
+
+
+def _saved(content: bytes, host: str | None) -> Saved:
+    """Raises CommandError."""
+    from eventing import saved  # noqa: PLC0415
+    from eventing.errors import SavedError  # noqa: PLC0415
+
+    try:
+        return saved.parse(content, host)
+    except SavedError as error:
+        raise CommandError(str(error)) from None
 
 
 def _signed(request: Saved) -> dict[str, str]:

@@ -18,12 +18,13 @@ from builds.image import tag_for
 from builds.intake import Intake
 from builds.repository import Repository, short_name
 from builds.triggers import Wanted, wanted
+from eventing import saved
 from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hops import is_spent
 from eventing.hosts import DIALECTS, Ignored, PushFacts
 from eventing.http import decode
-from kiln import saved, wiring
+from kiln import wiring
 from kiln.errors import KilnError
 from kiln.settings import for_web
 from kiln.wiring import Kiln

@@ -6,10 +6,12 @@ from contextlib import suppress
 
 import requests
 
+from eventing import saved
+from eventing.errors import SavedError
 from eventing.hosts import DIALECTS
-from kiln import config, quantities, saved
+from kiln import config, quantities
 from kiln.client import messages
-from kiln.errors import CommandError, ConfigError
+from kiln.errors import ConfigError
 
 
 def configuration(content: bytes) -> None:
@@ -26,7 +28,7 @@ def durations_and_sizes(content: bytes) -> None:
 
 def saved_requests(content: bytes) -> None:
     for host in (None, *DIALECTS):
-        with suppress(CommandError):
+        with suppress(SavedError):
             found = saved.parse(content, host)
             requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
 

@@ -14,10 +14,10 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eventing.errors import SavedError
 from eventing.hosts import DIALECTS, Ignored, push_of, word_of
 from eventing.http import decode
-from kiln.errors import CommandError
-from kiln.saved import Saved, parse
+from eventing.saved import Saved, parse
 from tests.parts.published import published
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -281,13 +281,13 @@ def test_every_hosts_payload_alone_is_its_push_and_can_be_signed(word: str, ref:
 
 @pytest.mark.parametrize("text", [COMPACT, PRETTY, "{}", '{"a": 1}', f"Payload\n{PRETTY}", "payload=%7B%7D"])
 def test_a_payload_of_nobody_knows_whom_is_refused_with_what_to_say(text: str) -> None:
-    with pytest.raises(CommandError, match=r"--host .*github"):
+    with pytest.raises(SavedError, match=r"--host .*github"):
         parse(text.encode())
 
 
 @pytest.mark.parametrize("host", ["GitHub", "github.com", "", "x"])
 def test_a_host_that_is_none_is_refused(host: str) -> None:
-    with pytest.raises(CommandError, match="--host: must be one of"):
+    with pytest.raises(SavedError, match="--host: must be one of"):
         parse(COMPACT.encode(), host)
 
 
@@ -309,7 +309,7 @@ def test_what_an_editor_added_after_the_body_is_left_out() -> None:
 def test_a_chunked_body_is_put_together() -> None:
     head = b"POST / HTTP/1.1\r\nX-GitHub-Event: push\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert parse(head + b'5\r\n{"a":\r\n3;x=y\r\n 1}\r\n0\r\n\r\n').body == b'{"a": 1}'
-    with pytest.raises(CommandError, match="chunked"):
+    with pytest.raises(SavedError, match="chunked"):
         parse(head + b"5\r\n{")
 
 
@@ -344,7 +344,7 @@ def test_colours_are_no_part_of_it() -> None:
     ],
 )
 def test_what_does_not_hold_one_request_says_what_to_keep(deliveries: object) -> None:
-    with pytest.raises(CommandError, match=r"keep one of them|deliveries/7"):
+    with pytest.raises(SavedError, match=r"keep one of them|deliveries/7"):
         parse(json.dumps(deliveries).encode())
 
 
@@ -426,7 +426,7 @@ def test_an_array_of_events_is_a_batch(events: list[object]) -> None:
     ],
 )
 def test_what_holds_no_request_is_refused_in_a_sentence(content: bytes) -> None:
-    with pytest.raises(CommandError, match=r"\w"):
+    with pytest.raises(SavedError, match=r"\w"):
         parse(content)
 
 
@@ -445,7 +445,7 @@ def test_nothing_but_a_sentence_comes_of_any_file(
         content = content[:place] + new + content[place + length :]
     try:
         found = parse(content, host)
-    except CommandError:
+    except SavedError:
         return
     requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
     assert all(f"{name}: {value}".encode("latin-1") for name, value in found.sent.items())
@@ -465,7 +465,7 @@ MEMBERS = st.recursive(
 def test_nothing_but_a_sentence_comes_of_any_record(record: object, host: str | None) -> None:
     try:
         found = parse(json.dumps(record).encode(), host)
-    except CommandError:
+    except SavedError:
         return
     requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from kiln.errors import CommandError
+from eventing.errors import SavedError
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +35,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 def parts(content: bytes) -> list[Part]:
     """What may be a request in UTF-8 `content`, in its order.
 
-    Raises CommandError for JSON that is cut off, and where the body is missing.
+    Raises SavedError for JSON that is cut off, and where the body is missing.
     """
     if _MARKED.search(content):
         return _marked(content)
@@ -83,9 +83,7 @@ def _marked(content: bytes) -> list[Part]:
     path = _path(head[0])
     found = [msgspec.structs.replace(part, path=path) for part in _page(fields + b"\n" + b"".join(sent))]
     if not found and not head[0].startswith((b"GET ", b"HEAD ")):
-        raise CommandError(
-            "The file shows the head of a request, and not the body that was sent: add it below the head"
-        )
+        raise SavedError("The input shows the head of a request, and not the body that was sent: add it below the head")
     return found or [*_page(b"".join(received))]
 
 
@@ -112,7 +110,7 @@ def _fields(head: bytes) -> dict[str, str] | None:
     try:
         found = http.client.parse_headers(io.BytesIO(head + b"\r\n\r\n"))
     except http.client.HTTPException as error:
-        raise CommandError(f"The headers in the file cannot be read: {error}") from None
+        raise SavedError(f"The headers in the input cannot be read: {error}") from None
     if found.defects or found.get_payload() or not all(map(TOKEN.fullmatch, found)):
         return None
     joined = {name.lower(): ", ".join(found.get_all(name, ())) for name in found}
@@ -140,7 +138,7 @@ def _unchunked(rest: bytes) -> bytes:
         answer.begin()
         return answer.read()
     except (http.client.HTTPException, ValueError, OSError):
-        raise CommandError("The body in the file is chunked, and its chunks are malformed") from None
+        raise SavedError("The body in the input is chunked, and its chunks are malformed") from None
 
 
 def _without_what_follows(rest: bytes) -> bytes:
@@ -162,12 +160,12 @@ def _says_json(headers: Mapping[str, str]) -> bool:
 def _page(content: bytes) -> Iterator[Part]:
     """Each JSON value or form in a text, with the header lines since the one before it.
 
-    What a response brings has none: a heading or status line says that one begins. Raises CommandError.
+    What a response brings has none: a heading or status line says that one begins. Raises SavedError.
     """
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        raise CommandError(f"The file is not UTF-8 (byte {error.start})") from None
+        raise SavedError(f"The input is not UTF-8 (byte {error.start})") from None
     headers: dict[str, str] = {}
     place = 0
     while place < len(text):
@@ -192,7 +190,7 @@ def _value(text: str, start: int, line_end: int) -> tuple[int, str]:
     try:
         value: tuple[Any, int] = _DECODER.raw_decode(text, start)
     except ValueError as error:
-        raise CommandError(f"The JSON in the file is malformed or cut off: {error}") from None
+        raise SavedError(f"The JSON in the input is malformed or cut off: {error}") from None
     except RecursionError:
-        raise CommandError("The JSON in the file nests too deep") from None
+        raise SavedError("The JSON in the input nests too deep") from None
     return value[1], text[start : value[1]]

@@ -1,9 +1,9 @@
-"""Requests saved in files, for `kiln send` and `kiln check --event`, in the forms in which people have them.
+"""Saved requests, in the forms in which people have them: for `kiln send`, `kiln check --event` and the triggers page.
 
 - A CloudEvent as JSON, or a batch of them as a JSON array.
 - A record of a delivery as JSON: of GitHub's and GitLab's API, of smee, and of what else keeps headers and body side by
   side (ngrok, webhook.site, a gateway's event).
-- Text that shows a request: `kiln.transcripts`.
+- Text that shows a request: `eventing.transcripts`.
 - A webhook's payload alone, where it is said whose it is.
 
 Text may be in any Unicode encoding, with a byte order mark and any line ends, and coloured.
@@ -22,12 +22,11 @@ from urllib.parse import parse_qs, urlencode
 
 import msgspec
 
-from eventing.errors import DecodeError
+from eventing.errors import DecodeError, SavedError
 from eventing.hosts import DIALECTS, word_of
 from eventing.hosts.payload import FORM
+from eventing.transcripts import TOKEN, Part, is_structured, parts
 from eventing.wire import BATCH, STRUCTURED, essence, load_json
-from kiln.errors import CommandError
-from kiln.transcripts import TOKEN, Part, is_structured, parts
 
 JSON = "application/json"
 
@@ -57,17 +56,17 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(content: bytes, host: str | None = None) -> Saved:
-    """The request in a file; `host` is the Git host that sent it, where somebody says so.
+    """The request in a file or a pasted text; `host` is the Git host that sent it, where somebody says so.
 
-    Raises CommandError for what holds none, or several.
+    Raises SavedError for what holds none, or several.
     """
     if host is not None and host not in DIALECTS:
-        raise CommandError(f"--host: must be one of {', '.join(DIALECTS)}")
+        raise SavedError(f"--host: must be one of {', '.join(DIALECTS)}")
     content = _utf8(content)
     try:
         found = _json(content) if _BEGINS_AS_JSON.match(content) else _shown(parts(content), host)
     except DecodeError as error:
-        raise CommandError(f"The file cannot be read: {error}") from None
+        raise SavedError(f"The input cannot be read: {error}") from None
     return _checked(_of_host(found, host or found.word or word_of(found.headers)))
 
 
@@ -76,7 +75,7 @@ def _utf8(content: bytes) -> bytes:
         encoding = json.detect_encoding(content)
         text = content if encoding == "utf-8" else content.decode(encoding).encode()
     except UnicodeDecodeError:
-        raise CommandError("The file is in no encoding of Unicode") from None
+        raise SavedError("The input is in no encoding of Unicode") from None
     return _COLOUR.sub(b"", text) if text.lstrip().startswith(b"\x1b[") else text
 
 
@@ -84,7 +83,7 @@ def _utf8(content: bytes) -> bytes:
 
 
 def _json(content: bytes) -> Saved:
-    """Raises CommandError, DecodeError."""
+    """Raises SavedError, DecodeError."""
     value = load_json(content)
     if isinstance(value, list) and all(isinstance(one, dict) and "specversion" in one for one in value):
         return Saved(headers={"content-type": BATCH}, body=content)
@@ -100,17 +99,17 @@ def _event(value: object, content: bytes) -> Saved | None:
 
 
 def _record(value: object) -> Saved | None:
-    """What an API or a tool has kept of a request; `None` where the value is something else. Raises CommandError."""
+    """What an API or a tool has kept of a request; `None` where the value is something else. Raises SavedError."""
     if isinstance(value, list):
-        raise CommandError(f"The file holds {len(value)} requests or events that are no batch: keep one of them")
+        raise SavedError(f"The input holds {len(value)} requests or events that are no batch: keep one of them")
     if not isinstance(value, dict):
         return None
     for kept in (value.get("request"), value):
         if isinstance(kept, dict) and (found := _kept(kept)):
             return found
     if {"guid", "event", "delivered_at"} <= value.keys():
-        raise CommandError(
-            f"The file lists a delivery without its request: save that of `gh api …/deliveries/{value.get('id')}`"
+        raise SavedError(
+            f"The input lists a delivery without its request: save that of `gh api …/deliveries/{value.get('id')}`"
         )
     return None
 
@@ -157,7 +156,7 @@ def _decoded(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except ValueError:
-        raise CommandError("The body in the file is not base64, as its record says") from None
+        raise SavedError("The body in the input is not base64, as its record says") from None
 
 
 # Text ----------------------------------------------------------------------------------------------------------------
@@ -169,7 +168,7 @@ def _shown(found: Sequence[Part], host: str | None) -> Saved:
         if request := _request(part):
             return request
     if not found:
-        raise CommandError("The file holds neither JSON nor an HTTP request with an empty line before its body")
+        raise SavedError("The input holds neither JSON nor an HTTP request with an empty line before its body")
     first = found[0]
     return Saved(headers=first.headers, body=first.body, word=host)
 
@@ -198,11 +197,11 @@ def _of_display(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _of_host(found: Saved, word: str | None) -> Saved:
-    """With the headers that a delivery of that host has. Raises CommandError for a payload of nobody knows whom."""
+    """With the headers that a delivery of that host has. Raises SavedError for a payload of nobody knows whom."""
     if word is None and not found.headers:
-        raise CommandError(
-            "The file holds JSON that is no CloudEvent (there is no specversion). If it is a webhook's payload, say "
-            f"whose: --host {' or '.join(DIALECTS)}"
+        raise SavedError(
+            "The input holds JSON that is no CloudEvent (there is no specversion). If it is a webhook's payload, name "
+            f"its Git host, on the command line with --host {' or '.join(DIALECTS)}"
         )
     if word is None:
         return found
@@ -215,7 +214,7 @@ def _of_host(found: Saved, word: str | None) -> Saved:
 
 
 def _headed(word: str, body: bytes) -> dict[str, str]:
-    """The id is made of the payload, so that sending it twice asks once. Raises CommandError."""
+    """The id is made of the payload, so that sending it twice asks once. Raises SavedError."""
     delivery = uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(body).hexdigest())
     form = body.startswith(b"payload=")
     text = parse_qs(body.decode("ascii", "replace")).get("payload", [""])[0].encode() if form else body
@@ -223,13 +222,13 @@ def _headed(word: str, body: bytes) -> dict[str, str]:
         payload = load_json(text)
         headers = DIALECTS[word].headers_for(payload if isinstance(payload, dict) else {}, str(delivery))
     except DecodeError as error:
-        raise CommandError(f"This is no payload of {word}'s: {error}") from None
+        raise SavedError(f"This is no payload of {word}'s: {error}") from None
     return {**headers, "content-type": FORM} if form else headers
 
 
 def _checked(found: Saved) -> Saved:
-    """Raises CommandError for headers that no request can have."""
+    """Raises SavedError for headers that no request can have."""
     wrong = [name for name, value in found.headers.items() if not TOKEN.fullmatch(name) or _CONTROLS.search(value)]
     if wrong:
-        raise CommandError(f"The file has headers that cannot be sent: {', '.join(map(json.dumps, wrong))}")
+        raise SavedError(f"The input has headers that cannot be sent: {', '.join(map(json.dumps, wrong))}")
     return found
