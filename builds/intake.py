@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from builds.arguments import checked_arguments
 from builds.build import Build, Cause, Kind, Request, build_name
@@ -34,7 +35,7 @@ from builds.repository import (
     short_name,
     subdirectory,
 )
-from builds.triggers import REQUESTED, Template, Wanted
+from builds.triggers import REQUESTED, Template, Wanted, plain
 from eventing.event import Event
 from eventing.hosts import PushFacts, RequestFacts, push_of, request_of
 from eventing.tracing import Trace
@@ -247,6 +248,31 @@ class Intake:
         """Raises Forbidden for what a fork may not have built."""
         if self._private.names(repository):
             raise Forbidden("This comes from a fork, and only whom `private` names may have this repository built.")
+
+    def again(self, build: Build, *, chooses: bool) -> list[Wanted]:
+        """What to ask for to have a build done once more: the same image of the same commit.
+
+        One `Wanted` for each ref with which it was asked for, because a tag belongs to its ref. Tags are left out for
+        those who may not choose them: the build is the same without. Raises RepositoryError.
+        """
+        request = build.request
+        image = None if request.image == self._images.own(self.repository(request.clone_url)) else request.image
+        wanted = Wanted(
+            repository=request.clone_url,
+            commit=request.commit,
+            subdir=plain(request.subdir),
+            build_args={name: plain(value) for name, value in request.build_args.items()},
+            image=None if image is None else plain(image),
+            force=True,
+        )
+        tags: dict[tuple[str | None, str | None, bool, bool], dict[str, None]] = {}
+        for cause in build.causes:
+            about = (cause.ref, cause.head, cause.foreign, cause.default)
+            tags.setdefault(about, {}).update(dict.fromkeys(cause.tags if chooses else ()))
+        return [
+            replace(wanted, ref=ref, head=head, foreign=foreign, default=default, tags=tuple(map(plain, names)))
+            for (ref, head, foreign, default), names in tags.items()
+        ] or [wanted]
 
     def refusal(self, build: Build) -> str | None:
         """Why what a stored record says must not be built, in a sentence; `None` where it may be.

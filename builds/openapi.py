@@ -157,6 +157,16 @@ def _api() -> Object:
             "get": _operation("getBuild", "Get a build.", {200: build}, (*KNOWN, 404)),
             "delete": _operation("cancelBuild", "Cancel a build.", {202: build}, (*KNOWN, 404, 409)),
         },
+        "/api/v1/builds/{name}/rebuild": {
+            "parameters": [_path("name")],
+            "post": _operation(
+                "rebuild",
+                "Ask for the same build once more.",
+                {202: {**build, "headers": location}},
+                (*BODY, *KNOWN, 404, 422),
+                body={JSON: {"schema": {"type": "object", "maxProperties": 0}}},
+            ),
+        },
         "/api/v1/builds/{name}/log": {
             "parameters": [_path("name")],
             "get": _operation(

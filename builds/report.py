@@ -7,6 +7,7 @@ The shape is written once, as the structs here; the JSON Schemas in `builds/sche
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -74,13 +75,14 @@ class DurationsView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CauseView(msgspec.Struct, frozen=True, kw_only=True):
-    """One event that asked."""
+    """One event that asked. `tags` are the further tags that it asked for; `image.tags` are those that were set."""
 
     source: str
     id: str
     type: str
     trigger: str | None
     ref: str | None
+    tags: tuple[str, ...]
     by: str | None
 
 
@@ -117,6 +119,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     ref: str | None
     commit: str
     subdir: str | None
+    build_args: Mapping[str, str]
     image: ImageView
     node: str | None
     queued_at: Instant
@@ -245,6 +248,7 @@ def _view(build: Build, base: str, *, tail: bool) -> BuildView:
         ref=build.causes[0].ref if build.causes else None,
         commit=request.commit,
         subdir=request.subdir or None,
+        build_args=request.build_args,
         image=_image(build),
         node=latest.node if latest else None,
         queued_at=queued_at,
@@ -292,7 +296,13 @@ def _attempt(attempt: Attempt) -> AttemptView:
 
 def _cause(cause: Cause) -> CauseView:
     return CauseView(
-        source=cause.source, id=cause.id, type=cause.type, trigger=cause.trigger, ref=cause.ref, by=cause.by
+        source=cause.source,
+        id=cause.id,
+        type=cause.type,
+        trigger=cause.trigger,
+        ref=cause.ref,
+        tags=cause.tags,
+        by=cause.by,
     )
 
 

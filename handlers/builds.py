@@ -1,7 +1,7 @@
-"""The JSON API: ask for a build, look at builds, follow a log, cancel.
+"""The JSON API: ask for a build, look at builds, follow a log, cancel, rebuild.
 
-Other modules take their part from here (`shape`, `list_builds`, `cancel`), so that a page can never show or do what the
-API would not.
+Other modules take their part from here (`shape`, `list_builds`, `cancel`, `rebuild`), so that a page can never show or
+do what the API would not.
 """
 
 from __future__ import annotations
@@ -110,12 +110,36 @@ def cancel(name: str, identity: Identity) -> Build:
     return services().records.cancel(name, identity.by)
 
 
+def rebuild(name: str, identity: Identity, via: str = "api") -> Build:
+    """Asks for the same image of the same commit once more, with `force`. One that is under way is joined.
+
+    `via` is the way in, as metrics count it. Raises NotFound, EngineError; any AskError of `builds.errors` where they
+    may not have it built, or not so.
+    """
+    wanted = services().intake.again(look(name, identity), chooses=identity.chooses)
+    builds = asking.accept([asking.check(one, _event(), who=identity, kind=Kind.PERSON) for one in wanted], via=via)
+    return builds[0]
+
+
+def _event() -> Event:
+    """The event of a request that came without one."""
+    return Event(source=url_for("builds.ask"), id=str(uuid.uuid4()), type=REQUESTED)
+
+
 @routes.post("")
 def ask() -> Response:
     identity = services().auth.admit(request)
     wanted = requested(load_json(bodies.read_json(services().max_body)))
-    event = Event(source=url_for("builds.ask"), id=str(uuid.uuid4()), type=REQUESTED)
-    (build,) = asking.accept([asking.check(wanted, event, who=identity, kind=Kind.PERSON)], via="api")
+    (build,) = asking.accept([asking.check(wanted, _event(), who=identity, kind=Kind.PERSON)], via="api")
+    return answer(shape(build), 202, {"Location": location(build.name)})
+
+
+@routes.post("/<name>/rebuild")
+def rebuilt(name: str) -> Response:
+    identity = services().auth.admit(request)
+    if load_json(bodies.read_json(services().max_body)) != {}:
+        raise Problem(400, "The body must be {}: a rebuild is of the same request. Another one is a POST to the list.")
+    build = rebuild(name, identity)
     return answer(shape(build), 202, {"Location": location(build.name)})
 
 

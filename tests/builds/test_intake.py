@@ -398,3 +398,25 @@ def test_a_record_that_fits_its_name_is_held_against_the_policy_all_the_same() -
     request = msgspec.structs.replace(build.request, image="elsewhere.example/x")
     forged = msgspec.structs.replace(build, name=build_name("local", request), request=request)
     assert "Images may be pushed under" in str(intake().refusal(forged))
+
+
+TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=12)
+ARGUMENT_NAMES = st.from_regex(r"\A[A-Z][A-Z_]{0,8}\Z")
+
+
+@given(
+    ref=st.sampled_from([None, "refs/heads/main", "refs/pull/7/head"]),
+    folders=st.lists(st.sampled_from(["a", "{ref}", "ü x"]), max_size=2),
+    arguments=st.dictionaries(ARGUMENT_NAMES, TEXTS, max_size=3),
+    image=st.sampled_from([None, "r.example/courses/stats"]),
+    tags=st.lists(st.sampled_from(["latest", "a/b", "v1"]), unique=True),
+)
+def test_what_is_asked_for_again_is_the_same_build(
+    ref: str | None, folders: list[str], arguments: dict[str, str], image: str | None, tags: list[str]
+) -> None:
+    wanted = body(commit=COMMIT, ref=ref, subdir="/".join(folders), build_args=arguments, image=image, tags=tags)
+    first = ask(wanted)
+    build = Build(name=first.name, uid="u", request=first.request, causes=(first.cause,), created_at=NOW)
+    (again,) = (ask(one) for one in intake().again(build, chooses=True))
+    assert (again.name, again.request) == (first.name, first.request)
+    assert (again.cause.ref, again.cause.tags, again.cause.force) == (first.cause.ref, first.cause.tags, True)

@@ -197,6 +197,7 @@ def test_a_build_that_succeeded() -> None:
         "ref": "refs/heads/main",
         "commit": COMMIT,
         "subdir": "x",
+        "build_args": {},
         "image": {
             "reference": f"r.example/a-b:{COMMIT}-01234567@sha256:{'d' * 64}",
             "repository": "r.example/a-b",
@@ -217,6 +218,7 @@ def test_a_build_that_succeeded() -> None:
                 "type": "com.github.push",
                 "trigger": None,
                 "ref": "refs/heads/main",
+                "tags": [],
                 "by": "webhook:github",
             },
             {
@@ -225,6 +227,7 @@ def test_a_build_that_succeeded() -> None:
                 "type": "com.github.push",
                 "trigger": "tags",
                 "ref": "refs/tags/v1",
+                "tags": [],
                 "by": None,
             },
         ],

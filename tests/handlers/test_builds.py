@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from werkzeug.test import TestResponse
 
-from builds.engines import pages
+from builds.build import State
+from builds.engines import Ask, pages
+from builds.record import change
 from handlers.auth import Gate
-from tests.handlers.house import COMMIT, REPOSITORY, TOKENS, House, Named, bearer, body, event, push, signed
+from tests.handlers.house import COMMIT, PREFIX, REPOSITORY, TOKENS, House, Named, bearer, body, event, push, signed
 from tests.parts.githost import GitHost
 
 
@@ -213,6 +216,66 @@ def test_cancelling_leaves_a_mark_until_the_build_has_ended(house: House) -> Non
     assert answer.status_code == 409
     assert answer.mimetype == "application/problem+json"
     assert house.client.delete("/api/v1/builds/none").status_code == 404
+
+
+def again(house: House, name: str, **more: object) -> TestResponse:
+    return house.client.post(f"/api/v1/builds/{name}/rebuild", **{"json": {}, **more})  # type: ignore[arg-type]
+
+
+def test_a_rebuild_is_of_the_same_request(house: House) -> None:
+    wanted = {"subdir": "{course}", "build_args": {"A": "{x} }"}, "image": f"{PREFIX}courses/stats"}
+    build = house.ask(**wanted, ref="refs/heads/main", tags=["main", "latest"])
+    house.ask(**wanted, tags=["pinned"])
+    house.run(build.name)
+    house.end(build.name)
+    answer = again(house, build.name)
+    assert (answer.status_code, answer.headers["Location"]) == (202, f"/api/v1/builds/{build.name}")
+    assert (answer.json["name"], answer.json["state"], answer.json["attempt"]) == (build.name, "queued", 2)
+    assert answer.json["build_args"] == {"A": "{x} }"}
+    assert [(cause["ref"], cause["tags"]) for cause in answer.json["causes"][2:]] == [
+        ("refs/heads/main", ["main", "latest"]),
+        (None, ["pinned"]),
+    ]
+    assert all(cause.force for cause in house.engine.get(build.name).unanswered)
+
+
+def test_a_rebuild_joins_a_build_that_is_under_way(house: House) -> None:
+    build = house.run(house.ask().name)
+    answer = again(house, build.name)
+    assert (answer.status_code, answer.json["state"], answer.json["attempt"]) == (202, "running", 1)
+
+
+def test_a_rebuild_has_an_empty_object_for_its_body(house: House) -> None:
+    name = house.ask().name
+    assert again(house, name, json={"tags": ["x"]}).status_code == 400
+    assert again(house, name, json=None, data=b"", content_type="text/plain").status_code == 415
+    assert again(house, "none").status_code == 404
+    assert len(house.engine.get(name).causes) == 1
+
+
+def test_who_may_not_choose_rebuilds_what_they_could_ask_for(houses: Callable[..., House]) -> None:
+    somebody = Named("token:ci", admin=True)
+    house = houses(auth_gate=Gate((somebody,)))
+    tagged, chosen = house.ask(tags=["latest"]), house.ask(image=f"{PREFIX}courses/stats")
+    for build in (tagged, chosen):
+        house.run(build.name)
+        house.end(build.name, state=State.FAILED)
+    somebody.by, somebody.admin = "user:ada", False
+    assert again(house, tagged.name).json["causes"][1]["tags"] == []
+    refused = again(house, chosen.name)
+    assert (refused.status_code, "image" in refused.json["detail"]) == (403, True)
+    house.run(tagged.name)
+    house.end(tagged.name, attempt=1)
+    assert again(house, tagged.name).status_code == 403
+
+
+def test_a_rebuild_of_a_fork_s_build_stays_a_stranger_s(house: House) -> None:
+    build = house.ask(ref="refs/pull/1/head")
+    foreign = change(build.causes[0], foreign=True, head="refs/heads/x", tags=("pr-1",))
+    (made,) = house.engine.accept([Ask(name=f"{build.name}x", request=build.request, cause=foreign)])
+    assert again(house, made.name).status_code == 202
+    cause = house.engine.get(build.name).causes[-1]
+    assert (cause.foreign, cause.head, cause.tags, cause.credentials) == (True, "refs/heads/x", ("pr-1",), False)
 
 
 def test_who_is_no_admin_cancels_only_what_is_theirs_alone(houses: Callable[..., House]) -> None:
