@@ -249,7 +249,7 @@ class Controller:
             tidy_again = IDLE if self._in_flight else self._tidy()
         except Unavailable as error:
             if str(error) != self._unavailable:  # one that stands by says the same for weeks
-                log.warning("There is nothing to be done now: %s", error)
+                log.warning("Engine unavailable, retrying in %g s: %s", BUSY, error)
             self._unavailable = str(error)
             self._count(None)
             return BUSY
@@ -393,7 +393,7 @@ class Controller:
         if work.trouble is None or live is None:
             return
         if self._troubles.get((work.build.name, live.number)) != work.trouble:
-            log.warning("The attempt cannot be started: %s", work.trouble, extra={"build": work.build.name})
+            log.warning("Attempt not started: %s", work.trouble, extra={"build": work.build.name})
         self._troubles[work.build.name, live.number] = work.trouble
 
     def _without_early_words(self, actions: Sequence[Action]) -> Sequence[Action]:
@@ -427,12 +427,12 @@ class Controller:
         pause = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF).total_seconds()
         until = self._monotonic() + pause
         self._quarantine[build.name] = _Quarantined(revision=build.revision, failures=failures, until=until)
-        log.warning("Record put aside, retrying in %.0f s: %s", pause, why, extra={"build": build.name})
+        log.warning("Record quarantined, retrying in %.0f s: %s", pause, why, extra={"build": build.name})
 
     def _note_unreadable(self, unreadable: Mapping[str, str]) -> None:
         for name, why in unreadable.items():
             if self._unreadable.get(name) != why:
-                log.warning("Record put aside until it can be read: %s", why, extra={"build": name})
+                log.warning("Record quarantined until it can be read: %s", why, extra={"build": name})
         self._unreadable = unreadable
 
     def _not_quarantined(self, builds: Sequence[Build]) -> Sequence[Build]:
@@ -582,7 +582,7 @@ class Controller:
         except NotFound:
             return
         except Exception as error:  # noqa: BLE001  (no thread waits for it)
-            log.warning("The log is not kept yet: %s", error, extra={"build": build.name, "attempt": attempt})
+            log.warning("Log not archived yet: %s", error, extra={"build": build.name, "attempt": attempt})
 
     def _told_of(self, build: Build, report: Report) -> None:
         """In the log, in the metrics, and as spans."""
@@ -664,9 +664,7 @@ class Controller:
             try:
                 question(build)
             except Exception as error:  # noqa: BLE001  (whatever it is, the question stays open and is asked again)
-                log.warning(
-                    "The registry does not say whether the image is there: %s", error, extra={"build": build.name}
-                )
+                log.warning("Registry lookup failed, retrying: %s", error, extra={"build": build.name})
                 time.sleep(BUSY)  # or it would be asked again at once
             finally:
                 asking.discard(key)
@@ -678,14 +676,14 @@ class Controller:
         try:
             self._deleted(build)
         except Exception:  # whatever it is, it is this record's
-            log.exception("The end of a deleted record cannot be told", extra={"build": build.name})
+            log.exception("Announcing the end of a deleted record failed", extra={"build": build.name})
 
     def _deleted(self, build: Build) -> None:
         """Tells of the end of a build whose record has gone, and what else waits for a sink.
 
         There is nothing left to write into: each event is sent once, and what is not taken then is a dead letter.
         """
-        log.warning("The record of an open build was deleted", extra={"build": build.name})
+        log.warning("Record of an open build was deleted", extra={"build": build.name})
         report, now, after = deleted(build), self._clock(), build
         if report is not None:
             after = advance(build, report, now, self._announce(now))
@@ -748,7 +746,7 @@ class Controller:
                 self._write(work, None)
                 self._recorded(work.recorded)
         except (Conflict, NotFound, Unavailable) as error:
-            log.warning("Some events will be sent again: %s", error)
+            log.warning("Results of deliveries not recorded, their events will be sent again: %s", error)
 
     def _recorded(self, told: Sequence[Told], *, gone: bool = False) -> None:
         """It is in the record now, or there is no record any more that could hold it (`gone`): then it was the last
@@ -784,7 +782,7 @@ class Controller:
 
     def _dead(self, build: str, event: str, sink: str, why: str) -> None:
         metrics.DEAD_LETTERS.inc()
-        log.error("Dead letter: sink %s has not got event %s: %s", sink, event, why, extra={"build": build})
+        log.error("Dead letter: sink %s did not take event %s: %s", sink, event, why, extra={"build": build})
 
     # ---- Housekeeping ---------------------------------------------------------------------------------------------
 
@@ -832,7 +830,7 @@ class Controller:
                 case ClearAttempts():
                     self._engine.clear_attempts(build)
         except Refused as error:
-            log.warning("Not deleted, retrying at the next sweep: %s", error, extra={"build": build.name})
+            log.warning("Deletion refused, retrying at the next sweep: %s", error, extra={"build": build.name})
 
     def _count(self, world: World | None) -> None:
         """What is open and what is free, or nothing, where another one acts or nobody can."""

@@ -167,7 +167,7 @@ def test_the_log_of_each_attempt_is_kept_when_it_ends(tmp_path: Path, caplog: py
             until(lambda: engine.get("first").status.state is State.SUCCEEDED)
     finally:
         engine.close()
-    assert "The log is not kept yet: The kubelet is away." in caplog.messages
+    assert "Log not archived yet: The kubelet is away." in caplog.messages
 
 
 def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen: Seen) -> None:
@@ -589,7 +589,7 @@ def test_a_record_that_is_refused_harms_no_other(counted: Counted, caplog: pytes
     assert counted.get("bad").status.round == 0
     tried = [build for build in counted.writes if build.name == "bad"]
     assert len(tried) == 1, "not again before its pause is over"
-    (told,) = [entry for entry in caplog.records if entry.message.startswith("Record put aside")]
+    (told,) = [entry for entry in caplog.records if entry.message.startswith("Record quarantined")]
     assert vars(told)["build"] == "bad"
 
 
@@ -619,7 +619,7 @@ def test_a_record_that_cannot_be_planned_harms_no_other(counted: Counted, caplog
     with running(counted, Clock()):
         until(lambda: counted.get("good").state is State.SUCCEEDED)
     assert counted.get("bad").status.round == 0
-    assert [entry for entry in caplog.records if entry.message.startswith("Record put aside")]
+    assert [entry for entry in caplog.records if entry.message.startswith("Record quarantined")]
 
 
 UNREADABLE = (b"", b"not JSON", b"\xff\xfe", b"[]", b'{"version":1}', b'{"version":2,"new":{}}', b"[" * 50000)
@@ -658,7 +658,7 @@ def test_whatever_is_wrong_with_some_records_fifty_others_end(
     with running(counted, Clock(), builds_per_node=8):
         until(lambda: all(counted.get(name).state is State.SUCCEEDED for name in good), seconds=50)
         until(lambda: REGISTRY.get_sample_value("kiln_records_put_aside") == len(bad))
-    assert bad == {vars(entry)["build"] for entry in caplog.records if entry.message.startswith("Record put aside")}
+    assert bad == {vars(entry)["build"] for entry in caplog.records if entry.message.startswith("Record quarantined")}
 
 
 def test_what_became_of_deliveries_goes_along_with_the_next_write(counted: Counted) -> None:

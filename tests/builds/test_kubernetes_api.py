@@ -63,7 +63,7 @@ def test_an_error_is_told_by_status_and_reason_in_the_api_servers_words(
 def test_credentials_that_are_not_accepted_are_named() -> None:
     error = failure(401, status(401, "Unauthorized", "Unauthorized"))
     assert isinstance(error, Forbidden)
-    assert str(error) == "The Kubernetes API server does not accept the credentials: Unauthorized"
+    assert str(error) == "The Kubernetes API server rejected the credentials: Unauthorized"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_where_there_is_no_cluster_it_says_where_it_looked(tmp_path: Path) -> No
         "except ApiError as error: print(error)"
     )
     told = python(code, KUBECONFIG=str(tmp_path / "none"))
-    assert told.startswith("No Kubernetes API server can be found, neither by a service account (")
+    assert told.startswith("No Kubernetes API server found, neither by a service account (")
     assert "nor by a kubeconfig (" in told
 
 

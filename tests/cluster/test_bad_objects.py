@@ -151,7 +151,7 @@ def test_records_that_cannot_be_read_or_written_harm_no_other(installed: Release
         leader = leader_of(installed)
         until(lambda: "\nkiln_records_put_aside 3.0" in python(installed, leader, ASK, "/metrics"))
         lines = cluster.kubectl("logs", leader["metadata"]["name"], namespace).splitlines()
-        aside = {line["build"] for line in map(json.loads, lines) if line["message"].startswith("Record put aside")}
+        aside = {line["build"] for line in map(json.loads, lines) if line["message"].startswith("Record quarantined")}
         assert aside == {names[what] for what in ("immutable", "damaged", "refused")}
     finally:
         for one in policy:

@@ -216,7 +216,7 @@ def test_without_a_controller_builds_wait_and_say_why(neighbours: Neighbours) ->
         name = release.build("ada/leaderless", commit)
         build = release.wait(name, lambda found: found["waiting"])
         assert build["state"] == "queued"
-        assert build["waiting"] == ("No controller leads: nobody renews the Lease kiln. Look at the controller's pods.")
+        assert build["waiting"] == ("No controller leads: the Lease kiln is not renewed. Check the controller's pods.")
     finally:
         _scale(release, 2)
     build = release.ended(name, 90)

@@ -155,7 +155,7 @@ class Status(msgspec.Struct):
         """The error for it; `code` and `retry_after` are those of the HTTP answer."""
         message = self.message or f"The Kubernetes API server answered {code}."
         if code == 401:  # noqa: PLR2004
-            message = f"The Kubernetes API server does not accept the credentials: {message}"
+            message = f"The Kubernetes API server rejected the credentials: {message}"
         if code == 410:  # noqa: PLR2004
             return Gone(message, status=code, token=self.metadata.token if self.metadata else "")
         if code == 429 or code >= 500:  # noqa: PLR2004
@@ -380,7 +380,7 @@ class Api:
             raise self._silence()
 
     def _silence(self) -> Busy:
-        return Busy(f"The Kubernetes API server at {self.host} does not answer; it is tried again in a moment.")
+        return Busy(f"The Kubernetes API server at {self.host} does not answer. Try again in a moment.")
 
     @contextmanager
     def _guarded(self, limit: float) -> Iterator[float]:
@@ -475,7 +475,7 @@ def _configure(configuration: Configuration) -> Callable[[], str]:
     except (config.ConfigException, OSError) as error:
         outside = str(error).rstrip(".")
         tried = f"neither by a service account ({inside}) nor by a kubeconfig ({outside})"
-        raise ApiError(f"No Kubernetes API server can be found, {tried}.") from None
+        raise ApiError(f"No Kubernetes API server found, {tried}.") from None
     return lambda: current["context"].get("namespace") or "default"
 
 
@@ -515,7 +515,7 @@ def _decode(body: bytes, form: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=form)
     except msgspec.MsgspecError as error:
-        raise Busy(f"The answer is not one of a Kubernetes API server: {error}.") from None
+        raise Busy(f"The response is not one of a Kubernetes API server: {error}.") from None
 
 
 def _busy(host: str, error: Exception, limit: float) -> Busy:
@@ -530,11 +530,11 @@ def _why(error: Exception, limit: float) -> str:
             cause = error.__cause__ or error.__context__
             why = f"cannot be reached: {getattr(cause, 'strerror', None) or 'no connection'}"
         case ConnectTimeoutError() | ReadTimeoutError() | TimeoutError():
-            why = f"gave no whole answer within {limit:g} s"
+            why = f"did not answer within {limit:g} s"
         case SSLError(args=[ssl.SSLCertVerificationError() as cause, *_]):
             why = f"cannot be trusted: {cause.verify_message.rstrip('.')}"
         case _ if _broke(error):
-            why = "ended the connection before its answer was whole"
+            why = "closed the connection before the end of its response"
         case _:
             why = f"gave no answer ({type(error).__name__})"
     return why

@@ -74,7 +74,7 @@ class Archive:
         except Absent:
             return None
         except (KeyError, TypeError, ValueError, binascii.Error, zlib.error) as error:
-            log.warning("The kept log cannot be read: %r", error, extra={"build": build.name, "attempt": attempt})
+            log.warning("Archived log cannot be read: %r", error, extra={"build": build.name, "attempt": attempt})
             return None
 
     def make_room(self) -> Iterator[None]:

@@ -165,7 +165,7 @@ class KubernetesEngine(KubernetesRecords):
                 watch.fresh(timeout=5.0)
                 watch.take_deleted()
         except ApiError as error:
-            log.warning("What there is cannot be read: %s", error)
+            log.warning("Initial lists failed, not leading yet: %s", error)
             return False
         return True
 
@@ -354,7 +354,7 @@ class KubernetesEngine(KubernetesRecords):
             return False
         record = self._readable(metadata, summary_of)
         if record is not None and record.open and LABEL_OPEN not in metadata["labels"]:
-            log.warning("The label %s was taken off an open record", LABEL_OPEN, extra={"build": name})
+            log.warning("Label %s was removed from an open record, restoring it", LABEL_OPEN, extra={"build": name})
             with suppress(ApiError):
                 self._api.patch("configmaps", name, {"metadata": {"labels": {LABEL_OPEN: "true"}}})
         return True
@@ -435,7 +435,7 @@ class KubernetesEngine(KubernetesRecords):
                 continue
             since = self._strays[metadata["name"]] = known.get(metadata["name"], time.monotonic())
             if time.monotonic() - since > STRAY_AFTER and "deletionTimestamp" not in metadata:
-                log.warning("The pod %s runs though its attempt is over: its Job is deleted", metadata["name"])
+                log.warning("Pod %s outlived its attempt, deleting its Job", metadata["name"])
                 self._pulse.beat()
                 with suppress(ApiError):  # a policy may not permit it
                     self._delete_job(jobs.job_name(*key))

@@ -126,7 +126,7 @@ class Lease:
         try:
             self._release()
         except ApiError as error:
-            log.warning("The Lease %s is not released and will be free in %g s: %s", self.name, self._duration, error)
+            log.warning("Lease %s not released, it expires in %g s: %s", self.name, self._duration, error)
 
     @property
     def leading(self) -> bool:
@@ -135,7 +135,7 @@ class Lease:
 
     @property
     def trouble(self) -> str | None:
-        """Why the Lease can be neither read nor written now; `None` if it can."""
+        """Why the last exchange about the Lease failed; `None` after one that succeeded."""
         return self._trouble
 
     # In its thread. --------------------------------------------------------------------------------------------------
@@ -199,23 +199,22 @@ class Lease:
         leading = self.leading
         if leading != self._led:
             self._led = leading
-            log.info("%s %s, by the Lease %s.", self._identity, "leads" if leading else "leads no longer", self.name)
+            log.info("%s %s Lease %s", self._identity, "acquired" if leading else "lost", self.name)
             self._changed()
 
     def _fails(self, error: ApiError) -> None:
         if isinstance(error, Absent):  # whoever makes it anew makes it free
             self._record, self._until = None, NEVER
-            hint = "Without it no controller starts builds; the chart makes it: upgrade or reinstall the release"
-            message = f"The Lease {self.name} in the namespace {self._api.namespace} is not there. {hint}."
+            message = f"Lease {self.name} not found in namespace {self._api.namespace}. Run `helm upgrade`."
         else:
             message = str(error)
         if message != self._trouble:
-            log.warning("The Lease %s can be neither read nor written: %s", self.name, message)
+            log.warning("Lease %s unavailable: %s", self.name, message)
         self._trouble = message
 
     def _works(self) -> None:
         if self._trouble is not None:
-            log.info("The Lease %s can be read and written again.", self.name)
+            log.info("Lease %s available again", self.name)
         self._trouble = None
 
 

@@ -246,7 +246,7 @@ class KubernetesRecords:
             try:
                 turn.enter_context(self._turns.one(TURN, self._api.check))
             except TimeoutError:
-                raise Unavailable("Too many builds are being asked for at once: try again.") from None
+                raise Unavailable("Too many requests are waiting to be written. Try again.") from None
             yield
 
     def _join(self, name: str, asks: Sequence[Ask]) -> Build:
@@ -314,11 +314,11 @@ class KubernetesRecords:
         try:
             spec = self._api.read("leases", self._anchor).get("spec") or {}
         except Absent:
-            return f"No controller can lead: the Lease {self._anchor} has gone. `helm upgrade` makes it again."
+            return f"No controller can lead: Lease {self._anchor} not found. Run `helm upgrade`."
         holder, renewed = spec.get("holderIdentity"), moment(spec.get("renewTime"))
         if holder and renewed and self._now() - renewed < UNSEEN:
             return ""
-        return f"No controller leads: nobody renews the Lease {self._anchor}. Look at the controller's pods."
+        return f"No controller leads: the Lease {self._anchor} is not renewed. Check the controller's pods."
 
     # ---- The queue's limits -----------------------------------------------------------------------------------------
 
@@ -402,7 +402,7 @@ class KubernetesRecords:
             which = (str(metadata["name"]), str(metadata["resourceVersion"]))
             if which not in self._reported:
                 self._reported.add(which)
-                log.warning("%s It is left alone.", error, extra={"build": which[0]})
+                log.warning("Record skipped: %s", error, extra={"build": which[0]})
             return None
 
 
@@ -417,7 +417,7 @@ def _meeting_others() -> Retrying:
 
 
 def _given_up(_: RetryCallState) -> NoReturn:
-    raise Unavailable("The record is being changed by many at once: try again.")
+    raise Unavailable("Too many concurrent changes of one record. Try again.")
 
 
 @contextmanager

@@ -134,7 +134,7 @@ class Watch:
         self._interrupt()
         with self._lock:
             if not self._lock.wait_for(lambda: self._served >= asked, timeout):
-                why = self.trouble or "the Kubernetes API server has not answered"
+                why = self.trouble or "the Kubernetes API server did not answer"
                 raise Busy(f"No fresh list of {self._kind} within {timeout:g} s: {why}")
 
     @property
@@ -143,7 +143,7 @@ class Watch:
         trouble = self._trouble
         if trouble is None:
             return None
-        return f"The watch of {self._kind} has failed since {trouble.at:%H:%M:%S} UTC: {trouble.message}"
+        return f"Watch of {self._kind} failing since {trouble.at:%H:%M:%S} UTC: {trouble.message}"
 
     @property
     def age(self) -> float:
@@ -168,7 +168,7 @@ class Watch:
             self.pulse.rest()
         finally:
             if not self._stopping.is_set():  # nobody must take what it shows for what is
-                self._failed("its thread has ended by a fault of Kiln's, which the log tells.")
+                self._failed("its thread ended by an internal error. See the log.")
 
     def _once(self) -> bool:
         """Whether the watch held."""
@@ -253,7 +253,7 @@ class Watch:
                 return
             thing = msgspec.json.decode(event.object, type=Object)
         except msgspec.MsgspecError as error:
-            raise Busy(f"The Kubernetes API server sent half an event: {error}.") from None
+            raise Busy(f"The Kubernetes API server sent an incomplete watch event: {error}.") from None
         name = thing["metadata"]["name"]
         with self._lock:
             if event.type == "DELETED":
@@ -273,14 +273,14 @@ class Watch:
     def _failed(self, message: str) -> None:
         before = self._trouble
         if before is None:
-            log.warning("The watch of %s fails: %s", self._kind, message)
+            log.warning("Watch of %s failed: %s", self._kind, message)
             self._trouble = _Trouble(message, datetime.now(UTC), time.monotonic())
         else:
             self._trouble = before._replace(message=message)
 
     def _well(self) -> None:
         if self._trouble is not None:
-            log.info("The watch of %s is back after %.0f s.", self._kind, self.age)
+            log.info("Watch of %s resumed after %.0f s", self._kind, self.age)
             self._trouble = None
 
 

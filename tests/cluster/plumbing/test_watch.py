@@ -145,7 +145,7 @@ def test_an_outage_is_told_and_made_good(
     assert watch.synced.wait(5)
     proxy.refuse()
     until(lambda: "Connection refused" in (watch.trouble or ""))
-    assert str(watch.trouble).startswith("The watch of configmaps has failed since ")
+    assert str(watch.trouble).startswith("Watch of configmaps failing since ")
     api.create("configmaps", mine("meanwhile"))
     until(lambda: watch.age > 3)
     proxy.accept()
