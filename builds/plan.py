@@ -816,7 +816,7 @@ class _Holder(msgspec.Struct, frozen=True, kw_only=True):
     node: str | None
     slots: int
     order: tuple[bool, datetime, str]
-    """Who came first: what exists before what is only written down, then as they were written."""
+    """Lower keeps its slots: attempts that exist or are being started, then those only written down, oldest first."""
 
 
 def _holders(look: _Look) -> Sequence[_Holder]:
@@ -828,7 +828,7 @@ def _holders(look: _Look) -> Sequence[_Holder]:
         if sighting.phase in (Phase.PENDING, Phase.RUNNING) and (sighting.build, sighting.attempt) not in known
     ]
     begun = [
-        _Holder(node=start.node, slots=_slots_of(start.alone, look), order=(True, look.now, start.build))
+        _Holder(node=start.node, slots=_slots_of(start.alone, look), order=(False, look.now, start.build))
         for start in look.facts.in_flight.values()
         if isinstance(start, Start) and (start.build, start.attempt) not in known
     ]

@@ -1171,6 +1171,15 @@ def test_starts_that_are_in_flight_have_their_slots(per_node: int, kinds: list[t
     assert len(starts) == 2 * per_node
 
 
+@given(seconds=st.integers(0, 90), node_of_late=st.sampled_from(["n1", None]))
+def test_a_start_that_was_written_too_late_gives_way_to_one_in_flight(seconds: int, node_of_late: str | None) -> None:
+    """A paused leader wrote it, and the slot was given to another start before anybody saw that."""
+    late = build("late", attempts=(attempt(written_at=ago(seconds), node=node_of_late),))
+    start = Start(build="other", attempt=1, node="n1", opens=True)
+    actions = decide(late, build("other", round=0), sightings=absent(late), limits=ONE, in_flight={"other": start})
+    assert uncounted(only(actions)) == "The node was taken meanwhile."
+
+
 def test_a_start_without_a_node_that_is_in_flight_is_the_only_one() -> None:
     a, b = build("a", created=60), build("b", created=30)
     (start,) = [one for one in scaled(a, b) if isinstance(one, Start)]

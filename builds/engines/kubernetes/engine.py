@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -22,7 +22,7 @@ from builds.build import Attempt, Build, Phase, Sighting
 from builds.builder.spec import Surroundings, spec_for
 from builds.engines import Conflict, Refused, Unavailable, World
 from builds.engines.kubernetes import jobs, sightings
-from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409, Propagation
+from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Busy, Conflict409, Propagation
 from builds.engines.kubernetes.lease import Lease
 from builds.engines.kubernetes.records import (
     COMPONENT,
@@ -46,6 +46,12 @@ UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
 """Pods that may still change: those that have ended are looked at once more, and then they are history."""
 SETTLING = 2.0
 """Seconds that the Job controller and the watch usually need to show the pod of a new Job."""
+LATE_POD = 10.0
+"""Seconds after a Job is found gone for which its attempt keeps its slot, where no pod of it was ever seen: the Job
+controller reads a Job, waits for its own rate limit, and makes the pod, whether the Job is still there or not."""
+LATE_JOB = 60.0
+"""Seconds for which a request to make a Job may still be carried out that was never answered: an API server's default
+`--request-timeout`."""
 STRAY_AFTER = 30.0
 """Seconds after which a pod that no record knows of is ended."""
 ASK_AGAIN = 3.0
@@ -115,6 +121,7 @@ class KubernetesEngine(KubernetesRecords):
         self._gone: deque[Manifest] = deque()
         self._deleted: list[Build] = []
         self._strays: dict[str, float] = {}
+        self._late: dict[Key, _Late] = {}
         self._searches = _Budget(SHARE)
         self._term = 0
         self._with_jobs: dict[str, list[str]] = {}
@@ -157,7 +164,7 @@ class KubernetesEngine(KubernetesRecords):
         if not self._lease.leading:
             return False
         self._own = _Own()
-        self._attempts = {}
+        self._attempts, self._late = {}, {}
         self._gone, self._deleted = deque(), []
         try:
             for watch in self._watches:
@@ -184,7 +191,8 @@ class KubernetesEngine(KubernetesRecords):
             self._adopt(at_rest, pods)
             in_turn = sorted(at_rest, key=lambda key: self._attempts[key].searched_at)
             seen = [self._sighting(*live[key], pods) for key in in_turn]
-            seen += self._left_over(pods, {build.uid for build, _ in live.values()})
+            seen += self._left_over(pods, {key: build.uid for key, (build, _) in live.items()})
+            seen += self._still_to_come(live, pods)
         nodes = sightings.nodes_of(self._daemons.objects().values())
         deleted, self._deleted = tuple(self._deleted), []
         return World(
@@ -222,14 +230,19 @@ class KubernetesEngine(KubernetesRecords):
             owner={"apiVersion": "v1", "kind": "ConfigMap", "name": build.name, "uid": build.uid},
             git_keys=() if refused else self._git_keys(build),
         )
+        known = self._attempts.setdefault((build.name, attempt.number), _Attempt())
+        known.node = attempt.node
         with translated():
             try:
                 self._api.create("jobs", job)
             except AlreadyExists:
                 self._must_be_ours(build, attempt)
+            except Busy as error:
+                known.unanswered_at = time.monotonic() if error.status is None else known.unanswered_at
+                raise
         reached(Fault.ENGINE_JOB_MADE)
-        known = self._attempts.setdefault((build.name, attempt.number), _Attempt())
         known.made_at, known.without = time.monotonic(), None
+        known.had_job, known.unanswered_at = True, float("-inf")
 
     def stop(self, build: Build, attempt: Attempt) -> None:
         self._must_lead()
@@ -316,10 +329,19 @@ class KubernetesEngine(KubernetesRecords):
         """Keeps what is known of live attempts, and of those that a start in flight is just adding to. In place: a
         writer's thread adds as well."""
         for key in [*self._attempts]:
-            if key not in live and key[0] not in in_flight:
-                del self._attempts[key]
+            if key not in live:
+                self._note_late(key)
+                if key[0] not in in_flight:
+                    del self._attempts[key]
         for key in live:
             self._attempts.setdefault(key, _Attempt())
+
+    def _note_late(self, key: Key) -> None:
+        """That the attempt is closed, if its pod may yet be made."""
+        known, now = self._attempts[key], time.monotonic()
+        until = known.late_until(now)
+        if until > now and key not in self._late:
+            self._late[key] = _Late(known.node, until)
 
     def _look_for_the_deleted(self, in_flight: Collection[str]) -> None:
         """Notes open records that have gone, by the word of the API server: to leave the watch means settled, mostly.
@@ -362,6 +384,7 @@ class KubernetesEngine(KubernetesRecords):
     def _sighting(self, build: Build, attempt: Attempt, pods: Mapping[Key, Manifest]) -> Sighting:
         self._pulse.beat()
         known = self._attempts[build.name, attempt.number]
+        known.node = attempt.node
         pod = pods.get((build.name, attempt.number))
         if pod is None or pod["metadata"]["labels"].get(jobs.LABEL_UID) != build.uid:
             pod = known.ended
@@ -418,7 +441,15 @@ class KubernetesEngine(KubernetesRecords):
         except Absent:
             return None
 
-    def _left_over(self, pods: Mapping[Key, Manifest], live: Collection[str]) -> Iterator[Sighting]:
+    def _still_to_come(self, live: Collection[Key], pods: Collection[Key]) -> Iterator[Sighting]:
+        """Closed attempts whose pods may yet be made: they keep their slots for a while."""
+        now = time.monotonic()
+        self._late = {key: late for key, late in self._late.items() if late.until > now and key not in live}
+        for key, late in self._late.items():
+            if key not in pods:
+                yield Sighting(build=jobs.job_name(*key), attempt=key[1], phase=Phase.PENDING, node=late.node)
+
+    def _left_over(self, pods: Mapping[Key, Manifest], live: Mapping[Key, str]) -> Iterator[Sighting]:
         """Pods that run though no record has them for its live attempt: they have their slots until they have ended.
 
         They go by the pod's own name, which is no build's. A leader that was paused may have made one too late, when
@@ -427,7 +458,7 @@ class KubernetesEngine(KubernetesRecords):
         known, self._strays = self._strays, {}
         for key, pod in pods.items():
             metadata = pod["metadata"]
-            if key in self._attempts and metadata["labels"].get(jobs.LABEL_UID) in live:
+            if key in live and metadata["labels"].get(jobs.LABEL_UID) == live[key]:
                 continue
             phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
             yield Sighting(build=metadata["name"], attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
@@ -451,9 +482,11 @@ class KubernetesEngine(KubernetesRecords):
         """What is seen of an attempt without a pod, by its Job or that there is none."""
         started = attempt.started_at is not None
         if job is None or job["metadata"].get("labels", {}).get(jobs.LABEL_UID) != build.uid:
+            known.had_job |= attempt.stopping is not None
             phase = Phase.LOST if started else Phase.ABSENT
             gone = "The build's Job has gone: it was deleted." if started else None
             return Sighting(build=build.name, attempt=attempt.number, phase=phase, waiting=gone)
+        known.had_job = True
         return sightings.of_job(build, attempt.number, job, self._events_of(known, job, "Job"), started=started)
 
     def _events_of(self, known: _Attempt, thing: Manifest, kind: str) -> Sequence[Manifest]:
@@ -539,11 +572,26 @@ class _Attempt:
         self.searched_at = float("-inf")
         self.said: list[dict[str, Any]] = []
         self.asked_at = float("-inf")
+        self.node: str | None = None
+        self.had_job = False
+        self.unanswered_at = float("-inf")
 
     @property
     def strange(self) -> bool:
         """Whether nothing is known of it: another leader started it, or wrote that it is to be started."""
         return self.made_at is None and self.without is None and self.pod is None
+
+    def late_until(self, now: float) -> float:
+        """Until when a pod of it may be made though the attempt is closed (`now`, monotonic); past if none may."""
+        may_come = self.had_job and self.pod is None
+        return max(now + LATE_POD if may_come else now, self.unanswered_at + LATE_JOB)
+
+
+class _Late(NamedTuple):
+    """Where the pod of a Job that has gone would run, and until when (monotonic) it may come."""
+
+    node: str | None
+    until: float
 
 
 class _Budget:

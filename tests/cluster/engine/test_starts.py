@@ -6,8 +6,9 @@ import secrets
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from builds.build import Build, Phase
+from builds.build import Build, Phase, State
 from builds.engines.kubernetes import KubernetesEngine, jobs
 from builds.engines.kubernetes.api import Api
 from tests.builds.making import written
@@ -73,3 +74,43 @@ def without_pod(build: Build, labels: dict[str, str]) -> dict[str, Any]:
     }
     pod = {"restartPolicy": "Never", "containers": [{"name": "builder", "image": "busybox:1.37"}]}
     return {"metadata": metadata, "spec": {"parallelism": 0, "template": {"spec": pod}}}
+
+
+def closed(build: Build) -> Build:
+    """With its live attempt ended, and a further one live."""
+    *before, last = build.status.attempts
+    ended = replace(last, state=State.CANCELLED, finished_at=last.written_at)
+    following = replace(last, number=last.number + 1)
+    return replace(build, status=replace(build.status, attempts=(*before, ended, following), attempt=following.number))
+
+
+def test_a_stopped_job_without_a_pod_keeps_its_slot_while_one_may_come(engines: Engines, api: Api) -> None:
+    """The Job controller may have read it before it was deleted, and make the pod afterwards."""
+    engine = engines()
+    build = written(engine, f"b-{secrets.token_hex(4)}")
+    assert build.live is not None
+    api.create("jobs", without_pod(build, api.read("configmaps", build.name)["metadata"]["labels"]))
+    assert phases(engine) == [Phase.PENDING]
+    engine.stop(build, build.live)
+    until(lambda: phases(engine) == [Phase.ABSENT])
+    engine.write(closed(build))
+    seen = {(one.build, one.attempt): one.phase for one in engine.observe({build.name}).sightings}
+    assert seen == {(f"{build.name}-1", 1): Phase.PENDING}
+    assert phases(engine).count(Phase.PENDING) == 1
+
+
+def test_a_pod_of_a_closed_attempt_has_its_slot_while_the_next_one_is_in_flight(engines: Engines, api: Api) -> None:
+    engine = engines()
+    build = written(engine, f"b-{secrets.token_hex(4)}")
+    assert build.live is not None
+    stored = api.read("configmaps", build.name)["metadata"]["labels"]
+    name = f"{build.name}-1-abcde"
+    spec = {
+        "schedulingGates": [{"name": "kiln.dev/test"}],
+        "containers": [{"name": "builder", "image": "busybox:1.37"}],
+    }
+    labels = {**stored, **jobs.labels(build, build.live)}
+    api.create("pods", {"metadata": {"name": name, "labels": labels}, "spec": spec})
+    until(lambda: phases(engine) == [Phase.PENDING] and engine.observe().sightings[0].build == build.name)
+    engine.write(closed(build))
+    assert [one.build for one in engine.observe({build.name}).sightings] == [name]
