@@ -115,7 +115,7 @@ def serve(**flags: Any) -> int:
 @click.option(
     "--event", "saved", type=click.File("rb"), help="Show what this saved request would build, and build nothing."
 )
-@click.option("--online", is_flag=True, help="Look also at what has to answer: Docker, registries, Git hosts, sinks.")
+@click.option("--online", is_flag=True, help="Run the probes of `kiln doctor` as well.")
 @settings_flags
 def check(saved: BinaryIO | None, online: bool, **flags: Any) -> int:
     """Check the environment, the YAML file and the secrets.
@@ -123,11 +123,28 @@ def check(saved: BinaryIO | None, online: bool, **flags: Any) -> int:
     With --event, `--host github` says whose a webhook's payload alone is.
     """
     from eventing.hosts import DIALECTS  # noqa: PLC0415
-    from kiln import doctor  # noqa: PLC0415
+    from kiln import check as checking  # noqa: PLC0415
 
     host = flags.pop("KILN_HOST") if saved and flags["KILN_HOST"] in DIALECTS else None
     event = None if saved is None else _content(saved)
-    return doctor.check(environment(flags), event, click.echo, host=host, online=online)
+    return checking.check(environment(flags), event, click.echo, host=host, online=online)
+
+
+@commands.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+@server_flags
+@settings_flags
+def diagnose(*, as_json: bool, **flags: Any) -> int:
+    """Find what is wrong with this machine and what Kiln needs, and say what to do.
+
+    Of a server (--server, --profile) what can be seen from here. Exit status 1 if anything failed.
+    """
+    from kiln.doctor import installation, report, server  # noqa: PLC0415
+
+    away = flags["server"] or flags["profile"] or os.environ.get("KILN_SERVER") or os.environ.get("KILN_PROFILE")
+    of_server = {name: flags.pop(name) for name in remote.OPTIONS}
+    found = server.findings(target.chosen(os.environ, **of_server)) if away else installation(environment(flags))
+    return report.report(found, as_json=as_json)
 
 
 @commands.command()

@@ -107,6 +107,10 @@ class Server:
                     raise CommandError(f"{dropped}; the build {name} goes on") from None
             time.sleep(1)
 
+    def get(self, path: str) -> requests.Response:
+        """Whatever is answered at a path under the server's URL."""
+        return self._request("GET", urljoin(self._url, path))
+
     def send(self, url: str, headers: Mapping[str, str], body: bytes) -> requests.Response:
         """Posts what was saved, and returns whatever is answered."""
         return self._request("POST", url, data=body, headers=headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from rich.console import Console
@@ -18,7 +18,17 @@ from rich.text import Text
 
 from kiln.progress import printable
 
-STYLES = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+if TYPE_CHECKING:
+    from kiln.doctor.findings import Finding
+
+STYLES = {
+    "succeeded": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "ok": "green",
+    "warning": "yellow",
+}
 STEPS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 SHORT = 7
 """Letters of a commit."""
@@ -48,6 +58,16 @@ def shown(build: Shape) -> None:
     for name, value in _facts(build):
         if value:
             table.add_row(name, _text(value))
+    _print(table)
+
+
+def diagnosed(findings: Iterable[Finding]) -> None:
+    """A line for each finding of `kiln doctor`."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("STATE", "PROBE", "FOUND", "WHAT TO DO"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "STATE")
+    for one in findings:
+        table.add_row(*(_text(cell) for cell in (one.state, one.probe, one.found, one.cure)))
     _print(table)
 
 

@@ -3,6 +3,7 @@
 RegistryError
  ├── Refused           it has understood, and will not do that
  │    └── Unauthorized   it knows no such user, or does not let this one do that
+ │         └── Denied    it has let this user in, and does not let this one do that
  └── Unreachable       no answer, or none that makes sense: try again
 """
 
@@ -18,6 +19,10 @@ class Refused(RegistryError):
 
 
 class Unauthorized(Refused):
+    pass
+
+
+class Denied(Unauthorized):
     pass
 
 

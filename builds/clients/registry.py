@@ -28,7 +28,7 @@ from builds.clients import docker_config
 from builds.clients.answers import content_of
 from builds.clients.challenges import challenges
 from builds.clients.docker_config import DOCKER_HUB, Login
-from builds.clients.errors import Refused, RegistryError, Unauthorized, Unreachable
+from builds.clients.errors import Denied, Refused, RegistryError, Unauthorized, Unreachable
 from builds.repository import is_loopback
 
 __all__ = ["Manifest", "Refused", "Registry", "RegistryError", "Unauthorized", "Unreachable", "split"]
@@ -296,22 +296,17 @@ class Registry:
         `GET /v2/_catalog` is of the CNCF's registry and no part of OCI's specification. Raises RegistryError.
         """
         host = _host(image)
-        pages = self._pages(image, f"{self._base(split(image)[0])}/v2/_catalog", _Catalog)
+        pages = self._pages(image, f"{origin(image, self._insecure)}/v2/_catalog", _Catalog)
         return [f"{host}/{name}" for page in pages for name in page.repositories or ()]
 
     def answers(self, image: str) -> bool:
         """Whether the registry of an image is up, whatever it thinks of us. Raises Unreachable where it is silent."""
         host = split(image)[0]
-        answer = self._send("GET", f"{self._base(host)}/v2/", {}, None, host)
+        answer = self._send("GET", f"{origin(image, self._insecure)}/v2/", {}, None, host)
         return answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
 
-    def _base(self, host: str) -> str:
-        scheme = "http" if is_plain(host, self._insecure) else "https"
-        return f"{scheme}://{'registry-1.docker.io' if host == DOCKER_HUB else host}"
-
     def _url(self, image: str, path: str) -> str:
-        host, name = split(image)
-        return f"{self._base(host)}/v2/{name}/{path}"
+        return f"{origin(image, self._insecure)}/v2/{split(image)[1]}/{path}"
 
     def _pages(self, image: str, url: str, kind: type[T]) -> Iterator[T]:
         """Follows `Link: <…>; rel="next"` (RFC 8288), of which only the query is taken. None of what is not there."""
@@ -460,7 +455,8 @@ class Registry:
         host, said = _host(image), _said(answer)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             where = self.login_file
-            raise Unauthorized(
+            let_in = "/" in image and (status == HTTPStatus.FORBIDDEN or _with_token(answer))
+            raise (Denied if let_in else Unauthorized)(
                 f"The registry {host} does not accept the credential for it in {where}, or not for {image}{said}"
             )
         final = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSES
@@ -521,6 +517,18 @@ def split(image: str) -> tuple[str, str]:
     if host == "index.docker.io":
         host = DOCKER_HUB
     return host, name if host != DOCKER_HUB or "/" in name else f"library/{name}"
+
+
+def origin(image: str, insecure: Collection[str] = ()) -> str:
+    """Scheme, host and port of an image's registry; `insecure` as for `Registry`."""
+    host = split(image)[0]
+    scheme = "http" if is_plain(host, insecure) else "https"
+    return f"{scheme}://{'registry-1.docker.io' if host == DOCKER_HUB else host}"
+
+
+def _with_token(answer: requests.Response) -> bool:
+    """Whether it refuses a token of its own token service, which has accepted the password."""
+    return str(answer.request.headers.get("Authorization", "")).startswith("Bearer ")
 
 
 def _basic(login: Login) -> str:

@@ -160,7 +160,7 @@ def test_everything_is_in_order_in_a_pod_of_web(neighbours: Neighbours) -> None:
     for one in neighbours.all:
         for pod in one.objects("pods", "web"):
             said = within(one.cluster, pod, "kiln", "check").splitlines()
-            assert said[-1] == "everything is in order"
+            assert said[-1] == "Configuration is valid"
             assert not [line for line in said if line.startswith(("warning", "error"))]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from builds.triggers import PUSHES
-from kiln import doctor, online, wiring
+from kiln import check as checking
+from kiln import wiring
+from kiln.doctor import examine, outside
 from kiln.errors import KilnError
 from tests.parts.statushost import TOKEN, StatusHost
 
@@ -383,7 +385,7 @@ def check(tmp_path: Path, text: str = "", **settings: str) -> tuple[int, str]:
         "DOCKER_CONFIG": str(tmp_path),
         **settings,
     }
-    return doctor.check(environment, None, said.append), "\n".join(said)
+    return checking.check(environment, None, said.append), "\n".join(said)
 
 
 def refused(found: tuple[int, str], words: tuple[str, ...]) -> None:
@@ -504,7 +506,7 @@ def test_the_controllers_pod_template(tmp_path: Path) -> None:
 def test_what_is_in_order(tmp_path: Path, rule: str) -> None:
     status, said = check(tmp_path, f"triggers:\n- {{name: courses, {rule[1:]}\n")
     assert status == 0, said
-    assert said.endswith("everything is in order")
+    assert said.endswith("Configuration is valid")
 
 
 @pytest.mark.parametrize("kind", sorted(PUSHES))
@@ -557,7 +559,7 @@ def test_a_host_is_told_with_a_link_and_a_credential_of_its_own(tmp_path: Path) 
 
 
 def test_the_credentials_for_statuses_are_tried_online(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each as it would be sent. The other looks of this machine fail or not, as they may."""
+    """Each as it would be sent."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -572,16 +574,18 @@ def test_the_credentials_for_statuses_are_tried_online(tmp_path: Path, monkeypat
         settings = {"KILN_SECRETS_DIR": str(folder.parent), "KILN_ALLOWED_REPOSITORIES": allowed}
         (tmp_path / "kiln.yaml").write_text(f"hosts: {{{hosts}}}")
         kiln = wiring.load({**ENVIRONMENT, **PUBLIC, **settings, "KILN_CONFIG": str(tmp_path / "kiln.yaml")})
-        said: list[str] = []
-        online.check(kiln, lambda text: said.append(str(text)))
-    told = [line for line in said if "statuses at" in line]
+        probes = [probe for probe in outside.probes(kiln) if "statuses at" in probe.name]
+        told = [
+            " ".join([f"{one.state}: {one.probe}:", one.found, *filter(None, [one.cure])]) for one in examine(probes)
+        ]
     refusal = f"it does not accept the credential in statuses/{wrong.name}"
+    cure = f"Replace the credential in statuses/{wrong.name}: the Git host does not accept it."
     assert told == [
         f"ok: statuses at http://{good.name}/: answered 200; nothing was set",
-        f"failed: statuses at http://{wrong.name}/lab: answered 401 (Unauthorized): {refusal}",
+        f"failed: statuses at http://{wrong.name}/lab: answered 401 (Unauthorized): {refusal} {cure}",
         f"ok: statuses at http://{server.name}/scm: answered 404 (Not Found); nothing was set",
     ]
-    assert "canary" not in "".join(said)
+    assert "canary" not in "".join(told)
     assert not good.statuses
 
 

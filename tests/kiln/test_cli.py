@@ -134,7 +134,7 @@ def test_web_that_can_be_reached_refuses_to_start_unasked(kiln: Kiln) -> None:
 def test_check_says_that_everything_is_in_order(kiln: Kiln) -> None:
     done = kiln.run("check")
     assert done.returncode == 0
-    assert done.stdout.endswith("everything is in order\n")
+    assert done.stdout.endswith("Configuration is valid\n")
 
 
 def test_check_tells_all_that_is_wrong_in_file_and_folder(kiln: Kiln, tmp_path: Path) -> None:

@@ -98,4 +98,5 @@ def test_it_is_checked(system: System, podman: Podmand) -> None:
     assert "buildx" not in said
     away = system.run("check", "--online", KILN_DOCKER_HOST="unix:///nonexistent.sock")
     assert "failed: podman daemon" in away.stdout
+    assert "Start the Podman service" in away.stdout
     assert "The Podman service at unix:///nonexistent.sock does not answer" in away.stdout

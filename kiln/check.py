@@ -1,4 +1,4 @@
-"""`kiln check`: is everything in order, and what would this event build?
+"""`kiln check`: whether the configuration is valid, and what an event would build.
 
 A dry run goes the way of a real request as far as it can without asking anybody: decode or webhook dialect, triggers,
 policy, names. Signatures and tokens are not checked, refs are not looked up, nothing is written.
@@ -55,7 +55,7 @@ def check(
         if online and not _outside(kiln, say):
             return 1
         if event is None:
-            say("everything is in order")
+            say("Configuration is valid")
     except KilnError as error:
         for problem in error.problems:
             say(f"error: {problem}")
@@ -89,9 +89,13 @@ def _describe(kiln: Kiln, say: Say) -> None:
 
 
 def _outside(kiln: Kiln, say: Say) -> bool:
-    from kiln import online  # noqa: PLC0415
+    """Whether none of the probes of `kiln doctor` failed."""
+    from kiln import doctor  # noqa: PLC0415
 
-    return online.check(kiln, say)
+    found = list(doctor.examine(list(doctor.probes(kiln))))
+    for one in found:
+        say(" ".join(filter(None, (f"{one.state}: {one.probe}: {one.found}", one.cure))))
+    return not any(one.state is doctor.State.FAILED for one in found)
 
 
 def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:

@@ -1,0 +1,49 @@
+"""`kiln doctor`: what is wrong with this machine, or with a release, and what to do about it.
+
+A probe is a small function with a name. It returns what it found, or raises Symptom with a cure. To add one, write the
+function, add its cure to `cures`, and yield it from the `probes` of its module; a test then asks for a row in
+docs/troubleshooting.md.
+
+    findings    probes run side by side, each within the limit, and what they end in
+    cures       every cure, in one table
+    setup       configuration, secrets, the state folder
+    machine     git, Docker or Podman, disks
+    outside     registries, Git hosts, sinks, JupyterHub, OIDC issuers
+    clock       this machine's clock against those of the hosts it talks to
+    cluster     the Kubernetes API, permissions, the daemons of the release
+    webhooks    when each Git host's last webhook came
+    server      a Kiln that runs elsewhere, as far as its HTTP API shows
+    report      findings as a table or JSON
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from kiln import wiring
+from kiln.doctor import clock, cluster, machine, outside, setup, webhooks
+from kiln.doctor.findings import Finding, Probe, State, examine
+from kiln.errors import KilnError
+
+if TYPE_CHECKING:
+    from kiln.wiring import Kiln
+
+__all__ = ["Finding", "Probe", "State", "examine", "installation", "probes"]
+
+
+def installation(environ: Mapping[str, str]) -> Iterator[Finding]:
+    """What is found of the Kiln that these variables configure; of the machine alone where they cannot be used."""
+    try:
+        kiln = wiring.load(environ)
+    except KilnError as error:
+        yield from setup.invalid(error)
+        yield from examine([setup.version(), *machine.unconfigured(environ), *setup.unconfigured(environ)])
+    else:
+        yield from examine([setup.version(), setup.valid(kiln), *probes(kiln)])
+
+
+def probes(kiln: Kiln) -> Iterator[Probe]:
+    """All probes of the machine and of what Kiln needs outside."""
+    for module in (machine, setup, outside, cluster, clock, webhooks):
+        yield from module.probes(kiln)

@@ -1,0 +1,123 @@
+"""This machine's clock against the `Date` of the hosts that Kiln talks to (RFC 9110, §6.6.1).
+
+A clock that is minutes off makes valid tokens and certificates invalid, and webhooks too old.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from functools import partial
+from http.client import HTTPException
+from urllib.parse import urlsplit
+
+from builds.clients.git import credentials
+from builds.clients.registry import origin as registry_origin
+from kiln.doctor import cures
+from kiln.doctor.findings import Probe, Symptom
+from kiln.wiring import Kiln
+
+DRIFT, OFF = 60.0, 300.0
+"""Seconds. Standard Webhooks and most issuers of tokens allow five minutes, so from there on requests are refused."""
+TIMEOUT = 5.0
+MOST = 8
+"""Hosts that are asked."""
+
+
+def probes(kiln: Kiln) -> Iterator[Probe]:
+    yield probe(sorted({*origins(kiln)})[:MOST])
+
+
+def probe(urls: list[str]) -> Probe:
+    return Probe("clock", partial(compared, urls))
+
+
+def origins(kiln: Kiln) -> Iterator[str]:
+    """Of the registries, Git hosts, sinks, the JupyterHub and issuers that are configured, and of the API server."""
+    for prefix in filter(None, (kiln.images.prefix, kiln.images.private_prefix)):
+        yield registry_origin(prefix, kiln.config.insecure_registries)
+    hub = kiln.settings.hub
+    urls = [listed.url for listed in kiln.config.repositories]
+    urls += [credential.origin for credential in credentials(kiln.secrets.git_credentials)]
+    urls += [sink.url for sink in kiln.sinks]
+    urls += [hub.api_url] if hub else []
+    urls += kiln.settings.oidc_issuers
+    urls += [_api_server(kiln)] if kiln.settings.engine == "kubernetes" else []
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            yield f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _api_server(kiln: Kiln) -> str:
+    from builds.engines import EngineError  # noqa: PLC0415
+    from builds.engines.kubernetes import connect  # noqa: PLC0415
+
+    try:
+        return connect(kiln.settings.namespace).host
+    except EngineError:
+        return ""
+
+
+def compared(urls: list[str]) -> str:
+    """By how much this machine's clock is off, by the host that it agrees with best."""
+    with ThreadPoolExecutor(MOST) as pool:
+        seen = {
+            url: offset for url, offset in zip(urls, pool.map(offset_from, urls), strict=True) if offset is not None
+        }
+    if not seen:
+        return "no host told its time, so it could not be compared"
+    url = min(seen, key=lambda one: abs(seen[one]))
+    worst = max(seen, key=lambda one: abs(seen[one]))
+    if abs(seen[url]) >= DRIFT:
+        cure = cures.CLOCK_OFF if abs(seen[url]) >= OFF else cures.CLOCK_DRIFTS
+        raise Symptom(cure, f"This machine's clock is {_by(seen[url])} that of {url}.")
+    if abs(seen[worst]) >= DRIFT:
+        raise Symptom(cures.CLOCKS_OF_HOSTS, f"This machine's clock is {_by(seen[worst])} that of {worst}.")
+    return f"within {max(2, round(abs(seen[url]))):g} s of {url}"
+
+
+def _by(seconds: float) -> str:
+    size = f"{abs(seconds):.0f} s" if abs(seconds) < OFF else f"{abs(seconds) / 60:.0f} min"
+    return f"{size} {'ahead of' if seconds > 0 else 'behind'}"
+
+
+def offset_from(url: str) -> float | None:
+    """Seconds that this clock is ahead of the host's; `None` where it tells no time."""
+    began = time.time()
+    text = _headers(url).get("Date")
+    ended = time.time()
+    try:
+        there = parsedate_to_datetime(text or "").timestamp() + 0.5  # a Date has whole seconds
+    except ValueError:
+        return None
+    return (began + ended) / 2 - there
+
+
+def _headers(url: str) -> Mapping[str, str]:
+    """Of whatever the host answers. Nothing is sent that could be a secret, so its certificate is not verified: with a
+    wrong clock no certificate is valid, and that is what is looked for."""
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+    opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=unverified), _Here)
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "kiln"})  # noqa: S310 (http or https)
+    try:
+        with opener.open(request, timeout=TIMEOUT) as answer:
+            return dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return dict(error.headers)
+    except (OSError, HTTPException, ValueError):
+        return {}
+
+
+class _Here(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect: the time of another host is not asked for."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None

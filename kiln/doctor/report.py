@@ -1,0 +1,23 @@
+"""Findings as a table, or as JSON: `{"state": the worst, "findings": [{"probe", "state", "found", "cure"}]}`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+import msgspec
+
+from kiln import tables
+from kiln.doctor.findings import Finding, State
+
+
+def report(findings: Iterable[Finding], *, as_json: bool) -> int:
+    """Prints them, and returns the exit status."""
+    found = list(findings)
+    worst = max((one.state for one in found), key=list(State).index, default=State.OK)
+    if as_json:
+        text = msgspec.json.format(msgspec.json.encode({"state": worst, "findings": found}), indent=2)
+        sys.stdout.write(f"{text.decode()}\n")
+    else:
+        tables.diagnosed(found)
+    return 1 if worst is State.FAILED else 0

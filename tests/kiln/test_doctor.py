@@ -1,0 +1,404 @@
+"""`kiln doctor`: each thing that is wrong with a machine is found, with what to do about it, and nothing is left out
+for it. What it finds of registries, Git hosts and sinks is in tests/docker/test_online.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from email.utils import formatdate
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import yaml
+
+from kiln import wiring
+from kiln.doctor import Finding, Probe, State, clock, cluster, examine, machine, outside, server, setup, webhooks
+from kiln.target import Target
+from tests.builds.making import ask
+from tests.parts.kiln import Kiln
+
+CANARY = "canary-5e11"
+MIN = 60.0
+
+
+def found(probe: Probe) -> Finding:
+    (finding,) = examine([probe])
+    return finding
+
+
+def run(look: Callable[[], str]) -> Finding:
+    return found(Probe("it", look))
+
+
+def failed(finding: Finding, cause: str, cure: str, state: State = State.FAILED) -> None:
+    assert finding.state is state, finding
+    assert cause in finding.found, finding
+    assert cure in str(finding.cure), finding
+
+
+# The examination -----------------------------------------------------------------------------------------------------
+
+
+def test_a_probe_that_hangs_or_breaks_keeps_none_from_its_finding() -> None:
+    def breaks() -> str:
+        raise ValueError(CANARY)
+
+    probes = [
+        Probe("hangs", lambda: str(threading.Event().wait())),
+        Probe("breaks", breaks),
+        Probe("works", lambda: "x"),
+    ]
+    hangs, broken, works = examine(probes, limit=0.5)
+    failed(hangs, "did not end within 0.5 s", "firewall")
+    failed(broken, "ValueError", "Report this")
+    assert CANARY not in str(broken)
+    assert (works.state, works.found) == (State.OK, "x")
+
+
+def test_what_others_say_steers_no_terminal() -> None:
+    assert run(lambda: "a\x1b[31mb\nc\x07") == Finding(probe="it", state=State.OK, found="ab c")
+
+
+# Programs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes a program of which only what it prints counts. Nothing else is on PATH but `sh`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sh").symlink_to(str(shutil.which("sh")))
+    monkeypatch.setenv("PATH", str(folder))
+
+    def make(name: str, said: str, status: int = 0) -> None:
+        (folder / name).write_text(f"#!/bin/sh\necho '{said}'\nexit {status}\n")
+        (folder / name).chmod(0o755)
+
+    return make
+
+
+def test_git(programs: Callable[..., None]) -> None:
+    failed(run(machine.git), "`git --version` cannot be run", "Install git 2.38 or newer")
+    programs("git", "git version 2.37.9 (Apple Git-154)")
+    failed(run(machine.git), "git version 2.37.9", "Upgrade git to 2.38 or newer")
+    programs("git", "git version 2.38.0")
+    assert run(machine.git).state is State.OK
+
+
+def test_buildx(programs: Callable[..., None]) -> None:
+    failed(run(machine.buildx), "`docker buildx version` cannot be run", "Install Docker Engine")
+    programs("docker", "docker: unknown command: docker buildx", 1)
+    failed(run(machine.buildx), "unknown command", "buildx plugin (the package")
+    programs("docker", "github.com/docker/buildx v0.12.1 30feaa1")
+    failed(run(machine.buildx), "v0.12.1", "Upgrade Docker's buildx plugin to 0.13 or newer")
+    programs("docker", "github.com/docker/buildx v0.21.2 1360a9e")
+    assert run(machine.buildx).state is State.OK
+
+
+# The daemon ----------------------------------------------------------------------------------------------------------
+
+
+class _Ping(socketserver.StreamRequestHandler):
+    def handle(self) -> None:
+        self.rfile.readline()
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\nOK")
+
+
+@contextmanager
+def daemon(path: Path) -> Iterator[str]:
+    """Answers the one question whether it is there, on a socket."""
+    with socketserver.ThreadingUnixStreamServer(str(path), _Ping) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield f"unix://{path}"
+        server.shutdown()
+
+
+def test_no_daemon(programs: Callable[..., None], tmp_path: Path) -> None:
+    look = partial(machine.daemon, "docker", f"unix://{tmp_path}/docker.sock")
+    failed(run(look), "does not answer: No such file", "Install Docker Engine")
+    programs("docker", "Docker version 28")
+    failed(run(look), "does not answer: No such file", "Start the Docker daemon")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{tmp_path}/docker.sock")
+    failed(run(look), "does not answer: Connection refused", "Start the Docker daemon")
+    failed(run(partial(machine.daemon, "podman", "unix:///nonexistent.sock")), "Podman service", "podman")
+
+
+def test_a_socket_that_this_user_may_not_use(tmp_path: Path) -> None:
+    with daemon(tmp_path / "docker.sock") as address:
+        (tmp_path / "docker.sock").chmod(0o000)
+        let_in(tmp_path)
+        with nobody():
+            finding = run(partial(machine.daemon, "docker", address))
+    failed(finding, "does not answer: Permission denied", "usermod -aG docker USER")
+
+
+def let_in(folder: Path) -> None:
+    """Every user, as far as this one may say so."""
+    for one in (folder, *folder.parents):
+        if not one.stat().st_mode & 0o001:
+            one.chmod(one.stat().st_mode | 0o011)
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """As a user without privileges, where this is root."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+# Disks ---------------------------------------------------------------------------------------------------------------
+
+
+def on_a_disk(options: str, folder: Path, command: list[str], **environment: str) -> dict[str, Finding]:
+    """What the command finds where `folder` is a disk of its own, by probe. The disk goes with the process."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    folder.mkdir(exist_ok=True)
+    script = f'mount -t tmpfs -o {options} tmpfs {folder} && exec "$@"'
+    with Kiln(folder.parent) as kiln:
+        kiln.settings |= environment
+        done = kiln_run(["unshare", *user, "--mount", "sh", "-c", script, "sh", *command], kiln.environment)
+    return {one.probe: one for one in done}
+
+
+def kiln_run(command: list[str], environment: Mapping[str, str]) -> list[Finding]:
+    done = subprocess.run(command, env=environment, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 1, done
+    assert CANARY.encode() not in done.stdout + done.stderr
+    return msgspec.convert(json.loads(done.stdout)["findings"], list[Finding])
+
+
+DOCTOR = [sys.executable, "-m", "kiln", "doctor", "--json"]
+
+
+def test_full_disks(tmp_path: Path, programs: Callable[..., None]) -> None:
+    """Both, of the daemon and of the records, and all else is examined all the same."""
+    disk = tmp_path / "disk"
+    programs("docker", f"28.2.2 {disk}")
+    programs("git", "git version 2.37.9")
+    os.environ["PATH"] += f":{os.defpath}"
+    with daemon(tmp_path / "docker.sock") as address:
+        settings = {
+            "KILN_DOCKER_HOST": address,
+            "KILN_STATE_DIR": str(disk),
+            "KILN_IMAGE_PREFIX": f"127.0.0.1:1/{CANARY[:6]}/",
+        }
+        said = on_a_disk("size=1m", disk, DOCTOR, **settings)
+    failed(said["docker daemon"], f"The disk of {disk} is full", "docker system prune")
+    failed(said["state folder"], f"The disk of {disk} is full", "KILN_STATE_DIR")
+    failed(said["git"], "2.37.9", "Upgrade git")
+    failed(said["registry 127.0.0.1:1/canary/"], "Connection refused", "Start the registry")
+    assert said["configuration"].state is State.OK
+
+
+def test_a_disk_without_inodes(tmp_path: Path) -> None:
+    """Without a setting that must be set: that is a finding like others."""
+    disk = tmp_path / "disk"
+    said = on_a_disk("size=200m,nr_inodes=20", disk, DOCTOR, KILN_STATE_DIR=f"{disk}/state", KILN_IMAGE_PREFIX="")
+    failed(said["configuration"], "KILN_IMAGE_PREFIX", "kiln check")
+    failed(said["state folder"], "no free inodes", "Delete files")
+    assert {"git", "docker buildx"} <= {*said}
+
+
+def test_a_state_folder_of_somebody_else(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with nobody():
+        finding = run(partial(setup.state_folder, tmp_path / "state"))
+    tmp_path.chmod(0o755)
+    assert finding.state is State.FAILED
+    assert "KILN_STATE_DIR" in str(finding.cure)
+
+
+def test_a_token_that_others_can_read(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(CANARY)
+    (tmp_path / "token").chmod(0o644)
+    finding = run(partial(setup.state_folder, tmp_path))
+    failed(finding, "only its owner can read", "Remove the file")
+    assert CANARY not in str(finding)
+
+
+# An installation -----------------------------------------------------------------------------------------------------
+
+
+def loaded(folder: Path, **settings: str) -> wiring.Kiln:
+    state = {"KILN_IMAGE_PREFIX": "registry.invalid/org/", "KILN_STATE_DIR": str(folder / "state")}
+    return wiring.load(state | settings)
+
+
+def test_secrets_that_others_can_read(tmp_path: Path) -> None:
+    secret = tmp_path / "secrets/webhooks/github/one"
+    secret.parent.mkdir(parents=True)
+    secret.write_text(CANARY)
+    (tmp_path / "secrets").chmod(0o755)
+    let_in(tmp_path)
+    look = next(one for one in setup.probes(loaded(tmp_path, KILN_SECRETS_DIR=str(tmp_path / "secrets"))))
+    failed(found(look), str(secret), f"chmod -R o= {tmp_path / 'secrets'}", State.WARNING)
+    (tmp_path / "secrets").chmod(0o700)
+    assert found(look).found == "webhooks of github; API tokens: 0"
+
+
+def test_the_last_webhook_of_each_host(tmp_path: Path) -> None:
+    for word in ("github", "gitlab"):
+        (tmp_path / "secrets/webhooks" / word).mkdir(parents=True)
+        (tmp_path / "secrets/webhooks" / word / "one").write_text(f"{CANARY}-{word}")
+    kiln = loaded(tmp_path, KILN_SECRETS_DIR=str(tmp_path / "secrets"), KILN_PUBLIC_URL="http://127.0.0.1:8000")
+    for finding in examine([*webhooks.probes(kiln)]):
+        failed(finding, "No build has been asked for by a webhook", "http://127.0.0.1:8000/webhooks/git", State.WARNING)
+    assert not (tmp_path / "state").exists(), "looking makes no records"
+    wiring.records(kiln).accept([ask(by="webhook:github"), ask("c", "2", by="token:a")])
+    github, gitlab = examine([*webhooks.probes(kiln)])
+    assert (github.state, gitlab.state) == (State.OK, State.WARNING)
+    assert "2026-03-01 12:00 UTC" in github.found
+    assert "/test" in github.found
+
+
+# Other hosts ---------------------------------------------------------------------------------------------------------
+
+
+class Dated(BaseHTTPRequestHandler):
+    """A host whose clock is `ahead` seconds before this machine's; it lets nobody in."""
+
+    ahead = 0.0
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET  # noqa: N815 (as the library calls it)
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return formatdate((timestamp or time.time()) + self.ahead, usegmt=True)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def host(ahead: float = 0.0) -> Iterator[int]:
+    """Its port."""
+    handler = type("Handler", (Dated,), {"ahead": ahead})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("ahead", "state", "words"),
+    [
+        (0, State.OK, "within 2 s"),
+        (10 * MIN, State.FAILED, "10 min behind"),
+        (-10 * MIN, State.FAILED, "10 min ahead of"),
+        (2 * MIN, State.WARNING, " s behind"),
+    ],
+)
+def test_the_clock(tmp_path: Path, ahead: float, state: State, words: str) -> None:
+    with host(ahead) as port:
+        (tmp_path / "kiln.yaml").write_text(
+            yaml.safe_dump({"sinks": [{"name": "a", "url": f"http://127.0.0.1:{port}/a"}]})
+        )
+        kiln = loaded(tmp_path, KILN_CONFIG=str(tmp_path / "kiln.yaml"), KILN_IMAGE_PREFIX=f"127.0.0.1:{port}/org/")
+        (look,) = clock.probes(kiln)
+        finding = found(look)
+    assert finding.state is state, finding
+    assert words in finding.found
+    assert state is State.OK or "NTP" in str(finding.cure)
+
+
+def test_the_clock_of_one_host_among_others() -> None:
+    with host() as right, host(10 * MIN) as wrong:
+        finding = found(clock.probe([f"http://127.0.0.1:{right}", f"http://127.0.0.1:{wrong}", "http://127.0.0.1:1"]))
+    failed(finding, f"127.0.0.1:{wrong}", "Have the clock of the named host set", State.WARNING)
+
+
+def test_a_registry_that_speaks_plain_http(tmp_path: Path) -> None:
+    """Loopback may; this is another address of this machine."""
+    with host() as port:
+        kiln = loaded(tmp_path, KILN_IMAGE_PREFIX=f"0.0.0.0:{port}/org/")
+        (look,) = (probe for probe in outside.probes(kiln) if probe.name.startswith("registry"))
+        failed(found(look), "could not be reached", f"add '0.0.0.0:{port}' to insecure_registries")
+
+
+# A server ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "secrets/api-tokens").mkdir(parents=True)
+    (folder / "secrets/api-tokens/ada").write_text(CANARY)
+    with Kiln(
+        folder, KILN_AUTH="token", KILN_SECRETS_DIR=str(folder / "secrets"), KILN_IMAGE_PREFIX="127.0.0.1:1/a/"
+    ) as kiln:
+        kiln.start("web")
+        yield kiln
+
+
+def seen(url: object, token: str | None = None) -> dict[str, Finding]:
+    findings = {one.probe: one for one in server.findings(Target(server=str(url), token=token))}
+    assert CANARY not in str(findings)
+    return findings
+
+
+def test_a_server(web: Kiln) -> None:
+    url = web.processes[0].url
+    good = seen(url, CANARY)
+    assert [good[name].state for name in ("server", "token", "version", "clock")] == [State.OK] * 4, good
+    failed(good["readiness"], "Docker registry", "on the server's machine")
+    failed(seen(url, "other")["token"], "token", "Ask the server's operator")
+    failed(seen(url)["token"], "token", "Give an API token")
+    failed(seen("http://127.0.0.1:1/")["server"], "does not answer", "Correct KILN_SERVER")
+    with host() as port:
+        failed(seen(f"http://127.0.0.1:{port}/")["server"], "401", "base path")
+
+
+def test_a_table_for_people(web: Kiln) -> None:
+    done = web.run("doctor", KILN_SERVER=str(web.processes[0].url), KILN_TOKEN=CANARY)
+    heading, *lines = done.stdout.splitlines()
+    assert heading.split() == ["STATE", "PROBE", "FOUND", "WHAT", "TO", "DO"]
+    assert [line.split()[:2] for line in lines] == [
+        ["ok", "server"],
+        ["ok", "token"],
+        ["ok", "version"],
+        ["failed", "readiness"],
+        ["ok", "clock"],
+    ]
+
+
+# The chart -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", ["web", "controller"])
+def test_the_permissions_that_are_looked_for_are_those_of_the_chart(process: Any) -> None:
+    text = (Path(__file__).parents[2] / "chart/templates/roles.yaml").read_text().partition("{{- range")[0]
+    lines = [line for line in text.splitlines() if "{{-" not in line and "metadata:" not in line]
+    roles = [
+        one for one in yaml.safe_load_all("\n".join(lines).replace("{{ $lease }}", "own")) if one and "rules" in one
+    ]
+    role = roles[["web", "controller"].index(process)]
+    given = {
+        (group, resource, *sorted(rule["verbs"]), "resourceNames" in rule)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert {(need.group, need.resource, *sorted(need.verbs), need.own) for need in cluster.NEEDS[process]} == given
