@@ -16,6 +16,7 @@ from builds.build import State
 from builds.engines.pages import MAX_LISTED
 from builds.providers import PROVIDERS
 from builds.report import BuildView
+from builds.search import MAX_TEXT
 from builds.triggers import BuildRequestBody
 from eventing.hosts import DIALECTS
 
@@ -25,6 +26,7 @@ TEXT: Object = {"type": "string"}
 JSON = "application/json"
 PLAIN = "text/plain"
 STREAM = "text/event-stream"
+SVG = "image/svg+xml"
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 
@@ -130,6 +132,8 @@ def _api() -> Object:
     query = (
         _query("repository", {**TEXT, "format": "uri"}),
         _query("state", {"enum": [state.value for state in State]}),
+        _query("ref", TEXT),
+        _query("search", {**TEXT, "maxLength": MAX_TEXT}),
         _query("limit", {"type": "integer", "minimum": 1, "maximum": MAX_LISTED, "default": 50}),
         _query("continue", TEXT),
     )
@@ -241,6 +245,16 @@ def _documents() -> Object:
         "/schemas/{name}.json": {
             "parameters": [_path("name", {"enum": ["build.v1", "request.v1"]})],
             "get": _operation("getSchema", "A JSON Schema.", {200: schema}, (404,), public=True),
+        },
+        "/badge.svg": {
+            "get": _operation(
+                "getBadge",
+                "The result of the latest build of a repository, as an image.",
+                {200: _answer({SVG: {"schema": TEXT}}, "The badge."), 304: {"description": "As in `If-None-Match`."}},
+                (503,),
+                parameters=(_query("repository", TEXT), _query("ref", TEXT)),
+                public=True,
+            )
         },
         "/asyncapi.json": {"get": _operation("asyncapi", "All events, as AsyncAPI.", {200: schema}, (), public=True)},
         "/openapi.json": {"get": _operation("openapi", "This document.", {200: schema}, (), public=True)},

@@ -737,13 +737,49 @@ def _placed(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Start]
     turns = look.facts.turns
     left = {build.name: (build, _Place(build)) for build in due}
     while left and slots.left:
-        build, _ = min(left.values(), key=lambda one: one[1].rank(turns))
-        del left[build.name]
+        build = _take_first(left, turns)
         alone = _to_be_alone(build)
         node = slots.take(build, alone=alone)
         if node is not None:
             turns = turns.after(build)
             yield _started(build, node, look, alone=alone)
+
+
+def _take_first(left: dict[str, tuple[Build, _Place]], turns: Turns) -> Build:
+    build, _ = min(left.values(), key=lambda one: one[1].rank(turns))
+    del left[build.name]
+    return build
+
+
+def queue(builds: Sequence[Build], now: datetime) -> Iterator[Build]:
+    """The queued builds among these in the order in which they are to start, as far as records can tell.
+
+    Whose turn it was only the controller knows; the builds that run now stand for that. Those that wait for another try
+    come last.
+    """
+    live = [build for build in builds if build.live]
+    turns = Turns()
+    for build in sorted(live, key=lambda build: build.status.attempts[-1].written_at):
+        turns = turns.after(build)
+    waiting = [build for build in builds if build.state is State.QUEUED and not build.live]
+    later = {build.name: build for build in waiting if not _due(_not_before(build), now, MAX_BACKOFF)}
+    left = {build.name: (build, _Place(_in_its_round(build, now))) for build in waiting if build.name not in later}
+    while left:
+        build = _take_first(left, turns)
+        turns = turns.after(build)
+        yield build
+    yield from sorted(later.values(), key=lambda build: (_not_before(build) or now, build.name))
+
+
+def _not_before(build: Build) -> datetime | None:
+    """What an earlier round waited for is nothing to the next one."""
+    return None if build.reopened else build.status.not_before
+
+
+def _in_its_round(build: Build, now: datetime) -> Build:
+    """As the controller will have it, which may not have seen it yet."""
+    new = build.reopened or build.status.round == 0
+    return opened(build, _queue(build).attempt, now) if new else build
 
 
 def _unplaced(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Start]:

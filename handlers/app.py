@@ -1,7 +1,7 @@
 """The WSGI application: `create_app(services)`, and what holds for every request of it.
 
 Stateless: everything is in the records, so any number of these answer side by side. A route is found in one place per
-prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API), `documents`, `pages`
+prefix: `events`, `webhooks`, `builds` (the JSON API), `binderhub` (its API), `documents`, `badges`, `pages`
 and `signin` (the pages' doors).
 """
 
@@ -18,6 +18,7 @@ from flask import Flask, Response
 
 from builds.structs import make_ready
 from handlers import (
+    badges,
     binderhub,
     bodies,
     builds,
@@ -87,7 +88,7 @@ def create_app(held: Services) -> Flask:
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     app.jinja_env.globals["integrity"] = html.integrity
     problems.register(app)
-    for part in (events, webhooks, builds, binderhub, documents, pages, signin):
+    for part in (events, webhooks, builds, binderhub, documents, badges, pages, signin):
         app.register_blueprint(part.routes, url_prefix=f"{prefix}{part.routes.url_prefix or ''}" or None)
     app.before_request(_begin)
     app.after_request(_finish)

@@ -14,6 +14,7 @@ from functools import partial
 import msgspec
 from flask import Blueprint, Response, request, url_for
 
+from builds import search
 from builds.build import Build, Kind, State
 from builds.engines import NotFound, Page, pages
 from builds.engines.pages import MAX_LISTED
@@ -30,7 +31,7 @@ from handlers.services import services
 routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
 
 MOST_LOOKED_AT = 5000
-"""Builds, in one request of somebody who may see few of them."""
+"""Builds, in one request of somebody who may see, or searches for, few of them."""
 STEP = 500
 """How many of those at a time."""
 
@@ -57,28 +58,40 @@ def shown(build: Build, identity: Identity) -> bool:
     return services().private.shows(build, identity.words, admin=identity.admin)
 
 
-def list_builds(identity: Identity) -> Page:
-    """What the request's query asks for, without what they may not see. Raises Problem 400."""
+def list_builds(identity: Identity, *, limit: int = 50) -> Page:
+    """What the request's query asks for, without what they may not see; `limit` where it does not say how many.
+
+    Raises Problem 400, AskError.
+    """
     given = request.args
-    limit = given.get("limit", "50")
-    if not re.fullmatch(r"[0-9]{1,4}", limit, re.ASCII) or not 1 <= int(limit) <= MAX_LISTED:
+    most = given.get("limit", str(limit))
+    if not re.fullmatch(r"[0-9]{1,4}", most, re.ASCII) or not 1 <= int(most) <= MAX_LISTED:
         raise Problem(400, f"limit must be a whole number from 1 to {MAX_LISTED}.")
     state = given.get("state") or None
     if state is not None and state not in [known.value for known in State]:
         raise Problem(400, f"state must be one of {', '.join(State)}.")
     repository = given.get("repository") or None
     url = services().intake.repository(repository).url if repository else None
-    cursors = Cursors(services().cursor_keys(), [identity.by, url, state])
+    text, ref = given.get("search", ""), given.get("ref") or None
+    about = [identity.by, url, state, *([text, ref] if text or ref else [])]
+    cursors = Cursors(services().cursor_keys(), about)
     try:
         cursor = cursors.taken(given["continue"]) if given.get("continue") else None
     except ValueError as error:
         raise Problem(400, "continue must be what an earlier list gave as `continue`.") from error
     read = partial(services().records.list, repository=url, state=State(state) if state else None)
-    return _seen(identity, int(limit), read, cursor, cursors)
+    return _seen(_wanted(identity, text, ref), int(most), read, cursor, cursors)
 
 
-def _seen(identity: Identity, limit: int, read: Callable[..., Page], cursor: str | None, cursors: Cursors) -> Page:
-    """The builds that they may see, as if there were no others: nor does the cursor tell of any.
+def _wanted(identity: Identity, text: str, ref: str | None) -> search.Wanted:
+    """What they may see, and search for. Raises Malformed."""
+    by_text = search.by_text(text)
+    by_ref = search.by_ref(ref) if ref else search.anything
+    return lambda build: by_ref(build) and by_text(build) and shown(build, identity)
+
+
+def _seen(wanted: search.Wanted, limit: int, read: Callable[..., Page], cursor: str | None, cursors: Cursors) -> Page:
+    """The wanted builds, as if there were no others: nor does the cursor tell of any.
 
     Where too many were looked at, the list goes on from a time, which names none.
     """
@@ -86,7 +99,7 @@ def _seen(identity: Identity, limit: int, read: Callable[..., Page], cursor: str
     looked, size = 0, limit + 1
     while True:
         page = read(limit=size, cursor=cursor)
-        seen += [build for build in page.builds if shown(build, identity)]
+        seen += filter(wanted, page.builds)
         if len(seen) > limit:
             return Page(builds=tuple(seen[:limit]), cursor=cursors.given(pages.place_of(seen[limit - 1])))
         if page.cursor is None:

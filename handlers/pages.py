@@ -1,4 +1,4 @@
-"""Pages for people: the builds there are, and one build with its log as it grows.
+"""Pages for people: their routes, and one build with its log as it grows. `lists` has those that list builds.
 
 Each is whole without JavaScript (a live page then reloads itself); with it the log is followed as it is written, and
 the facts around it are fetched anew from the same page. Whatever a repository or its log says is text here, never
@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
 from http import HTTPStatus
-from typing import Any
-from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request, url_for
 
-from builds.build import Build, State
+from builds.build import Build
 from builds.engines import AlreadyEnded, Unavailable
 from builds.repository import short_name
-from handlers import html, problems, signin
-from handlers.builds import cancel, list_builds, look, may_cancel, shape
+from handlers import html, lists, problems, signin, times
+from handlers.builds import cancel, look, may_cancel, shape
 from handlers.problems import Problem
 from handlers.services import services
 
 routes = Blueprint("pages", __name__)
+routes.add_url_rule("/", view_func=lists.index, provide_automatic_options=False)
+routes.add_url_rule("/repository", view_func=lists.repository)
+for read in times.FILTERS:
+    routes.add_app_template_filter(read)
 
 SHOWN_LINES = 2000
 """Of a log on a page; the whole is one link away."""
@@ -37,24 +37,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 routes.before_request(signin.take_token)
-
-
-@routes.get("/", provide_automatic_options=False)
-def index() -> Response:
-    identity = services().auth.admit(request)
-    page = list_builds(identity)
-    asked = {name: request.args.get(name, "") for name in ("repository", "state")}
-    kept = {name: value for name, value in asked.items() if value}
-    return html.page(
-        "index.html",
-        identity,
-        builds=[shape(build) for build in page.builds],
-        states=[state.value for state in State],
-        asked=asked,
-        newest=url_for("pages.index") + _query(kept),
-        older=url_for("pages.index") + _query({**kept, "continue": page.cursor}) if page.cursor else None,
-        first="continue" not in request.args,
-    )
 
 
 @routes.get("/builds/<name>")
@@ -89,10 +71,6 @@ def ask_who_it_is(problem: Problem) -> Response:
     return signin.ask(problem)
 
 
-def _query(values: Mapping[str, str]) -> str:
-    return f"?{urlencode(values)}" if values else ""
-
-
 def _log(build: Build) -> list[dict[str, str | None]]:
     """Its end as the record has it, where it cannot be read."""
     lines = services().records.log(build.name, build.status.attempt)
@@ -110,21 +88,6 @@ def _log(build: Build) -> list[dict[str, str | None]]:
 def plain(text: str) -> str:
     """Text of a terminal without its codes, what a carriage return wrote over, and what turns text around."""
     return _CONTROL.sub("", _ANSI.sub("", text.rstrip("\r").rpartition("\r")[2]))
-
-
-@routes.app_template_filter()
-def minute(time: str | None) -> str:
-    return "" if time is None else f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC"
-
-
-@routes.app_template_filter()
-def lasted(build: Mapping[str, Any]) -> str:
-    """How long a build, or one attempt at it, ran: `1 min 5 s`; empty before its end."""
-    if not build["started_at"] or not build["finished_at"]:
-        return ""
-    began, ended = (datetime.fromisoformat(build[name]) for name in ("started_at", "finished_at"))
-    minutes, seconds = divmod(max(0, round((ended - began).total_seconds())), 60)
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 @routes.app_template_filter()

@@ -26,9 +26,9 @@ def ask(problem: Problem) -> Response:
     """What a browser gets in place of a page: the sign-in elsewhere, or the page with the doors that there are."""
     navigates = request.method == "GET" and request.headers.get("Sec-Fetch-Mode", "navigate") == "navigate"
     elsewhere = [site for site in (_hub(), _issuer()) if site is not None]
-    if navigates and len(elsewhere) == 1 and not _tokens() and request.endpoint in ("pages.index", "pages.build"):
+    if navigates and len(elsewhere) == 1 and not _tokens() and request.blueprint == "pages":
         query = request.query_string.decode("ascii", "replace")
-        target = url_for(request.endpoint, **(request.view_args or {})) + (f"?{query}" if query else "")
+        target = url_for(str(request.endpoint), **(request.view_args or {})) + (f"?{query}" if query else "")
         try:
             return _over(elsewhere[0], target)
         except problems.KINDS as error:  # this answers an error already, and nothing answers those of it

@@ -34,7 +34,7 @@ async function refresh() {
 
 // What only works with JavaScript appears with it.
 function dress() {
-  for (const time of document.querySelectorAll("time[datetime]")) {
+  for (const time of document.querySelectorAll("time[datetime]:not([data-age])")) {
     const at = new Date(time.dateTime);
     if (!Number.isNaN(at.valueOf())) {
       time.title = time.dateTime;
@@ -101,6 +101,3 @@ dress();
 const log = document.querySelector("#log[data-follow]");
 if (overheard()) worker.getRegistration().then((one) => one?.unregister()).then((gone) => gone && location.reload());
 else if (log) follow(log);
-if (document.querySelector("#facts[data-live=all]")) {
-  setInterval(() => { if (!document.hidden) refresh(); }, 5000);
-}

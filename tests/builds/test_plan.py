@@ -52,6 +52,7 @@ from builds.plan import (
     deleted,
     expired,
     plan,
+    queue,
     rendezvous,
 )
 from builds.record import advance
@@ -239,6 +240,35 @@ def test_every_fourth_start_is_the_oldests() -> None:
     builds += [build(f"p{n}", cause(by=f"user:{n}"), created=n) for n in range(1, 8)]
     order = started(decide(*builds, limits=Limits(builds_per_node=9)))
     assert order[3] == "old"
+
+
+@st.composite
+def queues(draw: st.DrawFn) -> list[Build]:
+    """Builds that wait: for people, pushes and sync, of several repositories, some for another try."""
+    found = []
+    for number in range(draw(st.integers(0, 8))):
+        who = cause(by=draw(st.sampled_from(["user:a", "user:b", None])), kind=draw(st.sampled_from(Kind)))
+        status = {"not_before": ago(-60)} if draw(st.booleans()) else {}
+        made = build(f"b{number}", who, created=draw(st.integers(0, 5)), **status)
+        repository = draw(st.sampled_from(["https://example.org/a", "https://example.org/b"]))
+        found.append(replace(made, request=replace(made.request, repository=repository)))
+    return found
+
+
+@given(queues())
+def test_the_queue_that_people_see_is_the_order_of_starts(waiting: list[Build]) -> None:
+    order = [one.name for one in queue(waiting, NOW)]
+    starts = started(decide(*waiting, limits=Limits(builds_per_node=20)))
+    assert order[: len(starts)] == starts
+    assert sorted(order) == sorted(one.name for one in waiting)
+    assert all(one.status.not_before for one in waiting if one.name in order[len(starts) :])
+
+
+def test_who_has_a_build_that_runs_comes_later_in_the_queue() -> None:
+    theirs, others = build("theirs", cause(by="user:a"), created=9), build("others", cause(by="user:b"), created=1)
+    assert [one.name for one in queue([others, theirs], NOW)] == ["theirs", "others"]
+    live = running("live", cause(by="user:a"))
+    assert [one.name for one in queue([live, others, theirs], NOW)] == ["others", "theirs"]
 
 
 @given(st.integers(1, 12), st.integers(1, 4))

@@ -1,0 +1,175 @@
+"""Pages that list builds: all of them with the queue, and those of one repository with its badge.
+
+A list is what the API's list is (`handlers.builds.list_builds`), so it shows nobody more than that does. Positions in
+the queue are among the builds that the reader may see, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+from urllib.parse import urlencode
+
+from flask import Response, request, url_for
+
+from builds import plan
+from builds.build import Build, State
+from builds.repository import Repository, short_name
+from eventing.hosts import DIALECTS
+from handlers import badges, html
+from handlers.auth import Identity
+from handlers.builds import list_builds, shape, shown
+from handlers.problems import Problem
+from handlers.services import services
+
+QUEUE_READ = 2000
+"""Builds that wait or run, read for the order of the queue; more wait only where KILN_MAX_QUEUED is raised."""
+QUEUE_SHOWN = 20
+STEP = 500
+GROUPED = 200
+"""Builds that are grouped by repository."""
+IN_GROUP = 3
+"""Of each, those that are shown."""
+
+FILTERS = ("search", "state", "repository", "ref")
+"""What a list is asked for, in the address."""
+
+
+def index() -> Response:
+    identity = services().auth.admit(request)
+    grouped = request.args.get("group") == "repository"
+    page = list_builds(identity, limit=GROUPED if grouped else 50)
+    asked = {name: request.args.get(name, "") for name in FILTERS}
+    builds = [_row(build) for build in page.builds]
+    first = "continue" not in request.args
+    whole = first and not any(asked.values())
+    return html.page(
+        "index.html",
+        identity,
+        builds=builds,
+        groups=_groups(builds) if grouped else [],
+        queue=_queue(identity) if whole else [],
+        queue_shown=QUEUE_SHOWN,
+        grouped=grouped,
+        states=[state.value for state in State],
+        asked=asked,
+        first=first,
+        **_paging("pages.index", page.cursor),
+        **(_beginnings() if whole and not builds else {}),
+    )
+
+
+def repository() -> Response:
+    identity = services().auth.admit(request)
+    if not request.args.get("repository"):
+        raise Problem(400, "Name the repository, by its URL: ?repository=https://…")
+    named = services().intake.repository(request.args["repository"])
+    ref = request.args.get("ref", "")
+    page = list_builds(identity)
+    builds = [_row(build) for build in page.builds]
+    return html.page(
+        "repository.html",
+        identity,
+        repository=named,
+        known=repository_name(named.url),
+        ref=ref,
+        refs=[*dict.fromkeys(build["ref"] for build in builds if build["ref"])],
+        builds=builds,
+        images=[*_images(builds)],
+        badge=_badge(named, ref) if any(map(badges.is_public, page.builds)) else None,
+        first="continue" not in request.args,
+        **_paging("pages.repository", page.cursor),
+    )
+
+
+def repository_name(url: str) -> dict[str, str]:
+    """A repository as people call it: its path, and the host apart."""
+    scheme, _, rest = url.partition("://")
+    host, _, path = rest.partition("/")
+    return {"path": path or rest, "host": host if scheme == "https" else f"{scheme}://{host}"}
+
+
+def _row(build: Build) -> dict[str, Any]:
+    """The build as the API has it, and what a row says beside it."""
+    view = shape(build, tail=False)
+    askers = dict.fromkeys(cause.by for cause in build.causes if cause.by)
+    return {**view, "known": repository_name(build.request.repository), "askers": [*map(_person, askers)]}
+
+
+def _person(by: str) -> str:
+    return by.removeprefix("user:")
+
+
+def _groups(builds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By repository, the one with the newest build first."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for build in builds:
+        groups.setdefault(build["repository"], []).append(build)
+    return [
+        {"repository": url, "known": repository_name(url), "builds": found[:IN_GROUP], "number": len(found)}
+        for url, found in groups.items()
+    ]
+
+
+def _queue(identity: Identity) -> dict[str, Any]:
+    """The first of those that wait, in their order, and how many there are."""
+    open_builds = [build for build in (*_in(State.RUNNING), *_in(State.QUEUED)) if shown(build, identity)]
+    waiting = sum(build.state is State.QUEUED for build in open_builds)
+    order = plan.queue(open_builds, services().now())
+    return {"first": [_row(build) for build in islice(order, QUEUE_SHOWN)], "number": waiting}
+
+
+def _in(state: State) -> Iterator[Build]:
+    cursor, left = None, QUEUE_READ
+    while left > 0:
+        page = services().records.list(state=state, limit=STEP, cursor=cursor)
+        yield from page.builds
+        cursor, left = page.cursor, left - STEP
+        if cursor is None:
+            return
+
+
+def _images(builds: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The newest image of each ref."""
+    seen = set()
+    for build in builds:
+        if build["image"]["reference"] and build["ref"] not in seen:
+            seen.add(build["ref"])
+            yield build
+
+
+def _badge(named: Repository, ref: str) -> dict[str, str]:
+    """Its address, and what shows it in a README."""
+    query: dict[str, Any] = {"repository": named.url, **({"ref": ref} if ref else {})}
+    image, page = url_for("badges.badge", **query), url_for("pages.repository", **query)
+    name = f"Image of {short_name(ref)}" if ref else "Image"
+    base = services().base_path
+    return {"url": image, "markdown": f"[![{name}]({_absolute(image, base)})]({_absolute(page, base)})"}
+
+
+def root() -> str:
+    """Where this Kiln is reached, without a slash at the end: as it was configured, or as this request found it."""
+    public = services().public_url
+    return public.rstrip("/") if public else request.host_url.rstrip("/") + services().base_path.rstrip("/")
+
+
+def _absolute(path: str, base: str) -> str:
+    return f"{root()}/{path.removeprefix(base)}"
+
+
+def _paging(endpoint: str, cursor: str | None) -> dict[str, Any]:
+    """Links to the newest page and the next one, with all else that was asked for; and the same list otherwise."""
+    kept = {name: request.args[name] for name in (*FILTERS, "group", "limit") if request.args.get(name)}
+    path = url_for(endpoint)
+
+    def link(**changes: str | None) -> str:
+        query = {name: value for name, value in {**kept, **changes}.items() if value}
+        return path + (f"?{urlencode(query)}" if query else "")
+
+    return {"newest": link(), "older": link(**{"continue": cursor}) if cursor else None, "also": link}
+
+
+def _beginnings() -> Mapping[str, Any]:
+    """What an empty list says of how to begin."""
+    return {"root": root(), "hosts": [word for word in DIALECTS if services().webhook_secrets(word)]}

@@ -1,0 +1,438 @@
+"""The pages that list builds: what a row says, searches and positions, and that nobody sees more than by the API."""
+
+from __future__ import annotations
+
+import itertools
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from bs4 import BeautifulSoup, Tag
+from flask.testing import FlaskClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builds.build import Build, Kind
+from builds.engines import Ask
+from builds.image import ImagePolicy
+from builds.intake import Intake
+from builds.private import Private, PrivateRule
+from builds.record import change
+from builds.repository import Policy
+from builds.triggers import requested
+from handlers import badges
+from handlers.auth import Gate, Identity
+from handlers.times import age, span
+from tests.handlers.house import PREFIX, REPOSITORY, House, build_house
+
+HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def soup(client: FlaskClient, path: str, status: int = 200) -> BeautifulSoup:
+    answer = client.get(path, headers=HTML)
+    assert (answer.status_code, answer.mimetype) == (status, "text/html"), answer.text
+    return BeautifulSoup(answer.text, "html.parser")
+
+
+def text(part: Any) -> str:
+    return " ".join(part.get_text(" ").split())
+
+
+def rows(page: BeautifulSoup, section: str = "list") -> list[dict[str, str]]:
+    """Each row of a section's tables, by the names of its columns."""
+    found = []
+    for table in page.select(f"#{section} table"):
+        names = [text(name) for name in table.select("thead th[scope=col]")]
+        for row in table.select("tbody tr"):
+            cells = row.find_all("td")
+            assert [cell["data-label"] for cell in cells] == names
+            found.append(dict(zip(names, map(text, cells), strict=True)))
+    return found
+
+
+def asked(house: House, repository: str, name: str, *, by: str | None = None, ref: str = "main", **more: Any) -> Build:
+    """A build that somebody asked for, of a commit of its own."""
+    wants = requested({"repository": repository, "ref": f"refs/heads/{ref}", "commit": name.rjust(40, "0"), **more})
+    ask = house.services.intake.ask(
+        wants, source="/tests", id=name, type="t", by=by, chooses=True, kind=Kind.PERSON, now=house.services.now()
+    )
+    (build,) = house.engine.accept([ask])
+    return build
+
+
+# The list ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_says_what_people_look_for(house: House) -> None:
+    build = asked(house, REPOSITORY, "1", by="user:ada", subdir="course/week")
+    house.run(build.name)
+    page = soup(house.client, "/")
+    (row,) = rows(page)
+    assert row["State"] == "running"
+    assert row["Repository"] == "octo/stats github.com folder course/week"
+    assert (row["Ref"], row["Commit"], row["Node"], row["Asked by"]) == ("main", "0000000", "local", "ada")
+    assert row["Took"].endswith(" s")
+    assert row["Asked for"] == "just now"
+    time = page.select_one("#list tbody time")
+    assert time is not None
+    assert datetime.fromisoformat(str(time["datetime"])) == build.created_at
+    assert f"{build.created_at:%Y-%m-%d %H:%M:%S} UTC" == time["title"]
+    links = {str(link["href"]) for link in page.select("#list tbody a[href]")}
+    assert links == {f"/builds/{build.name}", f"/repository?repository={REPOSITORY}"}
+
+
+def test_an_empty_list_says_how_to_begin_where_this_kiln_is(houses: Callable[..., House]) -> None:
+    house = houses(base_path="/services/binder/", public_url="https://hub.example/services/binder")
+    examples = " ".join(map(text, soup(house.client, "/services/binder/").select(".empty pre")))
+    for address in (
+        "KILN_SERVER=https://hub.example/services/binder/",
+        "binder/api/v1/builds",
+        "binder/webhooks/github",
+    ):
+        assert address in examples
+    nothing = soup(house.client, "/services/binder/?search=nothing")
+    assert "No build matches" in text(nothing.select_one("#list"))
+    assert not nothing.select(".empty pre")
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("octo", {"1", "2"}),
+        ("OCTO Develop", {"2"}),
+        ("ada", {"1"}),
+        ("course", {"3"}),
+        ("0000000", {"1", "2", "3"}),
+        ("github.com grace", {"2"}),
+        ("queued", {"1", "2", "3"}),
+        ("%", set()),
+        ("", {"1", "2", "3"}),
+    ],
+)
+def test_words_are_searched(house: House, search: str, found: set[str]) -> None:
+    builds = {
+        "1": asked(house, REPOSITORY, "1", by="user:ada"),
+        "2": asked(house, REPOSITORY, "2", by="user:grace", ref="develop"),
+        "3": asked(house, "https://gitlab.com/org/course", "3", by="token:ci"),
+    }
+    names = {builds[each].name for each in found}
+    answer = house.client.get("/api/v1/builds", query_string={"search": search})
+    assert {item["name"] for item in answer.json["items"]} == names
+    page = BeautifulSoup(house.client.get("/", query_string={"search": search}, headers=HTML).text, "html.parser")
+    assert {str(row["data-key"]) for row in page.select("#list tr[data-key]")} == names
+    assert page.select_one("input[name=search]")["value"] == search  # type: ignore[index]
+    develop = house.client.get("/api/v1/builds?ref=develop").json
+    assert [item["name"] for item in develop["items"]] == [builds["2"].name]
+
+
+def test_a_search_is_bounded_and_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert house.client.get("/api/v1/builds", query_string={"search": "x" * 201}).status_code == 400
+    wanted = asked(house, REPOSITORY, "1", ref="wanted")
+    for number in range(2, 8):
+        asked(house, REPOSITORY, str(number))
+    monkeypatch.setattr("handlers.builds.MOST_LOOKED_AT", 1)
+    monkeypatch.setattr("handlers.builds.STEP", 1)
+    page = house.client.get("/api/v1/builds?search=wanted&limit=1").json
+    assert page["items"] == []
+    while not page["items"]:
+        page = house.client.get("/api/v1/builds", query_string={"search": "wanted", "continue": page["continue"]}).json
+    assert [item["name"] for item in page["items"]] == [wanted.name]
+    looked = soup(house.client, "/?search=wanted&limit=1")
+    assert "Look further back" in text(looked.select_one("#list"))
+    place = house.client.get("/api/v1/builds?search=wanted&limit=1").json["continue"]
+    assert house.client.get("/api/v1/builds", query_string={"search": "other", "continue": place}).status_code == 400
+
+
+def test_the_queue_is_in_the_plans_order(house: House) -> None:
+    """People before pushes, and nobody's second build before another's first."""
+    for name, by in (("1", "user:ada"), ("2", "user:ada"), ("3", "user:grace")):
+        asked(house, REPOSITORY if name != "3" else "https://github.com/octo/other", name, by=by)
+    page = soup(house.client, "/")
+    queue = rows(page, "queue")
+    assert [row["Position"] for row in queue] == ["1", "2", "3"]
+    assert [row["Asked by"] for row in queue] == ["ada", "grace", "ada"]
+    assert page.select_one("#queue caption")
+    assert not soup(house.client, "/?search=octo").select("#queue"), "positions are of all that wait"
+
+
+def test_builds_are_grouped_by_repository(house: House) -> None:
+    for number in range(1, 6):
+        asked(house, REPOSITORY, str(number))
+    asked(house, "https://gitlab.com/org/course", "9")
+    page = soup(house.client, "/?group=repository")
+    groups = page.select("#list section.group")
+    assert [text(group.find("h3")) for group in groups] == ["org/course gitlab.com", "octo/stats github.com"]
+    assert [len(group.select("tbody tr")) for group in groups] == [1, 3]
+    assert groups[1].select_one(f'p a[href="/repository?repository={REPOSITORY}"]')
+    assert page.select_one(".choice a[aria-current=true]").get_text() == "By repository"  # type: ignore[union-attr]
+
+
+def test_the_newest_page_is_kept_fresh_and_older_ones_stay(house: House) -> None:
+    for number in range(3):
+        asked(house, REPOSITORY, str(number + 1))
+    first = soup(house.client, "/?limit=2&search=octo")
+    assert first.select("#live[data-live]")
+    assert first.select("#said[role=status]")
+    older = first.select_one("a[rel=next]")
+    assert older is not None
+    page = soup(house.client, str(older["href"]))
+    assert not page.select("#live[data-live]")
+    assert len(rows(page)) == 1
+    assert [text(link) for link in page.select("nav[aria-label=Pages] a")] == ["Newest"]
+
+
+@pytest.mark.parametrize("path", ["/", "/?group=repository", f"/repository?repository={REPOSITORY}"])
+def test_every_page_is_for_keyboard_and_screen_reader(house: House, path: str) -> None:
+    build = asked(house, REPOSITORY, "1", by="user:ada")
+    house.run(build.name)
+    house.end(build.name)
+    asked(house, REPOSITORY, "2")
+    check_structure(soup(house.client, path))
+
+
+def check_structure(page: BeautifulSoup) -> None:
+    """One main heading, none left out below it, named tables with named columns, labels, and nothing inline."""
+    levels = [int(heading.name[1]) for heading in page.select("h1, h2, h3, h4")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert len(page.select("main")) == 1
+    ids = [str(part["id"]) for part in page.select("[id]")]
+    assert len(ids) == len({*ids})
+    for table in page.find_all("table"):
+        assert isinstance(table, Tag)
+        assert table.find("caption")
+        assert all(name.get("scope") for name in table.find_all("th"))
+    for section in page.select("[aria-labelledby]"):
+        assert page.find(id=str(section["aria-labelledby"]))
+    for field in page.select("input:not([type=hidden]), select, textarea"):
+        assert field.find_parent("label") or page.select_one(f'label[for="{field.get("id")}"]')
+    for part in page.find_all(True):
+        assert not [name for name in part.attrs if name == "style" or name.startswith("on")]
+    assert all(script.get("src") and script.get("integrity") for script in page.find_all("script"))
+    assert not page.find_all("style")
+    for link in page.find_all(["a", "button"]):
+        assert text(link) or link.get("aria-label")
+
+
+# One repository ------------------------------------------------------------------------------------------------------
+
+
+def test_a_repository_has_its_history_and_images(house: House) -> None:
+    first = asked(house, REPOSITORY, "1")
+    house.run(first.name)
+    house.end(first.name)
+    asked(house, REPOSITORY, "2", ref="develop")
+    asked(house, "https://github.com/octo/other", "3")
+    page = soup(house.client, "/repository?repository=https://github.com/OCTO/stats.git")
+    assert text(page.find("h1")) == "octo/stats"
+    assert [row["State"] for row in rows(page)] == ["queued", "succeeded"]
+    (image,) = rows(page, "images")
+    assert image["Ref"] == "main"
+    assert f"{first.request.image}:{'1'.rjust(40, '0')}@sha256:" in image["Image"]
+    develop = soup(house.client, f"/repository?repository={REPOSITORY}&ref=develop")
+    assert [row["Ref"] for row in rows(develop)] == ["develop"]
+    assert not develop.select("#images")
+    markdown = text(page.find(id="badge"))
+    assert markdown.startswith(f"[![Image](http://localhost/badge.svg?repository={REPOSITORY})]")
+
+
+def test_what_is_no_repository_is_told(house: House) -> None:
+    assert "Name the repository" in text(soup(house.client, "/repository", 400))
+    soup(house.client, "/repository?repository=git@github.com:octo/stats", 422)
+    nothing = soup(house.client, "/repository?repository=https://github.com/octo/nothing")
+    assert "There is no build of this repository" in text(nothing)
+    assert not nothing.select("#badge")
+
+
+# Who sees what -------------------------------------------------------------------------------------------------------
+
+PEOPLE = {
+    "ada": Identity(by="user:ada", groups=frozenset({"staff"})),
+    "kim": Identity(by="user:kim"),
+    "root": Identity(by="user:root", admin=True),
+    "ci": Identity(by="token:ci", admin=True),
+}
+NAMED, STORED, PUBLIC = (f"https://git.example/org/{name}" for name in ("named", "stored", "public"))
+
+
+class Said:
+    """Lets everybody in under the name that they say."""
+
+    takes = "a name"
+
+    def identify(self, request: Any) -> Identity | None:
+        return PEOPLE.get(request.headers.get("Authorization", ""))
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A Kiln with a repository that `private` names, one with a stored credential, and one that anybody can fetch."""
+    private = Private(
+        [PrivateRule(match=NAMED, use_by=("webhooks", "group:staff"))], stored=lambda found: found.url != PUBLIC
+    )
+    policy = Policy(allowed=["https://git.example/**"])
+    intake = Intake(
+        instance="test",
+        policy=policy,
+        hosts={},
+        images=ImagePolicy(PREFIX),
+        resolver=None,
+        private=private,  # type: ignore[arg-type]
+    )
+    gate = Gate((Said(),))
+    with closing(
+        build_house(
+            tmp_path_factory.mktemp("guarded"), auth_gate=gate, events_auth=("none",), intake=intake, private=private
+        )
+    ) as house:
+        for number, url in enumerate((NAMED, STORED, PUBLIC)):
+            wants = requested({"repository": url, "ref": "refs/heads/secret-ref", "commit": f"{number + 1}" * 40})
+            ask = intake.ask(
+                wants, source="/hook", id=url, type="p", by="webhook:github", chooses=True, kind=Kind.PUSH, now=NOW
+            )
+            default = change(ask.cause, default=True)
+            (build,) = house.engine.accept([Ask(name=ask.name, request=ask.request, cause=default)])
+            house.run(build.name)
+            house.end(build.name)
+            later = change(ask.request, commit="f" * 40)
+            house.engine.accept([Ask(name=f"{ask.name}-2", request=later, cause=default)])
+        yield house
+
+
+SEES = {"ada": {NAMED, PUBLIC}, "kim": {PUBLIC}, "root": {STORED, PUBLIC}, "ci": {STORED, PUBLIC}}
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+@pytest.mark.parametrize("path", ["/", "/?group=repository", "/?search=org", "/?ref=secret-ref", "/?state=queued"])
+def test_lists_show_what_the_api_shows(guarded: House, who: str, path: str) -> None:
+    client = guarded.client
+    client.environ_base["HTTP_AUTHORIZATION"] = who
+    page = client.get(path, headers=HTML).text
+    items = client.get("/api/v1/builds", query_string=path.partition("?")[2]).json["items"]
+    assert {item["repository"] for item in items} == SEES[who]
+    for url in (NAMED, STORED, PUBLIC):
+        assert (url.rpartition("/")[2] in page) == (url in SEES[who]), url
+    found = BeautifulSoup(page, "html.parser")
+    positions = [cell.get_text() for cell in found.select("#queue .position")]
+    assert positions == (
+        [str(place + 1) for place in range(len(SEES[who]))] if path in ("/", "/?group=repository") else []
+    )
+
+
+@pytest.mark.parametrize("who", PEOPLE)
+@pytest.mark.parametrize("url", [NAMED, STORED, PUBLIC])
+def test_a_repositorys_page_tells_nothing_of_what_one_may_not_see(guarded: House, who: str, url: str) -> None:
+    client = guarded.client
+    client.environ_base["HTTP_AUTHORIZATION"] = who
+    page = soup(client, f"/repository?repository={url}")
+    assert bool(rows(page)) is (url in SEES[who])
+    assert bool(page.select("#images")) is (url in SEES[who])
+    assert bool(page.select("#badge")) is (url == PUBLIC)
+    if url not in SEES[who]:
+        never = soup(client, f"/repository?repository={url}-never")
+        assert text(page).replace(url, "").replace(url.partition("git.example/")[2], "") == text(never).replace(
+            f"{url}-never", ""
+        ).replace(f"{url.partition('git.example/')[2]}-never", "")
+
+
+# Badges --------------------------------------------------------------------------------------------------------------
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def badge(client: FlaskClient, **query: str) -> str:
+    answer = client.get("/badge.svg", query_string=query)
+    assert (answer.status_code, answer.mimetype) == (200, "image/svg+xml"), answer.text
+    words = [part.text for part in ET.fromstring(answer.text).iter(f"{SVG}text")]
+    assert words[0] == "image"
+    return str(words[1])
+
+
+def test_a_badge_is_for_everybody_and_only_of_what_everybody_may_see(guarded: House) -> None:
+    client = guarded.client
+    assert badge(client, repository=PUBLIC) == "succeeded"
+    for url in (NAMED, STORED, f"{PUBLIC}-never", "git@git.example:org/public", ""):
+        for more in ({}, {"ref": "secret-ref"}):
+            assert badge(client, repository=url, **more) == "unknown"
+    hidden, never = (client.get("/badge.svg", query_string={"repository": url}) for url in (NAMED, f"{NAMED}-never"))
+    assert hidden.data == never.data
+    assert [*hidden.headers] == [*never.headers]
+    assert (
+        client.get(f"/badge.svg?repository={PUBLIC}", headers={"Authorization": "ada"}).data
+        == client.get(f"/badge.svg?repository={PUBLIC}").data
+    )
+
+
+def test_a_badge_may_be_kept_and_shown_anywhere(house: House) -> None:
+    answer = house.client.get(f"/badge.svg?repository={REPOSITORY}")
+    assert answer.headers["Cache-Control"] == "public, max-age=60"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    again = house.client.get(f"/badge.svg?repository={REPOSITORY}", headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    build = asked(house, REPOSITORY, "1")
+    changed = house.client.get(f"/badge.svg?repository={REPOSITORY}", headers={"If-None-Match": answer.headers["ETag"]})
+    assert changed.status_code == 200
+    assert badge(house.client, repository=REPOSITORY, ref="main") == "queued"
+    house.run(build.name)
+    assert badge(house.client, repository=REPOSITORY, ref="refs/heads/main") == "running"
+    assert badge(house.client, repository=REPOSITORY, ref="other") == "unknown"
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_nothing_of_the_query_is_in_a_badge(repository: str, ref: str) -> None:
+    house = KEPT[0]
+    answer = house.client.get("/badge.svg", query_string={"repository": repository, "ref": ref})
+    assert answer.data == house.client.get("/badge.svg").data
+
+
+KEPT: list[House] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kept(guarded: House) -> None:
+    KEPT.append(guarded)
+
+
+def test_who_asks_for_too_many_badges_at_once_is_told_to_come_back(house: House) -> None:
+    taken = [badges._places.acquire(blocking=False) for _ in range(badges.PLACES)]
+    try:
+        answer = house.client.get(f"/badge.svg?repository={REPOSITORY}")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    finally:
+        for _ in taken:
+            badges._places.release()
+    assert badge(house.client, repository=REPOSITORY) == "unknown"
+
+
+# Times ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (-30, "just now"),
+        (59, "just now"),
+        (60, "1 min ago"),
+        (3599, "59 min ago"),
+        (3600, "1 h ago"),
+        (86399, "23 h ago"),
+        (86400, "1 d ago"),
+        (30 * 86400 - 1, "29 d ago"),
+        (30 * 86400, "2026-01-30"),
+    ],
+)
+def test_ages(seconds: int, said: str) -> None:
+    assert age(NOW - timedelta(seconds=seconds), NOW) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(-1, "0 s"), (0.4, "0 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (7384, "2 h 3 min")]
+)
+def test_lengths(seconds: float, said: str) -> None:
+    assert span(seconds) == said
