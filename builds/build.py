@@ -254,7 +254,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """Whether it counts against `KILN_MAX_ATTEMPTS`: what a drain or a daemon's restart took does not."""
     alone: bool = False
     """It has its node to itself, because one before it ran out of memory."""
-    unfit: bool = False
+    quarantine: bool = msgspec.field(default=False, name="unfit")
     """Its node could not take it: others are kept away from there for a while."""
     cache_from: tuple[str, ...] = ()
     """Digests, in the request's image repository, of earlier images whose layers it may reuse."""
@@ -300,7 +300,7 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     deliveries: tuple[Delivery, ...]
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class BuildStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The controller's part of the record.
 
     A *round* runs from being asked for to the terminal event; `attempt` is the number that the build waits for or has
@@ -358,7 +358,7 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     request: Request
     causes: tuple[Cause, ...]
     created_at: Time
-    status: Status = Status()
+    status: BuildStatus = BuildStatus()
     cancel: Cancel | None = None
     open: bool = True
     version: int = VERSION

@@ -45,7 +45,7 @@ class Ending(StrEnum):
     ERROR = "error"  # the infrastructure's fault
 
 
-class Details(msgspec.Struct, frozen=True, kw_only=True):
+class BuildCustomData(msgspec.Struct, frozen=True, kw_only=True):
     """`customData` of each CDEvent: what CDEvents has no fields for. Absent values are null.
 
     `attempt` is the one that the event is about, `outcome` the build's. `reason` and `message` say why it ended so, or,
@@ -166,10 +166,10 @@ class _Chain:
         assert image is not None  # noqa: S101  (the plan lets no build succeed without one)
         return cdevents.purl(image.repository, image.tag, image.digest)
 
-    def _details(self, attempt: int, message: str | None, *, ended: bool) -> Details:
+    def _details(self, attempt: int, message: str | None, *, ended: bool) -> BuildCustomData:
         shown: Any = self._told.data
         status, image = self._build.status, shown["image"]
-        return Details(
+        return BuildCustomData(
             build=self._build.name,
             attempt=attempt,
             outcome=ending(status.state, status.reason) if ended else None,

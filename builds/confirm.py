@@ -14,13 +14,13 @@ from builds.build import Attempt, Build, Cause, Image
 from builds.builder.spec import LABEL_ATTEMPT, attempt_label
 from builds.clients.registry import Registry, Unauthorized
 from builds.clients.tagging import with_tags
-from builds.errors import AskError, TryAgain
+from builds.errors import RequestError, TryAgain
 from builds.image import tag_for
 from builds.intake import Resolver
 from builds.repository import HostKind, canonical
 
 
-class Confirmer:
+class RegistryConfirmer:
     """`registry` makes a client for an image: one is for one thread at a time, and this may be called from several."""
 
     def __init__(
@@ -79,5 +79,5 @@ class Confirmer:
             return self._resolver.resolve(repository, cause.tagged_by).commit == build.request.commit
         except TryAgain:
             raise
-        except AskError:
+        except RequestError:
             return False

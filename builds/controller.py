@@ -25,15 +25,16 @@ import msgspec
 from builds import chain, metrics
 from builds.build import Attempt, Build, Cause, DeliveryState, Image, Phase, Sighting, State, Timings
 from builds.engines import Conflict, Engine, NotFound, Refused, Unavailable, World
-from builds.faults import Fault, reached
+from builds.faults import Fault, crash_if_armed
+from builds.locality import RecentBuilds
 from builds.plan import (
     BACKOFF,
     MAX_BACKOFF,
     Action,
-    Bury,
     ClearAttempts,
     Confirm,
     Confirmation,
+    DeadLetter,
     Deliver,
     Explain,
     Facts,
@@ -42,22 +43,21 @@ from builds.plan import (
     Inspection,
     Limits,
     Report,
+    Rotation,
     Start,
     Stop,
-    Turns,
     Word,
     deleted,
     done_and_told,
     expired,
-    left_out_until,
     plan,
+    quarantined_until,
 )
-from builds.record import Announce, advance, delivered, undelivered
 from builds.removal import DELETING
 from builds.statuses import Statuses
 from builds.structs import make_ready
 from builds.timeline import phases, timeline
-from builds.warmth import Warmth
+from builds.transitions import Announce, advance, delivered, undelivered
 from builds.writers import Writers
 from eventing.event import Event
 from eventing.pulse import Pulse
@@ -199,9 +199,9 @@ class Controller:
         self._monotonic = monotonic
         self._first_seen: dict[tuple[str, int, Phase], float] = {}
         self._first_troubled: dict[tuple[str, int, bool], float] = {}
-        self._turns = Turns()
-        self._unfit: list[Attempt] = []
-        self._warmth = Warmth()
+        self._rotation = Rotation()
+        self._quarantining: list[Attempt] = []
+        self._recent_builds = RecentBuilds()
         self._stopped: set[tuple[str, int]] = set()
         self._troubles: dict[tuple[str, int], str] = {}
         self._sending: set[tuple[str, str]] = set()
@@ -238,7 +238,7 @@ class Controller:
             self._writers.close()
             self._keepers.shutdown(wait=False, cancel_futures=True)
             self._count(None)
-            metrics.QUARANTINED.set(0)  # another one counts them from now on
+            metrics.RECORDS_PUT_ASIDE.set(0)  # another one counts them from now on
 
     def _turn(self) -> float:
         """One look; returns for how many seconds nothing is expected."""
@@ -267,7 +267,7 @@ class Controller:
 
     def look(self) -> None:
         """One look; what follows from it is handed to the writers."""
-        with metrics.LOOKS.time():
+        with metrics.PLAN_SECONDS.time():
             self._pulse.beat()
             self._collect_work()
             world = self._engine.observe(self._in_flight.keys())
@@ -282,8 +282,8 @@ class Controller:
             self._collect_told(builds)
             now = self._clock()
             for build in world.builds:
-                self._warmth.note(build)
-            self._unfit = [attempt for attempt in self._unfit if left_out_until(attempt, now)]
+                self._recent_builds.note(build)
+            self._quarantining = [attempt for attempt in self._quarantining if quarantined_until(attempt, now)]
             facts = Facts(
                 builds=self._not_quarantined(world.builds),
                 sightings=tuple(map(self._with_trouble, world.sightings)),
@@ -297,10 +297,10 @@ class Controller:
                 stopped=frozenset(self._stopped),
                 watched=self._watched(world),
                 troubled=self._troubled(world),
-                turns=self._turns,
-                unfit=self._unfit,
+                rotation=self._rotation,
+                quarantine=self._quarantining,
                 in_flight=self._in_flight,
-                successes=self._warmth.successes,
+                successes=self._recent_builds.successes,
             )
             self._carry_out(self._planned(facts, now), builds)
 
@@ -338,9 +338,9 @@ class Controller:
         until = self._monotonic() + (URGENT_MOMENT if urgency == URGENT else MOMENT)
         told = self._unrecorded.pop(build.name, ())
         work = _Work(decided_on=build, build=build, actions=actions, told=told, until=until)
-        self._in_flight[build.name] = next((one for one in actions if not isinstance(one, Deliver | Bury)), None)
+        self._in_flight[build.name] = next((one for one in actions if not isinstance(one, Deliver | DeadLetter)), None)
         if build.live is None and any(isinstance(one, Start) for one in actions):
-            self._turns = self._turns.after(build)
+            self._rotation = self._rotation.after(build)
         self._writers.submit(urgency, partial(self._act_on, work))
 
     def _worked(self, work: _Work) -> None:
@@ -372,7 +372,7 @@ class Controller:
             self._quarantine.pop(build.name, None)
         if not build.open:
             # Its nodes stay left out: the next build must not find out again what this one has.
-            self._unfit += [attempt for attempt in build.status.attempts if attempt.unfit]
+            self._quarantining += [attempt for attempt in build.status.attempts if attempt.quarantine]
 
     def _remember_done(self, build: Build, action: Action) -> None:
         match action:
@@ -442,7 +442,7 @@ class Controller:
             for build in builds
             if (entry := self._quarantine.get(build.name)) and entry.revision == build.revision and now < entry.until
         )
-        metrics.QUARANTINED.set(len(self._held | self._unreadable.keys()))
+        metrics.RECORDS_PUT_ASIDE.set(len(self._held | self._unreadable.keys()))
         return [build for build in builds if build.name not in self._held]
 
     def _with_trouble(self, sighting: Sighting) -> Sighting:
@@ -528,10 +528,10 @@ class Controller:
             work.recorded, work.told, work.gone = work.told, (), True
             raise
         if work.told:
-            reached(Fault.CONTROLLER_DELIVERED)
+            crash_if_armed(Fault.CONTROLLER_DELIVERED)
         work.recorded, work.told, work.changed = [*work.recorded, *work.told], (), True
         if not work.build.open:
-            reached(Fault.CONTROLLER_SETTLED)
+            crash_if_armed(Fault.CONTROLLER_SETTLED)
 
     def _announce(self, now: datetime) -> Announce:
         def announce(
@@ -565,12 +565,12 @@ class Controller:
                     self._engine.stop(work.build, work.build.live)
             case Report():
                 self._reported(work.build, action)
-            case Bury():
+            case DeadLetter():
                 self._dead(work.build.name, action.event, action.sink, "not taken within KILN_DELIVERY_PERIOD")
         work.done.append(action)
 
     def _reported(self, build: Build, report: Report) -> None:
-        reached(Fault.CONTROLLER_END_WRITTEN if report.word.terminal else Fault.CONTROLLER_ANNOUNCED)
+        crash_if_armed(Fault.CONTROLLER_END_WRITTEN if report.word.terminal else Fault.CONTROLLER_ANNOUNCED)
         self._told_of(build, report)
         if report.outcome is not None and not report.causes:
             self._keepers.submit(self._keep_log, build, report.attempt)
@@ -615,7 +615,7 @@ class Controller:
             self._write(work, start)
             if start.opens:
                 self._after(work, Report(build=start.build, word=Word.QUEUED, attempt=start.attempt))
-            reached(Fault.CONTROLLER_START_WRITTEN)
+            crash_if_armed(Fault.CONTROLLER_START_WRITTEN)
         assert work.build.live is not None  # noqa: S101  (it has just been written)
         try:
             self._engine.start(work.build, work.build.live)
@@ -637,7 +637,7 @@ class Controller:
 
     def _tell(self, build: Build, deliver: Deliver, outcome: Outcome) -> None:
         if outcome.delivered:
-            reached(Fault.CONTROLLER_SENT)
+            crash_if_armed(Fault.CONTROLLER_SENT)
         at = self._monotonic()
         self._told.put(Told(build=build.name, event=deliver.event, sink=deliver.sink, outcome=outcome, at=at))
         self._engine.wake()
@@ -814,7 +814,7 @@ class Controller:
         for number, build in enumerate(self._sweep, start=1):
             self._pulse.beat()
             if build is not None:
-                self._warmth.note(build)
+                self._recent_builds.note(build)
                 self._delete_expired(build, now)
             if build is None or number == SWEEP:
                 return True

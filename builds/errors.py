@@ -12,7 +12,7 @@ class BuildsError(Exception):
      ├── TokenRefused             a token that is not good, of an issuer that is known
      ├── ProvenanceError          where an image comes from cannot be proven, or a key cannot be used
      ├── RuleError                a trigger, pattern or prefix in the configuration cannot be understood
-     └── AskError                 a request that will not become a build: `status` is the HTTP answer
+     └── RequestError                 a request that will not become a build: `status` is the HTTP answer
           ├── Malformed           400  a field does not have the form it must have
           ├── Forbidden           403  understood, and not permitted to this asker
           ├── CannotBuild         422  understood, and cannot be built
@@ -38,19 +38,19 @@ class TokenRefused(BuildsError):
     pass
 
 
-class AskError(BuildsError):
+class RequestError(BuildsError):
     status: ClassVar[int] = 400
 
 
-class Malformed(AskError):
+class Malformed(RequestError):
     pass
 
 
-class Forbidden(AskError):
+class Forbidden(RequestError):
     status = 403
 
 
-class CannotBuild(AskError):
+class CannotBuild(RequestError):
     status = 422
 
 
@@ -58,7 +58,7 @@ class UnknownRef(CannotBuild):
     pass
 
 
-class RepositoryError(AskError):
+class RepositoryError(RequestError):
     pass
 
 
@@ -66,7 +66,7 @@ class RepositoryRefused(RepositoryError):
     status = 422
 
 
-class TryAgain(AskError):
+class TryAgain(RequestError):
     status = 503
 
     def __init__(self, message: str, *, retry_after: float = 30.0) -> None:

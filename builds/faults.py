@@ -40,7 +40,7 @@ ONLY_KUBERNETES = frozenset({Fault.ENGINE_JOB_MADE})
 """Points that the other engine never gets to."""
 
 
-def reached(point: Fault) -> None:
+def crash_if_armed(point: Fault) -> None:
     """Dies here if it was asked to, and nobody has yet."""
     folder = os.environ.get("KILN_FAULT")
     if not folder:

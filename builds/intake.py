@@ -16,8 +16,8 @@ from msgspec.structs import replace
 
 from builds.arguments import checked_arguments
 from builds.build import Build, Cause, Kind, Request, build_name
-from builds.engines import Ask
-from builds.errors import AskError, Forbidden, Malformed
+from builds.engines import Submission
+from builds.errors import Forbidden, Malformed, RequestError
 from builds.image import ImagePolicy, is_reserved, legal_tag, slug_for, tag_for
 from builds.private import Private, words_of
 from builds.repository import (
@@ -35,7 +35,7 @@ from builds.repository import (
     short_name,
     subdirectory,
 )
-from builds.triggers import REQUESTED, Template, Wanted, plain
+from builds.triggers import REQUESTED, RequestedBuild, Template, plain
 from eventing.event import Event
 from eventing.hosts import PushFacts, RequestFacts, push_of, request_of
 from eventing.tracing import Trace
@@ -127,7 +127,7 @@ class Intake:
         """The repository by its canonical URL, whether or not it may be built. Raises RepositoryError."""
         return canonical(url, self._hosts)
 
-    def vouch(self, word: str, event: Event, found: Sequence[Wanted]) -> None:
+    def check_same_host_kind(self, word: str, event: Event, found: Sequence[RequestedBuild]) -> None:
         """Whether a webhook's route may speak for the repositories that its event, and what is wanted by it, name.
 
         Raises Forbidden where one is on a host of another kind, RepositoryError.
@@ -154,7 +154,7 @@ class Intake:
     def default_branch(self, push: PushFacts, by: str | None, groups: Iterable[str] = ()) -> str | None:
         """The short name of the default branch. The host is asked where the push does not say it.
 
-        `by` and `groups` as in `ask`. Raises any AskError of `builds.errors`.
+        `by` and `groups` as in `ask`. Raises any RequestError of `builds.errors`.
         """
         if push.default_branch is not None:
             return push.default_branch
@@ -176,12 +176,12 @@ class Intake:
         try:
             with self._lookups.place(by):
                 return (self._entitled if credentials else self._resolver).changed(repository, request.number)
-        except AskError:
+        except RequestError:
             return None
 
-    def ask(
+    def submission(
         self,
-        wanted: Wanted,
+        wanted: RequestedBuild,
         *,
         source: str,
         id: str,  # noqa: A002  (CloudEvents' word)
@@ -193,14 +193,14 @@ class Intake:
         now: datetime,
         trace: Trace | None = None,
         hops_left: int | None = None,
-    ) -> Ask:
+    ) -> Submission:
         """What to hand to `Records.accept`. `groups` are the asker's; the rest is of the event that asks, as
         `builds.build.Cause` has it.
 
         Who neither `chooses` nor comes by a trigger says what to build, and not how: image, tags and build arguments
         are refused, and `force` means no more than to ask.
 
-        Raises any AskError of `builds.errors`. Looks up a ref only where no commit came with it, or where the asker
+        Raises any RequestError of `builds.errors`. Looks up a ref only where no commit came with it, or where the asker
         has yet to show that the host lets them in.
         """
         if max(map(_bytes, (source, id, type))) > MAX_VALUE:
@@ -242,22 +242,22 @@ class Intake:
             hops_left=hops_left,
             credentials=credentials,
         )
-        return Ask(name=build_name(self._instance, request), request=request, cause=cause)
+        return Submission(name=build_name(self._instance, request), request=request, cause=cause)
 
     def _check_foreign(self, repository: Repository) -> None:
         """Raises Forbidden for what a fork may not have built."""
         if self._private.names(repository):
             raise Forbidden("This comes from a fork, and only whom `private` names may have this repository built.")
 
-    def again(self, build: Build, *, chooses: bool) -> list[Wanted]:
+    def again(self, build: Build, *, chooses: bool) -> list[RequestedBuild]:
         """What to ask for to have a build done once more: the same image of the same commit.
 
-        One `Wanted` for each ref with which it was asked for, because a tag belongs to its ref. Tags are left out for
+        Each ref of its causes gives one `RequestedBuild`, because a tag belongs to its ref. Tags are left out for
         those who may not choose them: the build is the same without. Raises RepositoryError.
         """
         request = build.request
         image = None if request.image == self._images.own(self.repository(request.clone_url)) else request.image
-        wanted = Wanted(
+        wanted = RequestedBuild(
             repository=request.clone_url,
             commit=request.commit,
             subdir=plain(request.subdir),
@@ -287,14 +287,14 @@ class Intake:
             subdirectory(request.subdir)
             checked_arguments(request.build_args)
             self._images.check(request.image, repository)
-        except AskError as error:
+        except RequestError as error:
             return str(error)
         if (build.name, request.repository) != (build_name(self._instance, request), repository.url):
             return "The record's name does not fit what it is to build: somebody has changed it, and nothing is built."
         return None
 
     def _where(
-        self, repository: Repository, wanted: Wanted, by: str | None, *, credentials: bool
+        self, repository: Repository, wanted: RequestedBuild, by: str | None, *, credentials: bool
     ) -> tuple[str | None, str]:
         ref = None if wanted.ref is None else checked_ref(wanted.ref)
         commit = None if wanted.commit is None else _commit_digits(wanted.commit)
@@ -316,7 +316,7 @@ class Intake:
             found = resolver.resolve(repository, None if known or ref == "HEAD" else ref)
         return (ref, known) if known else (found.ref, commit or found.commit)
 
-    def _options(self, wanted: Wanted, repository: Repository, ref: str | None, commit: str) -> _Options:
+    def _options(self, wanted: RequestedBuild, repository: Repository, ref: str | None, commit: str) -> _Options:
         values = {
             "repository": repository.url,
             "commit": commit,
@@ -344,9 +344,9 @@ class Intake:
         )
 
 
-def merge(asks: Sequence[Ask]) -> list[Ask]:
+def merge(asks: Sequence[Submission]) -> list[Submission]:
     """Those that one event makes of one request as one: the first, with the tags of all."""
-    merged: dict[tuple[str, str, str], Ask] = {}
+    merged: dict[tuple[str, str, str], Submission] = {}
     for ask in asks:
         key = (ask.name, ask.cause.source, ask.cause.id)
         first = merged.setdefault(key, ask).cause
@@ -373,7 +373,7 @@ def _bytes(text: str) -> int:
     return len(msgspec.json.encode(text)) - len('""')
 
 
-def _check_given(wanted: Wanted) -> None:
+def _check_given(wanted: RequestedBuild) -> None:
     """What a person who is no admin may give: what to build, and not how. Raises Forbidden."""
     given = {"image": wanted.image, "tags": wanted.tags, "build_args": wanted.build_args}
     if named := [name for name, value in given.items() if value]:

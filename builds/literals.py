@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import msgspec
 
 from builds.arguments import checked_arguments
-from builds.errors import AskError, BuildsError, Malformed, RepositoryError, RuleError
+from builds.errors import BuildsError, Malformed, RepositoryError, RequestError, RuleError
 from builds.image import ImagePolicy, tag_for
 from builds.intake import checked_tags
 from builds.repository import (
@@ -104,12 +104,12 @@ def _arguments(trigger: Trigger) -> Mapping[str, str]:
 
 
 def _passes(part: Template, check: Callable[[str], object]) -> None:
-    """Raises the first AskError of a check that no stand-in gets past."""
-    errors: list[AskError] = []
+    """Raises the first RequestError of a check that no stand-in gets past."""
+    errors: list[RequestError] = []
     for other in STAND_INS if part.fields else ("",):
         try:
             check(_filled(part, other, {"ref": other, "ref_name": other, "commit": COMMIT}))
-        except AskError as error:
+        except RequestError as error:
             errors.append(error)
         else:
             return

@@ -32,13 +32,15 @@ DEAD_LETTERS = Counter(
     "Events that a sink refused for good, did not take in time, or had not taken when the record was deleted.",
 )
 """Each is logged with its event id and sink as well."""
-SYNC_LOOKS = Counter("kiln_sync_looks", "Looks at listed repositories, by outcome.", ["outcome"])
+SYNC_RUNS = Counter("kiln_sync_looks", "Looks at listed repositories, by outcome.", ["outcome"])
 SYNC_ASKED = Counter("kiln_sync_asked", "Builds that no webhook had asked for, and a look at their repository did.")
 SYNC_FAILING = Gauge("kiln_sync_failing", "Polled repositories that could not be looked at the last time.")
 IMAGES_DELETED = Counter("kiln_images_deleted", "Images that the rule `keep` did not need any more.")
 PRUNE_FAILING = Gauge("kiln_prune_failing", "Image repositories that could not be pruned the last time.")
 CONFLICTS = Counter("kiln_conflicts", "Writes that were given up because the record had changed.")
-LOOKS = Histogram("kiln_plan_seconds", "One look: observing and planning.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10))
-QUARANTINED = Gauge(
+PLAN_SECONDS = Histogram(
+    "kiln_plan_seconds", "One look: observing and planning.", buckets=(0.005, 0.02, 0.1, 0.5, 2, 10)
+)
+RECORDS_PUT_ASIDE = Gauge(
     "kiln_records_put_aside", "Open records that cannot be read, planned or written, and wait to be retried."
 )

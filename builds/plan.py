@@ -23,6 +23,7 @@ from builds.build import (
     MAX_OUTBOX,
     Attempt,
     Build,
+    BuildStatus,
     Cause,
     DeliveryState,
     Image,
@@ -32,11 +33,10 @@ from builds.build import (
     Reason,
     Sighting,
     State,
-    Status,
     Timings,
     shortened,
 )
-from builds.warmth import Heat, Success
+from builds.locality import Locality, Success
 from eventing.sinks import keeps_order
 from eventing.tracing import Trace
 
@@ -46,11 +46,11 @@ BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(minutes=5)
 BACKSTOP = timedelta(seconds=120)
 """After the builder's own time limit, before it is stopped from outside."""
-LEFT_OUT = timedelta(minutes=5)
+QUARANTINE = timedelta(minutes=5)
 """For so long no attempt is sent to a node that could not take one."""
 SETTLING = timedelta(seconds=2)
 """An attempt usually runs by then. Before, why it does not is not worth a write."""
-PATIENCE = timedelta(minutes=10)
+MAX_NODE_WAIT = timedelta(minutes=10)
 """With an attempt that has no node: a machine has to be ordered, to boot, and to pull the daemon's image."""
 FORMATS = 2
 """Of events (`eventing.sinks.Format`): sinks may want the same told in different ones."""
@@ -100,13 +100,13 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True):
     image: Image | None
 
 
-class Turns(msgspec.Struct, frozen=True, kw_only=True):
+class Rotation(msgspec.Struct, frozen=True, kw_only=True):
     """Whose turn it was: how many starts there were, and at which of them each asker and repository was served."""
 
     starts: int = 0
     served: Mapping[str, int] = {}
 
-    def after(self, build: Build) -> Turns:
+    def after(self, build: Build) -> Rotation:
         """With one more start, this build's."""
         served = {
             **self.served,
@@ -114,7 +114,7 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
             f"of {build.request.repository}": self.starts + 1,
         }
         recent = sorted(served.items(), key=lambda entry: -entry[1])[:1000]
-        return Turns(starts=self.starts + 1, served=dict(recent))
+        return Rotation(starts=self.starts + 1, served=dict(recent))
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,8 +145,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """For how long this controller has seen (build, attempt) in its present phase, by a clock that nobody sets."""
     troubled: Mapping[tuple[str, int], timedelta] = {}
     """For how long it has seen trouble of the present kind (`Trouble.elsewhere`) in the way of (build, attempt)."""
-    turns: Turns = Turns()
-    unfit: Sequence[Attempt] = ()
+    rotation: Rotation = Rotation()
+    quarantine: Sequence[Attempt] = ()
     """Attempts that their node could not take, of builds that have left the watch since."""
     in_flight: Mapping[str, Action | None] = {}
     """By build: the action that is being carried out, or `None` where only deliveries are. Nothing else is decided on
@@ -170,7 +170,7 @@ class Word(StrEnum):
         return self in (Word.SUCCEEDED, Word.FAILED, Word.CANCELLED)
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class AttemptOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """How an attempt, or a build without one, ended."""
 
     state: State
@@ -206,13 +206,13 @@ class Start(Action, frozen=True, kw_only=True):
 class Stop(Action, frozen=True, kw_only=True):
     """Write down why, then tell the attempt to end.
 
-    `infrastructure` gives up one that does not come to run; `message` says why, `unfit` that its node is the reason.
+    `infrastructure` evicts an attempt that does not start. `message` says why. `quarantine`: its node is the cause.
     """
 
     attempt: int
     reason: Reason
     message: str | None = None
-    unfit: bool = False
+    quarantine: bool = False
 
 
 class Report(Action, frozen=True, kw_only=True):
@@ -224,7 +224,7 @@ class Report(Action, frozen=True, kw_only=True):
 
     word: Word
     attempt: int
-    outcome: Outcome | None = None
+    outcome: AttemptOutcome | None = None
     causes: tuple[str, ...] = ()
     retry_at: datetime | None = None
     waiting: str | None = None
@@ -258,7 +258,7 @@ class Deliver(Action, frozen=True, kw_only=True):
     sink: str
 
 
-class Bury(Action, frozen=True, kw_only=True):
+class DeadLetter(Action, frozen=True, kw_only=True):
     """Give up a delivery: it is a dead letter."""
 
     event: str
@@ -282,32 +282,32 @@ def plan(facts: Facts, limits: Limits, now: datetime) -> list[Action]:
 
     The controller carries out the answer, and calls again while it does so: `Facts.in_flight` says what is under way.
     """
-    look = _Look(facts, limits, now)
+    snapshot = _Snapshot(facts, limits, now)
     actions: list[Action] = []
     waiting: list[Build] = []
     opening: dict[str, Report] = {}
     for build in facts.builds:
         if build.name in facts.in_flight:
             continue
-        own = _next(build, look)
+        own = _next(build, snapshot)
         if isinstance(own, Report) and own.word is Word.QUEUED:
             after = opened(build, own.attempt, now)
-            if _unwanted(after, look) is None:
+            if _reason_to_cancel(after, snapshot) is None:
                 opening[build.name], own = own, None
                 waiting.append(after)
         elif own is None and build.status.state is State.QUEUED and build.live is None:
             waiting.append(build)
         if own is not None:
             actions.append(own)
-            look.heed(build, own)
-        actions.extend(_deliveries(build, look))
-    return [*actions, *_starts(waiting, opening, look)]
+            snapshot.quarantine_node(build, own)
+        actions.extend(_deliveries(build, snapshot))
+    return [*actions, *_starts(waiting, opening, snapshot)]
 
 
 def opened(build: Build, attempt: int, at: datetime) -> Build:
     """The build in its next round, waiting for `attempt`: only its attempts, deliveries and answers are kept."""
     kept = build.status
-    status = Status(
+    status = BuildStatus(
         round=kept.round + 1,
         attempt=attempt,
         round_began_with=attempt,
@@ -346,7 +346,7 @@ def deleted(build: Build) -> Report | None:
     return None if build.status.state.ended else _cancelled(build, build.status.attempt, Reason.DELETED)
 
 
-class _Look:
+class _Snapshot:
     """One look at the world: what every rule may ask."""
 
     def __init__(self, facts: Facts, limits: Limits, now: datetime) -> None:
@@ -356,18 +356,18 @@ class _Look:
         self.pushes = _pushes(facts.builds)
         self._sightings = {(sighting.build, sighting.attempt): sighting for sighting in facts.sightings}
         self.holders = _holders(self)
-        self.left_out = _left_out(facts, now)
-        self.heat = Heat(facts.successes)
+        self.quarantined = _quarantined(facts, now)
+        self.locality = Locality(facts.successes)
         for build in facts.builds:
-            self.heed(build, facts.in_flight.get(build.name))
+            self.quarantine_node(build, facts.in_flight.get(build.name))
 
     def sighting(self, build: Build, attempt: Attempt) -> Sighting | None:
         return self._sightings.get((build.name, attempt.number))
 
-    def heed(self, build: Build, action: Action | None) -> None:
+    def quarantine_node(self, build: Build, action: Action | None) -> None:
         """Nothing more is sent to a node from which an attempt is being taken back."""
-        if isinstance(action, Stop) and action.unfit and build.live and build.live.node:
-            self.left_out.setdefault(build.live.node, _is_left_out(build.live.node, action.message))
+        if isinstance(action, Stop) and action.quarantine and build.live and build.live.node:
+            self.quarantined.setdefault(build.live.node, _quarantine_sentence(build.live.node, action.message))
 
     def watched(self, build: Build, attempt: Attempt) -> timedelta:
         """For how long the attempt has been seen as it is seen now."""
@@ -377,18 +377,18 @@ class _Look:
 # ---- One build ----------------------------------------------------------------------------------------------------
 
 
-def _next(build: Build, look: _Look) -> Action | None:
+def _next(build: Build, snapshot: _Snapshot) -> Action | None:
     """The one change that the record needs, if any."""
     if build.status.round == 0 or build.reopened:
         return _queue(build)
     if build.live is not None:
-        sighting = look.sighting(build, build.live)
-        return _under_way(build, build.live, sighting, look) if sighting else None
+        sighting = snapshot.sighting(build, build.live)
+        return _under_way(build, build.live, sighting, snapshot) if sighting else None
     if build.status.state is State.QUEUED:
-        reason = _unwanted(build, look)
+        reason = _reason_to_cancel(build, snapshot)
         return _cancelled(build, build.status.attempt, reason) if reason else None
     if build.unanswered:
-        return _answer(build, look.facts)
+        return _answer(build, snapshot.facts)
     return Settle(build=build.name) if done_and_told(build) else None
 
 
@@ -398,104 +398,110 @@ def _queue(build: Build) -> Report:
     return Report(build=build.name, word=Word.QUEUED, attempt=number)
 
 
-def _under_way(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Action | None:
+def _under_way(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Action | None:
     """What a live attempt needs. Whoever follows the events sees a start before each end, however short it was."""
     node = None if live.node else sighting.node
     if live.started_at is None and sighting.started_at is not None:
         return Report(build=build.name, word=Word.STARTED, attempt=live.number, at=sighting.started_at, node=node)
     if sighting.phase in (Phase.ENDED, Phase.LOST):
-        end = _ended(build, live, sighting, look)
+        end = _ended(build, live, sighting, snapshot)
         return msgspec.structs.replace(end, at=sighting.ended_at, node=node) if isinstance(end, Report) else end
-    stop = _stop(build, live, sighting, look)
+    stop = _stop(build, live, sighting, snapshot)
     if sighting.phase is Phase.ABSENT:
-        return _complete(build, live, stop, sighting, look)
-    if stop and (live.stopping is None or (build.name, live.number) not in look.facts.stopped):
+        return _complete(build, live, stop, sighting, snapshot)
+    if stop and (live.stopping is None or (build.name, live.number) not in snapshot.facts.stopped):
         return stop
     if sighting.trouble:
         return _explain(build, sighting.trouble.message)
-    return _explain(build, sighting.waiting) if look.watched(build, live) >= SETTLING else None
+    return _explain(build, sighting.waiting) if snapshot.watched(build, live) >= SETTLING else None
 
 
-def _ended(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Action | None:
+def _ended(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Action | None:
     """An end is read from the result; if that is lost, the registry is asked first, however long it takes to answer."""
     attempt = (build.name, live.number)
-    inspection = look.facts.inspections.get(attempt)
+    inspection = snapshot.facts.inspections.get(attempt)
     if sighting.phase is Phase.ENDED and sighting.result is None and sighting.result_lost and inspection is None:
-        return None if attempt in look.facts.inspecting else Inspect(build=build.name, attempt=live.number)
+        return None if attempt in snapshot.facts.inspecting else Inspect(build=build.name, attempt=live.number)
     outcome = _outcome(build, live, sighting, inspection)
-    if sighting.overdue and outcome.reason is Reason.INFRASTRUCTURE and not (live.stopping or _called_off(build)):
+    if sighting.overdue and outcome.reason is Reason.INFRASTRUCTURE and not (live.stopping or _withdrawn(build)):
         outcome = _stopped(build, outcome, Reason.TIMEOUT)
-    return _end(build, live, outcome, look)
+    return _end(build, live, outcome, snapshot)
 
 
-def _stop(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Stop | None:
+def _stop(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Stop | None:
     """Why a live attempt is to end, if it is: a reason that was written down stays."""
     if live.stopping:
-        return Stop(build=build.name, attempt=live.number, reason=live.stopping, message=live.message, unfit=live.unfit)
-    reason = _unwanted(build, look)
+        return Stop(
+            build=build.name,
+            attempt=live.number,
+            reason=live.stopping,
+            message=live.message,
+            quarantine=live.quarantine,
+        )
+    reason = _reason_to_cancel(build, snapshot)
     if reason is None and sighting.phase is Phase.RUNNING:
-        reason = _overdue(build, live, look)
+        reason = _overdue(build, live, snapshot)
     if reason is None and sighting.phase is Phase.PENDING:
-        return _give_up(build, live, sighting, look)
+        return _evict(build, live, sighting, snapshot)
     return Stop(build=build.name, attempt=live.number, reason=reason) if reason else None
 
 
-def _give_up(build: Build, live: Attempt, sighting: Sighting, look: _Look) -> Stop | None:
+def _evict(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Stop | None:
     """Takes back an attempt that does not come to run, so that there can be another, elsewhere or later.
 
     One without a node is there to wait for one, and for the daemon on it: what other nodes might cure does not count.
     """
-    trouble, waited = sighting.trouble, look.watched(build, live)
-    troubled = look.facts.troubled.get((build.name, live.number), timedelta())
+    trouble, waited = sighting.trouble, snapshot.watched(build, live)
+    troubled = snapshot.facts.troubled.get((build.name, live.number), timedelta())
     judged = trouble is not None and not (live.node is None and trouble.elsewhere)
     given_up = Stop(build=build.name, attempt=live.number, reason=Reason.INFRASTRUCTURE)
-    if trouble and judged and troubled > look.limits.pending_grace:
-        return msgspec.structs.replace(given_up, message=trouble.message, unfit=trouble.elsewhere)
-    if waited > (PATIENCE if live.node is None else look.limits.build_timeout + BACKSTOP):
+    if trouble and judged and troubled > snapshot.limits.pending_grace:
+        return msgspec.structs.replace(given_up, message=trouble.message, quarantine=trouble.elsewhere)
+    if waited > (MAX_NODE_WAIT if live.node is None else snapshot.limits.build_timeout + BACKSTOP):
         why = trouble.message if trouble else sighting.waiting
         message = "No node came to run it." if live.node is None else "It did not come to run."
         return msgspec.structs.replace(given_up, message=" ".join(filter(None, [message, why])))
     return None
 
 
-def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting, look: _Look) -> Action:
+def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting, snapshot: _Snapshot) -> Action:
     """A start that was written and not carried out, perhaps by a controller that died in between."""
     if stop and stop.reason is not Reason.INFRASTRUCTURE:
         return _cancelled(build, live.number, stop.reason)
     if stop:
         why = stop.message
-    elif look.watched(build, live) > look.limits.pending_grace:
+    elif snapshot.watched(build, live) > snapshot.limits.pending_grace:
         why = sighting.waiting or "The attempt could not be started."
-    elif _came_late(build, live, look):
+    elif _lost_its_slot(build, live, snapshot):
         why = "The node was taken meanwhile."
     else:
         told = _explain(build, sighting.waiting) if sighting.waiting else None
         return told or Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
-    return _end(build, live, _uncounted(why), look)
+    return _end(build, live, _uncounted(why), snapshot)
 
 
-def _infrastructure(message: str) -> Outcome:
-    return Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message)
+def _infrastructure(message: str) -> AttemptOutcome:
+    return AttemptOutcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message)
 
 
-def _uncounted(message: str | None) -> Outcome:
+def _uncounted(message: str | None) -> AttemptOutcome:
     """Nobody could have done better: it is lost to a drain, or to scheduling."""
-    return Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, counted=False)
+    return AttemptOutcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, counted=False)
 
 
-def _outcome(build: Build, live: Attempt, sighting: Sighting, inspection: Inspection | None) -> Outcome:
+def _outcome(build: Build, live: Attempt, sighting: Sighting, inspection: Inspection | None) -> AttemptOutcome:
     """Reads an attempt's end. Success beats a stop that came late, and so does a fault of the repository."""
     result = sighting.result
     if sighting.phase is Phase.LOST:
         outcome = _uncounted(sighting.waiting or "The attempt was taken away before it ended.")
     elif result is None and inspection and inspection.image:
-        outcome = Outcome(state=State.SUCCEEDED, image=inspection.image)
+        outcome = AttemptOutcome(state=State.SUCCEEDED, image=inspection.image)
     elif result is None:
         outcome = _infrastructure(sighting.waiting or "The builder ended without saying how.")
     elif result.state is State.CANCELLED:
         outcome = _uncounted("The attempt was terminated from outside.")
     else:
-        outcome = Outcome(
+        outcome = AttemptOutcome(
             state=result.state,
             reason=result.reason,
             message=result.message,
@@ -516,25 +522,25 @@ def _outcome(build: Build, live: Attempt, sighting: Sighting, inspection: Inspec
     return outcome
 
 
-def _stopped(build: Build, outcome: Outcome, reason: Reason) -> Outcome:
+def _stopped(build: Build, outcome: AttemptOutcome, reason: Reason) -> AttemptOutcome:
     """An end that we asked for means what we meant by it."""
     state = State.FAILED if reason is Reason.TIMEOUT else State.CANCELLED
     message = CLOSED if reason is Reason.REQUESTED and not _cancel_asked(build) else _WHY_STOPPED[reason]
     return msgspec.structs.replace(outcome, state=state, reason=reason, message=message)
 
 
-def _end(build: Build, live: Attempt, outcome: Outcome, look: _Look) -> Report:
+def _end(build: Build, live: Attempt, outcome: AttemptOutcome, snapshot: _Snapshot) -> Report:
     """An attempt has ended: does the build end with it, or does another follow?"""
-    if outcome.reason is Reason.INFRASTRUCTURE and _called_off(build):
+    if outcome.reason is Reason.INFRASTRUCTURE and _withdrawn(build):
         outcome = _stopped(build, outcome, Reason.REQUESTED)
     report = Report(build=build.name, word=Word(outcome.state), attempt=live.number, outcome=outcome)
     if outcome.reason is not Reason.INFRASTRUCTURE:
         return report
     tries = [*_of_round(build)[:-1], msgspec.structs.replace(live, counted=outcome.counted)]
-    if sum(attempt.counted for attempt in tries) >= look.limits.max_attempts or len(tries) >= MAX_UNCOUNTED:
+    if sum(attempt.counted for attempt in tries) >= snapshot.limits.max_attempts or len(tries) >= MAX_UNCOUNTED:
         return report
     pause = min(BACKOFF * 2 ** (len(tries) - 1), MAX_BACKOFF)
-    return msgspec.structs.replace(report, word=Word.RETRYING, retry_at=look.now + pause)
+    return msgspec.structs.replace(report, word=Word.RETRYING, retry_at=snapshot.now + pause)
 
 
 def _of_round(build: Build) -> list[Attempt]:
@@ -560,7 +566,7 @@ def _answer(build: Build, facts: Facts) -> Action | None:
         build=build.name,
         word=Word.SUCCEEDED,
         attempt=build.status.attempt,
-        outcome=Outcome(state=State.SUCCEEDED, image=confirmation.image),
+        outcome=AttemptOutcome(state=State.SUCCEEDED, image=confirmation.image),
         causes=answered[:room],
     )
 
@@ -570,24 +576,24 @@ def _cancel_asked(build: Build) -> bool:
     return build.cancel is not None and build.cancel.round == build.status.round
 
 
-def _called_off(build: Build) -> bool:
+def _withdrawn(build: Build) -> bool:
     """Whether somebody has cancelled it, or it was for pull requests alone that are closed."""
     waiting = build.unanswered
     return _cancel_asked(build) or (bool(waiting) and all(cause.withdrawn for cause in waiting))
 
 
-def _unwanted(build: Build, look: _Look) -> Reason | None:
+def _reason_to_cancel(build: Build, snapshot: _Snapshot) -> Reason | None:
     """Whether the build should end although nothing is wrong with it."""
-    if _called_off(build):
+    if _withdrawn(build):
         return Reason.REQUESTED
-    supersede = look.limits.supersede
+    supersede = snapshot.limits.supersede
     allowed = supersede is Supersede.RUNNING or (supersede is Supersede.QUEUED and build.live is None)
-    return Reason.SUPERSEDED if allowed and _superseded(build, look.pushes) else None
+    return Reason.SUPERSEDED if allowed and _superseded(build, snapshot.pushes) else None
 
 
-def _overdue(build: Build, live: Attempt, look: _Look) -> Reason | None:
+def _overdue(build: Build, live: Attempt, snapshot: _Snapshot) -> Reason | None:
     """The backstop behind the builder's own time limit. Not by the time of day: a clock that is set ends no build."""
-    return Reason.TIMEOUT if look.watched(build, live) > look.limits.build_timeout + BACKSTOP else None
+    return Reason.TIMEOUT if snapshot.watched(build, live) > snapshot.limits.build_timeout + BACKSTOP else None
 
 
 CLOSED = "The pull request was closed."
@@ -601,7 +607,7 @@ _WHY_STOPPED = {
 
 def _cancelled(build: Build, attempt: int, reason: Reason) -> Report:
     """Ends a build that has nothing running."""
-    outcome = _stopped(build, Outcome(state=State.CANCELLED), reason)
+    outcome = _stopped(build, AttemptOutcome(state=State.CANCELLED), reason)
     return Report(build=build.name, word=Word(outcome.state), attempt=attempt, outcome=outcome)
 
 
@@ -679,7 +685,7 @@ def _leads_to(start: str, goal: str, pushes: Sequence[_Pushed]) -> bool:
 # ---- Deliveries ---------------------------------------------------------------------------------------------------
 
 
-def _deliveries(build: Build, look: _Look) -> Iterator[Action]:
+def _deliveries(build: Build, snapshot: _Snapshot) -> Iterator[Action]:
     """Events that are due at a sink. Every one is tried at least once, however late we are.
 
     The first tries of a build's events are made one after the other, so that a sink that answers hears of them in
@@ -692,11 +698,11 @@ def _deliveries(build: Build, look: _Look) -> Iterator[Action]:
                 continue
             if not delivery.tries or keeps_order(delivery.sink):
                 waited_for.add(delivery.sink)
-            if (delivery.event, delivery.sink) in look.facts.sending:
+            if (delivery.event, delivery.sink) in snapshot.facts.sending:
                 continue
-            if delivery.tries and look.now - announcement.at >= look.limits.delivery_period:
-                yield Bury(build=build.name, event=delivery.event, sink=delivery.sink)
-            elif _due(delivery.due_at, look.now, MAX_PAUSE):
+            if delivery.tries and snapshot.now - announcement.at >= snapshot.limits.delivery_period:
+                yield DeadLetter(build=build.name, event=delivery.event, sink=delivery.sink)
+            elif _due(delivery.due_at, snapshot.now, MAX_PAUSE):
                 yield Deliver(build=build.name, event=delivery.event, sink=delivery.sink)
 
 
@@ -712,41 +718,41 @@ def _due(at: datetime | None, now: datetime, longest: timedelta) -> bool:
 # ---- Starts -------------------------------------------------------------------------------------------------------
 
 
-def _starts(waiting: Sequence[Build], opening: Mapping[str, Report], look: _Look) -> Iterator[Action]:
+def _starts(waiting: Sequence[Build], opening: Mapping[str, Report], snapshot: _Snapshot) -> Iterator[Action]:
     """Fills the free slots, in order; tells those who are left why they wait.
 
     `opening`: the reports that open the rounds of those that are new. What starts at once needs no write of its own.
     """
-    slots = _Slots(look)
-    due = [build for build in waiting if _due(build.status.not_before, look.now, MAX_BACKOFF)]
-    starts = [*_placed(due, slots, look)] or [*_unplaced(due, slots, look)]
+    slots = _Slots(snapshot)
+    due = [build for build in waiting if _due(build.status.not_before, snapshot.now, MAX_BACKOFF)]
+    starts = [*_placed(due, slots, snapshot)] or [*_unplaced(due, slots, snapshot)]
     for start in starts:
         yield msgspec.structs.replace(start, opens=start.build in opening)
     started = {start.build for start in starts}
     for build in waiting:
         if build.name in started:
             continue
-        why = _why_waiting(build, look)
+        why = _why_waiting(build, snapshot)
         own = opening.get(build.name)
         action = _explain(build, why) if own is None else msgspec.structs.replace(own, waiting=why)
         if action:
             yield action
 
 
-def _placed(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Start]:
-    turns = look.facts.turns
+def _placed(due: Sequence[Build], slots: _Slots, snapshot: _Snapshot) -> Iterator[Start]:
+    rotation = snapshot.facts.rotation
     left = {build.name: (build, _Place(build)) for build in due}
     while left and slots.left:
-        build = _take_first(left, turns)
+        build = _take_first(left, rotation)
         alone = _to_be_alone(build)
         node = slots.take(build, alone=alone)
         if node is not None:
-            turns = turns.after(build)
-            yield _started(build, node, look, alone=alone)
+            rotation = rotation.after(build)
+            yield _started(build, node, snapshot, alone=alone)
 
 
-def _take_first(left: dict[str, tuple[Build, _Place]], turns: Turns) -> Build:
-    build, _ = min(left.values(), key=lambda one: one[1].rank(turns))
+def _take_first(left: dict[str, tuple[Build, _Place]], rotation: Rotation) -> Build:
+    build, _ = min(left.values(), key=lambda one: one[1].rank(rotation))
     del left[build.name]
     return build
 
@@ -758,15 +764,15 @@ def queue(builds: Sequence[Build], now: datetime) -> Iterator[Build]:
     come last.
     """
     live = [build for build in builds if build.live]
-    turns = Turns()
+    rotation = Rotation()
     for build in sorted(live, key=lambda build: build.status.attempts[-1].written_at):
-        turns = turns.after(build)
+        rotation = rotation.after(build)
     waiting = [build for build in builds if build.state is State.QUEUED and not build.live]
     later = {build.name: build for build in waiting if not _due(_not_before(build), now, MAX_BACKOFF)}
     left = {build.name: (build, _Place(_in_its_round(build, now))) for build in waiting if build.name not in later}
     while left:
-        build = _take_first(left, turns)
-        turns = turns.after(build)
+        build = _take_first(left, rotation)
+        rotation = rotation.after(build)
         yield build
     yield from sorted(later.values(), key=lambda build: (_not_before(build) or now, build.name))
 
@@ -782,29 +788,29 @@ def _in_its_round(build: Build, now: datetime) -> Build:
     return opened(build, _queue(build).attempt, now) if new else build
 
 
-def _unplaced(due: Sequence[Build], slots: _Slots, look: _Look) -> Iterator[Start]:
+def _unplaced(due: Sequence[Build], slots: _Slots, snapshot: _Snapshot) -> Iterator[Start]:
     """Where no node is ready, one attempt without any: an autoscaler sees it wait, and brings a node.
 
     It may come to each of the nodes that there are, so it needs a slot on all of them.
     """
-    after = look.limits.scale_up_after
+    after = snapshot.limits.scale_up_after
     if (
-        not look.facts.scalable
-        or any(node.ready for node in look.facts.nodes)
-        or any(map(_has_no_node, look.facts.builds))
-        or any(isinstance(one, Start) and one.node is None for one in look.facts.in_flight.values())
+        not snapshot.facts.scalable
+        or any(node.ready for node in snapshot.facts.nodes)
+        or any(map(_has_no_node, snapshot.facts.builds))
+        or any(isinstance(one, Start) and one.node is None for one in snapshot.facts.in_flight.values())
     ):
         return
-    if any(_due(_waits_since(build) + after, look.now, after) for build in due):
-        build = min(due, key=lambda build: _Place(build).rank(look.facts.turns))
+    if any(_due(_waits_since(build) + after, snapshot.now, after) for build in due):
+        build = min(due, key=lambda build: _Place(build).rank(snapshot.facts.rotation))
         alone = _to_be_alone(build)
         if slots.on_all(alone=alone):
-            yield _started(build, None, look, alone=alone)
+            yield _started(build, None, snapshot, alone=alone)
 
 
-def _started(build: Build, node: str | None, look: _Look, *, alone: bool) -> Start:
+def _started(build: Build, node: str | None, snapshot: _Snapshot, *, alone: bool) -> Start:
     """The build's next attempt. After one that failed it reuses no image: that may have been the reason."""
-    images = () if _of_round(build) else look.heat.images(build, node, look.now)
+    images = () if _of_round(build) else snapshot.locality.images(build, node, snapshot.now)
     return Start(build=build.name, attempt=build.status.attempt, node=node, alone=alone, cache_from=images)
 
 
@@ -839,11 +845,11 @@ class _Place:
         self._urgency = _URGENCY[build.kind]
         self._by, self._of = f"by {asker(build)}", f"of {build.request.repository}"
 
-    def rank(self, turns: Turns) -> tuple[object, ...]:
+    def rank(self, rotation: Rotation) -> tuple[object, ...]:
         """Lower goes first: people, pushes, sync; then who was served longest ago; then the oldest."""
-        if turns.starts % OLDEST_EVERY == OLDEST_EVERY - 1:
+        if rotation.starts % OLDEST_EVERY == OLDEST_EVERY - 1:
             return self._age
-        return (self._urgency, turns.served.get(self._by, 0), turns.served.get(self._of, 0), *self._age)
+        return (self._urgency, rotation.served.get(self._by, 0), rotation.served.get(self._of, 0), *self._age)
 
 
 class _Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -855,42 +861,42 @@ class _Holder(msgspec.Struct, frozen=True, kw_only=True):
     """Lower keeps its slots: attempts that exist or are being started, then those only written down, oldest first."""
 
 
-def _holders(look: _Look) -> Sequence[_Holder]:
-    live = [(build, build.live) for build in look.facts.builds if build.live]
+def _holders(snapshot: _Snapshot) -> Sequence[_Holder]:
+    live = [(build, build.live) for build in snapshot.facts.builds if build.live]
     known = {(build.name, attempt.number) for build, attempt in live}
     orphans = [
-        _Holder(node=sighting.node, slots=1, order=(False, look.now, sighting.build))
-        for sighting in look.facts.sightings
+        _Holder(node=sighting.node, slots=1, order=(False, snapshot.now, sighting.build))
+        for sighting in snapshot.facts.sightings
         if sighting.phase in (Phase.PENDING, Phase.RUNNING) and (sighting.build, sighting.attempt) not in known
     ]
     begun = [
-        _Holder(node=start.node, slots=_slots_of(start.alone, look), order=(False, look.now, start.build))
-        for start in look.facts.in_flight.values()
+        _Holder(node=start.node, slots=_slots_of(start.alone, snapshot), order=(False, snapshot.now, start.build))
+        for start in snapshot.facts.in_flight.values()
         if isinstance(start, Start) and (start.build, start.attempt) not in known
     ]
-    return [*(_holder(build, attempt, look) for build, attempt in live), *orphans, *begun]
+    return [*(_holder(build, attempt, snapshot) for build, attempt in live), *orphans, *begun]
 
 
-def _holder(build: Build, live: Attempt, look: _Look) -> _Holder:
-    sighting = look.sighting(build, live)
+def _holder(build: Build, live: Attempt, snapshot: _Snapshot) -> _Holder:
+    sighting = snapshot.sighting(build, live)
     return _Holder(
         node=live.node or (sighting.node if sighting else None),
-        slots=_slots_of(live.alone, look),
+        slots=_slots_of(live.alone, snapshot),
         order=(sighting is not None and sighting.phase is Phase.ABSENT, live.written_at, build.name),
     )
 
 
-def _slots_of(alone: bool, look: _Look) -> int:
-    return look.limits.builds_per_node if alone else 1
+def _slots_of(alone: bool, snapshot: _Snapshot) -> int:
+    return snapshot.limits.builds_per_node if alone else 1
 
 
-def _came_late(build: Build, live: Attempt, look: _Look) -> bool:
+def _lost_its_slot(build: Build, live: Attempt, snapshot: _Snapshot) -> bool:
     """Whether a written start has no slot: a controller that was paused may have written it long after it decided so,
     when another had given the slot away."""
-    own = _holder(build, live, look)
-    taken = _taken(holder for holder in look.holders if holder.order < own.order)
+    own = _holder(build, live, snapshot)
+    taken = _taken(holder for holder in snapshot.holders if holder.order < own.order)
     nodes = {own.node} if own.node else {None, *taken}
-    return any(own.slots > look.limits.builds_per_node - _on(node, taken) for node in nodes)
+    return any(own.slots > snapshot.limits.builds_per_node - _on(node, taken) for node in nodes)
 
 
 def _taken(holders: Iterable[_Holder]) -> Counter[str | None]:
@@ -905,41 +911,41 @@ def _on(node: str | None, taken: Counter[str | None]) -> int:
     return taken[node] + (taken[None] if node else 0)
 
 
-def _is_left_out(node: str, message: str | None, until: datetime | None = None) -> str:
+def _quarantine_sentence(node: str, message: str | None, until: datetime | None = None) -> str:
     time = f" until {until:%H:%M:%S} UTC" if until else ""
     return f"Node {node} is left out{time}: {message}"
 
 
-def left_out_until(attempt: Attempt, now: datetime) -> datetime | None:
+def quarantined_until(attempt: Attempt, now: datetime) -> datetime | None:
     """Until when nothing more is sent to the node that could not take this attempt; `None` if anything may be."""
-    until = (attempt.finished_at or now) + LEFT_OUT
-    return until if attempt.unfit and not _due(until, now, LEFT_OUT) else None
+    until = (attempt.finished_at or now) + QUARANTINE
+    return until if attempt.quarantine and not _due(until, now, QUARANTINE) else None
 
 
-def _left_out(facts: Facts, now: datetime) -> dict[str, str]:
+def _quarantined(facts: Facts, now: datetime) -> dict[str, str]:
     """The nodes that have not been able to take an attempt lately, each with a sentence that says so."""
-    left_out: dict[str, tuple[datetime, str]] = {}
-    for attempt in (*facts.unfit, *(attempt for build in facts.builds for attempt in build.status.attempts)):
-        node, until = attempt.node, left_out_until(attempt, now)
+    quarantined: dict[str, tuple[datetime, str]] = {}
+    for attempt in (*facts.quarantine, *(attempt for build in facts.builds for attempt in build.status.attempts)):
+        node, until = attempt.node, quarantined_until(attempt, now)
         if node and until:
-            said = (until, _is_left_out(node, attempt.message, until if attempt.finished_at else None))
-            left_out[node] = max(said, left_out.get(node, said))
-    return {node: sentence for node, (_, sentence) in left_out.items()}
+            said = (until, _quarantine_sentence(node, attempt.message, until if attempt.finished_at else None))
+            quarantined[node] = max(said, quarantined.get(node, said))
+    return {node: sentence for node, (_, sentence) in quarantined.items()}
 
 
 class _Slots:
     """The free slots of each ready node. An attempt has its slot from the moment that it is decided on."""
 
-    def __init__(self, look: _Look) -> None:
-        self._per_node = look.limits.builds_per_node
-        self._heat = look.heat
-        taken = _taken(look.holders)
-        nodes = {None, *taken, *(node.name for node in look.facts.nodes)}
+    def __init__(self, snapshot: _Snapshot) -> None:
+        self._per_node = snapshot.limits.builds_per_node
+        self._locality = snapshot.locality
+        taken = _taken(snapshot.holders)
+        nodes = {None, *taken, *(node.name for node in snapshot.facts.nodes)}
         self._least = min(self._per_node - _on(node, taken) for node in nodes)
         self._free = {
             node.name: max(0, self._per_node - _on(node.name, taken))
-            for node in look.facts.nodes
-            if node.ready and node.name not in look.left_out
+            for node in snapshot.facts.nodes
+            if node.ready and node.name not in snapshot.quarantined
         }
 
     def on_all(self, *, alone: bool) -> bool:
@@ -958,8 +964,8 @@ class _Slots:
         that must be alone keeps its node free of newcomers until it is empty, or it would wait for ever.
         """
         failed = {attempt.node for attempt in _of_round(build)}
-        coldness, key = self._heat.coldness(build), build.request.repository
-        ranked = sorted(self._free, key=lambda node: (node in failed, coldness(node), rendezvous(key, node)))
+        distance, key = self._locality.distance(build), build.request.repository
+        ranked = sorted(self._free, key=lambda node: (node in failed, distance(node), rendezvous(key, node)))
         need = self._per_node if alone else 1
         for node in ranked:
             if self._free[node] >= need:
@@ -974,15 +980,15 @@ def rendezvous(key: str, node: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{key}\0{node}".encode(), digest_size=8).digest())
 
 
-def _why_waiting(build: Build, look: _Look) -> str:
+def _why_waiting(build: Build, snapshot: _Snapshot) -> str:
     """A sentence that stays the same while nothing changes, so that it is not written anew at every look."""
     not_before = build.status.not_before
-    if not_before and not _due(not_before, look.now, MAX_BACKOFF):
+    if not_before and not _due(not_before, snapshot.now, MAX_BACKOFF):
         last = next((a.message for a in reversed(build.status.attempts) if a.message), "The last attempt failed.")
         return f"Tried again after {not_before:%H:%M:%S} UTC: {last}"
-    ready = [node.name for node in look.facts.nodes if node.ready]
+    ready = [node.name for node in snapshot.facts.nodes if node.ready]
     if not ready:
-        reasons = {node.why for node in look.facts.nodes if node.why}
-        return " ".join([f"No node has a ready {look.limits.daemon}.", *sorted(reasons)])
-    left_out = [look.left_out[node] for node in sorted(ready) if node in look.left_out]
-    return " ".join([*(["Waiting for a free build slot."] if len(left_out) < len(ready) else []), *left_out])
+        reasons = {node.why for node in snapshot.facts.nodes if node.why}
+        return " ".join([f"No node has a ready {snapshot.limits.daemon}.", *sorted(reasons)])
+    quarantined = [snapshot.quarantined[node] for node in sorted(ready) if node in snapshot.quarantined]
+    return " ".join([*(["Waiting for a free build slot."] if len(quarantined) < len(ready) else []), *quarantined])

@@ -29,7 +29,7 @@ BUILD_TYPE = "https://kiln.dev/repo2docker/v1"
 """Defines the parameters below: `docs/provenance.md`."""
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CausingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A CloudEvent that asked for the build, and the ref that it was about."""
 
     source: str
@@ -77,14 +77,14 @@ class Run(_Camel, frozen=True, kw_only=True):
     finished_on: datetime | None = None
 
 
-class Details(_Camel, frozen=True, kw_only=True):
+class RunDetails(_Camel, frozen=True, kw_only=True):
     builder: RanBy
     metadata: Run = Run()
 
 
 class Predicate(_Camel, frozen=True, kw_only=True):
     build_definition: Definition
-    run_details: Details
+    run_details: RunDetails
 
 
 class Statement(_Camel, frozen=True, kw_only=True):
@@ -147,7 +147,7 @@ def statement_for(
     request: Request,
     build: str,
     attempt: str,
-    events: Sequence[Event],
+    events: Sequence[CausingEvent],
     options: Options,
     builder: Builder,
     started: datetime,
@@ -171,7 +171,7 @@ def statement_for(
         },
         resolved_dependencies=(msgspec.convert(source, Resource),),
     )
-    details = Details(
+    details = RunDetails(
         builder=RanBy(
             id=builder.id,
             version=builder.versions,

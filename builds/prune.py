@@ -30,9 +30,9 @@ from builds.retention import Pushed, Recorded, Rule, Verdict, judge, recorded, w
 
 log = logging.getLogger(__name__)
 
-EVERY = 3600.0
+PRUNE_INTERVAL = 3600.0
 """Seconds between two looks of the controller."""
-TICK = 1.0
+LEADER_CHECK_INTERVAL = 1.0
 """Seconds after which a process that does not lead asks whether it does now."""
 PAGE = 200
 """Records that are read at a time."""
@@ -41,7 +41,7 @@ NO_RULE = Rule(per_ref=1, period=timedelta.max)
 """Keeps everything: for those who only look."""
 
 
-class Looked(msgspec.Struct, frozen=True, kw_only=True):
+class ImageReview(msgspec.Struct, frozen=True, kw_only=True):
     """One image repository. `error` is a sentence about why it could not be looked at; then there are no verdicts."""
 
     repository: str
@@ -80,40 +80,40 @@ class Pruner:
         self._clock = clock
         self._inventory = Inventory()
 
-    def look(self, more: Iterable[str] = ()) -> Iterator[Looked]:
+    def review(self, more: Iterable[str] = ()) -> Iterator[ImageReview]:
         """The repositories that records name, and `more`. Each is looked at when it is its turn. Raises EngineError."""
         records: dict[str, list[Recorded]] = {repository: [] for repository in more}
         for build in _all(self._records):
             records.setdefault(build.request.image, []).append(recorded(build))
         for repository in sorted(records):
-            yield self._look_at(repository, records[repository])
+            yield self._review(repository, records[repository])
 
-    def _look_at(self, repository: str, records: Sequence[Recorded]) -> Looked:
+    def _review(self, repository: str, records: Sequence[Recorded]) -> ImageReview:
         named = {record.digest for record in records if record.digest}
         try:
             images = self._inventory.images(self._registry(repository), repository, named)
         except RegistryError as error:
             absent = isinstance(error, Unauthorized) and not records  # some registries say so of what is not there
-            return Looked(repository=repository, error=None if absent else str(error))
+            return ImageReview(repository=repository, error=None if absent else str(error))
         allowed = any(glob_match(pattern, repository) for pattern in self._allowed)
         verdicts = judge(images, records, self._rule, self._clock(), allowed=allowed)
-        return Looked(repository=repository, verdicts=verdicts, records=records)
+        return ImageReview(repository=repository, verdicts=verdicts, records=records)
 
-    def prune(self, looked: Looked) -> Pruned:
+    def prune(self, review: ImageReview) -> Pruned:
         """Deletes what the look has found to be unneeded, unless it is needed by now."""
         deleted: list[Pushed] = []
-        if not looked.unneeded:
+        if not review.unneeded:
             return Pruned(deleted=deleted)
-        registry = self._registry(looked.repository)
+        registry = self._registry(review.repository)
         try:
-            moved = _digests_of_others(registry, looked)
-            unneeded = (one for one in looked.unneeded if one.image.digest not in moved)
-            deleted.extend(one.image for one in unneeded if self._delete(registry, one, looked))  # one by one
+            moved = _digests_of_others(registry, review)
+            unneeded = (one for one in review.unneeded if one.image.digest not in moved)
+            deleted.extend(one.image for one in unneeded if self._delete(registry, one, review))  # one by one
         except (RegistryError, EngineError) as error:
             return Pruned(deleted=deleted, error=str(error))
         return Pruned(deleted=deleted)
 
-    def _delete(self, registry: Registry, verdict: Verdict, looked: Looked) -> bool:
+    def _delete(self, registry: Registry, verdict: Verdict, review: ImageReview) -> bool:
         """Returns whether the image is gone for good. Raises RegistryError, EngineError."""
         image = verdict.image
         before = self._unused(image)
@@ -127,7 +127,7 @@ class Pruner:
             return False
         metrics.IMAGES_DELETED.inc()
         log.info("Image deleted: %s@%s", image.repository, image.digest, extra={"build": image.build})
-        _remove(registry, image.repository, {*belonging, *image.parts} - _needed_without(image, looked))
+        _remove(registry, image.repository, {*belonging, *image.parts} - _needed_without(image, review))
         return True
 
     def _unused(self, image: Pushed) -> Build | None:
@@ -157,11 +157,11 @@ def _all(records: Records) -> Iterator[Build]:
             return
 
 
-def _digests_of_others(registry: Registry, looked: Looked) -> set[str]:
+def _digests_of_others(registry: Registry, review: ImageReview) -> set[str]:
     """What tags that Kiln does not give to commits are now: somebody may have set or moved one since the look."""
-    tags = registry.tags(looked.repository)
+    tags = registry.tags(review.repository)
     others = [tag for tag in tags if not is_reserved(tag) and not REFERRERS.fullmatch(tag)]
-    found = [registry.manifest(looked.repository, tag) for tag in others]
+    found = [registry.manifest(review.repository, tag) for tag in others]
     return {manifest.digest for manifest in found if manifest}
 
 
@@ -170,9 +170,9 @@ def _restore(registry: Registry, image: Pushed, whole: Manifest) -> None:
         registry.put(image.repository, reference, whole.media_type, whole.body or b"")
 
 
-def _needed_without(image: Pushed, looked: Looked) -> set[str]:
+def _needed_without(image: Pushed, review: ImageReview) -> set[str]:
     """The digests that something else in the repository stands for, or refers to."""
-    others = [verdict.image for verdict in looked.verdicts if verdict.image.digest != image.digest]
+    others = [verdict.image for verdict in review.verdicts if verdict.image.digest != image.digest]
     return {digest for other in others for digest in (other.digest, *other.parts)}
 
 
@@ -208,44 +208,44 @@ class Retention:
         self._clock = clock
         self._monotonic = monotonic
         self._due = monotonic()
-        self._told: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set; a deletion that is under way then is finished."""
         while not stop.is_set():
             if self._leading() and self._monotonic() >= self._due:
-                self.turn(stop)
-                self._due = self._monotonic() + EVERY
-            stop.wait(TICK)
+                self.run_once(stop)
+                self._due = self._monotonic() + PRUNE_INTERVAL
+            stop.wait(LEADER_CHECK_INTERVAL)
 
-    def turn(self, stop: threading.Event) -> None:
+    def run_once(self, stop: threading.Event) -> None:
         """One look at all repositories, with what follows from it."""
         failed = 0
         try:
-            for looked in self._pruner.look():
+            for review in self._pruner.review():
                 if stop.is_set() or not self._leading():
                     return
-                failed += not self._done(looked)
+                failed += not self._prune(review)
         except EngineError as error:
-            self._tell("", f"The records cannot be read: {error}")
+            self._log_trouble("", f"The records cannot be read: {error}")
             failed += 1
         except Exception:
             log.exception("Pruning images failed")
             failed += 1
         metrics.PRUNE_FAILING.set(failed)
 
-    def _done(self, looked: Looked) -> bool:
-        pruned = self._pruner.prune(looked)
-        error = looked.error or pruned.error
-        self._tell(looked.repository, error or "")
-        if looked.error is None:
-            self._forget_records(looked, {image.digest for image in pruned.deleted})
+    def _prune(self, review: ImageReview) -> bool:
+        pruned = self._pruner.prune(review)
+        error = review.error or pruned.error
+        self._log_trouble(review.repository, error or "")
+        if review.error is None:
+            self._forget_records(review, {image.digest for image in pruned.deleted})
         return error is None
 
-    def _forget_records(self, looked: Looked, deleted: Collection[str]) -> None:
+    def _forget_records(self, review: ImageReview, deleted: Collection[str]) -> None:
         """The records that are over their time, and whose image is not in the registry any more."""
-        there = {verdict.image.digest for verdict in looked.verdicts} - {*deleted}
-        for record in looked.records:
+        there = {verdict.image.digest for verdict in review.verdicts} - {*deleted}
+        for record in review.records:
             over = self._clock() - record.ended_at >= self._history
             if over and record.digest is not None and record.digest not in there and not record.waits:
                 with suppress(NotFound):
@@ -253,9 +253,9 @@ class Retention:
                     if recorded(build) == record:
                         self._forget(build)
 
-    def _tell(self, repository: str, trouble: str) -> None:
+    def _log_trouble(self, repository: str, trouble: str) -> None:
         """Once, and not again until something else is wrong, or nothing is."""
-        if trouble != self._told.get(repository, ""):
-            self._told[repository] = trouble
+        if trouble != self._logged.get(repository, ""):
+            self._logged[repository] = trouble
             if trouble:
                 log.warning("Images of %s are not pruned: %s", repository, trouble)

@@ -1,8 +1,8 @@
 """Triggers: which events ask for which builds.
 
-A trigger is filters, then a template. What it makes is a `Wanted`: what somebody asks for, still in their words;
-whether it may be built, and under which name, is `builds.intake`'s to say. Nothing in a template is evaluated: it names
-values, and a value is text.
+A trigger consists of filters and a template. It produces a `RequestedBuild` in the sender's words; `builds.intake`
+decides whether it may be built, and under which name. Templates contain no expressions: a field names a value, and a
+value is text.
 
 Some names are known only when the ref has been looked up (`{slug}`, and `{commit}` for events that are no push), so a
 template is filled in two steps, and what has been filled in is never read as a template again.
@@ -245,7 +245,7 @@ def plain(text: str) -> Template:
 # What is wanted
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class RequestedBuild(msgspec.Struct, frozen=True, kw_only=True):
     """What an event asks for, in its sender's words: nothing here has been checked.
 
     `commit` is there for a push, and then needs no look-up. The templates still lack what only the request can tell.
@@ -332,7 +332,7 @@ class _Reader:
             for name in ("branches", "tags", "paths"):
                 self._check_globs(f"{section}.{name}", getattr(getattr(self._rule, section), name, None))
         if not self.problems:
-            self.problems += (f"Trigger '{trigger.name}', {problem}" for problem in _unmet(trigger))
+            self.problems += (f"Trigger '{trigger.name}', {problem}" for problem in _unmatchable(trigger))
         return trigger
 
     def _note(self, place: str, read: Callable[[], T]) -> T | None:
@@ -383,12 +383,12 @@ class _Reader:
 # Rules that no event can meet
 
 
-def _unmet(trigger: Trigger) -> Iterator[str]:
+def _unmatchable(trigger: Trigger) -> Iterator[str]:
     """Why a rule can have no builds, with the place."""
-    wanted, requests = trigger.filters, trigger.pull_requests
+    requested_builds, requests = trigger.filters, trigger.pull_requests
     own = any_of("prefix", "type", REQUESTS) if requests else any_of("exact", "type", [*PUSHES])
-    may_be_own = possible([*wanted, *trigger.when, own])
-    if not possible([*wanted, *trigger.when]):
+    may_be_own = possible([*requested_builds, *trigger.when, own])
+    if not possible([*requested_builds, *trigger.when]):
         yield "filters: they contradict each other, so no event matches. One of several is a list under `any:`."
         return
     if trigger.push and requests:
@@ -397,18 +397,18 @@ def _unmet(trigger: Trigger) -> Iterator[str]:
     yield from _unsuitable(trigger)
     if trigger.push and trigger.push.branches is None and trigger.push.tags and trigger.push.paths:
         yield "push.paths: is for branches, and only tags are chosen; leave it out, or name branches too."
-    slips: list[str | None] = [*_starred(wanted)]
-    slips += [_misspelt(kind) for kind in sorted(values(wanted, "type"))]
+    slips: list[str | None] = [*_starred(requested_builds)]
+    slips += [_misspelt(kind) for kind in sorted(values(requested_builds, "type"))]
     slips += [
-        *map(_misspelt_beginning, sorted(values(wanted, "type", "prefix"))),
-        *map(_misplaced, sorted(values(wanted, "source"))),
+        *map(_misspelt_beginning, sorted(values(requested_builds, "type", "prefix"))),
+        *map(_misplaced, sorted(values(requested_builds, "source"))),
     ]
     if trigger.push is not None or (trigger.repository is None and not requests):
-        slips += [_no_subject(trigger, subject) for subject in sorted(values(wanted, "subject"))]
+        slips += [_no_subject(trigger, subject) for subject in sorted(values(requested_builds, "subject"))]
     if any(slips):
         yield from (f"filters: {problem}" for problem in slips if problem)
         return
-    if not possible([*wanted, negated(any_of("prefix", "type", [OURS]))]):
+    if not possible([*requested_builds, negated(any_of("prefix", "type", [OURS]))]):
         yield "filters: Kiln's own events match no trigger; dev.kiln.build.requested.v1 needs none."
     elif trigger.push is not None and not may_be_own:
         yield f"push: is for pushes, and the filters want none of them ({', '.join(sorted(PUSHES))})."
@@ -441,8 +441,8 @@ def _unsuitable(trigger: Trigger) -> Iterator[str]:
 def _without_value(trigger: Trigger, own: Filter, *, may_be_own: bool) -> Iterator[str]:
     """What is compared or filled in, and that no event has which could match. `own`: pushes, or pull requests."""
     only_own = trigger.push is not None or trigger.pull_requests is not None or trigger.repository is None
-    wanted = [*trigger.filters, *([own] if only_own else [])]
-    if not possible([*wanted, negated(any_of("prefix", "type", PLAIN_SOURCES))]):
+    requested_builds = [*trigger.filters, *([own] if only_own else [])]
+    if not possible([*requested_builds, negated(any_of("prefix", "type", PLAIN_SOURCES))]):
         for name in sorted(names([*trigger.filters, *trigger.when]) - ATTRIBUTES):
             if "." not in name and not ON_THE_WAY.fullmatch(name):
                 yield f"filters: {_absent(name)}"
@@ -526,11 +526,11 @@ def _misspelt_beginning(text: str) -> str | None:
 
 
 DefaultBranch = Callable[[PushFacts], str | None]
-"""Says which branch of a repository is the default one, by its short name. Raises AskError."""
+"""Says which branch of a repository is the default one, by its short name. Raises RequestError."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What an event says of what to build: a push, or a pull request. `head` is as in `Wanted`."""
+class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What an event says of what to build: a push, or a pull request. `head` is as in `RequestedBuild`."""
 
     repository: str
     ref: str
@@ -541,12 +541,12 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     default: bool = False
 
 
-def wanted(
+def requested_builds(
     triggers: Sequence[Trigger],
     event: Event,
     default_branch: DefaultBranch = lambda push: push.default_branch,
     changed: Callable[[RequestFacts], Collection[str] | None] = lambda request: None,  # noqa: ARG005
-) -> list[Wanted]:
+) -> list[RequestedBuild]:
     """What the event asks for: one for each trigger that it matches, or what a request for a build holds.
 
     `default_branch` is asked where a trigger is for that branch alone: some hosts do not say it with a push. `changed`
@@ -557,7 +557,7 @@ def wanted(
     none, eventing.errors.DecodeError for a push whose data is none, and what `default_branch` raises.
     """
     if event.type == REQUESTED:
-        return [requested(event.data)]
+        return [from_event_data(event.data)]
     if event.type.startswith(OURS):
         return []
     push = push_of(event)
@@ -574,12 +574,16 @@ def wanted(
             return request is not None and asks_for(trigger.pull_requests, request, paths)
         return _of_push(trigger, push, default_branch)
 
-    return [_wanted(each, event, _told(each, push, request), foreign=foreign) for each in triggers if matching(each)]
+    return [
+        _requested_build(each, event, _facts(each, push, request), foreign=foreign)
+        for each in triggers
+        if matching(each)
+    ]
 
 
-def _told(trigger: Trigger, push: PushFacts | None, request: RequestFacts | None) -> Told | None:
+def _facts(trigger: Trigger, push: PushFacts | None, request: RequestFacts | None) -> EventFacts | None:
     if push is not None:
-        return Told(
+        return EventFacts(
             repository=push.repository,
             ref=push.ref,
             commit=push.commit,
@@ -588,7 +592,7 @@ def _told(trigger: Trigger, push: PushFacts | None, request: RequestFacts | None
         )
     if request is None or trigger.pull_requests is None:
         return None
-    return Told(
+    return EventFacts(
         repository=request.repository,
         ref=request.ref,
         commit=request.commit,
@@ -619,17 +623,17 @@ def reason(event: Event) -> str:
     return "No trigger asks for a build of this."
 
 
-def requested(data: object) -> Wanted:
+def from_event_data(data: object) -> RequestedBuild:
     """The data of a `dev.kiln.build.requested.v1`. Raises Malformed."""
     try:
-        return asked(msgspec.convert(data, BuildRequestBody))
+        return from_body(msgspec.convert(data, BuildRequestBody))
     except msgspec.ValidationError as error:
         raise Malformed(f"This is no request for a build: {str(error)[:200]}.") from None
 
 
-def asked(body: BuildRequestBody) -> Wanted:
+def from_body(body: BuildRequestBody) -> RequestedBuild:
     """What a request for a build wants; braces in it mean nothing."""
-    return Wanted(
+    return RequestedBuild(
         repository=body.repository,
         ref=body.ref,
         commit=body.commit,
@@ -669,10 +673,10 @@ def _chooses(rule: PushRule, ref: str) -> bool:
     return chosen(globs or (), short_name(ref))
 
 
-def _wanted(trigger: Trigger, event: Event, told: Told | None, *, foreign: bool) -> Wanted:
+def _requested_build(trigger: Trigger, event: Event, facts: EventFacts | None, *, foreign: bool) -> RequestedBuild:
     """Where a template names another repository or ref than the event, nothing more is taken from it."""
-    given = _values(told) if told else {}
-    values = told.values if told else {}
+    given = _values(facts) if facts else {}
+    values = facts.values if facts else {}
 
     def early(name: str) -> str | None:
         return given.get(name) if name in LATE else known(name)
@@ -686,15 +690,15 @@ def _wanted(trigger: Trigger, event: Event, told: Told | None, *, foreign: bool)
     repository = own(trigger.repository) or given.get("repository")
     if repository is None:
         raise CannotBuild(f"The trigger '{trigger.name}' names no repository, and this event is no push.")
-    if told and repository != told.repository and not _same(repository, told.repository):
-        told = None
-    ref = own(trigger.ref) or (told.ref if told else None)
-    if told and ref != told.ref:
-        told = None
-    return Wanted(
+    if facts and repository != facts.repository and not _same(repository, facts.repository):
+        facts = None
+    ref = own(trigger.ref) or (facts.ref if facts else None)
+    if facts and ref != facts.ref:
+        facts = None
+    return RequestedBuild(
         repository=repository,
         ref=ref,
-        commit=own(trigger.commit) or (told.commit if told else None),
+        commit=own(trigger.commit) or (facts.commit if facts else None),
         subdir=trigger.subdir.fill(known),
         build_args={name: part.fill(known) for name, part in trigger.build_args.items()},
         image=trigger.image and trigger.image.fill(known),
@@ -702,10 +706,10 @@ def _wanted(trigger: Trigger, event: Event, told: Told | None, *, foreign: bool)
         force=trigger.force,
         trigger=trigger.name,
         # For bytes that are no UTF-8 hosts write U+FFFD: such refs cannot be told apart, so none supersedes another.
-        push=told.push if told and "\ufffd" not in told.ref else None,
-        head=told.head if told else None,
+        push=facts.push if facts and "\ufffd" not in facts.ref else None,
+        head=facts.head if facts else None,
         foreign=foreign,
-        default=told is not None and told.default,
+        default=facts is not None and facts.default,
     )
 
 
@@ -716,10 +720,10 @@ def _same(one: str, other: str) -> bool:
         return False
 
 
-def _values(told: Told) -> dict[str, str | None]:
+def _values(facts: EventFacts) -> dict[str, str | None]:
     return {
-        "repository": told.repository,
-        "ref": told.ref,
-        "ref_name": short_name(told.ref),
-        "commit": told.commit,
+        "repository": facts.repository,
+        "ref": facts.ref,
+        "ref_name": short_name(facts.ref),
+        "commit": facts.commit,
     }

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from builds.build import Build, Kind, State
-from builds.engines import Ask, NotFound
+from builds.engines import NotFound, Submission
 from builds.errors import Forbidden
 from builds.intake import merge
-from builds.triggers import Wanted
+from builds.triggers import RequestedBuild
 from eventing.event import Event
 from eventing.hops import hops_left
 from eventing.hosts import request_of
@@ -28,10 +28,10 @@ MAX_NOTE = 1000
 """Characters of one value in the log: a batch has many ids, and its sender chose them."""
 
 
-def check(wanted: Wanted, event: Event, *, who: Identity, kind: Kind) -> Ask:
-    """What is wanted by an event, as a request that they may have built. Raises AskError, Unavailable."""
+def check(wanted: RequestedBuild, event: Event, *, who: Identity, kind: Kind) -> Submission:
+    """What is wanted by an event, as a request that they may have built. Raises RequestError, Unavailable."""
     held = services()
-    ask = held.intake.ask(
+    ask = held.intake.submission(
         wanted,
         source=event.source,
         id=event.id,
@@ -57,7 +57,7 @@ def _has_succeeded(name: str) -> bool:
         return False
 
 
-def accept(asks: Sequence[Ask], via: str) -> list[Build]:
+def accept(asks: Sequence[Submission], via: str) -> list[Build]:
     """Writes them all or none; duplicates are the builds that there are. Raises EngineError."""
     builds = services().records.accept(merge(asks))
     metrics.ASKED.labels(via).inc(len(builds))
@@ -69,7 +69,7 @@ def withdraw(event: Event) -> str | None:
     """Where the event says that a pull request was closed, its builds are left to those who wait for them beside it,
     and a sentence says so.
 
-    Raises EventError, AskError, EngineError.
+    Raises EventError, RequestError, EngineError.
     """
     request = request_of(event)
     if request is None or not request.closed:

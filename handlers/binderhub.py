@@ -22,19 +22,18 @@ from urllib.parse import unquote
 
 from flask import Blueprint, Response, request, url_for
 
-from builds import providers
 from builds.build import Build, Kind, State
-from builds.engines import Ask, EngineError, LogLine, NotFound, Records
+from builds.engines import EngineError, LogLine, NotFound, Records, Submission
 from builds.errors import UnknownRef
 from builds.image import tag_for
-from builds.providers import PROVIDERS, Source
 from builds.retention import recorded
-from builds.triggers import REQUESTED, requested
+from builds.triggers import REQUESTED, from_event_data
 from eventing.event import Event
-from handlers import asking, logs, problems
+from handlers import asking, logs, problems, providers
 from handlers.auth import Identity
 from handlers.builds import look
 from handlers.problems import Problem, problem_of
+from handlers.providers import PROVIDERS, NamedSource
 from handlers.services import services
 
 log = logging.getLogger(__name__)
@@ -146,13 +145,13 @@ def _raw(spec: str) -> str:
     return raw if providers.parts(unquote(raw)) == providers.parts(spec) else spec
 
 
-def _ask(source: Source, address: str, who: Identity) -> tuple[Ask, list[str]]:
-    """The request, and what to say first: advice, where the default branch has another name by now. Raises AskError."""
+def _ask(source: NamedSource, address: str, who: Identity) -> tuple[Submission, list[str]]:
+    """The request, and advice to send first where the default branch has been renamed. Raises RequestError."""
     notes = [] if request.args.get("build_only", "").lower() == "true" else [NO_LAUNCH]
 
-    def ask(ref: str) -> Ask:
+    def ask(ref: str) -> Submission:
         event = Event(source=address, id=str(uuid.uuid4()), type=REQUESTED)
-        wanted = requested({"repository": source.repository, "ref": ref})
+        wanted = from_event_data({"repository": source.repository, "ref": ref})
         return asking.check(wanted, event, who=who, kind=Kind.PERSON)
 
     try:
@@ -164,7 +163,7 @@ def _ask(source: Source, address: str, who: Identity) -> tuple[Ask, list[str]]:
     return ask("HEAD"), [*notes, f"{advice} It is built instead of {source.ref}: please update your links."]
 
 
-def _resumed(source: Source, who: Identity) -> Viewed | None:
+def _resumed(source: NamedSource, who: Identity) -> Viewed | None:
     """What a viewer comes back to, if `Last-Event-ID` is one of this repository's. Raises NotFound, Unavailable."""
     name, _, rest = request.headers.get("Last-Event-ID", "").partition(":")
     if not re.fullmatch(r"build-[a-z0-9-]{1,57}", name):
@@ -188,7 +187,7 @@ def _just_ended(name: str) -> Viewed | None:
     return Viewed(found, (found.status.round_began_with, 0))
 
 
-def _note_use(ask: Ask) -> None:
+def _note_use(ask: Submission) -> None:
     """In the record, as one more who asks: an image that is used must not be deleted as one that nobody asks for."""
     after = services().note_use_after
     if after is None:
@@ -198,7 +197,7 @@ def _note_use(ask: Ask) -> None:
             asking.accept([ask], via="binderhub")
 
 
-def _accepted(ask: Ask) -> Viewed:
+def _accepted(ask: Submission) -> Viewed:
     """What was asked for, written down. An ended build is told of from its next attempt on."""
     (found,) = asking.accept([ask], via="binderhub")
     status = found.status

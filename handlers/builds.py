@@ -16,10 +16,10 @@ from flask import Blueprint, Response, request, url_for
 
 from builds import search
 from builds.build import Build, Kind, State
-from builds.engines import NotFound, Page, pages
-from builds.engines.pages import MAX_LISTED
+from builds.engines import NotFound, Page, paging
+from builds.engines.paging import MAX_LISTED
 from builds.report import as_json
-from builds.triggers import REQUESTED, requested
+from builds.triggers import REQUESTED, from_event_data
 from eventing.event import Event
 from eventing.wire import load_json
 from handlers import asking, bodies, logs
@@ -61,7 +61,7 @@ def shown(build: Build, identity: Identity) -> bool:
 def list_builds(identity: Identity, *, limit: int = 50) -> Page:
     """What the request's query asks for, without what they may not see; `limit` where it does not say how many.
 
-    Raises Problem 400, AskError.
+    Raises Problem 400, RequestError.
     """
     given = request.args
     most = given.get("limit", str(limit))
@@ -101,12 +101,12 @@ def _seen(wanted: search.Wanted, limit: int, read: Callable[..., Page], cursor: 
         page = read(limit=size, cursor=cursor)
         seen += filter(wanted, page.builds)
         if len(seen) > limit:
-            return Page(builds=tuple(seen[:limit]), cursor=cursors.given(pages.place_of(seen[limit - 1])))
+            return Page(builds=tuple(seen[:limit]), cursor=cursors.given(paging.place_of(seen[limit - 1])))
         if page.cursor is None:
             return Page(builds=tuple(seen), cursor=None)
         looked += size
         if looked > MOST_LOOKED_AT:
-            return Page(builds=tuple(seen), cursor=cursors.given(pages.before_all(pages.place(page.cursor))))
+            return Page(builds=tuple(seen), cursor=cursors.given(paging.before_all(paging.place(page.cursor))))
         cursor, size = page.cursor, STEP
 
 
@@ -126,8 +126,8 @@ def cancel(name: str, identity: Identity) -> Build:
 def rebuild(name: str, identity: Identity, via: str = "api") -> Build:
     """Asks for the same image of the same commit once more, with `force`. One that is under way is joined.
 
-    `via` is the way in, as metrics count it. Raises NotFound, EngineError; any AskError of `builds.errors` where they
-    may not have it built, or not so.
+    `via` is the way in, as metrics count it. Raises NotFound, EngineError; any RequestError of `builds.errors` where
+    they may not have it built, or not so.
     """
     wanted = services().intake.again(look(name, identity), chooses=identity.chooses)
     builds = asking.accept([asking.check(one, _event(), who=identity, kind=Kind.PERSON) for one in wanted], via=via)
@@ -142,7 +142,7 @@ def _event() -> Event:
 @routes.post("")
 def ask() -> Response:
     identity = services().auth.admit(request)
-    wanted = requested(load_json(bodies.read_json(services().max_body)))
+    wanted = from_event_data(load_json(bodies.read_json(services().max_body)))
     (build,) = asking.accept([asking.check(wanted, _event(), who=identity, kind=Kind.PERSON)], via="api")
     return answer(shape(build), 202, {"Location": location(build.name)})
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from itsdangerous import BadData, URLSafeSerializer
 
-from builds.engines import pages
+from builds.engines import paging
 
 
 class Cursors:
@@ -27,8 +27,8 @@ class Cursors:
             signer_kwargs={"key_derivation": "hmac", "digest_method": hashlib.sha256},
         )
 
-    def given(self, place: pages.Place) -> str:
-        return str(self._signed.dumps(pages.cursor(place)))
+    def given(self, place: paging.Place) -> str:
+        return str(self._signed.dumps(paging.cursor(place)))
 
     def taken(self, cursor: str) -> str:
         """The cursor of the records. Raises ValueError for one that was not given here."""

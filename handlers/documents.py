@@ -10,8 +10,8 @@ from functools import cache
 
 from flask import Blueprint, Response
 
-from builds import asyncapi, openapi
 from builds.report import schemas
+from handlers import asyncapi, openapi
 from handlers.builds import answer
 from handlers.problems import Problem
 from handlers.services import services

@@ -11,9 +11,9 @@ import time
 from flask import Blueprint, Response, request
 
 from builds.build import Kind
-from builds.engines import Ask, EngineError
-from builds.errors import AskError, TryAgain
-from builds.triggers import REQUESTED, wanted
+from builds.engines import EngineError, Submission
+from builds.errors import RequestError, TryAgain
+from builds.triggers import REQUESTED, requested_builds
 from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hops import is_spent
@@ -36,7 +36,7 @@ and a body has room for thousands of them."""
 def receive() -> Response:
     try:
         return _receive()
-    except (Problem, AskError, EngineError, EventError):
+    except (Problem, RequestError, EngineError, EventError):
         metrics.EVENTS.labels("events", "refused").inc()
         raise
 
@@ -51,14 +51,14 @@ def _receive() -> Response:
             f"You may send only {REQUESTED}. Other events are for admins, API tokens, services and the subjects of "
             "KILN_OIDC_SUBJECTS.",
         )
-    asks: list[Ask] = []
+    asks: list[Submission] = []
     began = time.monotonic()
     for index, event in enumerate(events):
         try:
             if time.monotonic() - began > CHECKING:
                 raise TryAgain("Looking up the refs of this batch takes too long; send fewer events at once.")
             asks += _asks(event, identity)
-        except (AskError, EventError) as error:
+        except (RequestError, EventError) as error:
             if len(events) == 1:
                 raise
             problem = problem_of(error)
@@ -70,8 +70,8 @@ def _receive() -> Response:
     return Response(status=202, headers={"Location": location(builds[0].name)})
 
 
-def _asks(event: Event, who: Identity) -> list[Ask]:
-    """What an event asks for. Raises AskError, DecodeError."""
+def _asks(event: Event, who: Identity) -> list[Submission]:
+    """What an event asks for. Raises RequestError, DecodeError."""
     for_people = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
     somebody_waits = for_people and not who.sender
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
@@ -79,7 +79,7 @@ def _asks(event: Event, who: Identity) -> list[Ask]:
     if intake.is_own(event) or is_spent(event):
         return []
     asking.withdraw(event)
-    found = wanted(
+    found = requested_builds(
         services().triggers,
         event,
         lambda push: intake.default_branch(push, who.by, who.groups),

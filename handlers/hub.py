@@ -1,9 +1,9 @@
 """The users of a JupyterHub: by their tokens, and in a browser by its sign-in (OAuth 2, RFC 6749).
 
 Whoever a token belongs to must have been given access to this service there; the Hub is asked again and again
-(`builds.clients.hub` says how often), so that what it takes away is gone here, too. A browser's session is the token
-that its sign-in ended in, in a signed cookie: any replica can read it, none keeps anything. It is keyed by the token
-that the Hub has given to this service and to nobody else.
+(`builds.clients.jupyterhub` says how often), so that what it takes away is gone here, too. A browser's session is the
+token that its sign-in ended in, in a signed cookie: any replica can read it, none keeps anything. It is keyed by the
+token that the Hub has given to this service and to nobody else.
 
 What a request by a session must show besides, because other people's servers may be on the same host, is in
 `handlers.xsrf`.
@@ -24,7 +24,7 @@ from handlers.problems import Problem
 from handlers.seals import Seal
 
 if TYPE_CHECKING:
-    from builds.clients.hub import Holder, Hub
+    from builds.clients.jupyterhub import Holder, HubClient
 
 HUB_SESSION = "kiln-hub-session"
 
@@ -33,7 +33,7 @@ HUB_SESSION = "kiln-hub-session"
 class HubService:
     """This service as its Hub knows it, and what may be asked of the Hub."""
 
-    hub: Hub
+    hub: HubClient
     client_id: str
     secret: str
     access_scopes: Sequence[str]

@@ -18,7 +18,7 @@ from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
 from builds.engines import AlreadyEnded, EngineError, NotFound, QueueFull
-from builds.errors import AskError, TryAgain
+from builds.errors import RequestError, TryAgain
 from eventing.errors import EventError
 
 BUSY = 30
@@ -37,7 +37,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
 
-KINDS = (Problem, HTTPException, AskError, EngineError, EventError)
+KINDS = (Problem, HTTPException, RequestError, EngineError, EventError)
 """What may end a request."""
 
 
@@ -53,7 +53,7 @@ def problem_of(error: Exception) -> Problem:
             return error
         case TryAgain():
             return Problem(error.status, str(error), {"Retry-After": str(max(1, round(error.retry_after)))})
-        case AskError() | EventError():
+        case RequestError() | EventError():
             return Problem(error.status, str(error))
         case EngineError():
             return _of_engine(error)

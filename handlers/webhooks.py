@@ -15,10 +15,10 @@ from http import HTTPStatus
 from flask import Blueprint, Response
 
 from builds.build import Kind
-from builds.engines import Ask, EngineError
-from builds.errors import AskError, Forbidden, Malformed
+from builds.engines import EngineError, Submission
+from builds.errors import Forbidden, Malformed, RequestError
 from builds.intake import Intake
-from builds.triggers import Wanted, reason, wanted
+from builds.triggers import RequestedBuild, reason, requested_builds
 from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hosts import DIALECTS, Dialect, Ignored
@@ -43,7 +43,7 @@ def receive(word: str) -> Response:
     via = word if word in DIALECTS else "unknown"
     try:
         response = _receive(word)
-    except (Problem, AskError, EngineError, EventError):
+    except (Problem, RequestError, EngineError, EventError):
         metrics.EVENTS.labels(via, "refused").inc()
         raise
     metrics.EVENTS.labels(via, "accepted" if response.status_code == HTTPStatus.ACCEPTED else "ignored").inc()
@@ -63,10 +63,10 @@ def _receive(word: str) -> Response:
     return answer({"builds": builds}, 202)
 
 
-def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Ask], list[str]]:
+def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Submission], list[str]]:
     """What a delivery asks for, and the reasons why it asks for no more. Its body is in memory no longer than this.
 
-    Raises Problem, AskError, EventError.
+    Raises Problem, RequestError, EventError.
     """
     headers = {name: value for name, value in this_request().headers}  # noqa: C416 (`dict` looks each up again)
     with bodies.held(MAX_BODY, held.max_body, held.large) as body:
@@ -78,8 +78,8 @@ def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tu
         return _asks(held, delivered, dialect.word)
 
 
-def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Ask], list[str]]:
-    asks: list[Ask] = []
+def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Submission], list[str]]:
+    asks: list[Submission] = []
     refusals: list[str] = []
     for event in events:
         with _collected(refusals):
@@ -102,16 +102,16 @@ def _collected(refusals: list[str]) -> Iterator[None]:
     """Goes on where policy refuses."""
     try:
         yield
-    except AskError as error:
+    except RequestError as error:
         if error.status not in REFUSED and not isinstance(error, Malformed):  # the host takes names that Kiln does not
             raise
         refusals.append(str(error))
 
 
-def _wanted(held: Services, event: Event, word: str) -> list[Wanted]:
-    """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; AskError."""
+def _wanted(held: Services, event: Event, word: str) -> list[RequestedBuild]:
+    """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; RequestError."""
     by, intake = _by(word), held.intake
-    found = wanted(
+    found = requested_builds(
         held.triggers,
         event,
         lambda push: intake.default_branch(push, by),
@@ -121,9 +121,9 @@ def _wanted(held: Services, event: Event, word: str) -> list[Wanted]:
     return found
 
 
-def _check_same_host_kind(intake: Intake, word: str, event: Event, found: Sequence[Wanted]) -> None:
+def _check_same_host_kind(intake: Intake, word: str, event: Event, found: Sequence[RequestedBuild]) -> None:
     try:
-        intake.vouch(word, event, found)
+        intake.check_same_host_kind(word, event, found)
     except Forbidden as error:
         raise Problem(error.status, str(error)) from None
 

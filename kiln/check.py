@@ -11,13 +11,13 @@ from datetime import UTC, datetime
 from functools import partial
 
 from builds.build import Kind
-from builds.clients.git import Resolved
-from builds.engines import Ask
-from builds.errors import AskError, BuildsError
+from builds.clients.git import ResolvedRef
+from builds.engines import Submission
+from builds.errors import BuildsError, RequestError
 from builds.image import tag_for
 from builds.intake import Intake
 from builds.repository import Repository, short_name
-from builds.triggers import Wanted, wanted
+from builds.triggers import RequestedBuild, requested_builds
 from eventing import saved
 from eventing.errors import EventError
 from eventing.event import Event
@@ -104,9 +104,9 @@ def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
     intake = wiring.intake(kiln, _Nobody())
     for event in events:
         say(f"event {event.id}: {event.type} of {event.source}" + (f", {event.subject}" if event.subject else ""))
-        wants = wanted(kiln.config.triggers, event, partial(_default_branch, say))
+        wants = requested_builds(kiln.config.triggers, event, partial(_default_branch, say))
         if word is not None:
-            intake.vouch(word, event, wants)
+            intake.check_same_host_kind(word, event, wants)
         if intake.is_own(event):
             say("  Kiln's own account has pushed it, or this Kiln has sent it: nothing would be built")
             continue
@@ -134,9 +134,9 @@ def _delivered(word: str, request: saved.Saved, say: Say) -> list[Event]:
     return found
 
 
-def _ask(intake: Intake, want: Wanted, event: Event) -> Ask | AskError:
+def _ask(intake: Intake, want: RequestedBuild, event: Event) -> Submission | RequestError:
     try:
-        return intake.ask(
+        return intake.submission(
             want,
             source=event.source,
             id=event.id,
@@ -146,13 +146,13 @@ def _ask(intake: Intake, want: Wanted, event: Event) -> Ask | AskError:
             kind=Kind.PUSH,
             now=datetime.now(UTC),
         )
-    except AskError as error:
+    except RequestError as error:
         return error
 
 
-def _tell(ask: Ask | AskError, want: Wanted, say: Say) -> None:
+def _tell(ask: Submission | RequestError, want: RequestedBuild, say: Say) -> None:
     say(f"  by the trigger {want.trigger}" if want.trigger else "  as it asks itself")
-    if isinstance(ask, AskError):
+    if isinstance(ask, RequestError):
         say(f"    refused ({ask.status}): {ask}")
         return
     request, unknown = ask.request, ask.request.commit == UNKNOWN
@@ -176,9 +176,9 @@ def _tell(ask: Ask | AskError, want: Wanted, say: Say) -> None:
 class _Nobody:
     """Resolves without asking: a full ref is taken for what it says, the rest for a branch."""
 
-    def resolve(self, repository: Repository, ref: str | None) -> Resolved:  # noqa: ARG002
+    def resolve(self, repository: Repository, ref: str | None) -> ResolvedRef:  # noqa: ARG002
         full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
-        return Resolved(full, UNKNOWN)
+        return ResolvedRef(full, UNKNOWN)
 
     def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
         return UNKNOWN

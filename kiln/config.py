@@ -21,13 +21,13 @@ import msgspec
 
 from builds.errors import RepositoryError, RuleError
 from builds.image import image_pattern
-from builds.listed import Listed
 from builds.options import Options
 from builds.plan import Word
 from builds.private import Private, PrivateRule
 from builds.repository import KNOWN_HOSTS, HostKind, canonical
 from builds.retention import Rule
 from builds.statuses import HostRule
+from builds.sync.missing import Listed
 from builds.triggers import DEFAULT, Trigger, TriggerRule
 from builds.triggers import read as read_triggers
 from eventing.cdevents import TYPES

@@ -13,7 +13,7 @@ from typing import Any
 from builds.builder.log import clean
 from builds.clients.errors import RegistryError
 from builds.engines import EngineError
-from builds.prune import Looked, Pruner
+from builds.prune import ImageReview, Pruner
 from builds.repository import canonical, glob_match
 from builds.retention import Pushed, Verdict
 from kiln import wiring
@@ -26,7 +26,7 @@ Say = Callable[[str], object]
 def show(environ: Mapping[str, str], *, as_json: bool, say: Say, complain: Say) -> int:
     """Lists all images with Kiln's label. Returns the exit status. Raises KilnError."""
     with _opened(environ) as (kiln, pruner):
-        looks = [*pruner.look(_more(kiln))]
+        looks = [*pruner.review(_more(kiln))]
     ruled = kiln.config.keep is not None
     found = [verdict for looked in looks for verdict in looked.verdicts if verdict.by_kiln]
     _print(found, as_json, say, ruled=ruled)
@@ -40,7 +40,7 @@ def prune(environ: Mapping[str, str], *, delete: bool, as_json: bool, say: Say, 
             raise CommandError("No rule: set `keep: {for: 30d}` in the YAML file")
         found: list[Verdict] = []
         errors: list[tuple[str, str | None]] = []
-        for looked in pruner.look():
+        for looked in pruner.review():
             gone, error = _pruned(pruner, looked) if delete else (looked.unneeded, None)
             found += gone
             errors.append((looked.repository, looked.error or error))
@@ -49,7 +49,7 @@ def prune(environ: Mapping[str, str], *, delete: bool, as_json: bool, say: Say, 
     return _errors(errors, complain)
 
 
-def _pruned(pruner: Pruner, looked: Looked) -> tuple[Sequence[Verdict], str | None]:
+def _pruned(pruner: Pruner, looked: ImageReview) -> tuple[Sequence[Verdict], str | None]:
     pruned = pruner.prune(looked)
     gone = {image.digest for image in pruned.deleted}
     return [verdict for verdict in looked.unneeded if verdict.image.digest in gone], pruned.error

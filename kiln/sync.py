@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from builds.builder.log import clean
-from builds.engines import Ask, EngineError
-from builds.errors import AskError, RepositoryError
-from builds.listed import Listed
+from builds.engines import EngineError, Submission
+from builds.errors import RepositoryError, RequestError
 from builds.repository import canonical
-from builds.sync import Looked
+from builds.sync.missing import Listed
+from builds.sync.reconciler import SyncReport
 from kiln import wiring
 from kiln.errors import CommandError
 from kiln.wiring import Kiln
@@ -34,8 +34,8 @@ def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, say: Say,
             for listed in chosen:
                 try:
                     compared = look.compare(listed)
-                    looked = Looked(comparison=compared) if dry else look.ask(compared)
-                except AskError as error:
+                    looked = SyncReport(comparison=compared) if dry else look.submit(compared)
+                except RequestError as error:
                     complain(f"kiln: {listed.url}: {error}")
                     whole = False
                 else:
@@ -62,7 +62,7 @@ def _chosen(kiln: Kiln, urls: Sequence[str]) -> list[Listed]:
     return list(chosen.values())
 
 
-def _tell(listed: Listed, looked: Looked, say: Say, complain: Say, *, dry: bool) -> bool:
+def _tell(listed: Listed, looked: SyncReport, say: Say, complain: Say, *, dry: bool) -> bool:
     """Returns whether nothing was left undone."""
     compared = looked.comparison
     now = compared.missing if dry else looked.asked
@@ -82,6 +82,6 @@ def _tell(listed: Listed, looked: Looked, say: Say, complain: Say, *, dry: bool)
     return dry or looked.complete
 
 
-def _line(ask: Ask) -> str:
+def _line(ask: Submission) -> str:
     """For a terminal, which a name could give orders to."""
     return clean(" ".join(filter(None, (ask.name, ask.cause.ref, ask.request.commit[:12], ask.request.subdir))))

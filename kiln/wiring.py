@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from builds.builder.spec import Surroundings
     from builds.clients.oidc import Issuer
     from builds.clients.registry import Registry
-    from builds.confirm import Confirmer
+    from builds.confirm import RegistryConfirmer
     from builds.engines import Engine, Records
     from builds.engines.kubernetes import Circuit, KubernetesEngine, KubernetesRecords
     from builds.engines.local import LocalEngine
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from builds.prune import Pruner
     from builds.repository import Repository
     from builds.statuses import Statuses
-    from builds.sync import Sync
+    from builds.sync.reconciler import Sync
     from eventing.event import Event
     from eventing.spans import Spans
     from eventing.statuses import Login
@@ -166,7 +166,7 @@ def _image_policy(found: Settings, configured: Config) -> ImagePolicy:
 
 def _wrong_registry_configs(found: Settings, used: str | None) -> Iterator[str]:
     from builds.clients import docker_config  # noqa: PLC0415
-    from builds.clients.errors import Unreachable  # noqa: PLC0415
+    from builds.clients.errors import RegistryUnreachable  # noqa: PLC0415
 
     given = {
         "KILN_REGISTRY_CONFIG": found.registry_config,
@@ -179,7 +179,7 @@ def _wrong_registry_configs(found: Settings, used: str | None) -> Iterator[str]:
     for name, path in {**given, "KILN_REGISTRY_CONFIG": used}.items():
         try:
             docker_config.read(path or docker_config.NO_LOGIN)
-        except Unreachable as error:
+        except RegistryUnreachable as error:
             yield f"{name}: {error}"
 
 
@@ -244,15 +244,15 @@ def ops(kiln: Kiln, process: Process) -> Ops:
 
 def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
-    from builds.clients.git import Lookups, Resolver, credentials  # noqa: PLC0415
-    from builds.clients.images import LIMIT, Images  # noqa: PLC0415
+    from builds.clients.git import LookupLimiter, RefResolver, credentials  # noqa: PLC0415
+    from builds.clients.images import TIMEOUT, Images  # noqa: PLC0415
     from handlers.app import Services, create_app  # noqa: PLC0415
     from handlers.auth import gate  # noqa: PLC0415
 
     found = kiln.settings
-    images = Images(registry(kiln, (LIMIT, LIMIT)))
+    images = Images(registry(kiln, (TIMEOUT, TIMEOUT)))
     private = _private(kiln)
-    entitled = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
+    entitled = RefResolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
     held = sessions(kiln)
     people, senders = _by_oidc(kiln, held.ended)
@@ -265,10 +265,10 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             records=records(kiln),
             intake=intake(
                 kiln,
-                Resolver(kiln.policy),
+                RefResolver(kiln.policy),
                 entitled=entitled,
                 private=private,
-                lookups=Lookups(found.max_lookups),
+                lookups=LookupLimiter(found.max_lookups),
             ),
             private=private,
             triggers=kiln.config.triggers,
@@ -350,13 +350,13 @@ def _hub_service(found: Settings) -> HubService | None:
     """This service as its Hub knows it, where the Hub says who comes in."""
     if found.hub is None or "hub" not in found.auth + found.events_auth:
         return None
-    from builds.clients.hub import Hub  # noqa: PLC0415
+    from builds.clients.jupyterhub import HubClient  # noqa: PLC0415
     from handlers.auth import SESSION_SECONDS  # noqa: PLC0415
     from handlers.hub import HubService  # noqa: PLC0415
 
     told = found.hub
     return HubService(
-        hub=Hub(told.api_url, most_waiting=found.max_hub_calls),
+        hub=HubClient(told.api_url, max_waiting=found.max_hub_calls),
         client_id=told.client_id,
         secret=told.api_token,
         access_scopes=told.access_scopes,
@@ -411,7 +411,7 @@ def issuer(url: str) -> Issuer:
 
     ca, token = (ACCOUNT / name for name in ("ca.crt", "token"))
     own = OwnCluster(ca=ca, token=token) if is_own_cluster(url) and ca.is_file() else None
-    return Issuer(url, own_cluster=own, most_waiting=Settings.max_oidc_calls)
+    return Issuer(url, own_cluster=own, max_waiting=Settings.max_oidc_calls)
 
 
 def _builder_info(found: Settings) -> Mapping[str, str]:
@@ -455,16 +455,16 @@ def intake(
 
 def sync(kiln: Kiln, records: Records) -> Sync:
     """What looks at listed repositories; with the stored credentials, because the operator has named them."""
-    from builds.clients.git import Resolver, credentials  # noqa: PLC0415
-    from builds.sync import Sync  # noqa: PLC0415
+    from builds.clients.git import RefResolver, credentials  # noqa: PLC0415
+    from builds.sync.reconciler import Sync  # noqa: PLC0415
 
-    resolver = Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
+    resolver = RefResolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     return Sync(
         records=records,
         intake=intake(kiln, resolver, private=_private(kiln)),
         lister=resolver,
         triggers=kiln.config.triggers,
-        most_waiting=max(1, kiln.settings.max_queued // 2),
+        max_waiting=max(1, kiln.settings.max_queued // 2),
     )
 
 
@@ -529,7 +529,7 @@ def _daemon_address(found: Settings, environ: Mapping[str, str]) -> str | None:
 
 def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:
     """Raises EngineError, KilnError."""
-    from builds.clients.git import Resolver  # noqa: PLC0415
+    from builds.clients.git import RefResolver  # noqa: PLC0415
     from builds.engines.kubernetes import KubernetesEngine, mounted  # noqa: PLC0415
 
     found, template = kiln.settings, pod_template(kiln.settings)
@@ -539,7 +539,7 @@ def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:
         image=str(found.builder_image),
         surroundings=mounted(surroundings(kiln), template, docker_host=found.docker_host),
         lease=str(found.anchor),
-        refusal=intake(kiln, Resolver(kiln.policy)).refusal,
+        refusal=intake(kiln, RefResolver(kiln.policy)).refusal,
         git_keys=_git_keys(kiln),
         identity=f"{socket.gethostname()}-{secrets.token_hex(4)}",
         pulse=pulse,
@@ -733,13 +733,13 @@ def limits(found: Settings, *, ledger: bool = False) -> Limits:
     )
 
 
-def _confirmer(kiln: Kiln) -> Confirmer:
-    from builds.clients.git import Resolver, credentials  # noqa: PLC0415
-    from builds.confirm import Confirmer  # noqa: PLC0415
+def _confirmer(kiln: Kiln) -> RegistryConfirmer:
+    from builds.clients.git import RefResolver, credentials  # noqa: PLC0415
+    from builds.confirm import RegistryConfirmer  # noqa: PLC0415
 
-    return Confirmer(
+    return RegistryConfirmer(
         registry=registry(kiln, pushes=True),
-        resolver=Resolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials)),
+        resolver=RefResolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials)),
         hosts=kiln.config.hosts,
     )
 
@@ -766,9 +766,9 @@ def _polling(kiln: Kiln, records: Records, over: Over) -> AbstractContextManager
     """Looks at the repositories that want it while this process leads."""
     if all(listed.poll is None for listed in kiln.config.repositories):
         return nullcontext()
-    from builds.poll import Poller  # noqa: PLC0415
+    from builds.sync.poller import Poller  # noqa: PLC0415
 
-    poller = Poller(sync(kiln, records).look, kiln.config.repositories, leading=lambda: not over())
+    poller = Poller(sync(kiln, records).reconcile, kiln.config.repositories, leading=lambda: not over())
     return _beside("poll", poller.run)
 
 

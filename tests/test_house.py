@@ -16,11 +16,11 @@ from typing import Any, cast
 import prometheus_client
 import pytest
 
-from builds import asyncapi
 from builds.plan import Word
+from handlers import asyncapi
 from handlers.app import create_app
 from kiln.cli import commands
-from tests.builds.test_asyncapi import sent
+from tests.handlers.test_asyncapi import sent
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -175,7 +175,7 @@ def documented_extensions(*tags: str) -> set[str]:
 
 
 def test_the_asyncapi_document_has_every_type_that_is_taken_and_no_other() -> None:
-    assert {*messages("in")} - {"any other"} == {*types()}, "builds/asyncapi.py, docs/events.md"
+    assert {*messages("in")} - {"any other"} == {*types()}, "handlers/asyncapi.py, docs/events.md"
 
 
 @pytest.mark.parametrize("kind", sorted({*types()}))
@@ -185,8 +185,8 @@ def test_every_type_that_is_taken_is_documented(kind: str) -> None:
 
 def test_the_asyncapi_document_has_every_type_and_extension_that_is_sent_and_no_other() -> None:
     extensions = {name for event in sent() for name in event.extensions}
-    assert {event.type for event in sent()} == {*messages("out", "cdevents")}, "builds/asyncapi.py, docs/events.md"
-    assert documented_extensions("out", "cdevents") == extensions, "builds/asyncapi.py, docs/events.md"
+    assert {event.type for event in sent()} == {*messages("out", "cdevents")}, "handlers/asyncapi.py, docs/events.md"
+    assert documented_extensions("out", "cdevents") == extensions, "handlers/asyncapi.py, docs/events.md"
     assert all(f"`{name}`" in document("events.md") for name in extensions)
 
 
@@ -196,7 +196,7 @@ def test_the_asyncapi_document_has_every_extension_that_is_read_and_no_other() -
     read = {
         name for path in readers for name in re.findall(r"(?:\.extensions|\bcarrier)\.get\(\"(\w+)\"", path.read_text())
     }
-    assert documented_extensions("in") == read, "builds/asyncapi.py, docs/events.md"
+    assert documented_extensions("in") == read, "handlers/asyncapi.py, docs/events.md"
 
 
 @pytest.mark.parametrize("command", sorted(commands.commands))

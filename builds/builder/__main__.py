@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from builds.builder import processes
-from builds.faults import Fault, reached
+from builds.faults import Fault, crash_if_armed
 
 
 def main(spec: str, target: str) -> int:
@@ -24,7 +24,7 @@ def main(spec: str, target: str) -> int:
         sys.exit("The builder ends whatever is in its session, so it needs one of its own: setsid --wait COMMAND")
     processes.listen()
     with _locked(os.environ.get("KILN_ATTEMPT_DIR")) as folder, _in_use(os.environ.get("KILN_IN_USE")):
-        reached(Fault.BUILDER_LOCKED)
+        crash_if_armed(Fault.BUILDER_LOCKED)
         from builds.builder.attempt import attempted  # noqa: PLC0415
         from builds.builder.log import Log  # noqa: PLC0415
         from builds.builder.outcome import exit_status  # noqa: PLC0415
@@ -33,7 +33,7 @@ def main(spec: str, target: str) -> int:
         log = Log(os.fdopen(1, "wb", closefd=False))  # not Python's own, whose state would be in the exit status
         result = attempted(Path(spec), log, folder)
         write(Path(target), result)
-        reached(Fault.BUILDER_RESULT_WRITTEN)
+        crash_if_armed(Fault.BUILDER_RESULT_WRITTEN)
         return exit_status(result)
 
 

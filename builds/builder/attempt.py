@@ -24,7 +24,7 @@ from builds.builder import processes, tool
 from builds.builder.attest import attest, labels
 from builds.builder.daemons import Daemon, connect
 from builds.builder.log import Log
-from builds.builder.outcome import INFRASTRUCTURE, Failure, Stage, refusal
+from builds.builder.outcome import INFRASTRUCTURE, AttemptStage, Failure, refusal
 from builds.builder.redact import Redactor
 from builds.builder.result import message_of
 from builds.builder.source import Source
@@ -33,10 +33,10 @@ from builds.clients import docker_config
 from builds.clients.docker_config import NO_LOGIN
 from builds.clients.git import Git, credentials
 from builds.clients.git.process import PROXIES
-from builds.clients.registry import Refused, Registry, RegistryError
+from builds.clients.registry import Registry, RegistryError, RegistryRefused
 from builds.clients.tagging import with_tags
-from builds.errors import AskError, BuildsError, CannotBuild, UnknownRef
-from builds.faults import Fault, reached
+from builds.errors import BuildsError, CannotBuild, RequestError, UnknownRef
+from builds.faults import Fault, crash_if_armed
 from builds.image import legal_tag, tag_for, tag_owner
 from builds.private import Private
 from builds.removal import remove
@@ -60,7 +60,7 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
             processes.limit(known.surroundings.timeout)
             if trace := trace_of({"traceparent": os.environ.get("TRACEPARENT")}):
                 log.say(f"Trace {trace.id}.")
-            attempt = Attempt(known, log, folder)
+            attempt = AttemptRun(known, log, folder)
             result = attempt.run()
         except Failure as failure:
             result = _failed(failure)
@@ -102,14 +102,14 @@ def _failed(failure: Failure) -> Result:
     )
 
 
-class Attempt:
+class AttemptRun:
     """Everything one attempt needs. `folder` is private and empty, and is removed by whoever made it."""
 
     def __init__(self, spec: Spec, log: Log, folder: Path) -> None:
         """Raises Failure."""
         around = spec.surroundings
         self.spec, self.log, self.folder = spec, log, folder
-        self.progress = tool.Progress(Stage.READY, time.monotonic())
+        self.progress = tool.ToolProgress(AttemptStage.READY, time.monotonic())
         if spec.refused:
             raise Failure(Reason.REPOSITORY, spec.refused)
         with blamed():
@@ -140,17 +140,17 @@ class Attempt:
             found = self._found()
             if not found:
                 self._fetch()
-                self._await_daemon()
+                self._wait_for_daemon()
                 self._build()
             image = Image(repository=self.spec.request.image, tag=self.tag, digest=self._digest())
             self.log.say(image.reference)
-            reached(Fault.BUILDER_PUSHED)
+            crash_if_armed(Fault.BUILDER_PUSHED)
             if not found:  # nobody can say what somebody else has built
                 attest(self._registry, image, self.spec, self._started, self.log.say)
-                reached(Fault.BUILDER_ATTESTED)
+                crash_if_armed(Fault.BUILDER_ATTESTED)
             image = with_tags(self._registry, image, self._wanted_tags())
             self._tell_tags(image)
-            reached(Fault.BUILDER_TAGGED)
+            crash_if_armed(Fault.BUILDER_TAGGED)
         return Result(state=State.SUCCEEDED, image=image)
 
     def _found(self) -> bool:
@@ -160,7 +160,7 @@ class Attempt:
             return False
         try:
             labels = self._registry.labels(request.image, self.tag)
-        except Refused as error:
+        except RegistryRefused as error:
             self.log.say(f"Whether the image is there cannot be known; the push will show. {error}")
             return False
         known = labels is not None and (labels.get(LABEL_BUILD), labels.get(LABEL_OPTIONS, ""))
@@ -169,7 +169,7 @@ class Attempt:
         self.log.say(f"{request.image}:{self.tag} is in the registry: nothing to build.")
         return True
 
-    def _await_daemon(self) -> None:
+    def _wait_for_daemon(self) -> None:
         daemon, patience = self._daemon, self.spec.daemon_patience
         deadline = time.monotonic() + patience
         told = False
@@ -192,14 +192,14 @@ class Attempt:
         except UnknownRef as error:
             raise self._unserved(error) from None
         self._committed_at = source.committed_at
-        reached(Fault.BUILDER_FETCHED)
+        crash_if_armed(Fault.BUILDER_FETCHED)
 
     def _start_fetching(self) -> None:
-        self.progress = tool.Progress(
-            *(Stage.FETCH, time.monotonic()),
+        self.progress = tool.ToolProgress(
+            *(AttemptStage.FETCH, time.monotonic()),
             registry=self.spec.request.image.partition("/")[0],
             login=self._registry.login_file,
-            dialect=self._daemon.dialect(),
+            progress_parser=self._daemon.progress_parser(),
             idiom=self._daemon.idiom,
         )
         self.log.phase = "fetch"
@@ -270,8 +270,8 @@ class Attempt:
 
     def _raise_refused(self) -> None:
         """Raises the Failure that a connection which was not made stands for, if the tool can have failed by it."""
-        error = self._git.trouble() if self.progress.stage in (Stage.FETCH, Stage.BUILD) else None
-        if error and self.progress.stage is Stage.FETCH:
+        error = self._git.trouble() if self.progress.stage in (AttemptStage.FETCH, AttemptStage.BUILD) else None
+        if error and self.progress.stage is AttemptStage.FETCH:
             raise refusal(error) from None
         if error:  # no URL of the repository's, but one that repo2docker has in its code
             raise Failure(INFRASTRUCTURE, f"What repo2docker needs for this language could not be fetched. {error}")
@@ -298,7 +298,7 @@ class Attempt:
 
         It does not count where the registry does not let us know.
         """
-        with suppress(Refused):
+        with suppress(RegistryRefused):
             there = self._registry.configuration(self.spec.request.image, self.tag)
             here = self._daemon.inspected(built) if there else None
             return there is not None and here is not None and there.describes(here, but_for=LABEL_ATTEMPT)
@@ -307,7 +307,7 @@ class Attempt:
     def _digest(self) -> str:
         try:
             manifest = self._registry.manifest(self.spec.request.image, self.tag)
-        except Refused as error:
+        except RegistryRefused as error:
             sentence = f"The image was pushed, but the credential must allow to pull it as well. {error}"
             raise Failure(INFRASTRUCTURE, sentence) from None
         if manifest is None:
@@ -359,7 +359,7 @@ def blamed() -> Iterator[None]:
     """Turns the clients' errors into the failures that they stand for."""
     try:
         yield
-    except AskError as error:
+    except RequestError as error:
         raise refusal(error) from None
     except (RegistryError, BuildsError) as error:
         raise Failure(INFRASTRUCTURE, str(error)) from None

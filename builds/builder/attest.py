@@ -16,7 +16,7 @@ import msgspec
 
 from builds.build import Image
 from builds.builder.spec import LABEL_BUILD, Spec
-from builds.clients.errors import RegistryError, Unreachable
+from builds.clients.errors import RegistryError, RegistryUnreachable
 from builds.clients.referrers import Artifact, attach, contents, fallback_tag, referrers
 from builds.clients.registry import MANIFEST, Registry
 from builds.dsse import SigningKey
@@ -50,7 +50,7 @@ def _attested(registry: Registry, image: Image, spec: Spec, started: datetime) -
     key = _key(spec.surroundings.signing_key)
     subject = registry.manifest(image.repository, image.digest, body=True)
     if subject is None:
-        raise Unreachable("The registry no longer has the image.")
+        raise RegistryUnreachable("The registry no longer has the image.")
     statement = _statement(image, spec, started)
     known = [one for one in referrers(registry, image.repository, image.digest) if one.artifact_type in KINDS]
     if known and has(

@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from builds.builder.daemons import Daemon
-from builds.builder.outcome import Account, Evidence, Stage, Step
+from builds.builder.outcome import Account, AttemptStage, Evidence, Step
 
-ROOM = 64 << 20
+PROBE_SIZE = 64 << 20
 """Bytes: a disk that does not take so much more is full."""
 
 MAX_SERVICES = 4
@@ -66,7 +66,7 @@ class Witness:
 
     def examine(self, told: Account) -> Evidence:
         """What there is to know about this failure."""
-        if told.stage is Stage.FETCH:
+        if told.stage is AttemptStage.FETCH:
             return Evidence(disk_full=self._own_disk_full(), out_of_memory=oom_kills() > self._killed_before)
         full = self._own_disk_full() or self._daemon_disk_full()
         return Evidence(
@@ -85,11 +85,11 @@ class Witness:
 
     def _own_disk_full(self) -> bool:
         found = os.statvfs(self._folder)
-        return found.f_bavail * found.f_frsize < ROOM >> 2 or (found.f_files > 0 and found.f_favail < 100)  # noqa: PLR2004
+        return found.f_bavail * found.f_frsize < PROBE_SIZE >> 2 or (found.f_files > 0 and found.f_favail < 100)  # noqa: PLR2004
 
     def _daemon_disk_full(self) -> bool:
         """Makes the daemon write an image of zeros, and takes it away again."""
-        done = self._daemon.run("import", "-", stdin=_zeros(ROOM))
+        done = self._daemon.run("import", "-", stdin=_zeros(PROBE_SIZE))
         if done.returncode == 0:
             self._daemon.run("image", "rm", done.stdout.decode().strip())
         return b"no space left on device" in done.stderr

@@ -27,7 +27,7 @@ import requests
 from builds.clients.git import Git
 from builds.clients.git.process import TRUST
 from builds.clients.guard import ANYTHING
-from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, TryAgain, Unreachable
+from builds.errors import CannotBuild, RepositoryError, RepositoryRefused, RequestError, TryAgain, Unreachable
 from builds.repository import Repository, canonical
 
 MAX_BYTES = 4 << 30
@@ -79,7 +79,7 @@ class Pointer(NamedTuple):
     size: int
 
 
-class Action(msgspec.Struct, frozen=True):
+class DownloadAction(msgspec.Struct, frozen=True):
     """Where an object is downloaded, and with which fields."""
 
     href: str
@@ -95,11 +95,11 @@ class Found(msgspec.Struct, frozen=True):
     """What the server says of one object."""
 
     oid: str
-    actions: Mapping[str, Action] | None = None
+    actions: Mapping[str, DownloadAction] | None = None
     error: ObjectError | None = None
 
 
-class Answer(msgspec.Struct, frozen=True):
+class BatchResponse(msgspec.Struct, frozen=True):
     """The answer to a batch request."""
 
     objects: Sequence[Found]
@@ -178,7 +178,7 @@ class Lfs:
             return
         options = ("-c", "fetch.negotiationAlgorithm=noop", "fetch", "--quiet", "--no-tags", "--no-write-fetch-head")
         for start in range(0, len(blobs), BATCH):
-            with suppress(AskError):
+            with suppress(RequestError):
                 self._git.run(*options, "--filter=blob:none", "--", "origin", *blobs[start : start + BATCH], at=bare)
 
     def _pointer(self, bare: Path, path: str, blob: str) -> Pointer | None:
@@ -232,7 +232,7 @@ class Lfs:
             _check(answer, _shown(endpoint))
             content = b"".join(_up_to(answer, MAX_ANSWER))
         try:
-            return msgspec.json.decode(content, type=Answer).objects
+            return msgspec.json.decode(content, type=BatchResponse).objects
         except msgspec.MsgspecError:
             raise CannotBuild(f"The LFS server {_shown(endpoint)} gave an answer that is not of the LFS API.") from None
 
@@ -266,7 +266,7 @@ class Lfs:
             raise refused
         return answer
 
-    def _named(self, error: AskError | None, url: str) -> AskError | None:
+    def _named(self, error: RequestError | None, url: str) -> RequestError | None:
         return error and type(error)(f"An LFS request to {_shown(url)} was not made: {error}")
 
 
@@ -281,7 +281,7 @@ class _Session(requests.Session):
             prepared_request.headers.pop("Authorization", None)
 
 
-def _unreachable(url: str, error: Exception) -> AskError:
+def _unreachable(url: str, error: Exception) -> RequestError:
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return Unreachable(f"The LFS server {_shown(url)} could not be reached ({type(error).__name__}).")
     return CannotBuild(f"The LFS server gave a URL that cannot be asked: {_shown(url)} ({type(error).__name__}).")

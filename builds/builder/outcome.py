@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from builds.build import Reason, Result, State
 from builds.clients.git import diagnosis
-from builds.errors import AskError, TryAgain
+from builds.errors import RequestError, TryAgain
 
 
-class Stage(StrEnum):
+class AttemptStage(StrEnum):
     """How far an attempt has come. The words of the log's phases and of the timings, but for `READY`."""
 
     READY = "ready"  # nothing of the repository has been touched
@@ -100,7 +100,7 @@ PODMAN = Idiom(
 class Account(NamedTuple):
     """What repo2docker, git and the daemon's client report of a failed run."""
 
-    stage: Stage
+    stage: AttemptStage
     complaints: Sequence[str] = ()
     """Lines of git and of repo2docker itself."""
     error: str = ""
@@ -157,74 +157,78 @@ _DENIED = r"unauthorized|denied|no basic auth credentials|authentication require
 
 ROWS: Sequence[Row] = (
     Row(
-        lambda _, seen: seen.daemon,
+        lambda _, evidence: evidence.daemon,
         INFRASTRUCTURE,
         "The {whose} does not answer, or the connection to it was lost. {daemon}",
         counted=False,
     ),
-    Row(lambda _, seen: seen.disk_full, INFRASTRUCTURE, "The disk is full. {words}"),
+    Row(lambda _, evidence: evidence.disk_full, INFRASTRUCTURE, "The disk is full. {words}"),
     Row(
-        lambda told, seen: seen.out_of_memory and (told.killed or (told.step and told.step.exit == "exit code: 137")),
+        lambda account, evidence: (
+            evidence.out_of_memory and (account.killed or (account.step and account.step.exit == "exit code: 137"))
+        ),
         INFRASTRUCTURE,
         "There was not enough memory: the kernel killed a process. {words}",
         out_of_memory=True,
     ),
     Row(
-        lambda told, seen: told.step and seen.service,
+        lambda account, evidence: account.step and evidence.service,
         INFRASTRUCTURE,
         "{service} does not answer, and the build needs it. {words}",
     ),
-    Row(lambda told, _: told.step, REPOSITORY, "A step of the build failed. {words}"),
-    Row(lambda told, _: told.killed, INFRASTRUCTURE, "A tool that builds was ended from outside. {words}"),
+    Row(lambda account, _: account.step, REPOSITORY, "A step of the build failed. {words}"),
+    Row(lambda account, _: account.killed, INFRASTRUCTURE, "A tool that builds was ended from outside. {words}"),
     Row(
-        lambda told, _: re.search(told.idiom.lost, told.error),
+        lambda account, _: re.search(account.idiom.lost, account.error),
         INFRASTRUCTURE,
         "The {whose} does not answer, or the connection to it was lost. {words}",
         counted=False,
     ),
-    Row(lambda told, _: re.search(_NO_SPACE, told.error), INFRASTRUCTURE, "The disk is full. {words}"),
+    Row(lambda account, _: re.search(_NO_SPACE, account.error), INFRASTRUCTURE, "The disk is full. {words}"),
     Row(
-        lambda told, _: told.stage is Stage.PUSH and re.search(_DENIED, told.error),
+        lambda account, _: account.stage is AttemptStage.PUSH and re.search(_DENIED, account.error),
         INFRASTRUCTURE,
         "The registry {registry} does not accept the credential for it in {login}, or it may not push there. {words}",
     ),
     Row(
-        lambda told, _: told.stage is Stage.PUSH,
+        lambda account, _: account.stage is AttemptStage.PUSH,
         INFRASTRUCTURE,
         "The image could not be pushed to {registry}. {words}",
     ),
     Row(
-        lambda told, _: re.search(told.idiom.helper, told.error),
+        lambda account, _: re.search(account.idiom.helper, account.error),
         INFRASTRUCTURE,
         "A credential helper for the registry failed. {words}",
     ),
     Row(
-        lambda told, _: re.search(told.idiom.unready, told.error),
+        lambda account, _: re.search(account.idiom.unready, account.error),
         INFRASTRUCTURE,
         "The configuration of the {whose} lacks something. {words}",
     ),
     Row(
-        lambda told, _: told.source and re.search(_UNREACHABLE, told.error),
+        lambda account, _: account.source and re.search(_UNREACHABLE, account.error),
         INFRASTRUCTURE,
         "{host} could not be reached by the {whose}. {words}",
     ),
     Row(
-        lambda told, _: told.unreachable,
+        lambda account, _: account.unreachable,
         INFRASTRUCTURE,
         "{unreachable} could not be reached by repo2docker. {words}",
     ),
     Row(
-        lambda told, _: told.stage is Stage.FETCH and any(re.search(_GITS_SCRIPT, line) for line in told.complaints),
+        lambda account, _: (
+            account.stage is AttemptStage.FETCH and any(re.search(_GITS_SCRIPT, line) for line in account.complaints)
+        ),
         INFRASTRUCTURE,
         "A command of git itself failed: what it needs is not there, or was ended from outside. {words}",
     ),
     Row(
-        lambda told, _: any(re.search(told.idiom.missing, line) for line in told.complaints),
+        lambda account, _: any(re.search(account.idiom.missing, line) for line in account.complaints),
         INFRASTRUCTURE,
         "The builder has no {client}. {words}",
     ),
     Row(
-        lambda told, _: told.stage is Stage.BUILD and told.error and not told.began,
+        lambda account, _: account.stage is AttemptStage.BUILD and account.error and not account.began,
         INFRASTRUCTURE,
         "{client} could not begin the build. {words}",
     ),
@@ -262,41 +266,41 @@ _SENTENCES: Sequence[tuple[str, str]] = (
 """How what the repository did wrong is introduced."""
 
 
-def failure(told: Account, seen: Evidence) -> Failure:
+def failure(account: Account, evidence: Evidence) -> Failure:
     """The verdict on a failed run."""
     for row in ROWS:
-        if row.applies(told, seen):
-            message = row.sentence.format(**_fields(told, seen)).strip()
+        if row.applies(account, evidence):
+            message = row.sentence.format(**_fields(account, evidence)).strip()
             return Failure(row.reason, message, out_of_memory=row.out_of_memory, counted=row.counted)
-    if not told.error and not told.complaints:
+    if not account.error and not account.complaints:
         return Failure(INFRASTRUCTURE, "The build could not be carried out, and no tool said why.")
-    if introduced := _introduced(told, _FETCH_SENTENCES if told.stage is Stage.FETCH else ()):
+    if introduced := _introduced(account, _FETCH_SENTENCES if account.stage is AttemptStage.FETCH else ()):
         return introduced
-    if any(line.startswith(("fatal: ", "error: ")) for line in told.complaints):
-        return refusal(diagnosis("\n".join(told.complaints)))
-    return _introduced(told, _SENTENCES) or Failure(REPOSITORY, f"The build failed. {_words(told)}")
+    if any(line.startswith(("fatal: ", "error: ")) for line in account.complaints):
+        return refusal(diagnosis("\n".join(account.complaints)))
+    return _introduced(account, _SENTENCES) or Failure(REPOSITORY, f"The build failed. {_words(account)}")
 
 
-def _introduced(told: Account, sentences: Sequence[tuple[str, str]]) -> Failure | None:
+def _introduced(account: Account, sentences: Sequence[tuple[str, str]]) -> Failure | None:
     """The repository's failure in words that one of the patterns is found in."""
     for pattern, sentence in sentences:
-        said = [line for line in (*told.complaints, told.error) if re.search(pattern, line)]
+        said = [line for line in (*account.complaints, account.error) if re.search(pattern, line)]
         if said:
             return Failure(REPOSITORY, f"{sentence} {_unwrapped(said[-1])}")
     return None
 
 
-def _fields(told: Account, seen: Evidence) -> dict[str, str]:
+def _fields(account: Account, evidence: Evidence) -> dict[str, str]:
     return {
-        "words": _words(told),
-        "host": _host(f"{told.error} {told.source}"),
-        "whose": told.idiom.daemon,
-        "client": told.idiom.client,
-        "daemon": seen.daemon,
-        "service": seen.service,
-        "unreachable": told.unreachable,
-        "registry": told.registry,
-        "login": told.login,
+        "words": _words(account),
+        "host": _host(f"{account.error} {account.source}"),
+        "whose": account.idiom.daemon,
+        "client": account.idiom.client,
+        "daemon": evidence.daemon,
+        "service": evidence.service,
+        "unreachable": account.unreachable,
+        "registry": account.registry,
+        "login": account.login,
     }
 
 
@@ -306,14 +310,16 @@ def _host(error: str) -> str:
     return (found[1] or found[2]) if found else "What the Dockerfile names"
 
 
-def _words(told: Account) -> str:
-    if told.step:
-        said = telling(told.step.output)
-        return f"{_short(told.step.name)}: {told.step.exit}" + (f"; it said: {said}" if said else "")
-    if told.error:
-        return _unwrapped(told.error)
-    complaints = [line for line in told.complaints if line.startswith(("Error during build: ", "fatal: ", "error: "))]
-    return _unwrapped((complaints or list(told.complaints) or [""])[-1])
+def _words(account: Account) -> str:
+    if account.step:
+        said = telling(account.step.output)
+        return f"{_short(account.step.name)}: {account.step.exit}" + (f"; it said: {said}" if said else "")
+    if account.error:
+        return _unwrapped(account.error)
+    complaints = [
+        line for line in account.complaints if line.startswith(("Error during build: ", "fatal: ", "error: "))
+    ]
+    return _unwrapped((complaints or list(account.complaints) or [""])[-1])
 
 
 _WRAPPERS = re.compile(
@@ -388,7 +394,7 @@ def _placed(line: str, lines: Sequence[str]) -> str:
     return f"{line} ({places[-1]})" if places else line
 
 
-def refusal(error: AskError) -> Failure:
+def refusal(error: RequestError) -> Failure:
     """What an error of the Git client stands for: what may be otherwise next time is not the repository's fault."""
     return Failure(INFRASTRUCTURE if isinstance(error, TryAgain) else REPOSITORY, str(error))
 

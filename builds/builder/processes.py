@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-GRACE = 4.0
+KILL_AFTER = 4.0
 """Seconds between SIGTERM and SIGKILL; all of it is over within 10."""
 
 
@@ -64,8 +64,8 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 
 def end_session() -> None:
-    """Ends every other process of this session, and returns when none is left: after `GRACE` seconds and a little."""
-    deadline = time.monotonic() + GRACE
+    """Ends every other process of this session. Returns when none is left, soon after `KILL_AFTER` seconds at most."""
+    deadline = time.monotonic() + KILL_AFTER
     others = _others()
     _send(others, signal.SIGTERM)
     while others:

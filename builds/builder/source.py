@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from builds.builder.lfs import Lfs
 from builds.clients.git import Git
-from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef
+from builds.errors import CannotBuild, RepositoryRefused, RequestError, UnknownRef
 
 MAX_DEPTH = 10
 """Levels of submodules below the repository."""
@@ -40,7 +40,7 @@ class Submodule(NamedTuple):
         """Errors within say which submodule they are about."""
         try:
             yield
-        except AskError as error:
+        except RequestError as error:
             raise type(error)(f"Submodule '{self.path}': {error}") from None
 
 

@@ -11,7 +11,7 @@ import msgspec
 from builds.build import Attempt, Build, Request
 from builds.options import Options
 from builds.private import PrivateRule
-from builds.provenance import Builder, Event
+from builds.provenance import Builder, CausingEvent
 from builds.repository import is_cloned
 
 LABEL_BUILD = "dev.kiln.build"
@@ -24,9 +24,9 @@ DaemonKind = Literal["docker", "podman"]
 DAEMON_NAMES: Mapping[DaemonKind, str] = {"docker": "Docker daemon", "podman": "Podman service"}
 """As they are called in sentences."""
 
-DAEMON_PATIENCE = timedelta(seconds=30)
+DAEMON_TIMEOUT = timedelta(seconds=30)
 """With a daemon that does not answer: it may be restarting."""
-FIRST_DAEMON_PATIENCE = timedelta(minutes=10)
+NEW_NODE_DAEMON_TIMEOUT = timedelta(minutes=10)
 """With that of a node which the attempt itself has brought: its image may still have to be pulled."""
 MAX_EVENTS = 10
 """Events that are named in a provenance statement: those that came first."""
@@ -84,14 +84,14 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     itself gives it by one of them."""
     apart: str | None = None
     """Of a pull request from a fork (`Build.apart`): the steps of its builds share cache mounts with nothing else."""
-    events: tuple[Event, ...] = ()
+    events: tuple[CausingEvent, ...] = ()
     """Those that asked for the build and have had no answer yet."""
     force: bool = False
     cache_from: tuple[str, ...] = ()
     """References by digest of earlier images of the repository, whose layers the build may reuse."""
     just_pushed: bool = False
     """Whether a push named the commit less than `REPLICATION` ago."""
-    daemon_patience: float = DAEMON_PATIENCE.total_seconds()
+    daemon_patience: float = DAEMON_TIMEOUT.total_seconds()
     """Seconds to wait for a daemon that does not answer."""
     surroundings: Surroundings = Surroundings()
     refused: str | None = None
@@ -138,7 +138,7 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
         refs=tuple(sorted({cause.ref for cause in build.causes if cause.ref and not is_cloned(cause.ref)})),
         apart=build.apart(build.unanswered),
         events=tuple(
-            Event(source=cause.source, id=cause.id, type=cause.type, ref=cause.ref)
+            CausingEvent(source=cause.source, id=cause.id, type=cause.type, ref=cause.ref)
             for cause in build.unanswered[:MAX_EVENTS]
         ),
         force=any(cause.force for cause in build.unanswered),
@@ -152,5 +152,5 @@ def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused
 
 def _daemon_patience(attempt: Attempt, timeout: float) -> float:
     """Leaves half of the attempt's time for the build itself."""
-    patience = DAEMON_PATIENCE if attempt.node else FIRST_DAEMON_PATIENCE
+    patience = DAEMON_TIMEOUT if attempt.node else NEW_NODE_DAEMON_TIMEOUT
     return min(patience.total_seconds(), timeout / 2)

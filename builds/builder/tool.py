@@ -19,11 +19,11 @@ from pathlib import Path
 import msgspec
 
 from builds.build import Request, Timings
-from builds.builder.daemons import Daemon, Dialect
+from builds.builder.daemons import Daemon, ProgressParser
 from builds.builder.daemons.buildkit import BuildKit
 from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
-from builds.builder.outcome import DOCKER, Account, Evidence, Idiom, Stage, Step, failure
+from builds.builder.outcome import DOCKER, Account, AttemptStage, Evidence, Idiom, Step, failure
 from builds.builder.pushing import Layers
 from builds.clients.tools import path_of
 from builds.options import Options
@@ -233,24 +233,24 @@ class ToolLine(msgspec.Struct, frozen=True):
     unreachable: str = ""
 
 
-class Progress:
+class ToolProgress:
     """What is known of a run so far. Times are seconds of one clock."""
 
     def __init__(
         self,
-        stage: Stage,
+        stage: AttemptStage,
         began: float,
         *,
         registry: str = "the registry",
         login: str = "",
-        dialect: Dialect | None = None,
+        progress_parser: ProgressParser | None = None,
         idiom: Idiom = DOCKER,
     ) -> None:
         self.stage = stage
         self.registry, self.login, self.idiom = registry, login, idiom
-        self._since: dict[Stage, float] = {stage: began}
+        self._since: dict[AttemptStage, float] = {stage: began}
         self._ended: float | None = None
-        self._dialect = dialect or BuildKit()
+        self._parser = progress_parser or BuildKit()
         self._buildpack = ""
         self._complaints: deque[str] = deque(maxlen=COMPLAINTS_HEARD)
         self._killed = False
@@ -258,10 +258,10 @@ class Progress:
 
     def take(self, line: ToolLine, now: float) -> Iterator[str]:
         """One message of the tool. Gives the lines that it is for the log."""
-        if line.phase == "building" and self.stage is Stage.FETCH:
-            self._reach(Stage.BUILD, now)
+        if line.phase == "building" and self.stage is AttemptStage.FETCH:
+            self._reach(AttemptStage.BUILD, now)
             self._complaints.clear()  # whatever it was, it went on
-        if line.phase != "failed" and self.stage is not Stage.FETCH:
+        if line.phase != "failed" and self.stage is not AttemptStage.FETCH:
             yield from self._building(line.message, now)
             return
         self._killed = self._killed or line.killed
@@ -273,7 +273,7 @@ class Progress:
             yield from lines_of(line.message)
 
     def pushing(self, now: float) -> None:
-        self._reach(Stage.PUSH, now)
+        self._reach(AttemptStage.PUSH, now)
 
     def end(self, now: float) -> None:
         self._ended = now
@@ -282,7 +282,9 @@ class Progress:
         """Seconds for each stage that was reached; the last one goes on until `end`, or now."""
         end = now if self._ended is None else self._ended
         begun = [
-            (stage, self._since[stage]) for stage in (Stage.FETCH, Stage.BUILD, Stage.PUSH) if stage in self._since
+            (stage, self._since[stage])
+            for stage in (AttemptStage.FETCH, AttemptStage.BUILD, AttemptStage.PUSH)
+            if stage in self._since
         ]
         ends = [*(since for _, since in begun[1:]), end]
         spent = {stage.value: round(stop - since, 3) for (stage, since), stop in zip(begun, ends, strict=False)}
@@ -292,11 +294,11 @@ class Progress:
     def unexplained(self) -> bool:
         """Whether BuildKit gave up without a command that failed: layers that it reused may be the reason."""
         told = self.account()
-        return self.stage is Stage.BUILD and told.began and told.step is None
+        return self.stage is AttemptStage.BUILD and told.began and told.step is None
 
     def account(self, *, killed: bool = False) -> Account:
         """What is known of the failure. `killed` says that the tool itself was."""
-        found = self._dialect.findings()
+        found = self._parser.findings()
         return Account(
             stage=self.stage,
             complaints=[line for line in self._complaints if line],
@@ -319,18 +321,18 @@ class Progress:
     def _building(self, message: str, now: float) -> Iterator[str]:
         if using := re.fullmatch(r"Using (\w+) builder", message.rstrip("\r\n")):
             self._buildpack = using[1]
-        yield from self._dialect.take(message)
-        if self._dialect.pushing:
-            self._reach(Stage.PUSH, now)
+        yield from self._parser.take(message)
+        if self._parser.pushing:
+            self._reach(AttemptStage.PUSH, now)
 
-    def _reach(self, stage: Stage, now: float) -> None:
-        if list(Stage).index(stage) > list(Stage).index(self.stage):
+    def _reach(self, stage: AttemptStage, now: float) -> None:
+        if list(AttemptStage).index(stage) > list(AttemptStage).index(self.stage):
             self.stage = stage
             self._since[stage] = now
 
 
 def build(
-    daemon: Daemon, command: Sequence[str], *, folder: Path, env: Mapping[str, str], progress: Progress, log: Log
+    daemon: Daemon, command: Sequence[str], *, folder: Path, env: Mapping[str, str], progress: ToolProgress, log: Log
 ) -> None:
     """Runs the tool in `folder`, which is private. Raises Failure."""
     here, temporary = folder / "empty", folder / "tmp"  # the tool runs any `repo2docker_config.py` where it is started
@@ -358,7 +360,7 @@ def build(
         witness.over()
 
 
-def push(daemon: Daemon, built: str, image: str, progress: Progress, log: Log) -> None:
+def push(daemon: Daemon, built: str, image: str, progress: ToolProgress, log: Log) -> None:
     """Pushes an image of the daemon's under another name. Raises Failure."""
     *before, send = daemon.pushing(built, image)
     for prepare in before:
@@ -448,6 +450,6 @@ def tool_line(raw: bytes) -> ToolLine:
         return ToolLine(raw.decode(errors="replace"))
 
 
-def phase_of(stage: Stage) -> str | None:
+def phase_of(stage: AttemptStage) -> str | None:
     """As it stands in the log."""
-    return None if stage is Stage.READY else stage.value
+    return None if stage is AttemptStage.READY else stage.value

@@ -15,13 +15,13 @@ from typing import cast
 
 import msgspec
 
-from builds.clients.github import HEADERS
+from builds.clients.githubapi import HEADERS
 from builds.clients.hostapi import HostApi, UnclearError
 from builds.repository import HostKind, Repository
 from eventing.statuses import APIS
 
 MAX_PAGES = 11
-MOST = 4 << 20
+MAX_PAGE = 4 << 20
 """Bytes of a page: GitHub and GitLab send what has changed in each file along."""
 
 _PLACES = {
@@ -81,7 +81,7 @@ def changed_paths(
     start: int | None = 0
     for page in range(1, MAX_PAGES + 1):
         url = f"{base}/{_PLACES[repository.kind].format(number=number, page=page, start=start)}"
-        found = api.get(repository.host, url, token, deadline, _LISTS, headers=headers, most=MOST)
+        found = api.get(repository.host, url, token, deadline, _LISTS, headers=headers, most=MAX_PAGE)
         files, start = _page(found, page)
         paths.update(dict.fromkeys(path for file in files for path in file.paths))
         if start is None:

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from builds.clients.github import HEADERS, api_of
+from builds.clients.githubapi import HEADERS, api_of
 from builds.clients.hostapi import HostApi, UnclearError
 from builds.repository import HostKind, Repository, is_commit
 

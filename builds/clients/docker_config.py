@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from builds.clients.errors import Unreachable
+from builds.clients.errors import RegistryUnreachable
 
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
@@ -38,7 +38,7 @@ _NO_ENTRY = ("credentials not found in native keychain", "no credentials server 
 """What a helper prints where it has nothing; any other failure is one."""
 
 
-class Login(msgspec.Struct, frozen=True, kw_only=True):
+class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
     """Credentials for one registry. At most one of password, identity token and registry token is there."""
 
     username: str = ""
@@ -53,11 +53,11 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The part of a `config.json` that is about credentials. `path` is for messages."""
 
     path: Path
-    auths: Mapping[str, Login] = {}
+    auths: Mapping[str, RegistryLogin] = {}
     helpers: Mapping[str, str] = {}
     store: str = ""
 
-    def login(self, host: str) -> Login | None:
+    def login(self, host: str) -> RegistryLogin | None:
         """Credentials for a registry (`host` or `host:port`), `None` where there are none.
 
         A helper that answers decides alone: docker looks at `auths` only where there is none, or it fails. Raises
@@ -68,11 +68,11 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
         stored = self._stored(key)
         try:
             found = _from_helper(helper, key) if helper else stored
-        except Unreachable:
+        except RegistryUnreachable:
             if stored is None:
                 raise
             found = stored
-        return None if found == Login() else found
+        return None if found == RegistryLogin() else found
 
     def _store(self) -> str:
         """docker takes the platform's usual store where the file has no credentials at all."""
@@ -81,7 +81,7 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
         usual = "osxkeychain" if sys.platform == "darwin" else "pass" if shutil.which("pass") else "secretservice"
         return usual if shutil.which(f"docker-credential-{usual}") else ""
 
-    def _stored(self, key: str) -> Login | None:
+    def _stored(self, key: str) -> RegistryLogin | None:
         if key in self.auths:
             return self.auths[key]
         return next((login for name, login in self.auths.items() if hostname(name) == key), None)
@@ -95,7 +95,7 @@ def folder() -> Path:
 def read(config: str | os.PathLike[str] | None) -> DockerConfig:
     """A docker `config.json`, the user's own if none is named; an empty one where there is no such file.
 
-    Raises Unreachable for a file that docker would not read.
+    Raises RegistryUnreachable for a file that docker would not read.
     """
     path = Path(config) if config else folder() / "config.json"
     content = _lowered(_content(path))
@@ -112,7 +112,7 @@ def read(config: str | os.PathLike[str] | None) -> DockerConfig:
 
 def for_tools(config: str | os.PathLike[str]) -> bytes:
     """The same file for another client's use: without `null`, which docker-py does not take, without entries that
-    cannot be decoded, and without a context, whose address would not be there. Raises Unreachable."""
+    cannot be decoded, and without a context, whose address would not be there. Raises RegistryUnreachable."""
     path = Path(config)
     content = _content(path)
     for name in list(content):
@@ -125,7 +125,7 @@ def for_tools(config: str | os.PathLike[str]) -> bytes:
 
 
 def secrets(config: str | os.PathLike[str] | None) -> Iterator[str]:
-    """All that must not be seen of a docker `config.json` (the user's own, if none is named). Raises Unreachable."""
+    """The secrets in a docker `config.json` (by default the user's own). Raises RegistryUnreachable."""
     for login in read(config).auths.values():
         pair = base64.b64encode(f"{login.username}:{login.password}".encode()).decode() if login.password else ""
         yield from filter(None, (login.password, pair, login.identity_token, login.registry_token))
@@ -177,7 +177,7 @@ def _objects(value: Any, path: Path) -> dict[str, dict[str, Any]]:
     return {name: _object(entry, path) for name, entry in _object(value, path).items()}
 
 
-def _login(entry: Mapping[str, Any], path: Path) -> Login | None:
+def _login(entry: Mapping[str, Any], path: Path) -> RegistryLogin | None:
     """An entry of `auths`; `None` for one whose `auth` cannot be decoded, which is no use to anybody."""
     known = _lowered(entry)
     if not all(isinstance(known.get(name, ""), str) for name in ("auth", "username", "password", "identitytoken")):
@@ -186,7 +186,7 @@ def _login(entry: Mapping[str, Any], path: Path) -> Login | None:
     if pair is None:
         return None
     token, registry_token = known.get("identitytoken", ""), str(known.get("registrytoken", ""))
-    return Login(
+    return RegistryLogin(
         username=pair[0],
         password="" if token or registry_token else pair[1],
         identity_token="" if registry_token else token,
@@ -203,7 +203,7 @@ def _decoded(auth: str) -> tuple[str, str] | None:
     return (user, password.strip("\0")) if user and colon else None
 
 
-def _from_helper(helper: str, key: str) -> Login | None:
+def _from_helper(helper: str, key: str) -> RegistryLogin | None:
     """What a credential helper has, asked in this process's environment: helpers look for files of their own there."""
     program = f"docker-credential-{helper}"
     try:
@@ -211,22 +211,30 @@ def _from_helper(helper: str, key: str) -> Login | None:
             [program, "get"], input=key.encode(), capture_output=True, timeout=HELPER_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired:
-        raise Unreachable(f"The credential helper {program} did not answer within {HELPER_TIMEOUT:.0f} s.") from None
+        raise RegistryUnreachable(
+            f"The credential helper {program} did not answer within {HELPER_TIMEOUT:.0f} s."
+        ) from None
     except (OSError, ValueError) as error:
-        raise Unreachable(f"The credential helper {program} cannot be run ({type(error).__name__}).") from None
+        raise RegistryUnreachable(f"The credential helper {program} cannot be run ({type(error).__name__}).") from None
     said = done.stdout.decode(errors="replace").strip()
     if done.returncode:
         if said in _NO_ENTRY:
             return None
         words = (said or done.stderr.decode(errors="replace").strip())[:300]
-        raise Unreachable(f"The credential helper {program} failed: {words or f'exit status {done.returncode}'}")
+        raise RegistryUnreachable(
+            f"The credential helper {program} failed: {words or f'exit status {done.returncode}'}"
+        )
     try:
         found = _lowered(msgspec.json.decode(said, type=dict[str, Any]))
         user, secret = found.get("username") or "", found["secret"]
-        return Login(identity_token=secret) if user == TOKEN_USER else Login(username=user, password=secret)
+        return (
+            RegistryLogin(identity_token=secret)
+            if user == TOKEN_USER
+            else RegistryLogin(username=user, password=secret)
+        )
     except (msgspec.MsgspecError, KeyError):
-        raise Unreachable(f"The credential helper {program} printed no credentials.") from None
+        raise RegistryUnreachable(f"The credential helper {program} printed no credentials.") from None
 
 
-def _not_docker(path: Path) -> Unreachable:
-    return Unreachable(f"The docker configuration {path} cannot be read, or is not what docker writes.")
+def _not_docker(path: Path) -> RegistryUnreachable:
+    return RegistryUnreachable(f"The docker configuration {path} cannot be read, or is not what docker writes.")

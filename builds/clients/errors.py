@@ -14,11 +14,11 @@ class RegistryError(Exception):
     """Root of what is raised by the clients of registries."""
 
 
-class Refused(RegistryError):
+class RegistryRefused(RegistryError):
     pass
 
 
-class Unauthorized(Refused):
+class Unauthorized(RegistryRefused):
     pass
 
 
@@ -26,5 +26,5 @@ class Denied(Unauthorized):
     pass
 
 
-class Unreachable(RegistryError):
+class RegistryUnreachable(RegistryError):
     pass

@@ -32,7 +32,7 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, TryAgain, Unreachable
+from builds.errors import CannotBuild, RepositoryError, RepositoryRefused, RequestError, TryAgain, Unreachable
 from builds.repository import Policy, Repository, canonical
 
 log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Guard:
         self._readers = threading.BoundedSemaphore(MAX_READERS)
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.error: AskError | None = None
+        self.error: RequestError | None = None
         """Why a connection was not made: the first since this was last set to `None`."""
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -155,7 +155,7 @@ class Guard:
                 _relay(client, server, _Closing(done=request.method == "CONNECT"))
         except _Refused as refused:
             client.sendall(_response(refused.status, str(refused)))
-        except AskError as error:
+        except RequestError as error:
             self.error = self.error or error
             status = "403 Forbidden" if isinstance(error, RepositoryError) else "502 Bad Gateway"
             client.sendall(_response(status, str(error)))
@@ -196,7 +196,7 @@ class Guard:
         raise _Refused("407 Proxy Authentication Required")
 
     def _connected(self, request: _Request) -> socket.socket:
-        """A connection to the target; a request in absolute-form has been sent on it. Raises AskError."""
+        """A connection to the target; a request in absolute-form has been sent on it. Raises RequestError."""
         target = request.target
         repository = self._checked(request.user, target)
         upstream = "" if request.user == DIRECT else _site_proxy(target)

@@ -19,20 +19,20 @@ from typing import NamedTuple, TypeVar
 import msgspec
 import requests
 
-from builds.clients.answers import TooLarge, content_of
+from builds.clients.responses import TooLarge, read_body
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT = 3.0
+TIMEOUT = 3.0
 """Seconds for one answer; Git is asked after that, and needs its time as well."""
-PAUSE = 60.0
+BACKOFF = 60.0
 """Seconds for which an API that did not answer, or says that it was asked too much, is left alone."""
-LONGEST_PAUSE = 3600.0
+MAX_BACKOFF = 3600.0
 """GitHub counts by the hour."""
-MOST_KEPT = 1024
-LARGEST = 1 << 20
+MAX_CACHED = 1024
+MAX_RESPONSE = 1 << 20
 """Bytes of an answer, as far as nobody says more. What is larger is not kept."""
 
 
@@ -49,11 +49,11 @@ class UnclearError(Exception):
 class HostApi:
     """Of any number of hosts. Safe to use from many threads."""
 
-    def __init__(self, *, limit: float = LIMIT) -> None:
+    def __init__(self, *, limit: float = TIMEOUT) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._kept: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()
-        self._resting: dict[tuple[str, bool], float] = {}
+        self._cache: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()
+        self._suspended: dict[tuple[str, bool], float] = {}
 
     def get(
         self,
@@ -65,7 +65,7 @@ class HostApi:
         *,
         headers: Mapping[str, str],
         missing: Collection[int] = (404,),
-        most: int = LARGEST,
+        most: int = MAX_RESPONSE,
     ) -> T | None:
         """The answer of `host`, of at most `most` bytes; `None` where its status is among `missing`. `deadline` is of
         `time.monotonic`.
@@ -73,11 +73,11 @@ class HostApi:
         Raises UnclearError.
         """
         counted = (host, token is not None)  # GitHub gives strangers sixty requests an hour, all of them together
-        if time.monotonic() < self._resting.get(counted, 0.0):
+        if time.monotonic() < self._suspended.get(counted, 0.0):
             raise UnclearError
         key = hashlib.sha256(f"{url} {token or ''}".encode()).digest()  # nobody is told what another's token was told
         with self._lock:
-            etag, content = self._kept.get(key, ("", b""))
+            etag, content = self._cache.get(key, ("", b""))
         condition = {"If-None-Match": etag} if etag else {}
         seconds = min(self._limit, deadline - time.monotonic())
         answer = self._asked(counted, url, token, {**headers, **condition}, seconds=seconds, most=most)
@@ -85,7 +85,7 @@ class HostApi:
             return None
         if answer.status == requests.codes.ok:
             content = answer.content
-            self._keep(key, answer.etag, content)
+            self._store(key, answer.etag, content)
         elif answer.status != requests.codes.not_modified:
             raise UnclearError
         try:
@@ -116,28 +116,28 @@ class HostApi:
             with requests.get(
                 url, headers=dict(headers), auth=authorized, timeout=seconds, allow_redirects=False, stream=True
             ) as answer:
-                content = content_of(answer, most, seconds)
+                content = read_body(answer, most, seconds)
         except TooLarge:
             raise UnclearError from None
         except (requests.RequestException, OSError) as error:
-            self._rest(counted, PAUSE, type(error).__name__)
+            self._suspend(counted, BACKOFF, type(error).__name__)
             raise UnclearError from None
         if answer.status_code >= requests.codes.server_error or _counted_out(answer):
-            self._rest(counted, _pause(answer), f"status {answer.status_code}")
+            self._suspend(counted, _pause(answer), f"status {answer.status_code}")
         return _Answer(answer.status_code, answer.headers.get("ETag", ""), content)
 
-    def _keep(self, key: bytes, etag: str, content: bytes) -> None:
+    def _store(self, key: bytes, etag: str, content: bytes) -> None:
         with self._lock:
-            if not etag or len(content) > LARGEST:
-                self._kept.pop(key, None)
+            if not etag or len(content) > MAX_RESPONSE:
+                self._cache.pop(key, None)
                 return
-            self._kept[key] = (etag, content)
-            self._kept.move_to_end(key)
-            while len(self._kept) > MOST_KEPT:
-                self._kept.popitem(last=False)
+            self._cache[key] = (etag, content)
+            self._cache.move_to_end(key)
+            while len(self._cache) > MAX_CACHED:
+                self._cache.popitem(last=False)
 
-    def _rest(self, counted: tuple[str, bool], seconds: float, why: str) -> None:
-        self._resting[counted] = time.monotonic() + seconds
+    def _suspend(self, counted: tuple[str, bool], seconds: float, why: str) -> None:
+        self._suspended[counted] = time.monotonic() + seconds
         log.warning("The API of %s is left alone for %.0f s (%s)", counted[0], seconds, why)
 
 
@@ -157,5 +157,5 @@ def _pause(answer: requests.Response) -> float:
     elif re.fullmatch(r"\d{1,12}", reset):
         seconds = float(reset) - time.time()
     else:
-        seconds = PAUSE
-    return min(max(seconds, 1.0), LONGEST_PAUSE)
+        seconds = BACKOFF
+    return min(max(seconds, 1.0), MAX_BACKOFF)

@@ -21,22 +21,22 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT = 2.0
+TIMEOUT = 2.0
 """Seconds after which nobody waits for the registry any more."""
 THREADS = 4
-HEALTH_KEPT = 15.0
+HEALTH_TTL = 15.0
 """Seconds for which an answer about the registry's health holds: who may ask may ask as often as they like."""
 
 
 class Images:
     """Safe to use from many threads. `registry` makes a client for an image: one is for one thread at a time."""
 
-    def __init__(self, registry: Callable[[str], Registry], limit: float = LIMIT) -> None:
+    def __init__(self, registry: Callable[[str], Registry], limit: float = TIMEOUT) -> None:
         self._registry = registry
         self._limit = limit
-        self._askers = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
         self._health = threading.Lock()
-        self._asked_at = -HEALTH_KEPT
+        self._asked_at = -HEALTH_TTL
         self._answers = False
 
     def digest(self, image: str, tag: str, build: str) -> str | None:
@@ -55,13 +55,13 @@ class Images:
     def answers(self, image: str) -> bool:
         """Whether the registry of an image (or of a prefix of images) is up."""
         with self._health:
-            if time.monotonic() - self._asked_at >= HEALTH_KEPT:
+            if time.monotonic() - self._asked_at >= HEALTH_TTL:
                 self._answers = self._within_limit(image, lambda registry: registry.answers(image)) is True
                 self._asked_at = time.monotonic()
             return self._answers
 
     def _within_limit(self, image: str, ask: Callable[[Registry], T]) -> T | None:
-        asked = self._askers.submit(lambda: ask(self._registry(image)))
+        asked = self._pool.submit(lambda: ask(self._registry(image)))
         try:
             return asked.result(self._limit)
         except TimeoutError:

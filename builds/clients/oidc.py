@@ -33,32 +33,32 @@ import msgspec
 import requests
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from builds.clients.answers import content_of
-from builds.clients.askers import Askers
+from builds.clients.pool import BoundedPool
+from builds.clients.responses import read_body
 from builds.errors import TokenRefused, TryAgain
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT = 5.0
+TIMEOUT = 5.0
 """Seconds after which nobody waits for the issuer any more."""
-MOST_WAITING = 32
-FRESH = 300.0
+MAX_WAITING = 32
+REFRESH_AFTER = 300.0
 """Seconds after which keys are fetched again while the known ones go on working: a key that was withdrawn is believed
 for no longer, unless its issuer is away."""
-PAUSE = 1.0
+BACKOFF = 1.0
 """Seconds for which nobody asks an issuer that has just failed to answer."""
-AGAIN, EVERY = 5, 5.0
+FETCH_BURST, FETCH_PERIOD = 5, 5.0
 """So many times may unknown keys have the issuer asked at once, and once more after so many seconds."""
 SKEW = 60
 """Seconds by which the issuer's clock may differ from ours."""
-LARGEST = 512 * 2**10
+MAX_RESPONSE = 512 * 2**10
 """Bytes of an answer."""
-LARGEST_TOKEN = 64 * 2**10
+MAX_TOKEN = 64 * 2**10
 """Characters: somebody may be in hundreds of groups. (A header holds 8 KiB.)"""
-MOST_KEYS = 100
-LEAST_RSA = 2048
+MAX_KEYS = 100
+MIN_RSA = 2048
 """Bits (RFC 7518, §3.3)."""
 
 RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
@@ -80,7 +80,7 @@ class IssuerAway(TryAgain):
     """Nobody can say whether a token is good. It is no reason to let anybody in."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, retry_after=PAUSE)
+        super().__init__(message, retry_after=BACKOFF)
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,16 +172,16 @@ class Issuer:
         url: str,
         *,
         own_cluster: OwnCluster | None = None,
-        limit: float = LIMIT,
-        most_waiting: int = MOST_WAITING,
-        fresh: float = FRESH,
+        limit: float = TIMEOUT,
+        max_waiting: int = MAX_WAITING,
+        fresh: float = REFRESH_AFTER,
     ) -> None:
         self.url = url
         self._own = own_cluster
         self._fresh = fresh
-        self._askers = Askers("oidc", most=most_waiting, limit=limit)
+        self._pool = BoundedPool("oidc", most=max_waiting, limit=limit)
         self._lock = threading.RLock()  # a future that is done calls back at once
-        self._budget = Budget(AGAIN, EVERY)
+        self._budget = Budget(FETCH_BURST, FETCH_PERIOD)
         self._known: _Known | None = None
         self._flight: Future[_Known] | None = None
         self._began_at = self._failed_at = -float("inf")
@@ -193,7 +193,7 @@ class Issuer:
 
         Raises TokenRefused, IssuerAway.
         """
-        parts = _JWS.fullmatch(token) if len(token) <= LARGEST_TOKEN else None
+        parts = _JWS.fullmatch(token) if len(token) <= MAX_TOKEN else None
         header, payload = (_part(parts[1], _Header), _part(parts[2], _Payload)) if parts else (None, None)
         if header is None or payload is None or payload.iss != self.url:
             return None
@@ -251,8 +251,8 @@ class Issuer:
             basic = (quote_plus(client_id), quote_plus(secret))  # RFC 6749, §2.3.1
         else:
             form["client_secret"] = secret
-        with self._askers.place(IssuerAway(CROWDED)):
-            answer = self._wait(self._askers.submit(self._post, known.token_endpoint, form, basic))
+        with self._pool.place(IssuerAway(CROWDED)):
+            answer = self._wait(self._pool.submit(self._post, known.token_endpoint, form, basic))
         grant = None if answer is None else _decoded_as(answer, _Grant)
         if answer is not None and grant is None:
             log.warning("The issuer %s gave no ID token: is `openid` among KILN_OIDC_SCOPES?", self.url)
@@ -279,12 +279,12 @@ class Issuer:
         if self._known is None or self._flight is not None:
             return
         now = time.monotonic()
-        if now - self._known.asked_at > self._fresh and now - self._failed_at > PAUSE:
+        if now - self._known.asked_at > self._fresh and now - self._failed_at > BACKOFF:
             self._begin(now)
 
     def _fetched(self) -> _Known:
         """What the issuer publishes now, or a moment ago where it may not be asked again yet. Raises IssuerAway."""
-        with self._askers.place(IssuerAway(CROWDED)):
+        with self._pool.place(IssuerAway(CROWDED)):
             with self._lock:
                 flight = self._asking()
                 known = self._known
@@ -296,9 +296,9 @@ class Issuer:
     def _asking(self) -> Future[_Known] | None:
         """One request for all who wait; `None` where it may not be made yet. With the lock. Raises IssuerAway."""
         now = time.monotonic()
-        if self._flight is not None and now - self._began_at < self._askers.limit:
+        if self._flight is not None and now - self._began_at < self._pool.limit:
             return self._flight
-        if now - self._failed_at < PAUSE:
+        if now - self._failed_at < BACKOFF:
             raise self._away()
         if self._known is not None and not self._budget.take():
             return None
@@ -306,7 +306,7 @@ class Issuer:
 
     def _begin(self, now: float) -> Future[_Known]:
         self._began_at = now
-        flight = self._flight = self._askers.submit(self._fetch)
+        flight = self._flight = self._pool.submit(self._fetch)
         flight.add_done_callback(self._landed)
         return flight
 
@@ -319,7 +319,7 @@ class Issuer:
         asked_at = time.monotonic()
         metadata = self._discovered()
         found = _decoded_as(self._get(metadata.jwks_uri), _KeySet)
-        keys = tuple(filter(None, map(_key, found.keys[:MOST_KEYS]))) if found else ()
+        keys = tuple(filter(None, map(_key, found.keys[:MAX_KEYS]))) if found else ()
         if not keys:
             raise self._failed("it publishes no key that signs tokens")
         with self._lock:
@@ -345,7 +345,7 @@ class Issuer:
 
     def _wait(self, asked: Future[T]) -> T:
         try:
-            return self._askers.answer(asked)
+            return self._pool.answer(asked)
         except TimeoutError as error:
             raise self._failed(str(error)) from None
 
@@ -380,9 +380,9 @@ class Issuer:
                 session.trust_env = self._own is None  # the proxies; a netrc has no part in this, as there is an `auth`
                 verify = True if self._own is None else str(self._own.ca)
                 with session.request(
-                    method, url, timeout=self._askers.limit, allow_redirects=False, stream=True, verify=verify, **sent
+                    method, url, timeout=self._pool.limit, allow_redirects=False, stream=True, verify=verify, **sent
                 ) as answer:
-                    content = content_of(answer, LARGEST, self._askers.limit)
+                    content = read_body(answer, MAX_RESPONSE, self._pool.limit)
         except (requests.RequestException, OSError) as error:
             raise self._failed(type(error).__name__) from None
         if answer.status_code == requests.codes.ok:
@@ -437,7 +437,7 @@ def _key(jwk: Mapping[str, Any]) -> _Key | None:
         public = jwt.PyJWK({"kty": kty, **members}, algorithm=min(algorithms)).key
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
-    if isinstance(public, RSAPublicKey) and public.key_size < LEAST_RSA:
+    if isinstance(public, RSAPublicKey) and public.key_size < MIN_RSA:
         return None
     return _Key(kid if isinstance(kid, str) else None, algorithms, public)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from builds.clients.errors import Refused, RegistryError, Unreachable
+from builds.clients.errors import RegistryError, RegistryRefused, RegistryUnreachable
 from builds.clients.registry import INDEX, MANIFEST, Descriptor, Manifest, Registry, digest_of
 
 EMPTY = "application/vnd.oci.empty.v1+json"
@@ -26,7 +26,7 @@ descriptor")."""
 TRIES = 6
 SETTLED = 0.03
 """Seconds, at least, after which the index is looked at again; more where the registry is slow."""
-PATIENCE = 5.0
+RETRY_WITHIN = 5.0
 """Seconds that a try may have taken which failed and is repeated."""
 MAX_ARTIFACTS = 50
 """Of one image, that are read."""
@@ -63,7 +63,9 @@ def contents(registry: Registry, image: str, digest: str, kinds: Collection[str]
     for descriptor in found[:MAX_ARTIFACTS]:
         manifest = registry.manifest(image, descriptor.digest, body=True)
         if manifest is None or digest_of(manifest.body or b"") != descriptor.digest:
-            raise Refused(f"The registry does not have the artifact {descriptor.digest} that it lists for the image.")
+            raise RegistryRefused(
+                f"The registry does not have the artifact {descriptor.digest} that it lists for the image."
+            )
         for layer in _layers(manifest.body or b""):
             if layer.media_type in kinds:
                 yield layer.media_type, registry.blob(image, layer.digest)
@@ -74,7 +76,7 @@ def attach(
 ) -> bytes:
     """Attaches a file to an image, in place of the artifacts with these digests. Returns the artifact's manifest.
 
-    `subject` has its body. Raises RegistryError, Refused where others change the list all the time.
+    `subject` has its body. Raises RegistryError, RegistryRefused where others change the list all the time.
     """
     registry.upload(image, NOTHING)
     registry.upload(image, artifact.content)
@@ -123,12 +125,12 @@ def _enter(registry: Registry, image: str, tag: str, entry: Mapping[str, Any], r
         try:
             if _is_entered(registry, image, tag, entry, replaced):
                 return
-        except Unreachable:
-            if number + 1 == TRIES or time.monotonic() - began > PATIENCE:
+        except RegistryUnreachable:
+            if number + 1 == TRIES or time.monotonic() - began > RETRY_WITHIN:
                 raise
         took = time.monotonic() - began
         time.sleep(max(SETTLED, 3 * took) * (1 + number * random.random()))  # noqa: S311 (so that two do not meet again)
-    raise Refused(f"The list of what belongs to the image (tag {tag}) is changed by others all the time.")
+    raise RegistryRefused(f"The list of what belongs to the image (tag {tag}) is changed by others all the time.")
 
 
 def _is_entered(registry: Registry, image: str, tag: str, entry: Mapping[str, Any], replaced: Collection[str]) -> bool:
@@ -152,7 +154,7 @@ def _entries(registry: Registry, image: str, tag: str) -> list[dict[str, Any]]:
         content = msgspec.json.decode(manifest.body or b"", type=dict[str, Any])
         return msgspec.convert(content["manifests"], list[dict[str, Any]])
     except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
-        raise Refused(
+        raise RegistryRefused(
             f"The tag {tag}, which is for the list of what belongs to the image, is something else."
         ) from None
 

@@ -25,13 +25,13 @@ import msgspec
 import requests
 
 from builds.clients import docker_config
-from builds.clients.answers import content_of
 from builds.clients.challenges import challenges
-from builds.clients.docker_config import DOCKER_HUB, Login
-from builds.clients.errors import Denied, Refused, RegistryError, Unauthorized, Unreachable
+from builds.clients.docker_config import DOCKER_HUB, RegistryLogin
+from builds.clients.errors import Denied, RegistryError, RegistryRefused, RegistryUnreachable, Unauthorized
+from builds.clients.responses import read_body
 from builds.repository import is_loopback
 
-__all__ = ["Manifest", "Refused", "Registry", "RegistryError", "Unauthorized", "Unreachable", "split"]
+__all__ = ["Manifest", "Registry", "RegistryError", "RegistryRefused", "RegistryUnreachable", "Unauthorized", "split"]
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -168,7 +168,7 @@ class Registry:
     def manifest(self, image: str, reference: str, *, body: bool = False) -> Manifest | None:
         """What `reference` (a tag or digest) is in the repository `image`; `None` if it is not there.
 
-        Raises Unauthorized where the registry does not let us know, Refused, Unreachable.
+        Raises Unauthorized where the registry does not let us know, RegistryRefused, RegistryUnreachable.
         """
         path, headers = f"manifests/{reference}", {"Accept": ACCEPT}
         answer = self._ask("GET" if body else "HEAD", image, path, headers)
@@ -185,7 +185,7 @@ class Registry:
     def labels(self, image: str, reference: str) -> Mapping[str, str] | None:
         """The labels of an image (of its first platform, where it has several); `None` if it is not there.
 
-        Raises Unauthorized where the registry does not let us know, Refused, Unreachable.
+        Raises Unauthorized where the registry does not let us know, RegistryRefused, RegistryUnreachable.
         """
         found = self.configuration(image, reference)
         return None if found is None else found.labels
@@ -208,14 +208,14 @@ class Registry:
     def tag(self, image: str, reference: str, tag: str) -> None:
         """Makes `tag` the same manifest, byte for byte; one that is refused, but is that manifest already, will do.
 
-        Raises Refused (a tag that may not be moved is), Unreachable.
+        Raises RegistryRefused (a tag that may not be moved is), RegistryUnreachable.
         """
         manifest = self.manifest(image, reference, body=True)
         if manifest is None:
-            raise Unreachable(f"The registry {_host(image)} no longer has the image.")
+            raise RegistryUnreachable(f"The registry {_host(image)} no longer has the image.")
         try:
             self.put(image, tag, manifest.media_type, manifest.body or b"")
-        except Refused:
+        except RegistryRefused:
             there = self.manifest(image, tag)
             if there is None or there.digest != manifest.digest:
                 raise
@@ -230,7 +230,7 @@ class Registry:
         host, base = _host(image), urlsplit(begun.url)
         place = urlsplit(urljoin(begun.url, begun.headers.get("Location", "")))
         if place.scheme not in ("http", "https") or (base.scheme == "https" and place.scheme == "http"):
-            raise Refused(f"The registry {host} names no safe place to put a layer.")
+            raise RegistryRefused(f"The registry {host} names no safe place to put a layer.")
         query = urlencode([*parse_qsl(place.query, keep_blank_values=True), ("digest", digest_of(content))])
         headers = {"Content-Type": "application/octet-stream"}
         headers |= self._authorized(image) if place.netloc == base.netloc else {}
@@ -252,7 +252,7 @@ class Registry:
         answer = self._ask("GET", image, f"blobs/{digest}", {})
         self._expect(answer, image)
         if digest_of(answer.content) != digest:
-            raise Refused(f"The registry {_host(image)} gives other content than {digest}.")
+            raise RegistryRefused(f"The registry {_host(image)} gives other content than {digest}.")
         return answer.content
 
     def referrers(self, image: str, digest: str) -> list[Descriptor] | None:
@@ -271,18 +271,18 @@ class Registry:
             if not following:
                 return found
             path = f"referrers/{digest}?{urlsplit(following).query}"
-        raise Refused(f"The registry {_host(image)} lists more for {digest} than can be read.")
+        raise RegistryRefused(f"The registry {_host(image)} lists more for {digest} than can be read.")
 
     def remove(self, image: str, digest: str) -> bool:
         """Deletes a manifest with all its tags; `False` where there is none (Distribution 1.1, "Deleting manifests").
 
-        Raises Refused, also where the registry has no way to delete, Unreachable.
+        Raises RegistryRefused, also where the registry has no way to delete, RegistryUnreachable.
         """
         answer = self._ask("DELETE", image, f"manifests/{digest}", {})
         if answer.status_code in _UNSUPPORTED and self.manifest(image, digest) is None:
             return False
         if answer.status_code in _UNSUPPORTED:
-            raise Refused(f"The registry {_host(image)} does not let images be deleted{_said(answer)}")
+            raise RegistryRefused(f"The registry {_host(image)} does not let images be deleted{_said(answer)}")
         self._expect(answer, image)
         return True
 
@@ -300,7 +300,7 @@ class Registry:
         return [f"{host}/{name}" for page in pages for name in page.repositories or ()]
 
     def answers(self, image: str) -> bool:
-        """Whether the registry of an image is up, whatever it thinks of us. Raises Unreachable where it is silent."""
+        """Whether the registry of an image is up, even if it denies access. Raises RegistryUnreachable."""
         host = split(image)[0]
         answer = self._send("GET", f"{origin(image, self._insecure)}/v2/", {}, None, host)
         return answer.status_code < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -337,7 +337,7 @@ class Registry:
             tried.add(grant)
             try:
                 self._authorization[image] = self._authorize(host, grant)
-            except Refused as error:
+            except RegistryRefused as error:
                 refusal = refusal or error
                 continue
             answer = self._send(method, url, {**headers, **self._authorized(image)}, body, host)
@@ -365,9 +365,9 @@ class Registry:
                 allow_redirects=method != "POST",  # whose body is a secret
                 proxies=none,  # type: ignore[arg-type]
             )
-            answer._content = content_of(answer, MAX_BODY)
+            answer._content = read_body(answer, MAX_BODY)
         except (requests.RequestException, OSError, ValueError) as error:
-            raise Unreachable(f"The registry {host} could not be reached: {_cause(error)}.") from None
+            raise RegistryUnreachable(f"The registry {host} could not be reached: {_cause(error)}.") from None
         return answer
 
     def _next(self, answer: requests.Response, host: str, name: str, tried: set[_Grant]) -> _Grant | None:
@@ -399,7 +399,10 @@ class Registry:
         yield _Grant("bearer", realm, service, named or f"repository:{name}:pull")
 
     def _authorize(self, host: str, grant: _Grant) -> str:
-        """The header's value (RFC 9110 §11; Distribution's token authentication). Raises Unauthorized, Unreachable."""
+        """The header's value (RFC 9110 §11; Distribution's token authentication).
+
+        Raises Unauthorized, RegistryUnreachable.
+        """
         login = docker_config.read(self._config).login(host)
         if login and login.registry_token:
             return f"Bearer {login.registry_token}"
@@ -409,7 +412,7 @@ class Registry:
             raise Unauthorized(f"The registry {host} asks for a password, and {self.login_file} has none for it.")
         return _basic(login)
 
-    def _token(self, host: str, grant: _Grant, login: Login | None) -> str:
+    def _token(self, host: str, grant: _Grant, login: RegistryLogin | None) -> str:
         realm = self._service(host, grant.realm, login)
         query = {"service": grant.service} if grant.service else {}
         scopes = [("scope", scope) for scope in grant.scope.split()]
@@ -426,7 +429,7 @@ class Registry:
         given = _decoded(answer.content, _Token, host)
         return given.token or given.access_token
 
-    def _service(self, host: str, realm: str, login: Login | None) -> SplitResult:
+    def _service(self, host: str, realm: str, login: RegistryLogin | None) -> SplitResult:
         """The address of a token service that may have the password, if there is one. Raises Unauthorized."""
         try:
             parts = urlsplit(realm)
@@ -448,7 +451,7 @@ class Registry:
         return str(self._config or docker_config.folder() / "config.json")
 
     def _expect(self, answer: requests.Response, image: str) -> None:
-        """Raises Unauthorized, Refused or Unreachable for an answer that is no success."""
+        """Raises Unauthorized, RegistryRefused or RegistryUnreachable for an answer that is no success."""
         status = answer.status_code
         if answer.ok and status < HTTPStatus.MULTIPLE_CHOICES:
             return
@@ -460,7 +463,9 @@ class Registry:
                 f"The registry {host} does not accept the credential for it in {where}, or not for {image}{said}"
             )
         final = status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _PASSES
-        raise (Refused if final else Unreachable)(f"The registry {host} answers with status {status}{said}")
+        raise (RegistryRefused if final else RegistryUnreachable)(
+            f"The registry {host} answers with status {status}{said}"
+        )
 
 
 _PASSES = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
@@ -531,7 +536,7 @@ def _with_token(answer: requests.Response) -> bool:
     return str(answer.request.headers.get("Authorization", "")).startswith("Bearer ")
 
 
-def _basic(login: Login) -> str:
+def _basic(login: RegistryLogin) -> str:
     return "Basic " + base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
 
 
@@ -544,7 +549,7 @@ def _decoded(body: bytes, kind: type[T], image: str) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.MsgspecError:
-        raise Unreachable(f"The registry {_host(image)} answers with something that it should not.") from None
+        raise RegistryUnreachable(f"The registry {_host(image)} answers with something that it should not.") from None
 
 
 def _host(image: str) -> str:

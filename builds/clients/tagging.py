@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from builds.build import Image, RefusedTag, shortened
-from builds.clients.registry import Refused, Registry
+from builds.clients.registry import Registry, RegistryRefused
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def with_tags(registry: Registry, image: Image, names: Iterable[str]) -> Image:
             registry.tag(image.repository, image.digest, name)
             tags[name] = None
             refused.pop(name, None)
-        except Refused as error:
+        except RegistryRefused as error:
             log.warning("The tag %s of %s is not set: %s", name, image.repository, error)
             refused[name] = RefusedTag(name=name, message=shortened(str(error), MAX_MESSAGE))
     kept = tuple(tags)[-MAX_TAGS:]

@@ -13,7 +13,7 @@ import json
 from contextlib import suppress
 from uuid import uuid4
 
-from builds.clients.errors import RegistryError, Unreachable
+from builds.clients.errors import RegistryError, RegistryUnreachable
 from builds.clients.registry import MANIFEST, Registry, digest_of
 
 NAME = "kiln-check"
@@ -37,7 +37,7 @@ def push_and_pull(pushes: Registry, pulls: Registry, image: str) -> bool:
     pushes.put(image, digest, MANIFEST, manifest)
     labels = pulls.labels(image, digest)
     if labels is None or labels.get(LABEL) != run:
-        raise Unreachable(f"The registry has taken the image {image}@{digest}, and gives another one or none.")
+        raise RegistryUnreachable(f"The registry has taken the image {image}@{digest}, and gives another one or none.")
     with suppress(RegistryError):
         return pushes.remove(image, digest)
     return False

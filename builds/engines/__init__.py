@@ -56,7 +56,7 @@ class Refused(Unavailable):
     pass
 
 
-class Ask(msgspec.Struct, frozen=True, kw_only=True):
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """A request and the event that made it."""
 
     name: str
@@ -99,7 +99,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 class Records(Protocol):
     """The durable records: what web may do. Safe to call from many threads and processes."""
 
-    def accept(self, asks: Sequence[Ask]) -> list[Build]:
+    def accept(self, submissions: Sequence[Submission]) -> list[Build]:
         """Writes all that is asked, or nothing: creates records, or adds the causes to those that exist.
 
         Idempotent: a known cause changes nothing. Raises QueueFull, Unavailable.

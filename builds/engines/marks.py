@@ -13,27 +13,29 @@ import msgspec
 from msgspec.structs import replace
 
 from builds.build import MAX_CAUSES, MAX_CAUSES_BYTES, MAX_OUTBOX, Build, Cancel, Cause, State
-from builds.engines import AlreadyEnded, Ask, QueueFull
+from builds.engines import AlreadyEnded, QueueFull, Submission
 
 Causes = tuple[Cause, ...]
 
 
-def joined(before: Build | None, asks: Sequence[Ask], *, uid: Callable[[], str], now: datetime, share: int) -> Build:
-    """One build with the causes of all `asks`, which are for it; the very same value where that is no news.
+def joined(
+    before: Build | None, submissions: Sequence[Submission], *, uid: Callable[[], str], now: datetime, share: int
+) -> Build:
+    """One build with the causes of all `submissions`, which are for it; the very same value where that is no news.
 
     `share` is how many asks of one person may wait in it. Raises QueueFull beyond that, where its causes have no room
     that an answered one could give, and where so many events of it wait for a sink that no more may be caused.
     """
-    first = asks[0]
+    first = submissions[0]
     after = before or Build(name=first.name, uid=uid(), request=first.request, causes=(), created_at=now, revision="")
-    for ask in asks:
+    for ask in submissions:
         after = _with_cause(after, ask.cause)
     if after is before:
         return after
     if before is not None and len(before.status.outbox) >= MAX_OUTBOX:
         raise QueueFull(f"{MAX_OUTBOX} events of this build wait for a sink that does not take them.")
     for by, number in asks_of(after).items():
-        if number > share and any(ask.cause.by == by for ask in asks):
+        if number > share and any(ask.cause.by == by for ask in submissions):
             raise share_full(by, share)
     return replace(after, open=True)
 

@@ -13,7 +13,7 @@ import msgspec
 
 from builds.clients.errors import RegistryError
 from builds.engines import EngineError
-from builds.errors import AskError
+from builds.errors import RequestError
 from eventing.errors import EventError
 from kiln.doctor import cures
 from kiln.doctor.cures import Cure
@@ -23,7 +23,7 @@ from kiln.progress import printable
 LIMIT = 45.0
 """Seconds for all probes together. The longest is the push to a registry that hands out tokens and takes its time."""
 AT_ONCE = 32
-SAFE = (AskError, EngineError, EventError, KilnError, RegistryError)
+SAFE = (RequestError, EngineError, EventError, KilnError, RegistryError)
 """Errors whose messages are written for people and hold no secret."""
 
 

@@ -119,10 +119,10 @@ def _version(*command: str, missing: Cure, **fields: str) -> str:
 
 def daemon(kind: DaemonKind, address: str | None) -> str:
     """Whether the daemon answers and has room on its disk."""
-    from builds.engines.local.daemon import Daemon  # noqa: PLC0415
+    from builds.engines.local.daemon import DaemonProbe  # noqa: PLC0415
 
     tools = DOCKER if kind == "docker" else PODMAN
-    if trouble := Daemon(address, kind).trouble():
+    if trouble := DaemonProbe(address, kind).trouble():
         raise Symptom(_why_silent(tools, _socket(address)), trouble)
     program = podman_client() if tools is PODMAN else tools.client
     to = [tools.to, address] if address else []

@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from builds.clients.errors import Denied, Refused, RegistryError, Unauthorized, Unreachable
-from builds.errors import AskError, CannotBuild, RepositoryError, TryAgain, UnknownRef
+from builds.clients.errors import Denied, RegistryError, RegistryRefused, RegistryUnreachable, Unauthorized
+from builds.errors import CannotBuild, RepositoryError, RequestError, TryAgain, UnknownRef
 from builds.repository import HostKind, Repository, canonical
 from eventing.errors import EventError
 from eventing.sinks import Sink, judge
@@ -25,7 +25,7 @@ from kiln.doctor.findings import Probe, Symptom
 from kiln.wiring import Kiln
 
 if TYPE_CHECKING:
-    from builds.clients.git import Resolver
+    from builds.clients.git import RefResolver
     from eventing.statuses import StatusApi
 
 NOT_LET_IN = (401, 407)
@@ -67,7 +67,7 @@ def _refusal(error: RegistryError, image: str) -> Cure:
             return cures.REGISTRY_DENIED
         case Unauthorized():
             return cures.REGISTRY_NO_LOGIN if "has none for it" in str(error) else cures.REGISTRY_LOGIN
-        case Refused():
+        case RegistryRefused():
             return cures.REGISTRY_REFUSES
     if re.search(r"(?i)certificate", str(error)):
         return cures.REGISTRY_CERTIFICATE
@@ -80,7 +80,7 @@ def _speaks_plain_http(image: str) -> bool:
     from builds.clients.registry import Registry, origin  # noqa: PLC0415
 
     host = image.partition("/")[0]
-    with suppress(Unreachable):
+    with suppress(RegistryUnreachable):
         return origin(image).startswith("https:") and Registry(NO_LOGIN, [host], QUICK).answers(image)
     return False
 
@@ -91,10 +91,10 @@ def _speaks_plain_http(image: str) -> bool:
 def _git(kiln: Kiln) -> Iterator[Probe]:
     """The repositories that the file names, and for each credential and host that is none of theirs, one that is not
     there: who is let in is told so, and who is not is told that."""
-    from builds.clients.git import Resolver, credentials  # noqa: PLC0415
+    from builds.clients.git import RefResolver, credentials  # noqa: PLC0415
 
     stored = credentials(kiln.secrets.git_credentials)
-    resolver = Resolver(kiln.policy, lambda: stored)
+    resolver = RefResolver(kiln.policy, lambda: stored)
     named = {each.url: each for each in _named(kiln)}
     for repository in named.values():
         yield Probe(f"repository {repository.url}", partial(_head, resolver, repository))
@@ -111,7 +111,7 @@ def _git(kiln: Kiln) -> Iterator[Probe]:
             yield Probe(f"Git host {name}", partial(_answers, resolver, tried))
 
 
-def _head(resolver: Resolver, repository: Repository) -> str:
+def _head(resolver: RefResolver, repository: Repository) -> str:
     from builds.clients.git.messages import NoSuchRepository, NotShown  # noqa: PLC0415
 
     try:
@@ -125,7 +125,7 @@ def _head(resolver: Resolver, repository: Repository) -> str:
     return f"HEAD is {found.ref or found.commit}"
 
 
-def _let_in(resolver: Resolver, tried: Repository | None) -> str:
+def _let_in(resolver: RefResolver, tried: Repository | None) -> str:
     from builds.clients.git.messages import NoSuchRepository, NotShown  # noqa: PLC0415
 
     if tried is None:
@@ -141,7 +141,7 @@ def _let_in(resolver: Resolver, tried: Repository | None) -> str:
     return "the host lets it in"
 
 
-def _answers(resolver: Resolver, tried: Repository) -> str:
+def _answers(resolver: RefResolver, tried: Repository) -> str:
     try:
         with suppress(CannotBuild):  # the host has answered
             resolver.resolve(tried, None)
@@ -260,11 +260,11 @@ def _hub(kiln: Kiln) -> Iterator[Probe]:
     told = found.hub
 
     def run() -> str:
-        from builds.clients.hub import Hub  # noqa: PLC0415
+        from builds.clients.jupyterhub import HubClient  # noqa: PLC0415
 
         try:
-            holder = Hub(told.api_url).holder(told.api_token)
-        except AskError as error:
+            holder = HubClient(told.api_url).holder(told.api_token)
+        except RequestError as error:
             raise Symptom(cures.HUB_DOWN, error) from None
         if holder is None:
             raise Symptom(cures.HUB_TOKEN, "it does not know JUPYTERHUB_API_TOKEN")
@@ -281,5 +281,5 @@ def _issuers(kiln: Kiln) -> Iterator[Probe]:
 def _keys(url: str) -> str:
     try:
         return f"publishes its keys ({wiring.issuer(url).reach()} that sign tokens)"
-    except AskError as error:
+    except RequestError as error:
         raise Symptom(cures.ISSUER, error) from None

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from builds.build import Build, Cause, Kind, Node, Request, State, build_name
 from builds.builder.spec import Surroundings
-from builds.engines import Ask
+from builds.engines import Submission
 from builds.engines.local import LocalEngine
 from builds.plan import Facts, Limits, plan
 from tests.bench import web
@@ -80,12 +80,12 @@ def _request(number: int) -> Request:
     return Request(repository=repository, clone_url=f"{repository}.git", commit=f"{number:040x}", image=image)
 
 
-def _ask(number: int, now: datetime) -> Ask:
+def _ask(number: int, now: datetime) -> Submission:
     request = _request(number)
     cause = Cause(
         source="/bench", id=str(number), type="bench", by="bench", at=now, kind=Kind.PUSH, ref="refs/heads/main"
     )
-    return Ask(name=build_name("local", request), request=request, cause=cause)
+    return Submission(name=build_name("local", request), request=request, cause=cause)
 
 
 def _build(number: int, now: datetime) -> Build:

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, MAX_OUTBOX, Announcement, Build, Delivery, Kind, Push, State, Status
-from builds.engines import AlreadyEnded, Ask, Conflict, Engine, NotFound, QueueFull
+from builds.build import MAX_CAUSES, MAX_OUTBOX, Announcement, Build, BuildStatus, Delivery, Kind, Push, State
+from builds.engines import AlreadyEnded, Conflict, Engine, NotFound, QueueFull, Submission
 from eventing.event import Event
 from tests.builds.making import AT, ask, ended
 
@@ -194,7 +194,7 @@ class RecordsContract:
     def test_a_write_replaces_the_controllers_part_alone(self, records: Engine) -> None:
         (build,) = records.accept([ask("b")])
         changed = replace(
-            build, status=Status(round=1, waiting="no node"), open=False, causes=(), created_at=AT, uid="other"
+            build, status=BuildStatus(round=1, waiting="no node"), open=False, causes=(), created_at=AT, uid="other"
         )
         written = records.write(changed)
         assert (written.status, written.open) == (changed.status, False)
@@ -256,7 +256,7 @@ class RecordsContract:
     # ---- Pull requests ----------------------------------------------------------------------------------------------
 
     def test_what_a_request_has_asked_for_is_taken_back_and_nothing_else(self, records: Engine) -> None:
-        def of(id_: str, ref: str, push: Push | None) -> Ask:
+        def of(id_: str, ref: str, push: Push | None) -> Submission:
             asked = ask("b", id_)
             return replace(asked, cause=replace(asked.cause, kind=Kind.PUSH, ref=ref, push=push))
 

@@ -9,6 +9,7 @@ import msgspec
 from builds.build import (
     Attempt,
     Build,
+    BuildStatus,
     Cancel,
     Cause,
     Image,
@@ -21,7 +22,6 @@ from builds.build import (
     Result,
     Sighting,
     State,
-    Status,
     Trouble,
 )
 
@@ -65,7 +65,7 @@ def build(
         request=Request(repository=repository, clone_url=repository, commit=commit, image="r/x"),
         causes=causes or (cause(),),
         created_at=ago(created),
-        status=Status(**fields),  # type: ignore[arg-type]
+        status=BuildStatus(**fields),  # type: ignore[arg-type]
         cancel=cancel,
     )
 

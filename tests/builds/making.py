@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from builds.build import Attempt, Build, Cause, Kind, Request, State
 from builds.builder.spec import Surroundings
-from builds.engines import Ask, Engine
+from builds.engines import Engine, Submission
 from builds.engines.local import LocalEngine
 
 BUILDER = Path(__file__).parent / "programs" / "builder.py"
@@ -31,11 +31,11 @@ def ask(
     force: bool = False,
     repository: str = "https://example.org/a",
     args: Mapping[str, str] = {},
-) -> Ask:
+) -> Submission:
     request = Request(
         repository=repository, clone_url=repository, commit="c" * 40, image="r.example/x", build_args=args
     )
-    return Ask(name=name, request=request, cause=cause(id_, by=by, force=force))
+    return Submission(name=name, request=request, cause=cause(id_, by=by, force=force))
 
 
 def ended(build: Build, state: State = State.FAILED, at: datetime = AT) -> Build:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from builds.badge import Standing, standing
 from builds.build import Build, State
-from builds.record import change
 from builds.search import anything, by_ref, by_text
+from builds.transitions import change
 from tests.builds.histories import build, cause
 
 REFS = ("refs/heads/main", "refs/heads/dev", "refs/tags/main", None)

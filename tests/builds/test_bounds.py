@@ -36,7 +36,7 @@ from builds.build import (
 from builds.builder.spec import Surroundings, spec_for
 from builds.clients.tagging import MAX_MESSAGE, MAX_REFUSED
 from builds.clients.tagging import MAX_TAGS as MAX_KEPT
-from builds.engines import Ask, QueueFull
+from builds.engines import QueueFull, Submission
 from builds.engines.kubernetes.jobs import job
 from builds.engines.kubernetes.records import build_of, manifest
 from builds.engines.marks import cancelled, joined
@@ -44,9 +44,9 @@ from builds.errors import Malformed
 from builds.image import ImagePolicy
 from builds.intake import MAX_TAGS, MAX_VALUE, Intake, Resolved
 from builds.plan import Action, Confirm, Confirmation, Deliver, Facts, Limits, Report, Settle, Start, Word, plan
-from builds.record import advance, delivered, undelivered
 from builds.repository import MAX_REF, MAX_SUBDIR, MAX_URL, Policy
-from builds.triggers import BuildRequestBody, asked
+from builds.transitions import advance, delivered, undelivered
+from builds.triggers import BuildRequestBody, from_body
 from eventing.event import Event
 from kiln.config import MAX_SINKS
 from kiln.wiring import MAX_RULES
@@ -94,10 +94,10 @@ def body(person: int, *, tag: int) -> BuildRequestBody:
     )
 
 
-def ask(person: int, *, tag: int = 128, name: int = 20) -> Ask:
+def ask(person: int, *, tag: int = 128, name: int = 20) -> Submission:
     """`name` is the length of the event's source, id and type."""
     return INTAKE.ask(
-        asked(body(person, tag=tag)),
+        from_body(body(person, tag=tag)),
         source=filled("/", name),
         id=filled(f"{person}-", name),
         type=filled("t", name),
@@ -125,7 +125,7 @@ class World:
         assert self.build is not None
         return self.build
 
-    def asks(self, asks: Sequence[Ask]) -> list[Cause]:
+    def asks(self, asks: Sequence[Submission]) -> list[Cause]:
         """The causes that were taken; the others were told to come back."""
         taken = []
         for one in asks:

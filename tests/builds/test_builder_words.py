@@ -27,12 +27,12 @@ from builds.builder import log as logs
 from builds.builder.daemons.podman import Steps
 from builds.builder.evidence import MAX_SERVICES, PROBE, needed
 from builds.builder.log import Log
-from builds.builder.outcome import PODMAN, Evidence, Stage, Step, exit_status, failure, telling
+from builds.builder.outcome import PODMAN, AttemptStage, Evidence, Step, exit_status, failure, telling
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
 from builds.builder.spec import Spec
-from builds.builder.tool import OTHER_FRONTEND, Progress, ToolLine, command, tool_line
+from builds.builder.tool import OTHER_FRONTEND, ToolLine, ToolProgress, command, tool_line
 from builds.clients.registry import Configuration
 from builds.errors import RepositoryRefused
 from builds.options import Options
@@ -185,9 +185,9 @@ def output(text: str, *, digest: str = "sha256:1") -> str:
     return report(logs=[{"vertex": digest, "timestamp": "2026-01-01T00:00:01Z", "data": data}])
 
 
-def progress(*messages: str) -> Progress:
+def progress(*messages: str) -> ToolProgress:
     """After the fetch, and these messages of the build."""
-    made = Progress(Stage.FETCH, 0.0)
+    made = ToolProgress(AttemptStage.FETCH, 0.0)
     for number, message in enumerate(("Using PythonBuildPack builder\n", *messages), 1):
         deque(made.take(ToolLine(message, "building"), float(number)))
     return made
@@ -346,7 +346,7 @@ def test_a_message_names_the_command_that_a_step_is_about(name: str, short: str)
 
 
 def test_an_exception_of_the_tool_is_told_whole() -> None:
-    made = Progress(Stage.FETCH, 0.0)
+    made = ToolProgress(AttemptStage.FETCH, 0.0)
     text = 'Error during build: while parsing a block mapping\n  in "environment.yml", line 3, column 2'
     assert [*made.take(ToolLine(text, "failed"), 1.0)] == text.splitlines()
     assert failure(made.account(), Evidence()).message == (
@@ -453,7 +453,7 @@ def test_without_curl_the_probe_knows_nothing(answers: str) -> None:
 
 
 def test_seconds_of_each_stage() -> None:
-    made = Progress(Stage.FETCH, 10.0)
+    made = ToolProgress(AttemptStage.FETCH, 10.0)
     assert made.timings(11.0).fetch == 1.0
     deque(made.take(ToolLine("Using DockerBuildPack builder", "building"), 12.0))
     deque(made.take(ToolLine(vertex("[1/2] COPY a b"), "building"), 13.0))
@@ -470,7 +470,7 @@ def layer(name: str, seconds: int, current: int = 0, *, done: bool = False) -> s
 
 
 def test_a_push_is_summed_up() -> None:
-    made = Progress(Stage.FETCH, 0.0)
+    made = ToolProgress(AttemptStage.FETCH, 0.0)
     deque(made.take(ToolLine("Using DockerBuildPack builder", "building"), 0.0))
     reports = [vertex("pushing registry.example/a with docker", digest="2")]
     reports += [layer(f"layer{n}", 1) for n in range(20)]
@@ -491,9 +491,9 @@ def test_a_push_is_summed_up() -> None:
 # Podman's words
 
 
-def podman(*lines: tuple[str, str], buildpack: str = "DockerBuildPack") -> Progress:
+def podman(*lines: tuple[str, str], buildpack: str = "DockerBuildPack") -> ToolProgress:
     """After the fetch, and these lines of `podman build`, each with its stream."""
-    made = Progress(Stage.FETCH, 0.0, dialect=Steps(), idiom=PODMAN)
+    made = ToolProgress(AttemptStage.FETCH, 0.0, progress_parser=Steps(), idiom=PODMAN)
     messages = [f"Using {buildpack} builder\n", *(json.dumps({stream: text}) + "\n" for stream, text in lines)]
     for number, message in enumerate(messages, 1):
         deque(made.take(ToolLine(message, "building"), float(number)))
@@ -666,7 +666,7 @@ def test_a_dockerfile_for_docker_s_own_frontend(text: str) -> None:
 
 @given(st.binary())
 def test_any_line_of_the_tool_is_understood(raw: bytes) -> None:
-    made = Progress(Stage.FETCH, 0.0)
+    made = ToolProgress(AttemptStage.FETCH, 0.0)
     deque(made.take(tool_line(raw), 1.0))
     assert failure(made.account(), Evidence()).message
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from builds.clients.git import Credential, Resolver
+from builds.clients.git import Credential, RefResolver
 from builds.repository import HostKind, Policy, Repository, canonical
 from tests.parts.githost import GitHost
 
@@ -72,7 +72,7 @@ def repository(host: GitHost, kind: HostKind | None) -> Repository:
 
 def changed(host: GitHost, kind: HostKind | None, token: str | None = None) -> Sequence[str] | None:
     known = (Credential(f"http://127.0.0.1:{host.port}", "", "x", token),) if token else ()
-    return Resolver(Policy([f"{host.base}/**"]), lambda: known).changed(repository(host, kind), 7)
+    return RefResolver(Policy([f"{host.base}/**"]), lambda: known).changed(repository(host, kind), 7)
 
 
 @KINDS

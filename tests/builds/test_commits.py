@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from builds.clients.commits import whole_commit
-from builds.clients.git import Credential, Resolved, Resolver
+from builds.clients.git import Credential, RefResolver, ResolvedRef
 from builds.clients.hostapi import UnclearError
 from builds.errors import UnknownRef
 from builds.repository import HostKind, Policy, Repository, canonical
@@ -66,9 +66,9 @@ def repository(host: GitHost, kind: HostKind | None) -> Repository:
     return canonical(host.url(PATH), {f"127.0.0.1:{host.port}": kind} if kind else {})
 
 
-def resolver(host: GitHost, token: str | None = None) -> Resolver:
+def resolver(host: GitHost, token: str | None = None) -> RefResolver:
     known = (Credential(f"http://127.0.0.1:{host.port}", "", "x", token),) if token else ()
-    return Resolver(Policy([f"{host.base}/**"]), lambda: known)
+    return RefResolver(Policy([f"{host.base}/**"]), lambda: known)
 
 
 @KINDS
@@ -79,7 +79,7 @@ def test_the_host_says_which_commit_it_is(
 ) -> None:
     host.api = api = Api(host, kind)
     asks = resolver(host, token)
-    assert asks.resolve(repository(host, kind), head[:digits].upper()) == Resolved(None, head)
+    assert asks.resolve(repository(host, kind), head[:digits].upper()) == ResolvedRef(None, head)
     assert asks.commit(repository(host, kind), head[:digits]) == head
     assert api.heard[-1] == (token and f"Bearer {token}")
 
@@ -89,7 +89,7 @@ def test_a_branch_of_that_name_wins(kind: HostKind, host: GitHost, head: str) ->
     host.api = api = Api(host, kind)
     other = git("commit-tree", f"{head}^{{tree}}", "-m", "Other", cwd=host.bare(PATH))
     git("update-ref", f"refs/heads/{head[:8]}", other, cwd=host.bare(PATH))
-    assert resolver(host).resolve(repository(host, kind), head[:8]) == Resolved(f"refs/heads/{head[:8]}", other)
+    assert resolver(host).resolve(repository(host, kind), head[:8]) == ResolvedRef(f"refs/heads/{head[:8]}", other)
     assert api.heard == []
 
 
@@ -137,7 +137,7 @@ def test_a_host_without_such_an_api_is_not_asked(kind: HostKind | None, host: Gi
 def test_strangers_who_use_up_their_requests_leave_those_of_a_token(host: GitHost, head: str) -> None:
     host.api = api = Api(host, HostKind.GITHUB)
     known: list[Credential] = []
-    asks = Resolver(Policy([f"{host.base}/**"]), lambda: known)
+    asks = RefResolver(Policy([f"{host.base}/**"]), lambda: known)
     api.says = UNCLEAR["asked too often"]
     for _ in range(2):
         with pytest.raises(UnknownRef):

@@ -638,7 +638,7 @@ def test_whatever_is_wrong_with_some_records_fifty_others_end(
     Seen.write(counted, replace(no_event, status=replace(no_event.status, round=1, outbox=(told,))))
     (no_time,) = counted.accept([ask("no-time")])
     far = datetime.max.replace(tzinfo=UTC)
-    attempt = Attempt(number=1, node="other", written_at=AT, state=State.FAILED, unfit=True, finished_at=far)
+    attempt = Attempt(number=1, node="other", written_at=AT, state=State.FAILED, quarantine=True, finished_at=far)
     Seen.write(counted, replace(no_time, status=replace(no_time.status, round=1, attempt=2, attempts=(attempt,))))
     counted.accept([ask("no-file-has-a-\0")])
     for name in ("no-folder", "no-spec"):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from builds.clients.git import Git, Resolved, Resolver, credential_for, credentials, process, refs
-from builds.errors import AskError, CannotBuild, RepositoryRefused, UnknownRef, Unreachable
+from builds.clients.git import Git, RefResolver, ResolvedRef, credential_for, credentials, process, refs
+from builds.errors import CannotBuild, RepositoryRefused, RequestError, UnknownRef, Unreachable
 from builds.repository import Policy, Refs, canonical
 from tests.parts.authority import make_authority
 from tests.parts.githost import GitHost, git
@@ -66,7 +66,7 @@ def policy(host: GitHost) -> Policy:
 def test_refs_are_exact_and_tags_are_peeled(
     ref: str | None, full: str, host: GitHost, head: str, policy: Policy
 ) -> None:
-    assert Resolver(policy).resolve(canonical(host.url("ada/page")), ref) == Resolved(full, head)
+    assert RefResolver(policy).resolve(canonical(host.url("ada/page")), ref) == ResolvedRef(full, head)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_proposed_changes(ref: str, full: str, host: GitHost, policy: Policy, tm
     for number in (1, 2, 3):
         git("update-ref", f"refs/pull/{number}/head", head, cwd=bare)
     git("update-ref", full, proposed, cwd=bare)
-    assert Resolver(policy).resolve(canonical(host.url(path)), ref) == Resolved(full, proposed)
+    assert RefResolver(policy).resolve(canonical(host.url(path)), ref) == ResolvedRef(full, proposed)
 
 
 @pytest.mark.parametrize("ref", ["pull/9/head", "refs/pull/9/head", "pull/x/head", "pull/1/head/x", "stash", "notes/x"])
@@ -101,14 +101,14 @@ def test_no_other_short_names(ref: str, host: GitHost, policy: Policy, tmp_path:
     for name in ("refs/stash", "refs/notes/x", "refs/pull/1/head"):
         git("update-ref", name, head, cwd=bare)
     with pytest.raises(UnknownRef):
-        Resolver(policy).resolve(canonical(host.url(path)), ref)
+        RefResolver(policy).resolve(canonical(host.url(path)), ref)
 
 
 def test_a_default_branch_that_no_text_can_name(host: GitHost, policy: Policy, tmp_path: Path) -> None:
     (tmp_path / "page").touch()
     head, bare = host.create("ada/latin", tmp_path), host.bare("ada/latin")
     git("branch", "-m", "main", "ma\udceen", cwd=bare)
-    assert Resolver(policy).resolve(canonical(host.url("ada/latin")), None) == Resolved(None, head)
+    assert RefResolver(policy).resolve(canonical(host.url("ada/latin")), None) == ResolvedRef(None, head)
 
 
 def test_all_branches_and_tags(host: GitHost, policy: Policy, tmp_path: Path) -> None:
@@ -120,25 +120,25 @@ def test_all_branches_and_tags(host: GitHost, policy: Policy, tmp_path: Path) ->
         git("update-ref", ref, head, cwd=bare)
     names = ("refs/heads/main", "refs/heads/release/1", "refs/tags/light", "refs/tags/v1")
     repository = canonical(host.url("ada/refs"))
-    assert Resolver(policy).refs(repository) == Refs(commits=dict.fromkeys(names, head), default="refs/heads/main")
+    assert RefResolver(policy).refs(repository) == Refs(commits=dict.fromkeys(names, head), default="refs/heads/main")
     git("update-ref", "--no-deref", "HEAD", head, cwd=bare)
-    assert Resolver(policy).refs(repository).default is None
+    assert RefResolver(policy).refs(repository).default is None
     git("symbolic-ref", "HEAD", "refs/heads/gone", cwd=bare)
-    assert Resolver(policy).refs(repository) == Refs(commits=dict.fromkeys(names, head), default=None)
-    assert Resolver(policy).refs(canonical(host.url("ada/empty"))) == Refs(commits={}, default=None)
+    assert RefResolver(policy).refs(repository) == Refs(commits=dict.fromkeys(names, head), default=None)
+    assert RefResolver(policy).refs(canonical(host.url("ada/empty"))) == Refs(commits={}, default=None)
 
 
 @pytest.mark.parametrize("digits", [40, 64])
 def test_a_commit_is_not_looked_up(digits: int, host: GitHost, policy: Policy) -> None:
     before = len(host.requests)
-    assert Resolver(policy).resolve(canonical(host.url("ada/page")), "A" * digits) == Resolved(None, "a" * digits)
+    assert RefResolver(policy).resolve(canonical(host.url("ada/page")), "A" * digits) == ResolvedRef(None, "a" * digits)
     assert len(host.requests) == before
 
 
 @pytest.mark.parametrize("ref", ["no-such", "1", "deep", "refs/heads/*", "*", "--all", "heads/main"])
 def test_an_unknown_ref(ref: str, host: GitHost, policy: Policy) -> None:
     with pytest.raises(UnknownRef):
-        Resolver(policy).resolve(canonical(host.url("ada/page")), ref)
+        RefResolver(policy).resolve(canonical(host.url("ada/page")), ref)
 
 
 @pytest.mark.parametrize(
@@ -149,24 +149,24 @@ def test_an_unknown_ref(ref: str, host: GitHost, policy: Policy) -> None:
     ],
 )
 def test_what_cannot_be_resolved(
-    path: str, error: type[AskError], sentence: str, host: GitHost, policy: Policy
+    path: str, error: type[RequestError], sentence: str, host: GitHost, policy: Policy
 ) -> None:
     with pytest.raises(error, match=sentence):
-        Resolver(policy).resolve(canonical(host.url(path)), None)
+        RefResolver(policy).resolve(canonical(host.url(path)), None)
 
 
 def test_a_host_that_never_answers(host: GitHost, policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refs, "RESOLVE_TIMEOUT", 0.5)
     begun = time.monotonic()
     with pytest.raises(Unreachable, match="in time"):
-        Resolver(policy).resolve(canonical(host.url("ada/hanging")), None)
+        RefResolver(policy).resolve(canonical(host.url("ada/hanging")), None)
     assert time.monotonic() - begun < 5
 
 
 def test_a_host_that_is_not_there(policy: Policy, host: GitHost) -> None:
     away = Policy(["http://127.0.0.1:1/**"])
     with pytest.raises(Unreachable):
-        Resolver(away).resolve(canonical("http://127.0.0.1:1/a/b"), None)
+        RefResolver(away).resolve(canonical("http://127.0.0.1:1/a/b"), None)
 
 
 def test_only_what_was_permitted_can_be_reached(host: GitHost, policy: Policy) -> None:
@@ -202,9 +202,9 @@ def test_an_authority_of_ones_own(host: GitHost, head: str, tmp_path: Path, monk
         monkeypatch.setenv(name, value)
     page = canonical("https://git.invalid/ada/page")
     with pytest.raises(Unreachable, match="certificate"):
-        Resolver(Policy()).resolve(page, "main")
+        RefResolver(Policy()).resolve(page, "main")
     monkeypatch.setenv("GIT_SSL_CAINFO", str(tmp_path / "ca.pem"))
-    assert Resolver(Policy()).resolve(page, "main").commit == head
+    assert RefResolver(Policy()).resolve(page, "main").commit == head
 
 
 def test_credentials_are_for_their_host_and_path(tmp_path: Path) -> None:
@@ -238,10 +238,10 @@ def test_a_credential_is_used(host: GitHost, policy: Policy, tmp_path: Path) -> 
     host.create("ada/private")
     host.passwords["/ada/private.git"] = ("ada", "pässword:/ @")
     with pytest.raises(CannotBuild, match="credential"):
-        Resolver(policy).resolve(canonical(host.url("ada/private")), None)
+        RefResolver(policy).resolve(canonical(host.url("ada/private")), None)
     (tmp_path / "main").write_text(f"http://ada:p%C3%A4ssword%3A%2F%20%40@127.0.0.1:{host.port}/ada/private\n")
     with pytest.raises(UnknownRef, match="empty"):
-        Resolver(policy, lambda: credentials(tmp_path)).resolve(canonical(host.url("ada/private")), None)
+        RefResolver(policy, lambda: credentials(tmp_path)).resolve(canonical(host.url("ada/private")), None)
 
 
 def test_what_only_looks_like_a_git_directory_is_none(host: GitHost, policy: Policy, tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_a_host_that_complains_at_length(monkeypatch: pytest.MonkeyPatch) -> Non
 
     begun = time.monotonic()
     with serving(Handler) as base, pytest.raises(Unreachable, match="error: 500") as raised:
-        Resolver(Policy([f"{base}/**"])).resolve(canonical(f"{base}/a/b"), None)
+        RefResolver(Policy([f"{base}/**"])).resolve(canonical(f"{base}/a/b"), None)
     assert time.monotonic() - begun < 5
     assert len(str(raised.value)) < 1000
 
@@ -288,7 +288,7 @@ def test_a_host_with_more_refs_than_anybody_reads(
 ) -> None:
     monkeypatch.setattr(process, "MAX_REFS", 20)
     with pytest.raises(CannotBuild, match="more to tell"):
-        Resolver(policy).resolve(canonical(host.url("ada/page")), "main")
+        RefResolver(policy).resolve(canonical(host.url("ada/page")), "main")
 
 
 @pytest.mark.parametrize("name", ["refs/heads/\x1b[31m", f"refs/heads/{'a' * 2000}", "--upload-pack=x", "main"])
@@ -316,7 +316,7 @@ def test_a_host_that_lies_about_its_head(name: str) -> None:
             pass
 
     with serving(Handler) as base, pytest.raises(CannotBuild, match="no branch can have"):
-        Resolver(Policy([f"{base}/**"])).resolve(canonical(f"{base}/a/b"), None)
+        RefResolver(Policy([f"{base}/**"])).resolve(canonical(f"{base}/a/b"), None)
 
 
 def _packet(line: bytes) -> bytes:

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from builds.clients.git import Credential, Resolved, Resolver
+from builds.clients.git import Credential, RefResolver, ResolvedRef
 from builds.errors import UnknownRef
 from builds.repository import HostKind, Policy, Repository, canonical
 from tests.parts.githost import GitHost, git
@@ -84,9 +84,9 @@ def api(host: GitHost) -> Api:
 
 
 @pytest.fixture
-def resolve(host: GitHost) -> Callable[[str | None], Resolved]:
+def resolve(host: GitHost) -> Callable[[str | None], ResolvedRef]:
     known = (Credential(f"http://127.0.0.1:{host.port}", "", "x-access-token", TOKEN),)
-    resolver = Resolver(Policy([f"{host.base}/**"]), lambda: known)
+    resolver = RefResolver(Policy([f"{host.base}/**"]), lambda: known)
     return lambda ref: resolver.resolve(repository(host), ref)
 
 
@@ -115,15 +115,15 @@ def asked_git(host: GitHost) -> bool:
     ],
 )
 def test_what_the_api_says_is_what_git_says_and_git_is_not_asked(
-    ref: str | None, full: str, host: GitHost, api: Api, resolve: Callable[[str | None], Resolved]
+    ref: str | None, full: str, host: GitHost, api: Api, resolve: Callable[[str | None], ResolvedRef]
 ) -> None:
-    assert resolve(ref) == Resolved(full, head_of(host, full))
+    assert resolve(ref) == ResolvedRef(full, head_of(host, full))
     assert not asked_git(host)
     assert api.told[-1] == 200
 
 
 def test_the_same_again_is_asked_on_the_condition_that_it_has_changed(
-    host: GitHost, api: Api, resolve: Callable[[str | None], Resolved], tmp_path: Path
+    host: GitHost, api: Api, resolve: Callable[[str | None], ResolvedRef], tmp_path: Path
 ) -> None:
     first = resolve("main")
     assert resolve("main") == first
@@ -137,13 +137,15 @@ def test_the_same_again_is_asked_on_the_condition_that_it_has_changed(
 
 
 def test_a_tag_with_a_message_is_peeled_by_git(
-    host: GitHost, api: Api, resolve: Callable[[str | None], Resolved]
+    host: GitHost, api: Api, resolve: Callable[[str | None], ResolvedRef]
 ) -> None:
-    assert resolve("v1") == Resolved("refs/tags/v1", head_of(host))
+    assert resolve("v1") == ResolvedRef("refs/tags/v1", head_of(host))
     assert asked_git(host)
 
 
-def test_what_is_not_there_is_told_by_git(host: GitHost, api: Api, resolve: Callable[[str | None], Resolved]) -> None:
+def test_what_is_not_there_is_told_by_git(
+    host: GitHost, api: Api, resolve: Callable[[str | None], ResolvedRef]
+) -> None:
     with pytest.raises(UnknownRef, match="no branch or tag 'nowhere'"):
         resolve("nowhere")
     assert api.told == [404, 404]
@@ -166,10 +168,10 @@ SAYS_NOTHING: Mapping[str, Answer] = {
 
 @pytest.mark.parametrize("answer", [*SILENT.values(), *SAYS_NOTHING.values()], ids=[*SILENT, *SAYS_NOTHING])
 def test_whatever_else_it_says_git_is_asked(
-    answer: Answer, host: GitHost, api: Api, resolve: Callable[[str | None], Resolved]
+    answer: Answer, host: GitHost, api: Api, resolve: Callable[[str | None], ResolvedRef]
 ) -> None:
     api.says = lambda: answer
-    assert resolve("both") == Resolved("refs/heads/both", head_of(host))
+    assert resolve("both") == ResolvedRef("refs/heads/both", head_of(host))
     assert asked_git(host)
     again = len(api.told)
     assert again == 1, "it is not asked for the tag: a branch of that name may be there"
@@ -180,7 +182,7 @@ def test_whatever_else_it_says_git_is_asked(
 
 
 def test_an_api_that_hangs_is_not_waited_for_twice(
-    host: GitHost, api: Api, resolve: Callable[[str | None], Resolved]
+    host: GitHost, api: Api, resolve: Callable[[str | None], ResolvedRef]
 ) -> None:
     def stall() -> Answer:
         host.released.wait(20)
@@ -199,8 +201,8 @@ def test_an_api_that_hangs_is_not_waited_for_twice(
 def test_without_a_token_or_on_another_kind_of_host_only_git_is_asked(host: GitHost, api: Api) -> None:
     del host.passwords[f"/{PATH}.git"]
     policy = Policy([f"{host.base}/**"])
-    assert Resolver(policy).resolve(repository(host), "main").commit == head_of(host)
+    assert RefResolver(policy).resolve(repository(host), "main").commit == head_of(host)
     known = (Credential(f"http://127.0.0.1:{host.port}", "", "x-access-token", TOKEN),)
     gitlab = canonical(host.url(PATH), {f"127.0.0.1:{host.port}": HostKind.GITLAB})
-    assert Resolver(policy, lambda: known).resolve(gitlab, "main").commit == head_of(host)
+    assert RefResolver(policy, lambda: known).resolve(gitlab, "main").commit == head_of(host)
     assert api.told == []

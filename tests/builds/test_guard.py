@@ -25,9 +25,9 @@ from builds.build import Reason, Request, Result
 from builds.builder.source import Source
 from builds.builder.spec import Spec, Surroundings
 from builds.clients import guard as guarding
-from builds.clients.git import Git, Resolver, credentials
+from builds.clients.git import Git, RefResolver, credentials
 from builds.clients.guard import ANYTHING, MAX_HEAD, UNKNOWN, Guard
-from builds.errors import AskError, CannotBuild, RepositoryError, RepositoryRefused, UnknownRef, Unreachable
+from builds.errors import CannotBuild, RepositoryError, RepositoryRefused, RequestError, UnknownRef, Unreachable
 from builds.repository import Policy, canonical
 from tests.parts.githost import GitHost, commit, git
 from tests.parts.kiln import until
@@ -160,7 +160,7 @@ def test_a_redirect_inside_is_refused(kind: str, target: str, host: GitHost, own
 def test_a_redirect_of_a_look_up_inside_is_refused(host: GitHost, internal: Listener) -> None:
     host.redirects["/ada/moved.git"] = f"http://{internal.place}/a/b.git"
     with pytest.raises(RepositoryRefused, match=r"127\.0\.0\.2"):
-        Resolver(Policy([f"{host.base}/**"])).resolve(canonical(host.url("ada/moved")), "main")
+        RefResolver(Policy([f"{host.base}/**"])).resolve(canonical(host.url("ada/moved")), "main")
     assert internal.count == 0
 
 
@@ -169,20 +169,20 @@ def test_a_redirect_is_held_against_the_paths_of_the_policy_too(host: GitHost) -
     make(host, "eve/page", {"file": "text"})
     host.redirects["/ada/moved.git"] = host.url("eve/page")
     with pytest.raises(RepositoryRefused, match=r"127\.0\.0\.1"):
-        Resolver(Policy([f"{host.base}/ada/*"])).resolve(canonical(host.url("ada/moved")), "main")
+        RefResolver(Policy([f"{host.base}/ada/*"])).resolve(canonical(host.url("ada/moved")), "main")
     assert not any(target.startswith("/eve") for target in host.requests)
 
 
 def test_redirects_in_a_circle_end(host: GitHost) -> None:
     host.redirects["/ada/moved.git"] = host.url("ada/moved")
     with pytest.raises(RepositoryRefused, match="redirects too often"):
-        Resolver(Policy([f"{host.base}/**"])).resolve(canonical(host.url("ada/moved")), "main")
+        RefResolver(Policy([f"{host.base}/**"])).resolve(canonical(host.url("ada/moved")), "main")
 
 
 def test_a_redirect_to_a_page(host: GitHost) -> None:
     host.api = lambda *_: (302, {"Location": f"{host.base}/users/sign_in"}, b"")
     with pytest.raises(CannotBuild, match="redirects to what is no repository"):
-        Resolver(Policy([f"{host.base}/**"])).resolve(canonical(f"{host.base}/api/private"), "main")
+        RefResolver(Policy([f"{host.base}/**"])).resolve(canonical(f"{host.base}/api/private"), "main")
 
 
 @pytest.mark.parametrize("setting", ["lfs.url", "remote.origin.lfsurl"])
@@ -359,8 +359,8 @@ def test_a_look_up_follows_too(host: GitHost) -> None:
     head = make(host, "ada/page", {"file": "text"})
     host.redirects["/ada/short/"] = host.url("ada/page") + "/"
     policy = Policy([f"{host.base}/**"])
-    assert Resolver(policy).resolve(canonical(f"{host.base}/ada/short"), "main").commit == head
-    assert Resolver(policy).refs(canonical(f"{host.base}/ada/short")).default == "refs/heads/main"
+    assert RefResolver(policy).resolve(canonical(f"{host.base}/ada/short"), "main").commit == head
+    assert RefResolver(policy).refs(canonical(f"{host.base}/ada/short")).default == "refs/heads/main"
 
 
 def test_a_credential_does_not_follow_a_redirect(host: GitHost, tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_a_commit_is_fetched_where_git_clones_it(
     try:
         looked_through(own, host.url("ada/page"), head)
         target = cloned(own, host.url("ada/page"), head)
-    except AskError:
+    except RequestError:
         target = None
     assert (target is None) == (plain.returncode != 0), plain.stderr
     assert target is None or names(target) == names(tmp_path / "plain")
@@ -853,7 +853,7 @@ def test_a_credential_follows_no_redirect_of_an_lfs_server(host: GitHost, tmp_pa
     head = make(host, "ada/page", lfs_file(b"content", host))
     host.redirects["/ada/page.git/info/lfs"] = f"{host.base}/eve/page.git/info/lfs"
     (tmp_path / "stored").write_text(f"http://ada:secret@127.0.0.1:{host.port}/ada\n")
-    with Git(Policy([f"{host.base}/**"]), credentials(tmp_path / "stored")) as own, pytest.raises(AskError):
+    with Git(Policy([f"{host.base}/**"]), credentials(tmp_path / "stored")) as own, pytest.raises(RequestError):
         looked_through(own, host.url("ada/page"), head)
     assert any(target.startswith("/ada/page.git/info/lfs") for target in host.credentials)
     assert any(target.startswith("/eve/") for target in host.requests)

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from builds.clients import hub as module
-from builds.clients.hub import Holder, Hub, HubAway
+from builds.clients import jupyterhub as module
+from builds.clients.jupyterhub import Holder, HubAway, HubClient
 from tests.parts.hubapi import HubApi
 from tests.parts.kiln import until
 
@@ -23,7 +23,7 @@ def api() -> Iterator[HubApi]:
 
 def test_a_token_is_somebodys_or_nobodys(api: HubApi) -> None:
     api.add("canary", admin=True, groups=["staff"])
-    hub = Hub(api.url)
+    hub = HubClient(api.url)
     scopes = frozenset({"access:services!service=binder"})
     assert hub.holder("canary") == Holder(kind="user", name="ada", admin=True, groups=("staff",), scopes=scopes)
     assert hub.holder("another") is None
@@ -31,23 +31,23 @@ def test_a_token_is_somebodys_or_nobodys(api: HubApi) -> None:
 
 @pytest.mark.parametrize("token", ["", "a b", "a\r\nX: y", "é", "x" * 1025])
 def test_what_can_be_no_token_is_not_sent(api: HubApi, token: str) -> None:
-    assert Hub(api.url).holder(token) is None
+    assert HubClient(api.url).holder(token) is None
     assert api.asked == []
 
 
 def test_what_it_said_holds_for_a_while_and_no_longer(api: HubApi) -> None:
     api.add("canary")
-    hub = Hub(api.url, kept=0.3)
+    hub = HubClient(api.url, kept=0.3)
     assert all(hub.holder(token) is None or token == "canary" for token in ("canary", "wrong") * 5)
     assert api.asked == ["canary", "wrong"]
     api.tokens.clear()
     until(lambda: hub.holder("canary") is None)
-    assert module.KEPT <= 60
+    assert module.CACHE_TTL <= 60
 
 
 def test_no_more_is_kept_than_there_is_room_for(api: HubApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_KEPT", 3)
-    hub = Hub(api.url)
+    monkeypatch.setattr(module, "MAX_CACHED", 3)
+    hub = HubClient(api.url)
     for token in "abcda":
         hub.holder(token)
     assert api.asked == ["a", "b", "c", "d", "a"]
@@ -56,7 +56,7 @@ def test_no_more_is_kept_than_there_is_room_for(api: HubApi, monkeypatch: pytest
 
 
 def test_nothing_that_is_kept_is_a_token(api: HubApi) -> None:
-    hub = Hub(api.url)
+    hub = HubClient(api.url)
     hub.holder(api.add("canary"))
     assert "canary" not in repr(vars(hub))
 
@@ -64,7 +64,7 @@ def test_nothing_that_is_kept_is_a_token(api: HubApi) -> None:
 def test_many_who_ask_at_once_are_one_question(api: HubApi) -> None:
     api.add("canary")
     api.stall = 0.3
-    hub = Hub(api.url)
+    hub = HubClient(api.url)
     with ThreadPoolExecutor(30) as many:
         holders = list(many.map(hub.holder, ["canary"] * 30))
     assert all(holder and holder.name == "ada" for holder in holders)
@@ -75,7 +75,7 @@ def test_no_more_wait_than_may(api: HubApi) -> None:
     for number in range(20):
         api.add(f"canary-{number}")
     api.stall = 0.5
-    hub = Hub(api.url, most_waiting=4)
+    hub = HubClient(api.url, max_waiting=4)
 
     def ask(number: int) -> bool:
         try:
@@ -93,7 +93,7 @@ def test_no_more_wait_than_may(api: HubApi) -> None:
 def test_a_slow_one_is_waited_for_no_longer_than_the_limit(api: HubApi, trickle: bool) -> None:
     api.add("canary")
     api.stall, api.trickle = (0.0, True) if trickle else (5.0, False)
-    hub = Hub(api.url, limit=1.0)
+    hub = HubClient(api.url, limit=1.0)
     began = time.monotonic()
     with pytest.raises(HubAway):
         hub.holder("canary")
@@ -118,7 +118,7 @@ def test_what_is_no_answer_lets_nobody_in(api: HubApi, status: int) -> None:
     api.add("canary")
     api.says = (status, b"{}")
     with pytest.raises(HubAway):
-        Hub(api.url).holder("canary")
+        HubClient(api.url).holder("canary")
     assert len(api.asked) == 1
 
 
@@ -126,24 +126,24 @@ def test_what_is_no_answer_lets_nobody_in(api: HubApi, status: int) -> None:
 def test_what_is_no_hub_lets_nobody_in(api: HubApi, body: bytes) -> None:
     api.says = (200, body)
     with pytest.raises(HubAway):
-        Hub(api.url).holder("canary")
+        HubClient(api.url).holder("canary")
 
 
 def test_nobody_there() -> None:
     with pytest.raises(HubAway) as caught:
-        Hub("http://127.0.0.1:9/hub/api").holder("canary")
+        HubClient("http://127.0.0.1:9/hub/api").holder("canary")
     assert caught.value.status == 503
 
 
 def test_neither_proxy_nor_netrc_has_a_part_in_it(api: HubApi, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")
-    assert Hub(api.url).holder(api.add("canary")) is not None
+    assert HubClient(api.url).holder(api.add("canary")) is not None
 
 
 def test_a_code_is_good_once(api: HubApi) -> None:
     api.codes["code"] = "canary"
-    hub = Hub(api.url)
+    hub = HubClient(api.url)
     given = {"client_id": "service-binder", "secret": "own", "redirect_uri": "/oauth_callback"}
     assert hub.access_token("code", **given) == "canary"
     assert hub.access_token("code", **given) is None
@@ -153,7 +153,7 @@ def test_a_code_is_good_once(api: HubApi) -> None:
 
 def test_its_threads_are_as_many_as_wait_at_once() -> None:
     with HubApi() as api:
-        hub = Hub(api.url, most_waiting=4)
+        hub = HubClient(api.url, max_waiting=4)
         before = {*threading.enumerate()}
         for number in range(20):
             hub.holder(f"one-by-one-{number}")
@@ -172,7 +172,7 @@ def _of_the_hub(before: set[threading.Thread]) -> set[threading.Thread]:
 def test_a_good_token_does_not_wait_behind_a_hundred_bad_ones() -> None:
     with HubApi() as api:
         api.add("ada's")
-        hub = Hub(api.url, most_waiting=116)
+        hub = HubClient(api.url, max_waiting=116)
         hub.holder("warm")
         api.stall = 1.0
         with ThreadPoolExecutor(100) as strangers:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import yaml
 
-from builds.triggers import TriggerRule, wanted
+from builds.triggers import TriggerRule, requested_builds
 from eventing.event import Event
 from eventing.http import decode
 from integrations.jupyterhub.kiln_hub import cloud_event
@@ -33,7 +33,7 @@ def told(user: str, server: str, action: str = "start") -> Event:
 
 @pytest.mark.parametrize(("user", "server"), [("ada", "stats"), ("grace", ""), ("grace", "other")])
 def test_a_named_server_or_user_has_the_course_built(user: str, server: str) -> None:
-    (found,) = wanted(TRIGGERS, told(user, server))
+    (found,) = requested_builds(TRIGGERS, told(user, server))
     assert (found.trigger, found.repository, found.ref) == ("courses", "https://github.com/our-org/stats", "main")
     assert [tag.text() for tag in found.tags] == ["current"]
     assert found.push is None
@@ -44,7 +44,7 @@ def test_a_named_server_or_user_has_the_course_built(user: str, server: str) -> 
     [("ada", "", "start"), ("ada", "statistics", "start"), ("graces", "", "start"), ("grace", "stats", "stop")],
 )
 def test_others_build_nothing(user: str, server: str, action: str) -> None:
-    assert wanted(TRIGGERS, told(user, server, action)) == []
+    assert requested_builds(TRIGGERS, told(user, server, action)) == []
 
 
 def test_the_data_can_name_the_course() -> None:
@@ -53,7 +53,7 @@ def test_the_data_can_name_the_course() -> None:
         "filters": [{"prefix": {"type": "org.jupyterhub.server."}}],
         "build": {"repository": "https://github.com/our-org/{data.servername}"},
     }
-    (found,) = wanted(load([msgspec.convert(rule, TriggerRule)]), told("ada", "algebra"))
+    (found,) = requested_builds(load([msgspec.convert(rule, TriggerRule)]), told("ada", "algebra"))
     assert (found.repository, found.ref) == ("https://github.com/our-org/algebra", None)
 
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.build import Build, Kind, Push, build_name
-from builds.engines import Ask
+from builds.engines import Submission
 from builds.errors import (
-    AskError,
     CannotBuild,
     Forbidden,
     Malformed,
     RepositoryRefused,
+    RequestError,
     TryAgain,
     UnknownRef,
     Unreachable,
@@ -25,7 +25,7 @@ from builds.errors import (
 from builds.image import ImagePolicy, image_for
 from builds.intake import Intake, merge
 from builds.repository import HostKind, Policy, Repository, canonical
-from builds.triggers import BuildRequestBody, Wanted, asked, plain, template
+from builds.triggers import BuildRequestBody, RequestedBuild, from_body, plain, template
 from eventing.tracing import Trace
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -73,7 +73,7 @@ def intake(refs: Refs | None = None, **more: Any) -> Intake:
     return Intake(**{**given, **more})
 
 
-def ask(want: Wanted, refs: Refs | None = None, **more: Any) -> Ask:
+def ask(want: RequestedBuild, refs: Refs | None = None, **more: Any) -> Submission:
     who: dict[str, Any] = {
         "source": "/api",
         "id": "1",
@@ -86,8 +86,8 @@ def ask(want: Wanted, refs: Refs | None = None, **more: Any) -> Ask:
     return intake(refs).ask(want, **{**who, **more})
 
 
-def body(repository: str = "https://github.com/a/b", **more: Any) -> Wanted:
-    return asked(msgspec.convert({"repository": repository, **more}, BuildRequestBody))
+def body(repository: str = "https://github.com/a/b", **more: Any) -> RequestedBuild:
+    return from_body(msgspec.convert({"repository": repository, **more}, BuildRequestBody))
 
 
 def test_an_abbreviated_commit_is_looked_up_and_named_as_the_whole() -> None:
@@ -133,10 +133,10 @@ def test_what_was_wanted_becomes_a_request_and_a_cause() -> None:
         body(commit=COMMIT, ref=COMMIT),
         body(commit=COMMIT, ref="refs/tags/v9", subdir="./.", build_args={}, tags=["x"], force=True),
         body(commit=COMMIT, image="r.example/org/a-b-426415da64"),
-        Wanted(repository="https://github.com/a/b", commit=COMMIT, ref="refs/heads/x", push=Push(before=None)),
+        RequestedBuild(repository="https://github.com/a/b", commit=COMMIT, ref="refs/heads/x", push=Push(before=None)),
     ],
 )
-def test_one_name_however_it_is_asked_for(other: Wanted) -> None:
+def test_one_name_however_it_is_asked_for(other: RequestedBuild) -> None:
     refs = Refs()
     assert ask(other, refs).name == ask(body(commit=COMMIT)).name
     assert refs.asked == [], "a commit that came along needs no look-up"
@@ -152,7 +152,7 @@ def test_one_name_however_it_is_asked_for(other: Wanted) -> None:
         body("https://github.com/a/c", commit=COMMIT),
     ],
 )
-def test_another_request_is_another_build(other: Wanted) -> None:
+def test_another_request_is_another_build(other: RequestedBuild) -> None:
     assert ask(other).name != ask(body(commit=COMMIT)).name
 
 
@@ -176,7 +176,9 @@ def test_another_instance_has_other_builds() -> None:
         (body(ref="HEAD", commit=COMMIT, tags=["current"]), "refs/heads/main", COMMIT, None),
     ],
 )
-def test_a_ref_is_looked_up_where_it_must_be(want: Wanted, ref: str, commit: str, looked_up: str | None) -> None:
+def test_a_ref_is_looked_up_where_it_must_be(
+    want: RequestedBuild, ref: str, commit: str, looked_up: str | None
+) -> None:
     refs = Refs()
     found = ask(want, refs)
     assert (found.cause.ref, found.request.commit) == (ref, commit)
@@ -195,7 +197,7 @@ def test_an_unknown_ref_and_a_host_that_does_not_answer() -> None:
 @pytest.mark.parametrize(
     ("fields", "kind", "status"),
     [
-        ({"repository": "--upload-pack=x"}, AskError, 400),
+        ({"repository": "--upload-pack=x"}, RequestError, 400),
         ({"repository": "git@github.com:a/b"}, RepositoryRefused, 422),
         ({"repository": "https://u:p@github.com/a/b"}, RepositoryRefused, 422),
         ({"repository": "file:///etc"}, RepositoryRefused, 422),
@@ -223,7 +225,7 @@ def test_an_unknown_ref_and_a_host_that_does_not_answer() -> None:
     ids=lambda value: ascii(value)[:60],
 )
 def test_what_is_refused_is_refused_before_anybody_is_asked(
-    fields: dict[str, Any], kind: type[AskError], status: int
+    fields: dict[str, Any], kind: type[RequestError], status: int
 ) -> None:
     refs = Refs()
     with pytest.raises(kind) as caught:
@@ -239,7 +241,7 @@ def test_an_event_that_would_swell_the_record() -> None:
 
 def test_a_template_is_filled_with_what_the_look_up_told() -> None:
     found = ask(
-        Wanted(
+        RequestedBuild(
             repository="https://github.com/a/b",
             ref="feature/x",
             image=template("r.example/courses/{slug}"),
@@ -255,19 +257,19 @@ def test_a_template_is_filled_with_what_the_look_up_told() -> None:
 
 
 def test_the_commit_alone_is_a_tag_that_the_image_has_anyway() -> None:
-    want = Wanted(repository="https://github.com/a/b", ref="feature/x", tags=(template("{commit}"), plain("x")))
+    want = RequestedBuild(repository="https://github.com/a/b", ref="feature/x", tags=(template("{commit}"), plain("x")))
     assert ask(want).cause.tags == ("x",)
 
 
 def test_a_value_that_is_still_missing_is_named() -> None:
-    want = Wanted(repository="https://github.com/a/b", commit=COMMIT, tags=(template("{ref_name}"),))
+    want = RequestedBuild(repository="https://github.com/a/b", commit=COMMIT, tags=(template("{ref_name}"),))
     with pytest.raises(CannotBuild, match=r"\{ref_name\}"):
         ask(want)
 
 
 def test_a_trigger_cannot_push_outside_either() -> None:
     with pytest.raises(Forbidden):
-        ask(Wanted(repository="https://github.com/a/b", commit=COMMIT, image=template("evil.example/{slug}")))
+        ask(RequestedBuild(repository="https://github.com/a/b", commit=COMMIT, image=template("evil.example/{slug}")))
 
 
 @pytest.mark.parametrize("attribute", ["source", "id", "type"])
@@ -308,12 +310,12 @@ WORDS = st.text() | st.sampled_from(["https://github.com/a/b", "main", "refs/hea
 )
 def test_any_request_is_named_or_refused(request_body: BuildRequestBody) -> None:
     try:
-        found = ask(asked(request_body))
+        found = ask(from_body(request_body))
     except TryAgain:
         pytest.fail("Whatever is in a request, it is no reason to try again.")
-    except AskError:
+    except RequestError:
         return
-    assert ask(asked(request_body)) == found
+    assert ask(from_body(request_body)) == found
 
 
 ORDINARY: dict[str, Any] = {"by": "user:kim", "chooses": False}
@@ -350,7 +352,9 @@ def test_a_force_that_is_not_theirs_to_give_means_no_more_than_to_ask() -> None:
 
 
 def test_a_trigger_says_how_whoever_sent_the_event() -> None:
-    want = Wanted(repository="https://github.com/a/b", commit=COMMIT, trigger="a", tags=(plain("x"),), force=True)
+    want = RequestedBuild(
+        repository="https://github.com/a/b", commit=COMMIT, trigger="a", tags=(plain("x"),), force=True
+    )
     cause = ask(want, by="webhook:github", chooses=False).cause
     assert (cause.tags, cause.force) == (("x",), True)
 
@@ -360,9 +364,9 @@ def test_a_trigger_says_how_whoever_sent_the_event() -> None:
 
 def recorded(**changes: Any) -> Build:
     """The record of a build that was asked for, with changes that left its name as it was."""
-    asked = ask(Wanted(repository="https://github.com/a/b", commit=COMMIT, subdir=plain("sub")))
-    request = msgspec.structs.replace(asked.request, **changes)
-    return Build(name=asked.name, uid="u", request=request, causes=(asked.cause,), created_at=NOW)
+    from_body = ask(RequestedBuild(repository="https://github.com/a/b", commit=COMMIT, subdir=plain("sub")))
+    request = msgspec.structs.replace(from_body.request, **changes)
+    return Build(name=from_body.name, uid="u", request=request, causes=(from_body.cause,), created_at=NOW)
 
 
 def test_a_record_as_it_was_written_is_built() -> None:

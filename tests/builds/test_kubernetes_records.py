@@ -23,7 +23,7 @@ from builds.build import (
     DeliveryState,
     State,
 )
-from builds.engines import Ask, QueueFull
+from builds.engines import QueueFull, Submission
 from builds.engines.kubernetes.records import (
     LABEL_OPEN,
     LABEL_REPOSITORY,
@@ -63,7 +63,7 @@ def announced(made: Build, number: int, word: str = "queued") -> Announcement:
     return Announcement(event=told, at=NOW, deliveries=(waiting,))
 
 
-def _asked(number: int) -> Ask:
+def _asked(number: int) -> Submission:
     """By somebody else each time, so that nothing can be merged."""
     return ask("b", f"{number}-{'x' * MAX_VALUE}", by=f"user:{number}", args={"A": "v" * MAX_BYTES})
 

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.build import SYNC, Build, Cause, Kind, Push, Reason, State
-from builds.engines import Ask
+from builds.engines import Submission
 from builds.engines.marks import joined
-from builds.listed import Ref, Seen, due, moved, pushes
 from builds.plan import Facts, Limits, Report, Word, plan
 from builds.repository import HostKind, Refs, canonical
-from builds.triggers import DEFAULT, PushRule, Trigger, wanted
+from builds.sync.missing import Ref, Seen, due, moved, pushes
+from builds.triggers import DEFAULT, PushRule, Trigger, requested_builds
 from eventing.hosts import DIALECTS, push_of, pushed
 from tests.builds.histories import NOW, ago, attempt, build, cause, node, replace
 
@@ -67,13 +67,13 @@ def test_a_push_is_worded_as_its_own_host_does(word: str) -> None:
     repository = canonical(url, {"git.example.com": HostKind(word)})
     (ref,) = pushes(url, repository, Refs(commits={MAIN: A}, default=MAIN))
     assert ref.push.type == f"com.{word}.push"
-    (want,) = wanted(DEFAULT, ref.push)
+    (want,) = requested_builds(DEFAULT, ref.push)
     assert (want.repository, want.ref, want.commit) == (f"{url}.git", MAIN, A)
 
 
 @pytest.mark.parametrize("url", ["https://git.example/group/course", "http://git.example/course", "file:///srv/course"])
 def test_a_host_whose_dialect_is_not_known_is_told_of_in_the_usual_one(url: str) -> None:
-    (want,) = wanted(DEFAULT, the_push(url=url).push)
+    (want,) = requested_builds(DEFAULT, the_push(url=url).push)
     assert (want.ref, want.commit) == (MAIN, A)
     assert canonical(want.repository).url == canonical(url).url
 
@@ -81,7 +81,9 @@ def test_a_host_whose_dialect_is_not_known_is_told_of_in_the_usual_one(url: str)
 @given(st.dictionaries(full_names, commits, max_size=6), st.data())
 def test_the_default_trigger_selects_the_default_branch_alone(found: dict[str, str], data: st.DataObject) -> None:
     default = data.draw(st.sampled_from([None, *(name for name in found if name.startswith("refs/heads/"))]))
-    selected = [ref.name for ref in seen_of(Refs(commits=found, default=default)) if wanted(DEFAULT, ref.push)]
+    selected = [
+        ref.name for ref in seen_of(Refs(commits=found, default=default)) if requested_builds(DEFAULT, ref.push)
+    ]
     assert selected == ([] if default is None else [default])
 
 
@@ -99,7 +101,7 @@ def test_triggers_decide_as_they_do_for_the_webhook(
         "repository": {"url": URL, "clone_url": f"{URL}.git", "default_branch": "main"},
     }
     webhook = replace(the_push().push, subject=ref, data=payload)
-    mine, theirs = (wanted([rule], event) for event in (the_push(ref, commit).push, webhook))
+    mine, theirs = (requested_builds([rule], event) for event in (the_push(ref, commit).push, webhook))
     assert [replace(want, push=None) for want in mine] == [replace(want, push=None) for want in theirs]
     assert [want.push for want in mine] == [Push(before=None) for _ in mine], "what it replaced is not known"
 
@@ -128,11 +130,11 @@ def test_the_default_branch_comes_first_and_what_is_no_branch_or_tag_not_at_all(
 # What is missing
 
 
-def ask(ref: str = MAIN, commit: str = A, *, tags: tuple[str, ...] = ()) -> Ask:
+def ask(ref: str = MAIN, commit: str = A, *, tags: tuple[str, ...] = ()) -> Submission:
     event = the_push(ref, commit).push
     own = cause(event.id, kind=Kind.SYNC, by=SYNC, push=Push(before=None), ref=ref, tags=tags, at=NOW)
     request = build(commit=commit).request
-    return Ask(name=f"b-{commit[0]}", request=request, cause=replace(own, source=event.source))
+    return Submission(name=f"b-{commit[0]}", request=request, cause=replace(own, source=event.source))
 
 
 def record(state: State, *causes: Cause, reason: Reason | None = None) -> Build:
@@ -227,7 +229,7 @@ def superseded(*builds: Build) -> list[str]:
     return [action.build for action in actions if isinstance(action, Report) and action.word is Word.CANCELLED]
 
 
-def waiting(asked: Ask | None) -> Build:
+def waiting(asked: Submission | None) -> Build:
     assert asked is not None
     return build(asked.name, asked.cause, commit=asked.request.commit)
 

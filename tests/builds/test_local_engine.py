@@ -253,7 +253,7 @@ def test_a_record_that_cannot_be_read_is_left_alone_and_reported_once(
 def test_a_locked_or_full_or_read_only_file_is_unavailable(
     state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("builds.engines.local.store.BUSY", 0.1)
+    monkeypatch.setattr("builds.engines.local.store.BUSY_TIMEOUT", 0.1)
     other = sqlite3.connect(state / "kiln.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="locked by another process"):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from builds.build import Kind
-from builds.clients.git.lookups import SHARE, Lookups
+from builds.clients.git.lookups import SHARE, LookupLimiter
 from builds.errors import TryAgain
 from builds.intake import Intake
 from builds.repository import Repository
@@ -42,7 +42,7 @@ def ask(way: Intake, by: str, commit: str | None = None) -> str:
 def hanging(people: list[str]) -> Iterator[Intake]:
     """All of them wait for the host; each is answered in the end."""
     refs = Hanging()
-    way = intake(refs, lookups=Lookups(MOST))
+    way = intake(refs, lookups=LookupLimiter(MOST))
     with ThreadPoolExecutor(len(people)) as pool:
         waiting: list[Future[str]] = [pool.submit(ask, way, by) for by in people]
         try:

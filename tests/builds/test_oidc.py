@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.clients import oidc
-from builds.clients.oidc import AGAIN, LARGEST_TOKEN, SKEW, Budget, IssuerAway, OwnCluster, is_own_cluster
+from builds.clients.oidc import FETCH_BURST, MAX_TOKEN, SKEW, Budget, IssuerAway, OwnCluster, is_own_cluster
 from builds.errors import TokenRefused
 from tests.parts.authority import make_authority
 from tests.parts.issuer import AUDIENCE, Issuer, hs256, jwk, pem, segment
@@ -177,7 +177,7 @@ def test_a_spoiled_token(issuer: Issuer, client: oidc.Issuer, spoil: Callable[[s
 
 
 def test_a_token_that_is_too_large_is_not_looked_at(issuer: Issuer, client: oidc.Issuer) -> None:
-    assert client.claims(issuer.token(more="x" * LARGEST_TOKEN), NAMES) is None
+    assert client.claims(issuer.token(more="x" * MAX_TOKEN), NAMES) is None
     assert issuer.asked == []
 
 
@@ -274,7 +274,7 @@ def test_unknown_keys_are_refused_and_do_not_have_the_issuer_asked_for_each(
     began = time.monotonic()
     for number in range(40):
         assert "publish" in refusal(client, issuer.token(key="mallory's", header={"kid": f"k-{number}"}))
-    assert issuer.fetches <= 1 + AGAIN + (time.monotonic() - began) / oidc.EVERY + 1
+    assert issuer.fetches <= 1 + FETCH_BURST + (time.monotonic() - began) / oidc.FETCH_PERIOD + 1
     assert subject(client, issuer.token()) == "ada"
 
 
@@ -300,7 +300,7 @@ def test_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
         (200, b"<html>"),
         (200, b'{"keys": []}'),
         (200, b"[" * 100_000),
-        (200, b" " * (oidc.LARGEST + 1)),
+        (200, b" " * (oidc.MAX_RESPONSE + 1)),
     ],
     ids=lambda answer: f"{answer[0]}-{answer[1][:12]!r}",
 )
@@ -357,7 +357,7 @@ def test_known_keys_go_on_while_the_issuer_is_away(issuer: Issuer) -> None:
 
 @pytest.mark.parametrize("slow", [{"stall": 60.0}, {"trickle": True}], ids=str)
 def test_a_slow_issuer_keeps_nobody_but_those_who_need_it(issuer: Issuer, slow: dict[str, Any]) -> None:
-    client = oidc.Issuer(issuer.url, limit=1.0, most_waiting=4)
+    client = oidc.Issuer(issuer.url, limit=1.0, max_waiting=4)
     assert subject(client, issuer.token()) == "ada"
     for name, value in slow.items():
         setattr(issuer, name, value)

@@ -29,10 +29,11 @@ from builds.build import (
 )
 from builds.plan import (
     Action,
-    Bury,
+    AttemptOutcome,
     ClearAttempts,
     Confirm,
     Confirmation,
+    DeadLetter,
     Deliver,
     Explain,
     Facts,
@@ -40,13 +41,12 @@ from builds.plan import (
     Inspect,
     Inspection,
     Limits,
-    Outcome,
     Report,
+    Rotation,
     Settle,
     Start,
     Stop,
     Supersede,
-    Turns,
     Word,
     asker,
     deleted,
@@ -55,7 +55,7 @@ from builds.plan import (
     queue,
     rendezvous,
 )
-from builds.record import advance
+from builds.transitions import advance
 from eventing.event import Event
 from tests.builds.histories import (
     ELSEWHERE,
@@ -169,7 +169,7 @@ class TestJoiners:
     def test_answered_at_once_if_it_is_still_there(self) -> None:
         confirmation = Confirmation(image=IMAGE, causes=(cause("2").key,))
         report = only(decide(self.done, confirmations={"b": confirmation}))
-        outcome = Outcome(state=State.SUCCEEDED, image=IMAGE)
+        outcome = AttemptOutcome(state=State.SUCCEEDED, image=IMAGE)
         assert report == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=outcome, causes=(cause("2").key,))
 
     def test_built_again_if_it_has_gone(self) -> None:
@@ -210,10 +210,10 @@ def test_who_was_served_longest_ago_comes_first_then_the_repository_then_the_old
         build("b2", cause(by="user:b"), created=100, repository="https://h/r3"),
         build("b3", cause(by="user:b"), created=50, repository="https://h/r4"),
     ]
-    served = Turns(starts=4, served={"by user:a": 1})
+    served = Rotation(starts=4, served={"by user:a": 1})
     # b1: never served. Then a (1) before b (5); of a's, the oldest. The eighth start is the oldest's. Then b by
     # repository: r4 was never served.
-    order = started(decide(*builds, limits=Limits(builds_per_node=9), turns=served))
+    order = started(decide(*builds, limits=Limits(builds_per_node=9), rotation=served))
     assert order == ["b1", "a1", "b3", "a2", "b2"]
 
 
@@ -230,9 +230,9 @@ def test_the_oldest_is_the_one_that_was_asked_for_first_in_this_round() -> None:
 
 
 def test_a_repository_that_was_never_served_comes_before_one_that_was() -> None:
-    once = Turns(starts=1, served={"of https://h/served": 1})
+    once = Rotation(starts=1, served={"of https://h/served": 1})
     builds = [build("served", repository="https://h/served", created=99), build("never", repository="https://h/never")]
-    assert started(decide(*builds, limits=Limits(builds_per_node=1), turns=once)) == ["never"]
+    assert started(decide(*builds, limits=Limits(builds_per_node=1), rotation=once)) == ["never"]
 
 
 def test_every_fourth_start_is_the_oldests() -> None:
@@ -274,15 +274,15 @@ def test_who_has_a_build_that_runs_comes_later_in_the_queue() -> None:
 @given(st.integers(1, 12), st.integers(1, 4))
 def test_nobody_starves(rivals: int, per_node: int) -> None:
     """However many people ask, a sync build is the fourth to start, over as many looks as that takes."""
-    turns = Turns()
+    rotation = Rotation()
     order: list[str] = []
     old = build("old", cause(kind=Kind.SYNC), created=900)
     while len(order) < 4:
         crowd = [build(f"p{n}", cause(by=f"user:{n}"), created=n) for n in range(rivals + per_node)]
-        names = started(decide(old, *crowd, limits=Limits(builds_per_node=per_node), turns=turns))
+        names = started(decide(old, *crowd, limits=Limits(builds_per_node=per_node), rotation=rotation))
         assert names
         for name in names:
-            turns = turns.after(next(b for b in [old, *crowd] if b.name == name))
+            rotation = rotation.after(next(b for b in [old, *crowd] if b.name == name))
         order += names
     assert order[3] == "old"
 
@@ -360,7 +360,7 @@ def test_success_is_the_end() -> None:
     live = running()
     success = Result(state=State.SUCCEEDED, image=IMAGE, log_tail="done", message="ok")
     report = only(decide(live, sightings=[ended(live, success)]))
-    outcome = Outcome(state=State.SUCCEEDED, image=IMAGE, log_tail="done", message="ok")
+    outcome = AttemptOutcome(state=State.SUCCEEDED, image=IMAGE, log_tail="done", message="ok")
     assert report == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=outcome, at=ago(1))
 
 
@@ -388,7 +388,7 @@ def test_up_to_the_limit_of_counted_attempts_in_the_round() -> None:
     report = only(decide(third, sightings=[ended(third, INFRASTRUCTURE)]))
     assert isinstance(report, Report)
     assert (report.word, report.retry_at) == (Word.FAILED, None)
-    assert report.outcome == Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="registry away")
+    assert report.outcome == AttemptOutcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="registry away")
     in_next_round = replace(third, status=replace(third.status, round=2, round_began_with=3))
     report = only(decide(in_next_round, sightings=[ended(in_next_round, INFRASTRUCTURE)]))
     assert isinstance(report, Report)
@@ -450,7 +450,7 @@ def test_an_end_without_a_result_is_infrastructure() -> None:
     live = running()
     report = only(decide(live, sightings=[ended(live, None)]))
     assert isinstance(report, Report)
-    assert report.outcome == Outcome(
+    assert report.outcome == AttemptOutcome(
         state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="The builder ended without saying how."
     )
 
@@ -563,7 +563,7 @@ def test_what_is_in_its_way_is_told_at_once_and_it_is_given_up_after_the_grace()
     stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE)
     for trouble in (ELSEWHERE, NOWHERE):
         assert only(pends(pending, trouble, 60, waiting="x")) == Explain(build="b", waiting=trouble.message)
-        given_up = replace(stop, message=trouble.message, unfit=trouble.elsewhere)
+        given_up = replace(stop, message=trouble.message, quarantine=trouble.elsewhere)
         assert only(pends(pending, trouble)) == given_up
     assert only(pends(pending, waiting="Pulling the image.")) == Explain(build="b", waiting="Pulling the image.")
     assert pends(pending) == []
@@ -595,7 +595,7 @@ def test_a_reason_to_stop_that_is_there_comes_first() -> None:
     ],
 )
 def test_an_attempt_that_was_given_up_is_tried_again_and_does_not_count(phase: Phase, result: Result | None) -> None:
-    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", unfit=True)
+    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", quarantine=True)
     given_up = build(attempts=(live,))
     assert uncounted(only(decide(given_up, sightings=[sees(given_up, phase, result)]))) == "no room"
     cancelled = replace(given_up, cancel=CANCEL)
@@ -623,13 +623,13 @@ def test_an_end_in_the_last_moment_is_an_end(result: Result, word: Word) -> None
 
 
 def test_a_stop_that_is_repeated_says_the_same() -> None:
-    given_up = build(attempts=(attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", unfit=True),))
-    again = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="no room", unfit=True)
+    given_up = build(attempts=(attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", quarantine=True),))
+    again = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="no room", quarantine=True)
     assert only(pends(given_up, NOWHERE, 1)) == again
 
 
 def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None:
-    unfit = build("unfit", attempts=(failed(1, unfit=True, message="No room.", finished_at=NOW),), attempt=2)
+    unfit = build("unfit", attempts=(failed(1, quarantine=True, message="No room.", finished_at=NOW),), attempt=2)
     waiting = "Node n1 is left out until 12:05:00 UTC: No room."
 
     def after(minutes: float, *nodes: Node) -> list[Action]:
@@ -649,15 +649,15 @@ def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None
 
 
 def test_a_node_stays_left_out_when_the_build_that_found_it_unfit_has_been_settled() -> None:
-    unfit = failed(1, unfit=True, message="No room.", finished_at=NOW)
+    unfit = failed(1, quarantine=True, message="No room.", finished_at=NOW)
     waiting = "Node n1 is left out until 12:05:00 UTC: No room."
-    assert only(decide(build(), unfit=[unfit])) == Explain(build="b", waiting=waiting)
-    assert started(decide(build(), unfit=[unfit], now=NOW + timedelta(minutes=5))) == ["b"]
-    assert started(decide(build(), unfit=[failed(1, finished_at=NOW)])) == ["b"]
+    assert only(decide(build(), quarantine=[unfit])) == Explain(build="b", waiting=waiting)
+    assert started(decide(build(), quarantine=[unfit], now=NOW + timedelta(minutes=5))) == ["b"]
+    assert started(decide(build(), quarantine=[failed(1, finished_at=NOW)])) == ["b"]
 
 
 def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> None:
-    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
+    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="No room.", quarantine=True)
     actions = decide(build("unfit", attempts=(live,)), build("b"))
     assert only(actions) == Explain(build="b", waiting="Node n1 is left out: No room.")
     pending = build("unfit", attempts=(attempt(),))
@@ -671,7 +671,7 @@ def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> No
 
 
 def test_the_last_attempt_that_a_node_could_not_take_counts() -> None:
-    attempts = tuple(failed(n, unfit=True, message=f"m{n}", finished_at=ago(at)) for n, at in ((1, 240), (2, 60)))
+    attempts = tuple(failed(n, quarantine=True, message=f"m{n}", finished_at=ago(at)) for n, at in ((1, 240), (2, 60)))
     waiting = "Node n1 is left out until 12:04:00 UTC: m2"
     assert only(decide(build(attempts=attempts, attempt=3))) == Explain(build="b", waiting=waiting)
     assert only(decide(build(attempts=attempts[::-1], attempt=3))) == Explain(build="b", waiting=waiting)
@@ -701,7 +701,7 @@ def test_where_no_node_is_ready_one_attempt_is_started_without() -> None:
 
 
 def test_a_node_that_is_left_out_is_a_node() -> None:
-    unfit = build("unfit", attempts=(failed(1, unfit=True, message="No room.", finished_at=NOW),), attempt=2)
+    unfit = build("unfit", attempts=(failed(1, quarantine=True, message="No room.", finished_at=NOW),), attempt=2)
     assert started(scaled(unfit, nodes=[node()])) == []
 
 
@@ -837,13 +837,15 @@ def test_the_registry_is_asked_about_a_lost_result() -> None:
     other = {("b", 2): Inspection(image=IMAGE)}
     assert only(decide(live, sightings=[lost], inspections=other)) == Inspect(build="b", attempt=1)
     pushed_ = only(decide(live, sightings=[lost], inspections={("b", 1): Inspection(image=IMAGE)}))
-    success = Outcome(state=State.SUCCEEDED, image=IMAGE)
+    success = AttemptOutcome(state=State.SUCCEEDED, image=IMAGE)
     assert pushed_ == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=success, at=ago(1))
     for waiting, message in [(None, "The builder ended without saying how."), ("Exit 137.", "Exit 137.")]:
         seen = replace(lost, waiting=waiting, log_tail="Fetching.")
         report = only(decide(live, sightings=[seen], inspections={("b", 1): Inspection(image=None)}))
         assert isinstance(report, Report)
-        outcome = Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, log_tail="Fetching.")
+        outcome = AttemptOutcome(
+            state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, log_tail="Fetching."
+        )
         assert report.outcome == outcome
     read = replace(lost, result=INFRASTRUCTURE)
     assert isinstance(only(decide(live, sightings=[read])), Report)
@@ -863,7 +865,7 @@ def test_what_was_pushed_beats_a_cancel_that_came_late() -> None:
 
 
 def test_a_deleted_record_is_a_cancellation_unless_its_end_was_told() -> None:
-    outcome = Outcome(state=State.CANCELLED, reason=Reason.DELETED, message="Its record was deleted.")
+    outcome = AttemptOutcome(state=State.CANCELLED, reason=Reason.DELETED, message="Its record was deleted.")
     told = Report(build="b", word=Word.CANCELLED, attempt=2, outcome=outcome)
     assert deleted(build(attempt=2)) == told
     assert deleted(running(attempt=2)) == told
@@ -878,7 +880,9 @@ def test_cancelled_while_queued() -> None:
     report = only(decide(build(cancel=CANCEL)))
     assert isinstance(report, Report)
     assert (report.word, report.attempt) == (Word.CANCELLED, 1)
-    assert report.outcome == Outcome(state=State.CANCELLED, reason=Reason.REQUESTED, message="Cancelled on request.")
+    assert report.outcome == AttemptOutcome(
+        state=State.CANCELLED, reason=Reason.REQUESTED, message="Cancelled on request."
+    )
 
 
 def test_a_cancel_of_an_earlier_round_means_nothing() -> None:
@@ -1132,13 +1136,13 @@ def test_statuses_wait_for_the_one_before_them_and_no_sink_does() -> None:
         ("e2", "hub"),
     ]
     old = ago(Limits().delivery_period.total_seconds())
-    assert Bury(build="b", event="e1", sink="statuses/git.example/kiln") in decide(outbox(at=old, tries=1))
+    assert DeadLetter(build="b", event="e1", sink="statuses/git.example/kiln") in decide(outbox(at=old, tries=1))
     assert replace(later, sink="statuses/git.example/kiln") in decide(outbox(state=DeliveryState.DEAD))
 
 
 def test_a_dead_letter_after_the_period_but_never_untried() -> None:
     old = ago(Limits().delivery_period.total_seconds())
-    assert only(decide(announced(to(tries=1), at=old))) == Bury(build="b", event="e", sink="hub")
+    assert only(decide(announced(to(tries=1), at=old))) == DeadLetter(build="b", event="e", sink="hub")
     assert only(decide(announced(to(), at=old))) == Deliver(build="b", event="e", sink="hub")
     younger = old + timedelta(seconds=1)
     assert only(decide(announced(to(tries=1), at=younger))) == Deliver(build="b", event="e", sink="hub")
@@ -1171,14 +1175,14 @@ def test_a_record_stays_as_long_as_its_image_where_the_record_is_the_ledger() ->
 
 
 def test_turns_are_bounded() -> None:
-    turns = Turns()
+    rotation = Rotation()
     for n in range(1200):
-        turns = turns.after(build("b", cause(by=f"user:{n}")))
-    assert turns.starts == 1200
-    assert turns.served["of https://github.com/a/b"] == 1200
-    assert len(turns.served) == 1000
-    assert turns.served["by user:1199"] == 1200
-    assert "by user:1" not in turns.served
+        rotation = rotation.after(build("b", cause(by=f"user:{n}")))
+    assert rotation.starts == 1200
+    assert rotation.served["of https://github.com/a/b"] == 1200
+    assert len(rotation.served) == 1000
+    assert rotation.served["by user:1199"] == 1200
+    assert "by user:1" not in rotation.served
 
 
 # ---- In flight ----------------------------------------------------------------------------------------------------
@@ -1219,7 +1223,7 @@ def test_a_start_without_a_node_that_is_in_flight_is_the_only_one() -> None:
 
 def test_nothing_is_sent_to_a_node_from_which_an_attempt_is_just_taken_back() -> None:
     stuck = build("stuck", attempts=(attempt(1),))
-    stop = Stop(build="stuck", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
+    stop = Stop(build="stuck", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", quarantine=True)
     assert started(decide(stuck, build("b"))) == ["b"]
     (told,) = decide(stuck, build("b"), in_flight={"stuck": stop})
     assert isinstance(told, Explain)

@@ -38,13 +38,13 @@ from builds.build import (
 )
 from builds.engines.marks import withdrawn
 from builds.plan import (
-    LEFT_OUT,
+    MAX_NODE_WAIT,
     MAX_UNCOUNTED,
-    PATIENCE,
+    QUARANTINE,
     Action,
-    Bury,
     Confirm,
     Confirmation,
+    DeadLetter,
     Deliver,
     Explain,
     Facts,
@@ -52,17 +52,17 @@ from builds.plan import (
     Inspection,
     Limits,
     Report,
+    Rotation,
     Settle,
     Start,
     Stop,
     Supersede,
-    Turns,
     Word,
     deleted,
     opened,
     plan,
 )
-from builds.record import advance, delivered, undelivered
+from builds.transitions import advance, delivered, undelivered
 from eventing.event import Event
 
 TROUBLES = (None, Trouble(message="no room", elsewhere=True), Trouble(message="no secret", elsewhere=False))
@@ -158,7 +158,7 @@ class World(RuleBasedStateMachine):
 
     def restart(self) -> None:
         """A new controller knows nothing but the records."""
-        self.turns = Turns()
+        self.rotation = Rotation()
         self.first_seen: dict[tuple[str, int, Phase], timedelta] = {}
         self.first_troubled: dict[tuple[str, int, bool], timedelta] = {}
         self.stopped: set[tuple[str, int]] = set()
@@ -441,7 +441,7 @@ class World(RuleBasedStateMachine):
             stopped=frozenset(self.stopped),
             watched={key[:2]: self.elapsed - since for key, since in self.first_seen.items()},
             troubled={key[:2]: self.elapsed - since for key, since in self.first_troubled.items()},
-            turns=self.turns,
+            rotation=self.rotation,
             in_flight={name: action for name, (_, action) in self.in_flight.items()},
         )
 
@@ -476,7 +476,7 @@ class World(RuleBasedStateMachine):
         self.deleted.clear()
         facts = self.facts(blind)
         actions = plan(facts, self.limits, self.now)
-        on_records = [action.build for action in actions if not isinstance(action, Deliver | Bury)]
+        on_records = [action.build for action in actions if not isinstance(action, Deliver | DeadLetter)]
         assert len(on_records) == len(set(on_records)), "two changes of one record in one plan"
         assert not {action.build for action in actions} & self.in_flight.keys()
         changed = False
@@ -511,7 +511,7 @@ class World(RuleBasedStateMachine):
                 assert real.result_lost
                 self.inspecting.add((build.name, action.attempt))
                 return False
-            case Bury():
+            case DeadLetter():
                 announced = next(a for a in build.status.outbox if a.event.id == action.event)
                 assert self.now - announced.at >= self.limits.delivery_period
                 self.put(advance(build, action, self.now, self.announce))
@@ -532,7 +532,7 @@ class World(RuleBasedStateMachine):
                 self.confirmations.pop(build.name, None)
                 self.inspections.pop((build.name, action.attempt), None)
             if isinstance(action, Start):
-                self.turns = self.turns.after(build)
+                self.rotation = self.rotation.after(build)
         if crash and before_effect:
             raise Crashed
         if isinstance(action, Start):
@@ -573,8 +573,8 @@ class World(RuleBasedStateMachine):
                 assert waited > self.limits.pending_grace or real.told_to_stop, "given up before its time"
                 assert build.live is not None
                 if build.live.node is None and not (real.trouble and not real.trouble.elsewhere):
-                    assert not action.unfit, "no node is to blame"
-                    assert waited > PATIENCE or real.told_to_stop, "it was to wait for a node"
+                    assert not action.quarantine, "no node is to blame"
+                    assert waited > MAX_NODE_WAIT or real.told_to_stop, "it was to wait for a node"
             case Stop() | Explain():
                 pass
             case _:
@@ -610,8 +610,8 @@ class World(RuleBasedStateMachine):
             return
         assert self.nodes[node], "started on a node that is not ready"
         tried = [attempt for build in self.records.values() if build.open for attempt in build.status.attempts]
-        unfit = [attempt.finished_at for attempt in tried if attempt.unfit and attempt.node == node]
-        assert all(at and not timedelta() <= self.now - at < LEFT_OUT for at in unfit), "sent where there is no room"
+        unfit = [attempt.finished_at for attempt in tried if attempt.quarantine and attempt.node == node]
+        assert all(at and not timedelta() <= self.now - at < QUARANTINE for at in unfit), "sent where there is no room"
 
     def check_counted(self, build: Build, report: Report) -> None:
         """Only what the builder itself says, or leaves unsaid, counts."""

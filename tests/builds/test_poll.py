@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from builds.engines import Ask, Unavailable
+from builds.engines import Submission, Unavailable
 from builds.errors import Unreachable
-from builds.listed import Listed
-from builds.poll import MAX_PAUSE, Poller
-from builds.sync import Comparison, Looked
+from builds.sync.missing import Listed
+from builds.sync.poller import MAX_PAUSE, Poller
+from builds.sync.reconciler import Comparison, SyncReport
 from tests.builds.making import ask
 from tests.parts.kiln import until
 
@@ -30,17 +30,17 @@ class Looks:
         self.now = 0.0
         self.at: list[tuple[float, str]] = []
         self.error: Exception | None = None
-        self.asked: tuple[Ask, ...] = ()
+        self.asked: tuple[Submission, ...] = ()
         self.refused: tuple[str, ...] = ()
 
-    def __call__(self, listed: Listed) -> Looked:
+    def __call__(self, listed: Listed) -> SyncReport:
         self.at.append((self.now, listed.url))
         if self.error:
             raise self.error
         comparison = Comparison(
             repository=listed.url, missing=(), known=0, refused=self.refused, unanswered=(), seen={}
         )
-        return Looked(comparison=comparison, asked=self.asked)
+        return SyncReport(comparison=comparison, asked=self.asked)
 
     def times(self, url: str = "a") -> list[float]:
         return [at for at, looked in self.at if looked == url]
@@ -54,7 +54,7 @@ def go_on(poller: Poller, looks: Looks, seconds: float) -> None:
     """Lets time pass, as `run` would see it."""
     end = looks.now + seconds
     while looks.now < end:
-        looks.now = min(end, looks.now + max(poller.turn(), 0.5))
+        looks.now = min(end, looks.now + max(poller.poll_due(), 0.5))
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_what_is_asked_for_is_counted_and_logged_with_its_build(looks: Looks, ca
     before = REGISTRY.get_sample_value("kiln_sync_asked_total") or 0
     looks.asked = (ask("b-1", "1"), ask("b-1", "2"))
     with caplog.at_level(logging.INFO):
-        poller(looks).turn()
+        poller(looks).poll_due()
     assert REGISTRY.get_sample_value("kiln_sync_asked_total") == before + 1
     assert [getattr(record, "build", None) for record in caplog.records] == ["b-1"]
 

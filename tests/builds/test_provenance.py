@@ -31,7 +31,7 @@ from builds.provenance import (
     PREDICATE_TYPE,
     STATEMENT,
     Builder,
-    Event,
+    CausingEvent,
     Expected,
     Statement,
     Verified,
@@ -133,7 +133,7 @@ def made(*, digest: str = DIGEST, commit: str = COMMIT, build_args: dict[str, st
         ),
         build="build-course-0",
         attempt="uid.1",
-        events=(Event(source="https://github.com", id="d-1", type="com.github.push", ref="refs/heads/main"),),
+        events=(CausingEvent(source="https://github.com", id="d-1", type="com.github.push", ref="refs/heads/main"),),
         options=Options(appendix="RUN true", build_args={"TOKEN": "hush-hush"}, pull=True),
         builder=Builder(
             id="https://kiln.example/", image=f"registry.example/kiln:1@{DIGEST}", versions={"kiln-images": "0.1.0"}

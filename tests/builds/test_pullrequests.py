@@ -14,7 +14,7 @@ from builds.intake import Intake
 from builds.private import Private, PrivateRule
 from builds.pullrequests import PullRequestRule, asks_for
 from builds.repository import Policy
-from builds.triggers import DEFAULT, TriggerRule, Wanted, reason, wanted
+from builds.triggers import DEFAULT, RequestedBuild, TriggerRule, reason, requested_builds
 from eventing.event import Event
 from eventing.hosts import DIALECTS, RequestFacts, request_of
 from tests.builds.rules import load
@@ -42,7 +42,7 @@ def rule(text: str = "{}", build: str = "{}") -> str:
 
 
 def asked(text: str, one: Event) -> bool:
-    return bool(wanted(triggers(rule(text)), one))
+    return bool(requested_builds(triggers(rule(text)), one))
 
 
 def facts(**changes: object) -> RequestFacts:
@@ -52,7 +52,7 @@ def facts(**changes: object) -> RequestFacts:
 
 
 def test_it_builds_the_head_and_tags_it_with_the_number() -> None:
-    (want,) = wanted(triggers(rule()), told())
+    (want,) = requested_builds(triggers(rule()), told())
     assert (want.repository, want.ref, want.commit) == (f"{REPOSITORY}.git", "refs/pull/7/head", COMMIT)
     assert texts(want)[3] == ("pr-7",)
     assert (want.trigger, want.foreign, want.head) == ("previews", False, None)
@@ -63,27 +63,27 @@ def test_it_builds_the_head_and_tags_it_with_the_number() -> None:
 
 
 def test_a_moved_head_says_where_it_was() -> None:
-    (want,) = wanted(triggers(rule()), event(MOVED["github"]()))
+    (want,) = requested_builds(triggers(rule()), event(MOVED["github"]()))
     assert want.push is not None
     assert want.push.before == BEFORE
 
 
 def test_values_of_it_are_known_to_templates() -> None:
     build = '{tags: ["{base}-{number}-{head}", "{ref_name}"], subdir: "{base}", build_args: {PR: "{number}"}}'
-    (want,) = wanted(triggers(rule(build=build)), told(base="release/1", head="x"))
+    (want,) = requested_builds(triggers(rule(build=build)), told(base="release/1", head="x"))
     subdir, arguments, _, tags = texts(msgspec.structs.replace(want, tags=want.tags[:1]))
     assert (subdir, arguments, tags) == ("release/1", {"PR": "7"}, ("release/1-7-x",))
 
 
 def test_tags_may_be_none() -> None:
-    (want,) = wanted(triggers(rule(build="{tags: []}")), told())
+    (want,) = requested_builds(triggers(rule(build="{tags: []}")), told())
     assert want.tags == ()
 
 
 def test_pushes_and_pull_requests_are_apart() -> None:
-    assert wanted(DEFAULT, told()) == []
-    assert wanted(triggers("[{name: a, push: {}}]"), told()) == []
-    assert wanted(triggers(rule()), push()) == []
+    assert requested_builds(DEFAULT, told()) == []
+    assert requested_builds(triggers("[{name: a, push: {}}]"), told()) == []
+    assert requested_builds(triggers(rule()), push()) == []
 
 
 @pytest.mark.parametrize(
@@ -136,24 +136,24 @@ class TestForks:
         assert "fork" in reason(told(fork=True))
 
     def test_are_built_where_the_rule_says_so_as_strangers(self) -> None:
-        (want,) = wanted(triggers(rule("{from: anyone}")), told(fork=True))
+        (want,) = requested_builds(triggers(rule("{from: anyone}")), told(fork=True))
         assert want.foreign
         assert want.repository == f"{REPOSITORY}.git"
-        (own,) = wanted(triggers(rule("{from: anyone}")), told())
+        (own,) = requested_builds(triggers(rule("{from: anyone}")), told())
         assert not own.foreign
 
     def test_are_strangers_to_rules_without_pull_requests_too(self) -> None:
         build = '{repository: "{data.repository.clone_url}", ref: "pull/{number}/head"}'.replace(
             "{number}", "{data.number}"
         )
-        (want,) = wanted(triggers(f"[{{name: old, build: {build}}}]"), told("labeled", fork=True))
+        (want,) = requested_builds(triggers(f"[{{name: old, build: {build}}}]"), told("labeled", fork=True))
         assert want.foreign
 
     def test_are_not_built_where_the_host_serves_them_only_elsewhere(self) -> None:
         one = event(OPENED["bitbucket"](fork=True), "bitbucket")
         assert not asked("{from: anyone}", one)
         assert "fork" in reason(one)
-        (own,) = wanted(triggers(rule()), event(OPENED["bitbucket"](), "bitbucket"))
+        (own,) = requested_builds(triggers(rule()), event(OPENED["bitbucket"](), "bitbucket"))
         assert own.head == "refs/heads/topic", "there is no ref of the request's own to hold the tag to"
 
     @given(
@@ -184,16 +184,16 @@ class TestPaths:
     )
     def test_are_asked_for(self, changed: tuple[str, ...] | None, *, expected: bool) -> None:
         rules = triggers(rule('{paths: ["binder/**"]}'))
-        assert bool(wanted(rules, told(), changed=lambda _: changed)) is expected
+        assert bool(requested_builds(rules, told(), changed=lambda _: changed)) is expected
 
     def test_only_where_they_decide(self) -> None:
         def never(request: RequestFacts) -> None:
             raise AssertionError(request)
 
-        assert wanted(triggers(rule('{paths: ["a/**"]}')), told(fork=True), changed=never) == []
-        assert wanted(triggers(rule('{paths: ["a/**"], branches: [next]}')), told(), changed=never) == []
-        assert wanted(triggers(rule('{paths: ["a/**"]}')), told("assigned"), changed=never) == []
-        assert len(wanted(triggers(rule()), told(), changed=never)) == 1
+        assert requested_builds(triggers(rule('{paths: ["a/**"]}')), told(fork=True), changed=never) == []
+        assert requested_builds(triggers(rule('{paths: ["a/**"], branches: [next]}')), told(), changed=never) == []
+        assert requested_builds(triggers(rule('{paths: ["a/**"]}')), told("assigned"), changed=never) == []
+        assert len(requested_builds(triggers(rule()), told(), changed=never)) == 1
 
     def test_once_for_all_rules(self) -> None:
         asked_for: list[int] = []
@@ -205,7 +205,7 @@ class TestPaths:
         rules = load(
             [TriggerRule(name=name, pull_requests=PullRequestRule(paths=("a/**",))) for name in ("one", "two")]
         )
-        assert len(wanted(rules, told(), changed=changed)) == 2
+        assert len(requested_builds(rules, told(), changed=changed)) == 2
         assert asked_for == [7]
 
 
@@ -246,12 +246,12 @@ class TestCredentials:
             private=Private(rules, stored=lambda _: stored),
         )
 
-    def ask(self, intake: Intake, want: Wanted) -> bool:
+    def ask(self, intake: Intake, want: RequestedBuild) -> bool:
         who = "webhook:github"
-        return intake.ask(want, source="/", id="1", type="t", by=who, kind=Kind.PUSH, now=NOW).cause.credentials
+        return intake.submission(want, source="/", id="1", type="t", by=who, kind=Kind.PUSH, now=NOW).cause.credentials
 
-    def want(self, *, fork: bool) -> Wanted:
-        (want,) = wanted(triggers(rule("{from: anyone}")), told(fork=fork))
+    def want(self, *, fork: bool) -> RequestedBuild:
+        (want,) = requested_builds(triggers(rule("{from: anyone}")), told(fork=fork))
         return want
 
     def test_a_branch_of_its_own_has_them_and_a_fork_has_not(self) -> None:

@@ -16,6 +16,7 @@ from builds.build import (
     Announcement,
     Attempt,
     Build,
+    BuildStatus,
     Cause,
     Delivery,
     DeliveryState,
@@ -24,7 +25,6 @@ from builds.build import (
     Reason,
     Request,
     State,
-    Status,
     Timings,
 )
 from builds.report import as_json, event, schemas
@@ -68,7 +68,7 @@ QUEUED = Build(
     ),
     causes=(cause("1"), cause("2", ref="refs/tags/v1", trace=TRACE, hops_left=5, trigger="tags", by=None)),
     created_at=AT,
-    status=Status(round=1, trace=TRACE, queued_at=AT, waiting="The queue is full."),
+    status=BuildStatus(round=1, trace=TRACE, queued_at=AT, waiting="The queue is full."),
 )
 KEYS = tuple(each.key for each in QUEUED.causes)
 IMAGE = Image(repository="r.example/a-b", tag=f"{COMMIT}-01234567", digest="sha256:" + "d" * 64, tags=("main",))
@@ -83,7 +83,7 @@ ATTEMPT = Attempt(
 )
 RUNNING = replace(
     QUEUED,
-    status=Status(
+    status=BuildStatus(
         state=State.RUNNING,
         round=1,
         trace=TRACE,
@@ -94,7 +94,7 @@ RUNNING = replace(
 )
 SUCCEEDED = replace(
     QUEUED,
-    status=Status(
+    status=BuildStatus(
         state=State.SUCCEEDED,
         round=1,
         trace=TRACE,
@@ -109,7 +109,7 @@ SUCCEEDED = replace(
 )
 FAILED = replace(
     QUEUED,
-    status=Status(
+    status=BuildStatus(
         state=State.FAILED,
         reason=Reason.REPOSITORY,
         message="RUN false: exit status 1",
@@ -124,7 +124,7 @@ FAILED = replace(
 )
 RETRYING = replace(
     QUEUED,
-    status=Status(
+    status=BuildStatus(
         round=1,
         trace=TRACE,
         attempt=2,
@@ -134,7 +134,7 @@ RETRYING = replace(
 )
 CANCELLED = replace(
     QUEUED,
-    status=Status(
+    status=BuildStatus(
         state=State.CANCELLED,
         reason=Reason.REQUESTED,
         round=1,
@@ -265,7 +265,7 @@ def test_what_is_known_before_the_end() -> None:
     assert plain["waiting"] == "The queue is full."
     assert plain["durations"] == {"queued": None, "fetch": None, "build": None, "push": None}
     assert (plain["node"], plain["started_at"], plain["log"]["tail"]) == (None, None, None)
-    unseen = as_json(replace(QUEUED, status=Status()))
+    unseen = as_json(replace(QUEUED, status=BuildStatus()))
     assert unseen["queued_at"] == "2026-03-01T12:00:00Z"
 
 

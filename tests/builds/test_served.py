@@ -9,7 +9,7 @@ import pytest
 from builds.build import Build, Phase, Reason, Result, State
 from builds.builder.spec import REPLICATION, Surroundings, spec_for
 from builds.plan import Facts, Limits, Report, Start, plan
-from builds.record import advance
+from builds.transitions import advance
 from tests.builds.histories import IMAGE, NOW, build, node, pushed, replace, sees
 
 HOUR = timedelta(hours=1)

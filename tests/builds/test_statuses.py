@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from builds import report
 from builds.build import Build, Cause, Delivery, Kind, Node, Reason, Result, State
 from builds.controller import Controller
-from builds.engines import Ask, World
+from builds.engines import Submission, World
 from builds.engines.local import LocalEngine
 from builds.plan import Limits, Word
 from builds.repository import HostKind, Repository
@@ -131,11 +131,11 @@ def pushed(
     do: str = "succeed",
     id_: str = "1",
     **more: Any,
-) -> Ask:
+) -> Submission:
     """A webhook's push."""
     asked = ask(name, id_, repository=host.repository, args={"do": do})
     changes = {"by": f"webhook:{host.kind}", "kind": Kind.PUSH, "ref": "refs/heads/main", **more}
-    return Ask(name=name, request=asked.request, cause=replace(asked.cause, trigger=trigger, **changes))
+    return Submission(name=name, request=asked.request, cause=replace(asked.cause, trigger=trigger, **changes))
 
 
 def settled(engine: LocalEngine, name: str = "b") -> Build:
@@ -430,7 +430,7 @@ REFS["bitbucket-server"] = REFS["bitbucket"]
 ANOTHERS = "[kiln-comment]: #\n\nnot Kiln's"
 
 
-def requested(host: StatusHost, name: str = "b", **more: Any) -> Ask:
+def requested(host: StatusHost, name: str = "b", **more: Any) -> Submission:
     """A webhook's pull request."""
     return pushed(host, name, ref=REFS.get(host.kind, "refs/pull/7/head"), **more)
 

@@ -24,7 +24,7 @@ import builds.engines.kubernetes
 Api(Configuration(), "default")
 """,
     "a controller": """
-import builds.clients.registry, builds.clients.github
+import builds.clients.registry, builds.clients.githubapi
 from builds.controller import Controller
 Controller(*[None], limits=None, sinks=(), courier=None, confirmer=None, inspector=None, events=None)
 """,

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from builds.build import Attempt, Build, Kind, Push, Reason, State
-from builds.clients.git import Resolver, credentials, refs
+from builds.clients.git import RefResolver, credentials, refs
 from builds.engines import NotFound
 from builds.engines.local import LocalEngine
-from builds.errors import AskError, CannotBuild, RepositoryRefused, Unreachable
+from builds.errors import CannotBuild, RepositoryRefused, RequestError, Unreachable
 from builds.image import ImagePolicy
 from builds.intake import Intake
-from builds.listed import Listed
 from builds.repository import Policy
-from builds.sync import Looked, Sync
+from builds.sync.missing import Listed
+from builds.sync.reconciler import Sync, SyncReport
 from builds.triggers import DEFAULT, BuildTemplate, PushRule, TriggerRule
 from tests.builds.making import AT, ask, ended, engine_in, replace
 from tests.builds.rules import load
@@ -61,26 +61,26 @@ class House:
 
     def sync(self, rules: Sequence[TriggerRule] | None = None, *, most_waiting: int = 100, **more: Any) -> Sync:
         policy = Policy([f"{self.host.base}/**"])
-        resolver = Resolver(policy, **more)
+        resolver = RefResolver(policy, **more)
         images = ImagePolicy("registry.example/")
         return Sync(
             records=self.engine,
             intake=Intake(instance="test", policy=policy, hosts={}, images=images, resolver=resolver),
             lister=resolver,
             triggers=DEFAULT if rules is None else load(rules),
-            most_waiting=most_waiting,
+            max_waiting=most_waiting,
             clock=lambda: self.now,
         )
 
-    def look(self, sync: Sync, url: str | None = None) -> Looked:
+    def look(self, sync: Sync, url: str | None = None) -> SyncReport:
         self.now += timedelta(minutes=10)
-        return sync.look(Listed(url=url or self.url))
+        return sync.reconcile(Listed(url=url or self.url))
 
     def asked(self, sync: Sync, url: str | None = None) -> list[Build]:
         """The builds that a look asks for."""
         return self.builds(self.look(sync, url))
 
-    def builds(self, looked: Looked) -> list[Build]:
+    def builds(self, looked: SyncReport) -> list[Build]:
         return [self.engine.get(name) for name in dict.fromkeys(ask.name for ask in looked.asked)]
 
     def end(self, build: Build, state: State = State.SUCCEEDED, reason: Reason | None = None) -> None:
@@ -195,7 +195,7 @@ def test_no_more_is_asked_for_than_there_is_room_and_the_rest_follows(house: Hou
     for branch in ("release/1", "release/2", "release/3"):
         house.commit(branch)
     house.engine.accept([ask("somebody-elses")])
-    sync = house.sync([RULE], most_waiting=3)
+    sync = house.sync([RULE], max_waiting=3)
     looked = house.look(sync)
     assert (len(looked.asked), looked.left, looked.complete) == (2, 2, False)
     assert [build.causes[0].ref for build in house.builds(looked)] == [MAIN, "refs/heads/release/1"]
@@ -263,7 +263,7 @@ def test_a_host_that_a_template_names_and_that_does_not_answer_is_asked_again(
     ("path", "error"), [("ada/gone", CannotBuild), ("ada/inside", RepositoryRefused), ("ada/hanging", Unreachable)]
 )
 def test_what_cannot_be_looked_at(
-    path: str, error: type[AskError], house: House, monkeypatch: pytest.MonkeyPatch
+    path: str, error: type[RequestError], house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refs, "LIST_TIMEOUT", 0.5)
     house.host.redirects["/ada/inside.git"] = "http://127.0.0.2:9/ada/page.git"

@@ -15,8 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.build import Push
-from builds.errors import AskError, CannotBuild, Malformed, RuleError
-from builds.triggers import DEFAULT, PushRule, Template, Trigger, TriggerRule, Wanted, plain, template, wanted
+from builds.errors import CannotBuild, Malformed, RequestError, RuleError
+from builds.triggers import (
+    DEFAULT,
+    PushRule,
+    RequestedBuild,
+    Template,
+    Trigger,
+    TriggerRule,
+    plain,
+    requested_builds,
+    template,
+)
 from eventing.event import Event
 from tests.builds.rules import load
 
@@ -56,7 +66,7 @@ def push(ref: str = "refs/heads/main", *, files: list[str] | None = None, **chan
     return Event(id="1", source="https://github.com/our-org/stats", type="com.github.push", subject=ref, data=data)
 
 
-def texts(want: Wanted) -> tuple[str, dict[str, str], str | None, tuple[str, ...]]:
+def texts(want: RequestedBuild) -> tuple[str, dict[str, str], str | None, tuple[str, ...]]:
     return (
         want.subdir.text(),
         {name: value.text() for name, value in want.build_args.items()},
@@ -69,8 +79,8 @@ def texts(want: Wanted) -> tuple[str, dict[str, str], str | None, tuple[str, ...
 
 
 def test_by_default_a_push_to_the_default_branch_is_built_at_its_commit() -> None:
-    (want,) = wanted(DEFAULT, push())
-    assert want == Wanted(
+    (want,) = requested_builds(DEFAULT, push())
+    assert want == RequestedBuild(
         repository="https://github.com/Our-Org/Stats.git",
         ref="refs/heads/main",
         commit=COMMIT,
@@ -93,21 +103,21 @@ def test_by_default_a_push_to_the_default_branch_is_built_at_its_commit() -> Non
     ],
 )
 def test_by_default_nothing_else_is_built(other: Event) -> None:
-    assert wanted(DEFAULT, other) == []
+    assert requested_builds(DEFAULT, other) == []
 
 
 def test_a_tag_whose_commit_the_host_does_not_say_is_looked_up() -> None:
-    (want,) = wanted(triggers("[{name: all}]"), push("refs/tags/tree", head_commit=None))
+    (want,) = requested_builds(triggers("[{name: all}]"), push("refs/tags/tree", head_commit=None))
     assert (want.ref, want.commit) == ("refs/tags/tree", None)
 
 
 def test_an_empty_list_of_triggers_builds_nothing() -> None:
-    assert wanted(load([]), push()) == []
+    assert requested_builds(load([]), push()) == []
 
 
 def test_knative_spells_the_same_push_otherwise() -> None:
     other = msgspec.structs.replace(push(), type="dev.knative.source.github.push")
-    assert wanted(DEFAULT, other) == wanted(DEFAULT, push())
+    assert requested_builds(DEFAULT, other) == requested_builds(DEFAULT, push())
 
 
 def test_real_pushes() -> None:
@@ -115,7 +125,7 @@ def test_real_pushes() -> None:
     for name in ("push", "push-annotated-tag", "push-deleted", "push-forced", "push-new-branch", "push-tag"):
         data = json.loads((SAMPLES / f"{name}.json").read_text())
         sample = Event(id="1", source=data["repository"]["url"], type="com.github.push", subject=data["ref"], data=data)
-        found = wanted(triggers("[{name: all}]"), sample)
+        found = requested_builds(triggers("[{name: all}]"), sample)
         built[name] = [(want.ref, want.commit) for want in found]
         if found:
             assert found[0].commit == data["head_commit"]["id"]
@@ -147,14 +157,14 @@ def test_real_pushes() -> None:
     ],
 )
 def test_branches_and_tags(rule: str, ref: str, is_wanted: bool) -> None:
-    assert bool(wanted(triggers(f"[{{name: a, push: {rule}}}]"), push(ref))) is is_wanted
+    assert bool(requested_builds(triggers(f"[{{name: a, push: {rule}}}]"), push(ref))) is is_wanted
 
 
 def test_paths() -> None:
     rules = triggers('[{name: a, push: {paths: ["binder/**", "*.yml"]}}]')
 
     def built(**changes: Any) -> bool:
-        return bool(wanted(rules, push(**changes)))
+        return bool(requested_builds(rules, push(**changes)))
 
     assert built(files=["binder/environment.yml"])
     assert built(files=["README.md", "environment.yml"])
@@ -170,8 +180,8 @@ def test_paths() -> None:
 
 def test_with_push_only_pushes_match() -> None:
     rules = triggers('[{name: a, push: {}, build: {repository: "https://github.com/a/b"}}]')
-    assert wanted(rules, event()) == []
-    assert len(wanted(rules, push())) == 1
+    assert requested_builds(rules, event()) == []
+    assert len(requested_builds(rules, push())) == 1
 
 
 def test_all_filters_must_hold() -> None:
@@ -183,32 +193,32 @@ def test_all_filters_must_hold() -> None:
             - any: [{prefix: {source: "https://github.com/our-org/"}}, {suffix: {subject: /course}}]
         """
     )
-    assert len(wanted(rules, push())) == 1
-    assert wanted(rules, msgspec.structs.replace(push(), source="https://github.com/other/stats")) == []
-    assert wanted(rules, event()) == []
+    assert len(requested_builds(rules, push())) == 1
+    assert requested_builds(rules, msgspec.structs.replace(push(), source="https://github.com/other/stats")) == []
+    assert requested_builds(rules, event()) == []
 
 
 def test_each_trigger_that_matches_asks() -> None:
     rules = triggers("[{name: a}, {name: b, build: {subdir: x}}, {name: c, push: {tags: [v1]}}]")
-    assert [want.trigger for want in wanted(rules, push())] == ["a", "b"]
+    assert [want.trigger for want in requested_builds(rules, push())] == ["a", "b"]
 
 
 def test_a_push_to_be_built_elsewhere_gives_neither_ref_nor_commit() -> None:
     rules = triggers('[{name: a, build: {repository: "https://github.com/our-org/environment"}}]')
-    (want,) = wanted(rules, push())
+    (want,) = requested_builds(rules, push())
     assert (want.repository, want.ref, want.commit, want.push) == (
         "https://github.com/our-org/environment",
         None,
         None,
         None,
     )
-    (want,) = wanted(triggers('[{name: a, build: {ref: "refs/heads/stable"}}]'), push())
+    (want,) = requested_builds(triggers('[{name: a, build: {ref: "refs/heads/stable"}}]'), push())
     assert (want.ref, want.commit, want.push) == ("refs/heads/stable", None, None)
     spelled = "https://github.com/{data.repository.name}"
     same = push(repository={"clone_url": "https://github.com/A/B.git", "name": "a/b"})
-    (want,) = wanted(triggers(f'[{{name: a, build: {{repository: "{spelled}"}}}}]'), same)
+    (want,) = requested_builds(triggers(f'[{{name: a, build: {{repository: "{spelled}"}}}}]'), same)
     assert (want.ref, want.commit) == ("refs/heads/main", COMMIT)
-    (want,) = wanted(triggers('[{name: a, build: {repository: "git@github.com:our-org/stats"}}]'), push())
+    (want,) = requested_builds(triggers('[{name: a, build: {repository: "git@github.com:our-org/stats"}}]'), push())
     assert (want.ref, want.commit, want.push) == (None, None, None), "that names no repository at all"
 
 
@@ -242,7 +252,7 @@ def test_values_of_an_event() -> None:
             force: true
         """
     )
-    (want,) = wanted(rules, event(COURSE, subject="s", extensions={"level": 3}))
+    (want,) = requested_builds(rules, event(COURSE, subject="s", extensions={"level": 3}))
     assert (want.repository, want.ref, want.commit, want.force) == ("https://git.example/a", "main", COMMIT, True)
     assert texts(want) == (
         "s/3",
@@ -254,16 +264,16 @@ def test_values_of_an_event() -> None:
 
 def test_values_of_a_push() -> None:
     rules = triggers('[{name: a, build: {ref: "{ref}", commit: "{commit}", tags: ["{ref_name}"]}}]')
-    (want,) = wanted(rules, push("refs/heads/feature/x"))
+    (want,) = requested_builds(rules, push("refs/heads/feature/x"))
     assert (want.ref, want.commit) == ("refs/heads/feature/x", COMMIT)
     assert want.push is not None
-    (want,) = wanted(triggers('[{name: a, build: {ref: "refs/heads/for-{ref_name}"}}]'), push())
+    (want,) = requested_builds(triggers('[{name: a, build: {ref: "refs/heads/for-{ref_name}"}}]'), push())
     assert want.ref == "refs/heads/for-main"
 
 
 def test_what_only_the_request_can_tell_is_not_taken_from_the_event() -> None:
     rules = triggers('[{name: a, build: {repository: "https://git.example/a", tags: ["{commit}"]}}]')
-    (want,) = wanted(rules, event(extensions={"commit": "the event's"}))
+    (want,) = requested_builds(rules, event(extensions={"commit": "the event's"}))
     assert want.tags[0].fill({"commit": COMMIT}.get).text() == COMMIT
 
 
@@ -274,18 +284,18 @@ def test_a_missing_value_is_named(name: str) -> None:
     rules = triggers(f'[{{name: a, build: {{repository: "https://git.example/{{{name}}}"}}}}]')
     sentence = f"The trigger's template needs {{{name}}}, and this event does not have it."
     with pytest.raises(CannotBuild, match=f"^{re.escape(sentence)}$") as caught:
-        wanted(rules, event(COURSE))
+        requested_builds(rules, event(COURSE))
     assert caught.value.status == 422
 
 
 def test_no_repository_is_an_error_that_names_the_trigger() -> None:
     with pytest.raises(CannotBuild, match="'somewhere' names no repository"):
-        wanted(triggers("[{name: somewhere}]"), event())
+        requested_builds(triggers("[{name: somewhere}]"), event())
 
 
 def test_what_is_filled_in_is_never_read_as_a_template() -> None:
     rules = triggers('[{name: a, build: {repository: "https://x/{data.a}", subdir: "{data.a}", tags: ["{data.a}"]}}]')
-    (want,) = wanted(rules, event({"a": "{commit}{data.b}{{"}))
+    (want,) = requested_builds(rules, event({"a": "{commit}{data.b}{{"}))
     assert want.repository == "https://x/{commit}{data.b}{{"
     assert texts(want) == ("{commit}{data.b}{{", {}, None, ("{commit}{data.b}{{",))
 
@@ -395,13 +405,13 @@ def test_a_request_needs_no_trigger() -> None:
         "tags": ["{ref_name}"],
         "force": True,
     }
-    (want,) = wanted((), event(body, type="dev.kiln.build.requested.v1"))
+    (want,) = requested_builds((), event(body, type="dev.kiln.build.requested.v1"))
     assert (want.repository, want.ref, want.commit) == ("https://git.example/a", "main", COMMIT)
     assert (want.force, want.trigger) == (True, None)
     assert texts(want) == ("x", {"A": "{commit}"}, "r.example/a", ("{ref_name}",)), "nobody's words are a template"
     nulls = {"repository": "https://git.example/a", **dict.fromkeys(["ref", "subdir", "build_args", "image", "tags"])}
-    (want,) = wanted((), event(nulls, type="dev.kiln.build.requested.v1"))
-    assert want == Wanted(repository="https://git.example/a", subdir=plain(""))
+    (want,) = requested_builds((), event(nulls, type="dev.kiln.build.requested.v1"))
+    assert want == RequestedBuild(repository="https://git.example/a", subdir=plain(""))
 
 
 @pytest.mark.parametrize(
@@ -426,7 +436,7 @@ def test_a_request_needs_no_trigger() -> None:
 )
 def test_a_request_of_another_shape(data: object) -> None:
     with pytest.raises(Malformed) as caught:
-        wanted((), event(data, type="dev.kiln.build.requested.v1"))
+        requested_builds((), event(data, type="dev.kiln.build.requested.v1"))
     assert caught.value.status == 400
     said, _, what = str(caught.value).partition(": ")
     assert said == "This is no request for a build"
@@ -437,7 +447,7 @@ def test_a_request_of_another_shape(data: object) -> None:
 @pytest.mark.parametrize("word", ["succeeded.v1", "queued.v1", "requested.v2"])
 def test_nothing_else_of_ours_starts_anything(word: str) -> None:
     rules = triggers('[{name: a, build: {repository: "https://github.com/a/b"}}]')
-    assert wanted(rules, event(type=f"dev.kiln.build.{word}")) == []
+    assert requested_builds(rules, event(type=f"dev.kiln.build.{word}")) == []
 
 
 JSON = st.recursive(
@@ -450,8 +460,8 @@ JSON = st.recursive(
 def test_any_data_is_wanted_or_refused(data: object, type_: str) -> None:
     rules = triggers('[{name: a, build: {repository: "{data.a.b}", ref: "{data.a}"}}]')
     try:
-        wanted(rules, event(data, type=type_))
-    except AskError:
+        requested_builds(rules, event(data, type=type_))
+    except RequestError:
         return
 
 

@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
-from builds.build import Attempt, Build, Cause, Delivery, DeliveryState, Image, Kind, Request, State, Status, Timings
+from builds.build import (
+    Attempt,
+    Build,
+    BuildStatus,
+    Cause,
+    Delivery,
+    DeliveryState,
+    Image,
+    Kind,
+    Request,
+    State,
+    Timings,
+)
 from builds.build import build_name as named
 from builds.engines.kubernetes import Release as Owner
 from builds.engines.kubernetes.api import Absent, Api
@@ -156,7 +168,7 @@ def settled(number: int, at: datetime, name: str | None = None) -> Build:
         Delivery(event=f"{number}.1.{word}", type=f"dev.kiln.build.{word}.v1", **told)  # type: ignore[arg-type]
         for word in ("queued", "started", "succeeded")
     )
-    status = Status(
+    status = BuildStatus(
         state=State.SUCCEEDED,
         round=1,
         attempt=1,

@@ -18,7 +18,7 @@ import yaml
 from builds.build import Cause, Image, Kind, Request, State
 from builds.builder.spec import LABEL_BUILD
 from builds.clients.registry import INDEX, MANIFEST, Registry, digest_of
-from builds.engines import Ask, NotFound
+from builds.engines import NotFound, Submission
 from builds.engines.local import LocalEngine
 from builds.prune import Pruned, Pruner, Retention
 from builds.retention import Rule
@@ -78,7 +78,7 @@ class Shop:
             Cause(source="/t", id=f"{id_}{ref}", type="t", by=None, at=at, kind=Kind.PUSH, ref=ref)
             for ref in refs or [None]
         ]
-        self.engine.accept([Ask(name=build, request=request, cause=cause) for cause in causes])
+        self.engine.accept([Submission(name=build, request=request, cause=cause) for cause in causes])
 
     def end(self, build: str, digest: str, days: float, state: State = State.SUCCEEDED) -> None:
         """As a controller leaves it."""
@@ -112,7 +112,7 @@ class Shop:
 
     def prune(self, image: str, **more: Any) -> Pruned:
         pruner = self.pruner(**more)
-        return next(pruner.prune(looked) for looked in pruner.look() if looked.repository == image)
+        return next(pruner.prune(looked) for looked in pruner.review() if looked.repository == image)
 
     def there(self, image: str, reference: str) -> bool:
         return self.client.manifest(image, reference) is not None
@@ -229,7 +229,7 @@ class _Through(Registry):
 def test_a_tag_that_was_set_since_the_look_keeps_an_image(shop: Shop, old: tuple[str, str]) -> None:
     image, digest = old
     pruner = shop.pruner()
-    (looked,) = pruner.look()
+    (looked,) = pruner.review()
     shop.client.tag(image, digest, "mine")
     assert [one.image.digest for one in looked.unneeded] == [digest]
     assert pruner.prune(looked) == Pruned(deleted=[])
@@ -238,7 +238,7 @@ def test_a_tag_that_was_set_since_the_look_keeps_an_image(shop: Shop, old: tuple
 
 def test_who_asked_since_the_look_keeps_an_image(shop: Shop, old: tuple[str, str]) -> None:
     pruner = shop.pruner()
-    (looked,) = pruner.look()
+    (looked,) = pruner.review()
     shop.ask(shop.request("old", 1), "build-old-1", 0, id_="late")
     assert pruner.prune(looked) == Pruned(deleted=[])
     assert shop.there(*old)
@@ -310,7 +310,7 @@ def test_a_name_that_was_never_pushed_is_no_error(shop: Shop, registry: Server, 
 
     with OciFront(registry, Hides()) as front:
         pruner = shop.pruner(registry=lambda _: _Through(registry.host, front.host))
-        errors = {looked.repository: looked.error for looked in pruner.look([f"{shop.prefix}never"])}
+        errors = {looked.repository: looked.error for looked in pruner.review([f"{shop.prefix}never"])}
     assert errors[f"{shop.prefix}never"] is None
     assert "denied" in (errors[old[0]] or "")
 
@@ -354,11 +354,11 @@ def test_a_record_goes_when_its_image_has_gone_and_its_time_is_over(shop: Shop, 
     )
     registry.stop()
     try:
-        turns.turn(Event())
+        turns.run_once(Event())
     finally:
         registry.start()
     assert shop.engine.get("absent"), "nobody knows"
-    turns.turn(Event())
+    turns.run_once(Event())
     for gone in ("build-ledger-1", "absent"):
         with pytest.raises(NotFound):
             shop.engine.get(gone)

@@ -83,4 +83,4 @@ def issuer_tokens(data: bytes) -> None:
             claims = issuer.claims(token.decode("latin-1"), ["kiln"])
             assert claims is None or claims.all["iss"] == "https://issuer.example"
     finally:
-        issuer._askers.close()
+        issuer._pool.close()

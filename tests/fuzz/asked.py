@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from builds.build import Kind
-from builds.errors import AskError, RuleError
+from builds.errors import RequestError, RuleError
 from builds.image import ImagePolicy
 from builds.intake import Intake
-from builds.providers import PROVIDERS, source
 from builds.repository import HostKind, Policy, Repository, canonical, glob_match, repository_pattern
-from builds.triggers import Trigger, template, wanted
+from builds.triggers import Trigger, requested_builds, template
 from eventing.errors import DecodeError
 from eventing.event import Event
 from eventing.wire import load_json
+from handlers.providers import PROVIDERS, source
 
 HOSTS = {"git.example.edu": HostKind.GITLAB}
 
@@ -41,7 +41,7 @@ INTAKE = Intake(
 
 def repository_url(data: bytes) -> None:
     """`data`: the URL. A canonical URL stays what it is, and leads where it says."""
-    with suppress(AskError):
+    with suppress(RequestError):
         repository = canonical(data.decode(errors="surrogateescape"), HOSTS)
         assert canonical(repository.url, HOSTS).url == repository.url
         assert canonical(repository.clone_url, HOSTS).url == repository.url
@@ -54,7 +54,7 @@ def repository_url(data: bytes) -> None:
 def binder_spec(data: bytes) -> None:
     """`data`: `<provider>/<spec>`. A provider with a host of its own leads nowhere else."""
     provider, _, spec = data.decode(errors="replace").partition("/")
-    with suppress(AskError):
+    with suppress(RequestError):
         found = source(provider, spec)
         assert found.ref
         base = PROVIDERS[provider].base
@@ -89,13 +89,13 @@ def build_request(data: bytes) -> None:
             tags=(template("{ref_name}"),),
         )
     ]
-    with suppress(DecodeError, AskError):
+    with suppress(DecodeError, RequestError):
         value = load_json(data)
         for type_ in ("dev.kiln.build.requested.v1", "org.example.course", "com.github.push"):
             event = Event(id="1", source="/", type=type_, data=value)
-            with suppress(DecodeError, AskError):
-                for want in wanted(triggers, event):
-                    INTAKE.ask(
+            with suppress(DecodeError, RequestError):
+                for want in requested_builds(triggers, event):
+                    INTAKE.submission(
                         want,
                         source="/",
                         id="1",

@@ -6,10 +6,10 @@ import io
 from contextlib import suppress
 
 from builds.builder.log import Log
-from builds.builder.outcome import Evidence, Stage, failure
+from builds.builder.outcome import AttemptStage, Evidence, failure
 from builds.builder.redact import Redactor
 from builds.builder.source import resolved
-from builds.builder.tool import Progress, tool_line
+from builds.builder.tool import ToolProgress, tool_line
 from builds.clients.git import diagnosis
 from builds.errors import RepositoryRefused
 
@@ -21,7 +21,7 @@ def tool_output(data: bytes) -> None:
     out = io.BytesIO()
     log = Log(out)
     log.redact = Redactor([SECRET], {"NAME": "1"})
-    progress = Progress(Stage.FETCH, 0.0)
+    progress = ToolProgress(AttemptStage.FETCH, 0.0)
     for raw in [*data.splitlines(), SECRET.encode()]:
         for text in progress.take(tool_line(raw), 1.0):
             log.say(text)

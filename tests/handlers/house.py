@@ -16,13 +16,13 @@ from flask.testing import FlaskClient
 
 from builds.build import Attempt, Build, Image, Reason, State
 from builds.builder.spec import Surroundings
-from builds.clients.git import Resolver
+from builds.clients.git import RefResolver
 from builds.engines.local import LocalEngine
 from builds.engines.local.sessions import LocalSessions
 from builds.image import ImagePolicy
 from builds.intake import Intake
-from builds.record import change
 from builds.repository import HostKind, Policy
+from builds.transitions import change
 from builds.triggers import TriggerRule
 from handlers.app import Services, create_app
 from handlers.auth import Gate, Identity, gate
@@ -202,7 +202,7 @@ def build_house(
         policy=policy,
         hosts=hosts or {},
         images=ImagePolicy(PREFIX),
-        resolver=Resolver(policy),
+        resolver=RefResolver(policy),
         event_source="/kiln",
     )
 

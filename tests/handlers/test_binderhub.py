@@ -16,7 +16,7 @@ from werkzeug.test import TestResponse
 
 from builds.build import Build, State
 from builds.engines import Unavailable
-from builds.record import change
+from builds.transitions import change
 from handlers import logs
 from tests.handlers.house import COMMIT, PREFIX, TOKENS, House, bearer, frames
 from tests.parts.githost import GitHost, git

@@ -11,8 +11,8 @@ import pytest
 from werkzeug.test import TestResponse
 
 from builds.build import State
-from builds.engines import Ask, pages
-from builds.record import change
+from builds.engines import Submission, paging
+from builds.transitions import change
 from handlers.auth import Gate
 from tests.handlers.house import COMMIT, PREFIX, REPOSITORY, TOKENS, House, Named, bearer, body, event, push, signed
 from tests.parts.githost import GitHost
@@ -148,7 +148,7 @@ def test_a_cursor_is_good_for_its_own_list_only(houses: Callable[..., House]) ->
         (f"&continue={cursor}&state=queued", "ci"),
         (f"&continue={cursor}&repository={REPOSITORY}", "ci"),
         (f"&continue={cursor.swapcase()}", "ci"),
-        (f"&continue={pages.cursor((2**60, 'build-x'))}", "ci"),
+        (f"&continue={paging.cursor((2**60, 'build-x'))}", "ci"),
     ]:
         assert listed(house, query, who)[0] == 400, query
 
@@ -272,7 +272,7 @@ def test_who_may_not_choose_rebuilds_what_they_could_ask_for(houses: Callable[..
 def test_a_rebuild_of_a_fork_s_build_stays_a_stranger_s(house: House) -> None:
     build = house.ask(ref="refs/pull/1/head")
     foreign = change(build.causes[0], foreign=True, head="refs/heads/x", tags=("pr-1",))
-    (made,) = house.engine.accept([Ask(name=f"{build.name}x", request=build.request, cause=foreign)])
+    (made,) = house.engine.accept([Submission(name=f"{build.name}x", request=build.request, cause=foreign)])
     assert again(house, made.name).status_code == 202
     cause = house.engine.get(build.name).causes[-1]
     assert (cause.foreign, cause.head, cause.tags, cause.credentials) == (True, "refs/heads/x", ("pr-1",), False)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from builds.build import Kind
-from builds.clients.git import Resolved
+from builds.clients.git import ResolvedRef
 from builds.errors import Unreachable
 from builds.image import ImagePolicy
 from builds.intake import Intake
@@ -51,11 +51,11 @@ class Host:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
 
-    def resolve(self, repository: Repository, ref: str | None) -> Resolved:
+    def resolve(self, repository: Repository, ref: str | None) -> ResolvedRef:
         self.asked.append((repository.url, ref))
         if repository.host == "away.example":
             raise Unreachable("away.example does not answer.", retry_after=5)
-        return Resolved(ref or "refs/heads/main", COMMIT)
+        return ResolvedRef(ref or "refs/heads/main", COMMIT)
 
 
 @pytest.fixture

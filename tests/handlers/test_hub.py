@@ -12,7 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
-from builds.clients.hub import Hub
+from builds.clients.jupyterhub import HubClient
 from builds.engines.local.sessions import LocalSessions
 from handlers.auth import gate
 from handlers.hub import HUB_SESSION, HubService
@@ -43,7 +43,7 @@ def behind(houses: Callable[..., House], api: HubApi, tmp_path: Path) -> Behind:
 
     def make(*words: str, in_url: bool = False, secret: str = SECRET, seconds: int = 3600, **more: Any) -> House:
         service = HubService(
-            hub=Hub(api.url, kept=0.0),
+            hub=HubClient(api.url, kept=0.0),
             client_id="service-binder",
             secret=secret,
             access_scopes=("access:services!service=binder",),

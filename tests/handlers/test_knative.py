@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from builds import chain
 from builds.build import Build
-from builds.engines import Ask, Unavailable
+from builds.engines import Submission, Unavailable
 from builds.errors import Unreachable
 from builds.image import ImagePolicy
 from builds.intake import Intake
@@ -87,7 +87,7 @@ def unreachable(_: Path) -> dict[str, Any]:
 
 
 class Broken:
-    def accept(self, _: list[Ask]) -> list[Build]:
+    def accept(self, _: list[Submission]) -> list[Build]:
         raise Unavailable("the API server is away")
 
 

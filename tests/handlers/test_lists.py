@@ -16,13 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.build import Build, Kind
-from builds.engines import Ask
+from builds.engines import Submission
 from builds.image import ImagePolicy
 from builds.intake import Intake
 from builds.private import Private, PrivateRule
-from builds.record import change
 from builds.repository import Policy
-from builds.triggers import requested
+from builds.transitions import change
+from builds.triggers import from_event_data
 from handlers import badges
 from handlers.auth import Gate, Identity
 from handlers.times import age, span
@@ -56,8 +56,10 @@ def rows(page: BeautifulSoup, section: str = "list") -> list[dict[str, str]]:
 
 def asked(house: House, repository: str, name: str, *, by: str | None = None, ref: str = "main", **more: Any) -> Build:
     """A build that somebody asked for, of a commit of its own."""
-    wants = requested({"repository": repository, "ref": f"refs/heads/{ref}", "commit": name.rjust(40, "0"), **more})
-    ask = house.services.intake.ask(
+    wants = from_event_data(
+        {"repository": repository, "ref": f"refs/heads/{ref}", "commit": name.rjust(40, "0"), **more}
+    )
+    ask = house.services.intake.submission(
         wants, source="/tests", id=name, type="t", by=by, chooses=True, kind=Kind.PERSON, now=house.services.now()
     )
     (build,) = house.engine.accept([ask])
@@ -291,16 +293,16 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         )
     ) as house:
         for number, url in enumerate((NAMED, STORED, PUBLIC)):
-            wants = requested({"repository": url, "ref": "refs/heads/secret-ref", "commit": f"{number + 1}" * 40})
-            ask = intake.ask(
+            wants = from_event_data({"repository": url, "ref": "refs/heads/secret-ref", "commit": f"{number + 1}" * 40})
+            ask = intake.submission(
                 wants, source="/hook", id=url, type="p", by="webhook:github", chooses=True, kind=Kind.PUSH, now=NOW
             )
             default = change(ask.cause, default=True)
-            (build,) = house.engine.accept([Ask(name=ask.name, request=ask.request, cause=default)])
+            (build,) = house.engine.accept([Submission(name=ask.name, request=ask.request, cause=default)])
             house.run(build.name)
             house.end(build.name)
             later = change(ask.request, commit="f" * 40)
-            house.engine.accept([Ask(name=f"{ask.name}-2", request=later, cause=default)])
+            house.engine.accept([Submission(name=f"{ask.name}-2", request=later, cause=default)])
         yield house
 
 

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from builds.build import Build, State
-from builds.record import change
+from builds.transitions import change
 from handlers import logs
 from handlers.problems import Problem
 from tests.handlers.house import House, frames

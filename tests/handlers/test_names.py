@@ -13,8 +13,8 @@ from urllib.parse import quote
 import pytest
 
 from builds.build import Build
-from builds.record import change
 from builds.report import event as told
+from builds.transitions import change
 from builds.triggers import BuildTemplate, TriggerRule
 from eventing.http import decode, encode
 from handlers import logs

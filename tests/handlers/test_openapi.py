@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from builds import openapi
+from handlers import openapi
 from handlers.app import create_app
 from tests.handlers.house import House, bearer, body, build_house, push, signed
 

@@ -13,8 +13,8 @@ import pytest
 from flask.testing import FlaskClient
 
 from builds.build import Cause, Kind, Request
-from builds.clients.git import Resolver, Stored
-from builds.engines import Ask
+from builds.clients.git import RefResolver, Stored
+from builds.engines import Submission
 from builds.image import ImagePolicy
 from builds.intake import Intake
 from builds.private import Private, PrivateRule
@@ -65,8 +65,8 @@ class Scene:
             policy=policy,
             hosts={},
             images=ImagePolicy(PREFIX),
-            resolver=Resolver(policy),
-            entitled=Resolver(policy, stored),
+            resolver=RefResolver(policy),
+            entitled=RefResolver(policy, stored),
             private=private,
         )
         gate = Gate((Named(),))
@@ -89,7 +89,7 @@ class Scene:
 
     def pushed(self, name: str) -> str:
         """What a webhook of its host asks for."""
-        ask = self.services.intake.ask(
+        ask = self.services.intake.submission(
             wanted(self.url(name), self.commits[name]),
             source="/hook",
             id=f"push-{name}",
@@ -113,9 +113,9 @@ class Scene:
 
 
 def wanted(url: str, commit: str) -> Any:
-    from builds.triggers import requested  # noqa: PLC0415
+    from builds.triggers import from_event_data  # noqa: PLC0415
 
-    return requested({"repository": url, "commit": commit})
+    return from_event_data({"repository": url, "commit": commit})
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_records_keep_what_was_checked(scene: Scene) -> None:
     now = scene.services.now()
     cause = Cause(source="/s", id="1", type="t", by="user:ada", at=now, kind=Kind.PERSON, credentials=True)
     request = Request(repository="https://a.example/b", clone_url="https://a.example/b", commit="1" * 40, image="r/x")
-    (made,) = scene.house.engine.accept([Ask(name="build-x", request=request, cause=cause)])
+    (made,) = scene.house.engine.accept([Submission(name="build-x", request=request, cause=cause)])
     assert scene.house.engine.get(made.name).causes[0].credentials
 
 

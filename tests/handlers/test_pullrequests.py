@@ -11,7 +11,7 @@ import pytest
 
 from builds.build import Attempt, Build, Kind
 from builds.builder.spec import Surroundings, spec_for
-from builds.clients.git import Resolved, Resolver, Stored
+from builds.clients.git import RefResolver, ResolvedRef, Stored
 from builds.engines.kubernetes.jobs import GIT_CREDENTIALS, job
 from builds.image import ImagePolicy
 from builds.intake import Intake
@@ -36,8 +36,8 @@ words = pytest.mark.parametrize("word", OPENED)
 class Host:
     """Everybody may read every repository, and of a commit's beginning it tells the rest."""
 
-    def resolve(self, repository: Repository, ref: str | None) -> Resolved:  # noqa: ARG002
-        return Resolved(ref or "refs/heads/main", COMMIT)
+    def resolve(self, repository: Repository, ref: str | None) -> ResolvedRef:  # noqa: ARG002
+        return ResolvedRef(ref or "refs/heads/main", COMMIT)
 
     def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
         return digits[0] * 40
@@ -223,7 +223,7 @@ class Scene:
             policy=policy,
             hosts={netloc: HostKind.GITHUB},
             images=ImagePolicy(PREFIX),
-            resolver=Resolver(policy),
+            resolver=RefResolver(policy),
             private=Private(stored=stored.fits, hosts={netloc: HostKind.GITHUB}),
         )
         own = {"triggers": [ANYONE], "webhook_secrets": lambda _: (SECRET,), "intake": intake}

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 import pytest
 import requests
 
-from builds.clients.hub import LIMIT
+from builds.clients.jupyterhub import TIMEOUT
 from tests.parts.hub import Hub
 from tests.parts.kiln import ROOT, Kiln, until
 from tests.parts.proxy import Proxy
@@ -302,7 +302,7 @@ def direct(world: World, path: str, token: str) -> requests.Response:
 def check_closed(world: World) -> None:
     for path in ("api/v1/builds", BUILD):
         answer, took = timed(lambda path=path: direct(world, path, secrets.token_hex(16)))  # type: ignore[misc]
-        assert took < LIMIT, "only a Hub that says nothing is waited for"
+        assert took < TIMEOUT, "only a Hub that says nothing is waited for"
         if path == BUILD:
             assert refusal(answer) == 503
         else:

@@ -22,7 +22,7 @@ import msgspec
 import yaml
 
 from builds.build import Request, Result
-from builds.builder.spec import DAEMON_PATIENCE, Spec, Surroundings, Tags
+from builds.builder.spec import DAEMON_TIMEOUT, Spec, Surroundings, Tags
 from tests.parts import machine
 from tests.parts.kiln import until
 
@@ -105,7 +105,7 @@ class Builder:
         cache_from: tuple[str, ...] = (),
         log: Path | None = None,
         environment: Mapping[str, str] = {},
-        daemon_patience: float = DAEMON_PATIENCE.total_seconds(),
+        daemon_patience: float = DAEMON_TIMEOUT.total_seconds(),
         **around: Any,
     ) -> Attempt:
         """Returns at once. `log` is where its output goes; `environment` is put over that of the tests; `around`

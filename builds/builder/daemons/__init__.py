@@ -1,7 +1,7 @@
 """The daemon that builds: what the builder asks of it, whichever kind it is.
 
-One module for each kind: how its client is called, what the client reports (`Dialect`), which words of it mean what
-(`builds.builder.outcome.Idiom`), and how to tell afterwards that the daemon stayed (`Watch`).
+Each kind has one module. It defines the client's commands, the parser of the client's output (`ProgressParser`), the
+meaning of its messages (`builds.builder.outcome.Idiom`), and the check that the daemon stayed up (`DaemonWatch`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Findings(NamedTuple):
     base: str = ""
 
 
-class Dialect(Protocol):
+class ProgressParser(Protocol):
     """Follows what a daemon's client reports of one build."""
 
     @property
@@ -51,7 +51,7 @@ class Dialect(Protocol):
     def findings(self) -> Findings: ...
 
 
-class Watch(Protocol):
+class DaemonWatch(Protocol):
     """Lasts as long as one build, and notices if the daemon does not."""
 
     def lost(self) -> bool:
@@ -91,10 +91,10 @@ class Daemon(ABC):
         """
 
     @abstractmethod
-    def dialect(self) -> Dialect: ...
+    def progress_parser(self) -> ProgressParser: ...
 
     @abstractmethod
-    def watch(self) -> Watch: ...
+    def watch(self) -> DaemonWatch: ...
 
     @abstractmethod
     def pushing(self, built: str, image: str) -> Sequence[Sequence[str]]:

@@ -65,7 +65,7 @@ class StatusReport(msgspec.Struct, frozen=True):
     completed: datetime | None = None
 
 
-class Report(msgspec.Struct, frozen=True):
+class SolveReport(msgspec.Struct, frozen=True):
     vertexes: tuple[VertexReport, ...] | None = None
     logs: tuple[OutputReport, ...] | None = None
     statuses: tuple[StatusReport, ...] | None = None
@@ -77,7 +77,7 @@ class Reports:
     def __init__(self) -> None:
         self._lines: list[str] = []
 
-    def take(self, line: str) -> Report | str | None:
+    def take(self, line: str) -> SolveReport | str | None:
         """A report, or `line` itself if it is no part of one; `None` while a report is incomplete."""
         text = line.rstrip("\r\n")
         if not self._lines and not text.startswith("{"):
@@ -90,9 +90,9 @@ class Reports:
         return None
 
 
-def _decoded(text: str) -> Report | str:
+def _decoded(text: str) -> SolveReport | str:
     try:
-        return msgspec.json.decode(text, type=Report)
+        return msgspec.json.decode(text, type=SolveReport)
     except (msgspec.MsgspecError, UnicodeEncodeError):
         return text
 
@@ -170,7 +170,7 @@ class Graph:
     def __iter__(self) -> Iterator[Vertex]:
         return iter(self._vertices.values())
 
-    def take(self, report: Report) -> Iterator[str]:
+    def take(self, report: SolveReport) -> Iterator[str]:
         """The lines of the log that the report adds."""
         for vertex in report.vertexes or ():
             if vertex.started or vertex.digest in self._vertices:
@@ -202,7 +202,7 @@ class BuildKit:
 
     def take(self, message: str) -> Iterator[str]:
         taken = self._reports.take(message)
-        if isinstance(taken, Report):
+        if isinstance(taken, SolveReport):
             yield from self._graph.take(taken)
             self.pushing |= any(vertex.name.startswith("pushing ") for vertex in taken.vertexes or ())
         elif taken is not None:

@@ -46,7 +46,7 @@ class Docker(Daemon):
     def engine(self) -> str:
         return _ENGINE
 
-    def dialect(self) -> BuildKit:
+    def progress_parser(self) -> BuildKit:
         return BuildKit()
 
     def watch(self) -> _Events:

@@ -23,7 +23,7 @@ import msgspec
 
 from builds.builder.daemons import Daemon, Findings, credentials
 from builds.builder.log import clean
-from builds.builder.outcome import PODMAN, Account, Evidence, Stage, Step, failure
+from builds.builder.outcome import PODMAN, Account, AttemptStage, Evidence, Step, failure
 from builds.builder.spec import Surroundings
 from builds.clients.registry import is_plain
 from builds.clients.tools import podman_client
@@ -135,7 +135,7 @@ class Podman(Daemon):
     def engine(self) -> str:
         return f"PROGRAM = {self.program!a}\nGROUP = {self._group!a}\n{_ENGINE}"
 
-    def dialect(self) -> Steps:
+    def progress_parser(self) -> Steps:
         return Steps()
 
     def watch(self) -> _Guard:
@@ -168,7 +168,7 @@ class _Guard:
         assert self._client.stdout  # noqa: S101 (it is a pipe)
         if self._client.stdout.readline() != b"ready\n":
             said = self._client.communicate()[1].decode(errors="replace").strip()
-            raise failure(Account(Stage.READY, error=said.removeprefix("Error: "), idiom=PODMAN), Evidence())
+            raise failure(Account(AttemptStage.READY, error=said.removeprefix("Error: "), idiom=PODMAN), Evidence())
 
     def over(self) -> None:
         """Without a step to look for, it ends at once."""

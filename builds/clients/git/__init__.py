@@ -8,17 +8,17 @@ from builds.clients.git.credentials import (
     credentials_in,
     is_credential,
 )
-from builds.clients.git.lookups import Lookups
+from builds.clients.git.lookups import LookupLimiter
 from builds.clients.git.messages import diagnosis
 from builds.clients.git.process import Git, trusted_certificates
-from builds.clients.git.refs import Resolved, Resolver, look_up
+from builds.clients.git.refs import RefResolver, ResolvedRef, look_up
 
 __all__ = [
     "Credential",
     "Git",
-    "Lookups",
-    "Resolved",
-    "Resolver",
+    "LookupLimiter",
+    "RefResolver",
+    "ResolvedRef",
     "Stored",
     "credential_for",
     "credentials",

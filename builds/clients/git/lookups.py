@@ -16,7 +16,7 @@ RETRY_AFTER = 10.0
 """Seconds: a look-up is given up before that."""
 
 
-class Lookups:
+class LookupLimiter:
     """Places for those whose ref is being looked up. Safe to use from many threads."""
 
     def __init__(self, limit: int, share: int = SHARE) -> None:

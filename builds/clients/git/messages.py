@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from builds.errors import AskError, CannotBuild, RepositoryRefused, TryAgain, UnknownRef, Unreachable
+from builds.errors import CannotBuild, RepositoryRefused, RequestError, TryAgain, UnknownRef, Unreachable
 
 
 class Redirected(RepositoryRefused):
@@ -20,7 +20,7 @@ class NoSuchRepository(CannotBuild):
     """The host has no such repository, and says so to who asks."""
 
 
-MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
+MESSAGES: Sequence[tuple[str, type[RequestError], str]] = (
     (r"died of signal|external filter .* failed|smudge filter lfs failed", TryAgain, "git was ended from outside."),
     (r"returned error: 30\d|redirect", Redirected, "The Git host redirects too often, or not to a repository."),
     (r"transport '.*' not allowed|protocol '.*' is not supported", RepositoryRefused, "The protocol is not allowed."),
@@ -53,7 +53,7 @@ MESSAGES: Sequence[tuple[str, type[AskError], str]] = (
 """What git complains of, matched in this order. All else is the repository's fault."""
 
 
-def diagnosis(complaint: str) -> AskError:
+def diagnosis(complaint: str) -> RequestError:
     """The error that a complaint of git's stands for, with git's own last words in its message."""
     said = [line.partition(": ")[2] for line in complaint.splitlines() if line.startswith(("fatal: ", "error: "))]
     words = f" git says: {said[0][:300]}" if said else ""

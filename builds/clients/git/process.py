@@ -30,7 +30,7 @@ from builds.clients.git import tunnel
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.messages import Redirected, diagnosis
 from builds.clients.guard import ANYTHING, DIRECT, UNKNOWN, Guard
-from builds.errors import AskError, CannotBuild, RepositoryRefused, TryAgain, Unreachable
+from builds.errors import CannotBuild, RepositoryRefused, RequestError, TryAgain, Unreachable
 from builds.removal import remove
 from builds.repository import Policy, Repository, canonical, is_commit
 
@@ -205,7 +205,7 @@ class Git:
             raise self.trouble() or diagnosis(done.complaint)
         return done.output
 
-    def trouble(self) -> AskError | None:
+    def trouble(self) -> RequestError | None:
         """Why a connection of git's, or of a tool with `environment`, was not made since this was last asked."""
         error, self.guard.error = self.guard.error, None
         return error

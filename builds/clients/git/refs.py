@@ -12,7 +12,7 @@ from builds.clients.changed import changed_paths
 from builds.clients.commits import whole_commit
 from builds.clients.git.credentials import Credential, credential_for
 from builds.clients.git.process import Git
-from builds.clients.github import GitHub
+from builds.clients.githubapi import GitHubClient
 from builds.clients.hostapi import HostApi, UnclearError
 from builds.errors import CannotBuild, Malformed, UnknownRef, Unreachable
 from builds.repository import COMMITS, Policy, Refs, Repository, checked_ref, full_names, is_abbreviated, is_commit
@@ -24,17 +24,17 @@ LIST_TIMEOUT = 30.0
 """Seconds for all refs of a repository: nobody waits for them, and there may be many."""
 
 LOOKUPS_PER_HOST = 4
-"""How many `Resolver` look-ups ask one host at the same time."""
+"""How many `RefResolver` look-ups ask one host at the same time."""
 
 
-class Resolved(NamedTuple):
+class ResolvedRef(NamedTuple):
     """A commit, and the full name of the ref that led to it; `None` where it was asked for by itself."""
 
     ref: str | None
     commit: str
 
 
-class Resolver:
+class RefResolver:
     """Finds the commit that a ref stands for. Safe to use from many threads; asks a host a few things at once.
 
     Where there is a credential for a repository on GitHub, its API is asked first.
@@ -44,24 +44,24 @@ class Resolver:
         self._policy = policy
         self._credentials = credentials
         self._api = HostApi()
-        self._github = GitHub(self._api)
+        self._github = GitHubClient(self._api)
         # Hosts that share one wait for each other now and then; one for each would grow with what strangers name.
-        self._turns = [threading.BoundedSemaphore(LOOKUPS_PER_HOST) for _ in range(64)]
+        self._slots = [threading.BoundedSemaphore(LOOKUPS_PER_HOST) for _ in range(64)]
 
-    def resolve(self, repository: Repository, ref: str | None) -> Resolved:
+    def resolve(self, repository: Repository, ref: str | None) -> ResolvedRef:
         """`ref` is a full ref, one of its short names (`full_names`), a commit id, or `None` for HEAD.
 
         Raises UnknownRef, CannotBuild, RepositoryRefused, Unreachable: after at most `RESOLVE_TIMEOUT` seconds.
         """
         if ref and is_commit(ref):
-            return Resolved(None, ref.lower())
+            return ResolvedRef(None, ref.lower())
         with self._asking(repository, RESOLVE_TIMEOUT) as (git, deadline):
             try:
-                return self._told(repository, ref, deadline) or look_up(git, repository.clone_url, ref, deadline)
+                return self._from_api(repository, ref, deadline) or look_up(git, repository.clone_url, ref, deadline)
             except UnknownRef as error:
                 if ref is None or not is_abbreviated(ref):
                     raise
-                return Resolved(None, self._whole(repository, ref, deadline, f"{error} "))
+                return ResolvedRef(None, self._whole(repository, ref, deadline, f"{error} "))
 
     def commit(self, repository: Repository, digits: str) -> str:
         """The commit that begins with these digits (`is_abbreviated`). Raises as `resolve`."""
@@ -80,7 +80,7 @@ class Resolver:
             raise UnknownRef(f"{said}It has no commit, or more than one, that begins with {digits}. {COMMITS}")
         return found
 
-    def _told(self, repository: Repository, ref: str | None, deadline: float) -> Resolved | None:
+    def _from_api(self, repository: Repository, ref: str | None, deadline: float) -> ResolvedRef | None:
         """What GitHub's API says, if it does."""
         credential = credential_for(repository, self._credentials())
         if credential is None:
@@ -88,7 +88,7 @@ class Resolver:
         if ref is None or ref == "HEAD":
             ref = self._github.default_branch(repository, credential.password, deadline)
         found = ref and self._github.commit(repository, full_names(ref), credential.password, deadline)
-        return Resolved(_branch(found[0]), found[1]) if found else None
+        return ResolvedRef(_branch(found[0]), found[1]) if found else None
 
     def changed(self, repository: Repository, number: int) -> Sequence[str] | None:
         """The paths that a pull request changes; `None` where the host's API does not say. Raises RepositoryRefused,
@@ -115,29 +115,29 @@ class Resolver:
     def _asking(self, repository: Repository, seconds: float) -> Iterator[tuple[Git, float]]:
         """A git that may ask this repository, when it is its turn, and until when."""
         deadline = time.monotonic() + seconds
-        turn = self._turns[hash(repository.host) % len(self._turns)]
-        if not turn.acquire(timeout=seconds):
+        slot = self._slots[hash(repository.host) % len(self._slots)]
+        if not slot.acquire(timeout=seconds):
             raise Unreachable(f"Too much is being asked of {repository.host} at the moment.")
         try:
             with Git(self._policy, self._credentials()) as git:
                 git.permit(repository.clone_url)
                 yield git, deadline
         finally:
-            turn.release()
+            slot.release()
 
 
-def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) -> Resolved:
+def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) -> ResolvedRef:
     """The commit of a ref of a permitted repository. Raises UnknownRef and what `Git.run` raises."""
     if ref is None or ref == "HEAD":
         found = git.refs(url, "HEAD", deadline=deadline)
         if "HEAD" not in found:
             raise UnknownRef("The repository has no default branch: it may be empty.")
-        return Resolved(_branch(found.get("HEAD:")), found["HEAD"])
+        return ResolvedRef(_branch(found.get("HEAD:")), found["HEAD"])
     names = full_names(ref)
     found = git.refs(url, *names, *(f"{name}^{{}}" for name in names), deadline=deadline)
     for name in names:
         if name in found:
-            return Resolved(name, found.get(f"{name}^{{}}", found[name]))
+            return ResolvedRef(name, found.get(f"{name}^{{}}", found[name]))
     raise UnknownRef(f"The repository has no branch or tag '{ref}'.")
 
 

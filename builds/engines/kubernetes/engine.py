@@ -36,7 +36,7 @@ from builds.engines.kubernetes.records import (
 )
 from builds.engines.kubernetes.store import KubernetesRecords, translated
 from builds.engines.kubernetes.watch import Watch
-from builds.faults import Fault, reached
+from builds.faults import Fault, crash_if_armed
 from eventing.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class KubernetesEngine(KubernetesRecords):
             except Busy as error:
                 known.unanswered_at = time.monotonic() if error.status is None else known.unanswered_at
                 raise
-        reached(Fault.ENGINE_JOB_MADE)
+        crash_if_armed(Fault.ENGINE_JOB_MADE)
         known.made_at, known.without = time.monotonic(), None
         known.had_job, known.unanswered_at = True, float("-inf")
 

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from builds.build import Build, State
-from builds.engines import Ask, Conflict, LogLine, NotFound, Page, QueueFull, Refused, Unavailable, pages
+from builds.engines import Conflict, LogLine, NotFound, Page, QueueFull, Refused, Submission, Unavailable, paging
 from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
 from builds.engines.kubernetes.archive import Archive
 from builds.engines.kubernetes.circuit import Circuit
@@ -48,7 +48,7 @@ from builds.engines.kubernetes.records import (
 from builds.engines.kubernetes.shared import Joint, Shared, Turns
 from builds.engines.kubernetes.sightings import moment
 from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full, withdrawn
-from builds.faults import Fault, reached
+from builds.faults import Fault, crash_if_armed
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def connect(namespace: str | None, circuit: Circuit | None = None) -> Api:
 class _Entry(msgspec.Struct, frozen=True):
     """A build in a list: its place, and its metadata to make the rest of."""
 
-    place: pages.Place
+    place: paging.Place
     metadata: Manifest
 
 
@@ -116,10 +116,10 @@ class _Queue:
         """Whether it is not half full, as far as it was counted, and few were added since then."""
         return self.length < limit // 2 and self.length - self._counted < limit // SHARE
 
-    def add(self, asks: Counter[str], builds: int = 1) -> None:
+    def add(self, submissions: Counter[str], builds: int = 1) -> None:
         with self._lock:
             self.length += builds
-            self.shares += asks
+            self.shares += submissions
 
 
 class KubernetesRecords:
@@ -150,7 +150,7 @@ class KubernetesRecords:
         self._seen: Shared[Build] = Shared(LOOK)
         self._there: Shared[bool] = Shared(FRESH)  # records that this process has written: to create them is in vain
         self._turns = Turns(WRITERS)
-        self._joint: Joint[Ask, Build] = Joint(self._join, self._in_turn)
+        self._joint: Joint[Submission, Build] = Joint(self._join, self._in_turn)
         self._leaders: Shared[str] = Shared(FRESH)
         self._logs = Logs(api)
         self._archive = Archive(api, release)
@@ -161,16 +161,16 @@ class KubernetesRecords:
 
     # ---- Records ----------------------------------------------------------------------------------------------------
 
-    def accept(self, asks: Sequence[Ask]) -> list[Build]:
-        groups: dict[str, list[Ask]] = {}
-        for ask in asks:
+    def accept(self, submissions: Sequence[Submission]) -> list[Build]:
+        groups: dict[str, list[Submission]] = {}
+        for ask in submissions:
             groups.setdefault(ask.name, []).append(ask)
         with translated():
             self._check_room(groups)
-            reached(Fault.WEB_ACCEPTING)
+            crash_if_armed(Fault.WEB_ACCEPTING)
             builds = {name: self._asked(name, group) for name, group in groups.items()}
-        reached(Fault.WEB_ACCEPTED)
-        return [builds[ask.name] for ask in asks]
+        crash_if_armed(Fault.WEB_ACCEPTED)
+        return [builds[ask.name] for ask in submissions]
 
     def get(self, name: str) -> Build:
         with translated():
@@ -183,7 +183,7 @@ class KubernetesRecords:
     def list(
         self, *, repository: str | None = None, state: State | None = None, limit: int = 50, cursor: str | None = None
     ) -> Page:
-        after = None if cursor is None else pages.place(cursor)
+        after = None if cursor is None else paging.place(cursor)
         with translated():
             entries = self._lists.get((repository, state), lambda: self._listed(repository, state))
         rest = [entry for entry in entries if after is None or entry.place < after]
@@ -191,7 +191,7 @@ class KubernetesRecords:
         more = len(rest) > limit
         return Page(
             builds=tuple(build for build in builds if build is not None),
-            cursor=pages.cursor(rest[limit - 1].place) if more else None,
+            cursor=paging.cursor(rest[limit - 1].place) if more else None,
         )
 
     def cancel(self, name: str, by: str | None) -> Build:
@@ -233,12 +233,12 @@ class KubernetesRecords:
 
     # ---- Asking -----------------------------------------------------------------------------------------------------
 
-    def _asked(self, name: str, asks: Sequence[Ask]) -> Build:
+    def _asked(self, name: str, submissions: Sequence[Submission]) -> Build:
         try:
-            return self._joint(name, asks)
+            return self._joint(name, submissions)
         except QueueFull:  # maybe for what others asked in the same write
             with self._in_turn():
-                return self._join(name, asks)
+                return self._join(name, submissions)
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:
@@ -249,22 +249,22 @@ class KubernetesRecords:
                 raise Unavailable("Too many requests are waiting to be written. Try again.") from None
             yield
 
-    def _join(self, name: str, asks: Sequence[Ask]) -> Build:
-        """One record with the causes of all `asks`: made, or if it is there joined."""
+    def _join(self, name: str, submissions: Sequence[Submission]) -> Build:
+        """One record with the causes of all `submissions`: made, or if it is there joined."""
         if not self._there.known(name):
             with suppress(Conflict):
-                return self._queued(None, self._create(self._joined(None, asks)))
+                return self._queued(None, self._create(self._joined(None, submissions)))
         for attempt in _meeting_others():
             with attempt:
                 before = self._find(name)
-                after = self._joined(before, asks)
+                after = self._joined(before, submissions)
                 if after is before:
                     return after
                 return self._queued(before, self._create(after) if before is None else self._put(after))
         raise AssertionError("tenacity returns or raises")
 
-    def _joined(self, before: Build | None, asks: Sequence[Ask]) -> Build:
-        return joined(before, asks, uid=str, now=self._now(), share=self._max_queued_per_user)
+    def _joined(self, before: Build | None, submissions: Sequence[Submission]) -> Build:
+        return joined(before, submissions, uid=str, now=self._now(), share=self._max_queued_per_user)
 
     def _queued(self, before: Build | None, after: Build) -> Build:
         queue = self._queues.known(_ALL)
@@ -322,22 +322,24 @@ class KubernetesRecords:
 
     # ---- The queue's limits -----------------------------------------------------------------------------------------
 
-    def _check_room(self, groups: Mapping[str, Sequence[Ask]]) -> None:
+    def _check_room(self, groups: Mapping[str, Sequence[Submission]]) -> None:
         """Raises QueueFull, before anything is written, if these builds would make the queue too long.
 
         Mostly one look at what is known says that they do not. Otherwise it is counted anew, and which of them are new:
         nobody is refused for what was so two seconds ago.
         """
-        asked = Counter(ask.cause.by or "" for asks in groups.values() for ask in asks if ask.cause.counts)
+        asked = Counter(
+            ask.cause.by or "" for submissions in groups.values() for ask in submissions if ask.cause.counts
+        )
         known = self._queues.known(_ALL)
         far = known is not None and not asked and known.far(self._max_queued)
         queue = self._queues.get(_ALL, self._counted, max_age=FAR if far else FRESH, waits=not far)
         if self._without_room(len(groups), asked, queue) is None:
             return
         builds, asked = 0, Counter()
-        for name, asks in groups.items():
+        for name, submissions in groups.items():
             before = self._find(name)
-            after = self._joined(before, asks)
+            after = self._joined(before, submissions)
             builds += newly_queued(before, after)
             asked += gained(before, after)
         full = self._without_room(builds, asked, self._queues.get(_ALL, self._counted, max_age=CERTAIN))
@@ -390,7 +392,7 @@ class KubernetesRecords:
             metadata = {name: stored["metadata"].get(name) for name in _KEPT}
             made = self._readable(metadata, made_at)
             if made is not None:
-                found.append(_Entry((pages.microseconds(made), metadata["name"]), metadata))
+                found.append(_Entry((paging.microseconds(made), metadata["name"]), metadata))
         return tuple(sorted(found, key=lambda entry: entry.place, reverse=True))
 
     def _readable(self, stored: Manifest, read: Callable[[Manifest], T]) -> T | None:

@@ -18,16 +18,16 @@ from pathlib import Path
 
 from builds.build import Attempt, Build, Node, Phase, Sighting, State
 from builds.builder.spec import Surroundings
-from builds.engines import Ask, LogLine, Page, Unavailable, World
-from builds.engines.local.attempts import Attempts, Look
+from builds.engines import LogLine, Page, Submission, Unavailable, World
+from builds.engines.local.attempts import Attempts, Liveness
 from builds.engines.local.changes import Changes, Mark
-from builds.engines.local.daemon import Daemon
+from builds.engines.local.daemon import DaemonProbe
 from builds.engines.local.store import Store
 from eventing.pulse import Pulse
 
 __all__ = ["LocalEngine"]
 
-TICK = 0.05
+POLL_INTERVAL = 0.05
 """Seconds between two looks of a controller that waits: a lock that is let go tells nobody."""
 
 
@@ -70,11 +70,11 @@ class LocalEngine:
             pulse=pulse or Pulse("controller"),
             now=now,
         )
-        self._daemon = Daemon(surroundings.docker_host, surroundings.daemon)
+        self._daemon = DaemonProbe(surroundings.docker_host, surroundings.daemon)
         self._node = node
         self._woken = threading.Event()
         self._seen: Mark = (-1, -1)
-        self._looks: dict[tuple[str, int], tuple[Build, Attempt, Look]] = {}
+        self._liveness: dict[tuple[str, int], tuple[Build, Attempt, Liveness]] = {}
         self._open: Mapping[str, Build] = {}
         self._left: dict[str, tuple[Build, Attempt, bool]] = {}
 
@@ -85,8 +85,8 @@ class LocalEngine:
 
     # ---- Records ----------------------------------------------------------------------------------------------------
 
-    def accept(self, asks: Sequence[Ask]) -> list[Build]:
-        return self._store.accept(asks)
+    def accept(self, submissions: Sequence[Submission]) -> list[Build]:
+        return self._store.accept(submissions)
 
     def get(self, name: str) -> Build:
         return self._store.get(name)
@@ -113,7 +113,7 @@ class LocalEngine:
     def observe(self, in_flight: Collection[str] = ()) -> World:
         self._seen = self._changes.mark()
         stored, unreadable = self._store.open()
-        self._looks = {}
+        self._liveness = {}
         seen: dict[str, Sighting] = {}
         for build in stored:
             try:
@@ -137,7 +137,7 @@ class LocalEngine:
 
     def start(self, build: Build, attempt: Attempt) -> None:
         self._attempts.start(build, attempt)
-        self._looks[build.name, attempt.number] = (build, attempt, Look.NEVER)
+        self._liveness[build.name, attempt.number] = (build, attempt, Liveness.NEVER)
 
     def stop(self, build: Build, attempt: Attempt) -> None:
         self._attempts.stop(build, attempt)
@@ -161,7 +161,7 @@ class LocalEngine:
     def wait(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
-            if self._woken.wait(min(TICK, left)) or self._changes.mark() != self._seen or self._moved():
+            if self._woken.wait(min(POLL_INTERVAL, left)) or self._changes.mark() != self._seen or self._moved():
                 break
         self._woken.clear()
 
@@ -170,9 +170,9 @@ class LocalEngine:
 
     def _sighting(self, build: Build, attempt: Attempt) -> Sighting:
         """Raises Unavailable where its folder cannot be looked at."""
-        look = self._attempts.tend(build, attempt)
-        self._looks[build.name, attempt.number] = (build, attempt, look)
-        return self._attempts.sighting(build, attempt, look, self._node)
+        liveness = self._attempts.supervise(build, attempt)
+        self._liveness[build.name, attempt.number] = (build, attempt, liveness)
+        return self._attempts.sighting(build, attempt, liveness, self._node)
 
     def _deleted(
         self, builds: Mapping[str, Build], unreadable: Mapping[str, str], in_flight: Collection[str]
@@ -193,7 +193,7 @@ class LocalEngine:
         """Attempts that are under way though their record has gone: told once to end, and deleted when they have."""
         for uid, (build, attempt, told) in tuple(self._left.items()):
             with suppress(Unavailable):
-                if self._attempts.tend(build, attempt) in (Look.NEVER, Look.OVER):
+                if self._attempts.supervise(build, attempt) in (Liveness.NEVER, Liveness.OVER):
                     del self._left[uid]
                     self._attempts.discard(build)
                     continue
@@ -206,8 +206,8 @@ class LocalEngine:
     def _moved(self) -> bool:
         """Whether an attempt is not any more as the last observation, or its start, left it."""
         try:
-            seen = [*self._looks.values()]  # a writer's thread may be adding to them
-            return any(self._attempts.look(build, attempt) is not look for build, attempt, look in seen)
+            seen = [*self._liveness.values()]  # a writer's thread may be adding to them
+            return any(self._attempts.liveness(build, attempt) is not liveness for build, attempt, liveness in seen)
         except Unavailable:
             return False  # the next observation says it
 

@@ -40,14 +40,14 @@ import builds
 from builds.build import Attempt, Build, Phase, Result, Sighting
 from builds.builder.spec import Surroundings, spec_for
 from builds.engines import UNREADABLE, LogLine, Refused, Unavailable, logfile
-from builds.faults import Fault, reached
+from builds.faults import Fault, crash_if_armed
 from builds.removal import DELETING, remove
 from eventing.pulse import Pulse
 from eventing.tracing import Trace
 
 log = logging.getLogger(__name__)
 
-GRACE = timedelta(seconds=30)
+STOP_GRACE = timedelta(seconds=30)
 """What a builder has after it was told to stop (it promises ten), before all of it is killed."""
 
 KEPT_BACK = (
@@ -85,7 +85,7 @@ def inherited(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name in PASSED_ON or not name.startswith(KEPT_BACK)}
 
 
-class Look(Enum):
+class Liveness(Enum):
     """What the locks and the folder say of an attempt."""
 
     NEVER = "its builder has never run"
@@ -183,12 +183,12 @@ class Attempts:
         self._pulse = pulse
         self._now = now
 
-    def look(self, build: Build, attempt: Attempt) -> Look:
+    def liveness(self, build: Build, attempt: Attempt) -> Liveness:
         """Raises Unavailable."""
         with _unavailable("looked at"):
-            return _look(self._folder(build, attempt))
+            return _liveness(self._folder(build, attempt))
 
-    def tend(self, build: Build, attempt: Attempt) -> Look:
+    def supervise(self, build: Build, attempt: Attempt) -> Liveness:
         """Looks, and ends what must not go on: what a dead builder has left, and one that does not stop when told to.
 
         Raises Unavailable.
@@ -196,28 +196,28 @@ class Attempts:
         self._pulse.beat()
         with _unavailable("looked at"):
             folder = self._folder(build, attempt)
-            look = _look(folder)
+            liveness = _liveness(folder)
             told = _written(folder["stopping"])
-            overdue = told is not None and self._now() - told > GRACE
-            if look is Look.ORPHANED or (overdue and look in (Look.STARTING, Look.RUNNING)):
+            overdue = told is not None and self._now() - told > STOP_GRACE
+            if liveness is Liveness.ORPHANED or (overdue and liveness in (Liveness.STARTING, Liveness.RUNNING)):
                 _kill(folder.session)
-            if look is Look.OVER:
+            if liveness is Liveness.OVER:
                 self._clean(folder, build)
-            return look
+            return liveness
 
-    def sighting(self, build: Build, attempt: Attempt, look: Look, node: str) -> Sighting:
-        """What `look` means to the plan. Raises Unavailable."""
+    def sighting(self, build: Build, attempt: Attempt, liveness: Liveness, node: str) -> Sighting:
+        """What `liveness` means to the plan. Raises Unavailable."""
         seen = Sighting(build=build.name, attempt=attempt.number, phase=Phase.RUNNING, node=node)
         with _unavailable("looked at"):
             folder = self._folder(build, attempt)
-            if look is Look.NEVER:
+            if liveness is Liveness.NEVER:
                 gone = attempt.started_at is not None
                 why = "What was known of the attempt has been deleted from this machine." if gone else None
                 return msgspec.structs.replace(seen, phase=Phase.LOST if gone else Phase.ABSENT, waiting=why)
-            if look is Look.STARTING:
+            if liveness is Liveness.STARTING:
                 return msgspec.structs.replace(seen, phase=Phase.PENDING, waiting="Its builder is starting.")
             seen = msgspec.structs.replace(seen, started_at=_written(folder["group"]))
-            if look is not Look.OVER:
+            if liveness is not Liveness.OVER:
                 return seen
             result = folder.result
             if result is None:
@@ -240,17 +240,17 @@ class Attempts:
                 folder.clear()
                 spec = spec_for(build, attempt, self._surroundings)
                 folder.write("spec.json", msgspec.json.encode(spec))
-                reached(Fault.ENGINE_FOLDER_MADE)
+                crash_if_armed(Fault.ENGINE_FOLDER_MADE)
                 builder = self._spawn(folder, lock, build.status.trace)
                 threading.Thread(target=self._reap, args=(builder,), name=folder.path.name, daemon=True).start()
-                reached(Fault.ENGINE_SPAWNED)
+                crash_if_armed(Fault.ENGINE_SPAWNED)
                 folder.write("spawned", b"%d" % builder.pid)
 
     def stop(self, build: Build, attempt: Attempt) -> None:
         """Tells all of it to end (SIGTERM), if it is alive. Raises Unavailable."""
         folder = self._folder(build, attempt)
         with _unavailable("stopped"):
-            if _look(folder) in (Look.NEVER, Look.OVER):
+            if _liveness(folder) in (Liveness.NEVER, Liveness.OVER):
                 return
             with suppress(FileExistsError):
                 folder["stopping"].touch(exist_ok=False)
@@ -284,7 +284,7 @@ class Attempts:
         for number in range(1, min(build.status.attempt, MAX_ATTEMPT) + 1):
             folder = _Folder(self._root / f"{build.name}-{number}", f"{build.uid}.{number}")
             with suppress(OSError):
-                if _look(folder) is Look.OVER:
+                if _liveness(folder) is Liveness.OVER:
                     self._pulse.beat(DELETING)
                     remove(folder.path)
 
@@ -356,23 +356,23 @@ def _locked(path: Path, mode: int) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _look(folder: _Folder) -> Look:
+def _liveness(folder: _Folder) -> Liveness:
     """Shared locks, so that those who look do not see each other."""
     try:
         with _locked(folder[LOCK], fcntl.LOCK_SH) as lock:
             if not folder.ours:
-                return Look.NEVER
+                return Liveness.NEVER
             if lock is not None:
-                return Look.OVER if folder.began else Look.NEVER
+                return Liveness.OVER if folder.began else Liveness.NEVER
     except FileNotFoundError:
-        return Look.NEVER
+        return Liveness.NEVER
     if not folder["group"].exists():  # only then has the builder taken its own lock, and will not meet ours there
-        return Look.STARTING
+        return Liveness.STARTING
     try:
         with _locked(folder["builder.lock"], fcntl.LOCK_SH) as lock:
-            return Look.RUNNING if lock is None else Look.ORPHANED
+            return Liveness.RUNNING if lock is None else Liveness.ORPHANED
     except FileNotFoundError:
-        return Look.ORPHANED
+        return Liveness.ORPHANED
 
 
 def _kill(session: int | None) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-TICK = 0.05
+POLL_INTERVAL = 0.05
 """Seconds between two questions."""
 
 Mark = tuple[int, int]
@@ -77,7 +77,7 @@ class Changes:
 
     def _watch(self, last: Mark) -> None:
         while True:
-            time.sleep(TICK)
+            time.sleep(POLL_INTERVAL)
             with self._lock:
                 if not self._watched:
                     self._watching = False

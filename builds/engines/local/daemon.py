@@ -13,11 +13,11 @@ from builds.builder.spec import DAEMON_NAMES, DaemonKind
 
 DEFAULT = "unix:///var/run/docker.sock"
 TIMEOUT = 2.0
-FRESH = 1.0
+CACHE_TTL = 1.0
 """Seconds for which an answer is believed."""
 
 
-class Daemon:
+class DaemonProbe:
     """The daemon at `address` (`unix://…` or `tcp://host:port`, as in DOCKER_HOST; default: the machine's Docker)."""
 
     def __init__(self, address: str | None = None, kind: DaemonKind = "docker") -> None:
@@ -28,7 +28,7 @@ class Daemon:
 
     def trouble(self) -> str | None:
         """Why it takes no builds, in a sentence; `None` if it does."""
-        if time.monotonic() - self._asked_at > FRESH:
+        if time.monotonic() - self._asked_at > CACHE_TTL:
             self._trouble = self._ask()
             self._asked_at = time.monotonic()
         return self._trouble

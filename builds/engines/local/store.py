@@ -22,15 +22,15 @@ import msgspec
 from msgspec.structs import replace
 
 from builds.build import VERSION, Build, State
-from builds.engines import UNREADABLE, Ask, Conflict, EngineError, NotFound, Page, Unavailable, pages
+from builds.engines import UNREADABLE, Conflict, EngineError, NotFound, Page, Submission, Unavailable, paging
 from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full, withdrawn
-from builds.engines.pages import microseconds
-from builds.faults import Fault, reached
+from builds.engines.paging import microseconds
+from builds.faults import Fault, crash_if_armed
 from builds.structs import make_ready
 
 log = logging.getLogger(__name__)
 
-BUSY = 5.0
+BUSY_TIMEOUT = 5.0
 """Seconds to wait for another writer: Git hosts wait ten for their answer."""
 
 CONNECTIONS = 8
@@ -103,7 +103,7 @@ class Store:
 
     def connect(self) -> sqlite3.Connection:
         """A new connection, for one thread at a time. Raises sqlite3.Error."""
-        connection = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = FULL")
         return connection
 
@@ -111,15 +111,15 @@ class Store:
         while self._idle:
             self._idle.pop().close()
 
-    def accept(self, asks: Sequence[Ask]) -> list[Build]:
-        groups: dict[str, list[Ask]] = {}
-        for ask in asks:
+    def accept(self, submissions: Sequence[Submission]) -> list[Build]:
+        groups: dict[str, list[Submission]] = {}
+        for ask in submissions:
             groups.setdefault(ask.name, []).append(ask)
         with self._writing() as connection:
             builds = {name: self._join(connection, group) for name, group in groups.items()}
-            reached(Fault.WEB_ACCEPTING)
-        reached(Fault.WEB_ACCEPTED)
-        return [builds[ask.name] for ask in asks]
+            crash_if_armed(Fault.WEB_ACCEPTING)
+        crash_if_armed(Fault.WEB_ACCEPTED)
+        return [builds[ask.name] for ask in submissions]
 
     def get(self, name: str) -> Build:
         with self._reading() as connection:
@@ -131,14 +131,14 @@ class Store:
         values: list[object] = [str(value) for value in wanted.values() if value is not None]
         if cursor is not None:
             conditions.append("(created, name) < (?, ?)")
-            values += pages.place(cursor)
+            values += paging.place(cursor)
         where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         query = f"SELECT created, name, record, revision FROM builds {where} ORDER BY created DESC, name DESC LIMIT ?"  # noqa: S608  (conditions are constants)
         with self._reading() as connection:
             rows = connection.execute(query, (*values, limit + 1)).fetchall()
         more = len(rows) > limit
         builds = tuple(self._readable(row[1:] for row in rows[:limit]))
-        return Page(builds=builds, cursor=pages.cursor(rows[limit - 1][:2]) if more else None)
+        return Page(builds=builds, cursor=paging.cursor(rows[limit - 1][:2]) if more else None)
 
     def cancel(self, name: str, by: str | None) -> Build:
         return self._marked(name, lambda build: cancelled(build, by, self._now()))
@@ -199,10 +199,12 @@ class Store:
 
     # ---- Inside a transaction ---------------------------------------------------------------------------------------
 
-    def _join(self, connection: sqlite3.Connection, asks: Sequence[Ask]) -> Build:
+    def _join(self, connection: sqlite3.Connection, submissions: Sequence[Submission]) -> Build:
         """Written if it is news."""
-        before = self._find(connection, asks[0].name)
-        after = joined(before, asks, uid=lambda: str(uuid.uuid4()), now=self._now(), share=self._max_queued_per_user)
+        before = self._find(connection, submissions[0].name)
+        after = joined(
+            before, submissions, uid=lambda: str(uuid.uuid4()), now=self._now(), share=self._max_queued_per_user
+        )
         if after is before:
             return after
         written = self._put(connection, after)
@@ -308,7 +310,7 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """A transaction: committed at the end, undone by any exception."""
-        if not self._writer.acquire(timeout=BUSY):
+        if not self._writer.acquire(timeout=BUSY_TIMEOUT):
             raise Unavailable(f"{self._path.name} is kept locked by another thread: try again.")
         try:
             with self._reading() as connection:

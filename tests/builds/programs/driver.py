@@ -4,13 +4,13 @@ import sys
 import time
 from pathlib import Path
 
-from builds.engines import Ask
+from builds.engines import Submission
 from tests.builds.making import ask, begin, engine_in
 
 STATE = Path(sys.argv[2])
 
 
-def together(asks: list[Ask]) -> None:
+def together(asks: list[Submission]) -> None:
     """Each in a transaction of its own, begun when the test says so."""
     engine = engine_in(STATE)
     print("ready", flush=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from builds.build import Build, Cause, Kind
-from builds.clients.git import Resolver
+from builds.clients.git import RefResolver
 from builds.clients.registry import Registry as Client
 from builds.clients.registry import RegistryError
-from builds.confirm import Confirmer
+from builds.confirm import RegistryConfirmer
 from builds.repository import Policy
 from tests.builds.histories import NOW, attempt
 from tests.docker.builder.conftest import asked
@@ -36,7 +36,9 @@ def test_the_image_is_that_of_the_attempt_whose_label_it_has(
         wants("3", "gone", "refs/heads/x"),
     )
     build = Build(name="build-x-0", uid="uid", request=request, causes=causes, created_at=NOW)
-    confirmer = Confirmer(registry=lambda _: Client(), resolver=Resolver(Policy(allowed=(f"{host.base}/**",))))
+    confirmer = RegistryConfirmer(
+        registry=lambda _: Client(), resolver=RefResolver(Policy(allowed=(f"{host.base}/**",)))
+    )
     assert confirmer.inspect(build, attempt(1)) is None, "nothing is there"
 
     pushed = builder.run(request).result.image

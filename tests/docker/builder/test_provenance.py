@@ -22,10 +22,10 @@ from builds.build import Image, Request
 from builds.builder.attest import attest
 from builds.builder.spec import Spec, Surroundings
 from builds.clients.referrers import Artifact, attach, contents, fallback_tag, referrers
-from builds.clients.registry import INDEX, MANIFEST, Descriptor, Refused, digest_of
+from builds.clients.registry import INDEX, MANIFEST, Descriptor, RegistryRefused, digest_of
 from builds.clients.registry import Registry as Client
 from builds.provenance import Builder as BuiltBy
-from builds.provenance import Event
+from builds.provenance import CausingEvent
 from kiln.cli import main
 from tests.builds.histories import NOW
 from tests.docker.builder.conftest import asked
@@ -118,7 +118,7 @@ def spec_of(image: Image, **around: Any) -> Spec:
     url = "https://github.com/our-org/course"
     request = Request(repository=url, clone_url=f"{url}.git", commit=COMMIT, image=image.repository)
     surroundings = Surroundings(builder=BuiltBy(id="https://kiln.example/"), **around)
-    events = (Event(source="https://github.com", id="d-1", type="com.github.push"),)
+    events = (CausingEvent(source="https://github.com", id="d-1", type="com.github.push"),)
     return Spec(
         name="build-course-0",
         attempt=1,
@@ -293,7 +293,7 @@ def test_content_that_is_not_what_its_digest_says_is_refused(path: str, registry
     subject = Client().manifest(image.repository, image.digest, body=True)
     assert subject
     attach(Client(), image.repository, subject, Artifact(media_type=KINDS[0], content=b"ours"))
-    with OciFront(registry, Forging()) as front, pytest.raises(Refused, match="gives other content"):
+    with OciFront(registry, Forging()) as front, pytest.raises(RegistryRefused, match="gives other content"):
         [*contents(Client(), f"{front.host}/{path}", image.digest, KINDS)]
 
 

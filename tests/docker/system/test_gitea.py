@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from builds.clients.git import Resolver
+from builds.clients.git import RefResolver
 from builds.repository import HostKind, Policy, canonical
 from tests.parts import gitea as parts
 from tests.parts.gitea import OWNER, Delivery, Gitea
@@ -204,7 +204,7 @@ def test_the_paths_that_a_request_changes(scene: tuple[System, Gitea]) -> None:
 
     def told() -> set[str]:
         """By a client that remembers no earlier silence of a busy machine."""
-        return {*(Resolver(Policy([f"http://{gitea.host}/**"])).changed(repository, number) or ())}
+        return {*(RefResolver(Policy([f"http://{gitea.host}/**"])).changed(repository, number) or ())}
 
     until(lambda: told() == {"README.md", "new", "old"}, 30)
 

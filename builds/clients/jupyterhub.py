@@ -24,23 +24,23 @@ from typing import TypeVar
 import msgspec
 import requests
 
-from builds.clients.answers import content_of
-from builds.clients.askers import Askers
+from builds.clients.pool import BoundedPool
+from builds.clients.responses import read_body
 from builds.errors import TryAgain
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-LIMIT = 5.0
+TIMEOUT = 5.0
 """Seconds after which nobody waits for the Hub any more: GitHub gives a webhook 10, BinderHub's clients do not care."""
-MOST_WAITING = 64
-KEPT = 30.0
+MAX_WAITING = 64
+CACHE_TTL = 30.0
 """Seconds for which an answer about a token holds. A Hub answers a few hundred such questions in a second."""
-PAUSE = 1.0
+BACKOFF = 1.0
 """Seconds for which nobody asks a Hub that has just failed to answer."""
-MOST_KEPT = 10_000
-LARGEST = 4 << 20
+MAX_CACHED = 10_000
+MAX_RESPONSE = 4 << 20
 """Bytes of an answer: an admin's scopes, one by one, may be many."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
@@ -52,7 +52,7 @@ class HubAway(TryAgain):
     """Nobody can say who it is. It is no reason to let anybody in."""
 
     def __init__(self, message: str = AWAY) -> None:
-        super().__init__(message, retry_after=PAUSE)
+        super().__init__(message, retry_after=BACKOFF)
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,17 +65,19 @@ class Holder(msgspec.Struct, frozen=True, kw_only=True):
     scopes: frozenset[str] = frozenset()
 
 
-class Hub:
+class HubClient:
     """Safe to use from many threads. `url` is its API, such as `http://hub:8081/hub/api`; `limit` in seconds."""
 
-    def __init__(self, url: str, *, limit: float = LIMIT, most_waiting: int = MOST_WAITING, kept: float = KEPT) -> None:
+    def __init__(
+        self, url: str, *, limit: float = TIMEOUT, max_waiting: int = MAX_WAITING, kept: float = CACHE_TTL
+    ) -> None:
         self._url = url.rstrip("/")
         self._kept = kept
-        self._askers = Askers("hub", most=most_waiting, limit=limit)
+        self._pool = BoundedPool("hub", most=max_waiting, limit=limit)
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, tuple[float, Holder | None]] = OrderedDict()
         self._asked: dict[bytes, Future[Holder | None]] = {}
-        self._failed_at = -PAUSE
+        self._failed_at = -BACKOFF
 
     def holder(self, token: str) -> Holder | None:
         """Whose token it is; `None` where it is nobody's, or no longer. Raises HubAway."""
@@ -86,7 +88,7 @@ class Hub:
             until, holder = self._known.get(key, (0.0, None))
             if time.monotonic() < until:
                 return holder
-        with self._askers.place(HubAway(CROWDED)):
+        with self._pool.place(HubAway(CROWDED)):
             return self._wait(self._asking(key, token))
 
     def _asking(self, key: bytes, token: str) -> Future[Holder | None]:
@@ -95,7 +97,7 @@ class Hub:
             self._rest()
             asked = self._asked.get(key)
             if asked is None:
-                asked = self._asked[key] = self._askers.submit(self._look_up, key, token)
+                asked = self._asked[key] = self._pool.submit(self._look_up, key, token)
                 asked.add_done_callback(lambda _: self._asked.pop(key, None))
             return asked
 
@@ -107,8 +109,8 @@ class Hub:
         form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
         form |= {"client_id": client_id, "client_secret": secret}
         self._rest()
-        with self._askers.place(HubAway(CROWDED)):
-            answer = self._wait(self._askers.submit(self._call, "POST", "oauth2/token", form=form))
+        with self._pool.place(HubAway(CROWDED)):
+            answer = self._wait(self._pool.submit(self._call, "POST", "oauth2/token", form=form))
         return None if answer is None else _decoded(answer, _Grant).access_token
 
     def _look_up(self, key: bytes, token: str) -> Holder | None:
@@ -117,18 +119,18 @@ class Hub:
         with self._lock:
             self._known[key] = (time.monotonic() + self._kept, holder)
             self._known.move_to_end(key)
-            while len(self._known) > MOST_KEPT:
+            while len(self._known) > MAX_CACHED:
                 self._known.popitem(last=False)
         return holder
 
     def _rest(self) -> None:
         """Raises HubAway where the Hub has failed a moment ago."""
-        if time.monotonic() - self._failed_at < PAUSE:
+        if time.monotonic() - self._failed_at < BACKOFF:
             raise HubAway
 
     def _wait(self, asked: Future[T]) -> T:
         try:
-            return self._askers.answer(asked)
+            return self._pool.answer(asked)
         except TimeoutError as error:
             self._failed(str(error))
             raise HubAway from None
@@ -149,11 +151,11 @@ class Hub:
                     f"{self._url}/{path}",
                     headers=headers,
                     data=form,
-                    timeout=self._askers.limit,
+                    timeout=self._pool.limit,
                     allow_redirects=False,
                     stream=True,
                 ) as answer:
-                    content = content_of(answer, LARGEST, self._askers.limit)
+                    content = read_body(answer, MAX_RESPONSE, self._pool.limit)
         except (requests.RequestException, OSError) as error:
             self._failed(type(error).__name__)
             raise HubAway from None

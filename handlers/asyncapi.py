@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from builds.chain import Details
+from builds.chain import BuildCustomData
 from builds.plan import Word
 from builds.report import BuildView, schema_id
 from builds.triggers import HUB_TYPES, REQUESTED, BuildRequestBody
@@ -74,7 +74,7 @@ def document(*, version: str, public_url: str | None) -> Object:
     messages = {_key(message["name"]): message for message in _messages(public_url)}
     groups = {tag: [key for key, message in messages.items() if message["tags"] == [{"name": tag}]] for tag in TAGS}
     _, schemas = msgspec.json.schema_components(
-        [BuildView, BuildRequestBody, Details], ref_template="#/components/schemas/{name}"
+        [BuildView, BuildRequestBody, BuildCustomData], ref_template="#/components/schemas/{name}"
     )
     return {
         "asyncapi": "3.0.0",
@@ -234,7 +234,7 @@ def _cdevent(name: Name) -> Object:
         {
             "context": _whole(context),
             "subject": _whole(subject),
-            "customData": _ref("Details"),
+            "customData": _ref("BuildCustomData"),
             "customDataContentType": {"const": "application/json"},
         }
     )

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from builds.errors import AskError, CannotBuild, Malformed
-from builds.providers import PROVIDERS, advice, source
+from builds.errors import CannotBuild, Malformed, RequestError
 from builds.repository import canonical
+from handlers.providers import PROVIDERS, advice, source
 
 PAGE = "https://github.com/ada/page"
 COURSE = "https://gitlab.com/team/sub/course"
@@ -89,7 +89,7 @@ def test_other_providers_are_named_as_such(provider: str) -> None:
 @pytest.mark.parametrize("provider", sorted(PROVIDERS))
 @pytest.mark.parametrize("spec", ["%00/%00/x", "%2F%2F/x/y", "../../etc/x", "%2e%2e/x/y", "%/%/%"])
 def test_nonsense_is_refused_here_or_by_the_policy(provider: str, spec: str) -> None:
-    with pytest.raises(AskError):
+    with pytest.raises(RequestError):
         canonical(source(provider, spec).repository)
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builds.build import Build, Image, Node, State
+from builds.locality import LAYERS_KEPT, MAX_IMAGES, MAX_REPOSITORIES, MAX_SUCCESSES, RecentBuilds, success_of
 from builds.plan import Facts, Limits, Start, plan
-from builds.warmth import LAYERS_KEPT, MAX_IMAGES, MAX_REPOSITORIES, MAX_SUCCESSES, Warmth, success_of
 from tests.builds.histories import NOW, ago, attempt, build, cause, failed, node, replace
 
 MAIN, WORK, FORK = "refs/heads/main", "refs/heads/work", "refs/pull/7/head"
@@ -51,8 +51,8 @@ def waiting(ref: str | None = MAIN, *, repository: str = "https://h/a", **more: 
     return build("new", cause("new", ref=ref, **more), repository=repository)  # type: ignore[arg-type]
 
 
-def noted(*builds: Build) -> Warmth:
-    warmth = Warmth()
+def noted(*builds: Build) -> RecentBuilds:
+    warmth = RecentBuilds()
     for one in builds:
         warmth.note(one)
     return warmth

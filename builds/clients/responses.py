@@ -11,7 +11,7 @@ class TooLarge(OSError):
     """An answer of more bytes than anybody wants to read."""
 
 
-def content_of(answer: requests.Response, most: int, seconds: float | None = None) -> bytes:
+def read_body(answer: requests.Response, most: int, seconds: float | None = None) -> bytes:
     """All of it, of an answer that was asked for as a stream.
 
     Raises requests' errors (urllib3's among them), TooLarge for more than `most` bytes, OSError for more `seconds`.

@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Askers:
+class BoundedPool:
     """Safe to use from many threads. `most` may wait at once, each for `limit` seconds at most."""
 
     def __init__(self, name: str, *, most: int, limit: float) -> None:

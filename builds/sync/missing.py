@@ -19,7 +19,7 @@ from datetime import datetime
 import msgspec
 
 from builds.build import SYNC, Build, Cause, Reason, State
-from builds.engines import Ask
+from builds.engines import Submission
 from builds.errors import Malformed
 from builds.repository import Refs, Repository, checked_ref, is_cloned, short_name
 from eventing.event import Event
@@ -76,20 +76,20 @@ def moved(ref: Ref, before: Seen | None) -> Seen | None:
     return before if before is not None and before.commit != ref.commit else None
 
 
-def due(ask: Ask, build: Build | None, elsewhere: Seen | None) -> Ask | None:
+def due(submission: Submission, build: Build | None, elsewhere: Seen | None) -> Submission | None:
     """What is to be asked for, or `None` where nothing is missing. `build` is the one of that name, if there is one.
 
     The cause's id is a function of the ref, the commit and the record, so two who look at once ask for the same. One
     that joins a record is told from all before it by the last of them, or a ref that comes back a second time would
     pass for the first.
     """
-    cause = ask.cause
+    cause = submission.cause
     if build is None:
         push = cause.push if elsewhere is None else cause.push and change(cause.push, before=elsewhere.commit)
-        return change(ask, cause=change(cause, push=push))
+        return change(submission, cause=change(cause, push=push))
     if not _is_missing(cause, build, elsewhere):
         return None
-    return change(ask, cause=change(cause, id=f"{cause.id}:{build.causes[-1].key}", push=None))
+    return change(submission, cause=change(cause, id=f"{cause.id}:{build.causes[-1].key}", push=None))
 
 
 def _is_missing(cause: Cause, build: Build, elsewhere: Seen | None) -> bool:

@@ -1,4 +1,4 @@
-"""Looks at a listed repository and asks for what is missing: `kiln sync` once, `builds.poll` again and again.
+"""Looks at a listed repository and asks for what is missing: `kiln sync` once, `builds.sync.poller` again and again.
 
 Only the records are needed, so any engine will do, and whoever runs it. It may be broken off at any point and repeated:
 what was asked for is found in the records the next time.
@@ -15,12 +15,12 @@ from typing import Protocol
 import msgspec
 
 from builds.build import SYNC, Build, Kind, State
-from builds.engines import Ask, NotFound, QueueFull, Records
-from builds.errors import AskError, TryAgain
+from builds.engines import NotFound, QueueFull, Records, Submission
+from builds.errors import RequestError, TryAgain
 from builds.intake import Intake, merge
-from builds.listed import Listed, Ref, Seen, due, moved, pushes
 from builds.repository import Refs, Repository
-from builds.triggers import Trigger, wanted
+from builds.sync.missing import Listed, Ref, Seen, due, moved, pushes
+from builds.triggers import Trigger, requested_builds
 from eventing.errors import EventError
 
 PAGE = 200
@@ -31,7 +31,7 @@ class Lister(Protocol):
     """Asks a Git host for all that a repository has."""
 
     def refs(self, repository: Repository) -> Refs:
-        """Raises AskError of `builds.errors`."""
+        """Raises RequestError of `builds.errors`."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,18 +42,18 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     repository: str
-    missing: tuple[Ask, ...]
+    missing: tuple[Submission, ...]
     known: int
     refused: tuple[str, ...]
     unanswered: tuple[str, ...]
     seen: Mapping[str, Seen]
 
 
-class Looked(msgspec.Struct, frozen=True, kw_only=True):
+class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a look. `left` is how much was not asked for, because too many builds wait already."""
 
     comparison: Comparison
-    asked: tuple[Ask, ...] = ()
+    asked: tuple[Submission, ...] = ()
     left: int = 0
 
     @property
@@ -62,7 +62,7 @@ class Looked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sync:
-    """`most_waiting`: how many builds may wait, of whoever, for one more to be asked for here. The rest of the queue is
+    """`max_waiting`: how many builds may wait, of whoever, for one more to be asked for here. The rest of the queue is
     for those who cannot come back later.
 
     It remembers where refs were at its last complete look, to know that they have moved. Not safe for many threads.
@@ -75,40 +75,40 @@ class Sync:
         intake: Intake,
         lister: Lister,
         triggers: Sequence[Trigger],
-        most_waiting: int,
+        max_waiting: int,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._records = records
         self._intake = intake
         self._lister = lister
         self._triggers = triggers
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._clock = clock
         self._seen: dict[str, Mapping[str, Seen]] = {}
 
-    def look(self, listed: Listed) -> Looked:
-        """Compares, and asks for what is missing. Raises AskError where the repository cannot be looked at,
+    def reconcile(self, listed: Listed) -> SyncReport:
+        """Compares, and asks for what is missing. Raises RequestError where the repository cannot be looked at,
         Unavailable."""
-        return self.ask(self.compare(listed))
+        return self.submit(self.compare(listed))
 
     def compare(self, listed: Listed) -> Comparison:
-        """Raises AskError where the repository cannot be looked at, Unavailable."""
+        """Raises RequestError where the repository cannot be looked at, Unavailable."""
         at = self._clock()
         repository = self._intake.repository(listed.url)
         found = self._lister.refs(repository)
         before = self._seen.get(repository.url, {})
-        missing: list[Ask] = []
+        missing: list[Submission] = []
         refused: list[str] = []
         unanswered: list[str] = []
         known, seen = 0, {}
         for ref in pushes(listed.url, repository, found):
-            asks = list(self._asks(ref, refused, unanswered))
-            if asks:
+            submissions = list(self._submissions(ref, refused, unanswered))
+            if submissions:
                 seen[ref.name] = Seen(commit=ref.commit, at=at)
-            for ask in merge(asks):
-                wants = due(ask, self._build(ask.name), moved(ref, before.get(ref.name)))
-                known += wants is None
-                missing += [] if wants is None else [wants]
+            for ask in merge(submissions):
+                requested = due(ask, self._build(ask.name), moved(ref, before.get(ref.name)))
+                known += requested is None
+                missing += [] if requested is None else [requested]
         return Comparison(
             repository=repository.url,
             missing=tuple(missing),
@@ -118,32 +118,32 @@ class Sync:
             seen=seen,
         )
 
-    def ask(self, comparison: Comparison) -> Looked:
+    def submit(self, comparison: Comparison) -> SyncReport:
         """Writes down what is missing, as far as there is room. Raises Unavailable."""
-        builds: dict[str, list[Ask]] = {}
+        builds: dict[str, list[Submission]] = {}
         for ask in comparison.missing:
             builds.setdefault(ask.name, []).append(ask)
-        asked: list[Ask] = []
-        for asks in islice(builds.values(), self._room() if builds else 0):
+        asked: list[Submission] = []
+        for submissions in islice(builds.values(), self._room() if builds else 0):
             with suppress(QueueFull):  # others were faster, or this one's events wait for a sink
-                self._records.accept(asks)
-                asked += asks
-        looked = Looked(comparison=comparison, asked=tuple(asked), left=len(comparison.missing) - len(asked))
-        if looked.complete:
+                self._records.accept(submissions)
+                asked += submissions
+        report = SyncReport(comparison=comparison, asked=tuple(asked), left=len(comparison.missing) - len(asked))
+        if report.complete:
             self._seen[comparison.repository] = comparison.seen
-        return looked
+        return report
 
-    def _asks(self, ref: Ref, refused: list[str], unanswered: list[str]) -> Iterator[Ask]:
+    def _submissions(self, ref: Ref, refused: list[str], unanswered: list[str]) -> Iterator[Submission]:
         """What the triggers make of a ref; what cannot be asked for is noted."""
         event = ref.push
         try:
-            wants = wanted(self._triggers, event)
-        except (AskError, EventError) as error:
+            requested = requested_builds(self._triggers, event)
+        except (RequestError, EventError) as error:
             refused.append(f"{ref.name}: {error}")
             return
-        for each in wants:
+        for each in requested:
             try:
-                yield self._intake.ask(
+                yield self._intake.submission(
                     each,
                     source=event.source,
                     id=event.id,
@@ -154,7 +154,7 @@ class Sync:
                 )
             except TryAgain as error:
                 unanswered.append(f"{ref.name}: {error}")
-            except AskError as error:
+            except RequestError as error:
                 refused.append(f"{ref.name}: {error}")
 
     def _build(self, name: str) -> Build | None:
@@ -166,9 +166,9 @@ class Sync:
     def _room(self) -> int:
         """How many more builds may wait."""
         waiting, cursor = 0, None
-        while waiting < self._most_waiting:
+        while waiting < self._max_waiting:
             page = self._records.list(state=State.QUEUED, limit=PAGE, cursor=cursor)
             waiting, cursor = waiting + len(page.builds), page.cursor
             if cursor is None:
                 break
-        return max(0, self._most_waiting - waiting)
+        return max(0, self._max_waiting - waiting)

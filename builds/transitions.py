@@ -27,7 +27,7 @@ from builds.build import (
     State,
     shortened,
 )
-from builds.plan import Action, Bury, Explain, Report, Settle, Start, Stop, Word, first_trace, opened
+from builds.plan import Action, DeadLetter, Explain, Report, Settle, Start, Stop, Word, first_trace, opened
 from eventing.event import Event
 
 change = msgspec.structs.replace
@@ -45,10 +45,10 @@ def advance(build: Build, action: Action, now: datetime, announce: Announce) -> 
         case Start():
             return _start(build, action, now, announce)
         case Stop():
-            return _live(build, stopping=action.reason, message=_said(action.message), unfit=action.unfit)
+            return _live(build, stopping=action.reason, message=_said(action.message), quarantine=action.quarantine)
         case Explain():
             return _status(build, waiting=_said(action.waiting))
-        case Bury():
+        case DeadLetter():
             return delivered(build, action.event, action.sink, now, error=None, dead=True)
         case Settle():
             return change(build, open=False)
@@ -192,7 +192,7 @@ def _close_attempt(build: Build, report: Report, at: datetime) -> Build:
         return build
     return _live(
         build,
-        unfit=live.unfit and live.started_at is None,
+        quarantine=live.quarantine and live.started_at is None,
         finished_at=at,
         state=State.FAILED if report.word is Word.RETRYING else outcome.state,
         reason=outcome.reason,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from builds.build import Build, Cancel, Cause, DeliveryState, Reason, State, Timings
-from builds.plan import Bury, Deliver, Explain, Outcome, Report, Settle, Start, Stop, Word
-from builds.record import advance, delivered, undelivered
+from builds.plan import AttemptOutcome, DeadLetter, Deliver, Explain, Report, Settle, Start, Stop, Word
+from builds.transitions import advance, delivered, undelivered
 from eventing.event import Event
 from eventing.tracing import Trace
 from tests.builds.histories import IMAGE, NOW, ago, attempt, build, cause, failed, replace, running, unpinned
@@ -23,11 +23,11 @@ def announce(build: Build, word: Word, attempt: int, cause: Cause | None) -> lis
     return [(Event(id=id_, source="/kiln", type=f"dev.kiln.build.{word}.v1", data=data), ("hub", "broker"))]
 
 
-def report(word: Word, number: int = 1, outcome: Outcome | None = None, **more: object) -> Report:
+def report(word: Word, number: int = 1, outcome: AttemptOutcome | None = None, **more: object) -> Report:
     return Report(build="b", word=word, attempt=number, outcome=outcome, **more)  # type: ignore[arg-type]
 
 
-SUCCESS = Outcome(state=State.SUCCEEDED, image=IMAGE, timings=Timings(build=3), log_tail="done")
+SUCCESS = AttemptOutcome(state=State.SUCCEEDED, image=IMAGE, timings=Timings(build=3), log_tail="done")
 
 
 def test_a_round_opens_with_nothing_left_of_the_last_but_its_history() -> None:
@@ -106,23 +106,23 @@ def test_a_start_tells_where_an_attempt_that_was_not_pinned_has_come_to() -> Non
 
 
 def test_who_gives_an_attempt_up_writes_down_why() -> None:
-    stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", unfit=True)
+    stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", quarantine=True)
     given_up = advance(build(attempts=(attempt(),)), stop, NOW, announce)
     assert given_up.live is not None
-    assert (given_up.live.stopping, given_up.live.message, given_up.live.unfit) == (
+    assert (given_up.live.stopping, given_up.live.message, given_up.live.quarantine) == (
         Reason.INFRASTRUCTURE,
         "No room.",
         True,
     )
-    outcome = Outcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="No room.", counted=False)
+    outcome = AttemptOutcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="No room.", counted=False)
     retrying = report(Word.RETRYING, outcome=outcome, retry_at=NOW, node=None)
-    assert advance(given_up, retrying, NOW, announce).status.attempts[0].unfit
+    assert advance(given_up, retrying, NOW, announce).status.attempts[0].quarantine
     came_to_run = advance(given_up, report(Word.STARTED), NOW, announce)
-    assert not advance(came_to_run, retrying, NOW, announce).status.attempts[0].unfit, "its node has taken it"
+    assert not advance(came_to_run, retrying, NOW, announce).status.attempts[0].quarantine, "its node has taken it"
 
 
 def test_a_retry_closes_the_attempt_and_waits_for_the_next() -> None:
-    outcome = Outcome(
+    outcome = AttemptOutcome(
         state=State.FAILED,
         reason=Reason.INFRASTRUCTURE,
         message="m",
@@ -185,7 +185,7 @@ def test_who_joins_for_nothing_more_is_answered_by_the_end(change: dict[str, Any
 def test_who_asks_after_a_cancel_is_not_answered_by_it() -> None:
     early, late = cause("1", at=ago(60)), cause("2", at=ago(5))
     cancelled = build("b", early, late, cancel=Cancel(round=1, by=None, at=ago(10)))
-    outcome = Outcome(state=State.CANCELLED, reason=Reason.REQUESTED, message="m")
+    outcome = AttemptOutcome(state=State.CANCELLED, reason=Reason.REQUESTED, message="m")
     after = advance(cancelled, report(Word.CANCELLED, outcome=outcome), NOW, announce)
     assert after.unanswered == (late,)
     assert after.state is State.QUEUED
@@ -195,7 +195,7 @@ def test_who_asks_after_a_cancel_is_not_answered_by_it() -> None:
 
 def test_who_asks_after_a_request_was_closed_is_not_answered_by_that() -> None:
     closed, late = cause("1", withdrawn=True), cause("2")
-    outcome = Outcome(state=State.CANCELLED, reason=Reason.REQUESTED, message="m")
+    outcome = AttemptOutcome(state=State.CANCELLED, reason=Reason.REQUESTED, message="m")
     after = advance(build("b", closed, late), report(Word.CANCELLED, outcome=outcome), NOW, announce)
     assert after.unanswered == (late,)
     assert after.state is State.QUEUED
@@ -224,7 +224,7 @@ def test_a_build_of_no_trace_becomes_part_of_that_of_who_joins() -> None:
     joined = replace(alone, causes=(*alone.causes, traced("1")))
     begun = advance(joined, Start(build="b", attempt=1, node="n1"), NOW, announce)
     assert begun.status.trace == traced("1").trace
-    end = report(Word.CANCELLED, 1, Outcome(state=State.CANCELLED))
+    end = report(Word.CANCELLED, 1, AttemptOutcome(state=State.CANCELLED))
     assert advance(joined, end, NOW, announce).status.trace == traced("1").trace
     assert advance(alone, end, NOW, announce).status.trace is None
 
@@ -233,7 +233,7 @@ def test_joiners_get_an_event_of_their_own_each() -> None:
     joiners = [cause("2"), cause("3")]
     done = build("b", cause("1"), *joiners, state=State.SUCCEEDED, image=IMAGE, answered=(cause("1").key,))
     image = replace(IMAGE, tags=("main",))
-    outcome = Outcome(state=State.SUCCEEDED, image=image)
+    outcome = AttemptOutcome(state=State.SUCCEEDED, image=image)
     answer = report(Word.SUCCEEDED, outcome=outcome, causes=tuple(joiner.key for joiner in joiners))
     after = advance(done, answer, NOW, announce)
     assert [a.event.id for a in after.status.outbox] == [f"uid-b.1.succeeded.{joiner.key}" for joiner in joiners]
@@ -278,7 +278,7 @@ def test_a_dead_letter_keeps_why() -> None:
     event = ended.status.outbox[0].event.id
     refused = delivered(ended, event, "hub", NOW, error="answered 400", dead=True)
     silent = undelivered(refused, event, "broker", NOW, error="no answer", pause=timedelta())
-    buried = advance(silent, Bury(build="b", event=event, sink="broker"), NOW, announce)
+    buried = advance(silent, DeadLetter(build="b", event=event, sink="broker"), NOW, announce)
     assert [(d.state, d.tries, d.error) for d in buried.status.deliveries] == [
         (DeliveryState.DEAD, 1, "answered 400"),
         (DeliveryState.DEAD, 1, "no answer"),

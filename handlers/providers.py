@@ -21,7 +21,7 @@ DEFAULT_BRANCHES = frozenset({"main", "master"})
 """Names under which many a link looks for a default branch that is called otherwise by now."""
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class NamedSource(msgspec.Struct, frozen=True, kw_only=True):
     """What a spec names: a repository's address and a ref, nothing of it checked."""
 
     repository: str
@@ -95,7 +95,7 @@ PROVIDERS: Mapping[str, Provider] = {
 }
 
 
-def source(provider: str, spec: str) -> Source:
+def source(provider: str, spec: str) -> NamedSource:
     """What `<provider>/<spec>` names, the spec as it is in the address, percent-encoded.
 
     Raises CannotBuild for a provider that is not here, Malformed for a spec that names no repository and ref.
@@ -117,7 +117,7 @@ def source(provider: str, spec: str) -> Source:
     ref = "/".join(parts("/".join(map(unquote, rest)))) or ("" if known.ref_needed else "HEAD")
     if not repository or not ref:
         raise Malformed(f"The address must name a repository and a ref: {_form(known)}.")
-    return Source(repository=_address(known, repository), ref=ref)
+    return NamedSource(repository=_address(known, repository), ref=ref)
 
 
 def advice(ref: str) -> str:

@@ -38,7 +38,7 @@ class _About(msgspec.Struct):
     default_branch: str
 
 
-class GitHub:
+class GitHubClient:
     """Of github.com and of every configured host of that kind."""
 
     def __init__(self, api: HostApi) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 
 from builds.build import State
-from builds.engines.pages import MAX_LISTED
-from builds.providers import PROVIDERS
+from builds.engines.paging import MAX_LISTED
 from builds.report import BuildView
 from builds.search import MAX_TEXT
 from builds.triggers import BuildRequestBody
 from eventing.hosts import DIALECTS
+from handlers.providers import PROVIDERS
 
 Object = dict[str, Any]
 

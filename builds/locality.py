@@ -60,7 +60,7 @@ def success_of(build: Build) -> Success | None:
     )
 
 
-class Warmth:
+class RecentBuilds:
     """The latest successes of those repositories that were built last. One thread at a time."""
 
     def __init__(self) -> None:
@@ -86,13 +86,13 @@ class Warmth:
         return self._successes
 
 
-class Heat:
+class Locality:
     """What the successes say about the nodes, at one moment."""
 
     def __init__(self, successes: Mapping[str, Sequence[Success]]) -> None:
         self._successes = successes
 
-    def coldness(self, build: Build) -> Callable[[str], int]:
+    def distance(self, build: Build) -> Callable[[str], int]:
         """Of each node, lower is better: 0 where the last build of the same ref was, 1 where another one of the
         repository was, 2 where any was, which left the base image of most, 3 where nothing was."""
         mine, refs = self._successes.get(build.request.repository, ()), _refs(build)

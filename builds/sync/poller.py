@@ -15,65 +15,65 @@ from collections.abc import Callable, Sequence
 
 from builds import metrics
 from builds.engines import EngineError
-from builds.errors import AskError
-from builds.listed import Listed
-from builds.sync import Looked
+from builds.errors import RequestError
+from builds.sync.missing import Listed
+from builds.sync.reconciler import SyncReport
 
 log = logging.getLogger(__name__)
 
 MAX_PAUSE = 3600.0
 """Seconds between two looks at a repository that cannot be looked at, unless its interval is longer anyway."""
-TICK = 1.0
+LEADER_CHECK_INTERVAL = 1.0
 """Seconds after which a process that does not lead asks whether it does now."""
 
 
 class Poller:
-    """`look` is `Sync.look`; `leading` says whether this process is the one that acts."""
+    """`reconcile` is `Sync.look`; `leading` says whether this process is the one that acts."""
 
     def __init__(
         self,
-        look: Callable[[Listed], Looked],
+        reconcile: Callable[[Listed], SyncReport],
         listed: Sequence[Listed],
         *,
         leading: Callable[[], bool],
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._look = look
+        self._reconcile = reconcile
         self._listed = {one.url: one for one in listed if one.poll is not None}
         self._leading = leading
         self._monotonic = monotonic
         self._due = dict.fromkeys(self._listed, monotonic())
         self._failures = dict.fromkeys(self._listed, 0)
-        self._told: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set; a look that is under way then goes on to its end."""
         while not stop.is_set():
-            stop.wait(min(TICK, self.turn()))
+            stop.wait(min(LEADER_CHECK_INTERVAL, self.poll_due()))
 
-    def turn(self) -> float:
+    def poll_due(self) -> float:
         """One look at the repository that has been due for longest. Returns in how many seconds the next one is due."""
         if not self._due or not self._leading():
-            return TICK
+            return LEADER_CHECK_INTERVAL
         url = min(self._due, key=lambda url: self._due[url])
         if self._due[url] <= self._monotonic():
-            self._look_at(self._listed[url])
+            self._poll(self._listed[url])
         return max(0.0, min(self._due.values()) - self._monotonic())
 
-    def _look_at(self, listed: Listed) -> None:
+    def _poll(self, listed: Listed) -> None:
         url = listed.url
         try:
-            looked = self._look(listed)
-        except (AskError, EngineError) as error:
-            self._tell(url, f"cannot be looked at: {error}")
+            report = self._reconcile(listed)
+        except (RequestError, EngineError) as error:
+            self._log_trouble(url, f"cannot be looked at: {error}")
             self._failures[url] += 1
         except Exception:
             log.exception("The look at %s failed", url)
             self._failures[url] += 1
         else:
-            self._told_of(url, looked)
+            self._log_report(url, report)
             self._failures[url] = 0
-        metrics.SYNC_LOOKS.labels("failed" if self._failures[url] else "done").inc()
+        metrics.SYNC_RUNS.labels("failed" if self._failures[url] else "done").inc()
         metrics.SYNC_FAILING.set(sum(map(bool, self._failures.values())))
         self._due[url] = self._monotonic() + self._pause(listed)
 
@@ -82,22 +82,22 @@ class Poller:
         backoff = min(interval * (1 << min(self._failures[listed.url], 16)), max(interval, MAX_PAUSE))
         return backoff * random.uniform(0.9, 1.1)  # noqa: S311  (nobody gains by guessing it)
 
-    def _told_of(self, url: str, looked: Looked) -> None:
-        names = dict.fromkeys(ask.name for ask in looked.asked)
+    def _log_report(self, url: str, report: SyncReport) -> None:
+        names = dict.fromkeys(ask.name for ask in report.asked)
         for name in names:
             log.info("Asked for what no webhook had told of: %s", url, extra={"build": name})
         metrics.SYNC_ASKED.inc(len(names))
-        compared = looked.comparison
+        compared = report.comparison
         troubles = [*compared.refused, *compared.unanswered]
-        if looked.left:
+        if report.left:
             troubles.append("Builds were left for later, because too many wait.")
-        self._tell(url, " ".join(troubles))
+        self._log_trouble(url, " ".join(troubles))
 
-    def _tell(self, url: str, trouble: str) -> None:
+    def _log_trouble(self, url: str, trouble: str) -> None:
         """Once, and not again until something else is wrong, or nothing is."""
-        if trouble == self._told.get(url, ""):
+        if trouble == self._logged.get(url, ""):
             return
-        self._told[url] = trouble
+        self._logged[url] = trouble
         if trouble:
             log.warning("Repository %s: %s", url, trouble)
         else:

@@ -11,11 +11,11 @@ import jsonschema
 import pytest
 
 from builds import chain
-from builds.asyncapi import document
 from builds.build import Build
 from builds.plan import Word
 from eventing.event import Event
 from eventing.http import encode
+from handlers.asyncapi import document
 from tests.builds.test_report import BUILDS, told
 
 META = Path(__file__).parents[1] / "data" / "asyncapi" / "3.0.0.json.gz"
