@@ -1,8 +1,7 @@
-"""CDEvents 0.5 as values: the types that Kiln sends, their envelope, and how it travels as a CloudEvent.
+"""CDEvents 0.5 as values: the types that Kiln sends, their envelope, and their CloudEvents binding.
 
-A CDEvent says what happened to a build or an artifact in words that every tool of continuous delivery shares. What of a
-build becomes which CDEvent is `builds.chain`.
-https://github.com/cdevents/spec/tree/v0.5.1
+A CDEvent describes a change of a build or an artifact in a vocabulary that continuous delivery tools share.
+`builds.chain` maps builds to CDEvents. https://github.com/cdevents/spec/tree/v0.5.1
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ def cdevent(
     custom: Mapping[str, object],
     extensions: Mapping[str, Scalar],
 ) -> Event:
-    """The CDEvent in a CloudEvent, as the binding has it (cloudevents-binding.md): its data is the whole CDEvent.
+    """Wrap the CDEvent in a CloudEvent (cloudevents-binding.md): the data is the whole CDEvent.
 
-    `custom` is JSON of the sender's own, `extensions` are CloudEvents'.
+    `custom` is JSON of the sender, `extensions` are CloudEvents extensions.
     """
     context: dict[str, Any] = {
         "specversion": SPECVERSION,
@@ -75,36 +74,38 @@ def cdevent(
 
 
 def schema_of(name: Name) -> str:
-    """The `$id` of the published JSON Schema of its type."""
+    """Return the `$id` of the published JSON Schema of the event's type."""
     return f"https://cdevents.dev/{SPECVERSION}/schema/{name.replace('.', '-')}-event"
 
 
 def path(from_id: str) -> Link:
-    """A link from the event that came right before, by its id (links.md)."""
+    """Link from the preceding event, by its id (links.md)."""
     return {"linkType": "PATH", "from": {"contextId": from_id}}
 
 
 def end(from_id: str) -> Link:
-    """Says that the chain ends with this event, and which one came right before."""
+    """Mark this event as the end of its chain and name the preceding event."""
     return {"linkType": "END", "from": {"contextId": from_id}}
 
 
 def triggered_by(ids: Iterable[str]) -> list[Link]:
-    """Links to the events that set this off."""
+    """Link to the events that triggered this one."""
     return [{"linkType": "RELATION", "linkKind": "TRIGGER", "target": {"contextId": each}} for each in ids]
 
 
 def chain_id(digest: bytes) -> str:
-    """A UUID that has the form of version 4, which CDEvents asks for, from the first 16 bytes of a hash: the same
-    chain has the same one, whoever makes it."""
+    """Return a version 4 UUID, as CDEvents requires, from the first 16 bytes of a hash.
+
+    The same chain therefore has the same id in every process.
+    """
     return str(uuid.UUID(bytes=digest[:16], version=4))
 
 
 def purl(repository: str, tag: str, digest: str) -> str:
-    """The package URL of an image, by its digest
+    """Return the package URL of an image, by its digest
     (https://github.com/package-url/purl-spec/blob/main/types/oci-definition.json).
 
-    The digest's colon is encoded, as in all examples of CDEvents.
+    The digest's colon is percent-encoded, as in all examples of CDEvents.
     """
     name = repository.rpartition("/")[2]
     where = f"repository_url={quote(repository, safe='/:')}&tag={quote(tag)}"

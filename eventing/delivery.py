@@ -1,12 +1,12 @@
-"""Gives events to sinks, none of them ever late because of another.
+"""Deliver events to sinks; no sink delays another.
 
-One thread with an event loop does all of it, because a sink may hold a connection for the whole ten seconds and there
-may be hundreds of such sends: as threads they would be the shared bottleneck. It is the only place that speaks to
-sinks. What lasts longer than a blip is not retried here: the outcome goes back to whoever keeps the durable schedule
-(`eventing.sinks.pause`), so nothing is lost with this process.
+One thread runs an event loop for all sends. A sink may hold a connection for ten seconds, and hundreds of sends may be
+in flight: a pool of threads would be the shared bottleneck. Only this thread connects to sinks. It does not retry long
+outages. It reports the outcome to the owner of the durable schedule (`eventing.sinks.pause`), so the loss of this
+process loses no event.
 
-Importing this module is cheap. The HTTP client (0.6 s) comes with the first `Courier`, for web never has one. The sink
-that the environment brings is read here too: its certificates are files.
+Importing this module is cheap. The first `Courier` imports the HTTP client (0.6 s), which web never needs. This module
+also reads the injected sink from the environment, because its certificates are files.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from eventing.statuses import HostSink
 
 
 class Courier:
-    """Sends events. Construct it where events are delivered, `close()` it at the end; safe to call from any thread.
+    """Send events. Construct it in the process that delivers; call `close()` at the end. Safe to call from any thread.
 
-    Within one send a blip is bridged by a few tries over some five seconds. At most 10 s pass from a try's first packet
-    (its DNS query included) to the end of the answer. No redirect is followed, no cookie kept. Proxies are used as
-    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say. `spans` are told of each try.
+    Each send bridges a short outage with a few tries within about five seconds. At most 10 s pass from the first packet
+    of a try, including its DNS query, to the end of the answer. It follows no redirect and stores no cookie.
+    `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` select proxies. `spans` receives one span for each try.
     """
 
     def __init__(self, headers: Headers | None = None, spans: Spans | None = None) -> None:
@@ -44,9 +44,9 @@ class Courier:
         self._thread.start()
 
     def send(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None:
-        """Sends the event to the sink, or tells the Git host of it, and returns at once.
+        """Start the delivery of the event and return immediately.
 
-        `done` is called exactly once, in the courier's thread (so it must be quick), or in this one after `close()`.
+        `done` is called exactly once, in the courier's thread (so it must be quick), or in this thread after `close()`.
         """
         with self._lock:
             if self._open:
@@ -55,7 +55,7 @@ class Courier:
         done(STOPPED)
 
     def close(self) -> None:
-        """Gives up what is under way, each with an outcome that is neither delivered nor final, within a second."""
+        """Abort pending sends within a second; each gets an outcome that is neither delivered nor final."""
         with self._lock:
             was_open, self._open = self._open, False
         if was_open:
@@ -64,11 +64,11 @@ class Courier:
 
 
 def reach(sink: Sink, headers: Headers, origin: str) -> int:
-    """The status that a sink answers an OPTIONS request with, sent as events are, from `origin` (a host's name).
+    """Return the status with which a sink answers an OPTIONS request from `origin` (a host's name), sent as events are.
 
-    That is what the webhook specification asks a receiver by whether it wants events, and no event. One that does not
-    know it answers as well: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md §4.1.
-    Raises SinkError where there is no answer.
+    The webhook specification uses this request to ask a receiver for permission, without sending an event. Receivers
+    that do not implement it answer too: https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/http-webhook.md
+    §4.1. Raises SinkError without an answer.
     """
     from eventing.transport import options  # noqa: PLC0415 - see above
 
@@ -79,7 +79,9 @@ def reach(sink: Sink, headers: Headers, origin: str) -> int:
 
 
 def reach_host(url: str, headers: Mapping[str, str], ca: str | None) -> int:
-    """The status that the API of a Git host answers a GET with, sent as statuses are. Raises SinkError without one."""
+    """Return the status with which a Git host's API answers a GET, sent as statuses are. Raises SinkError without an
+    answer.
+    """
     from eventing.transport import get  # noqa: PLC0415 - see above
 
     outcome = get(url, headers, ca)
@@ -89,7 +91,7 @@ def reach_host(url: str, headers: Mapping[str, str], ca: str | None) -> int:
 
 
 class _Overrides(msgspec.Struct):
-    """`K_CE_OVERRIDES`: Knative's `CloudEventOverrides`, of which there are only extensions so far."""
+    """`K_CE_OVERRIDES`: Knative's `CloudEventOverrides`, which so far define extensions only."""
 
     extensions: dict[str, Scalar] | None = None
 
@@ -101,10 +103,11 @@ def sinks_from_environment(
     token: Path = Path("/oidc/token"),
     certificates: Path = Path("/knative-custom-certs"),
 ) -> list[Sink]:
-    """The sink that a Knative SinkBinding injects (`K_SINK`, `K_CE_OVERRIDES`, `K_CA_CERTS`), named `k-sink`, or none.
+    """Return the sink that a Knative SinkBinding injects (`K_SINK`, `K_CE_OVERRIDES`, `K_CA_CERTS`), named `k-sink`, or
+    none.
 
-    `token` is where Knative mounts the OIDC token for it, `certificates` the folder of further authorities (`*.pem`).
-    Raises SinkError.
+    `token` is the path where Knative mounts the OIDC token, `certificates` the folder of additional authorities
+    (`*.pem`). Raises SinkError.
     """
     if not (url := environment.get("K_SINK", "").strip()):
         return []

@@ -1,20 +1,20 @@
-"""What can go wrong with an event, as one tree. Nothing else comes out of the pure modules of this package.
+"""The errors of this package as one tree. Its pure modules raise nothing else.
 
 EventError
- ├── DecodeError          what came in breaks a rule: its sender must change it (400)
- │    └── NotACloudEvent  nothing says that it is a CloudEvent, or its format is not JSON (415)
- ├── SavedError           a saved request that cannot be read, or is none (400)
- ├── SignatureError       a webhook without a signature that one of the secrets made (401)
- ├── EncodeError          an event that CloudEvents 1.0 has no form for: ours to mend
- ├── FilterError          a filter that is none: the message names the place
- └── SinkError            K_SINK and its kin do not make a sink
+ ├── DecodeError          malformed input: the sender must change it (400)
+ │    └── NotACloudEvent  not declared as a CloudEvent, or not in JSON format (415)
+ ├── SavedError           a saved request that is malformed or missing (400)
+ ├── SignatureError       a webhook without a valid signature (401)
+ ├── EncodeError          an event that CloudEvents 1.0 cannot express: a defect of Kiln
+ ├── FilterError          an invalid filter: the message names the place
+ └── SinkError            K_SINK and its companions do not configure a sink
 """
 
 from __future__ import annotations
 
 
 class EventError(Exception):
-    """Its text is a sentence for the sender, without anything secret and of bounded length."""
+    """The text is a sentence for the sender, of bounded length and without secrets."""
 
     status = 500
     """The HTTP status that answers it."""

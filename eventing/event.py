@@ -1,7 +1,7 @@
-"""A CloudEvent as a value: what every transport is decoded to and what every answer starts as.
+"""A CloudEvent as a value, independent of its transport.
 
-The SDK's own event class fills in what is missing and changes the dictionary it is given, so an event here is a frozen
-struct of our own and the SDK stays at the edge (`eventing.http`).
+The event class of the SDK fills in missing attributes and changes the dictionary that it receives. Kiln therefore uses
+a frozen struct and keeps the SDK at the edge (`eventing.http`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Literal
 import msgspec
 
 Scalar = str | int | bool
-"""What an extension attribute may hold (CloudEvents 1.0, §3.1: String, Integer, Boolean; the rest travel as String)."""
+"""Types of an extension attribute (CloudEvents 1.0, §3.1: String, Integer, Boolean; other types travel as String)."""
 
 
 Format = Literal["kiln", "cdevents"]
-"""Whose words a sink is told in."""
+"""The vocabulary of the events that a sink receives."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=True):
     """One CloudEvent 1.0 (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md).
 
     `data` is a JSON value for JSON types (an array in it may be `wire.Pieces`), `bytes` for all others, one of the two
-    where `datacontenttype` is absent, and `None` when there is none. `time` is aware. `source` and `id` together say
-    which event it is: a second one with the same pair is the same event.
+    without `datacontenttype`, and `None` without data. `time` is aware. `source` and `id` together identify the event:
+    two events with the same pair are the same event.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, dict=
     data: object = None
 
     def attribute(self, name: str) -> Scalar | None:
-        """The context attribute of that name in its wire form, extensions included; `None` where it is absent."""
+        """Return the context attribute in its wire form, extensions included; `None` if absent."""
         if name == "specversion":
             return "1.0"
         if name == "time":
@@ -54,6 +54,6 @@ CONTEXT = frozenset({"id", "source", "type", "subject", "time", "datacontenttype
 
 
 def timestamp(time: datetime) -> str:
-    """RFC 3339 in UTC with `Z`, as it is written everywhere here."""
+    """RFC 3339 in UTC with `Z`, the form that all of Kiln writes."""
     text: str = msgspec.to_builtins(time)
     return text.removesuffix("+00:00") + "Z" if text.endswith("+00:00") else text

@@ -1,7 +1,7 @@
-"""Which events a rule wants: the filter dialects of CloudEvents Subscriptions, as in a Knative Trigger.
+"""The filter dialects of CloudEvents Subscriptions, as in a Knative Trigger.
 
-Filters see context attributes only. A condition is the same over values inside the data as well, and has a dialect of
-its own, `exists`. Each compares text, so a boolean is `"true"` and an integer `"5"`.
+Filters see context attributes only. A condition uses the same dialects on values inside the data, and has a dialect of
+its own, `exists`. All comparisons are textual, so a boolean is `"true"` and an integer `"5"`.
 https://github.com/cloudevents/spec/blob/main/subscriptions/spec.md §3.2.4.1.1
 """
 
@@ -20,12 +20,12 @@ from eventing.event import CONTEXT, Event
 from eventing.http import MAX_NAME, event_of, wire_text
 
 MAX_DEPTH = 20
-"""Filters inside each other. YAML can hold a list that holds itself."""
+"""Nesting levels of filters. YAML can hold a list that contains itself."""
 MAX_STEPS = 10_000
-"""Of the search for an event that filters could want. A rule that needs more is taken for one that has such events."""
+"""Steps of the search for an event that could match the filters. A rule that exceeds them counts as satisfiable."""
 
 DATA_VALUE = r"data(?:\.[A-Za-z0-9_-]+)+"
-"""How a value inside the data is named."""
+"""The path of a value inside the data."""
 ATTRIBUTES = CONTEXT | {"specversion"}
 
 _NAME = re.compile(rf"[a-z0-9]{{1,{MAX_NAME}}}")
@@ -40,7 +40,7 @@ _DIALECTS = ("exact", "prefix", "suffix", *_COMBINED)
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """One filter: `attributes` for those that compare, `filters` for `all`, `any` and `not` (just one)."""
+    """One filter: `attributes` for those that compare, `filters` for `all`, `any` and `not` (exactly one)."""
 
     dialect: str
     attributes: Mapping[str, str] = {}
@@ -48,15 +48,16 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse(value: object, where: str = "filter", *, data: bool = False) -> Filter:
-    """The filter in a plain value as YAML or JSON give it, such as `{"prefix": {"source": "https://…"}}`.
+    """Parse a filter from a plain value as YAML or JSON give it, such as `{"prefix": {"source": "https://…"}}`.
 
-    With `data` a condition. Raises FilterError, whose message starts with the place, `where` being that of the whole.
+    With `data`, parse a condition. Raises FilterError, whose message starts with the place; `where` is the place of the
+    whole.
     """
     return _Parser(data=data).parse(value, where, MAX_DEPTH)
 
 
 def matches(wanted: Filter, event: Event) -> bool:
-    """Whether the event is one that the filter wants. An absent value matches nothing (and `not` turns that)."""
+    """Return whether the event matches the filter. An absent value matches nothing, and `not` inverts that."""
     match wanted.dialect:
         case "all":
             return all(matches(part, event) for part in wanted.filters)
@@ -73,8 +74,10 @@ def matches(wanted: Filter, event: Event) -> bool:
 
 
 def value_of(event: Event, name: str) -> str | None:
-    """An attribute in its wire form (`extensions.<name>` is an extension's other name), or by `data.…` a text, number
-    or boolean inside the data; `None` where it is absent."""
+    """Return an attribute in its wire form, or a text, number or boolean inside the data (`data.…`); `None` if absent.
+
+    `extensions.<name>` is an alternative name of an extension.
+    """
     if not name.startswith("data."):
         attribute = event.attribute(name.removeprefix("extensions."))
         return None if attribute is None else wire_text(attribute)
@@ -87,7 +90,7 @@ def value_of(event: Event, name: str) -> str | None:
 
 
 def any_of(dialect: str, name: str, texts: Sequence[str]) -> Filter:
-    """The filter for events with any of these values."""
+    """Return the filter for events with any of these values."""
     return Filter(
         dialect="any", filters=tuple(Filter(dialect=dialect, attributes={name: text}) for text in sorted(texts))
     )
@@ -98,19 +101,19 @@ def negated(wanted: Filter) -> Filter:
 
 
 def names(filters: Sequence[Filter]) -> set[str]:
-    """The attributes that filters compare."""
+    """Return the attributes that filters compare."""
     inner = (names(each.filters) for each in filters)
     return {name for each in filters for name in each.attributes}.union(*inner)
 
 
 def values(filters: Sequence[Filter], name: str, dialect: str = "exact") -> set[str]:
-    """The texts that they compare an attribute with in a dialect."""
+    """Return the texts with which filters of a dialect compare an attribute."""
     inner = (values(each.filters, name, dialect) for each in filters)
     own = {each.attributes[name] for each in filters if each.dialect == dialect and name in each.attributes}
     return own.union(*inner)
 
 
-# Whether there can be such an event
+# Satisfiability
 
 
 class _Claim(NamedTuple):
@@ -121,7 +124,7 @@ class _Claim(NamedTuple):
 
 
 def possible(filters: Sequence[Filter]) -> bool:
-    """Whether an event could match them all: `False` only where they contradict each other."""
+    """Return whether an event could match all filters: `False` only if they contradict each other."""
     start = (_Claim("exact", "specversion", "1.0", holds=True),)
     untried: list[tuple[tuple[_Claim, ...], list[tuple[Filter, bool]]]] = [(start, [(each, True) for each in filters])]
     for _ in range(MAX_STEPS):
@@ -139,7 +142,7 @@ def possible(filters: Sequence[Filter]) -> bool:
 
 
 def _ways(wanted: Filter, *, holds: bool) -> Iterator[tuple[list[_Claim], list[tuple[Filter, bool]]]]:
-    """Each way in which a filter holds, or does not: claims, and further filters that must hold or not."""
+    """Yield each way in which a filter holds, or does not: claims, and further filters that must hold or not."""
     if wanted.dialect == "not":
         yield [], [(wanted.filters[0], not holds)]
     elif wanted.dialect in _COMBINED:
@@ -161,7 +164,7 @@ def _agree(claims: Sequence[_Claim], new: Sequence[_Claim]) -> bool:
 
 
 def _contradict(one: _Claim, other: _Claim) -> bool:
-    """Whether a claim that holds leaves no room for another; asked both ways round."""
+    """Return whether one claim excludes another; callers ask in both directions."""
     if one.name != other.name or not one.holds:
         return False
     if other.dialect == "exists":
@@ -190,7 +193,7 @@ class _Parser:
         ((dialect, content),) = value.items()
         place = f"{where}.{dialect[:20]}" if isinstance(dialect, str) else where
         if dialect not in self._dialects:
-            raise FilterError(f"{place}: no such dialect{_meant(dialect, self._dialects)}")
+            raise FilterError(f"{place}: unknown dialect{_meant(dialect, self._dialects)}")
         if dialect == "exists":
             return Filter(dialect=dialect, attributes=dict.fromkeys(self._existing(content, place), ""))
         if dialect in _COMPARED:
@@ -198,21 +201,21 @@ class _Parser:
         if dialect == "not":
             return Filter(dialect=dialect, filters=(self.parse(content, place, levels - 1),))
         if not isinstance(content, list) or not content:
-            raise FilterError(f"{place}: this takes a list of one or more filters.")
+            raise FilterError(f"{place}: expected a list of one or more filters.")
         parts = (self.parse(part, f"{place}[{index}]", levels - 1) for index, part in enumerate(content))
         return Filter(dialect=dialect, filters=tuple(parts))
 
     def _existing(self, content: object, where: str) -> list[str]:
         named = content if isinstance(content, list) else [content]
         if not named:
-            raise FilterError(f"{where}: this takes the name of a value, such as data.course.repository.")
+            raise FilterError(f"{where}: expected the name of a value, such as data.course.repository.")
         for name in named:
             self._check_name(name, where)
         return [str(name) for name in named]
 
     def _attributes(self, dialect: str, content: object, where: str) -> dict[str, str]:
         if not isinstance(content, dict) or not content:
-            raise FilterError(f"{where}: this takes an object of one or more attributes and their values.")
+            raise FilterError(f"{where}: expected an object of one or more attributes and their values.")
         for name, value in content.items():
             self._check_name(name, where)
             if isinstance(value, list):
@@ -226,11 +229,11 @@ class _Parser:
     def _check_name(self, name: object, where: str) -> None:
         """Raises FilterError."""
         if not isinstance(name, str):
-            raise FilterError(f"{where}: the name of an attribute is a string.")
+            raise FilterError(f"{where}: the name of an attribute must be a string.")
         if self._data and re.fullmatch(DATA_VALUE, name):
             return
         if name == "data" or name.startswith("data."):
-            form = "a value in it is named by its path, such as data.action" if self._data else "write it under `when:`"
+            form = "name a value inside it by its path, such as data.action" if self._data else "write it under `when:`"
             raise FilterError(f"{where}: filters do not see {name[:40]}: {form}.")
         if not _NAME.fullmatch(name):
             raise FilterError(f"{where}: {name[:40]!r} is no attribute name (a-z and 0-9){_lowered(name)}.")
@@ -249,8 +252,11 @@ def _lowered(name: str) -> str:
 
 
 def _near(name: str) -> str | None:
-    """The context attribute that somebody meant who has misspelt it. What is an extension's name is not one by chance:
-    at most one letter longer or shorter, and hardly another one in it."""
+    """Return the context attribute that a name probably misspells.
+
+    The name of an extension resembles one rarely: the lengths differ by at most one letter, and at most one letter is
+    different.
+    """
     for known in sorted(ATTRIBUTES - {"id"}):
         alike = difflib.SequenceMatcher(None, name, known).ratio() >= 0.8 or sorted(name) == sorted(known)  # noqa: PLR2004
         if alike and abs(len(name) - len(known)) <= 1:
@@ -259,7 +265,7 @@ def _near(name: str) -> str | None:
 
 
 def _impossible(dialect: str, name: str, text: str) -> str | None:
-    """Why no event has an attribute with that value, or one that begins or ends so."""
+    """Return why no event has an attribute with that value, prefix or suffix."""
     minimal = {"specversion": "1.0", "id": "1", "source": "/", "type": "t"}
     whole = {name: text} if dialect == "exact" else {"part": text}
     try:

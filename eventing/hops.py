@@ -1,12 +1,12 @@
-"""How many brokers an event may still pass, so that events that follow from one another end somewhere.
+"""Count how many brokers an event may still pass, so that chains of events end.
 
-Knative counts in the extension `knativebrokerttl`: its brokers begin with 255, take one away each time and drop an
-event that has none left (knative/eventing, pkg/broker/ttl.go). Its own broker takes the count off before it posts the
-event, and puts it onto a reply again; others leave it. Kiln answers with no event, so what it sends later has to go on
-with the count by itself.
+Knative counts in the extension `knativebrokerttl`. Its brokers start with 255, decrement the count and drop an event
+without any left (knative/eventing, pkg/broker/ttl.go). The broker removes the count before it posts the event and
+restores it on a reply; others keep it. Kiln does not reply with events, so it must carry the count to the events that
+it sends later.
 
-What another Kiln may take for a reason to build (a CDEvent) has a count of Kiln's own beside it, which no broker takes
-off: two Kilns that build on each other's events end, too.
+A CDEvent of Kiln, which can trigger a build in another Kiln, carries a second count that no broker removes. Two Kilns
+that build on each other's events therefore stop, too.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ EXTENSION = "knativebrokerttl"
 MOST = 255
 OWN = "kilnttl"
 MOST_OWN = 8
-"""Builds that may follow from one another, each asked for by the CDEvents of the one before."""
+"""Builds that may follow from one another, each triggered by the CDEvents of its predecessor."""
 
 
 def hops_left(event: Event) -> int | None:
-    """0 … `MOST`, by the lesser count; `None` where the event does not say, or not with a number."""
+    """Return 0 … `MOST`, the lesser of the counts; `None` if the event has no count, or not a number."""
     counts = (_count(event.extensions.get("knativebrokerttl")), _count(event.extensions.get("kilnttl")))
     return min((each for each in counts if each is not None), default=None)
 
@@ -36,17 +36,17 @@ def _count(said: object) -> int | None:
 
 
 def is_spent(event: Event) -> bool:
-    """Whether nothing more may follow from it."""
+    """Return whether no further event may follow."""
     return hops_left(event) == 0
 
 
 def counted(extensions: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """The extensions of a CDEvent, from those of Kiln's own event that it stands for."""
+    """Return the extensions of a CDEvent, derived from those of the corresponding event of Kiln."""
     left = _count(extensions.get(EXTENSION))
     return {**extensions, OWN: MOST_OWN if left is None else min(left, MOST_OWN)}
 
 
 def next_hop(left: Iterable[int | None]) -> int | None:
-    """For what follows from events that have so many left: one less than the least; `None` where none of them says."""
+    """Return the count for events that follow: one less than the least; `None` if no event has a count."""
     known = [each for each in left if each is not None]
     return max(min(known) - 1, 0) if known else None

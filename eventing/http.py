@@ -1,8 +1,8 @@
 """CloudEvents over HTTP, in and out: binary, structured and batched messages (HTTP protocol binding 1.0).
 
-The SDK knows the attributes and how to write them as headers. Reading is ours, because the SDK invents a missing `id`
-(so that every retry would be a new event), picks the mode by any stray `ce-` header, has no batches, and takes a body
-that is not JSON for a string. The content type alone says which mode a message is in.
+The SDK provides the attributes and their header encoding. Kiln reads messages itself, for four reasons. The SDK invents
+a missing `id`, so that every retry would be a new event. It picks the mode by any stray `ce-` header, has no batches,
+and takes a body that is not JSON for a string. The content type alone determines the mode of a message.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from eventing.wire import BATCH, STRUCTURED, Pieces, essence, is_json, is_media_
 Mode = Literal["binary", "structured"]
 
 MAX_NAME = 40
-"""Characters of an extension's name. The specification advises 20, so a few more are no reason to lose an event."""
+"""Characters of an extension's name. The specification recommends 20; a slightly longer name does not justify losing an
+event.
+"""
 
 _REQUIRED = ("specversion", "id", "source", "type")
 _NAME = re.compile(rf"[a-z0-9]{{1,{MAX_NAME}}}")
@@ -43,7 +45,7 @@ _TIME = re.compile(  # RFC 3339, §5.6; also with a blank for the T, and without
 _LEAP_SECOND, _LEAP_YEAR = 60, 4
 _EARLIEST, _LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 _PCHAR = r"[\w.~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2}"  # RFC 3986, §3.3
-_URI_REFERENCE = re.compile(  # possessive throughout: a long bad one must not take long
+_URI_REFERENCE = re.compile(  # possessive throughout: a long invalid one must not take long
     rf"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*+):|(?![^/?#:]*+:))"
     rf"(?://(?:{_PCHAR}|[\[\]])*+(?![^/?#]))?+(?:{_PCHAR}|/)*+(?:\?(?:{_PCHAR}|[/?])*+)?+(?:#(?:{_PCHAR}|[/?])*+)?+",
     re.ASCII,
@@ -51,12 +53,12 @@ _URI_REFERENCE = re.compile(  # possessive throughout: a long bad one must not t
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> list[Event]:
-    """The events in one HTTP message: exactly one, or as many as a batch holds (in their order, maybe none).
+    """Return the events in one HTTP message: exactly one, or those of a batch (in order, possibly none).
 
-    `headers` by name in any case, values as WSGI gives them (each byte a character). A batch is taken whole or not at
-    all; what is wrong with it starts with `event <index>: `, counted from 0.
+    `headers` are by name in any case, with values as WSGI gives them (each byte a character). A batch is decoded as a
+    whole or not at all; its errors start with `event <index>: `, counted from 0.
 
-    Raises NotACloudEvent where neither content type nor headers say that it is one, DecodeError for all other faults.
+    Raises NotACloudEvent if neither content type nor headers declare an event, DecodeError for all other faults.
     https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/http-protocol-binding.md
     """
     named = lowered(headers)
@@ -66,18 +68,18 @@ def decode(headers: Mapping[str, str], body: bytes) -> list[Event]:
     if media_type == BATCH:
         return _batch(load_json(body))
     if media_type.startswith("application/cloudevents"):
-        raise NotACloudEvent(f"CloudEvents come as JSON here: {STRUCTURED} or {BATCH}.")
+        raise NotACloudEvent(f"CloudEvents must be in JSON format: {STRUCTURED} or {BATCH}.")
     if not any(name.startswith("ce-") for name in named):
         raise NotACloudEvent(f"This is not a CloudEvent: send ce-… headers, or the content type {STRUCTURED}.")
     return [_binary(named, body)]
 
 
 def encode(event: Event, mode: Mode) -> tuple[dict[str, str], bytes]:
-    """Headers and body of the message for `event`; there is always a content type.
+    """Return headers and body of the message for `event`, always with a content type.
 
-    The content type of data without one is `application/octet-stream` for bytes, `application/json` for all else. In
-    binary mode extensions travel as text (`true`, `5`), so their types are lost: CloudEvents has it so.
-    Raises EncodeError for an event that breaks a rule of `event_of`, or whose data is not what `Event` says it is.
+    Data without a content type gets `application/octet-stream` if it is bytes, otherwise `application/json`. In binary
+    mode extensions travel as text (`true`, `5`), so CloudEvents loses their types. Raises EncodeError for an event that
+    breaks a rule of `event_of` or whose data does not match `Event`.
     """
     usual = "application/octet-stream" if isinstance(event.data, bytes) else "application/json"
     datacontenttype = event.datacontenttype or usual
@@ -91,22 +93,22 @@ def encode(event: Event, mode: Mode) -> tuple[dict[str, str], bytes]:
     try:
         event_of(attributes)
     except DecodeError as error:
-        raise EncodeError(f"This event cannot be sent. {error}") from error
+        raise EncodeError(f"The event cannot be sent. {error}") from error
     body = _body(event.data, datacontenttype)
     if mode == "binary":
         texts = {name: wire_text(value) for name, value in attributes.items()}
         message = to_binary_event(CloudEvent({**texts, **({"time": event.time} if event.time else {})}, body))
-        if event.time is None:  # the SDK puts the time of sending
+        if event.time is None:  # the SDK would insert the time of sending
             del message.headers["ce-time"]
         return message.headers, message.body
     return {"content-type": STRUCTURED}, _envelope(attributes, body)
 
 
 def event_of(attributes: Mapping[str, object], data: object = None) -> Event:
-    """The event with these attributes in their wire form (`time` as text), `None` standing for absent.
+    """Return the event with these attributes in their wire form (`time` as text); `None` means absent.
 
-    Every event that comes in is made here. Raises DecodeError for what CloudEvents 1.0 does not allow. An invalid
-    `traceparent` is as if there were none (https://www.w3.org/TR/trace-context/#traceparent-header-field-values).
+    This function creates every incoming event. Raises DecodeError for violations of CloudEvents 1.0. An invalid
+    `traceparent` is ignored (https://www.w3.org/TR/trace-context/#traceparent-header-field-values).
     """
     present = {name: value for name, value in attributes.items() if value is not None}
     if not is_traceparent(present.get("traceparent")):
@@ -129,7 +131,7 @@ def event_of(attributes: Mapping[str, object], data: object = None) -> Event:
 
 
 def attribute_text(text: str) -> str:
-    """A text as an attribute can hold it: characters that CloudEvents does not allow in strings are percent-encoded.
+    """Return the text as an attribute can hold it: characters that CloudEvents forbids in strings are percent-encoded.
 
     Git allows most of them in a ref.
     """
@@ -137,7 +139,7 @@ def attribute_text(text: str) -> str:
 
 
 def wire_text(value: object) -> str:
-    """An attribute's value as text: its canonical string form (CloudEvents 1.0, §3.1)."""
+    """Return an attribute's value in its canonical string form (CloudEvents 1.0, §3.1)."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -149,7 +151,7 @@ def _binary(headers: Mapping[str, str], body: bytes) -> Event:
     }
     for name in ("datacontenttype", "data"):
         if name in attributes:
-            raise DecodeError(f"There is no header ce-{name} in binary mode.")
+            raise DecodeError(f"Missing header ce-{name} in binary mode.")
     datacontenttype = headers.get("content-type") or None
     event = event_of({**attributes, "datacontenttype": datacontenttype})
     return msgspec.structs.replace(event, data=_data(body, datacontenttype))
@@ -157,24 +159,24 @@ def _binary(headers: Mapping[str, str], body: bytes) -> Event:
 
 def _structured(envelope: object) -> Event:
     if not isinstance(envelope, dict):
-        raise DecodeError("A CloudEvent in JSON is an object.")
+        raise DecodeError("A CloudEvent in JSON must be an object.")
     attributes = {name: value for name, value in envelope.items() if name not in ("data", "data_base64")}
     event = event_of(attributes)
     data, encoded = envelope.get("data"), envelope.get("data_base64")
     if data is not None and encoded is not None:
-        raise DecodeError("There is data as well as data_base64: only one of them may be there.")
+        raise DecodeError("data and data_base64 exclude each other: send one of them.")
     if encoded is not None:
         data = _data(_base64(encoded), event.datacontenttype or "application/octet-stream")
     elif data is not None and not is_json(event.datacontenttype):
         if not isinstance(data, str):
-            raise DecodeError("Data of a type that is not JSON must be a string, or come as data_base64.")
+            raise DecodeError("Data of a type that is not JSON must be a string or data_base64.")
         data = data.encode() or None
     return msgspec.structs.replace(event, data=data)
 
 
 def _batch(envelopes: object) -> list[Event]:
     if not isinstance(envelopes, list):
-        raise DecodeError("A batch of CloudEvents is an array.")
+        raise DecodeError("A batch of CloudEvents must be an array.")
     events = []
     for index, envelope in enumerate(envelopes):
         try:
@@ -185,8 +187,7 @@ def _batch(envelopes: object) -> list[Event]:
 
 
 def _header_value(name: str, value: str) -> str:
-    """The Go SDK, and so Knative, sends a URI with no more escapes than it has: one that decoding would break is taken
-    as it was sent."""
+    """Keep a URI that decoding would break: the Go SDK, and so Knative, adds no escapes to a URI."""
     if name in ("ce-source", "ce-dataschema") and _uri_reference(value):
         with suppress(DecodeError):
             text = _header_text(name, value)
@@ -196,8 +197,10 @@ def _header_value(name: str, value: str) -> str:
 
 
 def _header_text(name: str, value: str) -> str:
-    """HTTP binding, §3.1.3.2: unquote, then one round of percent-decoding. A `%` that encodes nothing is one: there
-    are senders that encode none."""
+    """Decode as in HTTP binding, §3.1.3.2: unquote, then percent-decode once.
+
+    A `%` without hexadecimal digits stays: some senders do not encode.
+    """
     try:
         return unquote_to_bytes(_unquoted(value).encode("latin-1")).decode()
     except UnicodeError:
@@ -214,7 +217,7 @@ def _unquoted(value: str) -> str:
 
 
 def _data(body: bytes, datacontenttype: str | None) -> object:
-    """What `Event.data` holds for these bytes of that type."""
+    """Return `Event.data` for these bytes of that type."""
     if not body:
         return None
     return load_json(body) if is_json(datacontenttype) else body
@@ -231,10 +234,10 @@ def _base64(encoded: object) -> bytes:
 
 def _check(name: str, value: object) -> None:
     if not _NAME.fullmatch(name):
-        raise DecodeError(f"{name[:MAX_NAME]!r} is no attribute name: 1 to {MAX_NAME} of a-z and 0-9.")
+        raise DecodeError(f"{name[:MAX_NAME]!r} is not an attribute name: use 1 to {MAX_NAME} of a-z and 0-9.")
     if isinstance(value, str):
         if _FORBIDDEN.search(value):
-            raise DecodeError(f"The attribute {name} has a character that CloudEvents does not allow.")
+            raise DecodeError(f"The attribute {name} has a character that CloudEvents forbids.")
     elif isinstance(value, bool | int):
         if not -(2**31) <= value < 2**31:
             raise DecodeError(f"The attribute {name} is out of range: integers have 32 bits.")
@@ -243,7 +246,7 @@ def _check(name: str, value: object) -> None:
 
 
 def _check_references(context: Mapping[str, object]) -> None:
-    """The context attributes that have a syntax of their own; all are strings by now."""
+    """Check the context attributes that have a syntax of their own; all are strings at this point."""
     if not _uri_reference(str(context["source"])):
         raise DecodeError("The attribute source is not a URI reference (RFC 3986).")
     dataschema = context.get("dataschema")
@@ -264,7 +267,7 @@ def _uri_reference(text: str, *, absolute: bool = False) -> bool:
 
 
 def _time(text: object) -> datetime | None:
-    """In UTC, whatever the offset, to the microsecond. What Python has no time for becomes the nearest that it has."""
+    """Return the time in UTC to the microsecond. A time beyond Python's range becomes the nearest one within it."""
     if text is None:
         return None
     with suppress(ValueError):
@@ -274,7 +277,7 @@ def _time(text: object) -> datetime | None:
 
 
 def _instant(match: re.Match[str]) -> datetime:
-    """Raises ValueError for a day, an hour, a leap second or an offset that does not exist."""
+    """Raise ValueError for a day, an hour, a leap second or an offset that does not exist."""
     year, month, day, hour, minute, second = (int(part) for part in match.group(1, 2, 3, 4, 5, 6))
     leap = second == _LEAP_SECOND
     local = datetime(year or _LEAP_YEAR, month, day, hour, minute, second - leap, tzinfo=UTC)
@@ -282,7 +285,7 @@ def _instant(match: re.Match[str]) -> datetime:
     try:
         time = local - _offset(match)
         if leap and (time.hour, time.minute) != (23, 59):
-            raise ValueError("There are leap seconds at the end of a day in UTC only.")
+            raise ValueError("Leap seconds exist only at the end of a day in UTC.")
         if not year:
             return _EARLIEST if time.year <= _LEAP_YEAR else time.replace(year=1)
         return time + timedelta(microseconds=microseconds)
@@ -294,7 +297,7 @@ def _offset(match: re.Match[str]) -> timedelta:
     """Raises ValueError."""
     hours, minutes = int(match[9] or 0), int(match[10] or 0)
     if hours > 23 or minutes > 59:  # noqa: PLR2004
-        raise ValueError("An offset has at most 23:59.")
+        raise ValueError("An offset must be at most 23:59.")
     return timedelta(hours=hours, minutes=minutes) * (-1 if match[8] == "-" else 1)
 
 
@@ -302,7 +305,7 @@ def _body(data: object, datacontenttype: str) -> bytes:
     if data is None:
         return b""
     if isinstance(data, bytes) is is_json(datacontenttype):
-        raise EncodeError("Data is bytes for types that are not JSON, and only for those.")
+        raise EncodeError("Data must be bytes for types that are not JSON, and only for those.")
     if isinstance(data, bytes):
         return data
     try:
@@ -318,7 +321,7 @@ def _members(value: object) -> list[object]:
 
 
 def _envelope(attributes: Mapping[str, object], body: bytes) -> bytes:
-    """The event in the JSON format. Not the SDK's, which writes data as `str(data)` for `Application/JSON`."""
+    """Return the event in the JSON format. The SDK would write data as `str(data)` for `Application/JSON`."""
     head = json.dumps(attributes, ensure_ascii=False, separators=(",", ":")).encode()
     if not body:
         return head

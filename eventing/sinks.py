@@ -1,7 +1,7 @@
-"""Who is told of an event, what an answer means, and when it is tried again: all of the delivery policy, and no I/O.
+"""The delivery policy, without I/O: which sinks receive an event, how to classify an answer, and when to retry.
 
-The sending itself is `eventing.delivery`. The plan keeps the schedule in the record, so it needs `wanted` and `pause`
-without an HTTP client behind them.
+`eventing.delivery` sends. The plan keeps the schedule in the record, so it needs `wanted` and `pause` without an HTTP
+client.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from eventing.event import CONTEXT, Format, Scalar
 from eventing.http import event_of
 
 LONGEST_PAUSE = 300.0
-"""Seconds: between two tries of a sink that says nothing about when to come back."""
+"""Seconds between two tries of a sink that sends no `Retry-After`."""
 LONGEST_RETRY_AFTER = 3600.0
-"""Seconds: however long a sink asks us to stay away."""
+"""Upper bound, in seconds, for the `Retry-After` of a sink."""
 
 
 MAX_EXTENSION = 2048
-"""Characters of a value: receivers limit the length of a header, and of all together."""
+"""Characters of a value: receivers limit the length of each header and of all headers."""
 
 
 class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where completion events go (an element of `sinks:` in the configuration, or what a SinkBinding injects).
+    """A receiver of completion events (an element of `sinks:` in the configuration, or injected by a SinkBinding).
 
     A malformed field raises ValueError, which msgspec turns into a ValidationError that names the place.
     """
@@ -41,116 +41,118 @@ class Sink(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Also the name of the file that holds its headers, `headers/<name>` among the secrets."""
     url: str
     types: tuple[str, ...] = ("dev.kiln.build.*",)
-    """Globs over event types; `*` matches any text. A CDEvent has two: its own, and that of the event of Kiln's that it
-    stands for."""
+    """Globs over event types; `*` matches any text. A CDEvent has two types: its own and that of the corresponding
+    event of Kiln.
+    """
     mode: Literal["binary", "structured"] = "binary"
     format: Format = "kiln"
     ca: str | None = None
-    """Certificates (PEM) to trust in addition to the system's."""
+    """Additional trusted certificates (PEM)."""
     token_file: str | None = None
-    """A file with a bearer token, read at each try because it rotates; no token where there is no such file."""
+    """A file with a bearer token, read at each try because it rotates; without the file, no token."""
     extensions: Mapping[str, Scalar] = {}
-    """Added to every event, in place of its own of the same name."""
+    """Added to every event; these replace existing extensions of the same name."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name):
-            raise ValueError("a sink's name is at most 63 letters, digits, '.', '_' and '-', as it names a file")
+            raise ValueError("a sink's name must have at most 63 letters, digits, '.', '_' and '-': it names a file")
         if why := _unusable(self.url):
             raise ValueError(f"the URL of sink {self.name} {why}")
         if not self.types:
-            raise ValueError("types is empty, so the sink would be told nothing: leave it out for all of Kiln's events")
+            raise ValueError("types is empty, so the sink would receive nothing: omit it for all events of Kiln")
         for extension in self.extensions:
             if not re.fullmatch(r"[a-z0-9]+", extension) or extension in {*CONTEXT, "specversion", "data"}:
                 raise ValueError(
                     f"{extension!r} cannot be an extension: lower-case letters and digits, not a core name"
                 )
         if any(len(str(value)) > MAX_EXTENSION for value in self.extensions.values()):
-            raise ValueError(f"these extensions cannot be sent: more than {MAX_EXTENSION} characters are no header")
+            raise ValueError(f"these extensions cannot be sent: a header cannot exceed {MAX_EXTENSION} characters")
         if self.token_file == "":
-            raise ValueError("token_file is empty, so it names no file")
+            raise ValueError("token_file must not be empty")
         try:
             event_of({"specversion": "1.0", "id": "1", "source": "/", "type": "t", **self.extensions})
         except DecodeError as error:
             raise ValueError(f"these extensions cannot be sent: {error}") from None
 
     def __repr__(self) -> str:
-        """The name alone: people's hook addresses are as good as passwords."""
+        """Show the name alone: a sink's URL may contain a credential."""
         return f"Sink({self.name!r})"
 
 
 Headers = Callable[[str], Mapping[str, str]]
-"""From a sink's name to the secret headers it is sent, asked at each try, so that a rotated secret is used at once."""
+"""From a sink's name to its secret headers, read at each try, so that a rotated secret takes effect immediately."""
 
 
 def wanted(sink: Sink, *types: str) -> bool:
-    """Whether the sink is to be told of an event that has any of these types."""
+    """Return whether the sink accepts an event with any of these types."""
     return any(fnmatchcase(each, glob) for each in types for glob in sink.types)
 
 
 def keeps_order(name: str) -> bool:
-    """Whether what goes to the sink of that name is of use in its order only: a status replaces the one before it.
+    """Return whether deliveries to the sink must stay in order: each status replaces its predecessor.
 
-    Those have names with a `/`, which the configured ones have not.
+    Their names contain a `/`; names of configured sinks do not.
     """
     return "/" in name
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one send."""
+    """The outcome of one send."""
 
     delivered: bool
     final: bool
-    """There is nothing more to try: it was delivered, or refused for good."""
+    """No further try follows: the sink has accepted the event, or refused it permanently."""
     status: int | None = None
     """`None`: no answer."""
     error: str | None = None
-    """Why it was not delivered. Never holds anything of the request or of the answer's text."""
+    """The reason of a failure. Never contains parts of the request or of the answer's text."""
     retry_after: float | None = None
-    """Seconds that the sink asks us to stay away, at most `LONGEST_RETRY_AFTER`."""
+    """The sink's `Retry-After` in seconds, at most `LONGEST_RETRY_AFTER`."""
 
 
 AGAIN = frozenset(
     {
-        404,  # a broker or route that is being deployed answers so
-        408,  # it gave up waiting for us: the next try may be quicker
-        409,  # somebody else was at the same thing
-        429,  # too many: it says when, by Retry-After
+        404,  # a broker or route during its deployment
+        408,  # the sink timed out waiting for the request
+        409,  # a conflicting request was in progress
+        429,  # too many requests: Retry-After tells when
     }
 )
-"""What is tried again beside 5xx and no answer, as Knative's senders do (its data plane specification, and its code for
-408). Every other status is the sink's last word: 3xx too, as following one could carry our headers to a stranger."""
+"""Retryable statuses besides 5xx, as in Knative's senders (its data plane specification, and its code for 408). All
+others are final. So are redirects: following one could send our headers to a stranger.
+"""
 
 
 def judge(status: int, retry_after: float | None = None) -> Outcome:
-    """What an HTTP status says of a delivery."""
+    """Classify a delivery by its HTTP status."""
     phrase = f" ({HTTPStatus(status).phrase})" if status in _KNOWN else ""
     error = f"answered {status}{phrase}"
     match status // 100:
         case 2:
             return Outcome(delivered=True, final=True, status=status)
         case 3:
-            error += "; redirects are not followed, so the sink's URL must be the final one"
+            error += "; redirects are not followed: configure the final URL"
         case hundreds if hundreds == 5 or status in AGAIN:  # noqa: PLR2004
             return Outcome(delivered=False, final=False, status=status, error=error, retry_after=retry_after)
     return Outcome(delivered=False, final=True, status=status, error=error)
 
 
 def unanswered(error: str) -> Outcome:
-    """There was no answer: it is tried again."""
+    """Return the retryable outcome of a try without an answer."""
     return Outcome(delivered=False, final=False, error=error)
 
 
-STOPPED = unanswered("Kiln stopped before it was delivered")
+STOPPED = unanswered("Kiln stopped before the delivery")
 
 
 def pause(tries: int, retry_after: float | None = None) -> float:
-    """Seconds from the end of the `tries`-th send (counted from 1) to the next: 1, 2, 4 … 300, or as long as asked."""
+    """Return the seconds from the end of send number `tries` (from 1) to the next: 1, 2, 4 … 300, or `Retry-After`."""
     backoff = min(2.0 ** min(max(tries - 1, 0), 10), LONGEST_PAUSE)
     return max(backoff, min(retry_after or 0.0, LONGEST_RETRY_AFTER))
 
 
 def seconds_until(retry_after: str | None, now: datetime) -> float | None:
-    """The `Retry-After` header (RFC 9110 §10.2.3: seconds or a date) as seconds, 0 … 3600; `None` if it says none."""
+    """Parse a `Retry-After` header (RFC 9110 §10.2.3: seconds or a date) to seconds, 0 … 3600; `None` without one."""
     text = (retry_after or "").strip()
     if re.fullmatch(r"[0-9]+", text):
         return min(float(text), LONGEST_RETRY_AFTER)
@@ -166,7 +168,7 @@ _KNOWN = frozenset(HTTPStatus)
 
 
 def _unusable(url: str) -> str | None:
-    """What is wrong with a sink's address, without repeating it."""
+    """Return what is wrong with a sink's URL, without quoting it."""
     try:
         parts = urlsplit(url)
         port, host = parts.port, parts.hostname
@@ -175,9 +177,9 @@ def _unusable(url: str) -> str | None:
     if parts.scheme not in ("http", "https") or not host or port == 0:
         return "must be http:// or https:// with a host"
     if re.search(r"[^\x21-\x7e]|[\"<>\\^`{|}]|%(?![0-9A-Fa-f]{2})", url):
-        return "holds a character that no URL has: encode it with %"
+        return "contains a character that URLs do not allow: percent-encode it"
     if "#" in url:
-        return "must not hold a fragment ('#…'): that is never sent"
+        return "must not have a fragment ('#…'), which is never sent"
     if parts.username is not None or parts.password is not None:
-        return "must not hold a password: put an Authorization header into the secret headers/<sink>"
+        return "must not have a password: put an Authorization header into the secret headers/<sink>"
     return None

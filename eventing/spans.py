@@ -1,7 +1,6 @@
-"""Spans: what took how long, as parts of a trace, for whoever collects them. What sends them is `kiln.otel`.
+"""Spans: durations as parts of a trace. `kiln.otel` exports them.
 
-Where nobody collects them there is none of this: everything that could tell of a span is given `None` in place of
-`Spans`, and looks for that once.
+Without a collector, functions receive `None` in place of `Spans` and check for it once.
 """
 
 from __future__ import annotations
@@ -19,25 +18,25 @@ Attributes = Mapping[str, str | int]
 
 
 class Span(Protocol):
-    """One that has begun."""
+    """A span that has begun."""
 
     @property
     def trace(self) -> Trace:
-        """Itself, for what is a part of it."""
+        """The trace context of the span, for its children."""
 
     def end(self, attributes: Attributes, *, error: str | None = None, at: datetime | None = None) -> None:
-        """Now, unless `at` says when. `error` is why it failed."""
+        """End the span now, or at `at`. `error` is the reason of a failure."""
 
 
 class Spans(Protocol):
-    """Safe to call from any thread; waits for nothing."""
+    """A tracer. Safe to call from any thread; never blocks."""
 
     def begin(self, name: str, parent: Trace | None, *, kind: Kind = "internal", at: datetime | None = None) -> Span:
-        """A span of the trace of `parent`, or of a new one; from now on, unless `at` says since when."""
+        """Begin a child span of `parent`, or a new trace; it starts now, or at `at`."""
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """A span that is over, with its parts."""
+    """A finished span with its children."""
 
     name: str
     start: datetime
@@ -48,7 +47,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def tell(spans: Spans, stage: Stage, parent: Trace | None) -> None:
-    """Tells of a stage and of all its parts."""
+    """Export a stage and all its children."""
     span = spans.begin(stage.name, parent, at=stage.start)
     for part in stage.parts:
         tell(spans, part, span.trace)

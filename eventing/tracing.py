@@ -1,4 +1,4 @@
-"""Which trace something is part of: W3C Trace Context, as it travels in attributes of events, headers and environments.
+"""W3C Trace Context in attributes of events, in headers and in environments.
 
 https://www.w3.org/TR/trace-context/, and for events
 https://github.com/cloudevents/spec/blob/main/cloudevents/extensions/distributed-tracing.md
@@ -14,43 +14,43 @@ import msgspec
 from eventing.wire import is_traceparent
 
 MAX_STATE = 512
-"""Characters of a tracestate that are passed on (§3.3.1.5)."""
+"""Characters of a tracestate that Kiln propagates (§3.3.1.5)."""
 MAX_MEMBERS = 32
 
 _MEMBER = re.compile(r"[a-z0-9][a-z0-9_*/@-]{0,255}=[ -+\--<>-~]{0,255}[!-+\--<>-~]")
 
 
 class Trace(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Both are as they came in, valid."""
+    """Both values are as received, and valid."""
 
     traceparent: str
     tracestate: str | None = None
 
     @property
     def id(self) -> str:
-        """Of the whole trace: 32 hexadecimal digits."""
+        """The trace id: 32 hexadecimal digits."""
         return self.traceparent.split("-")[1]
 
     @property
     def carried(self) -> dict[str, str]:
-        """As attributes of an event, or headers of a request."""
+        """Return the attributes of an event, or headers of a request."""
         state = {"tracestate": self.tracestate} if self.tracestate else {}
         return {"traceparent": self.traceparent, **state}
 
     @property
     def environment(self) -> dict[str, str]:
-        """As variables of a process (https://opentelemetry.io/docs/specs/otel/context/env-carriers/)."""
+        """Return the variables of a process (https://opentelemetry.io/docs/specs/otel/context/env-carriers/)."""
         return {name.upper(): value for name, value in self.carried.items()}
 
 
 class Carrier(Protocol):
-    """Attributes of an event, headers of a request."""
+    """A mapping of event attributes or request headers."""
 
     def get(self, key: str, /) -> object: ...
 
 
 def trace_of(carrier: Carrier) -> Trace | None:
-    """The trace that is told of by `traceparent` and `tracestate`; `None` where there is no valid one."""
+    """Read `traceparent` and `tracestate`; return `None` without a valid trace."""
     parent = carrier.get("traceparent")
     if not is_traceparent(parent):
         return None
@@ -58,7 +58,7 @@ def trace_of(carrier: Carrier) -> Trace | None:
 
 
 def _valid_state(state: object) -> str | None:
-    """As much of it as is passed on: whole members from the left. An invalid one is none."""
+    """Return the propagated part: whole members from the left. An invalid tracestate becomes empty."""
     if not isinstance(state, str):
         return None
     members = [member for part in state.split(",") if (member := part.strip(" \t"))]

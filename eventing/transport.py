@@ -1,8 +1,8 @@
-"""What happens in the courier's thread: the exchanges themselves, on asyncio and aiohttp.
+"""The exchanges of the courier's thread, on asyncio and aiohttp.
 
-Each sink has a lane of its own: its connections, its name look-ups and its limit of sends at a time. So the most that a
-sink can hold up is itself, and a thousand events for a silent one take `LANE_WIDTH` sockets. A Git host is one sink in
-that, whatever is said to it: one thing at a time, as GitHub asks for, and nothing while it asks to be left alone.
+Each sink has a lane: its own connections, name look-ups and limit of concurrent sends. A sink therefore delays only
+itself, and a thousand events for an unresponsive sink take `LANE_WIDTH` sockets. A Git host counts as one sink. Kiln
+sends it one request at a time, as GitHub recommends, and none during a rate limit.
 """
 
 from __future__ import annotations
@@ -45,25 +45,25 @@ from eventing.tracing import Trace, trace_of
 log = logging.getLogger(__name__)
 
 TIMEOUT = 10.0
-"""Seconds for one exchange in all: look-up, connection, request and answer, however slowly it trickles."""
+"""Seconds for one whole exchange: look-up, connection, request and answer, at any transfer rate."""
 LANE_WIDTH = 8
-"""Sends at a time to one sink."""
+"""Concurrent sends to one sink."""
 HOST_WIDTH = 1
-"""Things that are said at a time to one Git host."""
+"""Concurrent conversations with one Git host."""
 ANSWER_READ = 64 * 1024
-"""Bytes of an answer's body that are read (and dropped), so that the connection can serve again."""
+"""Bytes of an answer's body that Kiln reads and drops, so that it can reuse the connection."""
 HOST_ANSWER_READ = 8 * 2**20
 """Bytes of a Git host's answer: a page of comments may be long."""
 BEAT = 2.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 BURST_TRIES, BURST_SECONDS = 3, 5.0
-"""One send bridges a blip by so many tries, none of them begun later than so long after the first."""
+"""Tries of one send, and seconds after the first within which each must begin."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 class Transport:
-    """The loop and its lanes. `submit` and `stop` are for other threads, all else runs in the one that calls `run`."""
+    """The loop and its lanes. Other threads call `submit` and `stop`; the rest runs in the thread that calls `run`."""
 
     def __init__(self, headers: Headers, spans: Spans | None = None) -> None:
         self._headers = headers
@@ -74,7 +74,7 @@ class Transport:
         self.pulse = Pulse("courier")
 
     def run(self) -> None:
-        """Serves until `stop`."""
+        """Run until `stop`."""
         self._beat()
         try:
             self._loop.run_forever()
@@ -87,11 +87,11 @@ class Transport:
         self._loop.call_later(BEAT, self._beat)
 
     def submit(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None:
-        """Begins a send. `done` gets its outcome, whatever happens to it."""
+        """Start a send. `done` always gets its outcome."""
         self._loop.call_soon_threadsafe(self._begin, event, sink, done)
 
     def stop(self) -> None:
-        """Ends every send and then the loop."""
+        """Abort every send, then end the loop."""
         try:
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         finally:
@@ -126,7 +126,7 @@ class Transport:
             return await _exchange(lane.session, event, sink, self._headers, trace)
 
         async def once() -> Outcome:
-            async with lane.places:  # given back between tries: a sleeper holds up nobody
+            async with lane.places:  # released between tries: a pausing send delays no other
                 return await self._told(event, sink.name, exchange)
 
         return await _burst(once)
@@ -143,14 +143,14 @@ class Transport:
     async def _told(
         self, event: Event, sink: str, exchange: Callable[[Trace | None], Coroutine[Any, Any, Outcome]]
     ) -> Outcome:
-        """One try, which is given its trace: the event's, or a span of it where spans are collected."""
+        """Make one try within its trace: the event's, or a span of it if spans are collected."""
         trace = trace_of(event.extensions)
         if self._spans is None:
             return await exchange(trace)
         span = self._spans.begin(f"send {event.type}", trace, kind="client")
         about: dict[str, str | int] = {"cloudevents.event_id": event.id, "cloudevents.event_source": event.source}
         about |= {"cloudevents.event_type": event.type, "kiln.sink": sink}
-        error: str | None = "it was broken off"
+        error: str | None = "the send was aborted"
         try:
             outcome = await exchange(span.trace)
             error = outcome.error
@@ -164,22 +164,22 @@ class _Lane:
     def __init__(self, width: int = LANE_WIDTH) -> None:
         self.places = asyncio.Semaphore(width)
         self.rests: dict[str, float] = {}
-        """Until when (by the loop's clock) a host asks who comes with these credentials to stay away."""
+        """End of the host's rate limit for these credentials, by the loop's clock."""
         self.session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=width, resolver=aiohttp.ThreadedResolver()),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None),  # `_exchange` has its own: this one rounds up to whole seconds
             auto_decompress=False,
-            # The proxies alone: aiohttp would also send what ~/.netrc has for that host, and fail beside our own token.
+            # The proxies alone: aiohttp would also send the credentials in ~/.netrc, which conflict with our token.
             trust_env=False,
         )
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Looks each name up in a thread of its own.
+    """An event loop that resolves each name in a separate thread.
 
-    The default executor has a few threads for all, which names whose servers do not answer would fill for everybody,
-    and the interpreter waits for them at its end. aiohttp asks for one name once at a time, so a lane has one thread.
+    The default executor shares a few threads, which names with unresponsive servers would occupy. The interpreter waits
+    for them at exit. aiohttp makes one query per name at a time, so a lane has one thread.
     """
 
     async def getaddrinfo(self, *args: Any, **kwargs: Any) -> Any:
@@ -191,13 +191,13 @@ class _Loop(asyncio.SelectorEventLoop):
             except (OSError, ValueError) as error:
                 answer.set_exception(error)
 
-        answer.set_running_or_notify_cancel()  # from here on nobody can cancel it under the thread's hands
+        answer.set_running_or_notify_cancel()  # from here on no other thread can cancel it
         threading.Thread(target=look_up, name="look-up", daemon=True).start()
         return await asyncio.wrap_future(answer, loop=self)
 
 
 async def _burst(once: Callable[[], Any]) -> Outcome:
-    """A few tries, for a restart or a lost packet; as long between them as the sink asks, if that is soon."""
+    """Make a few tries, for a restart or a lost packet; pause for a short `Retry-After`."""
 
     def wait(state: tenacity.RetryCallState) -> float:
         return max(0.5 * 2.0 ** (state.attempt_number - 1), _last(state).retry_after or 0.0)
@@ -213,7 +213,7 @@ async def _burst(once: Callable[[], Any]) -> Outcome:
 
 
 def _last(state: tenacity.RetryCallState) -> Outcome:
-    assert state.outcome is not None  # noqa: S101 - tenacity asks only after a try
+    assert state.outcome is not None  # noqa: S101 - tenacity calls this only after a try
     outcome: Outcome = state.outcome.result()
     return outcome
 
@@ -230,12 +230,12 @@ async def _exchange(
 
 
 async def _conversation(lane: _Lane, event: Event, sink: HostSink) -> Outcome:
-    """Tells a Git host of an event, unless it has asked to be left alone."""
+    """Report an event to a Git host, unless its rate limit is in force."""
     now, trace = asyncio.get_running_loop().time, trace_of(event.extensions)
     headers = _merged(sink.headers, trace.carried if trace else {})
     who = headers.get("authorization", "")
     if (left := lane.rests.get(who, 0.0) - now()) > 0:
-        return Outcome(delivered=False, final=False, error="it asks to be left alone for a while", retry_after=left)
+        return Outcome(delivered=False, final=False, error="its rate limit is in force", retry_after=left)
     talk = sink.talk(event)
     try:
         request = next(talk)
@@ -253,7 +253,7 @@ async def _conversation(lane: _Lane, event: Event, sink: HostSink) -> Outcome:
 async def _asked(
     session: aiohttp.ClientSession, request: Request, headers: Mapping[str, str], ca: str | None
 ) -> Answer:
-    """The answer of a Git host, which may have moved what is asked for within itself. Raises OSError and aiohttp's."""
+    """Return the answer of a Git host after redirects within it. Raises OSError and aiohttp's errors."""
     for _ in range(MAX_REDIRECTS):
         answer = await _exchanged(session, request, headers, ca)
         moved = redirected(request, answer)
@@ -306,7 +306,7 @@ async def _request(
 
 
 def options(sink: Sink, headers: Headers, origin: str) -> Outcome:
-    """What a sink answers to OPTIONS; waits for it."""
+    """Return the sink's answer to OPTIONS; blocks."""
 
     async def ask() -> Outcome:
         lane = _Lane()
@@ -319,7 +319,7 @@ def options(sink: Sink, headers: Headers, origin: str) -> Outcome:
 
 
 def get(url: str, headers: Mapping[str, str], ca: str | None) -> Outcome:
-    """What a Git host answers to GET; waits for it."""
+    """Return a Git host's answer to GET; blocks."""
 
     async def ask() -> Outcome:
         lane = _Lane(HOST_WIDTH)
@@ -334,7 +334,7 @@ def get(url: str, headers: Mapping[str, str], ca: str | None) -> Outcome:
 
 
 async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body to its end or its bound. A body that breaks off changes nothing: the status has been said."""
+    """Read the body up to its end or its limit. A broken body changes nothing: the status has arrived."""
     read = bytearray()
     with suppress(aiohttp.ClientPayloadError):
         async for piece in answer.content.iter_any():
@@ -346,15 +346,15 @@ async def _read(answer: aiohttp.ClientResponse, most: int) -> bytes:
 
 
 def _merged(*headers: Any) -> dict[str, str]:
-    """Later ones win, whatever their case."""
+    """Merge headers; later ones win, ignoring case."""
     return {name.lower(): value for some in headers for name, value in some.items()}
 
 
 def _token(sink: Sink) -> dict[str, str]:
-    """The token in the sink's file, as it is now; nothing without such a file.
+    """Return the current token in the sink's file; nothing without the file.
 
-    Raises SinkError for one that would be refused for good, where there may be a better one soon: whoever makes these
-    tokens puts a new one into the file before the old one expires, unless it is away.
+    Raises SinkError for an invalid token that may be replaced soon: the issuer of the tokens normally writes a new one
+    before the old one expires.
     """
     if sink.token_file is None:
         return {}
@@ -363,13 +363,13 @@ def _token(sink: Sink) -> dict[str, str]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
-        raise SinkError(f"the file of its token cannot be read: {_of_system(error)}") from None
+        raise SinkError(f"cannot read its token file: {_of_system(error)}") from None
     except ValueError:
         token = ""
     if not _TOKEN.fullmatch(token):
-        raise SinkError("the file of its token holds none")
+        raise SinkError("its token file is empty or malformed")
     if _expiry(token) <= time.time():
-        raise SinkError("its token has expired, and nobody has put a new one into the file")
+        raise SinkError("the token in its token file has expired")
     return {"Authorization": f"Bearer {token}"}
 
 
@@ -378,7 +378,7 @@ class _Expiring(msgspec.Struct):
 
 
 def _expiry(token: str) -> float:
-    """When a JWT expires (RFC 7519, §4.1.4), in Unix time; what is none never does."""
+    """Return the expiry of a JWT (RFC 7519, §4.1.4) as Unix time; other tokens never expire."""
     try:
         payload = token.split(".")[1]
         return msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)), type=_Expiring).exp
@@ -396,7 +396,7 @@ def _proxy(url: str) -> str | None:
 
 @functools.cache
 def _trust(ca: str | None) -> ssl.SSLContext:
-    """The system's authorities and the sink's own. (REQUESTS_CA_BUNDLE is not looked at: it would replace both.)"""
+    """Trust the system's authorities and the sink's own; ignore REQUESTS_CA_BUNDLE, which would replace both."""
     context = ssl.create_default_context()
     if ca:
         context.load_verify_locations(cadata=ca)
@@ -404,10 +404,10 @@ def _trust(ca: str | None) -> ssl.SSLContext:
 
 
 def _why(error: Exception) -> str:
-    """A sentence for a failed exchange, with nothing of `str(error)`: that may hold the URL or what the sink said."""
+    """Explain a failed exchange without `str(error)`, which may contain the URL or the sink's text."""
     match error:
         case TimeoutError():
-            why = f"no whole answer within {TIMEOUT:g} s"
+            why = f"no complete answer within {TIMEOUT:g} s"
         case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as reason):
             why = f"its TLS certificate is not trusted: {reason.verify_message.rstrip('.')}"
         case aiohttp.ClientConnectorDNSError():
@@ -415,13 +415,13 @@ def _why(error: Exception) -> str:
         case aiohttp.ClientHttpProxyError():
             why = f"the proxy answered {error.status}"
         case aiohttp.ClientProxyConnectionError():
-            why = f"the proxy cannot be reached: {_of_system(error)}"
+            why = f"cannot reach the proxy: {_of_system(error)}"
         case aiohttp.ClientConnectorError():
-            why = f"it cannot be reached: {_of_system(error)}"
+            why = f"cannot connect: {_of_system(error)}"
         case aiohttp.ClientConnectionError() | ConnectionError():
-            why = "the connection was closed before an answer came"
+            why = "the connection closed before the answer"
         case aiohttp.ClientResponseError():
-            why = "its answer is not HTTP"
+            why = "the answer is not HTTP"
         case _:
             why = f"it could not be sent ({type(error).__name__})"
     return why
@@ -434,8 +434,8 @@ def _of_system(error: OSError) -> str:
 def _outcome_of(task: asyncio.Task[Outcome]) -> Outcome:
     if task.cancelled():
         return STOPPED
-    if error := task.exception():  # a headers callable that fails, an event that cannot be encoded
-        # The message may hold a header's value, so only the kind and the place are told.
+    if error := task.exception():  # a failing headers callable, an event that cannot be encoded
+        # The message may contain a header's value, so log only the kind and the place.
         log.error("Cannot send: %s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
         return unanswered(f"it could not be sent ({type(error).__name__})")
     return task.result()

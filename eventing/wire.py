@@ -1,12 +1,12 @@
-"""What senders put on the wire, read strictly: media types, header names in one case, JSON without surprises.
+"""Strict reading of the wire format: media types, header names in one case, JSON without ambiguity.
 
-Two readers of one message must never understand two things, so a key or a header that is there twice is refused, and
-nothing gets in that could not be sent out again: no NaN, no half of a surrogate pair, no bottomless nesting.
+Two readers of one message must agree, so a repeated key or header is refused. Values that JSON cannot carry back are
+refused, too: NaN, half of a surrogate pair, unbounded nesting.
 
-WSGI joins the values of a repeated header, so the server names the repeated ones in a header of its own (`REPEATED`).
+WSGI joins the values of a repeated header, so the server names the repeated ones in a separate header (`REPEATED`).
 
-A push of 24 MB may list a million paths, and as Python's strings they take several times the room of their text.
-`Pieces` leaves such an array in its text and reads one member at a time.
+A push of 24 MB may list a million paths, and Python strings take several times the memory of their text. `Pieces`
+leaves such an array in its text and reads one member at a time.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 
 MAX_DEPTH = 100
-"""Arrays and objects inside each other. Well below what Python's recursion limit leaves to any caller."""
+"""Nested arrays and objects. Well below the part of Python's recursion limit that any caller leaves."""
 
 REPEATED = "kiln-repeated"
-"""Header that the server adds: the names, in lower case and comma-separated, of the headers that were sent twice."""
-_SINGLE = re.compile(  # headers that say what a message means; others, such as Via, may be repeated
+"""Header that the server adds: comma-separated lower-case names of the headers that the request repeats."""
+_SINGLE = re.compile(  # headers that define the message; others, such as Via, may be repeated
     r"ce-.+|content-.+|idempotency-key|webhook-.+|x-(?:forgejo|gitea|github|gitlab|gogs|hub)-.+"
     r"|x-(?:event-key|hook-uuid|request-uuid|request-id)"
 )
@@ -40,19 +40,21 @@ _MEDIA_TYPE = re.compile(r"[\w!#$&.+^-]+/[\w!#$&.+^-]+ *(;[ -~]*)?", re.ASCII)
 
 
 def lowered(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers by lower-case name. Raises DecodeError where two names differ in case only, and for a repeated one
-    that a message's meaning depends on."""
+    """Return the headers by lower-case name.
+
+    Raises DecodeError if two names differ in case only, and for a repeated header that defines the message.
+    """
     names = {name.lower(): value for name, value in headers.items()}
     if len(names) != len(headers):
-        raise DecodeError("A header is there twice.")
+        raise DecodeError("A header is repeated.")
     for name in names.pop(REPEATED, "").split(","):
         if _SINGLE.fullmatch(name):
-            raise DecodeError(f"The header {name[:100]} is there twice.")
+            raise DecodeError(f"The header {name[:100]} is repeated.")
     return names
 
 
 def is_media_type(text: str) -> bool:
-    """Whether it reads `type/subtype`, with parameters or without (RFC 2045, §5.1)."""
+    """Return whether it has the form `type/subtype`, with or without parameters (RFC 2045, §5.1)."""
     return _MEDIA_TYPE.fullmatch(text) is not None
 
 
@@ -62,17 +64,19 @@ def essence(media_type: str) -> str:
 
 
 def is_json(media_type: str | None) -> bool:
-    """Whether data of that type is JSON: `*/json`, `*/*+json`, and no type at all (CloudEvents JSON format, §3.1)."""
+    """Return whether data of that type is JSON: `*/json`, `*/*+json`, and no type at all (CloudEvents JSON format,
+    §3.1).
+    """
     return media_type is None or essence(media_type).endswith(("/json", "+json"))
 
 
 def is_traceparent(value: object) -> TypeGuard[str]:
-    """Whether it is one of version 00 (https://www.w3.org/TR/trace-context/#traceparent-header)."""
+    """Return whether it is a version 00 header (https://www.w3.org/TR/trace-context/#traceparent-header)."""
     return isinstance(value, str) and _TRACEPARENT.fullmatch(value) is not None
 
 
 def load_json(text: bytes) -> object:
-    """The JSON value in UTF-8 `text` (RFC 8259). Raises DecodeError."""
+    """Parse the JSON value in UTF-8 `text` (RFC 8259). Raises DecodeError."""
     try:
         value = _JSON.decode(text.decode())
     except UnicodeDecodeError as error:
@@ -83,22 +87,22 @@ def load_json(text: bytes) -> object:
         raise DecodeError(_TOO_DEEP) from None
     except ValueError:  # Python reads no integer of more than 4300 digits
         raise DecodeError("A number in the JSON is too long.") from None
-    # Nothing is deeper than there are brackets, and half of a pair gets through UTF-8 only as an escape.
+    # Nesting cannot exceed the number of brackets, and UTF-8 carries half of a pair only as an escape.
     if text.count(b"{") + text.count(b"[") > MAX_DEPTH or b"\\u" in text:
         _check(value, MAX_DEPTH)
     return value
 
 
 class Pieces(Collection[object]):
-    """A JSON array that is kept as text: each iteration reads its members anew."""
+    """A JSON array stored as text: each iteration reads its members again."""
 
     def __init__(self, array: msgspec.Raw) -> None:
-        """`array` is a view of the text. Raises DecodeError where it is not an array, or a member is not JSON."""
+        """`array` is a view of the text. Raises DecodeError if it is not an array, or a member is not JSON."""
         try:
             self._parts = msgspec.json.decode(array, type=list[msgspec.Raw])
         except msgspec.DecodeError as error:
             raise DecodeError(f"This is not a JSON array: {error}.") from None
-        for _ in self:  # a member that cannot be read is refused now, and not when it is needed
+        for _ in self:  # refuse an unreadable member now, not at its first use
             pass
 
     def __iter__(self) -> Iterator[object]:
@@ -116,19 +120,19 @@ class Pieces(Collection[object]):
     __hash__ = None  # type: ignore[assignment]
 
     def each(self, kind: type[T]) -> Iterator[T]:
-        """Its members as `kind`. Raises msgspec.ValidationError."""
+        """Yield its members as `kind`. Raises msgspec.ValidationError."""
         return map(msgspec.json.Decoder(kind).decode, self._parts)
 
 
 def each(array: object, kind: type[T]) -> Iterator[T]:
-    """The members of a JSON array as `kind`. Raises msgspec.ValidationError."""
+    """Yield the members of a JSON array as `kind`. Raises msgspec.ValidationError."""
     if isinstance(array, Pieces):
         return array.each(kind)
     return (msgspec.convert(member, kind) for member in msgspec.convert(array, list[object]))
 
 
 def load_object(text: bytes, *, pieces: str) -> object:
-    """As `load_json`; of an object, the array called `pieces` becomes `Pieces`. Raises DecodeError."""
+    """Parse as `load_json`; the array `pieces` of an object becomes `Pieces`. Raises DecodeError."""
     names: list[str] = []
 
     def named(kind: type[str], name: str) -> str:
@@ -148,7 +152,7 @@ def load_object(text: bytes, *, pieces: str) -> object:
 
 
 class _Name(str):
-    """A name in a JSON object, each occurrence of which msgspec tells of."""
+    """A name in a JSON object; msgspec reports each occurrence."""
 
     __slots__ = ()
 

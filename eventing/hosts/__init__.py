@@ -1,4 +1,4 @@
-"""Git hosts: their webhooks as events, their pushes as facts. A host is one module here and one row in `DIALECTS`."""
+"""Git hosts: webhooks as events, pushes as facts. A host is one module here and one row in `DIALECTS`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ __all__ = ["DIALECTS", "Dialect", "Ignored", "PushFacts", "RequestFacts", "push_
 DIALECTS: Mapping[str, Dialect] = {
     dialect.word: dialect for dialect in (Forgejo(), Gitea(), GitHub(), GitLab(), Bitbucket(), BitbucketServer())
 }
-"""By the word in the route. A host that sends another's headers as well stands before that one."""
+"""By the kind of host in the route. A host that also sends another host's headers precedes that host."""
 _REQUESTS = {kind: dialect for dialect in DIALECTS.values() for kind in dialect.requests}
-"""Who tells of requests, by `Dialect.requests`."""
+"""Dialects by the types in `Dialect.requests`."""
 USUAL = "github"
-"""The dialect in which a push is told of where the host's own is not known here."""
+"""The dialect of a push whose host is of unknown kind."""
 
 
 def word_of(headers: Mapping[str, str]) -> str | None:
-    """Whose delivery has these headers, by lower-case name; `None` where they are no known host's."""
+    """Return the kind of host that sent these headers (lower-case names); `None` if unknown."""
     return next((word for word, dialect in DIALECTS.items() if dialect.own_header in headers), None)
 
 
 def push_of(event: Event) -> PushFacts | None:
-    """What the push says that this event is, however it travelled; `None` where it is no push.
+    """Return the facts of a push event, however it travelled; `None` for other events.
 
-    Raises DecodeError where its type says push and its data does not.
+    Raises DecodeError if the type is a push and the data is not.
     """
     for dialect in DIALECTS.values():
         if event.type in dialect.pushes:
@@ -43,22 +43,22 @@ def push_of(event: Event) -> PushFacts | None:
 
 
 def request_of(event: Event) -> RequestFacts | None:
-    """What an event about a pull or merge request says of it, however it travelled; `None` for all other events.
+    """Return the facts of an event about a pull or merge request, however it travelled; `None` for other events.
 
-    Raises DecodeError where its type says so and its data does not.
+    Raises DecodeError if the type is one and the data is not.
     """
     dialect = _teller(event.type)
     return None if dialect is None else facts_of(event, dialect.request)
 
 
 def _teller(kind: str) -> Dialect | None:
-    """Whose event about a request has this type."""
+    """Return the dialect to which a type of event about a request belongs."""
     while kind and kind not in _REQUESTS:
         kind = kind.rpartition(".")[0]
     return _REQUESTS.get(kind)
 
 
 def pushed(word: str | None, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
-    """The event that a host of that kind would have sent of the push that made a ref (`Dialect.pushed`)."""
+    """Return the event that a host of that kind would have sent for the push that created a ref (`Dialect.pushed`)."""
     dialect = DIALECTS.get(word or USUAL, DIALECTS[USUAL])
     return dialect.pushed(id=id, repository=repository, ref=ref, commit=commit, default_branch=default_branch)

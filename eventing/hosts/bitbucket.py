@@ -1,8 +1,8 @@
-"""Bitbucket Cloud's webhooks.
+"""Webhooks of Bitbucket Cloud.
 
-Bitbucket signs the raw body with HMAC-SHA256, in a header that elsewhere is for SHA-1. One delivery tells of all
-branches and tags that a push changed, and becomes an event for each. It does not say which branch is the default one,
-nor which files changed. A failed delivery is repeated twice.
+Bitbucket signs the raw body with HMAC-SHA256, in a header that other hosts use for SHA-1. One delivery lists all
+branches and tags that a push changed and becomes an event for each. It names neither the default branch nor the changed
+files. Bitbucket repeats a failed delivery twice.
 
 https://support.atlassian.com/bitbucket-cloud/docs/event-payloads/
 """
@@ -74,12 +74,14 @@ class Bitbucket:
 
     def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
         if "push" not in payload:
-            raise DecodeError("The payload does not show which event it is: the header X-Event-Key must say so.")
+            raise DecodeError("The payload does not identify its event. Send the header X-Event-Key.")
         return {"content-type": "application/json", "x-event-key": PUSH, "x-request-uuid": delivery}
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
-        """`id` is X-Request-UUID, and with a number where there are several changes; `source` is the repository's page.
-        An event that is no push has the type `com.bitbucket.<X-Event-Key>`, with dots for colons."""
+        """`id` is X-Request-UUID, numbered if there are several changes; `source` is the repository's page.
+
+        Events other than pushes have the type `com.bitbucket.<X-Event-Key>`, with dots for colons.
+        """
         named = lowered(headers)
         key, delivery = event_key(named), header(named, "X-Request-UUID")
         payload = payload_of(named, body)
@@ -94,7 +96,7 @@ class Bitbucket:
         return push_events(made, self.facts)
 
     def facts(self, event: Event) -> PushFacts:
-        """Of an event of one change, as `parse` makes them."""
+        """Read an event of one change, as `parse` creates them."""
         with as_push_of("Bitbucket"):
             push = msgspec.convert(event.data, _Payload)
         (change,) = push.push.changes
@@ -117,8 +119,10 @@ class Bitbucket:
         )
 
     def request(self, event: Event) -> RequestFacts:
-        """Bitbucket does not say what was updated, nor what the head was before, and has no labels. The repository has
-        no ref for a request, so it serves the head only where that is on a branch of its own."""
+        """Bitbucket sends neither the updated fields nor the previous head, and has no labels.
+
+        The repository has no ref for a request, so it serves the head only from a branch of its own.
+        """
         with as_request_of("Bitbucket"):
             told = msgspec.convert(event.data, _Told)
         request, key = told.pullrequest, event.type.rpartition(".")[2]
@@ -138,7 +142,7 @@ class Bitbucket:
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
-        """As one that created the ref, because nothing is known of what was there before."""
+        """Describe the ref as newly created, because its previous commit is unknown."""
         page, owner, name = page_of(repository)
         kind = "tag" if ref.startswith("refs/tags/") else "branch"
         new = {"type": kind, "name": ref.split("/", 2)[-1], "target": {"type": "commit", "hash": commit}}
@@ -156,35 +160,35 @@ class Bitbucket:
 
 
 def _page(href: str) -> str:
-    """A repository's page. Bitbucket's own examples put it on the host of its API."""
+    """Return a repository's page. Bitbucket's own examples put it on the host of its API."""
     return re.sub(r"\Ahttps://api\.bitbucket\.org/(?!2\.0/)", "https://bitbucket.org/", href)
 
 
 def verify(named: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> None:
-    """By `X-Hub-Signature`. Raises SignatureError."""
+    """Verify `X-Hub-Signature`. Raises SignatureError."""
     given = named.get("x-hub-signature")
     if given is None:
-        raise SignatureError("There is no X-Hub-Signature: give the webhook its secret.")
+        raise SignatureError("Missing X-Hub-Signature. Set the webhook's secret.")
     if not is_signed(given, body, secrets, "sha256="):
-        raise SignatureError("X-Hub-Signature was not made with this webhook's secret.")
+        raise SignatureError("X-Hub-Signature does not match this webhook's secret.")
 
 
 def event_key(named: Mapping[str, str]) -> str:
     """Raises DecodeError."""
     key = header(named, "X-Event-Key")
     if not re.fullmatch(r"[a-z_]{1,32}(?::[a-z_]{1,32}){1,3}", key):
-        raise DecodeError("X-Event-Key is no event's name.")
+        raise DecodeError("X-Event-Key is not the name of an event.")
     return key
 
 
 def numbered(delivery: str, changes: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Each with an id of its own, which a repeated delivery gives it again."""
+    """Return the id of each change, the same in a repeated delivery."""
     for number, change in enumerate(changes, start=1):
         yield (delivery if len(changes) == 1 else f"{delivery}.{number}"), change
 
 
 def push_events(made: Sequence[Event], facts: Callable[[Event], PushFacts]) -> list[Event] | Ignored:
-    """The events of a push's changes, each with its ref as the subject; a deleted ref leaves none.
+    """Return the events of a push's changes, each with its ref as the subject; a deleted ref has none.
 
     Raises DecodeError.
     """
@@ -194,11 +198,11 @@ def push_events(made: Sequence[Event], facts: Callable[[Event], PushFacts]) -> l
 
 
 def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """The payload with one change at a time. Raises DecodeError."""
+    """Yield the payload with one change at a time. Raises DecodeError."""
     push = payload.get("push")
     changes = push.get("changes") if isinstance(push, dict) else None
     if not isinstance(changes, list):
-        raise DecodeError("This is no push of Bitbucket's: push.changes is no list.")
+        raise DecodeError("This is not a Bitbucket push: push.changes is not a list.")
     return [{**payload, "push": {"changes": [change]}} for change in changes]
 
 
@@ -229,11 +233,11 @@ class _Change(msgspec.Struct):
 
     def __post_init__(self) -> None:
         if self.new is None and self.old is None:
-            raise ValueError("neither new nor old is there")
+            raise ValueError("both new and old are missing")
 
     @property
     def ref(self) -> str:
-        """Of what it became, or else of what it was."""
+        """The new ref, or the old one of a deletion."""
         (at, *_) = [side for side in (self.new, self.old) if side]
         return at.full
 
@@ -265,7 +269,7 @@ class _Actor(msgspec.Struct):
 
 
 class _Payload(msgspec.Struct):
-    """The parts of a push payload that matter here."""
+    """The used parts of a push payload."""
 
     push: _Push
     repository: _Repository
@@ -285,7 +289,7 @@ class _Named(msgspec.Struct):
 
 
 class _Side(msgspec.Struct):
-    """Where a request comes from, or what it is for. The repository that it comes from may have been deleted."""
+    """The source or the target of a request. The source repository may have been deleted."""
 
     branch: _Named
     commit: _Head
@@ -300,7 +304,7 @@ class _PullRequest(msgspec.Struct):
 
 
 class _Told(msgspec.Struct):
-    """The parts of an event about a pull request that matter here."""
+    """The used parts of an event about a pull request."""
 
     pullrequest: _PullRequest
     repository: _Repository

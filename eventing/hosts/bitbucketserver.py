@@ -1,8 +1,8 @@
-"""The webhooks of Bitbucket Data Center, once Bitbucket Server.
+"""Webhooks of Bitbucket Data Center, formerly Bitbucket Server.
 
-They are signed as Bitbucket Cloud's, but for the test of a connection, which is not signed at all: it is answered, and
-proves nothing. One delivery tells of all branches and tags that a push changed, and becomes an event for each. It does
-not say which branch is the default one, which files changed, or which commit a tag is on (unless it is the only one).
+The signatures are those of Bitbucket Cloud. The connection test is unsigned: Kiln answers it, and it proves nothing.
+One delivery lists all branches and tags that a push changed and becomes an event for each. It names neither the default
+branch nor the changed files, nor the commit of a tag (unless it is the only change).
 
 https://confluence.atlassian.com/bitbucketserver/event-payload-938025882.html
 """
@@ -42,7 +42,7 @@ from eventing.wire import lowered
 
 PUSH, PING = "repo:refs_changed", "diagnostics:ping"
 
-_PING = "This is Bitbucket's test connection, which is not signed: only a push shows that the secret is right."
+_PING = "Received Bitbucket's unsigned connection test. Push a commit to verify the secret."
 
 
 class BitbucketServer:
@@ -58,7 +58,7 @@ class BitbucketServer:
         secrets: Sequence[bytes],
         now: datetime | None = None,  # noqa: ARG002 - Bitbucket signs no time
     ) -> None:
-        """An unsigned test of the connection passes where there is any secret; `parse` gives nothing for it."""
+        """An unsigned connection test passes if any secret exists; `parse` returns no event for it."""
         named = lowered(headers)
         if not (any(secrets) and "x-hub-signature" not in named and named.get("x-event-key") == PING):
             verify(named, body, secrets)
@@ -75,13 +75,14 @@ class BitbucketServer:
     def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
         key = text_at(payload, ("eventKey",)) or (PING if "test" in payload else None)
         if key is None:
-            raise DecodeError("The payload does not show which event it is: eventKey is missing.")
+            raise DecodeError("The payload does not identify its event: eventKey is missing.")
         return {"content-type": "application/json", "x-event-key": key, "x-request-id": delivery}
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
-        """`id` is X-Request-Id, and with a number where there are several changes; `source` is the URL to clone from,
-        without `.git`. An event that is no push has the type `com.bitbucket-server.<X-Event-Key>`, with dots for
-        colons."""
+        """`id` is X-Request-Id, numbered if there are several changes; `source` is the clone URL without `.git`.
+
+        Events other than pushes have the type `com.bitbucket-server.<X-Event-Key>`, with dots for colons.
+        """
         named = lowered(headers)
         key = event_key(named)
         if key == PING:
@@ -96,8 +97,10 @@ class BitbucketServer:
         return push_events(made, self.facts)
 
     def facts(self, event: Event) -> PushFacts:
-        """Of an event of one change, as `parse` makes them. `toHash` of an annotated tag is its own, not the commit's.
-        `date` is when it was pushed, to the second."""
+        """Read an event of one change, as `parse` creates them.
+
+        `toHash` of an annotated tag is the tag object, not the commit. `date` is the time of the push, to the second.
+        """
         push = _push(event)
         (change,) = push.changes
         created, deleted = is_zero(change.fromHash), is_zero(change.toHash)
@@ -139,7 +142,7 @@ class BitbucketServer:
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
-        """As one that created the ref, because nothing is known of what was there before."""
+        """Describe the ref as newly created, because its previous commit is unknown."""
         page, owner, name = page_of(repository)
         kind, short = ("TAG" if ref.startswith("refs/tags/") else "BRANCH"), ref.split("/", 2)[-1]
         data = {
@@ -165,15 +168,15 @@ class BitbucketServer:
         return payload_event(id, page, "com.bitbucket-server.push", ref, data)
 
     def _change_event(self, id_: str, payload: Mapping[str, object]) -> Event:
-        """The event of one change."""
+        """Return the event of one change."""
         return payload_event(id_, _source(payload.get("repository")), "com.bitbucket-server.push", None, payload)
 
 
 def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """The payload with one change at a time, and without what is of one of several. Raises DecodeError."""
+    """Yield the payload with one change at a time, without the fields of the other changes. Raises DecodeError."""
     changes = payload.get("changes")
     if not isinstance(changes, list):
-        raise DecodeError("This is no push of Bitbucket's: changes is no list.")
+        raise DecodeError("This is not a Bitbucket push: changes is not a list.")
     if len(changes) == 1:
         return [payload]
     common = {name: value for name, value in payload.items() if name not in ("toCommit", "commits")}
@@ -181,7 +184,7 @@ def _changes(payload: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _whence(payload: Mapping[str, object]) -> str | None:
-    """The source of an event that is no push: the repository, or the one that its pull request is for.
+    """Return the source of an event that is not a push: the repository, or the target of its pull request.
 
     Raises DecodeError.
     """
@@ -194,11 +197,11 @@ def _whence(payload: Mapping[str, object]) -> str | None:
 
 
 def _source(repository: object) -> str:
-    """The URL to clone from, without `.git`. Raises DecodeError."""
+    """Return the clone URL without `.git`. Raises DecodeError."""
     try:
         return msgspec.convert(repository, _Repository).clone_url.removesuffix(".git")
     except msgspec.ValidationError as error:
-        raise DecodeError(f"This repository is none of Bitbucket's: {error}.") from None
+        raise DecodeError(f"This is not a repository of Bitbucket: {error}.") from None
 
 
 def _push(event: Event) -> _Push:
@@ -222,11 +225,11 @@ class _Repository(msgspec.Struct):
 
     @property
     def clone_url(self) -> str:
-        """Some versions put the name of who pushed before the host. Raises DecodeError."""
+        """Return the clone URL. Some versions put the name of the pusher before the host. Raises DecodeError."""
         for each in self.links.clone:
             if each.name in ("http", "https"):
                 return re.sub(r"(?<=://)[^/@]*@", "", each.href)
-        raise DecodeError("repository.links.clone has no http URL: Bitbucket's base URL must be set, and HTTP be on.")
+        raise DecodeError("repository.links.clone has no HTTP URL. Set Bitbucket's base URL and enable HTTP.")
 
 
 class _Commit(msgspec.Struct):
@@ -245,7 +248,7 @@ class _Actor(msgspec.Struct):
 
 
 class _Push(msgspec.Struct):
-    """The parts of a push payload that matter here. Versions before 8 lack `toCommit`."""
+    """The used parts of a push payload. Versions before 8 lack `toCommit`."""
 
     changes: Annotated[list[_Change], Meta(min_length=1, max_length=1)]
     repository: _Repository
@@ -255,7 +258,7 @@ class _Push(msgspec.Struct):
 
     @property
     def commit(self) -> str | None:
-        """Of the one change."""
+        """The commit of the only change."""
         (change,) = self.changes
         if change.refId.startswith("refs/heads/"):
             return change.toHash
@@ -271,7 +274,7 @@ class _Project(msgspec.Struct):
 
 
 class _Held(_Repository):
-    """A repository of one side of a request. Some versions do not say where it can be cloned from."""
+    """The repository at one side of a request. Some versions omit the clone URL."""
 
     id: int | None = None
     slug: str | None = None
@@ -304,7 +307,7 @@ class _PullRequest(msgspec.Struct):
 
     @property
     def clone_url(self) -> str:
-        """Of the repository that it is for, or as it follows from the request's own page. Raises DecodeError."""
+        """Return the clone URL of the target, or derive it from the page of the request. Raises DecodeError."""
         held = self.toRef.repository
         for page in self.links.self:
             found = page and _PAGE.fullmatch(page.href)
@@ -318,7 +321,7 @@ class _Target(msgspec.Struct):
 
 
 class _Told(msgspec.Struct):
-    """The parts of an event about a pull request that matter here."""
+    """The used parts of an event about a pull request."""
 
     pullRequest: _PullRequest  # noqa: N815
     previousFromHash: Hash | None = None  # noqa: N815

@@ -1,7 +1,7 @@
-"""Forgejo's webhooks: Gitea's under names of its own.
+"""Webhooks of Forgejo: those of Gitea with additional names.
 
-Forgejo sends `X-Forgejo-…` beside `X-Gitea-…`, with the same values. Its own are read where they are there; a wrong
-signature in one is not made good by a right one in the other.
+Forgejo sends `X-Forgejo-…` beside `X-Gitea-…`, with the same values. Kiln prefers the former if present; a valid
+signature in one header does not replace an invalid one in the other.
 
 https://forgejo.org/docs/latest/user/webhooks/
 """

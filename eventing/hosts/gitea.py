@@ -1,8 +1,8 @@
-"""Gitea's webhooks. Event types follow those of the CloudEvents adapter for GitHub, with `gitea` in place of `github`.
+"""Webhooks of Gitea. Event types follow those of the CloudEvents adapter for GitHub, with `gitea` in place of `github`.
 
-Gitea signs the JSON with HMAC-SHA256, also where a form carries it, and does not repeat a failed delivery. A new branch
-or tag is a `create` and a `push`, a deleted one a `delete` (of a tag a `push` as well), so only the push counts. A test
-delivery is a push that moves nothing: there is no ping.
+Gitea signs the JSON with HMAC-SHA256, even inside a form, and does not repeat a failed delivery. A new branch or tag is
+a `create` and a `push`, a deleted one a `delete` (a deleted tag a `push` as well), so only the push counts. A test
+delivery is a push without changes: Gitea has no ping.
 
 https://docs.gitea.com/usage/repository/webhooks
 """
@@ -85,7 +85,7 @@ class Gitea:
         "com.gitea.pull_request_label",
     )
     prefixes: tuple[str, ...] = ("X-Gitea",)
-    """Beginnings of the names of its headers. The first that a delivery has is read."""
+    """Prefixes of its header names. The first that a delivery has wins."""
 
     def verify(
         self,
@@ -94,14 +94,14 @@ class Gitea:
         secrets: Sequence[bytes],
         now: datetime | None = None,  # noqa: ARG002 - Gitea signs no time
     ) -> None:
-        """By its own `…-Signature` alone. Gitea sends an empty one where the webhook has no secret."""
+        """Verify `…-Signature` only. Gitea sends an empty one if the webhook has no secret."""
         named = lowered(headers)
         name = self._name(named, "Signature")
         given = named.get(name.lower())
         if not given:
-            raise SignatureError(f"There is no {name}: give the webhook its secret.")
+            raise SignatureError(f"Missing {name}. Set the webhook's secret.")
         if not is_signed(given, _signed(named, body), secrets):
-            raise SignatureError(f"{name} was not made with this webhook's secret.")
+            raise SignatureError(f"{name} does not match this webhook's secret.")
 
     def signed(
         self,
@@ -121,7 +121,7 @@ class Gitea:
         return {"content-type": "application/json", **own}
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
-        """`id` is `…-Delivery`, `source` the repository's page. A redelivery by hand has an `id` of its own."""
+        """`id` is `…-Delivery`, `source` the repository's page. A manual redelivery has a new `id`."""
         named = lowered(headers)
         event = event_name(named, self._name(named, "Event"))
         delivery = header(named, self._name(named, "Delivery"))
@@ -136,7 +136,7 @@ class Gitea:
         return self._nothing(made) or [made]
 
     def facts(self, event: Event) -> PushFacts:
-        """Gitea does not say that a push was forced, nor when it was made."""
+        """Gitea sends neither whether a push was forced nor its time."""
         push, paths = self._push(event)
         created, deleted = is_zero(push.before), is_zero(push.after)
         commit = None if deleted else push.commit
@@ -157,10 +157,9 @@ class Gitea:
         )
 
     def request(self, event: Event) -> RequestFacts:
-        """Gitea does not say which label is new. Who may only read a repository can push a request to it, by
-        `refs/for/<branch>`: its head is in that very repository, and on no branch.
+        """Gitea does not mark the new label. A reader of a repository can push a request to it, by `refs/for/<branch>`.
 
-        https://docs.gitea.com/usage/agit
+        The head of such a request is in the target repository, but on no branch. https://docs.gitea.com/usage/agit
         """
         with as_request_of(type(self).__name__):
             told = msgspec.convert(event.data, pullrequest.Told)
@@ -172,7 +171,7 @@ class Gitea:
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
-        """As one that created the ref, because nothing is known of what was there before, nor of changed paths."""
+        """Describe the ref as newly created, because its previous commit and the changed paths are unknown."""
         page, owner, name = page_of(repository)
         data = {
             "ref": ref,
@@ -193,12 +192,12 @@ class Gitea:
         return payload_event(id, page, f"com.{self.word}.push", ref, data)
 
     def _name(self, named: Mapping[str, str], end: str) -> str:
-        """The name of one of its headers, as this delivery spells it."""
+        """Return the full name of one of its headers, as this delivery spells it."""
         names = [f"{prefix}-{end}" for prefix in self.prefixes]
         return next((name for name in names if name.lower() in named), names[0])
 
     def _nothing(self, made: Event) -> Ignored | None:
-        """Why an event asks for nothing, if it does not."""
+        """Return why an event requests nothing, or `None`."""
         if made.type not in self.pushes:
             return None
         push, _ = self._push(made)
@@ -213,7 +212,7 @@ class Gitea:
 
 
 def _signed(named: Mapping[str, str], body: bytes) -> bytes:
-    """What the signature is over. A form that holds no payload is signed by nobody, so its bytes will do."""
+    """Return the signed bytes. A form without a payload is never signed, so its own bytes serve."""
     try:
         return json_text(named, body)
     except DecodeError:
@@ -232,7 +231,7 @@ class _User(msgspec.Struct):
 
 
 class _Push(msgspec.Struct):
-    """The parts of a push payload that matter here. Old versions lack `head_commit` and `total_commits`."""
+    """The used parts of a push payload. Old versions lack `head_commit` and `total_commits`."""
 
     ref: Ref
     before: Hash
@@ -245,7 +244,7 @@ class _Push(msgspec.Struct):
 
     @property
     def message(self) -> str | None:
-        """Of the commit that the ref is at."""
+        """The message of the ref's commit."""
         return message_of(self.commit, chain([self.head_commit] if self.head_commit else [], commits_of(self.commits)))
 
     @property
@@ -254,7 +253,7 @@ class _Push(msgspec.Struct):
 
     @property
     def paths(self) -> ChangedPaths | None:
-        """Only the newest commits are listed (5 by default), and how many there were is in `total_commits`.
+        """Gitea lists only the newest commits (5 by default); `total_commits` counts all.
 
         Raises msgspec.ValidationError.
         """

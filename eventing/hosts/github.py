@@ -1,7 +1,7 @@
-"""GitHub's webhooks, as the events of the CloudEvents adapter for GitHub.
+"""Webhooks of GitHub, as the events of the CloudEvents adapter for GitHub.
 
-GitHub signs the raw body with HMAC-SHA256 and does not repeat a failed delivery. The `create` and `delete` events tell
-what a `push` tells as well, so only the push counts; of a push that deletes a ref there is nothing to build.
+GitHub signs the raw body with HMAC-SHA256 and does not repeat a failed delivery. A `push` accompanies each `create` and
+`delete` event, so only the push counts; a push that deletes a ref leaves nothing to build.
 
 https://docs.github.com/en/webhooks/webhook-events-and-payloads
 https://github.com/cloudevents/spec/blob/main/cloudevents/adapters/github.md
@@ -53,22 +53,23 @@ from eventing.hosts.payload import (
 from eventing.wire import essence, lowered
 
 MAX_COMMITS, MAX_FILES = 2048, 3000
-"""GitHub lists no more commits of a push, and no more files of a commit. Where it lists as many there may be more, and
-nobody knows all the paths; nor where it lists none. https://docs.github.com/en/webhooks/webhook-events-and-payloads#push"""
+"""GitHub lists at most so many commits of a push and files of a commit. A full list may be incomplete, and so may an
+empty one. https://docs.github.com/en/webhooks/webhook-events-and-payloads#push
+"""
 MAX_EXPLAINED = 1 << 20
-"""Bytes of a body that is signed anew to find out why its signature is wrong."""
+"""Bytes of a body up to which Kiln computes further signatures to explain a wrong one."""
 
 _IGNORED = {
     "ping": "This is GitHub's ping: the webhook works.",
     "create": CREATED,
     "delete": DELETED,
 }
-_TYPE_ENDS: Mapping[str, tuple[Path, ...]] = {  # where it is not the payload's `action`
+_TYPE_ENDS: Mapping[str, tuple[Path, ...]] = {  # if it is not the payload's `action`
     "deployment": (),
     "deployment_status": (("deployment_status", "state"),),
     "membership": (("scope",), ("action",)),
 }
-_SUBJECTS: Mapping[str, Path] = {  # of the events that somebody may want a build for
+_SUBJECTS: Mapping[str, Path] = {  # of the events that can trigger a build
     "deployment": ("deployment", "id"),
     "pull_request": ("number",),
     "push": ("ref",),
@@ -89,7 +90,7 @@ _SHOWN_BY: Sequence[tuple[str, frozenset[str]]] = (
     ("release", frozenset({"release"})),
     ("pull_request", frozenset({"pull_request", "number"})),
 )
-_SOURCES: tuple[Path, ...] = (  # the first that is there
+_SOURCES: tuple[Path, ...] = (  # the first that is present
     ("repository", "url"),
     ("organization", "url"),
     ("installation", "account", "url"),
@@ -110,13 +111,13 @@ class GitHub:
         secrets: Sequence[bytes],
         now: datetime | None = None,  # noqa: ARG002 - GitHub signs no time
     ) -> None:
-        """By `X-Hub-Signature-256` alone: the older SHA-1 header lets nobody in."""
+        """Verify `X-Hub-Signature-256` only: the older SHA-1 header is not accepted."""
         named = lowered(headers)
         given = named.get("x-hub-signature-256")
         if given is None and "x-hub-signature" in named:
-            raise SignatureError("There is only X-Hub-Signature (SHA-1), which is not accepted; sign with SHA-256.")
+            raise SignatureError("X-Hub-Signature (SHA-1) is not accepted. Sign with SHA-256.")
         if given is None:
-            raise SignatureError("There is no X-Hub-Signature-256: give the webhook its secret.")
+            raise SignatureError("Missing X-Hub-Signature-256. Set the webhook's secret.")
         if not is_signed(given, body, secrets, "sha256="):
             raise SignatureError(f"X-Hub-Signature-256 {_what_else(given, named, body, secrets)}.")
 
@@ -132,12 +133,15 @@ class GitHub:
     def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
         event = shown_by(payload, _SHOWN_BY)
         if event is None:
-            raise DecodeError("The payload does not show which event it is: the header X-GitHub-Event must say so.")
+            raise DecodeError("The payload does not identify its event. Send the header X-GitHub-Event.")
         return {"content-type": "application/json", "x-github-event": event, "x-github-delivery": delivery}
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
-        """`id` is X-GitHub-Delivery, which a redelivery repeats; `source` is `repository.url`, or what stands for it in
-        events that have no repository. Pushes and the events of `_SUBJECTS` have a `subject`."""
+        """`id` is X-GitHub-Delivery, which a redelivery repeats; `source` is `repository.url`, or its substitute in
+        events without a repository.
+
+        Pushes and the events of `_SUBJECTS` have a `subject`.
+        """
         named = lowered(headers)
         event, delivery = event_name(named, "X-GitHub-Event"), header(named, "X-GitHub-Delivery")
         if event in _IGNORED:
@@ -154,7 +158,7 @@ class GitHub:
         return [made]
 
     def facts(self, event: Event) -> PushFacts:
-        """`head_commit` is the commit, also behind an annotated tag; `after` would be the tag's own hash."""
+        """`head_commit` is the commit, also behind an annotated tag; `after` would be the tag object."""
         with as_push_of("GitHub"):
             push = msgspec.convert(event.data, _Push)
             paths = paths_of(push.commits, _is_all)
@@ -189,7 +193,7 @@ class GitHub:
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
-        """As one that created the ref, because nothing is known of what was there before, nor of changed paths."""
+        """Describe the ref as newly created, because its previous commit and the changed paths are unknown."""
         page, owner, name = page_of(repository)
         data = {
             "ref": ref,
@@ -225,7 +229,7 @@ class _Pusher(msgspec.Struct):
 
 
 class _Push(msgspec.Struct):
-    """The parts of a push payload that matter here."""
+    """The used parts of a push payload."""
 
     ref: Ref
     before: Hash
@@ -244,21 +248,21 @@ class _Push(msgspec.Struct):
 
 
 def _is_all(files: Sequence[int]) -> bool:
-    """Whether that many files of each commit are all that the push has changed."""
+    """Return whether each commit lists all its files, judged by their number."""
     return 0 < len(files) < MAX_COMMITS and all(0 < count < MAX_FILES for count in files)
 
 
 def _what_else(given: str, named: Mapping[str, str], body: bytes, secrets: Sequence[bytes]) -> str:
-    """What a wrong signature is instead, as the end of a sentence."""
+    """Explain a wrong signature, as the end of a sentence."""
     if not re.fullmatch(r"sha256=[0-9a-f]{64}", given):
         return "is not `sha256=` and 64 hexadecimal digits"
     if len(body) <= MAX_EXPLAINED and is_signed(given, _otherwise(named, body), secrets, "sha256="):
-        return "was made of another form of this payload: something on the way has changed its content type"
-    return "was not made with this webhook's secret, or something on the way has changed the body"
+        return "signs another form of this payload: a proxy has changed its content type"
+    return "does not match this webhook's secret, or a proxy has changed the body"
 
 
 def _otherwise(named: Mapping[str, str], body: bytes) -> bytes:
-    """The JSON of a form, or a form with the JSON."""
+    """Return the JSON of a form, or a form with the JSON."""
     if essence(named.get("content-type", "")) != FORM:
         return b"payload=" + quote_plus(body, safe="*").replace("~", "%7E").encode()
     with suppress(DecodeError):
@@ -267,6 +271,6 @@ def _otherwise(named: Mapping[str, str], body: bytes) -> bytes:
 
 
 def _type_ends(event: str, payload: Mapping[str, object]) -> list[str]:
-    """What follows the event's name in the type."""
+    """Return the part of the type after the event's name."""
     ends = (text_at(payload, path) for path in _TYPE_ENDS.get(event, (("action",),)))
     return [end for end in ends if end]

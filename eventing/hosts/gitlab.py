@@ -1,11 +1,11 @@
-"""GitLab's webhooks, as the events of the CloudEvents adapter for GitLab.
+"""Webhooks of GitLab, as the events of the CloudEvents adapter for GitLab.
 
-A webhook has a secret token, which comes with every delivery as it is, or a signing token (a key of Standard Webhooks),
-or both. Where it is signed and a key is known here, the signature decides alone.
+A webhook has a secret token, which every delivery carries in clear text, or a signing token (a key of Standard
+Webhooks), or both. For a signed delivery with a known key only the signature counts.
 
-GitLab repeats nothing and, of a push of more refs than its limit (3), tells nothing at all. A test sends the last
-commits of the default branch as if they had just been pushed, from the first of them on: no push lists the commit that
-it starts from.
+GitLab repeats no delivery and sends none for a push of more refs than its limit (3). A test delivery shows the last
+commits of the default branch as if newly pushed, including the first of them. A real push never lists its starting
+commit.
 
 https://docs.gitlab.com/user/project/integrations/webhooks/, webhook_events/
 https://github.com/cloudevents/spec/blob/main/cloudevents/adapters/gitlab.md
@@ -53,11 +53,11 @@ from eventing.wire import lowered
 
 PUSHES = ("push", "tag_push")
 PUBLIC = 20
-"""The visibility level of projects that everybody can see."""
+"""The visibility level of public projects."""
 
 _KINDS: tuple[Path, ...] = (("object_kind",), ("event_name",))  # system hooks have the latter alone
 _TYPES = {"build": "job"}
-_TYPE_ENDS: Mapping[str, Path] = {  # where it is not the action of `object_attributes`
+_TYPE_ENDS: Mapping[str, Path] = {  # if it is not the action of `object_attributes`
     "issue": ("object_attributes", "state"),
     "note": ("object_attributes", "noteable_type"),
     "pipeline": ("object_attributes", "status"),
@@ -98,8 +98,10 @@ class GitLab:
     )
 
     def verify(self, headers: Mapping[str, str], body: bytes, secrets: Sequence[bytes], now: datetime) -> None:
-        """By `webhook-signature`, or else by `X-Gitlab-Token`, which proves nothing of the body. A signing token is no
-        secret token: it is never taken in the clear."""
+        """Verify `webhook-signature`, or else `X-Gitlab-Token`, which does not authenticate the body.
+
+        A signing token is not a secret token: Kiln never accepts it in clear text.
+        """
         named = lowered(headers)
         tokens = [secret for secret in secrets if secret and not standardwebhooks.is_key(secret)]
         if "webhook-signature" in named and any(map(standardwebhooks.is_key, secrets)):
@@ -107,7 +109,7 @@ class GitLab:
             return
         given = named.get("x-gitlab-token", "").encode("latin-1", "replace")
         if not given:
-            raise SignatureError("There is no X-Gitlab-Token: give the webhook its secret token or signing token.")
+            raise SignatureError("Missing X-Gitlab-Token. Set the webhook's secret token or signing token.")
         if not any([hmac.compare_digest(given, token) for token in tokens]):  # noqa: C419 - all of them, always
             raise SignatureError("X-Gitlab-Token is not this webhook's secret token.")
 
@@ -120,19 +122,21 @@ class GitLab:
     def headers_for(self, payload: Mapping[str, object], delivery: str) -> dict[str, str]:
         kind = first_text(payload, _KINDS)
         if kind is None:
-            raise DecodeError("The payload does not show which event it is: object_kind is missing.")
+            raise DecodeError("The payload does not identify its event: object_kind is missing.")
         event = f"{kind.replace('_', ' ').title()} Hook"
         return {"content-type": "application/json", "x-gitlab-event": event, "idempotency-key": delivery}
 
     def parse(self, headers: Mapping[str, str], body: bytes) -> list[Event] | Ignored:
-        """`id` is `webhook-id` or `Idempotency-Key`, which stay the same when GitLab tries again. Versions before 17.4
-        have neither; theirs is made of X-Gitlab-Event-UUID, which a branch and a tag of one push share, and the
-        payload."""
+        """`id` is `webhook-id` or `Idempotency-Key`, which a retry repeats.
+
+        Versions before 17.4 have neither. Their id is derived from the payload and X-Gitlab-Event-UUID, which a branch
+        and a tag of one push share.
+        """
         named = lowered(headers)
         payload = payload_of(named, body)
         kind = first_text(payload, _KINDS)
         if kind is None or not re.fullmatch(r"[a-z_]{1,64}", kind):
-            raise DecodeError("The payload's object_kind is no event's name.")
+            raise DecodeError("The payload's object_kind is not the name of an event.")
         source, subject = _source(kind, payload), text_at(payload, _SUBJECTS.get(kind, ()))
         if source is None and kind not in PUSHES:
             return Ignored(NO_REPOSITORY)
@@ -141,8 +145,9 @@ class GitLab:
         return nothing or [made]
 
     def facts(self, event: Event) -> PushFacts:
-        """`checkout_sha` is the commit, also behind an annotated tag. GitLab does not say that a push was forced, nor
-        when it was made."""
+        """`checkout_sha` is the commit, also behind an annotated tag. GitLab sends neither whether a push was forced
+        nor its time.
+        """
         push, paths = _push(event)
         created, deleted = is_zero(push.before), is_zero(push.after)
         commit = None if deleted else push.commit
@@ -163,7 +168,7 @@ class GitLab:
         )
 
     def request(self, event: Event) -> RequestFacts:
-        """`oldrev` is there where the head has moved."""
+        """`oldrev` is present if the head has moved."""
         with as_request_of("GitLab"):
             told = msgspec.convert(event.data, _MergeRequest)
         about = told.object_attributes
@@ -185,7 +190,7 @@ class GitLab:
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002
-        """As one that created the ref, because nothing is known of what was there before, nor of changed paths."""
+        """Describe the ref as newly created, because its previous commit and the changed paths are unknown."""
         page, owner, name = page_of(repository)
         kind = "tag_push" if ref.startswith("refs/tags/") else "push"
         about = {"name": name, "homepage": page, "git_http_url": repository}
@@ -219,12 +224,12 @@ def _source(kind: str, payload: Mapping[str, object]) -> str | None:
 
 def _type(kind: str, payload: Mapping[str, object]) -> str:
     end = text_at(payload, _TYPE_ENDS.get(kind, ("object_attributes", "action")))
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", end or "").lower()  # MergeRequest, where GitLab names a class
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", end or "").lower()  # MergeRequest, from the name of the class in GitLab
     return ".".join(filter(None, ["com.gitlab", _TYPES.get(kind, kind), words]))
 
 
 def _nothing(made: Event) -> Ignored | None:
-    """Why a push asks for nothing, if it does not."""
+    """Return why a push requests nothing, or `None`."""
     push, _ = _push(made)
     if push.before == push.after or any(commit.id == push.before for commit in commits_of(push.commits)):
         return Ignored(TEST)
@@ -238,7 +243,7 @@ class _Project(msgspec.Struct, frozen=True):
 
 
 class _Push(msgspec.Struct):
-    """The parts of a push payload that matter here. Old versions have `repository` in place of `project`."""
+    """The used parts of a push payload. Old versions have `repository` in place of `project`."""
 
     ref: Ref
     before: Hash
@@ -252,10 +257,10 @@ class _Push(msgspec.Struct):
 
     @property
     def clone_url(self) -> str:
-        """Raises DecodeError."""
+        """Return the clone URL. Raises DecodeError."""
         if url := self.project.git_http_url or self.repository.git_http_url:
             return url
-        raise DecodeError("This push of GitLab's has no project.git_http_url: the project is not served over HTTP.")
+        raise DecodeError("This push has no project.git_http_url. Enable HTTP for the project.")
 
     @property
     def commit(self) -> str | None:
@@ -263,7 +268,7 @@ class _Push(msgspec.Struct):
 
     @property
     def paths(self) -> ChangedPaths | None:
-        """The newest 20 commits are listed; how many there were is in `total_commits_count`.
+        """GitLab lists the newest 20 commits; `total_commits_count` counts all.
 
         Raises msgspec.ValidationError.
         """
@@ -308,7 +313,7 @@ class _Attributes(msgspec.Struct):
 
 
 class _MergeRequest(msgspec.Struct):
-    """The parts of an event about a merge request that matter here."""
+    """The used parts of an event about a merge request."""
 
     object_attributes: _Attributes
     project: _Project = _Project()
@@ -317,10 +322,10 @@ class _MergeRequest(msgspec.Struct):
 
     @property
     def clone_url(self) -> str:
-        """Raises DecodeError."""
+        """Return the clone URL. Raises DecodeError."""
         if url := self.project.git_http_url or self.object_attributes.target.git_http_url:
             return url
-        raise DecodeError("This merge request's project has no git_http_url: it is not served over HTTP.")
+        raise DecodeError("This merge request's project has no git_http_url. Enable HTTP for it.")
 
 
 def _push(event: Event) -> tuple[_Push, ChangedPaths | None]:

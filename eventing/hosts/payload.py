@@ -1,6 +1,6 @@
-"""What the dialects of several hosts share: HMAC signatures, payloads as JSON or in a form, commits and refs.
+"""Shared parts of the dialects: HMAC signatures, payloads as JSON or in a form, commits and refs.
 
-A helper belongs here when two hosts need it. What differs between hosts stays in the module of the host.
+A helper belongs here if two hosts need it. Differences between hosts stay in their modules.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ Ref = Annotated[str, Meta(pattern=r"\Arefs/[^\x00-\x20\x7f~^:?*\[\\]+\Z")]  # gi
 RefName = Annotated[str, Meta(pattern=r"\A[^\x00-\x20\x7f~^:?*\[\\]+\Z")]
 Number = Annotated[int, Meta(ge=1, le=2**53)]
 
-NO_REPOSITORY = "This event is not about a repository: there is nothing to build."
-"""The reason for what is no push and has no source."""
-DELETED = "A deleted branch or tag leaves nothing to build."
-CREATED = "A new branch or tag comes as a push as well, and that one counts."
-TEST = "This is a test delivery (nothing was pushed): the webhook works."
+NO_REPOSITORY = "This event has no repository. Nothing to build."
+"""The reason for an event that is neither a push nor has a source."""
+DELETED = "The branch or tag was deleted. Nothing to build."
+CREATED = "Kiln uses the push event of this branch or tag instead."
+TEST = "The webhook works (test delivery without a push)."
 
 FORM = "application/x-www-form-urlencoded"
 LARGE = 1 << 20
-"""Bytes of a payload, up to which its commits may be in memory all at once."""
+"""Bytes of a payload up to which all its commits may be in memory together."""
 
 
 class Commit(msgspec.Struct):
-    """A commit in a push: its hash, its message, and the files that it changed, `None` where the host does not say."""
+    """A commit in a push: its hash, its message, and its changed files, `None` if the host does not list them."""
 
     id: Hash
     message: str | None = None
@@ -57,9 +57,9 @@ class Commit(msgspec.Struct):
 
 
 class ChangedPaths:
-    """The files that all of the commits changed; equal to any collection of the same paths.
+    """The files that the commits changed; equal to any collection of the same paths.
 
-    Nothing is kept of them: each iteration reads the commits anew, so that a million of them take no room.
+    Each iteration reads the commits again, so a million of them take no memory.
     """
 
     def __init__(self, commits: object) -> None:
@@ -76,32 +76,32 @@ class ChangedPaths:
 
 
 def is_zero(commit: str) -> bool:
-    """The hash that stands for "none"; its length depends on the repository's object format."""
+    """Return whether this is the null hash, whose length depends on the repository's object format."""
     return set(commit) == {"0"}
 
 
 def is_signed(given: str, body: bytes, secrets: Sequence[bytes], prefix: str = "") -> bool:
-    """Whether `given` is `prefix` and the hexadecimal HMAC-SHA256 of `body` with one of `secrets`.
+    """Return whether `given` is `prefix` and the hexadecimal HMAC-SHA256 of `body` with one of `secrets`.
 
-    Takes the same time whichever secret it was. An empty secret signs nothing.
+    The time does not depend on which secret matches. An empty secret matches nothing.
     """
-    said = given.encode(errors="replace")  # as bytes: comparing texts fails for those beyond ASCII
+    said = given.encode(errors="replace")  # as bytes: comparing texts fails for characters beyond ASCII
     signatures = [signature(body, secret, prefix).encode() for secret in secrets if secret]
     return any([hmac.compare_digest(said, signature) for signature in signatures])  # noqa: C419 - all of them, always
 
 
 def signature(body: bytes, secret: bytes, prefix: str = "") -> str:
-    """`prefix` and the hexadecimal HMAC-SHA256 of `body` with `secret`."""
+    """Return `prefix` and the hexadecimal HMAC-SHA256 of `body` with `secret`."""
     return f"{prefix}{hmac.digest(secret, body, 'sha256').hex()}"
 
 
 def shown_by(payload: Mapping[str, object], events: Sequence[tuple[str, frozenset[str]]]) -> str | None:
-    """The first of the events of whose members the payload has all; `None` where it is none of them."""
+    """Return the first event all of whose members the payload has; `None` without a match."""
     return next((event for event, members in events if members <= payload.keys()), None)
 
 
 def header(named: Mapping[str, str], name: str) -> str:
-    """The value of a header; `named` by lower-case name. Raises DecodeError where it is missing or empty."""
+    """Return the value of a header; `named` by lower-case name. Raises DecodeError if it is missing or empty."""
     value = named.get(name.lower())
     if not value:
         raise DecodeError(f"The header {name} is missing.")
@@ -109,15 +109,15 @@ def header(named: Mapping[str, str], name: str) -> str:
 
 
 def event_name(named: Mapping[str, str], name: str) -> str:
-    """The event that a header names. Raises DecodeError."""
+    """Return the event that a header names. Raises DecodeError."""
     event = header(named, name)
     if not re.fullmatch(r"[a-z0-9_]{1,64}", event):
-        raise DecodeError(f"{name} is no event's name.")
+        raise DecodeError(f"{name} is not the name of an event.")
     return event
 
 
 def json_text(named: Mapping[str, str], body: bytes) -> bytes:
-    """The JSON of a delivery: its body, or the field `payload` of a form. Raises DecodeError."""
+    """Return the JSON of a delivery: its body, or the field `payload` of a form. Raises DecodeError."""
     media_type = essence(header(named, "Content-Type"))
     if media_type == FORM:
         return _form_payload(body)
@@ -127,7 +127,7 @@ def json_text(named: Mapping[str, str], body: bytes) -> bytes:
 
 
 def payload_of(named: Mapping[str, str], body: bytes) -> dict[str, object]:
-    """In a large one `commits` is `eventing.wire.Pieces`. Raises DecodeError."""
+    """Parse the payload; `commits` of a large one is `eventing.wire.Pieces`. Raises DecodeError."""
     text = json_text(named, body)
     payload = load_json(text) if len(text) <= LARGE else load_object(text, pieces="commits")
     if not isinstance(payload, dict):
@@ -136,7 +136,7 @@ def payload_of(named: Mapping[str, str], body: bytes) -> dict[str, object]:
 
 
 def text_at(payload: Mapping[str, object], path: Path) -> str | None:
-    """The string or integer at `path`, as text; `None` where there is none, or an empty one."""
+    """Return the string or integer at `path`, as text; `None` if absent or empty."""
     value: object = payload
     for name in path:
         value = value.get(name) if isinstance(value, dict) else None
@@ -144,18 +144,18 @@ def text_at(payload: Mapping[str, object], path: Path) -> str | None:
 
 
 def first_text(payload: Mapping[str, object], paths: Sequence[Path]) -> str | None:
-    """`text_at` the first of the paths where there is one."""
+    """Return `text_at` of the first path that has a value."""
     return next(filter(None, (text_at(payload, path) for path in paths)), None)
 
 
 def as_push_of(host: str) -> AbstractContextManager[None]:
-    """Raises DecodeError where what is read within is no push of that host's."""
-    return _as(f"This is no push of {host}'s")
+    """Raise DecodeError if the block does not find a push of that host."""
+    return _as(f"This is not a push of {host}'s")
 
 
 def as_request_of(host: str) -> AbstractContextManager[None]:
-    """Raises DecodeError where what is read within tells of no pull request of that host's."""
-    return _as(f"This tells of no pull request of {host}'s")
+    """Raise DecodeError if the block does not find a pull request of that host."""
+    return _as(f"This is not a pull request event of {host}'s")
 
 
 @contextmanager
@@ -167,8 +167,9 @@ def _as(what: str) -> Iterator[None]:
 
 
 def moment(text: str | None) -> datetime | None:
-    """A time with a zone, in UTC; `None` where it cannot be read: forms vary with the host's version, and that is no
-    reason to build nothing."""
+    """Parse a time with a zone, to UTC; `None` if unreadable: formats vary with the host's version, and Kiln builds
+    without it.
+    """
     try:
         at = datetime.fromisoformat(re.sub(r" UTC\Z", "Z", text or ""))
         return at.astimezone(UTC) if at.tzinfo else None
@@ -177,14 +178,15 @@ def moment(text: str | None) -> datetime | None:
 
 
 def commits_of(array: object) -> Iterator[Commit]:
-    """The commits in what a payload lists, if anything. Raises msgspec.ValidationError."""
+    """Return the commits in a payload's list, if any. Raises msgspec.ValidationError."""
     return each(() if array is None else array, Commit)
 
 
 def paths_of(commits: object, is_all: Callable[[Sequence[int]], bool]) -> ChangedPaths | None:
-    """The files that the commits changed; `None` where they do not list all of them.
+    """Return the files that the commits changed; `None` if the commits do not list all of them.
 
-    `is_all` judges by how many files each commit lists. Raises msgspec.ValidationError for what is no list of commits.
+    `is_all` judges by the number of files of each commit. Raises msgspec.ValidationError if it is not a list of
+    commits.
     """
     files = (commit.files for commit in commits_of(commits))
     counts = [None if listed is None else len(listed) for listed in files]
@@ -193,20 +195,22 @@ def paths_of(commits: object, is_all: Callable[[Sequence[int]], bool]) -> Change
 
 
 def commit_at(ref: str, after: str, told: str | None) -> str | None:
-    """The commit that a ref is at: the one that the host has `told`. Without it a branch is still at `after`; a tag may
-    be an object of its own."""
+    """Return the commit of a ref: the `told` one of the host.
+
+    Without it, `after` is the commit of a branch; a tag may be an object of its own.
+    """
     return told or (after if ref.startswith("refs/heads/") else None)
 
 
 def message_of(commit: str | None, commits: Iterable[Commit]) -> str | None:
-    """The message of the commit of that hash; `None` where it is not among them."""
+    """Return the message of the commit with that hash; `None` if it is not listed."""
     return next((each.message for each in commits if each.id == commit), None)
 
 
 def facts_of(event: Event, read: Callable[[Event], T]) -> T:
-    """What `read` finds in the event, which is kept with it: a webhook needs it five times. Raises what `read` does.
+    """Return the result of `read`, cached with the event: a webhook needs it five times. Raises as `read`.
 
-    An event is a push or about a request, and not both, so there is one reading of it.
+    An event is either a push or about a request, so one cached value suffices.
     """
     kept = vars(event)
     if "facts" not in kept:
@@ -216,14 +220,14 @@ def facts_of(event: Event, read: Callable[[Event], T]) -> T:
 
 
 def page_of(repository: str) -> tuple[str, str, str]:
-    """The page, the owner (with all groups), and the name of a repository, by the URL to clone it from."""
+    """Return the page, the owner (with all groups) and the name of a repository, from its clone URL."""
     page = repository.removesuffix(".git")
     owner, _, name = "/".join(page.split("/")[3:]).rpartition("/")
     return page, owner, name
 
 
 def payload_event(id_: str, source: str | None, type_: str, subject: str | None, data: Mapping[str, object]) -> Event:
-    """The event whose data is a payload. Raises DecodeError."""
+    """Return an event whose data is a payload. Raises DecodeError."""
     attributes = {"specversion": "1.0", "id": id_, "source": source, "type": type_}
     subject = subject and attribute_text(subject)
     return event_of({**attributes, "subject": subject, "datacontenttype": "application/json"}, data)
@@ -232,11 +236,13 @@ def payload_event(id_: str, source: str | None, type_: str, subject: str | None,
 def _form_payload(body: bytes) -> bytes:
     name, _, value = body.partition(b"=")
     if not value or b"&" in value:
-        raise DecodeError("This form does not hold one field with a value.")
+        raise DecodeError("The form must have exactly one field with a value.")
     if unquote_to_bytes(name) != b"payload":
-        raise DecodeError("The field of this form is not called payload.")
+        raise DecodeError("The form's field must be named payload.")
     return b"".join(unquote_to_bytes(piece.replace(b"+", b" ")) for piece in _PIECE.findall(value))
 
 
 _PIECE = re.compile(rb".{1,65536}(?:(?<=%)[0-9A-Fa-f]{2}|(?<=%[0-9A-Fa-f])[0-9A-Fa-f])?", re.DOTALL)
-"""No piece ends within an escape. `unquote_to_bytes` could take the whole, but needs 50 bytes for each escape in it."""
+"""Decode in pieces, none of which ends within an escape. `unquote_to_bytes` of the whole needs 50 bytes for each
+escape.
+"""

@@ -1,4 +1,4 @@
-"""Pull requests in GitHub's shape, which Gitea has taken over: the parts that matter here."""
+"""Pull requests in GitHub's format, which Gitea adopted: the used parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Repository(msgspec.Struct):
 
 
 class Side(msgspec.Struct):
-    """Where it comes from, or what it is for. The repository that it comes from may have been deleted."""
+    """The source or the target. The source repository may have been deleted."""
 
     ref: RefName
     sha: Hash
@@ -34,7 +34,7 @@ class PullRequest(msgspec.Struct):
 
 
 class Told(msgspec.Struct):
-    """The payload of an event about one."""
+    """The payload of an event about a pull request."""
 
     action: str
     number: Number
@@ -54,7 +54,7 @@ class Told(msgspec.Struct):
         return head is None or head.clone_url != self.repository.clone_url
 
     def facts(self, *, fork: bool, moving: Collection[str], added: tuple[str, ...], retargeted: bool) -> RequestFacts:
-        """`moving` are the actions of a request whose commits are news."""
+        """Return the facts; `moving` are the actions of requests with new commits."""
         request = self.pull_request
         return RequestFacts(
             repository=self.repository.clone_url,
@@ -74,5 +74,5 @@ class Told(msgspec.Struct):
         )
 
     def has_changed(self, name: str) -> bool:
-        """Whether it was edited, and that is what has changed."""
+        """Return whether the request was edited and this field changed."""
         return self.action == "edited" and name in (self.changes or ())

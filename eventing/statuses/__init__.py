@@ -1,8 +1,8 @@
-"""Commit statuses at Git hosts, as sinks: what an event is to a host, said through the host's own API.
+"""Commit statuses at Git hosts, as sinks: an event becomes calls of the host's own API.
 
-A host is one module here and one row in `APIS`. Nothing here does I/O: a sink talks in requests and answers
-(`eventing.statuses.exchange`), which `eventing.transport` carries. What is said is made of the event alone, which the
-record keeps, so a status that is sent after a restart is the one that was decided on.
+A host is one module here and one row in `APIS`. Nothing here does I/O: a sink converses in requests and answers
+(`eventing.statuses.exchange`), which `eventing.transport` carries. A status depends on the event alone, which the
+record keeps. A status that is sent after a restart is therefore the same.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ __all__ = ["APIS", "Answer", "HostSink", "Login", "Request", "StatusApi", "conte
 
 
 class StatusApi(Protocol):
-    """How one kind of host takes statuses."""
+    """The status API of one kind of host."""
 
     word: str
-    """As the route of its webhooks."""
+    """The kind of host, as in the route of its webhooks."""
     longest: int
-    """Characters of a description."""
+    """Maximum characters of a description."""
 
     def headers(self, login: Login) -> dict[str, str]:
-        """What goes with each request."""
+        """Return the headers of each request."""
 
     def base(self, repository: str) -> str:
-        """Where the API tells of a repository (its canonical URL). Raises ValueError where that is none of its."""
+        """Return the API's URL of a repository (its canonical URL). Raises ValueError if the host cannot have it."""
 
     def thread(self, repository: str, number: str) -> Thread:
         """The comments of a pull request. Raises ValueError as `base`."""
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
-        """Sets one. `host` is as it is configured, for sentences."""
+        """Set a status. `host` is the configured name, for messages."""
 
 
 APIS: Mapping[str, StatusApi] = {
@@ -53,10 +53,10 @@ APIS: Mapping[str, StatusApi] = {
 
 class HostSink(msgspec.Struct, frozen=True, kw_only=True):
     """One context of one host: `name` is `statuses/<host>/<context>`, or `comments/<host>/<number>/<context>` for the
-    comment of a pull request. `host` is as in the configuration.
+    comment of a pull request. `host` is as configured.
 
-    `page` is the address of the build's page. `discreet`: nothing of what the build has said is told, because it had
-    stored credentials, and what they let it read is not for all who see the commit.
+    `page` is the URL of the build's page. `discreet` hides the messages of the build: it had stored credentials, and
+    some readers of the commit must not see the data that they give access to.
     """
 
     name: str
@@ -68,11 +68,11 @@ class HostSink(msgspec.Struct, frozen=True, kw_only=True):
     login: Login | None
     discreet: bool
     ca: str | None = None
-    """Certificates (PEM) to trust in addition to the system's."""
+    """Additional trusted certificates (PEM)."""
 
     @property
     def lane(self) -> str:
-        """All that goes to a host goes through one lane: its limits are for all of it."""
+        """All requests to a host share one lane, because the host's limits apply to all of them."""
         return f"statuses/{self.host}"
 
     @property
@@ -80,10 +80,10 @@ class HostSink(msgspec.Struct, frozen=True, kw_only=True):
         return {} if self.login is None else self.api.headers(self.login)
 
     def talk(self, event: Event) -> Conversation:
-        """Tells the host of an event."""
+        """Report an event to the host."""
         repository = build_of(event).repository
         if self.login is None:
-            return refused(f"there is no credential for this repository in statuses/{self.host}")
+            return refused(f"no credential for this repository in statuses/{self.host}")
         try:
             self.api.base(repository)
         except ValueError:

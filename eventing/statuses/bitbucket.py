@@ -17,7 +17,7 @@ LONGEST_KEY = 40
 
 
 def key_of(context: str, longest: int = LONGEST_KEY) -> str:
-    """The context, or where it is too long for a key its beginning and a digest of all of it."""
+    """Return the context as a key; a long one becomes its beginning and a digest of the whole."""
     if len(context) <= longest:
         return context
     return f"{context[: longest - 9]}-{hashlib.sha256(context.encode()).hexdigest()[:8]}"
@@ -31,11 +31,11 @@ class Bitbucket:
         return {"Authorization": login.basic, "Accept": "application/json"}
 
     def base(self, repository: str) -> str:
-        """Where the API tells of a repository."""
+        """Return the API's URL of a repository."""
         return f"{_api(repository)}/repositories{urlsplit(repository).path}"
 
     def thread(self, repository: str, number: str) -> Thread:
-        """An access token has no account, and is not told that it has none."""
+        """Return the comments of a request. An access token has no account."""
         base = f"{self.base(repository)}/pullrequests/{number}"
         return Thread(
             account=f"{_api(repository)}/user",

@@ -1,7 +1,7 @@
 """Build statuses of Bitbucket Data Center, and comments of its pull requests.
 
-A version before 7.4 has an older resource for statuses only, which knows no repositories; one that does not know a
-build that was cancelled is told that it failed.
+Versions before 7.4 have an older resource for statuses only, without repositories. Versions without the state for
+cancelled builds receive a failure instead.
 
 https://developer.atlassian.com/server/bitbucket/how-tos/updating-build-status-for-commits/
 """
@@ -27,12 +27,12 @@ class BitbucketServer:
         return {"Authorization": login.basic, "Accept": "application/json"}
 
     def base(self, repository: str) -> str:
-        """Where the API tells of a repository; the server may be below a path of its host."""
+        """Return the API's URL of a repository; the server may have a path prefix."""
         parts, root, project, name = _parts(repository)
         return f"{parts}{root}/rest/api/latest/projects/{project}/repos/{name}"
 
     def thread(self, repository: str, number: str) -> Thread:
-        """Comments are among what has happened to a request, the newest first."""
+        """Return the comments of a request, which are among its activities, newest first."""
         base = f"{self.base(repository)}/pull-requests/{number}"
         return Thread(
             account=None,
@@ -73,12 +73,12 @@ class BitbucketServer:
 
 
 def _older(answer: Answer) -> bool:
-    """Whether there is no such resource; where the repository or commit is missing, `errors` say so."""
+    """Return whether the resource does not exist; `errors` is present if the repository or commit is missing."""
     return answer.status == HTTPStatus.NOT_FOUND and not answer.says(r'"errors"')
 
 
 def _parts(repository: str) -> tuple[str, str, str, str]:
-    """The server, the path that it is below, project and name. Raises ValueError for no address to clone from."""
+    """Return the server, its path prefix, project and name. Raises ValueError if the URL is not a clone URL."""
     parts = urlsplit(repository)
     found = re.fullmatch(r"(.*)/scm/([^/]+)/([^/]+)", parts.path)
     if found is None:

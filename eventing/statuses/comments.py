@@ -1,8 +1,8 @@
-"""The one comment of a pull request that says what has become of its head.
+"""The comment of a pull request that shows the result for its head; one comment per request.
 
-It is found again by a line that no host shows (a link's definition that nothing refers to: CommonMark 0.31, §4.7) and
-by its author, so a restart makes no second one. Each trigger has a section of its own in it. A build of a commit that
-is not the request's head any more changes nothing, however late it ends.
+Kiln recognizes it by its author and an invisible line (an unused link definition: CommonMark 0.31, §4.7), so a restart
+creates no second one. Each trigger has a section in it. A build of a commit that is no longer the head changes nothing,
+however late it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from eventing.statuses.exchange import DONE, Answer, Conversation, Request, outc
 MARK = "[kiln-comment]: #"
 MOST_PAGES = 50
 LEAST_DIGITS = 7
-"""Of a commit that a host abbreviates."""
+"""Characters of an abbreviated commit."""
 PER_PAGE = 100
 
 Path = tuple[str, ...]
@@ -30,11 +30,11 @@ Query = Mapping[str, str | int]
 
 REF = re.compile(r"refs/(?:pull|merge-requests|pull-requests)/([1-9][0-9]{0,18})/(?:head|from|merge)", re.ASCII)
 NOT_OURS = (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)
-"""What a host says to who asks for what the credential is not for."""
+"""Statuses of a host for insufficient permission."""
 
 
 def number_of(ref: str | None) -> str | None:
-    """The number of the pull request that has such a ref, on whichever host; `None` for other refs."""
+    """Return the number of the pull request with such a ref, on any host; `None` for other refs."""
     found = REF.fullmatch(ref or "")
     return found[1] if found else None
 
@@ -44,7 +44,7 @@ class Comment(msgspec.Struct, frozen=True, kw_only=True):
     author: str | None
     text: str
     version: object = None
-    """For hosts that want to know which one is changed."""
+    """For hosts that require the version of the changed comment."""
 
 
 def _by_body(text: str, _: Comment | None) -> object:
@@ -52,39 +52,39 @@ def _by_body(text: str, _: Comment | None) -> object:
 
 
 class Thread(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a host keeps the comments of one request, and in what shape. Paths lead into its JSON."""
+    """The location and the format of a request's comments at a host. Paths lead into its JSON."""
 
     account: str | None
-    """The address that tells whose the credential is; without one each answer says so in `x-ausername`."""
+    """The URL of the credential's account; without one, answers name it in `x-ausername`."""
     account_name: Path = ()
     request: str
     head: Path
-    """The commit, in what `request` answers."""
+    """The commit, in the answer of `request`."""
     listed: str
     query: Query = {}
     items: Path = ()
-    """The list, in what `listed` answers."""
+    """The list, in the answer of `listed`."""
     comment: Path = ()
     """A comment, in an item of it."""
     author: Path
     text: Path
     more: Callable[[object, int, int], Query | None] = lambda _value, _items, _page: None
-    """The query for what comes after a page: (its JSON, how many items, its number from 1)."""
+    """The query for the next page: (its JSON, number of items, number of the page from 1)."""
     made: str
-    """What is posted to."""
+    """The URL for new comments."""
     edited: str
-    """What is changed, with `{id}` in it."""
+    """The URL of an existing comment, with `{id}` in it."""
     method: Literal["PUT", "PATCH"]
     form: Callable[[str, Comment | None], object] = _by_body
 
 
 def numbered(_: object, items: int, page: int) -> Query | None:
-    """Pages of a hundred, by number."""
+    """Return pages of a hundred, by number."""
     return {"page": page + 1} if items >= PER_PAGE else None
 
 
 class _End(Exception):
-    """A conversation that cannot go on, and its outcome."""
+    """A conversation that cannot continue, and its outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.error)
@@ -92,11 +92,11 @@ class _End(Exception):
 
 
 UNREADABLE = _End(unanswered("its answer cannot be read"))
-TOO_MANY = _End(refused("the pull request has too many comments to find Kiln's own among them"))
+TOO_MANY = _End(refused("too many comments in the pull request to find the one of Kiln"))
 
 
 def commented(thread: Thread, *, context: str, section: str, commit: str, host: str) -> Conversation:
-    """Puts the section into the comment, and makes the comment where there is none."""
+    """Put the section into the comment; create the comment if it is missing."""
     try:
         head = yield from _got(thread.request, host)
         now = _at(_json(head), thread.head)
@@ -122,7 +122,9 @@ def commented(thread: Thread, *, context: str, section: str, commit: str, host: 
 
 
 def _account(thread: Thread, head: Answer, host: str) -> Generator[Request, Answer, str | None]:
-    """Whose the credential is; `None` where the host does not tell: then it says what may be changed with it."""
+    """Return the account of the credential; `None` if the host does not name it, but marks the comments that it may
+    change.
+    """
     if thread.account is None:
         return head.headers.get("x-ausername")
     answer = yield Request(method="GET", url=thread.account)
@@ -133,7 +135,7 @@ def _account(thread: Thread, head: Answer, host: str) -> Generator[Request, Answ
 
 
 def _marked(thread: Thread, host: str) -> Generator[Request, Answer, list[Comment]]:
-    """The comments that bear the mark, oldest first, as far as the host lists them so. Raises _End."""
+    """Yield Kiln's comments, oldest first if the host lists them so. Raises _End."""
     found: list[Comment] = []
     query: Query = {}
     for page in range(1, MOST_PAGES + 1):
@@ -180,7 +182,7 @@ def _json(answer: Answer) -> object:
 
 
 def _at(value: object, path: Path) -> object:
-    """What is at a path of keys; `None` where that is nothing."""
+    """Return the value at a path of keys; `None` if absent."""
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
@@ -190,7 +192,7 @@ def _at(value: object, path: Path) -> object:
 
 
 def merged(text: str, context: str, section: str) -> str:
-    """The comment's text with the section of that context, in place of the one before; the others are as they were."""
+    """Replace the section of that context in the comment's text; keep the others."""
     kept = dict(re.findall(r"^\[kiln-([0-9a-f]{8})\]: #\n(.*?)(?=^\[kiln-|\Z)", text, re.MULTILINE | re.DOTALL))
     kept[hashlib.sha256(context.encode()).hexdigest()[:8]] = section
     return "\n\n".join([MARK, *(f"[kiln-{name}]: #\n\n{kept[name].strip()}" for name in kept)]) + "\n"

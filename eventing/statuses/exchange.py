@@ -1,7 +1,7 @@
-"""Conversations with the REST API of a Git host, without any I/O: requests, answers, and what an answer means.
+"""Conversations with the REST API of a Git host, without I/O: requests, answers, and their classification.
 
-A conversation is a generator: it yields requests, is sent their answers, and returns the outcome. So each host's API is
-a few pure functions, and `eventing.transport` is the one place that speaks HTTP.
+A conversation is a generator: it yields requests, receives their answers, and returns the outcome. Each host's API is
+therefore a few pure functions, and `eventing.transport` alone does HTTP.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from eventing.sinks import LONGEST_RETRY_AFTER, Outcome, judge, seconds_until
 T = TypeVar("T")
 
 LIMITED_PAUSE = 60.0
-"""Seconds to stay away from a host that says that it was asked too much, and not until when: what GitHub asks for
-(https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api)."""
+"""Seconds to pause for a host that limits requests without naming a time: GitHub's recommendation
+(https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api).
+"""
 MAX_REDIRECTS = 3
 DELTA = 10**8
-"""A reset below this is seconds from now, one above it a moment (Unix time)."""
+"""A reset below this is seconds from now, one above it a Unix time."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +38,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came back: header names in lower case, the beginning of the body, and when (aware)."""
+    """An answer: header names in lower case, the beginning of the body, and its time (aware)."""
 
     status: int
     headers: Mapping[str, str] = {}
@@ -49,14 +50,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return self.status // 100 == 2  # noqa: PLR2004
 
     def json(self, kind: type[T]) -> T | None:
-        """The body; `None` where it is nothing of that kind."""
+        """Return the body as JSON; `None` if it is not JSON."""
         try:
             return msgspec.json.decode(self.body, type=kind)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
     def says(self, words: str) -> bool:
-        """Whether the body holds what the pattern `words` matches, in any case."""
+        """Return whether the body matches the pattern `words`, ignoring case."""
         return re.search(words, self.body.decode(errors="replace"), re.IGNORECASE) is not None
 
 
@@ -66,7 +67,7 @@ DONE = Outcome(delivered=True, final=True)
 
 
 class Login(msgspec.Struct, frozen=True, kw_only=True):
-    """What lets in at a host: a token (no `user`), or a user with a password or token."""
+    """A credential at a host: a token (no `user`), or a user with a password or token."""
 
     user: str | None = None
     secret: str
@@ -80,28 +81,28 @@ class Login(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def basic(self) -> str:
-        """As a user with a password, where there is a user (RFC 7617)."""
+        """Return the header for a user with a password (RFC 7617), if a user is set."""
         if self.user is None or self.user == TOKEN_USER:
             return self.bearer
         return f"Basic {base64.b64encode(f'{self.user}:{self.secret}'.encode()).decode()}"
 
 
 TOKEN_USER = "x-token-auth"  # noqa: S105
-"""The user that Bitbucket gives access tokens of a repository where git asks for one."""
+"""The user name that Bitbucket prescribes for access tokens of a repository in git."""
 
 
 def refused(error: str) -> Outcome:
-    """There is nothing more to try."""
+    """Return a final outcome."""
     return Outcome(delivered=False, final=True, error=error)
 
 
 def outcome_of(answer: Answer, host: str) -> Outcome:
-    """What an answer to our request means. The host's last word but for limits, 408, 409 and 5xx.
+    """Classify an answer. All are final except rate limits, 408, 409 and 5xx.
 
-    404 is the last word here, unlike a sink's: hosts answer so to a token that may not see the repository.
+    404 is final here, unlike for a sink: hosts return it for a token without access to the repository.
     """
     if limited(answer):
-        error = f"answered {answer.status}: asked too much"
+        error = f"answered {answer.status}: rate limit"
         return Outcome(delivered=False, final=False, status=answer.status, error=error, retry_after=_pause(answer))
     outcome = judge(answer.status, seconds_until(answer.headers.get("retry-after"), answer.at))
     if outcome.delivered:
@@ -119,19 +120,19 @@ def outcome_of(answer: Answer, host: str) -> Outcome:
 
 _LET_IN = "the credential in statuses/{host}"
 _HINTS = {
-    301: "; a redirect that leads elsewhere is not followed",
-    302: "; a redirect that leads elsewhere is not followed",
-    307: "; a redirect that leads elsewhere is not followed",
-    308: "; a redirect that leads elsewhere is not followed",
+    301: "; redirects to other hosts are not followed",
+    302: "; redirects to other hosts are not followed",
+    307: "; redirects to other hosts are not followed",
+    308: "; redirects to other hosts are not followed",
     401: f"; {_LET_IN} is not valid",
-    403: f"; {_LET_IN} may not do this",
+    403: f"; {_LET_IN} lacks the permission",
     404: f"; there is no such thing for {_LET_IN}",
-    422: "; the host takes no such status, or no more of them for this commit",
+    422: "; the host rejects this status, or the commit has too many",
 }
 
 
 def limited(answer: Answer) -> bool:
-    """Whether the host says that it was asked too much: GitHub tells both of its limits with 403 or 429."""
+    """Return whether the host reports a rate limit: GitHub reports both of its limits with 403 or 429."""
     if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         return True
     told = "retry-after" in answer.headers or answer.headers.get("x-ratelimit-remaining") == "0"
@@ -139,7 +140,7 @@ def limited(answer: Answer) -> bool:
 
 
 def _pause(answer: Answer) -> float:
-    """Seconds until it may be asked again: `Retry-After`, or when the limit is reset, or a minute."""
+    """Return the seconds until the next request: `Retry-After`, the reset of the limit, or a minute."""
     after = seconds_until(answer.headers.get("retry-after"), answer.at)
     reset = answer.headers.get("ratelimit-reset") or answer.headers.get("x-ratelimit-reset") or ""
     used_up = answer.headers.get("x-ratelimit-remaining") == "0"
@@ -151,10 +152,9 @@ def _pause(answer: Answer) -> float:
 
 
 def redirected(request: Request, answer: Answer) -> Request | None:
-    """The same request where the host has moved what it is about, on the same host; `None` where it leads elsewhere.
+    """Follow a redirect within the same host; return `None` if it leads elsewhere.
 
-    GitHub answers so for a repository that was renamed. The token goes to no other host, port or scheme, so a redirect
-    that leads there is not followed.
+    GitHub redirects requests for renamed repositories. Kiln sends the token to no other host, port or scheme.
     """
     location = answer.headers.get("location")
     if answer.status not in (301, 302, 307, 308) or not location:

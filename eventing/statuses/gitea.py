@@ -1,4 +1,4 @@
-"""Commit statuses and comments of Gitea and Forgejo, whose API is one (`/api/swagger` of each server)."""
+"""Commit statuses and comments of Gitea and Forgejo, which share one API (`/api/swagger` of each server)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Gitea:
         return {"Authorization": login.bearer, "Accept": "application/json"}
 
     def base(self, repository: str) -> str:
-        """Where the API tells of a repository; the server may be below a path of its host."""
+        """Return the API's URL of a repository; the server may have a path prefix."""
         api, owner, name = _parts(repository)
         return f"{api}/repos/{owner}/{name}"
 
     def thread(self, repository: str, number: str) -> Thread:
-        """It lists all comments at once."""
+        """Return the comments of a request; the server lists all of them in one page."""
         base = self.base(repository)
         return Thread(
             account=f"{_parts(repository)[0]}/user",
@@ -45,12 +45,12 @@ class Gitea:
         url = f"{self.base(repository)}/statuses/{said.commit}"
         answer = yield Request(method="POST", url=url, body=body_of(said))
         if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and answer.says("object does not exist"):
-            return refused("the host does not have this commit (any more)")  # seen of Gitea 1.27
+            return refused("the host does not have this commit")  # observed with Gitea 1.27
         return outcome_of(answer, host)
 
 
 def _parts(repository: str) -> tuple[str, str, str]:
-    """The API, owner and name. Raises ValueError."""
+    """Return the API's URL, owner and name. Raises ValueError."""
     parts = urlsplit(repository)
     *below, owner, name = parts.path.strip("/").split("/")
     root = "".join(f"/{part}" for part in below)

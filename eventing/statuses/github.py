@@ -12,11 +12,11 @@ from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
 from eventing.statuses.words import Said
 
 STATES = {"succeeded": "success", "failed": "failure", "cancelled": "error"}
-"""GitHub has no word for what was cancelled; `failure` is the repository's, `error` is not."""
+"""GitHub has no state for cancelled builds; `failure` blames the repository, `error` does not."""
 
 
 def body_of(said: Said) -> dict[str, str]:
-    """What Gitea has taken over."""
+    """Return the body, which Gitea shares."""
     ours = said.word == "failed" and said.reason != "repository"
     return {
         "state": "error" if ours else STATES.get(said.word, "pending"),
@@ -38,7 +38,7 @@ class GitHub:
         }
 
     def base(self, repository: str) -> str:
-        """Where the API tells of a repository."""
+        """Return the API's URL of a repository."""
         return f"{_api(repository)}/repos{urlsplit(repository).path}"
 
     def thread(self, repository: str, number: str) -> Thread:

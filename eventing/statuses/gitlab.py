@@ -17,7 +17,7 @@ from eventing.statuses.words import Said
 
 STATES = {"queued": "pending", "succeeded": "success", "failed": "failed", "cancelled": "canceled"}
 RUNNING = "running"
-"""From which GitLab lets no status go back to `pending`."""
+"""States that GitLab does not reset to `pending`."""
 NO_CHANGE = r"cannot transition status"
 
 
@@ -34,7 +34,7 @@ class GitLab:
         return {"Authorization": login.bearer, "Accept": "application/json"}
 
     def base(self, repository: str) -> str:
-        """Where the API tells of a project."""
+        """Return the API's URL of a project."""
         project = quote(unquote(urlsplit(repository).path.strip("/")), safe="")
         return f"{_api(repository)}/projects/{project}"
 
@@ -56,7 +56,7 @@ class GitLab:
         )
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
-        """`ref` tells GitLab which of the commit's pipelines is meant; without one it takes any branch that has it."""
+        """`ref` selects one of the commit's pipelines; without it GitLab takes any branch with the commit."""
         state = STATES.get(said.word, RUNNING)
         body = {
             "state": state,
@@ -75,14 +75,14 @@ class GitLab:
 
 
 def _unchanged(answer: Answer) -> bool:
-    """Whether GitLab says that the status cannot become what it may be already."""
+    """Return whether GitLab rejects the transition because the status may already have this state."""
     return answer.status == HTTPStatus.CONFLICT or (answer.status == HTTPStatus.BAD_REQUEST and answer.says(NO_CHANGE))
 
 
 def _settled(answer: Answer, there: Answer, said: Said, state: str, host: str) -> Outcome:
-    """It is done where the status is what it should be, and where it cannot be known to be another.
+    """Accept the status if it has the desired state, or if its state is unknown.
 
-    One that is not to be `pending` (400) runs already, and what comes next changes that.
+    GitLab rejects `pending` (400) for a running status; the next status changes it.
     """
     found = there.json(list[_Status]) if there.fine else None
     now = {each.status for each in found or () if each.name == said.context}

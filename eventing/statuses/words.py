@@ -1,7 +1,7 @@
-"""What a status and a comment say, in a host's limits, so that nothing that a stranger wrote is read as markup.
+"""The texts of statuses and comments, within a host's limits and without markup from untrusted input.
 
-A ref, a commit's files and what a build's steps print are a stranger's words. In a status they are plain text; in a
-comment they stand in code, where hosts read neither Markdown nor mentions.
+A ref, the files of a commit and the output of build steps are untrusted. A status shows them as plain text; a comment
+shows them in code, in which hosts interpret neither Markdown nor mentions.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ FAILED = {
     "infrastructure": "The infrastructure failed",
     "timeout": "The build took too long",
 }
-"""All that is said where the build had stored credentials: its message may quote what they let it read."""
+"""The text for builds with stored credentials: their messages may quote private data."""
 UNDER_WAY = {"queued": "Queued", "started": "Building", "retrying": "Building again"}
 
 ZERO_WIDTH = "\u200b"
 LONGEST_SENTENCE = 1000
-"""Characters of why a build failed, in a comment."""
+"""Characters of a failure's reason in a comment."""
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -45,7 +45,7 @@ class Image(msgspec.Struct, frozen=True):
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
-    """The parts of an event's data that are told."""
+    """The used parts of an event's data."""
 
     name: str
     repository: str
@@ -73,7 +73,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_of(event: Event) -> Build:
-    """Raises msgspec.ValidationError for data that is no build's."""
+    """Parse the build. Raises msgspec.ValidationError for other data."""
     return msgspec.convert(event.data, Build)
 
 
@@ -82,12 +82,12 @@ def word_of(event: Event) -> str:
 
 
 def context_of(trigger: str | None) -> str:
-    """What a status is called at its host."""
+    """Return the name of a status at its host."""
     return f"kiln/{trigger}" if trigger else "kiln"
 
 
 def said(event: Event, *, context: str, url: str, longest: int, discreet: bool) -> Said:
-    """The status of a build as of an event. `longest` is how many characters of description the host takes."""
+    """Return the status of a build for an event. `longest` is the host's limit of a description, in characters."""
     build, word = build_of(event), word_of(event)
     refs = (cause.ref for cause in build.causes if context_of(cause.trigger) == context)
     return Said(
@@ -112,7 +112,7 @@ def _description(build: Build, word: str, longest: int, *, discreet: bool) -> st
 
 
 def sentence(build: Build, *, discreet: bool) -> str:
-    """Why it failed."""
+    """Return the reason of the failure."""
     reason = build.reason or "failed"
     if discreet or not build.message:
         return FAILED.get(reason, "The build failed")
@@ -120,20 +120,20 @@ def sentence(build: Build, *, discreet: bool) -> str:
 
 
 def _image(image: Image, longest: int) -> str:
-    """Whatever fits of the reference without cutting anything that could then be taken for a name: a digest last."""
+    """Shorten the reference without creating another valid name: the digest goes last."""
     digest = image.digest or ""
     wholes = (image.reference or "", f"{image.repository}@{digest}", digest)
     return next((whole for whole in wholes if whole and len(whole) <= longest), "Built")
 
 
 def plain(text: str, longest: int) -> str:
-    """One line of at most so many characters, in which nobody is mentioned."""
+    """Return one line of at most so many characters, without mentions."""
     text = one_line(text).replace("@", f"@{ZERO_WIDTH}")
     return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"
 
 
 def one_line(text: str) -> str:
-    """Without line breaks, control and bidirectional characters."""
+    """Remove line breaks, control and bidirectional characters."""
     return re.sub(r"\s+", " ", "".join(each if each.isprintable() else " " for each in text)).strip()
 
 
@@ -141,7 +141,7 @@ def one_line(text: str) -> str:
 
 
 def code(text: str) -> str:
-    """A code span (CommonMark 0.31, §6.1): its fence is longer than any run of backticks in the text."""
+    """Return a code span (CommonMark 0.31, §6.1), whose fence is longer than any run of backticks in the text."""
     text = one_line(text).replace("@", f"@{ZERO_WIDTH}") or " "
     fence = _fence(text, 1)
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -149,7 +149,7 @@ def code(text: str) -> str:
 
 
 def block(text: str, language: str = "") -> str:
-    """A fenced code block (CommonMark 0.31, §4.5) around one line."""
+    """Return a fenced code block (CommonMark 0.31, §4.5) around one line."""
     fence = _fence(text, 3)
     return f"{fence}{language}\n{text}\n{fence}"
 
@@ -159,7 +159,7 @@ def _fence(text: str, least: int) -> str:
 
 
 def section(event: Event, *, context: str, url: str, discreet: bool) -> str:
-    """What a comment tells of a build that has ended."""
+    """Return the section of a comment for an ended build."""
     build = build_of(event)
     head = f"{code(context)}: {code(build.commit[:12])}"
     link = f"[The build](<{url}>)"

@@ -294,7 +294,7 @@ FINAL: Mapping[str, tuple[Say, str]] = {
     "no such repository": (Say(404, body={"message": "Not Found"}), "there is no such thing for the credential in"),
     "a token without the scope": (Say(403, body={"message": "Resource not accessible"}), "may not do this"),
     "a token that has expired": (Say(401, body={"message": "Bad credentials"}), "is not valid"),
-    "another host": (Say(307, {"Location": "http://127.0.0.2:9/x"}), "redirect that leads elsewhere"),
+    "another host": (Say(307, {"Location": "http://127.0.0.2:9/x"}), "redirects to other hosts"),
 }
 
 
@@ -329,9 +329,7 @@ def test_without_a_credential_nothing_is_sent(engine: Ready, host: StatusHost) -
     with running(engine, host, login=lambda *_: None):
         build = settled(engine)
     assert host.asked == []
-    assert {one.error for one in deliveries(build)} == {
-        f"there is no credential for this repository in statuses/{host.name}"
-    }
+    assert {one.error for one in deliveries(build)} == {f"no credential for this repository in statuses/{host.name}"}
 
 
 def test_gitlab_that_has_the_state_already_is_done(engine: Ready) -> None:

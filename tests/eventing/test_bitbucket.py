@@ -67,11 +67,11 @@ class TestSignature:
         dialect.verify(right.headers, right.body, [b"old", SECRET], NOW)
         signature = hexadecimal(right.body)
         for value in ("", "sha256=", signature, f"sha1={signature[:40]}", f"sha256={signature.upper()}", "é€"):
-            with pytest.raises(SignatureError, match="was not made with"):
+            with pytest.raises(SignatureError, match="does not match"):
                 dialect.verify(right.but(x_hub_signature=value).headers, right.body, [SECRET], NOW)
         for other in (None, "X-Hub-Signature-256"):
             headers = {**right.but(x_hub_signature=None).headers, **({other: f"sha256={signature}"} if other else {})}
-            with pytest.raises(SignatureError, match="There is no X-Hub-Signature"):
+            with pytest.raises(SignatureError, match="Missing X-Hub-Signature"):
                 dialect.verify(headers, right.body, [SECRET], NOW)
 
     def test_a_test_of_the_connection_need_not_be_signed(self) -> None:
@@ -79,7 +79,7 @@ class TestSignature:
         for body in (b'{"test": true}', server().body, b"", b"{"):
             ping = Delivery({"X-Event-Key": "diagnostics:ping", "X-Request-Id": "d-1"}, body)
             SERVER.verify(ping.headers, ping.body, [SECRET], NOW)
-            assert "not signed" in ignored(SERVER, ping)
+            assert "unsigned" in ignored(SERVER, ping)
 
     @pytest.mark.parametrize("secrets", [[], [b""]])
     def test_unless_there_is_no_secret(self, secrets: list[bytes]) -> None:
@@ -194,7 +194,7 @@ class TestCloud:
         ],
     )  # fmt: skip
     def test_wrong_types(self, change: dict[str, Any]) -> None:
-        with pytest.raises(DecodeError, match=r"^This is no push of Bitbucket's: "):
+        with pytest.raises(DecodeError, match=r"^This is not a push of Bitbucket's: "):
             cloud_events(change)
 
     @pytest.mark.parametrize(
@@ -312,5 +312,5 @@ class TestServer:
         ],
     )  # fmt: skip
     def test_wrong_types(self, change: dict[str, Any]) -> None:
-        with pytest.raises(DecodeError, match=r"^This is no push of Bitbucket's: "):
+        with pytest.raises(DecodeError, match=r"^This is not a push of Bitbucket's: "):
             server_events(change)

@@ -76,7 +76,7 @@ class TestMode:
 
     @pytest.mark.parametrize("name", ["ce-id", "ce-ext", "content-type", "content-encoding"])
     def test_header_that_was_sent_twice(self, name: str) -> None:
-        with pytest.raises(DecodeError, match=f"{name} is there twice"):
+        with pytest.raises(DecodeError, match=f"{name} is repeated"):
             decode({**HEADERS, "Kiln-Repeated": f"accept,{name}"}, b"")
 
     def test_headers_that_may_be_sent_twice(self) -> None:

@@ -267,18 +267,18 @@ TABLE: dict[str, tuple[Answer, int, Outcome | str | None]] = {
     **{f"{status}": (Answer(status=status), 1, judge(status)) for status in (200, 201, 204, 299)},
     **{f"{status}": (Answer(status=status), 1, judge(status)) for status in (304, 400, 401, 403, 410, 413, 422, 499)},
     **{f"{status}": (Answer(status=status), 3, judge(status)) for status in (404, 408, 409, 429, 500, 503, 599)},
-    "silent": (SILENT, 1, "no whole answer within 10 s"),
-    "trickle": (TRICKLE, 1, "no whole answer within 10 s"),
-    "200, trickled body": (Answer(status=200, body=bytes(60), trickle_body=True), 1, "no whole answer within 10 s"),
-    "400, trickled body": (Answer(status=400, body=bytes(60), trickle_body=True), 1, "no whole answer within 10 s"),
+    "silent": (SILENT, 1, "no complete answer within 10 s"),
+    "trickle": (TRICKLE, 1, "no complete answer within 10 s"),
+    "200, trickled body": (Answer(status=200, body=bytes(60), trickle_body=True), 1, "no complete answer within 10 s"),
+    "400, trickled body": (Answer(status=400, body=bytes(60), trickle_body=True), 1, "no complete answer within 10 s"),
     "200, endless body": (Answer(status=200, endless=True), 1, judge(200)),
     "200, body breaks off": (Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx"), 1, judge(200)),
-    "reset": (CUT, 3, "the connection was closed before an answer came"),
-    "closed": (Answer(raw=b""), 3, "the connection was closed before an answer came"),
+    "reset": (CUT, 3, "the connection closed before the answer"),
+    "closed": (Answer(raw=b""), 3, "the connection closed before the answer"),
     "half a line": (Answer(raw=b"HTTP/1.1 20"), 3, None),
-    "not HTTP": (Answer(raw=b"SSH-2.0-OpenSSH_9.2\r\n"), 3, "its answer is not HTTP"),
-    "huge header": (Answer(raw=b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"), 3, "its answer is not HTTP"),
-    "bad length": (Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), 3, "its answer is not HTTP"),
+    "not HTTP": (Answer(raw=b"SSH-2.0-OpenSSH_9.2\r\n"), 3, "the answer is not HTTP"),
+    "huge header": (Answer(raw=b"HTTP/1.1 200 OK\r\nX: " + b"a" * 100_000 + b"\r\n\r\n"), 3, "the answer is not HTTP"),
+    "bad length": (Answer(raw=b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n"), 3, "the answer is not HTTP"),
 }
 
 
@@ -454,7 +454,7 @@ def test_a_wire_that_is_cut_delays_or_drops(courier: Courier, receiver: EventSin
         wire.accept()
         assert send(courier, sink).result(15).delivered
         wire.drop = True
-        assert send(courier, sink).result(15).error == "no whole answer within 10 s"
+        assert send(courier, sink).result(15).error == "no complete answer within 10 s"
 
 
 # --- what goes with an event, and stays secret
@@ -496,12 +496,12 @@ def jwt_until(expiry: object) -> str:
 UNUSABLE = {
     "expired": (jwt_until(1), "expired"),
     "just so": (jwt_until(time.time() - 1), "expired"),
-    "empty": ("", "holds none"),
-    "blank": ("\n", "holds none"),
-    "several lines": (f"{CANARY}\r\nX-Other: 1", "holds none"),
-    "two words": (f"{CANARY} two", "holds none"),
-    "no ASCII": (f"{CANARY}é", "holds none"),
-    "a folder": (None, "cannot be read"),
+    "empty": ("", "is empty"),
+    "blank": ("\n", "is empty"),
+    "several lines": (f"{CANARY}\r\nX-Other: 1", "is empty"),
+    "two words": (f"{CANARY} two", "is empty"),
+    "no ASCII": (f"{CANARY}é", "is empty"),
+    "a folder": (None, "cannot read its token file"),
 }
 
 
@@ -657,5 +657,5 @@ def test_a_closed_courier_says_that_it_did_not_send(receiver: EventSink) -> None
     courier.close()
     courier.close()
     for outcome in (sleeping, send(courier, sink)):
-        assert outcome.result(0) == Outcome(delivered=False, final=False, error="Kiln stopped before it was delivered")
+        assert outcome.result(0) == Outcome(delivered=False, final=False, error="Kiln stopped before the delivery")
     assert len(receiver.received) == 2

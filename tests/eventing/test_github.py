@@ -112,11 +112,11 @@ class TestSignature:
     @pytest.mark.parametrize(
         ("sent", "sentence"),
         [
-            ({}, "There is no X-Hub-Signature-256: give the webhook its secret."),
-            ({"X-Hub-Signature": f"sha1={'0' * 40}"}, "There is only X-Hub-Signature (SHA-1), which is not accepted"),
+            ({}, "Missing X-Hub-Signature-256. Set the webhook's secret."),
+            ({"X-Hub-Signature": f"sha1={'0' * 40}"}, "X-Hub-Signature (SHA-1) is not accepted"),
             ({"X-Hub-Signature-256": f"sha1={'0' * 40}"}, "X-Hub-Signature-256 is not `sha256=` and 64 hexadecimal"),
-            (signed(b"y"), "X-Hub-Signature-256 was not made with this webhook's secret, or something on the way"),
-            (signed(b"x", b"another"), "X-Hub-Signature-256 was not made with this webhook's secret, or something"),
+            (signed(b"y"), "X-Hub-Signature-256 does not match this webhook's secret, or a proxy"),
+            (signed(b"x", b"another"), "X-Hub-Signature-256 does not match this webhook's secret, or a proxy"),
         ],
     )
     def test_what_is_wrong_is_said(self, sent: dict[str, str], sentence: str) -> None:
@@ -162,7 +162,7 @@ class TestEvents:
         form = headers("star", **{"Content-Type": "application/x-www-form-urlencoded"})
         good = b"payload=" + quote('{"repository": {"url": "https://h.example/r"}, "a": "%"}').encode()
         assert isinstance(GITHUB.parse(form, good), list)
-        one = "This form does not hold one field with a value."
+        one = "The form must have exactly one field with a value."
         for body, sentence in {
             b"": one,
             b"payload": one,
@@ -173,7 +173,7 @@ class TestEvents:
             good + b"&a=b": one,
             good + b"&a=": one,
             good + b"&": one,
-            b"over" + good: "The field of this form is not called payload.",
+            b"over" + good: "The form's field must be named payload.",
         }.items():
             with pytest.raises(DecodeError) as refused:
                 GITHUB.parse(form, body)
@@ -186,7 +186,7 @@ class TestEvents:
         assert ignored.reason.endswith(".")
 
     def test_deletion_is_ignored(self) -> None:
-        ignored = Ignored("A deleted branch or tag leaves nothing to build.")
+        ignored = Ignored("The branch or tag was deleted. Nothing to build.")
         assert GITHUB.parse(headers(), (SAMPLES / "push-deleted.json").read_bytes()) == ignored
 
     def test_others_can_be_filtered(self) -> None:
@@ -235,13 +235,13 @@ class TestEvents:
     @pytest.mark.parametrize(
         ("sent", "body", "sentence"),
         [
-            (headers("a push"), b"{}", "X-GitHub-Event is no event's name."),
+            (headers("a push"), b"{}", "X-GitHub-Event is not the name of an event."),
             (headers(**{"Content-Type": "text/xml"}), b"{}", "Set the webhook's content type to application/json."),
             (headers(), b"[]", "The payload is not a JSON object."),
             (
                 headers(),
                 b'{"repository": {"url": "/"}}',
-                "This is no push of GitHub's: Object missing required field `clone_url` - at `$.repository`.",
+                "This is not a push of GitHub's: Object missing required field `clone_url` - at `$.repository`.",
             ),
         ],
     )

@@ -46,7 +46,7 @@ def post(web: Process, *more: tuple[str, str]) -> tuple[int, str]:
 )
 def test_one_that_says_what_the_event_is_may_not_be_there_twice(web: Process, name: str, value: str) -> None:
     more = [(name, value)] * (2 if name == "ce-subject" else 1)
-    assert post(web, *more) == (400, f"The header {name.lower()} is there twice.")
+    assert post(web, *more) == (400, f"The header {name.lower()} is repeated.")
 
 
 def test_others_may(web: Process) -> None:
