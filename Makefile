@@ -6,7 +6,7 @@ BIN := .venv/bin
 IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports docs bench fuzz mutants chart locks clean
+.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports prose docs bench fuzz mutants chart locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
@@ -51,7 +51,7 @@ test: venv  ## every tier that this machine can run
 test-quick: venv  ## the same in some minutes: no cluster, no JupyterHub, no browser, nothing that takes long
 	@$(BIN)/python -m tests.run --quick unit docker
 
-lint: style format types imports  ## style, types, and which way imports point
+lint: style format types imports prose  ## style, types, prose, and which way imports point
 
 style: venv
 	$(BIN)/ruff check
@@ -64,6 +64,9 @@ types: venv
 
 imports: venv
 	$(BIN)/lint-imports
+
+prose: venv  ## plain English, by the rules in styles/Kiln
+	@$(BIN)/python -m tools.prose
 
 docs: venv  ## the documentation as a site, in .cache/site; a warning is an error
 	@$(BIN)/python -m sphinx -q -W -n -c docs -d .cache/doctrees -b html . .cache/site
