@@ -1,10 +1,10 @@
-"""Saved requests, in the forms in which people have them: for `kiln send`, `kiln check --event` and the triggers page.
+"""Parse saved requests for `kiln send`, `kiln check --event` and the triggers page.
 
 - A CloudEvent as JSON, or a batch of them as a JSON array.
-- A record of a delivery as JSON: of GitHub's and GitLab's API, of smee, and of what else keeps headers and body side by
-  side (ngrok, webhook.site, a gateway's event).
+- A record of a delivery as JSON: from the APIs of GitHub and GitLab, from smee, ngrok, webhook.site, or a gateway's
+  event with headers and body.
 - Text that shows a request: `eventing.transcripts`.
-- A webhook's payload alone, where it is said whose it is.
+- A webhook's payload alone, if its Git host is known.
 
 Text may be in any Unicode encoding, with a byte order mark and any line ends, and coloured.
 """
@@ -35,7 +35,7 @@ _BODIES = ("payload", "body", "request_data", "request_body", "content", "data")
 _BEGINS_AS_JSON = re.compile(rb"\s*(?:\{|\[(?!\w+\]))")
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*[mK]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_CONNECTION = re.compile(  # what is between two hops, or was added by a proxy: it says nothing of another connection
+_CONNECTION = re.compile(  # hop-by-hop headers and those of proxies, which do not apply to another connection
     r"host|content-length|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect|accept-encoding|cookie|origin"
     r"|referer|forwarded|via|proxy-.*|sec-.*|x-forwarded.*|x-original-.*|x-real-ip|(x-|x-cluster-|true-)client-ip|cf-.*|cdn-.*"
 )
@@ -47,18 +47,18 @@ class Saved(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     body: bytes
     word: str | None = None
-    """The Git host whose delivery it is, as in its route; `None` where it is none."""
+    """The Git host that sent the delivery, as in its route; `None` for other requests."""
 
     @property
     def sent(self) -> dict[str, str]:
-        """The headers that can be sent again."""
+        """Return the headers that Kiln can send again."""
         return {name: value for name, value in self.headers.items() if not _CONNECTION.fullmatch(name)}
 
 
 def parse(content: bytes, host: str | None = None) -> Saved:
-    """The request in a file or a pasted text; `host` is the Git host that sent it, where somebody says so.
+    """Parse a file or a pasted text; `host` is the Git host that sent it, if known.
 
-    Raises SavedError for what holds none, or several.
+    Raises SavedError unless it contains exactly one request.
     """
     if host is not None and host not in DIALECTS:
         raise SavedError(f"--host: must be one of {', '.join(DIALECTS)}")
@@ -75,7 +75,7 @@ def _utf8(content: bytes) -> bytes:
         encoding = json.detect_encoding(content)
         text = content if encoding == "utf-8" else content.decode(encoding).encode()
     except UnicodeDecodeError:
-        raise SavedError("The input is in no encoding of Unicode") from None
+        raise SavedError("The input has no Unicode encoding") from None
     return _COLOUR.sub(b"", text) if text.lstrip().startswith(b"\x1b[") else text
 
 
@@ -99,9 +99,9 @@ def _event(value: object, content: bytes) -> Saved | None:
 
 
 def _record(value: object) -> Saved | None:
-    """What an API or a tool has kept of a request; `None` where the value is something else. Raises SavedError."""
+    """Parse the record of a request that an API or a tool saved; `None` for other values. Raises SavedError."""
     if isinstance(value, list):
-        raise SavedError(f"The input holds {len(value)} requests or events that are no batch: keep one of them")
+        raise SavedError(f"The input holds {len(value)} requests or events outside a batch: keep one of them")
     if not isinstance(value, dict):
         return None
     for kept in (value.get("request"), value):
@@ -137,14 +137,14 @@ def _is_delivery(headers: Mapping[str, object]) -> bool:
 
 
 def _line(value: object) -> str | None:
-    """A header's value as a record has it; `None` for what is none. Its bytes are UTF-8."""
+    """Return a header's value from a record; `None` if it is not one. Its bytes are UTF-8."""
     if isinstance(value, list) and all(isinstance(one, str) for one in value):
         value = ", ".join(value)
     return str(value).strip().encode().decode("latin-1") if isinstance(value, str | int) else None
 
 
 def _sent(headers: Mapping[str, str], body: bytes | str | dict[str, Any] | list[Any]) -> Saved:
-    """A record's body as bytes: JSON is compact, as hosts send it."""
+    """Return a record's body as bytes: JSON is compact, as hosts send it."""
     if isinstance(body, dict) and [*body] == ["payload"] and isinstance(body["payload"], str):
         return Saved(headers=headers, body=urlencode(body).encode())
     if isinstance(body, dict | list):
@@ -163,7 +163,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _shown(found: Sequence[Part], host: str | None) -> Saved:
-    """The first part that is a request by itself; or else, of a known host, the first that may be its payload."""
+    """Return the first part that is a complete request; or else, for a known host, the first possible payload."""
     for part in found:
         if request := _request(part):
             return request
@@ -186,21 +186,21 @@ def _request(part: Part) -> Saved | None:
 
 
 def _of_display(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Attributes as Knative's event display shows them, as the headers of an event in binary mode."""
+    """Convert the attributes that Knative's event display prints into the headers of an event in binary mode."""
     if not {"specversion", "id", "source", "type"} <= headers.keys():
         return headers
     named = {"datacontenttype": "content-type"}
     return {named.get(name, f"ce-{name}"): value for name, value in headers.items()}
 
 
-# Whose it is ---------------------------------------------------------------------------------------------------------
+# Git hosts -----------------------------------------------------------------------------------------------------------
 
 
 def _of_host(found: Saved, word: str | None) -> Saved:
-    """With the headers that a delivery of that host has. Raises SavedError for a payload of nobody knows whom."""
+    """Add the headers of a delivery from that host. Raises SavedError for a payload of an unknown host."""
     if word is None and not found.headers:
         raise SavedError(
-            "The input holds JSON that is no CloudEvent (there is no specversion). If it is a webhook's payload, name "
+            "The input is not a CloudEvent (specversion is missing). If it is a webhook's payload, name "
             f"its Git host, on the command line with --host {' or '.join(DIALECTS)}"
         )
     if word is None:
@@ -208,13 +208,13 @@ def _of_host(found: Saved, word: str | None) -> Saved:
     headers = dict(found.headers)
     if DIALECTS[word].own_header not in headers:
         headers |= _headed(word, found.body)
-    elif essence(headers.get("content-type", FORM)) == FORM:  # a page shows what was in the form
+    elif essence(headers.get("content-type", FORM)) == FORM:  # a page shows the content of the form
         headers["content-type"] = JSON if re.match(rb"\s*\{", found.body) else FORM
     return Saved(headers=headers, body=found.body, word=word)
 
 
 def _headed(word: str, body: bytes) -> dict[str, str]:
-    """The id is made of the payload, so that sending it twice asks once. Raises SavedError."""
+    """Add the headers. The id is a digest of the payload, so a second delivery is a duplicate. Raises SavedError."""
     delivery = uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(body).hexdigest())
     form = body.startswith(b"payload=")
     text = parse_qs(body.decode("ascii", "replace")).get("payload", [""])[0].encode() if form else body
@@ -222,12 +222,12 @@ def _headed(word: str, body: bytes) -> dict[str, str]:
         payload = load_json(text)
         headers = DIALECTS[word].headers_for(payload if isinstance(payload, dict) else {}, str(delivery))
     except DecodeError as error:
-        raise SavedError(f"This is no payload of {word}'s: {error}") from None
+        raise SavedError(f"This is not a payload of {word}'s: {error}") from None
     return {**headers, "content-type": FORM} if form else headers
 
 
 def _checked(found: Saved) -> Saved:
-    """Raises SavedError for headers that no request can have."""
+    """Raise SavedError for headers that no request can have."""
     wrong = [name for name, value in found.headers.items() if not TOKEN.fullmatch(name) or _CONTROLS.search(value)]
     if wrong:
         raise SavedError(f"The input has headers that cannot be sent: {', '.join(map(json.dumps, wrong))}")

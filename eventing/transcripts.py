@@ -1,10 +1,10 @@
-"""What a text shows of HTTP requests: a message as it went over the wire, or what tools and web pages make of one.
+"""Find HTTP requests in text: a message in its wire format, or the output of tools and web pages.
 
-- A message: request line or not, header lines, an empty line, the body. HTTPie adds the response; files for a REST
+- A message: an optional request line, header lines, an empty line, the body. HTTPie adds the response; files for a REST
   client have comments and several requests.
-- `curl -v` and Insomnia's timeline: marks in front of each line. curl does not show what it sent as a body.
-- What was copied from a page (where GitHub, GitLab and Gitea show deliveries), Knative's event display, a log:
-  headings, lines of the form `Name: value`, then JSON.
+- `curl -v` and Insomnia's timeline: marks in front of each line. curl does not print the body that it sends.
+- Text copied from a page (GitHub, GitLab and Gitea show deliveries), Knative's event display, a log: headings, lines of
+  the form `Name: value`, then JSON.
 
 https://www.rfc-editor.org/rfc/rfc9112#section-2.1
 """
@@ -29,13 +29,13 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     body: bytes
     path: str = ""
-    """Of the request line, where there is one."""
+    """Of the request line, if present."""
 
 
 def parts(content: bytes) -> list[Part]:
-    """What may be a request in UTF-8 `content`, in its order.
+    """Return the possible requests in UTF-8 `content`, in order.
 
-    Raises SavedError for JSON that is cut off, and where the body is missing.
+    Raises SavedError for truncated JSON, and if the body is missing.
     """
     if _MARKED.search(content):
         return _marked(content)
@@ -48,7 +48,7 @@ def parts(content: bytes) -> list[Part]:
 
 
 def is_structured(body: bytes) -> bool:
-    """Whether it begins as the body of a webhook or of a structured event does."""
+    """Return whether it begins like the body of a webhook or of a structured event."""
     return _BODY.match(body.decode("latin-1")) is not None
 
 
@@ -67,7 +67,9 @@ _DECODER = json.JSONDecoder()
 
 
 def _marked(content: bytes) -> list[Part]:
-    """What has no mark comes before the response where it was sent, and after it where it was received."""
+    """Remove the marks of each line. An unmarked body precedes the response if it was sent, and follows it if it was
+    received.
+    """
     head: list[bytes] = []
     sent: list[bytes] = []
     received: list[bytes] = []
@@ -83,12 +85,12 @@ def _marked(content: bytes) -> list[Part]:
     path = _path(head[0])
     found = [msgspec.structs.replace(part, path=path) for part in _page(fields + b"\n" + b"".join(sent))]
     if not found and not head[0].startswith((b"GET ", b"HEAD ")):
-        raise SavedError("The input shows the head of a request, and not the body that was sent: add it below the head")
+        raise SavedError("The input contains the head of a request without its body. Add the body below the head")
     return found or [*_page(b"".join(received))]
 
 
 def _message(content: bytes) -> Part | None:
-    """`None` where it does not begin with nothing but header lines, up to an empty line."""
+    """Return `None` unless it begins with header lines only, up to an empty line."""
     content = content[_BEFORE.match(content).end() :]  # type: ignore[union-attr]  # it matches the empty string
     end = _HEAD_END.search(content)
     if end is None:
@@ -100,13 +102,13 @@ def _message(content: bytes) -> Part | None:
 
 
 def _path(line: bytes) -> str:
-    """Of a request line; empty where it is none."""
+    """Return the path of a request line; empty without one."""
     found = _REQUEST_LINE.fullmatch(line)
     return found["path"].decode("latin-1") if found else ""
 
 
 def _fields(head: bytes) -> dict[str, str] | None:
-    """Latin-1, so that every byte is kept; `None` or empty for what are no header lines."""
+    """Decode as Latin-1 to keep every byte; return `None` or nothing for other lines."""
     try:
         found = http.client.parse_headers(io.BytesIO(head + b"\r\n\r\n"))
     except http.client.HTTPException as error:
@@ -118,7 +120,7 @@ def _fields(head: bytes) -> dict[str, str] | None:
 
 
 def _body(headers: Mapping[str, str], rest: bytes) -> bytes:
-    """The body in what follows a head: without what an editor or a tool has added to it."""
+    """Return the body after a head, without the additions of an editor or a tool."""
     if headers.get("transfer-encoding", "").lower() == "chunked":
         return _unchunked(rest)
     length = headers.get("content-length", "")
@@ -142,7 +144,7 @@ def _unchunked(rest: bytes) -> bytes:
 
 
 def _without_what_follows(rest: bytes) -> bytes:
-    """JSON without a response or further requests after it; anything else as it is."""
+    """Return JSON without a following response or further requests; return anything else unchanged."""
     if not re.match(rb"\s*[{\[]", rest):
         return rest
     try:
@@ -158,9 +160,9 @@ def _says_json(headers: Mapping[str, str]) -> bool:
 
 
 def _page(content: bytes) -> Iterator[Part]:
-    """Each JSON value or form in a text, with the header lines since the one before it.
+    """Yield each JSON value or form in a text, with the header lines since the preceding one.
 
-    What a response brings has none: a heading or status line says that one begins. Raises SavedError.
+    The parts of a response are skipped: it begins with a heading or status line. Raises SavedError.
     """
     try:
         text = content.decode()
@@ -184,7 +186,7 @@ def _page(content: bytes) -> Iterator[Part]:
 
 
 def _value(text: str, start: int, line_end: int) -> tuple[int, str]:
-    """The end of the JSON value or form at `start`, and the value."""
+    """Return the end of the JSON value or form at `start`, and the value."""
     if text.startswith("payload=", start):
         return line_end, text[start:line_end].strip()
     try:

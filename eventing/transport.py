@@ -415,9 +415,9 @@ def _why(error: Exception) -> str:
         case aiohttp.ClientHttpProxyError():
             why = f"the proxy answered {error.status}"
         case aiohttp.ClientProxyConnectionError():
-            why = f"cannot reach the proxy: {_of_system(error)}"
+            why = f"the proxy cannot be reached: {_of_system(error)}"
         case aiohttp.ClientConnectorError():
-            why = f"cannot connect: {_of_system(error)}"
+            why = f"it cannot be reached: {_of_system(error)}"
         case aiohttp.ClientConnectionError() | ConnectionError():
             why = "the connection closed before the answer"
         case aiohttp.ClientResponseError():

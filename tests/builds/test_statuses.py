@@ -292,7 +292,7 @@ def test_a_reset_in_half_an_hour_is_waited_for(engine: Ready, host: StatusHost) 
 FINAL: Mapping[str, tuple[Say, str]] = {
     "too many statuses": (Say(422, body={"message": "Validation Failed"}), "answered 422"),
     "no such repository": (Say(404, body={"message": "Not Found"}), "there is no such thing for the credential in"),
-    "a token without the scope": (Say(403, body={"message": "Resource not accessible"}), "may not do this"),
+    "a token without the scope": (Say(403, body={"message": "Resource not accessible"}), "lacks the permission"),
     "a token that has expired": (Say(401, body={"message": "Bad credentials"}), "is not valid"),
     "another host": (Say(307, {"Location": "http://127.0.0.2:9/x"}), "redirects to other hosts"),
 }
