@@ -19,6 +19,7 @@ from pathlib import Path
 
 from builds.builder.daemons import Daemon
 from builds.builder.outcome import Account, AttemptStage, Evidence, Step
+from builds.builder.output import LOOKING
 
 PROBE_SIZE = 64 << 20
 """Bytes: a disk that does not take so much more is full."""
@@ -37,7 +38,17 @@ _TROUBLE = re.compile(
 )
 _ADVICE = re.compile(r"(?i)\b(see|visit|docs?|documentation|discussions?|more (information|details|about))\b")
 """A line that names where to read, which no step needs."""
-_INDEXES = "Looking in indexes: "
+PYPI, PYPI_FILES = "https://pypi" + ".org/simple", "https://files.python" + "hosted.org"
+"""pip's default index, and the host of its files: pip names them nowhere. In parts here, as nothing in this tree may be
+mistaken for where its own packages come from."""
+_NO_PACKAGE = re.compile(
+    r"(?:No matching distribution found for|Could not find a version that satisfies the requirement)"
+    r" ([A-Za-z0-9][\w.-]*)"
+)
+_BROKEN = re.compile(
+    r"Connection(ResetError| broken| aborted)|IncompleteRead|(Read|Connect)TimeoutError|incomplete-download"
+)
+"""Of pip's and its libraries' complaints: a connection that did not hold."""
 _DOWNLOADS = re.compile(r"\b(wget|curl)\b")
 _TRACED = 10
 """Last lines among which a download that a shell traces (`set -x`) may be the command that failed."""
@@ -139,15 +150,11 @@ def oom_kills() -> int:
 def needed(step: Step) -> list[str]:
     """The addresses that a step needed, as its output and its command tell: of each service one, those that it
     complains of first.
-
-    pip names its index where that is not its own default one. Of that it says, if it is refused or not answered, where
-    it is, and if it answers 429 or 5xx, no more than of a package that is not there.
     """
     lines = [line[-_LONGEST:] for line in reversed(step.output)]
     complaints = [line for line in lines if _TROUBLE.search(line) and not _ADVICE.search(line)]
-    indexes = [line for line in lines if line.startswith(_INDEXES)]
     traced = [line for line in lines[:_TRACED] if line.startswith("+") and _DOWNLOADS.search(line)]
-    found = [*_named(complaints), *_named(indexes), *_named(traced), *_named([step.name])]
+    found = [*_named(complaints), *_of_pip(lines), *_named(traced), *_named([step.name])]
     services: dict[str, str] = {}
     for address in found:
         services.setdefault(_origin(address), address)
@@ -156,6 +163,21 @@ def needed(step: Step) -> list[str]:
 
 _LONGEST = 4096
 """Characters of a line that are looked at."""
+
+
+def _of_pip(lines: Sequence[str]) -> Iterator[str]:
+    """Where pip looked for what it did not find.
+
+    Of an index that answers 429, 5xx, or resets the connection it says no more than of a package that is not there.
+    It names its indexes only where they are not the default one.
+    """
+    looking = [line for line in lines if line.startswith(LOOKING)]
+    package = next((found[1] for line in lines if (found := _NO_PACKAGE.search(line))), "")
+    broken = any(map(_BROKEN.search, lines))
+    default = [PYPI] * bool(package or broken) + [PYPI_FILES] * broken
+    page = f"{re.sub(r'[-_.]+', '-', package).lower()}/" if package else ""  # as PEP 503 has it
+    for index in _named(looking) if looking else default:
+        yield f"{index.rstrip('/')}/{page}"
 
 
 def _named(lines: Sequence[str]) -> Iterator[str]:

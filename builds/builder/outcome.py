@@ -54,8 +54,8 @@ class Step(NamedTuple):
     """As BuildKit says it: `exit code: 1`, or why the command could not be started."""
     output: Sequence[str]
     """Its last lines. They are quoted, and decide nothing."""
-    of_tool: bool
-    """Whether repo2docker wrote the Dockerfile."""
+    of_tool: bool = False
+    """Whether repo2docker wrote the command: it is no line of the repository's Dockerfile, and no script of its own."""
 
 
 class Idiom(NamedTuple):
@@ -241,6 +241,7 @@ _FETCH_SENTENCES: Sequence[tuple[str, str]] = (
     ),
     (r"Could not parse object", "No branch or tag of the repository leads to the commit."),
     (r"No url found for submodule", "A submodule has no address."),
+    (r"^Error during build: \S*(postBuild|start) (is|has|does)", "A script of the repository cannot be run."),
     (r"is a link that leads out of the repository", "The repository would have files of the builder read."),
     (r"asks for the BuildKit frontend", "Of frontends (`# syntax=`), only docker/dockerfile is used here."),
 )

@@ -78,20 +78,37 @@ class Inside(Git):
             for path in (folder, *(os.path.join(folder, name) for name in READ)):
                 if os.path.exists(path) and os.path.commonpath((root, os.path.realpath(path))) != root:
                     raise ValueError(f"{os.path.relpath(path, root)!r} is a link that leads out of the repository")
-        check_frontend(os.path.join(root, SUBDIR))
+        base = os.path.join(root, SUBDIR)
+        places = [os.path.join(base, name) for name in ("binder", ".binder")]
+        for folder in [place for place in places if os.path.isdir(place)] or [base]:
+            if os.path.isfile(os.path.join(folder, "Dockerfile")):
+                check_frontend(os.path.join(folder, "Dockerfile"))
+            else:
+                check_scripts(folder, base)
         same_for_all(root)
 
 
-def check_frontend(root):
-    places = [os.path.join(root, name) for name in ("binder", ".binder")]
-    for folder in [place for place in places if os.path.isdir(place)] or [root]:
-        path = os.path.join(folder, "Dockerfile")
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8", errors="replace", newline="") as file:
-                found = re.search(OTHER_FRONTEND, file.read(16 << 20), FLAGS)
-            if found:
-                name = (found["name"] or "JSON").strip()[:100]
-                raise ValueError(f"the Dockerfile asks for the BuildKit frontend {name!r}")
+def check_frontend(path):
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        found = re.search(OTHER_FRONTEND, file.read(16 << 20), FLAGS)
+    if found:
+        name = (found["name"] or "JSON").strip()[:100]
+        raise ValueError(f"the Dockerfile asks for the BuildKit frontend {name!r}")
+
+
+def check_scripts(folder, base):
+    for path in (os.path.join(folder, name) for name in ("postBuild", "start")):
+        name = os.path.relpath(path, base)
+        if os.path.isdir(path):
+            raise ValueError(f"{name} is a folder, and repo2docker would run it")
+        if not os.path.isfile(path):
+            continue
+        with open(path, "rb") as file:
+            first = file.readline(4096)
+        if first.startswith(b"#!") and first.endswith(b"\\r\\n"):
+            raise ValueError(f"{name} has Windows line endings (CR LF), so its first line names no program that exists")
+        if name.endswith("start") and not first.startswith((b"#!", b"\\x7fELF")):
+            raise ValueError(f"{name} does not begin with a line such as #!/bin/bash, and no server would start")
 
 
 def commit_of(commit, folder):
@@ -202,6 +219,8 @@ the tool itself fetches goes through the guard; docker, which it starts, has the
 A clone has what branches and tags lead to. Another commit (of a pull request, or of a branch that was moved since) is
 fetched by itself, or from a host that gives none by itself by one of the refs that have led to it (`REFS`).
 
+What repo2docker's entrypoint cannot run (`start`) would be found by whoever starts a server, and by nobody before.
+
 An error is told with its class, which is not in its text: the text may quote the repository. It begins with the name of
 the file of the repository that was being read, which parsers of TOML do not know. Git's index and logs hold
 times. Without them, checkouts of a commit are equal, and the daemon finds again what follows their copy.
@@ -221,6 +240,8 @@ _LAYER = re.compile(r"([0-9a-f]{12}): (\w.*)")
 """A line of `docker push` about one layer."""
 _OWN_DOCKERFILE = "DockerBuildPack"
 """The build pack of repositories that bring a Dockerfile."""
+_SCRIPT = re.compile(r"\bRUN \./")
+"""A step that runs a script of the repository: `postBuild`."""
 
 
 class ToolLine(msgspec.Struct, frozen=True):
@@ -316,7 +337,7 @@ class ToolProgress:
 
     def _step(self, step: Step | None) -> Step | None:
         own = self._buildpack in ("", _OWN_DOCKERFILE)
-        return step and step._replace(of_tool=step.of_tool and not own)
+        return step and step._replace(of_tool=not own and not _SCRIPT.search(step.name))
 
     def _building(self, message: str, now: float) -> Iterator[str]:
         if using := re.fullmatch(r"Using (\w+) builder", message.rstrip("\r\n")):

@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from builds.build import Image, Reason, Request, Result, State
 from builds.builder import log as logs
 from builds.builder.daemons.podman import Steps
-from builds.builder.evidence import MAX_SERVICES, PROBE, needed
+from builds.builder.evidence import MAX_SERVICES, PROBE, PYPI, PYPI_FILES, needed
 from builds.builder.log import Log
 from builds.builder.outcome import PODMAN, AttemptStage, Evidence, Step, exit_status, failure, telling
+from builds.builder.output import Output
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
 from builds.builder.source import resolved
@@ -185,10 +186,10 @@ def output(text: str, *, digest: str = "sha256:1") -> str:
     return report(logs=[{"vertex": digest, "timestamp": "2026-01-01T00:00:01Z", "data": data}])
 
 
-def progress(*messages: str) -> ToolProgress:
+def progress(*messages: str, buildpack: str = "PythonBuildPack") -> ToolProgress:
     """After the fetch, and these messages of the build."""
     made = ToolProgress(AttemptStage.FETCH, 0.0)
-    for number, message in enumerate(("Using PythonBuildPack builder\n", *messages), 1):
+    for number, message in enumerate((f"Using {buildpack} builder\n", *messages), 1):
         deque(made.take(ToolLine(message, "building"), float(number)))
     return made
 
@@ -367,7 +368,7 @@ def step(*output: str, name: str = "[9/9] RUN pip install -r requirements.txt") 
     [
         (
             ["Looking in indexes: https://user:secret@mirror.example:8443/simple, http://b.example", NO_PACKAGE],
-            ["https://mirror.example:8443/simple", "http://b.example/"],
+            ["https://mirror.example:8443/simple/x/", "http://b.example/x/"],
         ),
         (["curl: (6) Could not resolve host: micro.mamba.pm"], ["https://micro.mamba.pm/"]),
         (
@@ -382,7 +383,17 @@ def step(*output: str, name: str = "[9/9] RUN pip install -r requirements.txt") 
             ["critical libmamba Download error (7) Could not connect [https://conda.example/noarch/repodata.json]"],
             ["https://conda.example/noarch/repodata.json"],
         ),
-        (["Collecting x", NO_PACKAGE], []),
+        (["Collecting x", NO_PACKAGE], [f"{PYPI}/x/"]),
+        (
+            ["ERROR: Could not find a version that satisfies the requirement A.b__C>=1 (from versions: none)"],
+            [f"{PYPI}/a-b-c/"],
+        ),
+        (["Looking in links: /wheels", NO_PACKAGE], []),
+        (["Looking in indexes: http://b.example/simple/", *["Collecting y"] * 300], ["http://b.example/simple/"]),
+        (
+            ["WARNING: Retrying after connection broken by 'ReadTimeoutError()': /simple/x/"],
+            [f"{PYPI}/", f"{PYPI_FILES}/"],
+        ),
         (["+ wget -qO- https://anaconda.example/a.tar.bz2", "+ tar -xvj", "bzip2: Compressed file ends unexpectedly"],
          ["https://anaconda.example/a.tar.bz2"]),
         (["https://conda.example/linux-64/python-3.10.conda#ab", "python 3.6 does not exist"], []),
@@ -391,7 +402,9 @@ def step(*output: str, name: str = "[9/9] RUN pip install -r requirements.txt") 
     ],
 )  # fmt: skip
 def test_services_that_a_step_needs(output: list[str], addresses: list[str]) -> None:
-    assert needed(step(*output)) == addresses
+    kept = Output()
+    deque(map(kept.append, output))
+    assert needed(step(*kept)) == addresses
 
 
 def test_a_command_names_what_it_downloads() -> None:
@@ -598,12 +611,24 @@ def test_podman_says_so_where_a_step_was_killed() -> None:
     assert failure(podman(BEGUN).account(), Evidence()).reason is Reason.INFRASTRUCTURE, "its client was killed"
 
 
-def test_a_step_of_podman_s_is_the_tool_s_until_the_repository_is_copied() -> None:
-    copy = ("stdout", "STEP 3/5: COPY --chown=1000:1000 src/ /home/jovyan/")
-    error = ("stderr", 'Error: building at STEP "RUN x": while running runtime: exit status 1')
-    run = ("stdout", "STEP 4/5: RUN x")
-    for lines, of_tool in (([run, error], True), ([copy, run, error], False)):
-        step = podman(BEGUN, *lines, buildpack="PythonBuildPack").account().step
+@pytest.mark.parametrize(
+    ("buildpack", "command", "of_tool"),
+    [
+        ("PythonBuildPack", "${KERNEL_PYTHON_PREFIX}/bin/pip install --no-cache-dir .", True),
+        ("CondaBuildPack", "./binder/postBuild", False),
+        ("DockerBuildPack", "pip install x", False),
+    ],
+)
+def test_whose_a_step_is(buildpack: str, command: str, of_tool: bool) -> None:
+    """Whatever came before it: repo2docker installs packages after it has copied the repository, too."""
+    copy = "COPY --chown=1000:1000 src/ /home/jovyan/"
+    lines = [("stdout", f"STEP 3/5: {copy}"), ("stdout", f"STEP 4/5: RUN {command}")]
+    error = ("stderr", f'Error: building at STEP "RUN {command}": while running runtime: exit status 1')
+    name = f"[2/2] RUN {command}"
+    reports = [vertex(f"[1/2] {copy}", digest="sha256:0"), vertex(name, f"{FAILED}1")]
+    reports += [f"ERROR: failed to solve: {FAILED}1\n"]
+    for made in (podman(BEGUN, *lines, error, buildpack=buildpack), progress(*reports, buildpack=buildpack)):
+        step = made.account().step
         assert step
         assert step.of_tool is of_tool
 

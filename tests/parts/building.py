@@ -147,7 +147,8 @@ def repository(case: str, target: Path, registry: str) -> dict[str, Any]:
     unique = secrets.token_hex(8)
     for path in target.rglob("*"):
         if path.is_file():
-            path.write_text(path.read_text().replace("@REGISTRY@", registry).replace("@UNIQUE@", unique))
+            text = path.read_bytes().replace(b"@REGISTRY@", registry.encode())
+            path.write_bytes(text.replace(b"@UNIQUE@", unique.encode()))
     for folder in expected.get("busybox", []):
         put_busybox(target / folder)
     return expected

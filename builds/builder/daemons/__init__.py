@@ -25,10 +25,7 @@ PROBE_TIMEOUT = 60.0
 
 
 class Findings(NamedTuple):
-    """What a daemon's client has reported of a build so far; the fields are those of `Account`.
-
-    `step.of_tool` says only that the repository's files had not been copied before the step.
-    """
+    """What a daemon's client has reported of a build so far; the fields are those of `Account`."""
 
     error: str = ""
     step: Step | None = None

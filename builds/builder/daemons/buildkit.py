@@ -9,7 +9,6 @@ Source: `SolveStatus` in BuildKit's `client/graph.go`.
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -18,10 +17,8 @@ import msgspec
 from builds.builder.daemons import Findings
 from builds.builder.log import clean
 from builds.builder.outcome import Step
+from builds.builder.output import Output
 from builds.builder.pushing import Layers
-
-OUTPUT_KEPT = 100
-"""Lines of each step's output that are kept for the message."""
 
 _LAYER = "pushing layer "
 _IMPORTS_CACHE = "importing cache manifest from "
@@ -34,7 +31,6 @@ _SOURCE = re.compile(
     r"\[internal\] load metadata for |resolve image config for |\[[^\]]*\] FROM |https?://|git://|git@"
 )
 
-_COPIES_REPOSITORY = re.compile(r"\[[^\]]*\] COPY --chown=\S+ src/ ")
 _FROM = re.compile(r"\[[^\]]*\] FROM ([^\s@]+)")
 
 
@@ -104,7 +100,7 @@ class Vertex:
         self.number, self.name = number, name
         self.error = ""
         self.completed = False
-        self.output: deque[str] = deque(maxlen=OUTPUT_KEPT)
+        self.output = Output()
         self._started: datetime | None = None
         self._partial = b""
         self._seen: set[str] = set()
@@ -215,18 +211,18 @@ class BuildKit:
         failed = self._graph.failed(self._error)
         return Findings(
             error=self._error,
-            step=self._step(failed),
+            step=_step(failed),
             source=failed.name if failed and failed.is_source else "",
             began=bool(vertices),
             interrupted=failed is None and (is_cancelled(self._error) or (bool(vertices) and not self._error)),
             base=next((found[1] for vertex in vertices if (found := _FROM.match(vertex.name))), ""),
         )
 
-    def _step(self, failed: Vertex | None) -> Step | None:
-        if failed is None or failed.exit is None:
-            return None
-        copied = any(vertex.completed and _COPIES_REPOSITORY.match(vertex.name) for vertex in self._graph)
-        return Step(failed.name, failed.exit, tuple(clean(line) for line in failed.output), of_tool=not copied)
+
+def _step(failed: Vertex | None) -> Step | None:
+    if failed is None or failed.exit is None:
+        return None
+    return Step(failed.name, failed.exit, tuple(clean(line) for line in failed.output))
 
 
 def is_cancelled(final: str) -> bool:

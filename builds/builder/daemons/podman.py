@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import uuid
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,12 +23,10 @@ import msgspec
 from builds.builder.daemons import Daemon, Findings, credentials
 from builds.builder.log import clean
 from builds.builder.outcome import PODMAN, Account, AttemptStage, Evidence, Step, failure
+from builds.builder.output import Output
 from builds.builder.spec import Surroundings
 from builds.clients.registry import is_plain
 from builds.clients.tools import podman_client
-
-OUTPUT_KEPT = 100
-"""Lines of the last step's output that are kept for the message."""
 
 _ENGINE = r"""
 import json
@@ -112,7 +109,6 @@ _READ = re.compile(r"building: no stages|no contents in |parsing main Dockerfile
 """The service has read the Dockerfile, and there is no first step."""
 _KILLED = "container exited on killed"
 """What is printed where the step's first process was killed; its exit status is 1 then."""
-_COPIES_REPOSITORY = re.compile(r"COPY --chown=\S+ src/ ")
 _IMAGE = re.compile(
     r"^(?:creating build container: )?.*?(?:initializing source docker://|pinging container registry )(\S+)"
 )
@@ -217,8 +213,7 @@ class Steps:
         self._error = ""
         self._began = False
         self._step = self._base = ""
-        self._copied = False
-        self._output: deque[str] = deque(maxlen=OUTPUT_KEPT)
+        self._output = Output()
 
     def take(self, message: str) -> Iterator[str]:
         line = _decoded(message)
@@ -248,7 +243,6 @@ class Steps:
             self._output.append(clean(text))
             return
         self._began = True
-        self._copied |= _COPIES_REPOSITORY.match(self._step) is not None
         self._step = clean(found[1])
         self._base = self._base or self._step.removeprefix("FROM ").split(" ")[0]
         self._output.clear()
@@ -265,7 +259,7 @@ class Steps:
             return None
         code = "137" if _KILLED in self._output else found[2]
         said = (line for line in self._output if line != _KILLED)
-        return Step(found[1], f"exit code: {code}", tuple(said), of_tool=not self._copied)
+        return Step(found[1], f"exit code: {code}", tuple(said))
 
     def _source(self) -> str:
         """The image or file that could not be fetched, as a URL."""

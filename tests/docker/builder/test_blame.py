@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import signal
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import pytest
 from msgspec.structs import replace
 
 from builds.build import Reason
+from builds.builder.evidence import PYPI
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost, commit
 from tests.parts.kiln import until
 from tests.parts.ociregistry import OciFront, Stuck
+from tests.parts.outages import RESET, Outages
 from tests.parts.registry import Registry
 
 ODD = {
@@ -153,6 +156,41 @@ def test_the_daemon_is_asked_whether_a_service_is_down(
             assert f"http://{place}" in attempt.text
             said = verdict(attempt)
             assert (f"http://{down} does not answer" in said) == (place == down), said
+
+
+INDEX = PYPI.split("/")[2]
+OUTAGES = {
+    "pip, 429": ("requirements.txt", f"--trusted-host {INDEX}\nnot-there-@UNIQUE@\n", 429),
+    "pip of conda, 503": (
+        *("environment.yml", f"dependencies: [pip, pip: [--trusted-host {INDEX}, not-there-@UNIQUE@]]\n", 503),
+    ),
+    "pip, reset": ("requirements.txt", f"--trusted-host {INDEX}\n-r more.txt\n", RESET),
+    "apt, 503": ("apt.txt", "not-there-@UNIQUE@\n", 503),
+}
+"""The third one is installed after the repository was copied."""
+
+
+@pytest.mark.timeout(500)  # the first of its kind on a machine makes the base of all
+def test_an_index_that_no_tool_names(
+    path: str, builder: Builder, host: GitHost, registry: Registry, gateway: str, tmp_path: Path
+) -> None:
+    """pip names PyPI nowhere, and says of 429, 5xx and a reset what it says of a package that is not there."""
+    with ExitStack() as proxies:
+        attempts = []
+        for number, (file, text, status) in enumerate(OUTAGES.values()):
+            folder, unique = tmp_path / str(number), secrets.token_hex(8)
+            (folder / "content").mkdir(parents=True)
+            (folder / "content/more.txt").write_text(f"not-there-{unique}\n")
+            (folder / "content" / file).write_text(text.replace("@UNIQUE@", unique))
+            proxy = proxies.enter_context(Outages(gateway, status, folder))
+            config = {"proxies": {"default": {"httpProxy": proxy.url, "httpsProxy": proxy.url}}}
+            (folder / "config.json").write_text(json.dumps(config))
+            request = asked(host, f"{path}-{number}", host.create(f"{path}-{number}", folder / "content"), registry)
+            attempts.append(builder.start(request, registry_config=str(folder / "config.json")))
+        for case, attempt in zip(OUTAGES, attempts, strict=True):
+            attempt.wait(400)
+            host_of = "http://deb.debian.org" if case.startswith("apt") else f"https://{INDEX}"
+            assert f"{host_of} does not answer" in ours(attempt), case
 
 
 def test_a_file_that_is_not_on_its_host(

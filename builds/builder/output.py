@@ -1,0 +1,34 @@
+"""What a step of a build has printed, as far as its failure may need it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+KEPT = 100
+"""Last lines of each step's output."""
+
+LOOKING = "Looking in "
+"""How the lines begin in which pip names its indexes and links, before all others:
+https://pip.pypa.io/en/stable/cli/pip_install/#finding-packages"""
+
+
+class Output:
+    """The last lines, and of those before them the ones in which pip last named its indexes and links."""
+
+    def __init__(self) -> None:
+        self._looking: deque[str] = deque(maxlen=2)
+        self._last: deque[str] = deque(maxlen=KEPT)
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._looking
+        yield from self._last
+
+    def append(self, line: str) -> None:
+        if len(self._last) == KEPT and self._last[0].startswith(LOOKING):
+            self._looking.append(self._last[0])
+        self._last.append(line)
+
+    def clear(self) -> None:
+        self._looking.clear()
+        self._last.clear()
