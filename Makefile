@@ -6,7 +6,7 @@ BIN := .venv/bin
 IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports prose docs bench fuzz mutants chart locks clean
+.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports prose docs bench fuzz mutants chart troubleshooting locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
@@ -85,6 +85,9 @@ mutants: venv  ## changes the rules of the policy one by one and lists what no t
 chart: venv  ## what is made from the chart: its table of values, and the golden files of its tests (needs helm)
 	$(BIN)/python tools/values_table.py
 	GOLDEN=renew $(BIN)/python -m pytest -q tests/cluster/chart/test_rendered.py -k last_looked_at
+
+troubleshooting: venv  ## the lists of errors' sentences in docs/troubleshooting.md
+	$(BIN)/python tools/sentences.py
 
 locks:  ## the locked versions, renewed (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

@@ -16,11 +16,15 @@ from typing import Any, cast
 import prometheus_client
 import pytest
 
+from builds.build import Reason, Result, State
+from builds.builder import outcome
 from builds.plan import Word
-from handlers import asyncapi
+from handlers import asyncapi, openapi
 from handlers.app import create_app
+from kiln import cli, vitals
 from kiln.cli import commands
 from tests.handlers.test_asyncapi import sent
+from tools import sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -197,6 +201,31 @@ def test_the_asyncapi_document_has_every_extension_that_is_read_and_no_other() -
         name for path in readers for name in re.findall(r"(?:\.extensions|\bcarrier)\.get\(\"(\w+)\"", path.read_text())
     }
     assert documented_extensions("in") == read, "handlers/asyncapi.py, docs/events.md"
+
+
+def test_every_sentence_of_an_error_is_explained() -> None:
+    """In a row with its cure, or in a list below the cure that it shares."""
+    assert sentences.page() == sentences.PAGE.read_text(), "run make troubleshooting"
+    assert sentences.missing() == [], "docs/troubleshooting.md needs a row for each"
+
+
+@pytest.mark.parametrize("status", sorted({*openapi.MEANINGS, 500}))
+def test_every_status_of_an_error_is_explained(status: int) -> None:
+    assert re.search(rf"^\| {status} ", document("troubleshooting.md"), re.MULTILINE)
+
+
+def exit_statuses() -> Iterator[int]:
+    """Of the command, as its text says, and of the builder."""
+    yield from map(int, re.findall(r"\b(\d+) (?:done|it went wrong|misused|interrupted|as well)", str(cli.__doc__)))
+    yield vitals.STATUS
+    for state in State:
+        for reason in Reason:
+            yield outcome.exit_status(Result(state=state, reason=reason))
+
+
+@pytest.mark.parametrize("status", sorted({*exit_statuses()}))
+def test_every_exit_status_is_explained(status: int) -> None:
+    assert re.search(rf"^\| {status} \|", document("troubleshooting.md"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", sorted(commands.commands))

@@ -38,13 +38,12 @@ def probe(urls: list[str]) -> Probe:
 
 
 def origins(kiln: Kiln) -> Iterator[str]:
-    """Of the registries, Git hosts, sinks, the JupyterHub and issuers that are configured, and of the API server."""
+    """Of the registries, Git hosts, the JupyterHub and issuers that are configured, and of the API server."""
     for prefix in filter(None, (kiln.images.prefix, kiln.images.private_prefix)):
         yield registry_origin(prefix, kiln.config.insecure_registries)
     hub = kiln.settings.hub
     urls = [listed.url for listed in kiln.config.repositories]
     urls += [credential.origin for credential in credentials(kiln.secrets.git_credentials)]
-    urls += [sink.url for sink in kiln.sinks]
     urls += [hub.api_url] if hub else []
     urls += kiln.settings.oidc_issuers
     urls += [_api_server(kiln)] if kiln.settings.engine == "kubernetes" else []

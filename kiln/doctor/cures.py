@@ -70,7 +70,7 @@ STATUS_NO_LOGIN = Cure("Put a credential in statuses/{host}, and name the host i
 STATUS_HOST = Cure("Check that this machine reaches the Git host's API: address, DNS, firewall and HTTPS_PROXY.")
 HUB_TOKEN = Cure("Set JUPYTERHUB_API_TOKEN to the token that the Hub has for this service.")
 HUB_DOWN = Cure("Start the JupyterHub, or correct JUPYTERHUB_API_URL.")
-ISSUER = Cure("Correct the issuer's address, or let this machine reach <issuer>/.well-known/openid-configuration.")
+ISSUER = Cure("Correct the issuer's address, or let this machine reach ISSUER/.well-known/openid-configuration.")
 
 # Kubernetes
 API_UNREACHABLE = Cure("Run it in a pod of the release, or where `kubectl` works with the same kubeconfig.")

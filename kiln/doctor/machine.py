@@ -121,10 +121,9 @@ def daemon(kind: DaemonKind, address: str | None) -> str:
     """Whether the daemon answers and has room on its disk."""
     from builds.engines.local.daemon import DaemonProbe  # noqa: PLC0415
 
-    tools = DOCKER if kind == "docker" else PODMAN
+    tools, program = (DOCKER, "docker") if kind == "docker" else (PODMAN, podman_client())
     if trouble := DaemonProbe(address, kind).trouble():
-        raise Symptom(_why_silent(tools, _socket(address)), trouble)
-    program = podman_client() if tools is PODMAN else tools.client
+        raise Symptom(_why_silent(tools, program, _socket(address)), trouble)
     to = [tools.to, address] if address else []
     try:
         number, _, folder = version(program, *to, "info", "--format", tools.info).partition(" ")
@@ -138,10 +137,10 @@ def _socket(address: str | None) -> Path | None:
     return Path(parts.path) if parts.scheme == "unix" else None
 
 
-def _why_silent(tools: Tools, socket: Path | None) -> Cure:
+def _why_silent(tools: Tools, program: str, socket: Path | None) -> Cure:
     if socket and socket.exists() and not os.access(socket, os.R_OK | os.W_OK, effective_ids=True):
         return tools.denied
-    if socket and not socket.exists() and not shutil.which(path_of(tools.client)):
+    if socket and not socket.exists() and not shutil.which(path_of(program)):
         return tools.missing
     return tools.down
 

@@ -313,10 +313,7 @@ def host(ahead: float = 0.0) -> Iterator[int]:
 )
 def test_the_clock(tmp_path: Path, ahead: float, state: State, words: str) -> None:
     with host(ahead) as port:
-        (tmp_path / "kiln.yaml").write_text(
-            yaml.safe_dump({"sinks": [{"name": "a", "url": f"http://127.0.0.1:{port}/a"}]})
-        )
-        kiln = loaded(tmp_path, KILN_CONFIG=str(tmp_path / "kiln.yaml"), KILN_IMAGE_PREFIX=f"127.0.0.1:{port}/org/")
+        kiln = loaded(tmp_path, KILN_IMAGE_PREFIX=f"127.0.0.1:{port}/org/")
         (look,) = clock.probes(kiln)
         finding = found(look)
     assert finding.state is state, finding
