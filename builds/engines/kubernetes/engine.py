@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -61,6 +62,10 @@ SHARE = 20
 the namespace for those of one object, and all pods for those of one Job, and whose those are is not ours to say."""
 ONE_BY_ONE = 5
 """Attempts of which nothing is known that are asked about each by itself; beyond, one list is cheaper."""
+READERS = 8
+"""Pods that are read at a time."""
+MOST_ENDED = 1000
+"""Pods that have ended whose names are remembered until their logs are archived."""
 FEW = 100
 """Objects that are read at once of those of which there can be thousands."""
 
@@ -122,6 +127,8 @@ class KubernetesEngine(KubernetesRecords):
         self._deleted: list[Build] = []
         self._strays: dict[str, float] = {}
         self._late: dict[Key, _Late] = {}
+        self._ended_pods: dict[Key, str] = {}
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._searches = _Budget(SHARE)
         self._term = 0
         self._with_jobs: dict[str, list[str]] = {}
@@ -151,6 +158,7 @@ class KubernetesEngine(KubernetesRecords):
         self._lease.stop()
         for watch in self._watches:
             watch.stop()
+        self._readers.shutdown(wait=False, cancel_futures=True)
         super().close()
 
     @property
@@ -190,7 +198,8 @@ class KubernetesEngine(KubernetesRecords):
             at_rest = {key: value for key, value in live.items() if key[0] not in in_flight}
             self._adopt(at_rest, pods)
             in_turn = sorted(at_rest, key=lambda key: self._attempts[key].searched_at)
-            seen = [self._sighting(*live[key], pods) for key in in_turn]
+            left = self._left_watch([key for key in in_turn if key not in pods])
+            seen = [self._sighting(*live[key], pods, left) for key in in_turn]
             seen += self._left_over(pods, {key: build.uid for key, (build, _) in live.items()})
             seen += self._still_to_come(live, pods)
         nodes = sightings.nodes_of(self._daemons.objects().values())
@@ -267,9 +276,16 @@ class KubernetesEngine(KubernetesRecords):
 
     def keep_log(self, build: Build, attempt: int) -> None:
         self._must_lead()
+        pod = self._ended_pods.pop((build.name, attempt), None)
         with translated():
-            if not self._archive.has(build, attempt) and (content := self._logs.content(build.name, attempt)):
+            if content := self._logs.content(build.name, attempt, pod):
                 self._archive.keep(build, attempt, content)
+
+    def _keep_missing_log(self, build: Build, attempt: int) -> None:
+        with translated():
+            kept = self._archive.has(build, attempt)
+        if not kept:
+            self.keep_log(build, attempt)
 
     def clear_attempts(self, build: Build) -> None:
         """Of a log that cannot be kept even now, its tail is in the record."""
@@ -277,7 +293,7 @@ class KubernetesEngine(KubernetesRecords):
         for name in self._with_jobs.pop(build.name, ()):
             number = name.rpartition("-")[2]
             with suppress(Unavailable):
-                self.keep_log(build, int(number) if number.isdecimal() else 0)
+                self._keep_missing_log(build, int(number) if number.isdecimal() else 0)
             with translated():
                 self._delete_job(name)
 
@@ -381,7 +397,9 @@ class KubernetesEngine(KubernetesRecords):
                 self._api.patch("configmaps", name, {"metadata": {"labels": {LABEL_OPEN: "true"}}})
         return True
 
-    def _sighting(self, build: Build, attempt: Attempt, pods: Mapping[Key, Manifest]) -> Sighting:
+    def _sighting(
+        self, build: Build, attempt: Attempt, pods: Mapping[Key, Manifest], left: Mapping[str, Manifest | None]
+    ) -> Sighting:
         self._pulse.beat()
         known = self._attempts[build.name, attempt.number]
         known.node = attempt.node
@@ -391,7 +409,7 @@ class KubernetesEngine(KubernetesRecords):
         if pod is not None:
             known.pod = pod["metadata"]["name"]
         elif known.pod is not None:
-            pod = self._left_watch(known.pod)
+            pod = left[known.pod] if known.pod in left else self._read_pod(known.pod)
             known.without = None if pod else self._without_pod(build, attempt, known)
         elif self._due(known):
             with self._searches.spending():  # of both searches, or the first would always use up the second's time
@@ -405,8 +423,15 @@ class KubernetesEngine(KubernetesRecords):
             return known.without or being_made
         known.pod, known.without = pod["metadata"]["name"], None
         if sightings.terminal(pod):
+            self._note_ended((build.name, attempt.number), pod)
             known.ended = pod
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
+
+    def _note_ended(self, key: Key, pod: Manifest) -> None:
+        """Its name, for who keeps its log; the oldest are forgotten where nobody does."""
+        self._ended_pods[key] = pod["metadata"]["name"]
+        while len(self._ended_pods) > MOST_ENDED:
+            self._ended_pods.pop(next(iter(self._ended_pods)), None)
 
     def _adopt(self, live: Mapping[Key, tuple[Build, Attempt]], pods: Mapping[Key, Manifest]) -> None:
         """Reads from one list which attempts of an earlier leader have no pod yet.
@@ -434,8 +459,20 @@ class KubernetesEngine(KubernetesRecords):
         young = known.made_at is not None and time.monotonic() - known.made_at < SETTLING
         return not young and self._searches.free(known.searched_at)
 
-    def _left_watch(self, name: str) -> Manifest | None:
-        """A pod that the watch has shown: it has ended, or it is gone."""
+    def _left_watch(self, keys: Sequence[Key]) -> dict[str, Manifest | None]:
+        """Pods by name that the watch has shown and shows no longer: each has ended, or is gone (`None`).
+
+        Read side by side: many end in the same second, and the loop waits for all of them.
+        """
+        known = (self._attempts[key] for key in keys)
+        names = [one.pod for one in known if one.pod is not None and one.ended is None]
+        found: dict[str, Manifest | None] = {}
+        for name, pod in zip(names, self._readers.map(self._read_pod, names), strict=True):
+            self._pulse.beat()
+            found[name] = pod
+        return found
+
+    def _read_pod(self, name: str) -> Manifest | None:
         try:
             return self._api.read("pods", name)
         except Absent:

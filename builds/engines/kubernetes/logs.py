@@ -52,9 +52,10 @@ class Logs:
         copy.refresh(ended=ended)
         yield from copy.lines(after)
 
-    def content(self, build: str, attempt: int) -> bytes:
-        """The whole log of an attempt that has ended, as its pod serves it. Raises Unavailable."""
+    def content(self, build: str, attempt: int, pod: str | None = None) -> bytes:
+        """The whole log of an attempt that has ended, as its pod (`pod`, if known) serves it. Raises Unavailable."""
         copy = self._copy((build, attempt))
+        copy.pod = pod
         try:
             copy.refresh(ended=lambda: None)
             return copy.content()
@@ -105,6 +106,8 @@ class _Copy:
         self._stream: Stream | None = None
         self._follower: threading.Thread | None = None
         self._closed = False
+        self.pod: str | None = None
+        """The name of its pod, where that is known: a list searches all pods of the namespace."""
 
     @property
     def idle(self) -> float:
@@ -188,6 +191,8 @@ class _Copy:
         return self._follower is not None and self._follower.is_alive()
 
     def _pod(self) -> str | None:
+        if self.pod is not None:
+            return self.pod
         build, attempt = self._key
         labels = selector({LABEL_BUILD: build, LABEL_ATTEMPT: str(attempt)})
         try:
