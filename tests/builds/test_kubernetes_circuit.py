@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from kubernetes.client.configuration import Configuration
 
+from builds.engines import Unavailable
+from builds.engines.kubernetes import KubernetesRecords, store
 from builds.engines.kubernetes.api import Api, Busy
-from builds.engines.kubernetes.circuit import FAILURES, SILENCE, SUSPICIOUS, Circuit
+from builds.engines.kubernetes.circuit import FAILING, FAILURES, SILENCE, SUSPICIOUS, Circuit
+from tests.builds.making import ask
+from tests.builds.things import RELEASE
 from tests.parts.proxy import Proxy
 
 
@@ -116,4 +125,132 @@ def test_a_server_that_is_silent_is_asked_by_nobody_but_now_and_then() -> None:
         with pytest.raises(Busy, match="did not answer"):
             api.create("configmaps", {})
         assert between.connections == asked + 1
+        api.close()
+
+
+def test_who_shares_a_call_that_fails_counts_as_one_who_made_it() -> None:
+    one = circuit(Clock())
+    assert one.passes()
+    one.unanswered()
+    for _ in range(FAILURES - 1):
+        assert not one.open
+        one.missed()
+    assert one.open
+
+
+def test_a_server_that_answers_some_calls_and_not_others_is_failing() -> None:
+    clock = Clock()
+    one = circuit(clock)
+    assert not one.failing
+    fails(one, 1)
+    assert one.passes()
+    one.answered()
+    clock.now += FAILING - 1
+    assert (one.open, one.failing) == (False, True)
+    clock.now += 1
+    assert not one.failing
+
+
+@pytest.fixture
+def silent() -> Iterator[Proxy]:
+    """Takes requests and answers none."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody, Proxy(nobody.getsockname()[:2]) as between:
+        yield between
+
+
+def api_at(between: Proxy, **more: object) -> Api:
+    configuration = Configuration()
+    configuration.host = f"http://{between.address}"
+    return Api(configuration, "here", **more)  # type: ignore[arg-type]
+
+
+def test_exchanges_within_a_time_have_that_time_in_total(silent: Proxy) -> None:
+    api = api_at(silent, timeout=60)
+    with api.within(0.3):
+        with pytest.raises(Busy, match="did not answer within 0"):
+            api.create("configmaps", {})
+        with pytest.raises(Busy, match="answers too slowly"):
+            api.create("configmaps", {})
+    assert silent.connections == 1
+    with api.within(0.2), pytest.raises(Busy, match="did not answer"):
+        api.read("configmaps", "x")
+    api.close()
+
+
+def test_no_log_is_followed_while_the_server_is_silent(silent: Proxy) -> None:
+    api = api_at(silent, timeout=0.2, circuit=circuit(Clock()))
+    for _ in range(FAILURES):
+        with pytest.raises(Busy, match="did not answer"), api.stream(api.path("pods", "x", "log")):
+            pass
+    asked = silent.connections
+    with pytest.raises(Busy, match="Try again"), api.stream(api.path("pods", "x", "log")):
+        pass
+    assert silent.connections == asked
+    api.close()
+
+
+class HalfDead(BaseHTTPRequestHandler):
+    """Answers lists, and no request to write until it is let."""
+
+    let: threading.Event
+    writing: threading.Semaphore
+
+    def do_GET(self) -> None:
+        self._answer(200, b'{"metadata":{"resourceVersion":"1"},"items":[]}')
+
+    def do_POST(self) -> None:
+        self.writing.release()
+        assert self.let.wait(60)
+        self._answer(503, b"{}")
+
+    def _answer(self, status: int, body: bytes) -> None:
+        with suppress(OSError):
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def half_dead() -> Iterator[tuple[str, type[HalfDead]]]:
+    class Fresh(HalfDead):
+        let, writing = threading.Event(), threading.Semaphore(0)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fresh) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", Fresh
+        finally:
+            Fresh.let.set()
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("name", ["another", "b-0"], ids=["for a turn", "for the same record"])
+def test_nobody_waits_long_while_some_calls_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of several API servers hangs: all turns may be taken by those that it has."""
+    monkeypatch.setattr(store, "LATE", 0.1)
+    breaker = Circuit(failures=1000, silence=1000)
+    with half_dead() as (host, server), ThreadPoolExecutor(store.WRITERS) as others:
+        configuration = Configuration()
+        configuration.host = host
+        api = Api(configuration, "here", timeout=60, circuit=breaker)
+        records = KubernetesRecords(api, RELEASE)
+        waiting = [others.submit(records.accept, [ask(f"b-{number}")]) for number in range(store.WRITERS)]
+        for _ in waiting:
+            assert server.writing.acquire(timeout=60)
+        assert breaker.passes()
+        breaker.unanswered()
+        with pytest.raises(Unavailable, match="does not answer all calls"):
+            records.accept([ask(name, "2")])
+        assert not any(one.done() for one in waiting), "it still hangs"
+        server.let.set()
+        for one in waiting:
+            with pytest.raises(Unavailable):
+                one.result()
+        records.close()
         api.close()

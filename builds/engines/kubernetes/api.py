@@ -10,7 +10,9 @@ Nothing here waits for ever: every exchange has a limit in all, from the connect
 
 from __future__ import annotations
 
+import math
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -250,6 +252,7 @@ class Api:
         self._pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
         self._timeout = timeout
         self._circuit = circuit
+        self._budget = threading.local()
 
     @classmethod
     def connect(cls, *, namespace: str | None = None, timeout: float = TIMEOUT, circuit: Circuit | None = None) -> Api:
@@ -368,16 +371,49 @@ class Api:
         A GET whose connection breaks is sent once more: connections are kept, and the other side may just have ended
         one. Anything else might be done twice by that.
         """
-        limit = self._timeout if timeout is None else timeout
+        limit = self._allowance(timeout)
         headers = {"Accept": accept or JSON, "Content-Type": content_type or JSON}
         sent = None if body is None else msgspec.json.encode(body)
         with self._guarded(limit) as allowed:
             return self._exchange(method, self._url(path, query), headers, sent, allowed)
 
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Bounds all exchanges that this thread makes inside by `seconds` in total, each by its own limit as before."""
+        before = self._deadline
+        self._budget.deadline = time.monotonic() + seconds
+        try:
+            yield
+        finally:
+            self._budget.deadline = before
+
+    @property
+    def _deadline(self) -> float:
+        found: float = getattr(self._budget, "deadline", math.inf)
+        return found
+
     def check(self) -> None:
         """Raises Busy while the server is known not to answer."""
         if self._circuit is not None and self._circuit.open:
             raise self._silence()
+
+    def missed(self, error: Exception) -> None:
+        """That somebody waited for another's call, which ended with `error`."""
+        if self._circuit is not None and isinstance(error, ApiError) and error.status is None:
+            self._circuit.missed()
+
+    @property
+    def failing(self) -> bool:
+        """Whether calls had no answer lately (`Circuit.failing`)."""
+        return self._circuit is not None and self._circuit.failing
+
+    def _allowance(self, timeout: float | None = None) -> float:
+        """Seconds for the next exchange. Raises Busy where none are left (`within`)."""
+        limit = self._timeout if timeout is None else timeout
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise Busy(f"The Kubernetes API server at {self.host} answers too slowly.")
+        return min(limit, left)
 
     def _silence(self) -> Busy:
         return Busy(f"The Kubernetes API server at {self.host} does not answer. Try again in a moment.")
@@ -418,10 +454,11 @@ class Api:
 
         After `silence` seconds without a byte it counts as broken.
         """
-        try:
-            response = self._open("GET", self._url(path, query), time.monotonic() + self._timeout, headers=ANY)
-        except (HTTPError, OSError) as error:
-            raise _busy(self.host, error, self._timeout) from None
+        with self._guarded(self._allowance()) as allowed:
+            try:
+                response = self._open("GET", self._url(path, query), time.monotonic() + allowed, headers=ANY)
+            except (HTTPError, OSError) as error:
+                raise _busy(self.host, error, allowed) from None
         try:
             yield Stream(response, self.host, silence)
         finally:

@@ -18,6 +18,9 @@ REST = 2.0
 SILENCE = 3.0
 """Seconds without any answer to so many calls that are under way, after which it is open as well: whoever comes then
 need not wait until they are given up."""
+FAILING = 10.0
+"""Seconds after a call that had no answer for which the server counts as failing: it may answer some calls and not
+others, as one of several behind a load balancer that hangs."""
 SUSPICIOUS = 2.0
 """Seconds that the call may take which tries whether the circuit can be closed."""
 
@@ -30,16 +33,23 @@ class Circuit:
     """
 
     def __init__(
-        self, *, failures: int = FAILURES, rest: float = REST, monotonic: Callable[[], float] = time.monotonic
+        self,
+        *,
+        failures: int = FAILURES,
+        rest: float = REST,
+        silence: float = SILENCE,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._most = failures
         self._rest = rest
+        self._silence = silence
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._failures = 0
         self._next_try = float("-inf")
         self._under_way = 0
         self._heard = float("-inf")
+        self._failed = float("-inf")
 
     def passes(self) -> bool:
         """Whether a call may be made now. Whoever makes it says what came of it."""
@@ -62,8 +72,13 @@ class Circuit:
         with self._lock:
             return self._failures >= self._most or self._silent(self._monotonic())
 
+    @property
+    def failing(self) -> bool:
+        """Whether a call had no answer lately: who waits to make one should not count on having much time for it."""
+        return self.open or self._monotonic() - self._failed < FAILING
+
     def _silent(self, now: float) -> bool:
-        return self._under_way >= self._most and now - self._heard > SILENCE
+        return self._under_way >= self._most and now - self._heard > self._silence
 
     def patience(self, seconds: float) -> float:
         """The seconds that a call may take, which takes `seconds` at most."""
@@ -79,4 +94,10 @@ class Circuit:
         with self._lock:
             self._failures += 1
             self._under_way -= 1
-            self._next_try = self._monotonic() + self._rest
+            self._failed = self._monotonic()
+            self._next_try = self._failed + self._rest
+
+    def missed(self) -> None:
+        """That somebody has waited for another's call in vain: what many share fails as often as each by itself."""
+        with self._lock:
+            self._failures += 1

@@ -25,7 +25,7 @@ class KubernetesSessions:
     def __init__(self, api: Api, release: Release, *, anchor: str | None) -> None:
         self._api, self._release, self._anchor = api, release, anchor
         self._name = f"{release.name}-signed-out"
-        self._seen: Shared[frozenset[str]] = Shared(FRESH)
+        self._seen: Shared[frozenset[str]] = Shared(FRESH, api.missed)
 
     def ended(self, id: str) -> bool:  # noqa: A002
         """Raises Unavailable."""

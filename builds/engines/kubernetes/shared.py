@@ -18,7 +18,7 @@ T = TypeVar("T")
 W = TypeVar("W")
 
 CHECK = 0.5
-"""Seconds between two looks whether to go on waiting."""
+"""Seconds between two checks whether to go on waiting."""
 KEPT = 256
 """Answers kept; the oldest go first."""
 
@@ -34,10 +34,12 @@ class _Answer(Generic[T]):
 
 class Shared(Generic[T]):
     """Answers by key. Whatever `ask` raises is raised for the one who asked and for all who waited for that; or each of
-    them would wait as long for the same, one after the other. The next asks again."""
+    them would wait as long for the same, one after the other. The next asks again. `missed` is told of it by each who
+    has waited for another."""
 
-    def __init__(self, max_age: float) -> None:
+    def __init__(self, max_age: float, missed: Callable[[Exception], object] = lambda _: None) -> None:
         self._max_age = max_age
+        self._missed = missed
         self._lock = threading.Lock()
         self._answers: dict[Hashable, _Answer[T]] = {}
 
@@ -56,6 +58,7 @@ class Shared(Generic[T]):
             if answer.value is not None and began - answer.at <= oldest:
                 return answer.value
             if answer.error is not None and answer.failed_at >= came:
+                self._missed(answer.error)
                 raise answer.error.with_traceback(None)
             try:
                 answer.value, answer.at, answer.error = ask(), began, None
@@ -117,14 +120,19 @@ class Joint(Generic[W, T]):
     """One write at a time for each key, with all that is wanted by then. All of those get its result, or its error.
 
     A write begins within `turn`: who has to wait for that takes along all that comes meanwhile. What `turn` raises is
-    for all of them too.
+    for all of them too. Who waits for another's write asks `check` now and then, and gives up with what it raises; what
+    they wanted may be written all the same.
     """
 
     def __init__(
-        self, write: Callable[[str, Sequence[W]], T], turn: Callable[[], AbstractContextManager[object]] = nullcontext
+        self,
+        write: Callable[[str, Sequence[W]], T],
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
         self._write = write
         self._turn = turn
+        self._check = check
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane[W, T]] = {}
 
@@ -135,7 +143,7 @@ class Joint(Generic[W, T]):
             batch = lane.next
             batch.wanted += wanted
         try:
-            with lane.turn:
+            with self._in(lane):
                 if not batch.done:
                     self._do(key, lane, batch)
         finally:
@@ -146,6 +154,15 @@ class Joint(Generic[W, T]):
         if batch.error is not None:
             raise batch.error
         return batch.value  # type: ignore[return-value]  # what the write has returned
+
+    @contextmanager
+    def _in(self, lane: _Lane[W, T]) -> Iterator[None]:
+        while not lane.turn.acquire(timeout=CHECK):
+            self._check()
+        try:
+            yield
+        finally:
+            lane.turn.release()
 
     def _do(self, key: str, lane: _Lane[W, T], batch: _Batch[W, T]) -> None:
         try:

@@ -25,7 +25,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from builds.build import Build, State
 from builds.engines import Conflict, LogLine, NotFound, Page, QueueFull, Refused, Submission, Unavailable, paging
-from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, Conflict409
+from builds.engines.kubernetes.api import TIMEOUT, Absent, AlreadyExists, Api, ApiError, Busy, Conflict409
 from builds.engines.kubernetes.archive import Archive
 from builds.engines.kubernetes.circuit import Circuit
 from builds.engines.kubernetes.logs import Logs
@@ -70,12 +70,15 @@ WRITERS = 16
 """Builds that are asked for at a time. The API server does no more in a second for hundreds at once, but then each of
 them takes longer than it may."""
 TURN = 20.0
-"""Seconds to wait for that. Git hosts wait ten for their answer, and do not ask again: what they have asked for is
-better written late than not."""
+"""Seconds to wait for that while the API server answers. Git hosts wait ten for their answer, and do not ask again:
+what they have asked for is better written late than not."""
+LATE = 4.0
+"""Seconds from the request after which nobody waits for a turn any more while calls of the API server fail: what is
+left of the ten seconds of Git hosts is what a write may take (`TIMEOUT`)."""
 TRANSIENT = frozenset({401, 408, 429})
 """Answers of 4xx that are about who asks, or about now, and not about one object. (A policy may refuse with any.)"""
 PATIENCE = 8.0
-"""Seconds for which a write that met another one is tried again."""
+"""Seconds for which a write that met another one is tried again, and which the exchanges of one request may take."""
 
 
 _ALL = "all"
@@ -145,13 +148,14 @@ class KubernetesRecords:
         self._max_queued = max_queued
         self._max_queued_per_user = max_queued_per_user
         self._now = now
-        self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH)
-        self._queues: Shared[_Queue] = Shared(FRESH)
-        self._seen: Shared[Build] = Shared(LOOK)
+        self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH, api.missed)
+        self._queues: Shared[_Queue] = Shared(FRESH, api.missed)
+        self._seen: Shared[Build] = Shared(LOOK, api.missed)
         self._there: Shared[bool] = Shared(FRESH)  # records that this process has written: to create them is in vain
         self._turns = Turns(WRITERS)
-        self._joint: Joint[Submission, Build] = Joint(self._join, self._in_turn)
-        self._leaders: Shared[str] = Shared(FRESH)
+        self._joint: Joint[Submission, Build] = Joint(self._join, self._in_turn, self._check_hope)
+        self._asked_at = threading.local()
+        self._leaders: Shared[str] = Shared(FRESH, api.missed)
         self._logs = Logs(api)
         self._archive = Archive(api, release)
         self._reported: set[tuple[str, str]] = set()
@@ -165,8 +169,10 @@ class KubernetesRecords:
         groups: dict[str, list[Submission]] = {}
         for ask in submissions:
             groups.setdefault(ask.name, []).append(ask)
+        self._asked_at.value = time.monotonic()
         with translated():
-            self._check_room(groups)
+            with self._api.within(PATIENCE):
+                self._check_room(groups)
             crash_if_armed(Fault.WEB_ACCEPTING)
             builds = {name: self._asked(name, group) for name, group in groups.items()}
         crash_if_armed(Fault.WEB_ACCEPTED)
@@ -201,7 +207,7 @@ class KubernetesRecords:
         return self._marked(name, lambda build: withdrawn(build, ref))
 
     def _marked(self, name: str, mark: Callable[[Build], Build]) -> Build:
-        with translated():
+        with translated(), self._api.within(PATIENCE):
             for attempt in _meeting_others():
                 with attempt:
                     before = self._require(name)
@@ -244,10 +250,17 @@ class KubernetesRecords:
     def _in_turn(self) -> Iterator[None]:
         with ExitStack() as turn:
             try:
-                turn.enter_context(self._turns.one(TURN, self._api.check))
+                turn.enter_context(self._turns.one(TURN, self._check_hope))
             except TimeoutError:
                 raise Unavailable("Too many requests are waiting to be written. Try again.") from None
+            turn.enter_context(self._api.within(TIMEOUT if self._api.failing else PATIENCE))
             yield
+
+    def _check_hope(self) -> None:
+        """Raises Busy where who waits cannot be answered in time."""
+        self._api.check()
+        if self._api.failing and time.monotonic() - self._asked_at.value > LATE:
+            raise Busy("The Kubernetes API server does not answer all calls. Try again in a moment.")
 
     def _join(self, name: str, submissions: Sequence[Submission]) -> Build:
         """One record with the causes of all `submissions`: made, or if it is there joined."""
