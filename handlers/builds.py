@@ -16,7 +16,7 @@ from flask import Blueprint, Response, request, url_for
 
 from builds import search
 from builds.build import Build, Kind, State
-from builds.engines import NotFound, Page, paging
+from builds.engines import LogLine, NotFound, Page, paging
 from builds.engines.paging import MAX_LISTED
 from builds.report import as_json
 from builds.triggers import REQUESTED, from_event_data
@@ -177,14 +177,25 @@ def log(name: str) -> Response:
     """As server-sent events for who asks for those, else as the text that exists now."""
     identity = services().auth.admit(request)
     build = look(name, identity)
-    wanted = _attempt(build)
-    if "text/event-stream" in request.accept_mimetypes.values():
-        return _followed(build, wanted, identity)
-    lines = logs.begun(services().records.log(name, wanted or build.status.attempt))
-    return Response((f"{line.text}\n" for line in lines), content_type="text/plain; charset=utf-8")
+    wanted = attempt_asked(build)
+    if follows():
+        return followed(build, wanted, identity)
+    return as_text(build, wanted or build.status.attempt)
 
 
-def _attempt(build: Build) -> int | None:
+def follows() -> bool:
+    """Whether the request asks for server-sent events."""
+    return "text/event-stream" in request.accept_mimetypes.values()
+
+
+def as_text(build: Build, attempt: int, headers: dict[str, str] | None = None) -> Response:
+    """The log of an attempt as it is now. Raises Problem 503."""
+    lines = logs.begun(services().records.log(build.name, attempt))
+    text = (f"{line.text}\n" for line in lines)
+    return Response(text, headers=headers, content_type="text/plain; charset=utf-8")
+
+
+def attempt_asked(build: Build) -> int | None:
     """`?attempt=`. Raises Problem: 400 for no number, 404 for an attempt that there is not."""
     text = request.args.get("attempt")
     if text is None:
@@ -196,7 +207,12 @@ def _attempt(build: Build) -> int | None:
     return int(text)
 
 
-def _followed(build: Build, wanted: int | None, identity: Identity) -> Response:
+def followed(
+    build: Build,
+    wanted: int | None,
+    identity: Identity,
+    shape_line: Callable[[LogLine], object] = logs.line_as_json,
+) -> Response:
     """The stream, with a viewer's place that is given back when it is closed, whoever closes it."""
     if request.method == "HEAD":
         return logs.streamed(())
@@ -207,7 +223,7 @@ def _followed(build: Build, wanted: int | None, identity: Identity) -> Response:
     def shaped(now: Build) -> object:
         return as_json(now, base=base, tail=False)
 
-    stream = logs.events(services().records, build.name, start, shaped, services().stopping)
+    stream = logs.events(services().records, build.name, start, shaped, services().stopping, shape_line=shape_line)
     return logs.streamed(stream, leave)
 
 

@@ -146,19 +146,27 @@ def begun(lines: Iterator[LogLine]) -> Iterator[LogLine]:
         raise Problem(503, "The log cannot be read just now. Try again.", {"Retry-After": str(AWAY)}) from error
 
 
+def line_as_json(line: LogLine) -> object:
+    return {"line": line.text, "phase": line.phase}
+
+
 def events(
     records: Records,
     name: str,
     position: Position,
     shape: Callable[[Build], object],
     stopping: threading.Event,
+    *,
+    shape_line: Callable[[LogLine], object] = line_as_json,
 ) -> Iterator[bytes]:
-    """The event stream of a build from `position` to its end; `shape` makes the JSON of a `state` event.
+    """The event stream of a build from `position` to its end.
+
+    `shape` makes the JSON of a `state` event, `shape_line` that of a `log` event.
 
     Ends early, without a last `state`, when the record cannot be read or web is `stopping`: the viewer comes back with
     the position.
     """
-    yield from kept_alive(_said(follow(records, name, position, stopping), shape))
+    yield from kept_alive(_said(follow(records, name, position, stopping), shape, shape_line))
 
 
 def kept_alive(frames: Iterable[bytes]) -> Iterator[bytes]:
@@ -188,22 +196,22 @@ def streamed(frames: Iterable[bytes], leave: Callable[[], None] | None = None) -
     return response
 
 
-def _said(seen: Iterable[Build | LogLine | None], shape: Callable[[Build], object]) -> Iterator[bytes]:
+def _said(
+    seen: Iterable[Build | LogLine | None],
+    shape: Callable[[Build], object],
+    shape_line: Callable[[LogLine], object],
+) -> Iterator[bytes]:
     told = b""
     with suppress(NotFound, Unavailable):
         for new in seen:
             if new is None:
                 yield b""
             elif isinstance(new, LogLine):
-                yield _line(new)
+                yield frame(shape_line(new), event="log", id=f"{new.attempt}:{new.number}")
             else:
                 state = frame(shape(new), event="state")
                 yield b"" if state == told else state
                 told = state
-
-
-def _line(line: LogLine) -> bytes:
-    return frame({"line": line.text, "phase": line.phase}, event="log", id=f"{line.attempt}:{line.number}")
 
 
 def frame(value: object, *, event: str | None = None, id: str | None = None) -> bytes:  # noqa: A002

@@ -169,6 +169,12 @@ def _place(build: str | None) -> str:
     return url_for("pages.build", name=build) if build else url_for("pages.index")
 
 
+def hub_page(name: str) -> str | None:
+    """The address of a page of the Hub that this Kiln is a service of; `None` where it is of none."""
+    service = _hub()
+    return f"{service.logout_url.rpartition('/')[0]}/{name}" if service else None
+
+
 def _hub() -> HubService | None:
     way = services().auth.of(HubSession)
     return way.service if way else None

@@ -1,5 +1,7 @@
 """The log of an attempt: numbered lines of JSON on stdout, bounded, without secrets.
 
+A line is what a terminal would show of it, with the codes of its colours and no other control character.
+
 A line is `{"n":<int from 1>,"phase":<str|null>,"text":<str>}`, written at once, so that whoever follows the log sees it
 and every reader has the same numbers. A log ends at 8 MiB; then the last lines are kept until the end is known, and
 one line says how many are missing.
@@ -7,7 +9,6 @@ one line says how many are missing.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from contextlib import suppress
 from typing import BinaryIO
@@ -15,6 +16,7 @@ from typing import BinaryIO
 import msgspec
 
 from builds.builder.redact import Redactor
+from eventing import terminal
 
 HEAD = 8 << 20
 """Bytes written before lines are left out."""
@@ -26,9 +28,6 @@ LONGEST = 4096
 """Characters of a line."""
 SHORT_TAIL = 2048
 """Bytes of the last lines that go into the result."""
-
-# Colours and cursor movements (ECMA-48, also in the form of one character), and control characters other than the tab.
-_CONTROLS = re.compile(r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|\x1b[@-_]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Log:
@@ -49,7 +48,7 @@ class Log:
     def say(self, text: str) -> None:
         """Adds what somebody said, line by line."""
         for line in lines_of(text) or [""]:
-            self._line(clean(self.redact(line)))
+            self._line(_cut(terminal.coloured(self.redact(line))))
 
     def close(self) -> None:
         """Writes what was kept back. Nothing may be added afterwards."""
@@ -67,7 +66,7 @@ class Log:
 
     def _line(self, text: str) -> None:
         self._number += 1
-        self._last.append(text)
+        self._last.append(terminal.plain(text))
         line = self._encoded(self._number, text)
         if not self._held and not self._left_out and self._written + len(line) + FRAME <= HEAD:
             self._written += len(line) + FRAME
@@ -99,5 +98,11 @@ def lines_of(text: str) -> list[str]:
 
 def clean(text: str) -> str:
     """A line as plain text, cut where it is longer than anybody reads."""
-    text = _CONTROLS.sub("", text.rstrip("\r").replace("\r", " ")).encode(errors="replace").decode()
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}… [{len(text) - LONGEST} characters left out]"
+    return _cut(terminal.plain(text.rstrip("\r").replace("\r", " ")))
+
+
+def _cut(text: str) -> str:
+    text = text.encode(errors="replace").decode()
+    if len(text) <= LONGEST:
+        return text
+    return f"{terminal.coloured(text[:LONGEST])}… [{len(text) - LONGEST} characters left out]"

@@ -362,6 +362,8 @@ MOST_LINES = 1000
 """Of a log, kept for who opens the page late."""
 LOOK = 0.3
 """Seconds between two looks for what is new to show."""
+_COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
+"""All that a line of the log has beside text."""
 LOOK_AGAIN = 2.0
 """Seconds after which a build that has not ended is looked at again, where its log has ended or is not to be had."""
 
@@ -531,7 +533,7 @@ class Story:
         """A line of the log, or a new reason why the build waits."""
         if message.kind == "log":
             self._progress = max(self._progress, PROGRESS.get(message.data.get("phase") or "", 0))
-            self.tell(str(message.data.get("line")))
+            self.tell(_COLOURS.sub("", str(message.data.get("line"))))
         elif message.kind == "state" and message.data.get("waiting") not in (None, self._waiting):
             self._waiting = message.data["waiting"]
             self.tell(str(self._waiting))

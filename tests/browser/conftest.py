@@ -8,11 +8,13 @@ whoever asks through it as a proxy and trusts its authority.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, StorageState, expect
 
 from tests.docker.conftest import docker, registry  # noqa: F401  (fixtures)
 from tests.hub.conftest import packages  # noqa: F401  (a fixture)
@@ -23,6 +25,7 @@ from tests.parts.hub import NO_CLUSTER
 from tests.parts.mallory import Mallory
 from tests.parts.paired import Paired
 from tests.parts.registry import Registry
+from tests.parts.site import TOKEN, Site
 
 expect.set_options(timeout=30_000)
 
@@ -109,6 +112,50 @@ def page(browser: Browser) -> Iterator[Page]:
     """Of a browser that has seen nothing yet."""
     with browser.new_context() as context:
         yield context.new_page()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("site")) as site:
+        yield site
+
+
+@pytest.fixture(scope="module")
+def signed_in(browser: Browser, site: Site) -> StorageState:
+    """What a browser has kept of signing in."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(site.page())
+        page.get_by_label("API token").fill(TOKEN)
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_role("button", name="Sign out").wait_for()
+        return context.storage_state()
+
+
+@pytest.fixture
+def visit(browser: Browser, signed_in: StorageState) -> Iterator[Callable[..., Visit]]:
+    """Opens pages for somebody who has signed in. None may have logged an error in the end."""
+    with ExitStack() as stack:
+        visits: list[Visit] = []
+
+        def open_page(url: str, **options: Any) -> Visit:
+            context = stack.enter_context(browser.new_context(storage_state=signed_in, **options))
+            visits.append(Visit(context.new_page()))
+            visits[-1].page.goto(url)
+            return visits[-1]
+
+        yield open_page
+        assert [error for visit in visits for error in visit.errors] == []
+
+
+class Visit:
+    """A page, and the errors that it has logged: of scripts, of the Content-Security-Policy, of what did not load."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.errors: list[str] = []
+        page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
 
 
 def sign_in(page: Page, pair: Paired, user: str, path: str) -> None:

@@ -87,16 +87,17 @@ def test_lines_are_numbered_and_have_a_phase() -> None:
     assert written(log, out) == [
         {"n": 1, "phase": None, "text": "one"},
         {"n": 2, "phase": None, "text": "two"},
-        {"n": 3, "phase": None, "text": "three"},
+        {"n": 3, "phase": None, "text": "\x1b[31mthree\x1b[0m\x1b[31m"},
         {"n": 4, "phase": "build", "text": ""},
     ]
+    assert log.tail == "one\ntwo\nthree\n"
 
 
 def test_only_a_newline_ends_a_line() -> None:
     out = io.BytesIO()
     log = Log(out)
-    log.say("#8 0.1 x\u2028#9 pushing\rlayers\x0b\x0c\x85\x1c\n\nlast")
-    assert [line["text"] for line in written(log, out)] == ["#8 0.1 x\u2028#9 pushing layers", "", "last"]
+    log.say("#8 0.1 x\u2028#9 pushing layers\x0b\x0c\x85\x1c\n10%\r20%\r30%\r\n\nlast")
+    assert [line["text"] for line in written(log, out)] == ["#8 0.1 x\u2028#9 pushing layers", "30%", "", "last"]
 
 
 @pytest.mark.parametrize("lines", [3, 40, 400, 4000])

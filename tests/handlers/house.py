@@ -38,15 +38,20 @@ TOKENS = {"ci": b"a canary of the tokens", "second": "zweites Kännchen".encode(
 SPEAKER = """
 import json, pathlib, sys, time
 folder = pathlib.Path(sys.argv[1]).parent
-said = 0
-while folder.exists() and not (folder / "enough").exists():
-    lines = (folder / "script").read_text().splitlines() if (folder / "script").exists() else []
-    for line in lines[said:]:
-        said += 1
-        print(json.dumps({"n": said, "phase": "build", "text": line}), flush=True)
-    time.sleep(0.01)
+number, rest = 0, ""
+with (folder / "script").open("a+", encoding="utf-8", newline="\\n") as script:
+    script.seek(0)
+    while folder.exists() and not (folder / "enough").exists():
+        *lines, rest = (rest + script.read()).split("\\n")
+        for line in lines:
+            number += 1
+            phase, _, text = line.partition("|")
+            print(json.dumps({"n": number, "phase": phase or None, "text": text}))
+        sys.stdout.flush()
+        time.sleep(0.01)
 """
-"""A builder that says what is written into its folder, line by line, until that is enough, or the folder is gone."""
+"""A builder that says what is written into its folder, `<phase>|<text>` a line, until that is enough, or the folder is
+gone."""
 
 
 def body(**changes: object) -> dict[str, object]:
@@ -144,18 +149,26 @@ class House:
         self.engine.start(build, attempt)
         return build
 
-    def say(self, name: str, *lines: str, attempt: int = 1) -> None:
+    def say(self, name: str, *lines: str, attempt: int = 1, phase: str = "build") -> None:
         """Lets the builder say that, and waits until it has."""
-        folder = self.folder / "attempts" / f"{name}-{attempt}"
-        script = folder / "script"
-        before = script.read_text() if script.exists() else ""
-        draft = folder / "draft"
-        draft.write_text(before + "".join(f"{line}\n" for line in lines))
-        draft.replace(script)
-        until(lambda: len(list(self.engine.log(name, attempt))) >= before.count("\n") + len(lines))
+        before = sum(1 for _ in self.engine.log(name, attempt))
+        with (self.folder / "attempts" / f"{name}-{attempt}" / "script").open(
+            "a", encoding="utf-8", newline="\n"
+        ) as script:
+            script.write("".join(f"{phase}|{line}\n" for line in lines))
+        last = before + len(lines)
+        until(lambda: any(line.number == last for line in self.engine.log(name, attempt, after=last - 1)))
 
-    def end(self, name: str, *, attempt: int = 1, retry: bool = False, state: State = State.SUCCEEDED) -> Build:
-        """Ends the attempt, and the build or only that attempt."""
+    def end(
+        self,
+        name: str,
+        *,
+        attempt: int = 1,
+        retry: bool = False,
+        state: State = State.SUCCEEDED,
+        **facts: Any,
+    ) -> Build:
+        """Ends the attempt, and the build or only that attempt. `facts` are of the status: a message, a reason."""
         (self.folder / "attempts" / f"{name}-{attempt}" / "enough").touch()
         build = self.engine.get(name)
         now = self.services.now()
@@ -167,8 +180,9 @@ class House:
             status = change(status, state=State.QUEUED, attempt=attempt + 1, started_at=None)
         else:
             image = Image(repository=build.request.image, tag=build.request.commit, digest="sha256:" + "a" * 64)
+            image_made = image if state is State.SUCCEEDED else None
             answered = tuple(cause.key for cause in build.causes)
-            status = change(status, state=state, finished_at=now, image=image, answered=answered)
+            status = change(status, state=state, finished_at=now, image=image_made, answered=answered, **facts)
         return self.engine.write(change(build, status=status))
 
     def close(self) -> None:
@@ -188,6 +202,7 @@ def build_house(
     hosts: Mapping[str, HostKind] | None = None,
     max_queued: int = 1000,
     auth_gate: Gate | None = None,
+    instance: str = "test",
     **changes: Any,
 ) -> House:
     engine = LocalEngine(
@@ -198,7 +213,7 @@ def build_house(
     )
     policy = Policy(allowed=allowed)
     intake = Intake(
-        instance="test",
+        instance=instance,
         policy=policy,
         hosts=hosts or {},
         images=ImagePolicy(PREFIX),

@@ -12,9 +12,9 @@ import pytest
 from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
+from eventing.terminal import plain
 from handlers.auth import SESSION, session
 from handlers.html import CSRF
-from handlers.pages import plain
 from tests.handlers.house import COMMIT, REPOSITORY, House, bearer, body
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -67,12 +67,11 @@ def test_a_build_is_told_whole_without_javascript(house: House) -> None:
     house.say(build.name, "Step 1", "Step 2")
     live = house.client.get(f"/builds/{build.name}", headers=HTML).text
     assert 'http-equiv="refresh"' in live
-    assert f'data-follow="/api/v1/builds/{build.name}/log"' in live
+    assert f'data-stream="/builds/{build.name}/log"' in live
     assert "Step 2" in live
     house.end(build.name)
     ended = house.client.get(f"/builds/{build.name}", headers=HTML).text
     assert 'http-equiv="refresh"' not in ended
-    assert "data-follow" not in ended
     assert f"{build.request.image}:{COMMIT}@sha256:{'a' * 64}" in ended
     assert "Cancel this build" not in ended
 
@@ -88,12 +87,13 @@ def test_what_is_hostile_is_text(house: House) -> None:
         assert "\u202e" not in page.text
         assert " style=" not in page.text
         assert " onclick" not in page.text
-    assert "&lt;img src=x onerror=alert(1)&gt;red" in house.client.get(f"/builds/{build.name}", headers=HTML).text
+    page = house.client.get(f"/builds/{build.name}", headers=HTML)
+    assert '&lt;img src=x onerror=alert(1)&gt;<span class="fg-1">red</span>' in page.text
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("a\rb", "b"), ("a\r", "a"), ("\x1b[1;31mx\x1b[m", "x"), ("\x00\x07\x9bx", "x"), ("tab\there", "tab\there")],
+    [("a\rb", "b"), ("a\r", "a"), ("\x1b[1;31mx\x1b[m", "x"), ("\x00\x07\x9b2Jx", "x"), ("tab\there", "tab\there")],
 )
 def test_a_line_is_as_a_terminal_leaves_it(text: str, shown: str) -> None:
     assert plain(text) == shown
