@@ -7,6 +7,7 @@ build cost the API server what one costs. A commit that is pushed to many refs i
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -73,11 +74,11 @@ class Shared(Generic[T]):
         with answer.lock:
             answer.value, answer.at = value, time.monotonic()
 
-    def known(self, key: Hashable) -> T | None:
-        """The answer that there is, however old."""
+    def known(self, key: Hashable, *, max_age: float = math.inf) -> T | None:
+        """The answer that there is, if it is at most `max_age` seconds old."""
         with self._lock:
             answer = self._answers.get(key)
-        return None if answer is None else answer.value
+        return None if answer is None or time.monotonic() - answer.at > max_age else answer.value
 
     def forget(self, key: Hashable) -> None:
         """The next who asks gets a new answer: this process has just changed it."""

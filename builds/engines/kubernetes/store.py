@@ -151,7 +151,7 @@ class KubernetesRecords:
         self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH, api.missed)
         self._queues: Shared[_Queue] = Shared(FRESH, api.missed)
         self._seen: Shared[Build] = Shared(LOOK, api.missed)
-        self._there: Shared[bool] = Shared(FRESH)  # records that this process has written: to create them is in vain
+        self._last_written: Shared[Build] = Shared(FRESH)  # records as this process wrote them last
         self._turns = Turns(WRITERS)
         self._joint: Joint[Submission, Build] = Joint(self._join, self._in_turn, self._check_hope)
         self._asked_at = threading.local()
@@ -264,17 +264,27 @@ class KubernetesRecords:
 
     def _join(self, name: str, submissions: Sequence[Submission]) -> Build:
         """One record with the causes of all `submissions`: made, or if it is there joined."""
-        if not self._there.known(name):
-            with suppress(Conflict):
-                return self._queued(None, self._create(self._joined(None, submissions)))
+        with suppress(Conflict, NotFound, QueueFull):
+            if (written := self._joined_unread(name, submissions)) is not None:
+                return written
         for attempt in _meeting_others():
             with attempt:
                 before = self._find(name)
                 after = self._joined(before, submissions)
-                if after is before:
-                    return after
-                return self._queued(before, self._create(after) if before is None else self._put(after))
+                return after if after is before else self._replaced(before, after)
         raise AssertionError("tenacity returns or raises")
+
+    def _joined_unread(self, name: str, submissions: Sequence[Submission]) -> Build | None:
+        """By one write, without a read before: a new record, or one that this process wrote a moment ago. `None` where
+        it has to be read. Raises Conflict, NotFound or QueueFull where the record is another by now."""
+        before = self._last_written.known(name, max_age=FRESH)
+        if before is None and self._last_written.known(name) is not None:
+            return None  # it is there, and somebody may have written it since
+        after = self._joined(before, submissions)
+        return None if after is before else self._replaced(before, after)
+
+    def _replaced(self, before: Build | None, after: Build) -> Build:
+        return self._queued(before, self._create(after) if before is None else self._put(after))
 
     def _joined(self, before: Build | None, submissions: Sequence[Submission]) -> Build:
         return joined(before, submissions, uid=str, now=self._now(), share=self._max_queued_per_user)
@@ -305,9 +315,10 @@ class KubernetesRecords:
 
     def _written(self, build: Build, stored: Manifest) -> Build:
         self._seen.forget(build.name)
-        self._there.put(build.name, value=True)
         self._lists.clear()
-        return replace(build, uid=stored["metadata"]["uid"], revision=stored["metadata"]["resourceVersion"])
+        written = replace(build, uid=stored["metadata"]["uid"], revision=stored["metadata"]["resourceVersion"])
+        self._last_written.put(build.name, written)
+        return written
 
     def _owned_by(self) -> Manifest | None:
         """The anchor, read once: without its uid nothing would go away with the release."""
