@@ -1,12 +1,12 @@
-"""Looks at what is, asks the plan what to do, and does it: again and again, until there is nothing left to do.
+"""The reconcile loop: observe, plan, act, and again.
 
-It may be killed at any instant. What it has decided is in the record before it acts on it, so the next one does the
-rest: completes a start that was written, sends what was announced, adopts what runs. Nothing is done in the order of
-what came in; every round begins with a look at everything that is open.
+The process may be killed at any instant. Each decision is in the record before the controller acts on it, so its
+successor does the rest: it completes written starts, sends announced events, adopts running attempts. The loop is
+level-based: every round observes all open builds, and the order of events does not matter.
 
-Records are written side by side, each by one thread at a time, under the revision that the plan saw. The next look
-does not wait for that: it is told what is in flight, so a slot is taken from the decision on, and leaves those records
-alone. What the controller remembers is changed by the loop's thread only, when it collects what came of the writes.
+Writer threads write records side by side, one thread per record, under the revision that the plan saw. The next round
+does not wait for them: `Facts.in_flight` names their records, which the plan leaves alone and whose starts have their
+slots. Only the loop's thread changes the controller's own state, when it collects the results of the writers.
 """
 
 from __future__ import annotations
@@ -70,50 +70,50 @@ log = logging.getLogger(__name__)
 K = TypeVar("K")
 
 IDLE = 5.0
-"""Seconds between two looks when nothing is open and nothing happens."""
+"""Seconds between two rounds while no build is open and nothing changes."""
 BUSY = 1.0
-"""Seconds between two looks while builds are open: backoff and time limits are kept to this."""
+"""Seconds between two rounds while builds are open: the precision of backoff and time limits."""
 MOMENT, URGENT_MOMENT = 0.5, 2.0
-"""Seconds after which a decision that no thread has been free for is dropped, and decided anew: nothing that a look
-might find comes before what starts or stops an attempt, so that may be older."""
+"""Seconds after which the writers drop a decision that has waited for a free thread, and the plan decides again. Starts
+and stops may be older: no later decision comes before them."""
 REST, BACKLOG_REST = 1, 4
-"""The parts of a look's processor time for which the loop rests after it: more while decisions wait for a thread."""
+"""The loop rests for so many times the processor time of its last round; longer while decisions wait for a thread."""
 WRITERS = 8
-"""Records that are written at a time: an API server on two cores does no more in a second for more of them."""
+"""Records written at a time. More did not raise the throughput of an API server on two cores."""
 HOUSEKEEPING = timedelta(minutes=10)
-"""Between two looks at what has ended; less where it is to be kept for less than that."""
+"""Between two sweeps of ended builds; less where the history is shorter."""
 SWEEP = 20
-"""Builds of which something is deleted between two looks: thousands may be due at once, and what is new cannot wait."""
+"""Builds that the sweep deletes from between two rounds: thousands may be due, and new builds must not wait."""
 SWEEP_SHARE = 10
-"""While builds are open, the part of the time (one in so many) that is given to what has ended."""
+"""While builds are open, the sweep takes one part in so many of the time."""
 EXPLAINED_WITHIN = 3.0
-"""Seconds for which what is urgent may keep back the words why builds wait."""
+"""Seconds for which urgent writes may delay those of `Status.waiting`."""
 RECORDED_WITHIN = timedelta(seconds=1)
-"""So long may the word that a sink has an event wait for another write of its record."""
+"""For so long the result of a delivery may wait for another write of its record."""
 
 NO_SINK = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
 
 
 class Courier(Protocol):
-    """Gives events to sinks; never blocks. `done` may be called from any thread."""
+    """Sends events to sinks without blocking. Calls `done` from any thread."""
 
     def send(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None: ...
 
 
 class Confirmer(Protocol):
-    """Asks the registry whether a build's image is still there. Raises any exception where it cannot know."""
+    """Looks a build's image up in its registry. Raises any exception where the registry does not answer."""
 
     def __call__(self, build: Build, /) -> Image | None: ...
 
 
 class Inspector(Protocol):
-    """Asks the registry for the image that an attempt has pushed. Raises any exception where it cannot know."""
+    """Looks up the image that an attempt has pushed. Raises any exception where the registry does not answer."""
 
     def __call__(self, build: Build, attempt: Attempt, /) -> Image | None: ...
 
 
 class _Quarantined(msgspec.Struct, frozen=True, kw_only=True):
-    """A record that is left alone: until `until` (by the monotonic clock), or until somebody changes it."""
+    """A record in quarantine until `until` (by the monotonic clock), or until its next revision."""
 
     revision: str
     failures: int
@@ -121,7 +121,7 @@ class _Quarantined(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Told(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one try at a delivery."""
+    """The result of one try at a delivery."""
 
     build: str
     event: str
@@ -132,41 +132,41 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Work(msgspec.Struct, kw_only=True, eq=False):
-    """What is to be done about one record, and what came of it. Only the thread that does it changes it meanwhile."""
+    """The actions on one record, and their result. Only the writer's thread changes it until it has ended."""
 
     decided_on: Build
     build: Build
-    """As it was last written."""
+    """The record as last written."""
     actions: Sequence[Action]
     told: Sequence[Told]
-    """What became of its deliveries, to be recorded by the first write."""
+    """Results of its deliveries, for the first write to record."""
     until: float = float("inf")
-    """By the monotonic clock: what has not begun by then is dropped."""
+    """By the monotonic clock: work that has not begun by then is dropped."""
     began: float | None = None
     ended: float = float("-inf")
     recorded: Sequence[Told] = ()
     gone: bool = False
-    """There is no record any more that `recorded` could be in."""
+    """Its record was deleted, and `recorded` with it."""
     done: list[Action] = msgspec.field(default_factory=list)
     trouble: str | None = None
     """Why the attempt could not be started."""
     changed: bool = False
-    """The world has changed by it, or had changed before it."""
+    """The work has changed the cluster, or found it changed."""
     error: Exception | None = None
 
     @property
     def unavailable(self) -> bool:
-        """Whether it may be the engine that takes no write, and not this record that is refused."""
+        """Whether the engine may be unavailable, rather than this record refused."""
         return isinstance(self.error, Unavailable) and not isinstance(self.error, Refused)
 
     @property
     def to_decide(self) -> bool:
-        """Whether there may be something to decide now, and not only after a pause."""
+        """Whether the plan may have something to decide immediately."""
         return not self.unavailable and (self.began is None or self.changed or self.error is not None)
 
 
 class Controller:
-    """The one that acts. `events` makes an event: (build, word, attempt, time, cause) → Event."""
+    """Reconciles records and attempts. `events` makes an event: (build, word, attempt, time, cause) → Event."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class Controller:
         self._unavailable = ""
 
     def run(self, over: Callable[[], bool]) -> None:
-        """Until it is `over`. Attempts that run then go on; the next controller adopts them."""
+        """Runs rounds until it is `over`. Running attempts go on, and the next controller adopts them."""
         try:
             while not over():
                 self._engine.wait(self._turn())
@@ -241,14 +241,14 @@ class Controller:
             metrics.RECORDS_PUT_ASIDE.set(0)  # another one counts them from now on
 
     def _turn(self) -> float:
-        """One look; returns for how many seconds nothing is expected."""
+        """One round, and some of the sweep. Returns the seconds until the next round without an event."""
         if self._writers.blocked:
-            return BUSY  # without a beat: the process ends when the pulse is late
+            return BUSY  # without a beat, so that the process ends when the pulse is late
         try:
             self._look_and_rest()
             tidy_again = IDLE if self._in_flight else self._tidy()
         except Unavailable as error:
-            if str(error) != self._unavailable:  # one that stands by says the same for weeks
+            if str(error) != self._unavailable:  # a standby would repeat it for weeks
                 log.warning("Engine unavailable, retrying in %g s: %s", BUSY, error)
             self._unavailable = str(error)
             self._count(None)
@@ -259,14 +259,14 @@ class Controller:
         return min(tidy_again, BUSY if self._open else IDLE)
 
     def _look_and_rest(self) -> None:
-        """What else this process does has a share of the processor, however much there is to look at."""
+        """One round, and a rest in proportion to it: the writers and the courier need the processor as well."""
         began = time.thread_time()
         self.look()
         spent = time.thread_time() - began
         time.sleep(spent * (BACKLOG_REST if self._writers.backlog else REST))
 
     def look(self) -> None:
-        """One look; what follows from it is handed to the writers."""
+        """Observes, plans, and hands the actions to the writers."""
         with metrics.PLAN_SECONDS.time():
             self._pulse.beat()
             self._collect_work()
@@ -305,7 +305,7 @@ class Controller:
             self._carry_out(self._planned(facts, now), builds)
 
     def _planned(self, facts: Facts, now: datetime) -> Sequence[Action]:
-        """The plan; records for which there can be none are put aside."""
+        """The plan. Records that make it raise go to quarantine."""
         try:
             return plan(facts, self._limits, now)
         except Exception:
@@ -325,7 +325,7 @@ class Controller:
         return None
 
     def _carry_out(self, actions: Sequence[Action], builds: Mapping[str, Build]) -> None:
-        """Hands them to the writers. What concerns one record is done by one thread, in order."""
+        """Hands the actions to the writers: those on one record to one thread, in order."""
         idle = [name for name in self._unrecorded if name not in self._held and name not in self._in_flight]
         work: dict[str, list[Action]] = {name: [] for name in idle if self._to_record(builds[name])}
         for action in sorted(self._without_early_words(actions), key=_urgency):
@@ -350,7 +350,7 @@ class Controller:
             self._engine.wake()
 
     def _collect_work(self) -> None:
-        """What came of what was handed over, since the last look. Raises Unavailable where nothing can be written."""
+        """Takes the results of the writers since the last round. Raises Unavailable where no record can be written."""
         self._to_collect = False
         ended = self._writers.results()
         for work in ended:
@@ -388,7 +388,7 @@ class Controller:
                     self._troubles.pop((build.name, action.attempt), None)
 
     def _note_trouble(self, work: _Work) -> None:
-        """Why an attempt could not be started is told once."""
+        """Logs once why an attempt was not started."""
         live = work.build.live
         if work.trouble is None or live is None:
             return
@@ -397,9 +397,9 @@ class Controller:
         self._troubles[work.build.name, live.number] = work.trouble
 
     def _without_early_words(self, actions: Sequence[Action]) -> Sequence[Action]:
-        """Why builds wait is written when nothing else is to be done, or that was not so for a while.
+        """Without `Explain`, unless nothing else is due or the last ones were written `EXPLAINED_WITHIN` ago.
 
-        Of two hundred that start at once, most need no such word any more when the last one has been started.
+        Of two hundred builds asked for in the same second, most have started by then and need no explanation.
         """
         words = [action for action in actions if isinstance(action, Explain)]
         now = self._monotonic()
@@ -409,8 +409,8 @@ class Controller:
         return [action for action in actions if not isinstance(action, Explain)]
 
     def _judge(self, failed: Sequence[_Work]) -> None:
-        """Puts records aside that alone could not be written. Raises Unavailable where nothing could be: no other has
-        been since the write was begun."""
+        """Quarantines records whose writes failed. Raises Unavailable where the engine failed: no other write has
+        succeeded since that one began."""
         down = [one for one in failed if one.unavailable and (one.began or 0.0) >= self._wrote]
         for one in failed:
             if one not in down:
@@ -421,7 +421,7 @@ class Controller:
     # ---- Quarantine -----------------------------------------------------------------------------------------------
 
     def _put_aside(self, build: Build, why: str) -> None:
-        """One bad record harms nothing else: it is tried again after a pause that grows."""
+        """Retries one bad record with exponential backoff, so that it delays no other."""
         before = self._quarantine.get(build.name)
         failures = before.failures + 1 if before else 1
         pause = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF).total_seconds()
@@ -446,13 +446,13 @@ class Controller:
         return [build for build in builds if build.name not in self._held]
 
     def _with_trouble(self, sighting: Sighting) -> Sighting:
-        """Why an attempt could not be started is known here, and by nobody else."""
+        """With the error of the last start: only the controller knows it."""
         if sighting.waiting or sighting.phase is not Phase.ABSENT:
             return sighting
         return msgspec.structs.replace(sighting, waiting=self._troubles.get((sighting.build, sighting.attempt)))
 
     def _watched(self, world: World) -> dict[tuple[str, int], timedelta]:
-        """For how long each attempt has been seen in the phase that it is in."""
+        """The time for which each attempt has been in its present phase, as observed."""
         now = self._monotonic()
         seen = {(sighting.build, sighting.attempt, sighting.phase) for sighting in world.sightings}
         seen |= {key for key in self._first_seen if key[0] in self._in_flight}
@@ -460,7 +460,7 @@ class Controller:
         return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_seen.items()}
 
     def _troubled(self, world: World) -> dict[tuple[str, int], timedelta]:
-        """For how long trouble of its present kind has been seen in the way of each attempt."""
+        """The time for which trouble of the present kind has kept each attempt from running, as observed."""
         now = self._monotonic()
         seen = {(one.build, one.attempt, one.trouble.elsewhere) for one in world.sightings if one.trouble}
         seen |= {key for key in self._first_troubled if key[0] in self._in_flight}
@@ -468,7 +468,7 @@ class Controller:
         return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_troubled.items()}
 
     def _drop(self, open_: set[str]) -> None:
-        """Forgets what was known of builds that are not open any more: some end without a word of ours."""
+        """Forgets the builds that are not open: the record of some was deleted."""
         self._stopped = {key for key in self._stopped if key[0] in open_}
         self._troubles = {key: why for key, why in self._troubles.items() if key[0] in open_}
         for name in {*self._confirmations} - open_:
@@ -481,7 +481,7 @@ class Controller:
     # ---- Actions --------------------------------------------------------------------------------------------------
 
     def _act_on(self, work: _Work) -> _Work:
-        """Carries out what concerns one record, in a writer's thread, unless it is later than `until`."""
+        """Carries out the actions on one record, in a writer's thread, unless it is later than `until`."""
         now = self._monotonic()
         if now > work.until:
             return work
@@ -516,8 +516,8 @@ class Controller:
                 self._after(work, action)
 
     def _write(self, work: _Work, action: Action | None) -> None:
-        """Writes the record after `action`, with what became of its deliveries. If nobody waits for anything of the
-        build then, it leaves the watch by the same write."""
+        """Writes the record after `action`, with the results of its deliveries. The same write closes the record if the
+        build is done and all its events are delivered."""
         now, after = self._clock(), work.build
         for one in work.told:
             after = self._after_try(after, one)
@@ -551,14 +551,14 @@ class Controller:
         return announce
 
     def _wanting(self, form: str, *types: str) -> Iterator[str]:
-        """The names of the sinks that are told of such events in that form."""
+        """The names of the sinks that subscribe to these types in this format."""
         return (name for name, sink in self._sinks.items() if sink.format == form and wanted(sink, *types))
 
     def _sink(self, name: str, build: Build) -> Sink | HostSink | None:
         return self._sinks.get(name) or (self._statuses.sink(name, build) if self._statuses else None)
 
     def _after(self, work: _Work, action: Action) -> None:
-        """What follows a write: the effect, and what is worth telling."""
+        """The effect of a written action, and its log line."""
         match action:
             case Stop():
                 if work.build.live is not None:
@@ -576,7 +576,7 @@ class Controller:
             self._keepers.submit(self._keep_log, build, report.attempt)
 
     def _keep_log(self, build: Build, attempt: int) -> None:
-        """At once, because its pod may go at any time; what fails is tried again when the attempts are cleared."""
+        """Archives the log while its pod exists. `clear_attempts` retries what fails."""
         try:
             self._engine.keep_log(build, attempt)
         except NotFound:
@@ -585,7 +585,7 @@ class Controller:
             log.warning("Log not archived yet: %s", error, extra={"build": build.name, "attempt": attempt})
 
     def _told_of(self, build: Build, report: Report) -> None:
-        """In the log, in the metrics, and as spans."""
+        """Logs, counts and traces a report."""
         outcome, trace = report.outcome, build.status.trace
         log.info(
             "Build %s%s",
@@ -610,7 +610,7 @@ class Controller:
                 tell(self._spans, stages, trace)
 
     def _start(self, work: _Work, start: Start) -> None:
-        """The start is in the record before the attempt exists: who finds it there completes it under the same name."""
+        """The start is in the record before the attempt exists: any leader completes it under the same name."""
         if work.build.live is None:
             self._write(work, start)
             if start.opens:
@@ -643,7 +643,7 @@ class Controller:
         self._engine.wake()
 
     def _ask_registry(self, build: Build, action: Confirm | Inspect) -> None:
-        """On a thread of its own: a registry may take long to answer, and no look waits for it."""
+        """On a thread of its own: a registry may answer slowly, and no round waits for it."""
         if isinstance(action, Inspect):
             self._ask(build, self._inspecting, (build.name, action.attempt), self._inspect)
         else:
@@ -665,7 +665,7 @@ class Controller:
                 question(build)
             except Exception as error:  # noqa: BLE001  (whatever it is, the question stays open and is asked again)
                 log.warning("Registry lookup failed, retrying: %s", error, extra={"build": build.name})
-                time.sleep(BUSY)  # or it would be asked again at once
+                time.sleep(BUSY)  # the next round would ask again immediately
             finally:
                 asking.discard(key)
                 self._engine.wake()
@@ -675,13 +675,13 @@ class Controller:
     def _tell_deleted(self, build: Build) -> None:
         try:
             self._deleted(build)
-        except Exception:  # whatever it is, it is this record's
+        except Exception:  # any error is this record's
             log.exception("Announcing the end of a deleted record failed", extra={"build": build.name})
 
     def _deleted(self, build: Build) -> None:
-        """Tells of the end of a build whose record has gone, and what else waits for a sink.
+        """Announces the end of a build whose record was deleted, and sends its undelivered events.
 
-        There is nothing left to write into: each event is sent once, and what is not taken then is a dead letter.
+        Without a record no retry survives a restart: each event is sent once, and becomes a dead letter if that fails.
         """
         log.warning("Record of an open build was deleted", extra={"build": build.name})
         report, now, after = deleted(build), self._clock(), build
@@ -709,7 +709,7 @@ class Controller:
     # ---- Deliveries -----------------------------------------------------------------------------------------------
 
     def _collect_told(self, builds: Mapping[str, Build]) -> None:
-        """What became of deliveries since the last look, by record: it goes along with the next write of each."""
+        """Takes the results of deliveries since the last round, by record, for the next write of each."""
         for name in {*self._unrecorded} - {*builds}:
             self._recorded(self._unrecorded.pop(name), gone=True)
         while True:
@@ -723,8 +723,8 @@ class Controller:
                 self._recorded([told], gone=True)
 
     def _to_record(self, build: Build) -> bool:
-        """Whether what became of its deliveries has to be written now. Of a build that goes on, that a sink has all
-        there is for it can wait a moment: another write of the record is near, mostly."""
+        """Whether to write the results of its deliveries now. While a build goes on, and no later event waits for them,
+        they wait `RECORDED_WITHIN` for another write of the record."""
         told = self._unrecorded[build.name]
         if build.status.state.ended or not all(one.outcome.delivered for one in told):
             return True
@@ -735,7 +735,7 @@ class Controller:
         return later or self._monotonic() - told[0].at >= RECORDED_WITHIN.total_seconds()
 
     def _record_rest(self) -> None:
-        """What has waited for another write, or the next controller would send it again."""
+        """Writes the results of deliveries that wait, so that the next controller does not send those events again."""
         self._writers.close()
         try:
             self._collect_work()
@@ -749,8 +749,7 @@ class Controller:
             log.warning("Results of deliveries not recorded, their events will be sent again: %s", error)
 
     def _recorded(self, told: Sequence[Told], *, gone: bool = False) -> None:
-        """It is in the record now, or there is no record any more that could hold it (`gone`): then it was the last
-        try."""
+        """Counts results that the record has, or that were the last because the record was deleted (`gone`)."""
         for one in told:
             self._sending.discard((one.event, one.sink))
             self._count_try(one, last=gone)
@@ -787,7 +786,7 @@ class Controller:
     # ---- Housekeeping ---------------------------------------------------------------------------------------------
 
     def _tidy(self) -> float:
-        """Deletes some of what is over its time, if it is its turn. Returns the seconds until that is so again."""
+        """Sweeps some ended builds, if that is due. Returns the seconds until it is due again."""
         rest = self._sweeps_again - self._monotonic()
         if self._open and rest > 0:
             return rest
@@ -798,9 +797,9 @@ class Controller:
         return IDLE if not more else self._sweeps_again - ended if self._open else 0.0
 
     def _tidy_some(self) -> bool:
-        """Returns whether there is more to do. The clock may have been set back: then it is done once more.
+        """Sweeps up to `SWEEP` ended builds, and returns whether more are due. A clock set back starts a new sweep.
 
-        The first time, all that has ended is read, for what it tells of nodes and images.
+        The first sweep reads all ended builds, for what their attempts say of nodes and images.
         """
         now = self._clock()
         kept = min(self._limits.history, self._limits.log_history)
@@ -833,7 +832,7 @@ class Controller:
             log.warning("Deletion refused, retrying at the next sweep: %s", error, extra={"build": build.name})
 
     def _count(self, world: World | None) -> None:
-        """What is open and what is free, or nothing, where another one acts or nobody can."""
+        """Sets the gauges of open builds and slots; to zero where this controller does not lead (`None`)."""
         builds = world.builds if world else ()
         states = [build.state for build in builds]
         for state in (State.QUEUED, State.RUNNING):
@@ -848,7 +847,7 @@ class Controller:
 
 
 def _built_nothing(build: Build, number: int) -> bool:
-    """Whether an attempt that has pushed an image has neither fetched nor built anything for it."""
+    """Whether an attempt found its image in the registry, and neither fetched nor built anything."""
     return any(attempt.number == number and attempt.timings == Timings() for attempt in build.status.attempts)
 
 
@@ -861,7 +860,7 @@ URGENT, NOT_URGENT = 0, 3
 
 
 def _urgency(action: Action) -> int:
-    """Lower goes first: what a slot, or somebody who waits for an end, depends on."""
+    """Lower goes first: starts and stops, on which slots depend, then the ends of builds."""
     match action:
         case Start() | Stop():
             return URGENT

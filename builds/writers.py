@@ -1,4 +1,4 @@
-"""Threads that carry out what was decided, the most urgent first, whatever was submitted before it."""
+"""A thread pool with a priority queue: the most urgent task goes first."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 BLOCKED_AFTER = 60.0
-"""Seconds after which a task counts as blocked for good: all that one may wait for has a shorter time limit."""
+"""Seconds after which a task counts as blocked: every call that a task makes has a shorter time limit."""
 
 
 class Writers(Generic[T]):
     """`number` threads that run tasks, none of which may raise.
 
-    One thread submits and takes the results. `ended` is called with each in the thread that ran the task, when it can
-    be taken.
+    One thread submits tasks and takes their results. The thread that ran a task calls `ended` with its result, once
+    `results` returns it.
     """
 
     def __init__(self, number: int, ended: Callable[[T], None]) -> None:
@@ -37,7 +37,7 @@ class Writers(Generic[T]):
         self._threads.submit(self._run)
 
     def results(self) -> list[T]:
-        """Of the tasks that have ended since the last call."""
+        """The results of the tasks that have ended since the last call."""
         found: list[T] = []
         while True:
             try:
@@ -47,12 +47,12 @@ class Writers(Generic[T]):
 
     @property
     def backlog(self) -> int:
-        """Tasks for which no thread has been free yet."""
+        """The number of tasks that wait for a free thread."""
         return self._waiting.qsize()
 
     @property
     def blocked(self) -> bool:
-        """Whether a task has run for so long that it will never end."""
+        """Whether a task has run for more than `BLOCKED_AFTER`."""
         return time.monotonic() - min(self._began.copy().values(), default=math.inf) > BLOCKED_AFTER
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""A circuit breaker: who asks a server that does not answer is told so at once, and not after a time-out of their own.
+"""A circuit breaker: calls of a server that does not answer fail immediately, and not after a time-out each.
 
 https://learn.microsoft.com/en-us/azure/architecture/patterns/circuit-breaker
 
-Not pybreaker, whose `call` holds a lock: one call at a time. Here the call that tries again is also shortened.
+pybreaker's `call` holds a lock, which allows one call at a time. This breaker also shortens the probe.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import time
 from collections.abc import Callable
 
 FAILURES = 3
-"""In a row, after which it opens."""
+"""Failures in a row that open it."""
 REST = 2.0
-"""Seconds for which it stays open; then one call tries whether it can be closed."""
+"""Seconds for which it stays open. Then one call, the probe, tries whether it can close."""
 SILENCE = 3.0
-"""Seconds without any answer to so many calls that are under way, after which it is open as well: whoever comes then
-need not wait until they are given up."""
+"""Seconds without any answer to so many calls under way, after which it is open as well. Later calls need not wait for
+the time-out of those."""
 FAILING = 10.0
-"""Seconds after a call that had no answer for which the server counts as failing: it may answer some calls and not
-others, as one of several behind a load balancer that hangs."""
+"""Seconds after an unanswered call for which the server counts as failing. Some calls may be answered then: one of
+several API servers behind a load balancer hangs."""
 SUSPICIOUS = 2.0
-"""Seconds that the call may take which tries whether the circuit can be closed."""
+"""Seconds that the probe may take."""
 
 
 class Circuit:
-    """Counts calls that had no answer. For any number of threads.
+    """Counts unanswered calls. Thread-safe.
 
     Closed: calls pass. Open: none does. Half-open, after `rest` seconds: one passes, and its outcome decides. While the
-    server is silent to calls that are under way, these decide.
+    server is silent to calls under way, their outcome decides.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Circuit:
         self._failed = float("-inf")
 
     def passes(self) -> bool:
-        """Whether a call may be made now. Whoever makes it says what came of it."""
+        """Whether a call may be made now. Its caller then calls `answered` or `unanswered`."""
         with self._lock:
             now = self._monotonic()
             if self._failures >= self._most:
                 if now < self._next_try:
                     return False
-                self._next_try = now + max(self._rest, SUSPICIOUS)  # nobody else tries before this one has an answer
+                self._next_try = now + max(self._rest, SUSPICIOUS)  # one probe at a time
             elif self._silent(now):
                 return False
             if not self._under_way:
@@ -68,20 +68,20 @@ class Circuit:
 
     @property
     def open(self) -> bool:
-        """Whether there is no hope for who waits to make a call."""
+        """Whether a call that waits for its turn would fail."""
         with self._lock:
             return self._failures >= self._most or self._silent(self._monotonic())
 
     @property
     def failing(self) -> bool:
-        """Whether a call had no answer lately: who waits to make one should not count on having much time for it."""
+        """Whether a call was unanswered within the last `FAILING` seconds."""
         return self.open or self._monotonic() - self._failed < FAILING
 
     def _silent(self, now: float) -> bool:
         return self._under_way >= self._most and now - self._heard > self._silence
 
     def patience(self, seconds: float) -> float:
-        """The seconds that a call may take, which takes `seconds` at most."""
+        """The time limit of a call whose own limit is `seconds`: shorter for the probe."""
         return min(seconds, SUSPICIOUS) if self._failures >= self._most else seconds
 
     def answered(self) -> None:
@@ -98,6 +98,6 @@ class Circuit:
             self._next_try = self._failed + self._rest
 
     def missed(self) -> None:
-        """That somebody has waited for another's call in vain: what many share fails as often as each by itself."""
+        """Counts a caller that waited for another's unanswered call, as if it had made the call itself."""
         with self._lock:
             self._failures += 1

@@ -2,11 +2,10 @@
 
 https://kubernetes.io/docs/concepts/architecture/leases/#leader-election
 
-The rules are client-go's, and like there no clock is compared with another machine's: a candidate counts the seconds
-for which the record has stood still *as it sees it*, and the leader counts from *before* it sent the renewal that
-succeeded. So the leader stops `duration - stop_after` seconds before anybody may follow it, even if it cannot reach the
-API server at all. Each write carries the resourceVersion it was decided on: of two that see an expired Lease, one gets
-it.
+The rules are client-go's, and no rule compares the clocks of two machines. A candidate counts the seconds for which the
+record has stood still *as it sees it*. The leader counts from *before* it sent the renewal that succeeded. So it
+stops `duration - stop_after` seconds before another may follow it, even if it cannot reach the API server. Each write
+carries the resourceVersion it was decided on: of two candidates that see an expired Lease, one gets it.
 
 The Lease itself is the installation's. It is never created here, so that no role needs to.
 """
@@ -28,7 +27,7 @@ from eventing.pulse import Pulse
 log = logging.getLogger(__name__)
 
 AFTER_CONFLICT = 0.1
-"""Seconds. Somebody else wrote first, and what they wrote decides."""
+"""Seconds after another candidate's write, until the Lease is read again."""
 NEVER = -math.inf
 
 
@@ -95,7 +94,7 @@ class Lease:
             raise ValueError("A Lease is renewed before its leader must stop, and that is before it expires.")
         self.name = name
         self.term = 0
-        """Grows each time that leadership begins: whoever acts must look at everything anew then."""
+        """Grows each time that leadership begins: a new leader must read everything again."""
         self._api = api
         self._identity = identity
         self._duration = duration
@@ -118,7 +117,7 @@ class Lease:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends leadership and lets the next one take over at once. Whoever acts must have stopped before."""
+        """Ends leadership and releases the Lease. The controller must have stopped before."""
         self._stopping.set()
         self._thread.join()
         self._until = NEVER
@@ -130,7 +129,7 @@ class Lease:
 
     @property
     def leading(self) -> bool:
-        """To be asked before each act, for it can end without any word from outside."""
+        """Whether this candidate leads. Check before each write: leadership ends by the clock alone."""
         return self._monotonic() < self._until and not self._stopping.is_set()
 
     @property
@@ -150,7 +149,7 @@ class Lease:
         self.pulse.rest()
 
     def _turn(self) -> float:
-        """One look, and one write if it is ours or free; the seconds until the next one."""
+        """Reads the Lease, and writes it if it is ours or free. Returns the seconds until the next turn."""
         try:
             record = self._current()
             wait = remaining(record, self._identity, self._seen, self._monotonic(), self._duration)
@@ -166,7 +165,7 @@ class Lease:
         return min(wait or self._retry, self._retry)
 
     def _current(self) -> Record:
-        """As it is known, if it is ours: then nobody else writes. Else as it is now."""
+        """The known record, if it is ours: no other candidate writes it then. Else the record as read now."""
         if self._record is not None and self._record.holder_identity == self._identity:
             return self._record
         return self._saw(self._api.read("leases", self.name, timeout=self._patience))
@@ -179,7 +178,7 @@ class Lease:
         return record
 
     def _take(self, record: Record) -> None:
-        """Takes it, or keeps it. What counts is the moment before the request: the answer may be long on its way."""
+        """Takes or renews the Lease. The term counts from before the request: the response may take long."""
         sent = self._monotonic()
         self._write(held(record, self._identity, self._duration, datetime.now(UTC)))
         if not self.leading:
@@ -203,7 +202,7 @@ class Lease:
             self._changed()
 
     def _fails(self, error: ApiError) -> None:
-        if isinstance(error, Absent):  # whoever makes it anew makes it free
+        if isinstance(error, Absent):  # a new Lease has no holder
             self._record, self._until = None, NEVER
             message = f"Lease {self.name} not found in namespace {self._api.namespace}. Run `helm upgrade`."
         else:

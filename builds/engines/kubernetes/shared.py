@@ -1,8 +1,8 @@
-"""What many want of the API server at the same time is asked of it once, and not all at once.
+"""Single flight, write coalescing and a fair semaphore for web's calls of the API server.
 
-Web's role may not watch, so who waits for a change has to ask again and again; with `Shared` a hundred viewers of a
-build cost the API server what one costs. A commit that is pushed to many refs is asked for by all of them at once; with
-`Joint` they do not get into each other's way. And with `Turns` a storm of commits does not slow down every single one.
+Web's role has no `watch`, so requests that wait for a change poll. With `Shared`, a hundred viewers of a build cost the
+API server as much as one. The webhooks of a commit that was pushed to many refs arrive together: `Joint` writes them
+together. `Turns` bounds the number of concurrent writes, so that a storm of commits does not slow down each of them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class _Answer(Generic[T]):
 
 
 class Shared(Generic[T]):
-    """Answers by key. Whatever `ask` raises is raised for the one who asked and for all who waited for that; or each of
-    them would wait as long for the same, one after the other. The next asks again. `missed` is told of it by each who
-    has waited for another."""
+    """Single flight: answers by key. An exception of `ask` reaches its caller and all that waited for it, which would
+    otherwise wait as long, one after the other. The next caller asks again. Each that waited calls `missed` with the
+    exception."""
 
     def __init__(self, max_age: float, missed: Callable[[Exception], object] = lambda _: None) -> None:
         self._max_age = max_age
@@ -45,9 +45,9 @@ class Shared(Generic[T]):
         self._answers: dict[Hashable, _Answer[T]] = {}
 
     def get(self, key: Hashable, ask: Callable[[], T], *, max_age: float | None = None, waits: bool = True) -> T:
-        """The answer to `ask`, at most `max_age` seconds old (by default what all answers may be).
+        """The answer to `ask`, at most `max_age` seconds old (default: the maximum age of all answers).
 
-        Who does not wait (`waits`) takes an older one, where there is one, while somebody else asks.
+        Without `waits`, the call returns an older answer, if one exists, while another thread asks.
         """
         came = time.monotonic()
         oldest = self._max_age if max_age is None else max_age
@@ -69,19 +69,19 @@ class Shared(Generic[T]):
             return answer.value
 
     def put(self, key: Hashable, value: T) -> None:
-        """An answer that was had elsewhere: nobody is told an older one from now on."""
+        """Stores an answer from elsewhere, which replaces all older ones."""
         answer = self._answer(key)
         with answer.lock:
             answer.value, answer.at = value, time.monotonic()
 
     def known(self, key: Hashable, *, max_age: float = math.inf) -> T | None:
-        """The answer that there is, if it is at most `max_age` seconds old."""
+        """The stored answer, if it is at most `max_age` seconds old."""
         with self._lock:
             answer = self._answers.get(key)
         return None if answer is None or time.monotonic() - answer.at > max_age else answer.value
 
     def forget(self, key: Hashable) -> None:
-        """The next who asks gets a new answer: this process has just changed it."""
+        """Drops the answer, which this process has just changed."""
         with self._lock:
             self._answers.pop(key, None)
 
@@ -99,7 +99,7 @@ class Shared(Generic[T]):
 
 
 class _Batch(Generic[W, T]):
-    """What is to be written next; then, what came of it."""
+    """The next write of a key; then its result."""
 
     def __init__(self) -> None:
         self.wanted: list[W] = []
@@ -109,7 +109,7 @@ class _Batch(Generic[W, T]):
 
 
 class _Lane(Generic[W, T]):
-    """Those who want to write the same thing: one writes, and what the others want meanwhile is the next batch."""
+    """The callers of one key: one writes, and the others' wishes form the next batch."""
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
@@ -118,11 +118,11 @@ class _Lane(Generic[W, T]):
 
 
 class Joint(Generic[W, T]):
-    """One write at a time for each key, with all that is wanted by then. All of those get its result, or its error.
+    """Write coalescing: one write at a time for each key, of all wishes so far. Its result or exception is for all.
 
-    A write begins within `turn`: who has to wait for that takes along all that comes meanwhile. What `turn` raises is
-    for all of them too. Who waits for another's write asks `check` now and then, and gives up with what it raises; what
-    they wanted may be written all the same.
+    A write begins within `turn`: a caller that waits for its turn takes the wishes along that come meanwhile. An
+    exception of `turn` is for all of them too. A caller that waits for another's write calls `check` every half second,
+    and gives up with its exception; its own wishes may be written all the same.
     """
 
     def __init__(
@@ -177,13 +177,13 @@ class Joint(Generic[W, T]):
         batch.done = True
 
     def _close(self, lane: _Lane[W, T]) -> None:
-        """Who comes from now on is in the next batch."""
+        """Begins the next batch."""
         with self._lock:
             lane.next = _Batch()
 
 
 class Turns:
-    """`number` at a time, first come, first served: past a semaphore, who comes late overtakes who waits."""
+    """A fair semaphore: `number` at a time, first come, first served."""
 
     def __init__(self, number: int) -> None:
         self._free = number
@@ -192,8 +192,8 @@ class Turns:
 
     @contextmanager
     def one(self, timeout: float, check: Callable[[], object] = lambda: None) -> Iterator[None]:
-        """Raises TimeoutError if it is not one's turn after so many seconds, or what `check` raises: that is asked now
-        and then, whether there is still hope."""
+        """Raises TimeoutError without a turn within `timeout` seconds, or the exception of `check`, called every half
+        second."""
         self._take(timeout, check)
         try:
             yield
@@ -202,7 +202,7 @@ class Turns:
 
     def _take(self, timeout: float, check: Callable[[], object]) -> None:
         with self._lock:
-            if self._free:  # then nobody waits
+            if self._free:  # no caller waits
                 self._free -= 1
                 return
             mine = threading.Event()
