@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 
-from tests.bench import building, cluster, leader, records, reuse, web
+from tests.bench import building, capacity, cluster, leader, records, reuse, web
 
 BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "build": building.against_bare,
@@ -22,7 +22,7 @@ BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "stored": records.stored,
     "plan": records.plans,
     "cluster": cluster.figures,
-    "capacity": leader.capacity,
+    "capacity": capacity.capacity,
 }
 
 
@@ -39,4 +39,5 @@ def main(wanted: list[str]) -> None:
         run()
 
 
-main(sys.argv[1:])
+if __name__ == "__main__":
+    main(sys.argv[1:])

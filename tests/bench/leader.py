@@ -33,7 +33,6 @@ from builds.build import Image, Result, State
 from builds.engines.kubernetes.api import MERGE_PATCH, Absent, Api, ApiError
 from builds.engines.kubernetes.records import Release as Owner
 from builds.engines.kubernetes.records import manifest
-from builds.engines.kubernetes.store import KubernetesRecords
 from builds.engines.kubernetes.watch import Watch
 from builds.engines.marks import joined
 from tests.bench import web
@@ -41,7 +40,7 @@ from tests.bench.figures import beside
 from tests.builds.making import ask, ended
 from tests.builds.things import TEMPLATE
 from tests.parts.cluster import CONFIG, Cluster, run
-from tests.parts.kiln import get, megabytes, until
+from tests.parts.kiln import get, until
 from tests.parts.machine import ROOT
 from tests.parts.registry import free_port
 from tests.parts.sink import EventSink
@@ -57,8 +56,6 @@ MANY = 1000
 LYING = {"events": 3000, "ended": 5000, "pods": 1000, "configmaps": 1000}
 SECONDS = 2.0
 """That a simulated build takes."""
-CARRIED = 600
-"""Builds of which the capacity is measured."""
 
 
 class Node:
@@ -341,7 +338,7 @@ def _storm(side: Side, refs: int, commits: int) -> float:
 
 def compared(revision: str) -> None:
     """This code and another revision's, in turns on one cluster: builds from webhook to Job, bursts and storms."""
-    with _site() as (cluster, api, folder), _tree(revision) as tree:
+    with site() as (cluster, api, folder), _tree(revision) as tree:
         sides = [partial(Side, "new", ROOT, cluster, api, folder), partial(Side, "old", tree, cluster, api, folder)]
         jobs = Jobs(api)
         jobs.watch.start()
@@ -422,7 +419,7 @@ class _Bare(Cluster):
 
 
 @contextmanager
-def _site() -> Iterator[tuple[Cluster, Api, Path]]:
+def site() -> Iterator[tuple[Cluster, Api, Path]]:
     with (
         tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
         _Bare("kiln-bench", keep=bool(os.environ.get("KILN_TEST_CLUSTER"))) as cluster,
@@ -460,7 +457,7 @@ def _lie(api: Api, side: Side) -> None:
         return "events", {"involvedObject": target, "reason": "Bench", "message": "x" * 200, "type": "Normal"}
 
     def history(_: int) -> tuple[str, dict[str, Any]]:
-        return "configmaps", _ended(api, side)
+        return "configmaps", ended_record(api, side)
 
     makers: Mapping[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
         "events": event,
@@ -478,66 +475,8 @@ def _lie(api: Api, side: Side) -> None:
             list(hands.map(partial(make, what), range(number)))
 
 
-def _ended(api: Api, side: Side) -> dict[str, Any]:
+def ended_record(api: Api, side: Side) -> dict[str, Any]:
     """A record that is history, made from any that there was."""
     now = datetime.now(UTC)
     build = ended(joined(None, [ask(f"build-{secrets.token_hex(10)}")], uid=str, now=now, share=1), at=now)
     return manifest(build, Owner(name=side.release), None)
-
-
-# Capacity -------------------------------------------------------------------------------------------------------------
-
-
-def capacity() -> None:
-    """What one controller carries, with simulated builders: builds an hour, memory, records, events in and out."""
-    with _site() as (cluster, api, folder), Side("new", ROOT, cluster, api, folder).running() as side:
-        _memory(side)
-    with _site() as (cluster, api, folder), Side("new", ROOT, cluster, api, folder).running() as side:
-        _rates(side, Node(api))
-        _lists(side, api)
-
-
-def _memory(side: Side) -> None:
-    """Of open builds whose pods wait."""
-    before = megabytes(side.controller.pid)
-    web.load(partial(web.poster, side.url, "/webhooks/github", side.pushes()), each=STORM * 10 // web.SENDERS)
-    until(lambda: side.metric("kiln_builds{") >= STORM * 9, 120)
-    grown = megabytes(side.controller.pid) - before
-    _say("memory per open build", grown * 1024 / (STORM * 10), f"KB (controller, {STORM * 10} open)")
-
-
-def _rates(side: Side, node: Node) -> None:
-    """Builds that run for a moment, one after the other as slots are free: what the controller and the cluster do."""
-    ended, told = side.metric("kiln_builds_ended_total"), side.metric("kiln_deliveries_total")
-    with node.building(side.release):
-        began = time.monotonic()
-        web.load(partial(web.poster, side.url, "/webhooks/github", side.pushes()), each=CARRIED // web.SENDERS)
-        accepted = CARRIED / (time.monotonic() - began)
-        until(lambda: side.metric("kiln_builds_ended_total") >= ended + CARRIED, 540)
-        took = time.monotonic() - began
-        until(lambda: side.metric("kiln_deliveries_total") >= told + 3 * CARRIED, 120)
-    out = 3 * CARRIED / (time.monotonic() - began)
-    _say("events in", accepted, "/s")
-    _say("builds carried", CARRIED / took * 3600, f"/h ({CARRIED} of {SECONDS:g} s each)")
-    _say("events out", out, "/s")
-
-
-def _lists(side: Side, api: Api) -> None:
-    """The first page of all builds, as records pile up."""
-    there = 0
-    for number in (1000, 2500, 5000):
-        with ThreadPoolExecutor(8) as hands:
-            list(hands.map(lambda _: api.create("configmaps", _ended(api, side)), range(number - there)))
-        there = number
-        seconds = []
-        for _ in range(5):  # each by one who knows nothing yet: lists are shared for two seconds
-            records = KubernetesRecords(api, Owner(name=side.release))
-            began = time.monotonic()
-            records.list(limit=50)
-            seconds.append(time.monotonic() - began)
-            records.close()
-        _say(f"list with {number} records", median(seconds) * 1000, "ms")
-
-
-def _say(what: str, value: float, unit: str) -> None:
-    print(f"  {what:<28} {value:>9.1f} {unit}", flush=True)
