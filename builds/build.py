@@ -26,6 +26,10 @@ VERSION = 1
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 """A record with a time without zone cannot be read: it could be compared with no other."""
 
+LOCAL_IMAGES = "localhost/"
+"""How the names of images begin that stay where they were built. Without a port `localhost` is no registry's address;
+Podman names its own images so (https://docs.podman.io/en/v5.4.2/markdown/podman-build.1.html, `--tag`)."""
+
 MAX_OUTBOX = 50
 """Events of one build that may wait for a sink, each kept whole. Who asks for more is told to come back later."""
 
@@ -87,6 +91,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     image: str
     subdir: str = ""
     build_args: Mapping[str, str] = {}
+
+    @property
+    def stays(self) -> bool:
+        """Whether its image stays with the daemon that builds it, and is pushed nowhere."""
+        return self.image.startswith(LOCAL_IMAGES)
 
 
 class Push(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,7 +199,8 @@ class RefusedTag(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """A pushed image, known by the digest (`sha256:…`) of its manifest in the registry."""
+    """A pushed image, known by the digest (`sha256:…`) of its manifest in the registry; or one that stays with its
+    daemon (`LOCAL_IMAGES`), known by its ID there."""
 
     repository: str
     tag: str
@@ -202,8 +212,10 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reference(self) -> str:
-        """`name:tag@sha256:…`: names the image for good, and still tells a reader which commit it is."""
-        return f"{self.repository}:{self.tag}@{self.digest}"
+        """`name:tag@sha256:…`: names the image for good, and still tells a reader which commit it is. A daemon knows no
+        digest of an image that was never pushed: there it is `name:tag`."""
+        named = f"{self.repository}:{self.tag}"
+        return named if self.repository.startswith(LOCAL_IMAGES) else f"{named}@{self.digest}"
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""What the registry knows: is the image of an ended build still there, and did an attempt that says nothing push one?
+"""What an image's store knows: is the image of an ended build still there, did an attempt that says nothing make one?
 
 In the one case later causes are answered with it, in the other the build has succeeded; nothing is built again.
 
@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from builds.build import Attempt, Build, Cause, Image
 from builds.builder.spec import LABEL_ATTEMPT, attempt_label
-from builds.clients.registry import Registry, Unauthorized
+from builds.clients.errors import Unauthorized
+from builds.clients.store import ImageStore
 from builds.clients.tagging import with_tags
 from builds.errors import RequestError, TryAgain
 from builds.image import tag_for
@@ -21,12 +22,12 @@ from builds.repository import HostKind, canonical
 
 
 class RegistryConfirmer:
-    """`registry` makes a client for an image: one is for one thread at a time, and this may be called from several."""
+    """`store` makes a client for an image: one is for one thread at a time, and this may be called from several."""
 
     def __init__(
-        self, *, registry: Callable[[str], Registry], resolver: Resolver, hosts: Mapping[str, HostKind] | None = None
+        self, *, store: Callable[[str], ImageStore], resolver: Resolver, hosts: Mapping[str, HostKind] | None = None
     ) -> None:
-        self._registry = registry
+        self._store = store
         self._resolver = resolver
         self._hosts = hosts
 
@@ -38,13 +39,13 @@ class RegistryConfirmer:
         image = build.status.image
         if image is None:
             return None
-        registry = self._registry(image.repository)
+        store = self._store(image.repository)
         try:
-            if registry.manifest(image.repository, image.digest) is None:
+            if store.manifest(image.repository, image.digest) is None:
                 return None
         except Unauthorized:  # there are registries that say so of what is not there
             return None
-        return self._tagged(registry, build, image, build.unanswered)
+        return self._tagged(store, build, image, build.unanswered)
 
     def inspect(self, build: Build, attempt: Attempt) -> Image | None:
         """The image that this very attempt has pushed, with the tags that are set now; `None` where it has not.
@@ -52,22 +53,22 @@ class RegistryConfirmer:
         Raises RegistryError, TryAgain.
         """
         request = build.request
-        registry, tag = self._registry(request.image), tag_for(request.commit, request.subdir, request.build_args)
+        store, tag = self._store(request.image), tag_for(request.commit, request.subdir, request.build_args)
         try:
-            manifest = registry.manifest(request.image, tag)
-            labels = registry.labels(request.image, manifest.digest) if manifest else None
+            manifest = store.manifest(request.image, tag)
+            labels = store.labels(request.image, manifest.digest) if manifest else None
         except Unauthorized:
             return None
         if manifest is None or labels is None or labels.get(LABEL_ATTEMPT) != attempt_label(build, attempt):
             return None
         image = Image(repository=request.image, tag=tag, digest=manifest.digest)
-        return self._tagged(registry, build, image, build.causes)
+        return self._tagged(store, build, image, build.causes)
 
-    def _tagged(self, registry: Registry, build: Build, image: Image, causes: Sequence[Cause]) -> Image:
+    def _tagged(self, store: ImageStore, build: Build, image: Image, causes: Sequence[Cause]) -> Image:
         """The image with the tags that these causes want as well, as far as they may be set."""
         for cause in causes:
             if {*cause.tags} - {*image.tags} and self._is_current(build, cause):
-                image = with_tags(registry, image, cause.tags)
+                image = with_tags(store, image, cause.tags)
         return image
 
     def _is_current(self, build: Build, cause: Cause) -> bool:

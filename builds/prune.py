@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from builds import metrics
-from builds.build import Build
+from builds.build import LOCAL_IMAGES, Build
 from builds.clients.errors import RegistryError, Unauthorized
 from builds.clients.inventory import REFERRERS, Inventory, artifacts
 from builds.clients.registry import Manifest, Registry
@@ -89,6 +89,8 @@ class Pruner:
             yield self._review(repository, records[repository])
 
     def _review(self, repository: str, records: Sequence[Recorded]) -> ImageReview:
+        if repository.startswith(LOCAL_IMAGES):  # which are not Kiln's to delete
+            return ImageReview(repository=repository, records=records)
         named = {record.digest for record in records if record.digest}
         try:
             images = self._inventory.images(self._registry(repository), repository, named)

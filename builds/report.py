@@ -53,8 +53,8 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class ImageView(msgspec.Struct, frozen=True, kw_only=True):
     """Where the image goes: `repository` and `tag` are known from the start, the rest when it is there.
 
-    `reference` is `repository:tag@digest`; `tags` are further tags that were set on the same manifest,
-    `refused_tags` those that the registry would not set, each with its words.
+    `reference` is `repository:tag@digest`, or `repository:tag` where it stays with its daemon; `tags` are further tags
+    that were set on the same manifest, `refused_tags` those that the registry would not set, each with its words.
     """
 
     reference: str | None

@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from builds.build import LOCAL_IMAGES
 from builds.repository import is_loopback
 from eventing.event import Format
 from kiln.errors import SettingsError
@@ -366,7 +367,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_IMAGE_PREFIX",
         read=_image_prefix,
         default=None,
-        says="Required. What every image's name starts with, registry first: `registry.example/org/`.",
+        says="Required. What every image's name starts with, registry first: `registry.example/org/`. Images under "
+        "`localhost/` stay with this machine's daemon and are pushed nowhere (engine `local`).",
     ),
     Setting(name="KILN_CONFIG", read=_path, default=None, says="The YAML file with triggers, sinks and hosts."),
     Setting(
@@ -859,6 +861,8 @@ def _what_a_cluster_needs(values: Mapping[str, Any]) -> Iterable[str]:
     """What the chart sets, and web and controller must agree on."""
     if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9.-]+", values.get("instance") or ""):
         yield "KILN_INSTANCE: must be <namespace>/<release> with KILN_ENGINE kubernetes"
+    if (values.get("image_prefix") or "").startswith(LOCAL_IMAGES):
+        yield f"KILN_IMAGE_PREFIX: {LOCAL_IMAGES} is no registry, and with KILN_ENGINE kubernetes images must be pushed"
     if values.get("anchor") is None:
         yield "KILN_ANCHOR: must be set with KILN_ENGINE kubernetes, to the name of a ConfigMap and a Lease"
 

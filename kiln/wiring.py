@@ -24,6 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
+from builds.build import LOCAL_IMAGES
 from builds.errors import RepositoryError, RuleError
 from builds.image import ImagePolicy
 from builds.literals import refusals
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from builds.builder.spec import Surroundings
     from builds.clients.oidc import Issuer
     from builds.clients.registry import Registry
+    from builds.clients.store import ImageStore
     from builds.confirm import RegistryConfirmer
     from builds.engines import Engine, Records
     from builds.engines.kubernetes import Circuit, KubernetesEngine, KubernetesRecords
@@ -102,7 +104,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
     configured = _or_note(problems, lambda: config.read(found.config, found.config_sha256)) or Config()
     injected = _or_note(problems, lambda: sinks_from_environment(found.sink_binding, format=found.k_sink_format)) or []
     policy = _or_note(problems, lambda: Policy(found.allowed_repositories, found.banned_repositories))
-    images = _or_note(problems, lambda: _image_policy(found, configured))
+    images = _or_note(problems, lambda: image_policy(found, configured))
     folder = Secrets(found.secrets_dir)
     sinks = (*injected, *configured.sinks)
     names = [sink.name for sink in sinks]
@@ -154,8 +156,8 @@ def _untold(found: Settings, configured: Config, folder: Secrets) -> Iterator[st
                 yield f"statuses/{name}: holds a credential for {place}, where nothing is sent with it"
 
 
-def _image_policy(found: Settings, configured: Config) -> ImagePolicy:
-    """Raises RuleError."""
+def image_policy(found: Settings, configured: Config) -> ImagePolicy:
+    """Where images may go. Raises RuleError."""
     return ImagePolicy(
         found.image_prefix,
         configured.allowed_images,
@@ -250,7 +252,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
     from handlers.auth import gate  # noqa: PLC0415
 
     found = kiln.settings
-    images = Images(registry(kiln, (TIMEOUT, TIMEOUT)))
+    images = Images(store(kiln, (TIMEOUT, TIMEOUT)))
     private = _private(kiln)
     entitled = RefResolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials))
     in_url, hub = found.token_in_url, _hub_service(found)
@@ -344,6 +346,23 @@ def registry(kiln: Kiln, *limits: tuple[float, float], pushes: bool = False) -> 
         return Registry(login, kiln.config.insecure_registries, *limits, pushes=pushes)
 
     return make
+
+
+def store(kiln: Kiln, *limits: tuple[float, float], pushes: bool = False) -> Callable[[str], ImageStore]:
+    """Makes a client for where an image lies: its registry, or this machine's daemon."""
+    in_registry = registry(kiln, *limits, pushes=pushes)
+
+    def make(image: str) -> ImageStore:
+        return on_this_machine(kiln) if image.startswith(LOCAL_IMAGES) else in_registry(image)
+
+    return make
+
+
+def on_this_machine(kiln: Kiln) -> ImageStore:
+    """The images that stay with this machine's daemon."""
+    from builds.builder.daemons.images import DaemonImages  # noqa: PLC0415
+
+    return DaemonImages.of(surroundings(kiln))
 
 
 def _hub_service(found: Settings) -> HubService | None:
@@ -618,27 +637,55 @@ def run_controller(kiln: Kiln) -> None:
     port = ops(kiln, "controller")
     vitals.end_with_any_thread()
     port.serve()
-    stop, loop = threading.Event(), Pulse("controller")
-    wakers = [stop.set]
+    stop = Stop()
 
     def end(*_: object) -> None:
         # On a thread: a signal handler that takes a lock may be interrupting the one who holds it.
-        threading.Thread(target=lambda: [wake() for wake in wakers], daemon=True).start()
+        threading.Thread(target=stop, daemon=True).start()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
 
+    def begun(pulses: Sequence[Pulse]) -> None:
+        port.pulses = pulses
+        vitals.watch_over(pulses)
+        port.ready()
+
+    try:
+        control(kiln, stop, begun)
+    except Exception:
+        log.critical("The controller failed; started again, it goes on from the records", exc_info=True)
+        raise
+    log.info("Stopped; builds that run go on")
+
+
+class Stop(threading.Event):
+    """Ends a controller when it is called, from any thread: it sets itself, and wakes whoever waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wakers: list[Callable[[], None]] = []
+
+    def __call__(self) -> None:
+        self.set()
+        for wake in self.wakers:
+            wake()
+
+
+def control(kiln: Kiln, stop: Stop, begun: Callable[[Sequence[Pulse]], None]) -> None:
+    """Does a controller's work until `stop`, while no other process does. `begun` is given the pulses of its threads.
+
+    Raises EngineError, KilnError.
+    """
     from builds.controller import Controller  # noqa: PLC0415
     from eventing.delivery import Courier  # noqa: PLC0415
 
-    told = spans(kiln, "controller")
+    loop, told = Pulse("controller"), spans(kiln, "controller")
     courier, confirmer = Courier(kiln.secrets.headers, told), _confirmer(kiln)
     try:
         with _engine(kiln, stop, loop) as (engine, leading, pulses):
-            wakers.append(engine.wake)
-            port.pulses = (*pulses, courier.pulse)
-            vitals.watch_over(port.pulses)
-            port.ready()
+            stop.wakers.append(engine.wake)
+            begun((*pulses, courier.pulse))
             while not stop.is_set():
                 with leading() as over, _polling(kiln, engine, over), _pruning(kiln, engine, over):
                     # A new one for each term: what another did meanwhile is not in the memory of an old one.
@@ -654,13 +701,9 @@ def run_controller(kiln: Kiln) -> None:
                         events=_events(kiln.settings),
                         pulse=loop,
                     ).run(over)
-    except Exception:
-        log.critical("The controller failed; started again, it goes on from the records", exc_info=True)
-        raise
     finally:
         loop.rest()
         courier.close()
-    log.info("Stopped; builds that run go on")
 
 
 Over = Callable[[], bool]
@@ -738,7 +781,7 @@ def _confirmer(kiln: Kiln) -> RegistryConfirmer:
     from builds.confirm import RegistryConfirmer  # noqa: PLC0415
 
     return RegistryConfirmer(
-        registry=registry(kiln, pushes=True),
+        store=store(kiln, pushes=True),
         resolver=RefResolver(kiln.policy, lambda: credentials(kiln.secrets.git_credentials)),
         hosts=kiln.config.hosts,
     )
@@ -813,7 +856,7 @@ def _the_only_one(state_dir: Path, stop: threading.Event, pulse: Pulse) -> Itera
                 break
             except BlockingIOError:
                 if not told:
-                    log.warning("Another controller runs in %s; this one waits for its end", state_dir)
+                    log.info("Another controller runs in %s; this one waits for its end", state_dir)
                 told = True
                 pulse.beat()
                 stop.wait(0.2)

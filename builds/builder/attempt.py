@@ -23,6 +23,7 @@ from builds.build import Image, Reason, Result, State, Timings
 from builds.builder import processes, tool
 from builds.builder.attest import attest, labels
 from builds.builder.daemons import Daemon, connect
+from builds.builder.daemons.images import DaemonImages
 from builds.builder.log import Log
 from builds.builder.outcome import INFRASTRUCTURE, AttemptStage, Failure, refusal
 from builds.builder.redact import Redactor
@@ -33,7 +34,8 @@ from builds.clients import docker_config
 from builds.clients.docker_config import NO_LOGIN
 from builds.clients.git import Git, credentials
 from builds.clients.git.process import PROXIES
-from builds.clients.registry import Registry, RegistryError, RegistryRefused
+from builds.clients.registry import Registry, RegistryError, RegistryRefused, RegistryUnreachable
+from builds.clients.store import ImageStore
 from builds.clients.tagging import with_tags
 from builds.errors import BuildsError, CannotBuild, RequestError, UnknownRef
 from builds.faults import Fault, crash_if_armed
@@ -116,6 +118,7 @@ class AttemptRun:
             self._daemon = connect(around, around.registry_config, folder / "docker")
             login = (around.private_registry_config or NO_LOGIN) if spec.private else around.registry_config
             self._registry = Registry(login, around.insecure_registries, pushes=True)
+            self._store: ImageStore = DaemonImages(self._daemon) if spec.request.stays else self._registry
             known = credentials(around.git_credentials)
             passwords = (one.password for one in known)
             logins = (*docker_config.secrets(around.registry_config), *docker_config.secrets(login))
@@ -145,28 +148,34 @@ class AttemptRun:
             image = Image(repository=self.spec.request.image, tag=self.tag, digest=self._digest())
             self.log.say(image.reference)
             crash_if_armed(Fault.BUILDER_PUSHED)
-            if not found:  # nobody can say what somebody else has built
+            if not found and not self.spec.request.stays:  # nobody can say what somebody else has built
                 attest(self._registry, image, self.spec, self._started, self.log.say)
                 crash_if_armed(Fault.BUILDER_ATTESTED)
-            image = with_tags(self._registry, image, self._wanted_tags())
+            image = with_tags(self._store, image, self._wanted_tags())
             self._tell_tags(image)
             crash_if_armed(Fault.BUILDER_TAGGED)
         return Result(state=State.SUCCEEDED, image=image)
 
     def _found(self) -> bool:
-        """Whether the registry has this build's image, built with the same options, as its labels say."""
+        """Whether this build's image is there, built with the same options, as its labels say."""
         request = self.spec.request
         if self.spec.force:
             return False
         try:
-            labels = self._registry.labels(request.image, self.tag)
+            labels = self._store.labels(request.image, self.tag)
+        except RegistryUnreachable as error:
+            if not request.stays:
+                raise
+            self.log.say(str(error))  # it is awaited next
+            return False
         except RegistryRefused as error:
             self.log.say(f"Whether the image is there cannot be known; the push will show. {error}")
             return False
         known = labels is not None and (labels.get(LABEL_BUILD), labels.get(LABEL_OPTIONS, ""))
         if known != (self.spec.name, self.spec.surroundings.options.label):
             return False
-        self.log.say(f"{request.image}:{self.tag} is in the registry: nothing to build.")
+        where = "on this machine" if request.stays else "in the registry"
+        self.log.say(f"{request.image}:{self.tag} is {where}: nothing to build.")
         return True
 
     def _wait_for_daemon(self) -> None:
@@ -234,7 +243,8 @@ class AttemptRun:
         told |= {LABEL_OPTIONS: options.label} if options.label else {}
         told |= labels(spec, self.tag, self._committed_at)
         image = f"{spec.request.image}:{self.tag}"
-        apart = spec.private or spec.force or not self._daemon.pushes
+        stays = spec.request.stays
+        apart = not stays and (spec.private or spec.force or not self._daemon.pushes)
         built = f"kiln-{uuid.uuid4().hex}:private" if apart else image
         env = {**self._git.environment, **self._daemon.variables}
         outside = _outside(env)
@@ -245,9 +255,9 @@ class AttemptRun:
             refs=spec.refs,
             apart=spec.apart,
             cache_from=reused if spec.cached else None,
-            push=not apart,
+            push=not apart and not stays,
         )
-        self._tags = (built, image) if self._daemon.pushes else (built,)
+        self._tags = () if stays else (built, image) if self._daemon.pushes else (built,)
         self._git.trouble()  # what was told, or overcome, before
         try:
             tool.build(self._daemon, command, folder=folder, env=env, progress=self.progress, log=self.log)
@@ -306,12 +316,13 @@ class AttemptRun:
 
     def _digest(self) -> str:
         try:
-            manifest = self._registry.manifest(self.spec.request.image, self.tag)
+            manifest = self._store.manifest(self.spec.request.image, self.tag)
         except RegistryRefused as error:
             sentence = f"The image was pushed, but the credential must allow to pull it as well. {error}"
             raise Failure(INFRASTRUCTURE, sentence) from None
         if manifest is None:
-            raise Failure(INFRASTRUCTURE, "The image was pushed, but the registry does not have it.")
+            where = "built, but the daemon" if self.spec.request.stays else "pushed, but the registry"
+            raise Failure(INFRASTRUCTURE, f"The image was {where} does not have it.")
         return manifest.digest
 
     def _wanted_tags(self) -> Iterator[str]:

@@ -107,9 +107,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def cached(self) -> bool:
         """Whether its layers are for other daemons to reuse, by way of the registry.
 
-        Not a private repository's: BuildKit would read them with the credential that also serves each `FROM`.
+        Not a private repository's: BuildKit would read them with the credential that also serves each `FROM`. Nor those
+        of an image that is pushed nowhere.
         """
-        return self.surroundings.build_cache and not self.private
+        return self.surroundings.build_cache and not self.private and not self.request.stays
 
 
 def attempt_label(build: Build, attempt: Attempt) -> str:

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from builds.builder.spec import LABEL_BUILD
-from builds.clients.registry import Registry, RegistryError
+from builds.clients.errors import RegistryError
+from builds.clients.store import ImageStore
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,10 @@ HEALTH_TTL = 15.0
 
 
 class Images:
-    """Safe to use from many threads. `registry` makes a client for an image: one is for one thread at a time."""
+    """Safe to use from many threads. `store` makes a client for an image: one is for one thread at a time."""
 
-    def __init__(self, registry: Callable[[str], Registry], limit: float = TIMEOUT) -> None:
-        self._registry = registry
+    def __init__(self, store: Callable[[str], ImageStore], limit: float = TIMEOUT) -> None:
+        self._store = store
         self._limit = limit
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="registry")
         self._health = threading.Lock()
@@ -45,9 +46,9 @@ class Images:
         The label says whose it is: what somebody else has put there was not built from what is asked for.
         """
 
-        def pushed(registry: Registry) -> str | None:
-            manifest = registry.manifest(image, tag)
-            labels = registry.labels(image, manifest.digest) if manifest else None
+        def pushed(store: ImageStore) -> str | None:
+            manifest = store.manifest(image, tag)
+            labels = store.labels(image, manifest.digest) if manifest else None
             return manifest.digest if manifest and labels and labels.get(LABEL_BUILD) == build else None
 
         return self._within_limit(image, pushed)
@@ -56,12 +57,12 @@ class Images:
         """Whether the registry of an image (or of a prefix of images) is up."""
         with self._health:
             if time.monotonic() - self._asked_at >= HEALTH_TTL:
-                self._answers = self._within_limit(image, lambda registry: registry.answers(image)) is True
+                self._answers = self._within_limit(image, lambda store: store.answers(image)) is True
                 self._asked_at = time.monotonic()
             return self._answers
 
-    def _within_limit(self, image: str, ask: Callable[[Registry], T]) -> T | None:
-        asked = self._pool.submit(lambda: ask(self._registry(image)))
+    def _within_limit(self, image: str, ask: Callable[[ImageStore], T]) -> T | None:
+        asked = self._pool.submit(lambda: ask(self._store(image)))
         try:
             return asked.result(self._limit)
         except TimeoutError:

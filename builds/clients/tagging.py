@@ -1,4 +1,4 @@
-"""Further tags of an image that is in the registry.
+"""Further tags of an image that is in its store.
 
 Registries may forbid that a tag is moved (the immutable tags of ECR and Harbor). Such a tag is told of and fails
 nothing: the image is there under its own tag and digest.
@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import msgspec
 
 from builds.build import Image, RefusedTag, shortened
-from builds.clients.registry import Registry, RegistryRefused
+from builds.clients.errors import RegistryRefused
+from builds.clients.store import ImageStore
 
 log = logging.getLogger(__name__)
 
@@ -22,10 +23,10 @@ MAX_MESSAGE = 400
 """Tags (the latest) and refusals that are kept with an image, and bytes of each message as JSON. All are logged."""
 
 
-def with_tags(registry: Registry, image: Image, names: Iterable[str]) -> Image:
-    """The image with those of the tags that the registry would set now, and those that it refused.
+def with_tags(store: ImageStore, image: Image, names: Iterable[str]) -> Image:
+    """The image with those of the tags that the store would set now, and those that it refused.
 
-    Raises RegistryError where the registry does not answer.
+    Raises RegistryError where the store does not answer.
     """
     tags = dict.fromkeys(image.tags)
     refused = {one.name: one for one in image.refused_tags}
@@ -33,7 +34,7 @@ def with_tags(registry: Registry, image: Image, names: Iterable[str]) -> Image:
         if name in tags:
             continue
         try:
-            registry.tag(image.repository, image.digest, name)
+            store.tag(image.repository, image.digest, name)
             tags[name] = None
             refused.pop(name, None)
         except RegistryRefused as error:

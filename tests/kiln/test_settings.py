@@ -218,7 +218,10 @@ def test_a_cluster_has_to_be_told_which_installation_this_is() -> None:
     assert [problem.split(":")[0] for problem in problems(KILN_ENGINE="kubernetes")] == ["KILN_INSTANCE", "KILN_ANCHOR"]
     (problem,) = problems(KILN_ENGINE="kubernetes", KILN_INSTANCE="kiln", KILN_ANCHOR="kiln")
     assert "must be <namespace>/<release>" in problem
-    assert read(LEAST | {"KILN_ENGINE": "kubernetes", "KILN_INSTANCE": "hub/kiln", "KILN_ANCHOR": "kiln"}).anchor
+    cluster = {"KILN_ENGINE": "kubernetes", "KILN_INSTANCE": "hub/kiln", "KILN_ANCHOR": "kiln"}
+    assert read(LEAST | cluster).anchor
+    (problem,) = problems(**cluster, KILN_IMAGE_PREFIX="localhost/kiln/")
+    assert "localhost/ is no registry" in problem
 
 
 def test_a_relative_path_is_from_here_for_builders_too() -> None:

@@ -36,9 +36,7 @@ def test_the_image_is_that_of_the_attempt_whose_label_it_has(
         wants("3", "gone", "refs/heads/x"),
     )
     build = Build(name="build-x-0", uid="uid", request=request, causes=causes, created_at=NOW)
-    confirmer = RegistryConfirmer(
-        registry=lambda _: Client(), resolver=RefResolver(Policy(allowed=(f"{host.base}/**",)))
-    )
+    confirmer = RegistryConfirmer(store=lambda _: Client(), resolver=RefResolver(Policy(allowed=(f"{host.base}/**",))))
     assert confirmer.inspect(build, attempt(1)) is None, "nothing is there"
 
     pushed = builder.run(request).result.image
