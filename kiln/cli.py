@@ -1,15 +1,16 @@
 """The command `kiln`. Each command imports what it needs when it runs, so that none pays for another.
 
-Exit status: 0 done, 1 it went wrong (a sentence on standard error says what), 2 misused, 130 interrupted; `kiln verify`
-has 3 as well, for what could not be found out.
+An error is one line on standard error that begins with `kiln: error:`, and says what to do next. The exit statuses are
+in `kiln.exits`.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -21,10 +22,13 @@ import click
 
 from kiln import remote, target
 from kiln.errors import CommandError, KilnError, NotKnown
-from kiln.remote import repeated, server_flags, targeted
+from kiln.exits import Exit
+from kiln.remote import server_flags
 from kiln.settings import SETTINGS, for_web
 
 if TYPE_CHECKING:
+    from requests import Response
+
     from eventing.saved import Saved
 
 F = TypeVar("F", bound=Callable[..., object])
@@ -37,15 +41,30 @@ def main() -> None:
     try:
         status = commands.main(prog_name="kiln", standalone_mode=False)
     except KilnError as error:
-        for problem in error.problems:
-            click.echo(f"kiln: {problem}", err=True)
-        status = 1
+        status = _failed(error.problems)
     except click.ClickException as error:
-        error.show()
-        status = error.exit_code
+        status = _misused(error)
+    except BrokenPipeError:  # who reads the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = Exit.FAILED
     except (KeyboardInterrupt, click.Abort):
-        status = 130
+        status = Exit.INTERRUPTED
     sys.exit(status)
+
+
+def _failed(problems: Iterable[str]) -> Exit:
+    for problem in problems:
+        _complain(f"kiln: error: {problem}")
+    return Exit.FAILED
+
+
+def _misused(error: click.ClickException) -> Exit:
+    """With what to look at next."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    _complain(f"kiln: error: {error.format_message()}")
+    if context:
+        _complain(f"{context.get_usage()}\n`{context.command_path} --help` shows every option.")
+    return Exit.MISUSED
 
 
 @click.group()
@@ -141,21 +160,22 @@ def diagnose(*, as_json: bool, **flags: Any) -> int:
     """
     from kiln.doctor import installation, report, server  # noqa: PLC0415
 
-    away = flags["server"] or flags["profile"] or os.environ.get("KILN_SERVER") or os.environ.get("KILN_PROFILE")
-    of_server = {name: flags.pop(name) for name in remote.OPTIONS}
-    found = server.findings(target.chosen(os.environ, **of_server)) if away else installation(environment(flags))
+    of_server = {name: flags.pop(name) for name in target.OPTIONS}
+    away = target.chosen(os.environ, **of_server) if target.is_named(os.environ, of_server) else None
+    found = server.findings(away) if away else installation(environment(flags))
     return report.report(found, as_json=as_json)
 
 
 @commands.command()
 @click.argument("urls", nargs=-1, metavar="[URL]...")
 @click.option("--dry-run", "dry", is_flag=True, help="Show what is missing, and ask for nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @settings_flags
-def sync(urls: tuple[str, ...], dry: bool, **flags: Any) -> int:
+def sync(urls: tuple[str, ...], dry: bool, as_json: bool, **flags: Any) -> int:
     """Ask for what the listed repositories have and no webhook has told of."""
     from kiln.sync import run  # noqa: PLC0415
 
-    return run(environment(flags), urls, dry=dry, say=click.echo, complain=_complain)
+    return run(environment(flags), urls, dry=dry, as_json=as_json, say=click.echo, complain=_complain)
 
 
 @commands.group(invoke_without_command=True)
@@ -197,35 +217,37 @@ def _complain(text: str) -> None:
 @click.option("--tag", "tags", multiple=True, help="Further tag to set on the image. Can be repeated.")
 @click.option("--build-arg", "build_args", multiple=True, metavar="NAME=VALUE", help="Can be repeated.")
 @click.option("--force", is_flag=True, help="Build again what was built before.")
+@click.option(
+    "--push/--no-push",
+    default=None,
+    help="On this machine: push the image, or leave it with the local daemon; by default push where KILN_IMAGE_PREFIX "
+    "is set.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the build as JSON at its end.")
 @server_flags
-def build(build_args: tuple[str, ...], **asked: Any) -> int:
-    """Ask for an image of a repository, follow the log, and print the image's reference."""
-    from kiln.client import Server  # noqa: PLC0415
-    from kiln.progress import Progress, printable  # noqa: PLC0415
+def build(build_args: tuple[str, ...], *, push: bool | None, as_json: bool, **asked: Any) -> Exit:
+    """Build an image of a repository, follow the log, and print the image's reference.
 
-    same = repeated(asked)
-    found = targeted(asked)
-    body = {name: value for name, value in asked.items() if value} | {"build_args": _pairs(build_args)}
-    kiln = Server(found.server, found.token)
-    made = kiln.ask(body)
-    location = kiln.location(made["log"]["url"]).removesuffix("/log")
-    click.echo(f"{made['name']}: {location}", err=True)
-    try:
-        with Progress(sys.stderr) as progress:
-            for message in kiln.follow(made["name"]):
-                progress.show(message)
-                if message.kind == "state":
-                    made = message.data
-    except KeyboardInterrupt:
-        click.echo(f"The build goes on. To cancel it: kiln cancel{same} {made['name']}", err=True)
-        return 130
-    if made["state"] == "succeeded":
-        click.echo(made["image"]["reference"])
-        return 0
-    click.echo(
-        printable(f"kiln: {made['state']} ({made['reason']}): {made['message'] or 'no reason was given'}"), err=True
-    )
-    return 1
+    Without a server it is built on this machine, with nothing of Kiln running.
+    """
+    from kiln import building  # noqa: PLC0415
+
+    _check_served(asked["repository"])
+    pairs = _pairs(build_args)
+    with building.place(asked, push=push) as where:
+        where.ready()
+        body = {name: value for name, value in asked.items() if value} | {"build_args": pairs}
+        return building.finish(where, where.server.ask(body), as_json=as_json)
+
+
+def _check_served(repository: str) -> None:
+    """Raises CommandError for a folder of this machine: a commit there may be gone before its build begins."""
+    path = "://" not in repository and (repository.startswith((".", "/", "~")) or Path(repository).exists())
+    if path or repository.startswith("file:"):
+        raise CommandError(
+            f"{repository} is a folder of this machine, and Kiln builds what a Git host serves. Push it to one and "
+            "name its URL, or build the folder with jupyter-repo2docker."
+        )
 
 
 @commands.command()
@@ -237,7 +259,7 @@ def build(build_args: tuple[str, ...], **asked: Any) -> int:
 @click.option("--registry-config", type=click.Path(path_type=Path), help="A docker config.json; by default the user's.")
 @click.option("--insecure-registry", "insecure", multiple=True, metavar="HOST:PORT", help="Speaks plain HTTP.")
 @click.option("--json", "as_json", is_flag=True, help="Print the statement itself.")
-def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: bool, **asked: Any) -> int:
+def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: bool, **asked: Any) -> Exit:
     """Check the provenance statement of IMAGE (name:tag or name@digest), and print what it proves.
 
     Exit status: 0 it holds, 1 it does not, 3 it could not be looked at.
@@ -252,11 +274,11 @@ def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: 
     try:
         image, found = verified(Wanted(**asked), Registry(config, insecure))
     except NotKnown as error:
-        click.echo(f"kiln: {error}", err=True)
-        return 3
+        _failed(error.problems)
+        return Exit.UNKNOWN
     for line in [msgspec.json.encode(found.statement).decode()] if as_json else told(image, found):
         click.echo(line)
-    return 0
+    return Exit.DONE
 
 
 @commands.command()
@@ -265,7 +287,10 @@ def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: 
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with an API token.")
 @click.option("--host", metavar="HOST", help="The Git host (github, gitea, …) whose webhook's payload the file holds.")
 @click.option("--sign", is_flag=True, help="Sign a webhook anew, with a secret of KILN_SECRETS_DIR.")
-def send(file: BinaryIO, url: str | None, token_file: Path | None, host: str | None, *, sign: bool) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def send(
+    file: BinaryIO, url: str | None, token_file: Path | None, host: str | None, *, sign: bool, as_json: bool
+) -> Exit:
     """Post a saved event or webhook to the route that fits, and print the answer.
 
     FILE is an event as JSON, an array of them, an HTTP request, a webhook's record or what its delivery page shows, or,
@@ -278,16 +303,23 @@ def send(file: BinaryIO, url: str | None, token_file: Path | None, host: str | N
     token_file = token_file or (None if request.word else target.local_token(os.environ, url))
     headers = _signed(request) if sign else request.sent
     answer = Server(url, target.token_in(token_file)).send(url, headers, request.body)
+    _show(answer, as_json=as_json)
+    if answer.status_code == HTTPStatus.UNAUTHORIZED and request.word and not sign:
+        _complain("kiln: error: The file may not hold the body byte for byte, or not the secret. --sign signs it anew.")
+    return Exit.DONE if answer.ok else Exit.FAILED
+
+
+def _show(answer: Response, *, as_json: bool) -> None:
+    location = answer.headers.get("Location")
+    if as_json:
+        told = {"status": answer.status_code, "reason": answer.reason, "location": location, "body": answer.text}
+        click.echo(json.dumps(told))
+        return
     click.echo(f"{answer.status_code} {answer.reason}")
-    if "Location" in answer.headers:
-        click.echo(f"Location: {answer.headers['Location']}")
+    if location:
+        click.echo(f"Location: {location}")
     if answer.text:
         click.echo(answer.text)
-    if answer.status_code == HTTPStatus.UNAUTHORIZED and request.word and not sign:
-        click.echo(
-            "kiln: The file may not hold the body byte for byte, or not the secret. --sign signs it anew.", err=True
-        )
-    return 0 if answer.ok else 1
 
 
 def _content(file: BinaryIO) -> bytes:

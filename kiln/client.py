@@ -13,6 +13,7 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import msgspec
 import requests
+from requests.adapters import BaseAdapter
 
 from kiln.errors import CommandError
 
@@ -23,6 +24,15 @@ PATIENCE = 300.0
 ASK_AGAIN = 60.0
 """Seconds for which a server that says "try again" is asked again."""
 TRY_AGAIN = frozenset({429, 502, 503, 504})
+CURES: Mapping[int, str] = {
+    401: "Name a token by --token-file, KILN_TOKEN or a profile.",
+    403: "Ask as somebody who may, with another token.",
+    404: "`kiln ls` shows which builds there are.",
+    409: "`kiln show` tells how it ended.",
+    429: "Try again later.",
+    503: "Try again later.",
+}
+"""What to do next, by the status of the answer. Of 400 and 422 the answer itself says it."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +46,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class Server:
     """A Kiln at `url` (with its base path). All methods raise CommandError with a sentence."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, adapter: BaseAdapter | None = None) -> None:
+        """`adapter` answers in place of the network."""
         try:
             valid = urlsplit(url).scheme in ("http", "https") and urlsplit(url).port != 0
         except ValueError:
@@ -46,6 +57,8 @@ class Server:
         self._url = url.rstrip("/") + "/"
         self._session = requests.Session()
         self._session.auth = _Bearer(token)
+        if adapter:
+            self._session.mount(self._url, adapter)
 
     def location(self, path: str) -> str:
         """The URL of an absolute path that the server gave."""
@@ -53,9 +66,16 @@ class Server:
 
     def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Asks for a build; asking twice is asking once. Returns it."""
+        return self._asked(urljoin(self._url, "api/v1/builds"), body)
+
+    def rebuild(self, name: str) -> dict[str, Any]:
+        """Asks for the same build once more. Returns it."""
+        return self._asked(f"{self._of(name)}/rebuild", {})
+
+    def _asked(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         deadline = time.monotonic() + ASK_AGAIN
         while True:
-            answer = self._request("POST", urljoin(self._url, "api/v1/builds"), json=body)
+            answer = self._request("POST", url, json=body)
             pause = _pause(answer)
             if answer.status_code not in TRY_AGAIN or time.monotonic() + pause > deadline:
                 return _json(answer)
@@ -87,9 +107,9 @@ class Server:
     def _of(self, name: str) -> str:
         return urljoin(self._url, f"api/v1/builds/{quote(name, safe='')}")
 
-    def follow(self, name: str) -> Iterator[Message]:
-        """The build's log and states to its end, over as many connections as it takes."""
-        last: str | None = None
+    def follow(self, name: str, last: str | None = None) -> Iterator[Message]:
+        """The build's log and states to its end, over as many connections as it takes. `last` is the id of the last
+        message that was seen before."""
         heard = time.monotonic()
         while True:
             try:
@@ -104,7 +124,7 @@ class Server:
                     return
             except _Dropped as dropped:
                 if time.monotonic() - heard > PATIENCE:
-                    raise CommandError(f"{dropped}; the build {name} goes on") from None
+                    raise CommandError(f"{dropped} The build {name} goes on.") from None
             time.sleep(1)
 
     def get(self, path: str) -> requests.Response:
@@ -125,13 +145,14 @@ class Server:
             try:
                 yield from messages(answer.iter_lines(chunk_size=None))
             except requests.RequestException as error:
-                raise _Dropped(f"The connection to {self._url} was lost") from error
+                raise _Dropped(f"The connection to {self._url} was lost.") from error
 
     def _request(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
             return self._session.request(method, url, timeout=TIMEOUT, allow_redirects=False, **options)
         except requests.RequestException as error:
-            raise _Dropped(f"{self._url} does not answer ({type(error).__name__})") from error
+            said = f"{self._url} does not answer ({type(error).__name__})."
+            raise _Dropped(f"{said} Check the address; `kiln serve` starts a Kiln on this machine.") from error
 
 
 class _Dropped(CommandError):
@@ -173,17 +194,19 @@ def _json(answer: requests.Response) -> dict[str, Any]:
     try:
         return msgspec.json.decode(answer.content, type=dict[str, Any])
     except msgspec.DecodeError:
-        raise CommandError(f"{answer.url} does not answer like a Kiln") from None
+        raise CommandError(f"{answer.url} does not answer like a Kiln. Check the address and its base path.") from None
 
 
 def _problem(answer: requests.Response) -> str:
-    """What the server says is wrong (RFC 9457), or just its status."""
+    """What the server says is wrong (RFC 9457), or just its status; and what to do next."""
     try:
         problem = msgspec.json.decode(answer.content, type=dict[str, Any])
     except msgspec.DecodeError:
         problem = {}
     detail = problem.get("detail") or problem.get("title")
-    return f"{answer.status_code} {answer.reason}" + (f": {detail}" if detail else "")
+    said = f"{answer.status_code} {answer.reason}" + (f": {detail}" if detail else "")
+    cure = CURES.get(answer.status_code)
+    return f"{said} {cure}" if cure else said
 
 
 def _pause(answer: requests.Response) -> float:

@@ -32,7 +32,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-
 
 from builds.engines import EngineError
 from eventing.wire import REPEATED
-from kiln import logs
+from kiln import logs, running
 from kiln.arrival import Arrival
 from kiln.ops import Ops
 from kiln.settings import Settings
@@ -54,6 +54,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  # for the heartbeat: the root may be read-only, and disks block
+
+
+log = logging.getLogger(__name__)
 
 
 class KilnLogger(Logger):  # type: ignore[misc]
@@ -370,6 +373,7 @@ class Web(BaseApplication):  # type: ignore[misc]
         """`token` is the one of this machine, which the pages' address is printed with: once, for who starts web."""
         self._settings, self._ops, self._load, self._token = settings, ops, load, token
         self._stopping = threading.Event()
+        self._announced: object = None
         super().__init__(prog="kiln web")
 
     def load_config(self) -> None:
@@ -381,6 +385,17 @@ class Web(BaseApplication):  # type: ignore[misc]
             return self._load(self._stopping)
         except EngineError as error:
             raise AppImportError(str(error)) from error  # what gunicorn takes for "do not try that again"
+
+    def _announce(self, address: str) -> object:
+        """For the commands of this machine, which look into the state folder. What is returned is kept open."""
+        if self._settings.engine != "local":
+            return None
+        path = self._settings.base_path.removeprefix("/")
+        try:
+            return running.announce(self._settings.state_dir, f"{_reached(address)}{path}")
+        except OSError as error:
+            log.warning("The commands of this machine will not find this web: %s", error)
+            return None
 
     def _hooks(self) -> dict[str, Callable[..., None]]:
         def post_fork(_arbiter: Any, _worker: Any) -> None:
@@ -398,8 +413,12 @@ class Web(BaseApplication):  # type: ignore[misc]
             signal.signal(signal.SIGTERM, end)
 
         def when_ready(arbiter: Any) -> None:
-            if self._token:
-                print(f"Kiln's pages: {_address(arbiter.LISTENERS[0])}?token={self._token}", flush=True)  # noqa: T201
+            address = _address(arbiter.LISTENERS[0])
+            self._announced = self._announce(address)
+            if self._settings.engine == "local":
+                token = f"?token={self._token}" if self._token else ""
+                pages = f"{_reached(address)}{self._settings.base_path.removeprefix('/')}"
+                print(f"Kiln's pages: {pages}{token}", flush=True)  # noqa: T201
 
         return {
             "post_fork": post_fork,
@@ -431,6 +450,11 @@ _OWN = REPEATED.upper()
 def _address(listener: Any) -> str:
     host, port = listener.sock.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def _reached(address: str) -> str:
+    """The address by which this machine reaches a server that listens everywhere."""
+    return address.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def options(settings: Settings) -> dict[str, Any]:

@@ -116,5 +116,5 @@ def _reference(image: Pushed) -> str:
 def _errors(found: Iterable[tuple[str, str | None]], complain: Say) -> int:
     failed = [(repository, error) for repository, error in found if error]
     for repository, error in failed:
-        complain(clean(f"kiln: {repository}: {error}"))
+        complain(clean(f"kiln: error: {repository}: {error}"))
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-"""Commands about the builds of a Kiln that runs: each is a few requests of its HTTP API.
+"""Commands about builds: each is a few requests of the HTTP API, of a Kiln that runs or of this machine's records.
 
 With `--json` a command prints what the API answered, and nothing else, on standard output.
 """
@@ -6,17 +6,18 @@ With `--json` a command prints what the API answered, and nothing else, on stand
 from __future__ import annotations
 
 import os
-import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from kiln import target
-from kiln.errors import CommandError
+from kiln.errors import CommandError, KilnError
+from kiln.exits import Exit
 from kiln.target import Target
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
-OPTIONS = ("server", "token_file", "profile")
+COMPLETED = 50
+"""Builds whose names a shell completes."""
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
@@ -38,23 +40,32 @@ def server_flags(command: F) -> F:
     return server(token(profile(command)))
 
 
-def targeted(flags: dict[str, Any]) -> Target:
+def targeted(flags: dict[str, Any]) -> Target | None:
     """Takes the flags of `server_flags` out of `flags`. Raises CommandError."""
-    return target.chosen(os.environ, **{name: flags.pop(name) for name in OPTIONS})
-
-
-def repeated(flags: Mapping[str, Any]) -> str:
-    """Those of them that were given, as a shell takes them, each with a space before it."""
-    given = ((name.replace("_", "-"), flags[name]) for name in OPTIONS if flags[name])
-    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given)
+    return target.chosen(os.environ, **{name: flags.pop(name) for name in target.OPTIONS})
 
 
 def connected(flags: dict[str, Any]) -> Server:
-    """The server that they name. Raises CommandError."""
+    """The server that they name, or this machine's records. Raises KilnError."""
     from kiln.client import Server  # noqa: PLC0415
 
     found = targeted(flags)
-    return Server(found.server, found.token)
+    if found:
+        return Server(found.server, found.token)
+    from kiln.here import opened  # noqa: PLC0415
+
+    return opened(os.environ).server
+
+
+def complete(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
+    """The names of the latest builds; none where they cannot be had."""
+    flags = {name: context.params.get(name) for name in target.OPTIONS}
+    try:
+        items = connected(flags).list({"limit": COMPLETED})["items"]
+    except KilnError:
+        return []
+    found = ((item["name"], f"{item['state']} {item['repository']}") for item in items)
+    return [CompletionItem(name, help=about) for name, about in found if name.startswith(begun)]
 
 
 as_json = click.option("--json", "json", is_flag=True, help="Print the API's answer as JSON.")
@@ -79,7 +90,7 @@ def ls(*, json: bool, **flags: Any) -> None:
 
 
 @click.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete)
 @as_json
 @server_flags
 def show(name: str, *, json: bool, **flags: Any) -> None:
@@ -94,62 +105,99 @@ def show(name: str, *, json: bool, **flags: Any) -> None:
 
 
 @click.command("logs")
-@click.argument("name")
+@click.argument("name", shell_complete=complete)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the build has ended.")
 @click.option("--attempt", type=click.IntRange(1), help="Of this attempt; by default the latest.")
+@click.option("--json", "json", is_flag=True, help="Print a JSON object for each line.")
 @server_flags
-def logs(name: str, *, follow: bool, attempt: int | None, **flags: Any) -> int:
+def logs(name: str, *, follow: bool, attempt: int | None, json: bool, **flags: Any) -> Exit:
     """Print the log of a build. With --follow the exit status is 1 where the build does not succeed."""
-    from kiln.progress import printable  # noqa: PLC0415
-
     if follow and attempt:
         raise click.UsageError("--follow goes on from one attempt to the next, so it takes no --attempt")
-    server = connected(flags)
-    if not follow:
-        for line in server.log(name, attempt):
-            click.echo(printable(line))
-        return 0
+    if follow:
+        return _follow(name, flags, json=json)
+    for line in connected(flags).log(name, attempt):
+        _line({"line": line}, json=json)
+    return Exit.DONE
+
+
+def _follow(name: str, flags: dict[str, Any], *, json: bool) -> Exit:
+    """On this machine the build is gone on with: no other process may be there to do it."""
+    from kiln import building  # noqa: PLC0415
+
     state = ""
-    for message in server.follow(name):
-        if message.kind == "log":
-            click.echo(printable(str(message.data.get("line") or "")))
-        elif message.kind == "state":
-            state = message.data["state"]
-    return 0 if state == "succeeded" else 1
+    with building.place(flags) as where:
+        for message in where.server.follow(name):
+            if message.kind == "log":
+                _line(message.data, json=json)
+            elif message.kind == "state":
+                state = message.data["state"]
+    return Exit.DONE if state == "succeeded" else Exit.FAILED
+
+
+def _line(line: dict[str, Any], *, json: bool) -> None:
+    from kiln.progress import printable  # noqa: PLC0415
+
+    if json:
+        _print(line, indent=0)
+    else:
+        click.echo(printable(str(line.get("line") or "")))
 
 
 @click.command("cancel")
-@click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@click.argument("names", nargs=-1, required=True, metavar="NAME...", shell_complete=complete)
 @as_json
 @server_flags
 def cancel(names: tuple[str, ...], *, json: bool, **flags: Any) -> None:
     """Cancel builds that have not ended."""
-    server = connected(flags)
-    for name in names:
-        build = server.cancel(name)
-        if json:
-            _print(build)
-        else:
-            click.echo(f"{name}: cancelling")
+    from kiln import building  # noqa: PLC0415
+
+    with building.place(flags) as where:
+        for name in names:
+            build = building.cancel(where, name)
+            if json:
+                _print(build)
+            else:
+                click.echo(f"{name}: {build['state'] if build['state'] in building.ENDED else 'cancelling'}")
+
+
+@click.command("rebuild")
+@click.argument("name", shell_complete=complete)
+@as_json
+@server_flags
+def rebuild(name: str, *, json: bool, **flags: Any) -> Exit:
+    """Build the same image of the same commit once more, follow the log, and print the image's reference."""
+    from kiln import building  # noqa: PLC0415
+
+    with building.place(flags, of=name) as where:
+        where.ready()
+        return building.finish(where, where.server.rebuild(name), as_json=json)
 
 
 @click.command("open")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete)
+@click.option("--json", "json", is_flag=True, help="Print the address as JSON.")
 @server_flags
-def open_page(name: str | None, **flags: Any) -> None:
+def open_page(name: str | None, *, json: bool, **flags: Any) -> None:
     """Open the page of a build, or of all builds, in a browser."""
     from kiln.client import Server  # noqa: PLC0415
 
-    url = Server(targeted(flags).server).page(name)
-    click.echo(url)
+    found = targeted(flags)
+    if found is None:
+        raise CommandError("No web runs on this machine that has pages. Start `kiln serve`, and open it then.")
+    url = Server(found.server).page(name)
+    if json:
+        _print({"url": url})
+    else:
+        click.echo(url)
     if click.launch(url):
         raise CommandError("No browser could be started. Open the address above.")
 
 
-def _print(value: Any) -> None:
+def _print(value: Any, indent: int = 2) -> None:
     import msgspec  # noqa: PLC0415
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=indent).decode() + "\n")
 
 
-COMMANDS = (ls, show, logs, cancel, open_page)
+COMMANDS = (ls, show, logs, cancel, rebuild, open_page)

@@ -5,7 +5,9 @@ It writes where web writes, so it runs where web could: on the machine of the lo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from builds.builder.log import clean
 from builds.engines import EngineError, Submission
@@ -20,8 +22,9 @@ from kiln.wiring import Kiln
 Say = Callable[[str], object]
 
 
-def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, say: Say, complain: Say) -> int:
+def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, as_json: bool, say: Say, complain: Say) -> int:
     """Looks at the repositories that are listed, or at those given. Returns the exit status. Raises KilnError."""
+    told: list[dict[str, Any]] = []
     kiln = wiring.load(environ)
     chosen = _chosen(kiln, urls)
     if not chosen:
@@ -36,14 +39,17 @@ def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, say: Say,
                     compared = look.compare(listed)
                     looked = SyncReport(comparison=compared) if dry else look.submit(compared)
                 except RequestError as error:
-                    complain(f"kiln: {listed.url}: {error}")
+                    complain(f"kiln: error: {listed.url}: {error}")
                     whole = False
                 else:
-                    whole = _tell(listed, looked, say, complain, dry=dry) and whole
+                    told.append(_shape(listed, looked, dry=dry))
+                    whole = _tell(listed, looked, _nothing if as_json else say, complain, dry=dry) and whole
         finally:
             records.close()
     except EngineError as error:
         raise CommandError(str(error)) from error
+    if as_json:
+        say(json.dumps(told, indent=2))
     return 0 if whole else 1
 
 
@@ -73,13 +79,31 @@ def _tell(listed: Listed, looked: SyncReport, say: Say, complain: Say, *, dry: b
     for sentence in compared.refused:
         say(f"  not built: {sentence}")
     for sentence in compared.unanswered:
-        complain(f"kiln: {listed.url}: {sentence}")
+        complain(f"kiln: error: {listed.url}: {sentence}")
     if looked.left:
         complain(
-            f"kiln: {listed.url}: {looked.left} left out, because too many builds wait already, or too many events "
-            "of one: try again later."
+            f"kiln: error: {listed.url}: {looked.left} left out, because too many builds wait already, or too "
+            "many events of one: try again later."
         )
     return dry or looked.complete
+
+
+def _shape(listed: Listed, looked: SyncReport, *, dry: bool) -> dict[str, Any]:
+    """Of one repository; `asked` are the names of the builds that were asked for, or would be."""
+    compared = looked.comparison
+    asked = compared.missing if dry else looked.asked
+    return {
+        "repository": listed.url,
+        "asked": [ask.name for ask in asked],
+        "known": compared.known,
+        "refused": [*compared.refused],
+        "unanswered": [*compared.unanswered],
+        "left": looked.left,
+    }
+
+
+def _nothing(_: str) -> None:
+    """Says nothing."""
 
 
 def _line(ask: Submission) -> str:

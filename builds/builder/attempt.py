@@ -321,8 +321,9 @@ class AttemptRun:
             sentence = f"The image was pushed, but the credential must allow to pull it as well. {error}"
             raise Failure(INFRASTRUCTURE, sentence) from None
         if manifest is None:
-            where = "built, but the daemon" if self.spec.request.stays else "pushed, but the registry"
-            raise Failure(INFRASTRUCTURE, f"The image was {where} does not have it.")
+            if self.spec.request.stays:
+                raise Failure(INFRASTRUCTURE, "The image was built, but the daemon does not have it.")
+            raise Failure(INFRASTRUCTURE, "The image was pushed, but the registry does not have it.")
         return manifest.digest
 
     def _wanted_tags(self) -> Iterator[str]:

@@ -104,7 +104,7 @@ def test_a_repository_at_fault_is_status_1_and_its_error_is_told(parts: Parts) -
     done = parts.kiln.run("build", url, "--server", str(parts.web.url))
     assert (done.returncode, done.stdout) == (1, "")
     assert "the reason" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("kiln: failed (repository): ")
+    assert done.stderr.splitlines()[-1].startswith("kiln: error: failed (repository): ")
 
 
 def test_a_connection_that_breaks_loses_and_repeats_no_line(parts: Parts) -> None:

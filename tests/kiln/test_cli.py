@@ -401,7 +401,7 @@ def test_a_second_controller_waits_for_the_first_to_end(kiln: Kiln) -> None:
 def test_build_where_nobody_answers_is_status_1(kiln: Kiln) -> None:
     done = kiln.run("build", "https://github.com/a/b", "--server", "http://127.0.0.1:9")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "kiln: http://127.0.0.1:9/ does not answer (ConnectionError)\n"
+    assert done.stderr.startswith("kiln: error: http://127.0.0.1:9/ does not answer (ConnectionError). ")
 
 
 def test_build_tells_why_it_was_refused(served: Kiln, web: Process) -> None:

@@ -71,11 +71,11 @@ def test_a_build_that_there_is_not_is_a_sentence(kiln: Kiln, at: dict[str, str])
     for command in ("show", "logs", "cancel"):
         done = kiln.run(command, "build-nothing", **at)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith("kiln: 404 NOT FOUND: ")
+        assert done.stderr.startswith("kiln: error: 404 NOT FOUND: ")
 
 
 def test_a_name_stays_below_the_builds(kiln: Kiln, at: dict[str, str]) -> None:
-    assert kiln.run("show", "../../health", **at).stderr.startswith("kiln: 404")
+    assert kiln.run("show", "../../health", **at).stderr.startswith("kiln: error: 404")
 
 
 def test_cancel_leaves_the_mark(kiln: Kiln, at: dict[str, str]) -> None:

@@ -72,7 +72,7 @@ def test_what_cannot_be_looked_at_is_named_and_the_rest_is_done(kiln: Installati
     done = kiln.run("sync")
     assert done.returncode == 1
     assert done.stdout.startswith(f"{kiln.url}: 1 asked for")
-    assert done.stderr.startswith(f"kiln: {gone}: The Git host has no such repository.")
+    assert done.stderr.startswith(f"kiln: error: {gone}: The Git host has no such repository.")
 
 
 def test_sync_of_those_given(kiln: Installation) -> None:
@@ -86,7 +86,7 @@ def test_sync_of_those_given(kiln: Installation) -> None:
         other,
     ]
     assert done.stderr == (
-        "kiln: no-url: The repository must be a whole address such as https://github.com/owner/name.\n"
+        "kiln: error: no-url: The repository must be a whole address such as https://github.com/owner/name.\n"
     )
 
 

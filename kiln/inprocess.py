@@ -1,0 +1,73 @@
+"""The API without a server: an adapter of requests behind which a WSGI application answers, in this process.
+
+So the commands ask this machine's records as they ask a server: one client, one set of answers, no second policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import requests
+from requests.adapters import BaseAdapter
+from requests.structures import CaseInsensitiveDict
+from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
+
+
+class InProcess(BaseAdapter):
+    """Pieces of an answer come as the application makes them: a log can be followed."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        super().__init__()
+        self._app = app
+
+    def send(  # noqa: PLR0917  (the signature is requests')
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,  # noqa: ARG002
+        timeout: object = None,  # noqa: ARG002
+        verify: bool | str = True,  # noqa: ARG002
+        cert: object = None,  # noqa: ARG002
+        proxies: Mapping[str, str] | None = None,  # noqa: ARG002
+    ) -> requests.Response:
+        builder = EnvironBuilder(
+            path=request.path_url,
+            base_url=str(request.url).removesuffix(request.path_url),
+            method=request.method or "GET",
+            headers=[*request.headers.items()],
+            data=request.body,
+        )
+        try:
+            chunks, status, headers = run_wsgi_app(self._app, builder.get_environ())
+        finally:
+            builder.close()
+        answer = requests.Response()
+        code, _, answer.reason = status.partition(" ")
+        answer.status_code = int(code)
+        answer.headers = CaseInsensitiveDict(headers.items())
+        answer.url, answer.request = str(request.url), request
+        answer.raw = _Body(chunks)
+        return answer
+
+    def close(self) -> None:
+        """There is no connection."""
+
+
+class _Body:
+    """As urllib3 gives it to requests."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = chunks
+
+    def stream(self, _size: int | None = None, *, decode_content: bool = True) -> Iterator[bytes]:  # noqa: ARG002
+        yield from self._chunks
+
+    def close(self) -> None:
+        close = getattr(self._chunks, "close", None)
+        if close:
+            close()
+
+    release_conn = close

@@ -1,0 +1,275 @@
+"""The commands about builds where no web runs: they ask this machine's records themselves."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from builds.build import BuildStatus, Cause, Image, Kind, Request, State
+from builds.builder.spec import Surroundings
+from builds.engines import Submission
+from builds.engines.local import LocalEngine
+from builds.transitions import change
+from kiln import running
+from kiln.cli import commands
+from kiln.client import Message, Server
+from kiln.exits import Exit
+from kiln.inprocess import InProcess
+from kiln.progress import Progress
+from tests.parts.kiln import ROOT, Kiln, get, until
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+URL = "https://github.com/binder-examples/conda"
+BODY = {"repository": URL, "commit": COMMIT, "ref": "refs/heads/main"}
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+NOWHERE = {"KILN_DOCKER_HOST": "unix:///nowhere/docker.sock"}
+
+
+def waiting(kiln: Kiln, **body: object) -> str:
+    """The name of a build that is asked for and waits: a web has written it down, and was killed."""
+    web = kiln.start("web")
+    (token,) = kiln.authorization.values()
+    name = Server(str(web.url), token.removeprefix("Bearer ")).ask({**BODY, **body})["name"]
+    web.stop(signal.SIGKILL)
+    until(lambda: get(str(web.url))[0] == 0)
+    return str(name)
+
+
+@pytest.fixture(scope="module")
+def kiln(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
+    with Kiln(tmp_path_factory.mktemp("here"), **NOWHERE) as installation:
+        yield installation
+
+
+@pytest.fixture(scope="module")
+def name(kiln: Kiln) -> str:
+    return waiting(kiln)
+
+
+def test_records_are_listed_and_shown_with_nothing_running(kiln: Kiln, name: str) -> None:
+    assert name in kiln.run("ls").stdout
+    assert json.loads(kiln.run("ls", "--json", "--state", "queued").stdout)["items"][0]["name"] == name
+    assert json.loads(kiln.run("ls", "--json", "--state", "failed").stdout)["items"] == []
+    assert json.loads(kiln.run("show", "--json", name).stdout)["commit"] == COMMIT
+    assert (kiln.run("logs", name).returncode, kiln.run("logs", name, "--json").stdout) == (0, "")
+    assert "`kiln ls` shows" in kiln.run("show", "build-none").stderr
+    assert "Start `kiln serve`" in kiln.run("open", name).stderr
+
+
+def test_nothing_at_all_is_an_empty_list(tmp_path: Path) -> None:
+    with Kiln(tmp_path, KILN_IMAGE_PREFIX="") as kiln:
+        assert json.loads(kiln.run("ls", "--json").stdout) == {"items": [], "continue": None}
+        assert kiln.run("ls").returncode == 0
+
+
+def test_what_waits_is_cancelled_with_nothing_running(tmp_path: Path) -> None:
+    with Kiln(tmp_path, **NOWHERE) as kiln:
+        name = waiting(kiln)
+        assert kiln.run("cancel", name).stdout == f"{name}: cancelled\n"
+        assert kiln.run("show", "--json", name).stdout.count('"cancelled"') == 1
+        assert kiln.run("cancel", name).stderr.startswith("kiln: error: 409 ")
+
+
+def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) -> None:
+    with Kiln(tmp_path, KILN_IMAGE_PREFIX="registry.invalid/of-web/") as kiln:
+        web = kiln.start("web", PORT="0")
+        assert kiln.run("open", "--json", BROWSER="true", DISPLAY="").stdout.count("http://127.0.0.1:") == 1
+        url = json.loads(kiln.run("open", "--json", BROWSER="true", DISPLAY="").stdout)["url"]
+        assert f"Kiln's pages: {url}?token=" in web.log.read_text()
+        event = {"specversion": "1.0", "id": "1", "source": "/test", "type": "dev.kiln.build.requested.v1"}
+        sent = kiln.run("send", "-", "--json", stdin=json.dumps(event | {"data": BODY}).encode())
+        assert json.loads(sent.stdout)["status"] == 202
+        (build,) = json.loads(kiln.run("ls", "--json", KILN_IMAGE_PREFIX="").stdout)["items"]
+        assert build["image"]["repository"].startswith("registry.invalid/of-web/")
+        web.stop(signal.SIGKILL)
+        until(lambda: get(url)[0] == 0)
+        assert json.loads(kiln.run("ls", "--json", KILN_IMAGE_PREFIX="").stdout)["items"] == [build]
+        assert not list((tmp_path / "state").glob("web-*.url"))
+
+
+def test_the_lock_tells_which_webs_run(tmp_path: Path) -> None:
+    (tmp_path / "web-stale.url").write_text("http://127.0.0.1:1/")
+    assert running.found(tmp_path) is None
+    assert not list(tmp_path.iterdir())
+    first = running.announce(tmp_path, "http://127.0.0.1:2/")
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    second = running.announce(tmp_path, "http://127.0.0.1:3/")
+    assert running.found(tmp_path) == "http://127.0.0.1:3/"
+    second.close()
+    assert running.found(tmp_path) == "http://127.0.0.1:2/"
+    first.close()
+    assert running.found(tmp_path / "absent") is None
+    assert running.found(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "more", "status", "says"),
+    [
+        (["build", URL], NOWHERE, 1, "does not answer: No such file or directory. Start it"),
+        (["build", "."], {}, 1, "is a folder of this machine"),
+        (["build", "file:///srv/course"], {}, 1, "is a folder of this machine"),
+        (["build", "./course"], {}, 1, "Push it to one and name its URL"),
+        (["build", "--push", URL], {}, 1, "KILN_IMAGE_PREFIX must be set"),
+        (["build", "--push", URL, "--server", "http://127.0.0.1:9/"], {}, 2, "are for builds on this machine"),
+        (["build", "--no-push", URL], {"KILN_SERVER": "http://127.0.0.1:9/"}, 2, "are for builds on this machine"),
+        (["build", URL, "--token-file", "/nowhere"], {}, 1, "Name one by --server"),
+        (["build"], {}, 2, "`kiln build --help` shows every option"),
+        (["bake"], {}, 2, "`kiln --help` shows every option"),
+        (["ls"], {"KILN_SERVER": "http://127.0.0.1:9/"}, 1, "Check the address"),
+        (["rebuild", "build-none"], {}, 1, "`kiln ls` shows which builds there are"),
+        (["web"], {}, 1, "KILN_IMAGE_PREFIX: must be set"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_error_has_one_prefix_a_status_and_a_next_step(
+    tmp_path: Path, arguments: list[str], more: dict[str, str], status: int, says: str
+) -> None:
+    with Kiln(tmp_path, KILN_IMAGE_PREFIX="", **more) as kiln:
+        done = kiln.run(*arguments)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith("kiln: error: ")
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_image_that_was_pushed_nowhere_has_no_digest_in_its_reference(tmp_path: Path) -> None:
+    request = Request(repository=URL, clone_url=f"{URL}.git", commit=COMMIT, image="localhost/kiln/course-0123456789")
+    cause = Cause(source="/x", id="1", type="x", by=None, at=NOW, kind=Kind.PERSON)
+    image = Image(repository=request.image, tag=COMMIT, digest=f"sha256:{'a' * 64}")
+    with Kiln(tmp_path, **NOWHERE) as kiln:
+        with closing(LocalEngine(tmp_path / "state", surroundings=Surroundings())) as engine:
+            (build,) = engine.accept([Submission(name="build-kept", request=request, cause=cause)])
+            status = BuildStatus(state=State.SUCCEEDED, round=1, image=image, finished_at=NOW, answered=(cause.key,))
+            engine.write(change(build, status=status, open=False))
+        shown = json.loads(kiln.run("show", "--json", "build-kept").stdout)["image"]
+        assert (shown["reference"], shown["digest"]) == (f"{request.image}:{COMMIT}", image.digest)
+        assert "does not answer" in kiln.run("rebuild", "build-kept").stderr
+
+
+# The whole of the command --------------------------------------------------------------------------------------------
+
+
+def every_command() -> Iterator[tuple[str, click.Command]]:
+    for name, command in commands.commands.items():
+        yield name, command
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
+
+
+@pytest.mark.parametrize(("name", "command"), [*every_command()], ids=[name for name, _ in every_command()])
+def test_every_command_that_prints_facts_prints_them_as_json(name: str, command: click.Command) -> None:
+    flags = {flag for option in command.params for flag in option.opts}
+    assert ("--json" in flags) != (name in {"web", "controller", "serve", "check"})
+
+
+def test_exit_statuses_are_documented_and_no_other_is_used() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    table = page.partition("| exit status | |")[2].partition("\n\n")[0]
+    assert [int(status) for status in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == [*Exit]
+    for module in ("building", "cli", "remote"):
+        tree = ast.parse((ROOT / "kiln" / f"{module}.py").read_text())
+        returned = (node.value for node in ast.walk(tree) if isinstance(node, ast.Return))
+        numbers = [node.value for node in returned if isinstance(node, ast.Constant) and type(node.value) is int]
+        assert numbers == [], module
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_the_names_of_builds(kiln: Kiln, name: str, shell: str) -> None:
+    assert f"_KILN_COMPLETE={shell}_complete" in kiln.run(_KILN_COMPLETE=f"{shell}_source").stdout
+    words = {"COMP_WORDS": "kiln show build-", "COMP_CWORD": "build-" if shell == "fish" else "2"}
+    found = kiln.run(_KILN_COMPLETE=f"{shell}_complete", **words)
+    assert name in found.stdout
+    nobody = kiln.run(_KILN_COMPLETE=f"{shell}_complete", KILN_SERVER="http://127.0.0.1:9/", **words)
+    assert (nobody.returncode, nobody.stdout.strip(), nobody.stderr) == (0, "", "")
+
+
+# How it is shown -----------------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+MESSAGES = [
+    Message(kind="state", data={"state": "queued", "waiting": "No slot is free."}),
+    Message(kind="state", data={"state": "running"}),
+    Message(kind="log", data={"line": "Cloning", "phase": "fetch"}),
+    Message(kind="log", data={"line": "Step \x1b]0;title\x07[bold]1[/bold] :boom:", "phase": "build"}),
+    Message(
+        kind="state",
+        data={
+            "state": "succeeded",
+            "finished_at": "2026-03-01T12:00:09Z",
+            "durations": {"queued": 1.0, "fetch": 1.25, "build": 4.0, "push": None},
+        },
+    ),
+]
+LINES = [
+    "[queued: No slot is free.]",
+    "[running]",
+    "Cloning",
+    "Step ]0;title[bold]1[/bold] :boom:",
+    "[fetch 1.2 s, build 4.0 s]",
+    "[succeeded]",
+]
+
+
+def test_elsewhere_than_on_a_terminal_there_are_plain_lines() -> None:
+    out = io.StringIO()
+    with Progress(out) as progress:
+        for message in MESSAGES:
+            progress.show(message)
+    assert out.getvalue().splitlines() == LINES
+
+
+def test_a_terminal_has_a_last_line_with_the_phase_and_the_time() -> None:
+    out = Terminal()
+    with Progress(out) as progress:
+        for message in MESSAGES:
+            progress.show(message)
+    shown = out.getvalue()
+    places = [shown.index(line) for line in LINES]
+    assert places == sorted(places)
+    assert "\x1b]0" not in shown
+    assert re.search(r"0:00:\d\d\S* succeeded\n", shown)
+
+
+def test_an_answer_in_this_process_comes_piece_by_piece_and_is_closed() -> None:
+    told: list[str] = []
+
+    def app(environ: Mapping[str, Any], start: Any) -> Iterator[bytes]:
+        told.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}?{environ['QUERY_STRING']}")
+        told.append(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)).decode())
+        told.append(environ.get("HTTP_AUTHORIZATION", ""))
+        start("200 OK", [("Content-Type", "text/event-stream")])
+
+        def pieces() -> Iterator[bytes]:
+            try:
+                for number in range(3):
+                    told.append(f"made {number}")
+                    yield f'event: log\nid: 1:{number}\ndata: {{"line": "{number}"}}\n\n'.encode()
+            finally:
+                told.append("closed")
+
+        return pieces()
+
+    server = Server("http://127.0.0.1/a%20b", "secret", InProcess(app))
+    follow = server.follow("build-ü/x")
+    assert next(follow).data == {"line": "0"}
+    assert told == ["GET /a b/api/v1/builds/build-Ã¼/x/log?", "", "Bearer secret", "made 0"]
+    follow.close()  # type: ignore[attr-defined]
+    assert told[-1] == "closed"
