@@ -96,7 +96,7 @@ def body(person: int, *, tag: int) -> BuildRequestBody:
 
 def ask(person: int, *, tag: int = 128, name: int = 20) -> Submission:
     """`name` is the length of the event's source, id and type."""
-    return INTAKE.ask(
+    return INTAKE.submission(
         from_body(body(person, tag=tag)),
         source=filled("/", name),
         id=filled(f"{person}-", name),

@@ -83,7 +83,7 @@ def ask(want: RequestedBuild, refs: Refs | None = None, **more: Any) -> Submissi
         "kind": Kind.PERSON,
         "now": NOW,
     }
-    return intake(refs).ask(want, **{**who, **more})
+    return intake(refs).submission(want, **{**who, **more})
 
 
 def body(repository: str = "https://github.com/a/b", **more: Any) -> RequestedBuild:
@@ -158,7 +158,9 @@ def test_another_request_is_another_build(other: RequestedBuild) -> None:
 
 def test_another_instance_has_other_builds() -> None:
     one, other = (
-        intake(instance=name).ask(body(commit=COMMIT), source="/", id="1", type="t", by=None, kind=Kind.PUSH, now=NOW)
+        intake(instance=name).submission(
+            body(commit=COMMIT), source="/", id="1", type="t", by=None, kind=Kind.PUSH, now=NOW
+        )
         for name in ("local", "ns/kiln")
     )
     assert one.request == other.request

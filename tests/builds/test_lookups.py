@@ -35,7 +35,7 @@ class Hanging(Refs):
 
 def ask(way: Intake, by: str, commit: str | None = None) -> str:
     wanted = body(commit=commit) if commit else body()
-    return way.ask(wanted, source="/api", id="1", type="asked", by=by, kind=Kind.PERSON, now=NOW).request.commit
+    return way.submission(wanted, source="/api", id="1", type="asked", by=by, kind=Kind.PERSON, now=NOW).request.commit
 
 
 @contextmanager
