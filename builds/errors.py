@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -40,6 +42,18 @@ class TokenRefused(BuildsError):
 
 class RequestError(BuildsError):
     status: ClassVar[int] = 400
+    field: str | None = None
+    """Which part of the request it is about, by its name in the API, where it is about one."""
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Errors from within are about that part of the request, unless they say more exactly which."""
+    try:
+        yield
+    except RequestError as error:
+        error.field = error.field or field
+        raise
 
 
 class Malformed(RequestError):

@@ -6,6 +6,7 @@ that can be judged without the network is judged before it is used.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
@@ -17,7 +18,7 @@ from msgspec.structs import replace
 from builds.arguments import checked_arguments
 from builds.build import Build, Cause, Kind, Request, build_name
 from builds.engines import Submission
-from builds.errors import Forbidden, Malformed, RequestError
+from builds.errors import Forbidden, Malformed, RequestError, about
 from builds.image import ImagePolicy, is_reserved, legal_tag, slug_for, tag_for
 from builds.private import Private, words_of
 from builds.repository import (
@@ -123,6 +124,13 @@ class Intake:
         self._private = private or Private()
         self._lookups = lookups or _Unlimited()
 
+    def asking(self, resolver: Resolver) -> Intake:
+        """The same policy, with another who says where refs point, whoever asks."""
+        other = copy.copy(self)
+        other._resolver = other._entitled = resolver
+        other._lookups = _Unlimited()
+        return other
+
     def repository(self, url: str) -> Repository:
         """The repository by its canonical URL, whether or not it may be built. Raises RepositoryError."""
         return canonical(url, self._hosts)
@@ -208,11 +216,12 @@ class Intake:
         chooses = chooses or wanted.trigger is not None
         if not chooses:
             _check_given(wanted)
-        repository = self.repository(wanted.repository)
-        self._policy.check(repository)
-        credentials = False if wanted.foreign else self._private.admit(repository, words_of(by, groups))
-        if wanted.foreign:
-            self._check_foreign(repository)
+        with about("repository"):
+            repository = self.repository(wanted.repository)
+            self._policy.check(repository)
+            credentials = False if wanted.foreign else self._private.admit(repository, words_of(by, groups))
+            if wanted.foreign:
+                self._check_foreign(repository)
         ref, commit = self._where(repository, wanted, by, credentials=credentials)
         options = self._options(wanted, repository, ref, commit)
         request = Request(
@@ -296,8 +305,10 @@ class Intake:
     def _where(
         self, repository: Repository, wanted: RequestedBuild, by: str | None, *, credentials: bool
     ) -> tuple[str | None, str]:
-        ref = None if wanted.ref is None else checked_ref(wanted.ref)
-        commit = None if wanted.commit is None else _commit_digits(wanted.commit)
+        with about("ref"):
+            ref = None if wanted.ref is None else checked_ref(wanted.ref)
+        with about("commit"):
+            commit = None if wanted.commit is None else _commit_digits(wanted.commit)
         if ref is not None and is_commit(ref):
             if commit is not None and not commit_id(ref).startswith(commit):
                 raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
@@ -308,7 +319,7 @@ class Intake:
         # Before anybody is asked over the network, with something in place of what only the answer will tell.
         self._options(wanted, repository, "refs/heads/main", "0" * 40)
         resolver = self._entitled if credentials else self._resolver
-        with self._lookups.place(by):
+        with about("repository" if ref is None and commit is None else "ref"), self._lookups.place(by):
             if commit is not None and not is_commit(commit):
                 commit = resolver.commit(repository, commit)
                 if known:
@@ -328,20 +339,20 @@ class Intake:
         def text(template: Template) -> str:
             return template.fill(values.get).text()
 
-        subdir = subdirectory(text(wanted.subdir))
-        build_args = checked_arguments({name: text(value) for name, value in wanted.build_args.items()})
+        with about("subdir"):
+            subdir = subdirectory(text(wanted.subdir))
+        with about("build_args"):
+            build_args = checked_arguments({name: text(value) for name, value in wanted.build_args.items()})
         images = self._images
-        image = images.own(repository) if wanted.image is None else images.check(text(wanted.image), repository)
-        return _Options(
-            subdir=subdir,
-            build_args=build_args,
-            image=image,
-            tags=checked_tags(
+        with about("image"):
+            image = images.own(repository) if wanted.image is None else images.check(text(wanted.image), repository)
+        with about("tags"):
+            tags = checked_tags(
                 [text(tag) for tag in wanted.tags],
                 own=tag_for(commit, subdir, build_args),
                 templated=wanted.trigger is not None,
-            ),
-        )
+            )
+        return _Options(subdir=subdir, build_args=build_args, image=image, tags=tags)
 
 
 def merge(asks: Sequence[Submission]) -> list[Submission]:

@@ -9,7 +9,7 @@ Whoever can read a repository can open a request from a fork, so a rule takes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Literal
 
 import msgspec
@@ -42,16 +42,32 @@ def asks_for(
 ) -> bool:
     """Whether a rule wants a build for what has happened to a request. `paths`, those that it changes, are asked for
     only if all else holds."""
-    if request.fork and not (rule.forks and request.served):
-        return False
+    return objection(rule, request, paths) is None
+
+
+def objection(
+    rule: PullRequestRule, request: RequestFacts, paths: Callable[[], Collection[str] | None] = lambda: None
+) -> str | None:
+    """Return why the rule asks for no build, as a phrase; `None` if it asks for one. `paths` as in `asks_for`."""
+    return next(_objections(rule, request, paths), None)
+
+
+def _objections(
+    rule: PullRequestRule, request: RequestFacts, paths: Callable[[], Collection[str] | None]
+) -> Iterator[str]:
+    if request.fork and not rule.forks:
+        yield "the pull request comes from a fork, and the trigger does not have from: anyone"
+    if request.fork and not request.served:
+        yield "the pull request comes from a fork, and its host serves the commits only there"
     if rule.branches is not None and not chosen(rule.branches, request.base):
-        return False
+        yield f"no pattern of pull_requests.branches matches the base branch {request.base}"
     if rule.labels is not None and not {*rule.labels} & {*request.labels}:
-        return False
+        yield f"the pull request has none of the labels {', '.join(rule.labels)}"
     if not _is_news(rule, request):
-        return False
+        yield "the pull request has no new commits, label or base branch"
     changed = None if rule.paths is None else paths()
-    return rule.paths is None or changed is None or any(chosen(rule.paths, path) for path in changed)
+    if rule.paths is not None and changed is not None and not any(chosen(rule.paths, path) for path in changed):
+        yield "no pattern of pull_requests.paths matches a changed file"
 
 
 def _is_news(rule: PullRequestRule, request: RequestFacts) -> bool:

@@ -26,7 +26,7 @@ from builds.arguments import check_name
 from builds.build import Push
 from builds.errors import CannotBuild, Malformed, RepositoryError, RuleError
 from builds.globs import check_glob, check_order, chosen
-from builds.pullrequests import PullRequestRule, asks_for, unasked
+from builds.pullrequests import PullRequestRule, objection, unasked
 from builds.repository import canonical, is_commit, short_name
 from eventing.errors import FilterError
 from eventing.event import Event
@@ -35,7 +35,7 @@ from eventing.filters import (
     DATA_VALUE,
     Filter,
     any_of,
-    matches,
+    mismatch,
     names,
     negated,
     parse,
@@ -558,27 +558,123 @@ def requested_builds(
     """
     if event.type == REQUESTED:
         return [from_event_data(event.data)]
+    scene = _Scene(event, default_branch, changed)
+    if scene.idle is not None:
+        return []
+    return [scene.build(each) for each in triggers if all(check.holds for check in scene.checks(each))]
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One condition of a trigger: its place in the rule, and why an event does not meet it, as a phrase."""
+
+    place: str
+    why: str | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.why is None
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of one trigger for an event: each condition, and if all hold the build, or the value that it lacks."""
+
+    trigger: str
+    checks: tuple[Check, ...]
+    build: RequestedBuild | None = None
+    lacks: str | None = None
+
+    @property
+    def matches(self) -> bool:
+        return all(check.holds for check in self.checks)
+
+
+def explain(triggers: Sequence[Trigger], event: Event, default_branch: DefaultBranch) -> list[Verdict]:
+    """Evaluate every trigger as `requested_builds` does, with all reasons. Changed paths count as unknown.
+
+    Raises what `requested_builds` raises, except CannotBuild for a missing value.
+    """
+    if event.type == REQUESTED:
+        return []
+    scene = _Scene(event, default_branch, lambda _: None)
+    return [] if scene.idle is not None else [scene.verdict(each) for each in triggers]
+
+
+def idle(event: Event) -> str | None:
+    """Return why no trigger is evaluated for an event, as a sentence; `None` if they are. Raises DecodeError."""
+    return _idle(event, push_of(event))
+
+
+def _idle(event: Event, push: PushFacts | None) -> str | None:
     if event.type.startswith(OURS):
-        return []
-    push = push_of(event)
-    if push is not None and (push.deleted or skips(push)):
-        return []
-    request = request_of(event)
-    paths = cache(lambda: None if request is None else changed(request))
-    foreign = request is not None and request.fork
+        return "Kiln's own events match no trigger."
+    if push is not None and push.deleted:
+        return "The push deletes the ref."
+    if push is not None and skips(push):
+        return "The commit's message says that nothing is to be built of it ([skip ci])."
+    return None
 
-    def matching(trigger: Trigger) -> bool:
-        if not all(matches(each, event) for each in (*trigger.filters, *trigger.when)):
-            return False
+
+class _Scene:
+    """One event, and the facts that triggers compare."""
+
+    def __init__(
+        self,
+        event: Event,
+        default_branch: DefaultBranch,
+        changed: Callable[[RequestFacts], Collection[str] | None],
+    ) -> None:
+        self._event = event
+        self._default_branch = default_branch
+        own = event.type.startswith(OURS)
+        self._push = None if own else push_of(event)
+        self.idle = _idle(event, self._push)
+        self._request = request = None if own or self.idle else request_of(event)
+        self._paths = cache(lambda: None if request is None else changed(request))
+
+    def checks(self, trigger: Trigger) -> Iterator[Check]:
+        """Yield the cheap conditions first: the last may need a request to the Git host."""
+        for section, filters in (("filters", trigger.filters), ("when", trigger.when)):
+            for index, each in enumerate(filters):
+                yield Check(place=f"{section}[{index}]", why=mismatch(each, self._event))
         if trigger.pull_requests is not None:
-            return request is not None and asks_for(trigger.pull_requests, request, paths)
-        return _of_push(trigger, push, default_branch)
+            yield Check(place="pull_requests", why=self._unwanted_request(trigger.pull_requests))
+        elif trigger.default_branch:
+            yield Check(place="default branch", why=self._off_default())
+        elif trigger.push is not None:
+            yield Check(place="push", why=self._unwanted_push(trigger.push))
 
-    return [
-        _requested_build(each, event, _facts(each, push, request), foreign=foreign)
-        for each in triggers
-        if matching(each)
-    ]
+    def build(self, trigger: Trigger) -> RequestedBuild:
+        """Raises CannotBuild."""
+        foreign = self._request is not None and self._request.fork
+        return _requested_build(trigger, self._event, _facts(trigger, self._push, self._request), foreign=foreign)
+
+    def verdict(self, trigger: Trigger) -> Verdict:
+        checks = tuple(self.checks(trigger))
+        if not all(check.holds for check in checks):
+            return Verdict(trigger=trigger.name, checks=checks)
+        try:
+            return Verdict(trigger=trigger.name, checks=checks, build=self.build(trigger))
+        except CannotBuild as error:
+            return Verdict(trigger=trigger.name, checks=checks, lacks=str(error))
+
+    def _unwanted_request(self, rule: PullRequestRule) -> str | None:
+        if self._request is None:
+            return "the event is not about a pull request"
+        return objection(rule, self._request, self._paths)
+
+    def _off_default(self) -> str | None:
+        if self._push is None:
+            return NO_PUSH
+        if not self._push.ref.startswith("refs/heads/"):
+            return f"{self._push.ref} is no branch"
+        branch = self._default_branch(self._push)
+        return None if _is_default(self._push, branch) else f"{self._push.ref} is not the default branch, {branch}"
+
+    def _unwanted_push(self, rule: PushRule) -> str | None:
+        return NO_PUSH if self._push is None else _unchosen(rule, self._push)
+
+
+NO_PUSH = "the event is no push"
 
 
 def _facts(trigger: Trigger, push: PushFacts | None, request: RequestFacts | None) -> EventFacts | None:
@@ -616,7 +712,7 @@ def reason(event: Event) -> str:
     """Why nothing is wanted by an event, in a sentence. Raises DecodeError."""
     push = push_of(event)
     if push is not None and skips(push):
-        return "The commit's message says that nothing is to be built of it ([skip ci])."
+        return _idle(event, push) or ""
     request = request_of(event)
     if request is not None:
         return unasked(request)
@@ -645,24 +741,22 @@ def from_body(body: BuildRequestBody) -> RequestedBuild:
     )
 
 
-def _of_push(trigger: Trigger, push: PushFacts | None, default_branch: DefaultBranch) -> bool:
-    if trigger.default_branch:
-        return push is not None and push.ref.startswith("refs/heads/") and _is_default(push, default_branch(push))
-    return trigger.push is None or (push is not None and _pushed(trigger.push, push))
-
-
 def _is_default(push: PushFacts, branch: str | None) -> bool:
     return branch is not None and push.ref == f"refs/heads/{branch}"
 
 
-def _pushed(rule: PushRule, push: PushFacts) -> bool:
-    """Whether a rule wants a push."""
+def _unchosen(rule: PushRule, push: PushFacts) -> str | None:
+    """Return why a rule does not match a push, as a phrase; `None` if it matches."""
     branch = push.ref.startswith("refs/heads/")
     if not _chooses(rule, push.ref):
-        return False
+        return f"no pattern of push.{'branches' if branch else 'tags'} matches {push.ref}"
     if rule.paths is None or push.paths is None or not branch:
-        return True
-    return any(chosen(rule.paths, path) for path in push.paths)
+        return None
+    return (
+        None
+        if any(chosen(rule.paths, path) for path in push.paths)
+        else "no pattern of push.paths matches a changed file"
+    )
 
 
 def _chooses(rule: PushRule, ref: str) -> bool:

@@ -28,6 +28,9 @@ DATA_VALUE = r"data(?:\.[A-Za-z0-9_-]+)+"
 """The path of a value inside the data."""
 ATTRIBUTES = CONTEXT | {"specversion"}
 
+MAX_SHOWN = 300
+"""Characters of a value, or of a list of reasons, in an explanation."""
+
 _NAME = re.compile(rf"[a-z0-9]{{1,{MAX_NAME}}}")
 _COMPARED: Mapping[str, Callable[[str, str], bool]] = {
     "exact": str.__eq__,
@@ -35,6 +38,8 @@ _COMPARED: Mapping[str, Callable[[str, str], bool]] = {
     "suffix": str.endswith,
     "exists": lambda _value, _wanted: True,
 }
+_DEMANDS = {"exact": "must be", "prefix": "must begin with", "suffix": "must end with"}
+"""Of what may differ."""
 _COMBINED = ("all", "any", "not")
 _DIALECTS = ("exact", "prefix", "suffix", *_COMBINED)
 
@@ -58,19 +63,61 @@ def parse(value: object, where: str = "filter", *, data: bool = False) -> Filter
 
 def matches(wanted: Filter, event: Event) -> bool:
     """Return whether the event matches the filter. An absent value matches nothing, and `not` inverts that."""
+    return mismatch(wanted, event) is None
+
+
+def mismatch(wanted: Filter, event: Event) -> str | None:
+    """Return why the event does not match the filter, as a phrase; `None` if it matches."""
     match wanted.dialect:
         case "all":
-            return all(matches(part, event) for part in wanted.filters)
+            return next(filter(None, (mismatch(part, event) for part in wanted.filters)), None)
         case "any":
-            return any(matches(part, event) for part in wanted.filters)
+            return _none_of(wanted.filters, event)
         case "not":
-            return not matches(wanted.filters[0], event)
+            part = wanted.filters[0]
+            return f"it must not match {as_written(part)}" if mismatch(part, event) is None else None
         case dialect:
-            values = {name: value_of(event, name) for name in wanted.attributes}
-            return all(
-                value is not None and _COMPARED[dialect](value, wanted.attributes[name])
-                for name, value in values.items()
-            )
+            return next(filter(None, (_differs(dialect, *pair, event) for pair in wanted.attributes.items())), None)
+
+
+def as_written(wanted: Filter) -> str:
+    """The filter as JSON, as `parse` reads it; shortened."""
+    return _shortened(json.dumps(_plain(wanted), ensure_ascii=False))
+
+
+def _none_of(parts: Sequence[Filter], event: Event) -> str | None:
+    whys = []
+    for part in parts:
+        why = mismatch(part, event)
+        if why is None:
+            return None
+        whys.append(why)
+    return _shortened("; and ".join(dict.fromkeys(whys)))
+
+
+def _differs(dialect: str, name: str, text: str, event: Event) -> str | None:
+    value = value_of(event, name)
+    if value is None:
+        return f"the event has no {name}"
+    if _COMPARED[dialect](value, text):
+        return None
+    return f"{name} is {_quoted(value)}, and {_DEMANDS[dialect]} {_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(_shortened(text), ensure_ascii=False)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def _plain(wanted: Filter) -> dict[str, object]:
+    if wanted.dialect == "not":
+        return {"not": _plain(wanted.filters[0])}
+    if wanted.dialect in _COMBINED:
+        return {wanted.dialect: [*map(_plain, wanted.filters)]}
+    return {wanted.dialect: [*wanted.attributes] if wanted.dialect == "exists" else dict(wanted.attributes)}
 
 
 def value_of(event: Event, name: str) -> str | None:

@@ -84,7 +84,8 @@ def create_app(held: Services) -> Flask:
     prefix = unquote(held.base_path).rstrip("/")  # routes are compared with decoded paths
     app = Application("handlers", static_url_path=f"{prefix}/static")
     app.extensions["kiln"] = held
-    app.config["MAX_CONTENT_LENGTH"] = held.max_body  # for the pages' forms; all else is read by `bodies`
+    # for the pages' forms; all else is read by `bodies`
+    app.config.update(MAX_CONTENT_LENGTH=held.max_body, MAX_FORM_MEMORY_SIZE=held.max_body)
     app.url_map.strict_slashes = False  # a redirect is lost on a sender of events
     app.jinja_env.globals["integrity"] = html.integrity
     problems.register(app)

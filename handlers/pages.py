@@ -13,7 +13,7 @@ from flask import Blueprint, Response
 
 from builds.repository import short_name
 from eventing.terminal import plain
-from handlers import buildpage, lists, problems, signin, times
+from handlers import buildpage, forms, lists, problems, rehearsals, signin, times
 from handlers.problems import Problem
 
 routes = Blueprint("pages", __name__)
@@ -23,6 +23,10 @@ routes.add_url_rule("/builds/<name>", view_func=buildpage.build)
 routes.add_url_rule("/builds/<name>/log", view_func=buildpage.log)
 routes.add_url_rule("/builds/<name>/cancel", view_func=buildpage.cancel_build, methods=["POST"])
 routes.add_url_rule("/builds/<name>/rebuild", view_func=buildpage.rebuild_build, methods=["POST"])
+routes.add_url_rule("/new", view_func=forms.new_build)
+routes.add_url_rule("/new", view_func=forms.ask_for_build, methods=["POST"])
+routes.add_url_rule("/triggers", view_func=rehearsals.triggers)
+routes.add_url_rule("/triggers", view_func=rehearsals.rehearse, methods=["POST"])
 for read in (*times.FILTERS, plain):
     routes.add_app_template_filter(read)
 

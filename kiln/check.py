@@ -1,38 +1,22 @@
-"""`kiln check`: whether the configuration is valid, and what an event would build.
-
-A dry run goes the way of a real request as far as it can without asking anybody: decode or webhook dialect, triggers,
-policy, names. Signatures and tokens are not checked, refs are not looked up, nothing is written.
-"""
+"""`kiln check`: whether the configuration is valid, and what an event would build (`builds.dryrun`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import partial
 
-from builds.build import Kind
-from builds.clients.git import ResolvedRef
-from builds.engines import Submission
-from builds.errors import BuildsError, RequestError
-from builds.image import tag_for
-from builds.intake import Intake
-from builds.repository import Repository, short_name
-from builds.triggers import RequestedBuild, requested_builds
+from builds.dryrun import Offline, Outcome, Planned, Who, dry_run
+from builds.errors import BuildsError, CannotBuild
+from builds.triggers import Verdict
 from eventing import saved
 from eventing.errors import EventError
-from eventing.event import Event
-from eventing.hops import is_spent
-from eventing.hosts import DIALECTS, Ignored, PushFacts
-from eventing.http import decode
+from eventing.hosts import DIALECTS
 from kiln import wiring
 from kiln.errors import KilnError
 from kiln.settings import for_web
 from kiln.wiring import Kiln
 
 Say = Callable[[str], object]
-
-UNKNOWN = "0" * 40
-"""Stands for a commit that only a look-up would tell."""
 
 
 def check(
@@ -99,89 +83,43 @@ def _outside(kiln: Kiln, say: Say) -> bool:
 
 
 def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
-    word = request.word
-    events = decode(request.headers, request.body) if word is None else _delivered(word, request, say)
-    intake = wiring.intake(kiln, _Nobody())
-    for event in events:
+    intake = wiring.intake(kiln, Offline())
+    run = dry_run(request, kiln.config.triggers, intake, Who(), datetime.now(UTC))
+    if run.ignored:
+        say(f"{request.word} webhook: nothing would be built. {run.ignored}")
+    for outcome in run.outcomes:
+        event = outcome.event
         say(f"event {event.id}: {event.type} of {event.source}" + (f", {event.subject}" if event.subject else ""))
-        wants = requested_builds(kiln.config.triggers, event, partial(_default_branch, say))
-        if word is not None:
-            intake.check_same_host_kind(word, event, wants)
-        if intake.is_own(event):
-            say("  Kiln's own account has pushed it, or this Kiln has sent it: nothing would be built")
-            continue
-        if is_spent(event):
-            say("  it has passed as many brokers as it may (knativebrokerttl): nothing would be built")
-            continue
-        if not wants:
-            say("  no trigger wants it: nothing would be built")
-        for want in wants:
-            _tell(_ask(intake, want, event), want, say)
+        _tell(outcome, say)
 
 
-def _default_branch(say: Say, push: PushFacts) -> str | None:
-    """What the push says, or else the branch that it is of: the host is not asked."""
-    if push.default_branch is None:
-        say("  which branch is the default one would be looked up; this one is taken for it")
-    return push.default_branch or short_name(push.ref)
-
-
-def _delivered(word: str, request: saved.Saved, say: Say) -> list[Event]:
-    found = DIALECTS[word].parse(request.headers, request.body)
-    if isinstance(found, Ignored):
-        say(f"{word} webhook: nothing would be built. {found.reason}")
-        return []
-    return found
-
-
-def _ask(intake: Intake, want: RequestedBuild, event: Event) -> Submission | RequestError:
-    try:
-        return intake.submission(
-            want,
-            source=event.source,
-            id=event.id,
-            type=event.type,
-            by=None,
-            chooses=True,
-            kind=Kind.PUSH,
-            now=datetime.now(UTC),
-        )
-    except RequestError as error:
-        return error
-
-
-def _tell(ask: Submission | RequestError, want: RequestedBuild, say: Say) -> None:
-    say(f"  by the trigger {want.trigger}" if want.trigger else "  as it asks itself")
-    if isinstance(ask, RequestError):
-        say(f"    refused ({ask.status}): {ask}")
+def _tell(outcome: Outcome, say: Say) -> None:
+    """Raises CannotBuild for an event that lacks what a trigger needs."""
+    for note in outcome.notes:
+        say(f"  {note}")
+    if outcome.why:
+        say(f"  nothing would be built. {outcome.why}")
         return
-    request, unknown = ask.request, ask.request.commit == UNKNOWN
-    told = {
-        "build": None if unknown else ask.name,
-        "repository": request.repository,
-        "ref": ask.cause.ref,
-        "commit": "to be looked up" if unknown else request.commit,
-        "subdir": request.subdir,
-        "build_args": ", ".join(f"{name}={value}" for name, value in request.build_args.items()),
-        "image": request.image
-        if unknown
-        else f"{request.image}:{tag_for(request.commit, request.subdir, request.build_args)}",
-        "tags": ", ".join(ask.cause.tags),
-    }
-    for name, value in told.items():
-        if value:
-            say(f"    {name}: {value}")
+    for verdict in outcome.verdicts:
+        _tell_verdict(verdict, say)
+    if not outcome.builds:
+        say("  no trigger wants it: nothing would be built")
+    for planned in outcome.builds:
+        _tell_build(planned, say)
 
 
-class _Nobody:
-    """Resolves without asking: a full ref is taken for what it says, the rest for a branch."""
+def _tell_verdict(verdict: Verdict, say: Say) -> None:
+    """Why a trigger does not match. What one that does would build is told by itself."""
+    for check in verdict.checks:
+        if check.why:
+            say(f"  the trigger {verdict.trigger} does not match, {check.place}: {check.why}")
+    if verdict.lacks:
+        raise CannotBuild(verdict.lacks)
 
-    def resolve(self, repository: Repository, ref: str | None) -> ResolvedRef:  # noqa: ARG002
-        full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
-        return ResolvedRef(full, UNKNOWN)
 
-    def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
-        return UNKNOWN
-
-    def changed(self, repository: Repository, number: int) -> None:  # noqa: ARG002
-        return None
+def _tell_build(planned: Planned, say: Say) -> None:
+    say(f"  by the trigger {planned.trigger}" if planned.trigger else "  as it asks itself")
+    if planned.refused:
+        say(f"    refused ({planned.refused.status}): {planned.refused}")
+    for name, value in planned.facts.items():
+        say(f"    {name}: {value}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -10,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bs4 import BeautifulSoup, Tag
+from bs4 import BeautifulSoup
 from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,19 +26,9 @@ from handlers import badges
 from handlers.auth import Gate, Identity
 from handlers.times import age, span
 from tests.handlers.house import PREFIX, REPOSITORY, House, build_house
+from tests.handlers.reading import HTML, check_structure, soup, text
 
-HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-def soup(client: FlaskClient, path: str, status: int = 200) -> BeautifulSoup:
-    answer = client.get(path, headers=HTML)
-    assert (answer.status_code, answer.mimetype) == (status, "text/html"), answer.text
-    return BeautifulSoup(answer.text, "html.parser")
-
-
-def text(part: Any) -> str:
-    return " ".join(part.get_text(" ").split())
 
 
 def rows(page: BeautifulSoup, section: str = "list") -> list[dict[str, str]]:
@@ -194,31 +183,6 @@ def test_every_page_is_for_keyboard_and_screen_reader(house: House, path: str) -
     house.end(build.name)
     asked(house, REPOSITORY, "2")
     check_structure(soup(house.client, path))
-
-
-def check_structure(page: BeautifulSoup) -> None:
-    """One main heading, none left out below it, named tables with named columns, labels, and nothing inline."""
-    levels = [int(heading.name[1]) for heading in page.select("h1, h2, h3, h4")]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
-    assert len(page.select("main")) == 1
-    ids = [str(part["id"]) for part in page.select("[id]")]
-    assert len(ids) == len({*ids})
-    for table in page.find_all("table"):
-        assert isinstance(table, Tag)
-        assert table.find("caption")
-        assert all(name.get("scope") for name in table.find_all("th"))
-    for section in page.select("[aria-labelledby]"):
-        assert page.find(id=str(section["aria-labelledby"]))
-    for field in page.select("input:not([type=hidden]), select, textarea"):
-        assert field.find_parent("label") or page.select_one(f'label[for="{field.get("id")}"]')
-    for part in page.find_all(True):
-        assert not [name for name in part.attrs if name == "style" or name.startswith("on")]
-    assert all(script.get("src") and script.get("integrity") for script in page.find_all("script"))
-    assert not page.find_all("style")
-    for link in page.find_all(["a", "button"]):
-        assert text(link) or link.get("aria-label")
 
 
 # One repository ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,176 @@
+"""What a saved request would build, and what each trigger makes of it: for `kiln check --event` and the triggers page.
+
+It goes the way of a real request as far as that leads without asking anybody: decode or webhook dialect, triggers,
+policy, names. Signatures and tokens are not checked, refs are not looked up, nothing is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+
+from builds.build import Kind
+from builds.engines import Submission
+from builds.errors import RequestError
+from builds.image import tag_for
+from builds.intake import Intake
+from builds.repository import Repository, short_name
+from builds.triggers import REQUESTED, RequestedBuild, Trigger, Verdict, explain, from_event_data, idle
+from eventing.event import Event
+from eventing.hops import is_spent
+from eventing.hosts import DIALECTS, Ignored, PushFacts
+from eventing.http import decode
+from eventing.saved import Saved
+
+UNKNOWN = "0" * 40
+"""Stands for a commit that only a look-up would tell."""
+
+
+class Who(NamedTuple):
+    """Who would send the request, as in `Intake.submission`. What comes as a webhook is its host's."""
+
+    by: str | None = None
+    groups: Iterable[str] = ()
+    chooses: bool = True
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """One build that an event asks for, or why it is refused. `trigger` is `None` where the event needs none."""
+
+    trigger: str | None
+    submission: Submission | None = None
+    refused: RequestError | None = None
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What would be built, by names as in the configuration; without what is empty."""
+        return {} if self.submission is None else {name: value for name, value in _facts(self.submission) if value}
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What becomes of one event. `why` says why no trigger is asked, and `notes` what would be looked up.
+
+    Where a trigger matches and lacks a value, nothing is built, by the others neither: the event is refused.
+    """
+
+    event: Event
+    why: str | None = None
+    notes: tuple[str, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    builds: tuple[Planned, ...] = ()
+
+
+class DryRun(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request would do. `ignored` says why a delivery is no event."""
+
+    ignored: str | None = None
+    outcomes: tuple[Outcome, ...] = ()
+
+
+def dry_run(request: Saved, triggers: Sequence[Trigger], intake: Intake, who: Who, now: datetime) -> DryRun:
+    """Raises EventError for what is no event, RequestError for a webhook that may not speak for its repository."""
+    found = _events(request)
+    if isinstance(found, Ignored):
+        return DryRun(ignored=found.reason)
+    who = who if request.word is None else Who(by=f"webhook:{request.word}")
+    rehearsal = _Rehearsal(request.word, triggers, intake.asking(Offline()), who, now)
+    return DryRun(outcomes=tuple(map(rehearsal.outcome, found)))
+
+
+def _events(request: Saved) -> list[Event] | Ignored:
+    if request.word is None:
+        return decode(request.headers, request.body)
+    return DIALECTS[request.word].parse(request.headers, request.body)
+
+
+class _Rehearsal(NamedTuple):
+    """What is the same for all events of a request."""
+
+    word: str | None
+    triggers: Sequence[Trigger]
+    intake: Intake
+    who: Who
+    now: datetime
+
+    def outcome(self, event: Event) -> Outcome:
+        """Raises EventError, RequestError."""
+        notes: list[str] = []
+        asks_itself = event.type == REQUESTED
+        verdicts = explain(self.triggers, event, partial(_default_branch, notes=notes))
+        wants = [from_event_data(event.data)] if asks_itself else [each.build for each in verdicts if each.build]
+        if self.word is not None:
+            self.intake.check_same_host_kind(self.word, event, wants)
+        why = self._stopped(event) or (None if asks_itself else idle(event))
+        refused = why is not None or any(verdict.lacks for verdict in verdicts)
+        return Outcome(
+            event=event,
+            why=why,
+            notes=tuple(notes),
+            verdicts=tuple(verdicts),
+            builds=() if refused else tuple(self._planned(want, event) for want in wants),
+        )
+
+    def _stopped(self, event: Event) -> str | None:
+        if self.intake.is_own(event):
+            return "Kiln's own account has pushed it, or this Kiln has sent it."
+        return "It has passed as many brokers as it may (knativebrokerttl)." if is_spent(event) else None
+
+    def _planned(self, want: RequestedBuild, event: Event) -> Planned:
+        try:
+            submission = self.intake.submission(
+                want,
+                source=event.source,
+                id=event.id,
+                type=event.type,
+                by=self.who.by,
+                groups=self.who.groups,
+                chooses=self.who.chooses,
+                kind=Kind.PUSH,
+                now=self.now,
+            )
+        except RequestError as error:
+            return Planned(trigger=want.trigger, refused=error)
+        return Planned(trigger=want.trigger, submission=submission)
+
+
+def _default_branch(push: PushFacts, notes: list[str]) -> str | None:
+    """What the push says, or else the branch that it is of: the host is not asked."""
+    if push.default_branch is None:
+        notes.append("Which branch is the default one would be looked up; this one is taken for it.")
+    return push.default_branch or short_name(push.ref)
+
+
+def _facts(submission: Submission) -> Iterator[tuple[str, str | None]]:
+    request, unknown = submission.request, submission.request.commit == UNKNOWN
+    tag = tag_for(request.commit, request.subdir, request.build_args)
+    yield "build", None if unknown else submission.name
+    yield "repository", request.repository
+    yield "ref", submission.cause.ref
+    yield "commit", "to be looked up" if unknown else request.commit
+    yield "subdir", request.subdir
+    yield "build_args", ", ".join(f"{name}={value}" for name, value in request.build_args.items())
+    yield "image", request.image if unknown else f"{request.image}:{tag}"
+    yield "tags", ", ".join(submission.cause.tags)
+
+
+class _Place(NamedTuple):
+    ref: str | None
+    commit: str
+
+
+class Offline:
+    """Resolves without asking: a full ref is taken for what it says, the rest for a branch."""
+
+    def resolve(self, repository: Repository, ref: str | None) -> _Place:  # noqa: ARG002
+        full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
+        return _Place(full, UNKNOWN)
+
+    def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
+        return UNKNOWN
+
+    def changed(self, repository: Repository, number: int) -> None:  # noqa: ARG002
+        return None

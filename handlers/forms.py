@@ -1,0 +1,92 @@
+"""The form that asks for a build: what the JSON API takes, with each error beside the field that it is about.
+
+Who may not choose how something is built (image, tags, build arguments) is not shown those fields, and is refused where
+they send them all the same.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator, Mapping
+
+from flask import Response, request, url_for
+
+from builds.build import Kind
+from builds.engines import QueueFull
+from builds.errors import Malformed, RequestError, TryAgain
+from builds.triggers import REQUESTED, BuildRequestBody, from_body
+from eventing.event import Event
+from handlers import asking, html, problems
+from handlers.auth import Identity
+from handlers.services import services
+
+FIELDS = ("repository", "ref", "subdir", "image", "tags", "build_args", "force")
+_ARGUMENT = re.compile(r"\s*([^=\s]+)\s*=(.*)")
+
+
+def new_build() -> Response:
+    """The form, filled in with what the address says."""
+    identity = services().auth.admit(request)
+    return _form(identity, {name: request.args.get(name, "") for name in FIELDS})
+
+
+def ask_for_build() -> Response:
+    """Asks, and leads to the build; or shows the form again, with what was wrong."""
+    identity = services().auth.admit(request)
+    html.check_form(identity)
+    given = {name: request.form.get(name, "").strip() for name in FIELDS}
+    # The page has an id of its own, so a form that is sent twice asks once.
+    event = Event(source=url_for("pages.ask_for_build"), id=_once(), type=REQUESTED)
+    try:
+        requested = from_body(_body(given))
+        (build,) = asking.accept([asking.check(requested, event, who=identity, kind=Kind.PERSON)], via="page")
+    except (RequestError, QueueFull) as error:
+        return _form(identity, given, error)
+    return html.to(url_for("pages.build", name=build.name))
+
+
+def _form(identity: Identity, given: Mapping[str, str], error: RequestError | QueueFull | None = None) -> Response:
+    problem = None if error is None else problems.problem_of(error)
+    field = error.field if isinstance(error, RequestError) and not isinstance(error, TryAgain) else None
+    return html.page(
+        "new.html",
+        identity,
+        status=problem.status if problem else 200,
+        headers=problem.headers if problem else None,
+        given=given,
+        once=str(uuid.uuid4()),
+        chooses=identity.chooses,
+        problem=problem,
+        about=field if field in FIELDS else "ref" if field == "commit" else None,
+    )
+
+
+def _once() -> str:
+    try:
+        return str(uuid.UUID(request.form.get("once", "")))
+    except ValueError:
+        return str(uuid.uuid4())
+
+
+def _body(given: Mapping[str, str]) -> BuildRequestBody:
+    """Raises Malformed."""
+    return BuildRequestBody(
+        repository=given["repository"],
+        ref=given["ref"] or None,
+        subdir=given["subdir"] or None,
+        image=given["image"] or None,
+        tags=tuple(re.split(r"[\s,]+", given["tags"])) if given["tags"] else None,
+        build_args=dict(_arguments(given["build_args"])) or None,
+        force=bool(given["force"]),
+    )
+
+
+def _arguments(text: str) -> Iterator[tuple[str, str]]:
+    for line in filter(str.strip, text.splitlines()):
+        found = _ARGUMENT.fullmatch(line)
+        if found is None:
+            error = Malformed("Write each build argument on a line of its own, as NAME=value.")
+            error.field = "build_args"
+            raise error
+        yield found[1], found[2].strip()

@@ -1,0 +1,74 @@
+"""The triggers page: paste an event or a webhook, and see which trigger matches, why others do not, and what would be
+built. The same as `kiln check --event` (`builds.dryrun`); nothing is written, nobody is asked.
+
+For admins: rules and policy are theirs to know.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from flask import Response, request
+
+from builds.dryrun import DryRun, Who, dry_run
+from builds.errors import RequestError
+from eventing import saved
+from eventing.errors import EventError
+from eventing.hosts import DIALECTS
+from handlers import html
+from handlers.auth import Identity
+from handlers.problems import Problem
+from handlers.services import services
+
+
+def triggers() -> Response:
+    return _page(_admin())
+
+
+def rehearse() -> Response:
+    """The page again, with what the pasted request would do, or why it is none."""
+    identity = _admin()
+    html.check_form(identity)
+    text, host = request.form.get("event", ""), request.form.get("host") or None
+    try:
+        if host is not None and host not in DIALECTS:
+            raise Problem(400, f"The host must be one of {', '.join(DIALECTS)}.")
+        return _page(identity, text, host, run=_run(identity, text, host))
+    except (EventError, RequestError) as error:
+        return _page(identity, text, host, wrong=str(error), status=error.status)
+
+
+def _admin() -> Identity:
+    """Raises Problem 401, 403."""
+    identity = services().auth.admit(request)
+    if not identity.admin:
+        raise Problem(HTTPStatus.FORBIDDEN, "Only admins may try events against the triggers.")
+    return identity
+
+
+def _run(identity: Identity, text: str, host: str | None) -> DryRun:
+    held = services()
+    who = Who(by=identity.by, groups=identity.groups, chooses=identity.chooses)
+    return dry_run(saved.parse(text.encode(errors="replace"), host), held.triggers, held.intake, who, held.now())
+
+
+def _page(
+    identity: Identity,
+    text: str = "",
+    host: str | None = None,
+    *,
+    run: DryRun | None = None,
+    wrong: str | None = None,
+    status: int = HTTPStatus.OK,
+) -> Response:
+    return html.page(
+        "triggers.html",
+        identity,
+        status=status,
+        triggers=[trigger.name for trigger in services().triggers],
+        hosts=[*DIALECTS],
+        text=text,
+        host=host,
+        run=run,
+        wrong=wrong,
+    )
