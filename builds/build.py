@@ -417,6 +417,13 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
         return next(kind for kind in Kind if kind in kinds)
 
 
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
+    """The file system where a daemon keeps images and caches, in bytes."""
+
+    free: int
+    size: int
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """A place where attempts can run. `ready`: a daemon answers there, and it takes new builds."""
 
@@ -424,6 +431,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     ready: bool = True
     why: str | None = None
     """Why it is not ready, in a sentence."""
+    disk: Disk | None = None
+    """`None` where nobody here can see it."""
 
 
 class Phase(StrEnum):

@@ -50,6 +50,14 @@ def page(
     return response
 
 
+def for_admins() -> Identity:
+    """Who asks for a page that is for admins. Raises Problem 401, 403."""
+    identity = services().auth.admit(request)
+    if not identity.admin:
+        raise Problem(403, "This page is for admins.")
+    return identity
+
+
 @lru_cache
 def integrity(name: str) -> str:
     """The digest of a static file, as Subresource Integrity writes it."""

@@ -41,7 +41,7 @@ def index() -> Response:
     grouped = request.args.get("group") == "repository"
     page = list_builds(identity, limit=GROUPED if grouped else 50)
     asked = {name: request.args.get(name, "") for name in FILTERS}
-    builds = [_row(build) for build in page.builds]
+    builds = [row(build) for build in page.builds]
     first = "continue" not in request.args
     whole = first and not any(asked.values())
     return html.page(
@@ -67,7 +67,7 @@ def repository() -> Response:
     named = services().intake.repository(request.args["repository"])
     ref = request.args.get("ref", "")
     page = list_builds(identity)
-    builds = [_row(build) for build in page.builds]
+    builds = [row(build) for build in page.builds]
     return html.page(
         "repository.html",
         identity,
@@ -90,7 +90,7 @@ def repository_name(url: str) -> dict[str, str]:
     return {"path": path or rest, "host": host if scheme == "https" else f"{scheme}://{host}"}
 
 
-def _row(build: Build) -> dict[str, Any]:
+def row(build: Build) -> dict[str, Any]:
     """The build as the API has it, and what a row says beside it."""
     view = shape(build, tail=False)
     askers = dict.fromkeys(cause.by for cause in build.causes if cause.by)
@@ -114,13 +114,14 @@ def _groups(builds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _queue(identity: Identity) -> dict[str, Any]:
     """The first of those that wait, in their order, and how many there are."""
-    open_builds = [build for build in (*_in(State.RUNNING), *_in(State.QUEUED)) if shown(build, identity)]
+    open_builds = [build for build in (*builds_in(State.RUNNING), *builds_in(State.QUEUED)) if shown(build, identity)]
     waiting = sum(build.state is State.QUEUED for build in open_builds)
     order = plan.queue(open_builds, services().now())
-    return {"first": [_row(build) for build in islice(order, QUEUE_SHOWN)], "number": waiting}
+    return {"first": [row(build) for build in islice(order, QUEUE_SHOWN)], "number": waiting}
 
 
-def _in(state: State) -> Iterator[Build]:
+def builds_in(state: State) -> Iterator[Build]:
+    """The builds in a state, whoever may see them, up to QUEUE_READ of them. Raises Unavailable."""
     cursor, left = None, QUEUE_READ
     while left > 0:
         page = services().records.list(state=state, limit=STEP, cursor=cursor)

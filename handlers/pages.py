@@ -13,7 +13,7 @@ from flask import Blueprint, Response
 
 from builds.repository import short_name
 from eventing.terminal import plain
-from handlers import buildpage, forms, lists, problems, rehearsals, signin, times
+from handlers import buildpage, forms, lists, nodes, problems, rehearsals, signin, times
 from handlers.problems import Problem
 
 routes = Blueprint("pages", __name__)
@@ -25,6 +25,7 @@ routes.add_url_rule("/builds/<name>/cancel", view_func=buildpage.cancel_build, m
 routes.add_url_rule("/builds/<name>/rebuild", view_func=buildpage.rebuild_build, methods=["POST"])
 routes.add_url_rule("/new", view_func=forms.new_build)
 routes.add_url_rule("/new", view_func=forms.ask_for_build, methods=["POST"])
+routes.add_url_rule("/nodes", view_func=nodes.nodes)
 routes.add_url_rule("/triggers", view_func=rehearsals.triggers)
 routes.add_url_rule("/triggers", view_func=rehearsals.rehearse, methods=["POST"])
 for read in (*times.FILTERS, plain):

@@ -22,12 +22,12 @@ from handlers.services import services
 
 
 def triggers() -> Response:
-    return _page(_admin())
+    return _page(html.for_admins())
 
 
 def rehearse() -> Response:
     """The page again, with what the pasted request would do, or why it is none."""
-    identity = _admin()
+    identity = html.for_admins()
     html.check_form(identity)
     text, host = request.form.get("event", ""), request.form.get("host") or None
     try:
@@ -36,14 +36,6 @@ def rehearse() -> Response:
         return _page(identity, text, host, run=_run(identity, text, host))
     except (EventError, RequestError) as error:
         return _page(identity, text, host, wrong=str(error), status=error.status)
-
-
-def _admin() -> Identity:
-    """Raises Problem 401, 403."""
-    identity = services().auth.admit(request)
-    if not identity.admin:
-        raise Problem(HTTPStatus.FORBIDDEN, "Only admins may try events against the triggers.")
-    return identity
 
 
 def _run(identity: Identity, text: str, host: str | None) -> DryRun:

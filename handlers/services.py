@@ -65,6 +65,7 @@ class Services:
     large: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
     """The place of a webhook that is larger than `max_body`: more at once would take more memory, and no less time."""
     max_viewers: int = 112
+    builds_per_node: int = 2
     stopping: threading.Event = field(default_factory=threading.Event)
     """Set when web is told to end: the streams end with it, and their viewers go on at another replica."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)

@@ -288,6 +288,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
             public_url=found.public_url,
             max_body=found.max_body,
             max_viewers=found.max_viewers,
+            builds_per_node=found.builds_per_node,
             stopping=stopping,
             note_use_after=min(USE_NOTED, kiln.config.keep.period / 4) if kiln.config.keep else None,
             spans=spans(kiln, "web"),

@@ -119,6 +119,9 @@ class Records(Protocol):
     def withdraw(self, name: str, ref: str) -> Build:
         """Takes back what the pull request of that ref has asked for. Raises NotFound, Unavailable."""
 
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes where attempts can run, as they are now, by name. Raises Unavailable."""
+
     def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
         """The lines of one attempt that exist now and come after line `after`; none where there is no log."""
 

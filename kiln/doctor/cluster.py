@@ -144,8 +144,7 @@ def _daemons(kiln: Kiln) -> str:
     """Which nodes have a daemon that is ready for builds."""
     from builds.engines.kubernetes import Release  # noqa: PLC0415
     from builds.engines.kubernetes.api import ApiError  # noqa: PLC0415
-    from builds.engines.kubernetes.engine import DAEMON  # noqa: PLC0415
-    from builds.engines.kubernetes.records import selector  # noqa: PLC0415
+    from builds.engines.kubernetes.records import DAEMON, selector  # noqa: PLC0415
     from builds.engines.kubernetes.sightings import nodes_of  # noqa: PLC0415
 
     api, release = _api(kiln), Release(name=kiln.settings.instance.partition("/")[2])

@@ -312,6 +312,10 @@ class RecordsContract:
         with pytest.raises(ValueError, match="cursor"):
             records.list(cursor=cursor)
 
+    def test_web_knows_the_nodes_that_the_controller_sees(self, records: Engine) -> None:
+        known, seen = records.nodes(), records.observe().nodes
+        assert [(node.name, node.ready, node.why) for node in known] == [(one.name, one.ready, one.why) for one in seen]
+
     # ---- Waiting ----------------------------------------------------------------------------------------------------
 
     def test_changed_answers_at_once_where_there_is_news(self, records: Engine) -> None:

@@ -27,6 +27,7 @@ from builds.engines.kubernetes.api import Absent, AlreadyExists, Api, ApiError, 
 from builds.engines.kubernetes.lease import Lease
 from builds.engines.kubernetes.records import (
     COMPONENT,
+    DAEMON,
     LABEL_OPEN,
     Manifest,
     Release,
@@ -42,7 +43,6 @@ from eventing.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
-DAEMON = "dockerd"
 UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
 """Pods that may still change: those that have ended are looked at once more, and then they are history."""
 SETTLING = 2.0

@@ -27,6 +27,7 @@ from builds.build import MAX_DELIVERIES_SHOWN, VERSION, Announcement, Build, Tim
 from builds.engines import UNREADABLE, Unavailable
 
 COMPONENT = "build"
+DAEMON = "dockerd"
 
 LABEL_STATE = "kiln.dev/state"
 LABEL_REPOSITORY = "kiln.dev/repository"

@@ -23,7 +23,7 @@ import msgspec
 from msgspec.structs import replace
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from builds.build import Build, State
+from builds.build import Build, Node, State
 from builds.engines import Conflict, LogLine, NotFound, Page, QueueFull, Refused, Submission, Unavailable, paging
 from builds.engines.kubernetes.api import TIMEOUT, Absent, AlreadyExists, Api, ApiError, Busy, Conflict409
 from builds.engines.kubernetes.archive import Archive
@@ -31,6 +31,7 @@ from builds.engines.kubernetes.circuit import Circuit
 from builds.engines.kubernetes.logs import Logs
 from builds.engines.kubernetes.records import (
     COMPONENT,
+    DAEMON,
     LABEL_REPOSITORY,
     LABEL_STATE,
     NAME,
@@ -46,7 +47,7 @@ from builds.engines.kubernetes.records import (
     summary_of,
 )
 from builds.engines.kubernetes.shared import Joint, Shared, Turns
-from builds.engines.kubernetes.sightings import moment
+from builds.engines.kubernetes.sightings import moment, nodes_of
 from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full, withdrawn
 from builds.faults import Fault, crash_if_armed
 
@@ -155,6 +156,7 @@ class KubernetesRecords:
         self._turns = Turns(WRITERS)
         self._joint: Joint[Submission, Build] = Joint(self._join, self._in_turn, self._check_hope)
         self._asked_at = threading.local()
+        self._nodes: Shared[tuple[Node, ...]] = Shared(FRESH, api.missed)
         self._leaders: Shared[str] = Shared(FRESH, api.missed)
         self._logs = Logs(api)
         self._archive = Archive(api, release)
@@ -214,6 +216,11 @@ class KubernetesRecords:
                     after = mark(before)
                     return before if after is before else self._put(after)
         raise AssertionError("tenacity returns or raises")
+
+    def nodes(self) -> tuple[Node, ...]:
+        daemons = selector(self._release.of(DAEMON))
+        with translated():
+            return self._nodes.get(_ALL, lambda: nodes_of(self._api.list("pods", labels=daemons)))
 
     def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
         try:

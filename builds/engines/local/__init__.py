@@ -102,6 +102,10 @@ class LocalEngine:
     def withdraw(self, name: str, ref: str) -> Build:
         return self._store.withdraw(name, ref)
 
+    def nodes(self) -> tuple[Node, ...]:
+        why = self._daemon.trouble()
+        return (Node(name=self._node, ready=why is None, why=why, disk=None if why else self._daemon.disk()),)
+
     def log(self, name: str, attempt: int, after: int = 0) -> Iterator[LogLine]:
         return self._attempts.log(name, attempt, after)
 

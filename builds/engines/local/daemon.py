@@ -6,15 +6,26 @@ https://docs.podman.io/en/v5.4.2/_static/api.html#tag/system-(compat)/operation/
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 
+import msgspec
+
+from builds.build import Disk
 from builds.builder.spec import DAEMON_NAMES, DaemonKind
+from builds.engines import UNREADABLE
 
 DEFAULT = "unix:///var/run/docker.sock"
 TIMEOUT = 2.0
+MAX_INFO = 1 << 20
+"""Bytes of what a daemon says of itself."""
 CACHE_TTL = 1.0
 """Seconds for which an answer is believed."""
+
+
+class _Info(msgspec.Struct):
+    root: str = msgspec.field(name="DockerRootDir")
 
 
 class DaemonProbe:
@@ -32,6 +43,23 @@ class DaemonProbe:
             self._trouble = self._ask()
             self._asked_at = time.monotonic()
         return self._trouble
+
+    def disk(self) -> Disk | None:
+        """The disk of its images; `None` where the daemon does not say, or is on another machine.
+
+        https://docs.docker.com/reference/api/engine/version/v1.41/#tag/System/operation/SystemInfo
+        """
+        if self._address.startswith("tcp:"):
+            return None
+        try:
+            with self._connected() as connection:
+                connection.sendall(b"GET /info HTTP/1.0\r\nHost: docker\r\n\r\n")
+                answer = connection.makefile("rb").read(MAX_INFO)
+            root = msgspec.json.decode(answer.partition(b"\r\n\r\n")[2], type=_Info).root
+            found = shutil.disk_usage(root)
+        except (OSError, *UNREADABLE):
+            return None
+        return Disk(free=found.free, size=found.total)
 
     def _ask(self) -> str | None:
         try:
