@@ -3,12 +3,12 @@
     store                     web's half: create, get, list and patch records
     engine                    the controller's half: watches, Jobs, the Lease
     records, jobs, sightings  a build as a ConfigMap, an attempt as a Job, what pods and Events say: pure
-    sessions                  which sessions of the pages were signed out of
-    logs, shared              what many readers share
-    api, watch, lease         Kubernetes, as far as it is spoken to
-    circuit                   who asks while it does not answer is told so at once
+    sessions                  the signed-out sessions of the pages
+    logs, archive             the logs of pods, and where they stay
+    shared, circuit           single flight, write coalescing and the circuit breaker of web's calls
+    api, watch, lease         the Kubernetes API
 
-Web and controller meet only in the records; whoever holds the Lease acts on them. Nothing here needs more than a
+Web and controller meet only in the records. The holder of the Lease acts on them. Nothing here needs more than a
 namespace: no object of the cluster is read or made.
 """
 

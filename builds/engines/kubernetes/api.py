@@ -1,9 +1,9 @@
 """The Kubernetes API as far as Kiln speaks it: JSON over HTTP, in one namespace.
 
 From the official client come the parts that are hard to get right: finding the cluster, its certificates and tokens,
-and the pool of connections. The models are left out: they cost 1.2 s to import (0.3 s for what is used here) and a
-quarter of one to read a list of 500 objects, to say what a dictionary says. Even so nothing of it is imported before
-`connect`, which a server calls when its socket already listens.
+and the pool of connections. The models are left out: they take 1.2 s to import (0.3 s for the parts in use), and 0.25 s
+to read a list of 500 objects. Dictionaries hold the same. None of it is imported before `connect`, which a server
+calls when its socket already listens.
 
 Nothing here waits for ever: every exchange has a limit in all, from the connection to the last byte of the answer.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0
 """Seconds for one exchange: the senders of webhooks wait ten for an answer of which this is a part."""
 SILENCE = 90.0
-"""Seconds without a byte after which a stream counts as broken, unless told otherwise."""
+"""Default of the seconds without a byte after which a stream counts as broken."""
 CONNECTIONS = 32
 """That are kept for the next request; there can be more at a time."""
 KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
@@ -145,7 +145,7 @@ class _ListMeta(msgspec.Struct):
 
 
 class Status(msgspec.Struct):
-    """What the API server answers in place of an object (`meta/v1`)."""
+    """The API server's response in place of an object (`meta/v1`)."""
 
     message: str = ""
     reason: str = ""
@@ -181,7 +181,7 @@ class ListPage(msgspec.Struct):
 
 
 def failure(code: int, body: bytes, retry_after: str | None = None) -> ApiError:
-    """What an answer that is no success means."""
+    """The error for a response that is no success."""
     try:
         status = msgspec.json.decode(body, type=Status)
     except msgspec.MsgspecError:  # of a proxy or load balancer: a page, or nothing
@@ -192,7 +192,7 @@ def failure(code: int, body: bytes, retry_after: str | None = None) -> ApiError:
 
 
 class Stream:
-    """An answer that goes on. `close` may come from another thread, and ends it at once."""
+    """A response that goes on. `close`, from any thread, ends it immediately."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, host: str, silence: float) -> None:
         self._response = response
@@ -233,8 +233,8 @@ class Stream:
 class Api:
     """The API server of `configuration`, in one namespace. For any number of threads.
 
-    `timeout` are the seconds that one exchange may take in all; each call can have its own. With a `circuit`, none is
-    begun while the server does not answer: that is Busy at once.
+    `timeout` are the seconds that one exchange may take in all; each call can have its own. With a `circuit`,
+    requests raise Busy immediately while the server does not answer.
     """
 
     def __init__(
@@ -298,9 +298,9 @@ class Api:
         resource_version: str | None = None,
         policy: Propagation = "Background",
     ) -> None:
-        """It, and then all that it owns; with `Foreground` what it owns first, and it is there until that is gone.
+        """Deletes the object, and then its dependents; with `Foreground` the dependents first, then the object.
 
-        Raises Absent, Conflict409 if it is not the one that was meant.
+        Raises Absent, Conflict409 if `uid` or `resource_version` are not the object's.
         """
         given = {"uid": uid, "resourceVersion": resource_version}
         preconditions = {what: value for what, value in given.items() if value is not None}
@@ -398,7 +398,7 @@ class Api:
             raise self._silence()
 
     def missed(self, error: Exception) -> None:
-        """That somebody waited for another's call, which ended with `error`."""
+        """Counts a caller that waited for another's call, which ended with `error`."""
         if self._circuit is not None and isinstance(error, ApiError) and error.status is None:
             self._circuit.missed()
 
@@ -462,7 +462,7 @@ class Api:
         try:
             yield Stream(response, self.host, silence)
         finally:
-            response.close()  # not back to the pool: nobody knows what would still come
+            response.close()  # not back to the pool: more data may arrive on it
 
     def _url(self, path: str, query: Mapping[str, object] | None) -> str:
         asked = urlencode({name: value for name, value in (query or {}).items() if value is not None})

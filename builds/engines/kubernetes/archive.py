@@ -31,7 +31,7 @@ PART = 900 << 10
 LARGEST = 32 << 20
 """Bytes of a log when it is unpacked: a builder writes no more than a third of that."""
 SPACE = 256 << 20
-"""Bytes, compressed, of all logs of a release: an etcd has 2 GiB for all of its cluster unless told otherwise."""
+"""Bytes, compressed, of all logs of a release: an etcd has 2 GiB for all of its cluster by default."""
 FEW = 100
 GZIP = 16 + zlib.MAX_WBITS
 
@@ -131,7 +131,7 @@ def _owner(part: Manifest) -> str | None:
 
 
 def _listed(metadata: Manifest) -> tuple[str, str, int, int]:
-    """When it was made, its name, its size and its number of parts; one that somebody has damaged takes no room."""
+    """Its creation time, name, size and number of parts; the size of a damaged one counts as 0."""
     annotations = metadata.get("annotations") or {}
     size, parts = (annotations.get(name, "") for name in (SIZE, PARTS))
     counts = (int(size), int(parts)) if size.isdecimal() and parts.isdecimal() else (0, 1)
@@ -139,7 +139,7 @@ def _listed(metadata: Manifest) -> tuple[str, str, int, int]:
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """Raises zlib.error, ValueError: what is there could unpack to more than a process may have."""
+    """Raises zlib.error, ValueError: the content may unpack to more than a process may have."""
     unpacker = zlib.decompressobj(wbits=GZIP)
     content = unpacker.decompress(packed, LARGEST)
     if not unpacker.eof:

@@ -1,8 +1,8 @@
-"""The controller's half: what is, from watches; and what is to be, as Jobs. Only the one who holds the Lease writes.
+"""The controller's half: it observes by watches, and acts by Jobs. Only the holder of the Lease writes.
 
-Watches lag behind. What this process has written itself is laid over what they show until they show something newer,
-or a slot would be given twice. What has left a watch is asked for once more before it counts as gone. A new leader
-reads everything anew before it acts, because the one before it may have written in the last instant.
+Watches lag behind. The engine overlays its own writes on the watch caches until these show something newer; otherwise
+the plan could give a slot twice. An object that has left a watch is read once more before it counts as gone. A new
+leader lists everything again before it acts, because its predecessor may have written in the last instant.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ from eventing.pulse import Pulse
 log = logging.getLogger(__name__)
 
 UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
-"""Pods that may still change: those that have ended are looked at once more, and then they are history."""
+"""Pods that may still change. The engine reads an ended pod once more, and no longer watches it."""
 SETTLING = 2.0
 """Seconds that the Job controller and the watch usually need to show the pod of a new Job."""
 LATE_POD = 10.0
-"""Seconds after a Job is found gone for which its attempt keeps its slot, where no pod of it was ever seen: the Job
-controller reads a Job, waits for its own rate limit, and makes the pod, whether the Job is still there or not."""
+"""Seconds for which a closed attempt keeps its slot if none of its pods was ever seen. The Job controller reads a Job,
+waits for its own rate limit, and then creates the pod, even if the Job was deleted meanwhile."""
 LATE_JOB = 60.0
-"""Seconds for which a request to make a Job may still be carried out that was never answered: an API server's default
-`--request-timeout`."""
+"""Seconds for which the API server may still carry out a request to create a Job that it has not answered: the default
+of its `--request-timeout`."""
 STRAY_AFTER = 30.0
-"""Seconds after which a pod that no record knows of is ended."""
+"""Seconds after which the engine ends a pod of no live attempt."""
 ASK_AGAIN = 3.0
-"""Seconds between two looks at what is said of an attempt that does not begin."""
+"""Seconds between two searches for the Events of an attempt that does not begin."""
 SHARE = 20
-"""The part of the time (one in so many) that such looks may take of the leader: the API server searches all Events of
-the namespace for those of one object, and all pods for those of one Job, and whose those are is not ours to say."""
+"""Such searches may take one part in so many of the leader's time. The API server searches all Events of the namespace
+for those of one object, and all pods for those of one Job; others may have left thousands."""
 ONE_BY_ONE = 5
-"""Attempts of which nothing is known that are asked about each by itself; beyond, one list is cheaper."""
+"""Unknown attempts that are read one by one; a single list is cheaper for more of them."""
 READERS = 8
 """Pods that are read at a time."""
 MOST_ENDED = 1000
 """Pods that have ended whose names are remembered until their logs are archived."""
 FEW = 100
-"""Objects that are read at once of those of which there can be thousands."""
+"""Objects in a page of a list that may have thousands."""
 
 Key = tuple[str, int]
 
@@ -137,9 +137,9 @@ class KubernetesEngine(KubernetesRecords):
 
     @contextmanager
     def leading(self, stop: threading.Event) -> Iterator[Callable[[], bool]]:
-        """Waits until this is the one that leads, or until `stop`. Gives a question: is that over?
+        """Waits for leadership, or for `stop`. Yields a function that tells whether leadership is over.
 
-        The watches are kept warm meanwhile, and everything is read anew before the first look.
+        The watches run meanwhile, and list everything again before the first round.
         """
         while not (stop.is_set() or self._anew()):
             self._pulse.beat()
@@ -154,7 +154,7 @@ class KubernetesEngine(KubernetesRecords):
         self._lease.start()
 
     def close(self) -> None:
-        """Another controller may lead at once. Attempts go on."""
+        """Releases the Lease. Running attempts go on."""
         self._lease.stop()
         for watch in self._watches:
             watch.stop()
@@ -263,11 +263,11 @@ class KubernetesEngine(KubernetesRecords):
                 # Not the Job's, nor its deletion: those would take the log and the result with them.
                 self._patch_away(pod)
             else:
-                # Its pod may be on the way: while that is there the Job is, and with it the attempt has its slot.
+                # Its pod may be on the way: the Job, and with it the attempt's slot, stays until the pod is gone.
                 self._delete_job(jobs.job_name(build.name, attempt.number), "Foreground")
 
     def forget(self, build: Build) -> None:
-        """Jobs and pods are owned by the record and go with it; not if somebody has asked again meanwhile."""
+        """Deletes the record, which owns Jobs and pods, unless it has changed meanwhile."""
         self._must_lead()
         with translated(), suppress(Absent, Conflict409):
             self._api.delete("configmaps", build.name, uid=build.uid, resource_version=build.revision)
@@ -362,7 +362,7 @@ class KubernetesEngine(KubernetesRecords):
     def _look_for_the_deleted(self, in_flight: Collection[str]) -> None:
         """Notes open records that have gone, by the word of the API server: to leave the watch means settled, mostly.
 
-        Each is kept until it could be asked about, and then until it has been told: this is said once.
+        Each is kept until the API server has answered about it. `World.deleted` has it once.
         """
         self._gone += self._records.take_deleted()
         for _ in range(len(self._gone)):
@@ -382,8 +382,8 @@ class KubernetesEngine(KubernetesRecords):
                 self._own.forget(name)
 
     def _still_ours(self, name: str, uid: str) -> bool:
-        """Whether a record that has left the watch is there. One that is open gets the label back that says so:
-        somebody has taken it off, and nobody would look at it again."""
+        """Whether a record that has left the watch still exists. An open one without its label gets the label back:
+        otherwise no controller would see it again."""
         try:
             metadata = self._api.read("configmaps", name, metadata_only=True)["metadata"]
         except Absent:
@@ -428,7 +428,7 @@ class KubernetesEngine(KubernetesRecords):
         return sightings.of_pod(build, attempt.number, pod, self._events_of(known, pod, "Pod"), self._now())
 
     def _note_ended(self, key: Key, pod: Manifest) -> None:
-        """Its name, for who keeps its log; the oldest are forgotten where nobody does."""
+        """Remembers the pod's name for `keep_log`; drops the oldest beyond `MOST_ENDED`."""
         self._ended_pods[key] = pod["metadata"]["name"]
         while len(self._ended_pods) > MOST_ENDED:
             self._ended_pods.pop(next(iter(self._ended_pods)), None)
@@ -452,8 +452,8 @@ class KubernetesEngine(KubernetesRecords):
                 known.searched_at = time.monotonic()
 
     def _due(self, known: _Attempt) -> bool:
-        """Whether it is time to search for its pod: at once if nothing is known of it, else now and then; for that of a
-        Job of this process when it has had time to come."""
+        """Whether to search for its pod: immediately if nothing is known of it, otherwise every `ASK_AGAIN`. The pod of
+        a Job of this process has `SETTLING` to appear in the watch first."""
         if known.strange:
             return True
         young = known.made_at is not None and time.monotonic() - known.made_at < SETTLING
@@ -489,8 +489,8 @@ class KubernetesEngine(KubernetesRecords):
     def _left_over(self, pods: Mapping[Key, Manifest], live: Mapping[Key, str]) -> Iterator[Sighting]:
         """Pods that run though no record has them for its live attempt: they have their slots until they have ended.
 
-        They go by the pod's own name, which is no build's. A leader that was paused may have made one too late, when
-        its attempt had been closed; but watches lag, so it has a while to turn out to have ended.
+        They go by the pod's own name, which is no build's. A paused leader may have started one after its attempt was
+        closed. Watches lag, so a pod has `STRAY_AFTER` to be seen as ended.
         """
         known, self._strays = self._strays, {}
         for key, pod in pods.items():
@@ -516,7 +516,7 @@ class KubernetesEngine(KubernetesRecords):
         return self._seen_of_job(build, attempt, job, known)
 
     def _seen_of_job(self, build: Build, attempt: Attempt, job: Manifest | None, known: _Attempt) -> Sighting:
-        """What is seen of an attempt without a pod, by its Job or that there is none."""
+        """The sighting of an attempt without a pod, by its Job or the lack of one."""
         started = attempt.started_at is not None
         if job is None or job["metadata"].get("labels", {}).get(jobs.LABEL_UID) != build.uid:
             known.had_job |= attempt.stopping is not None
@@ -527,7 +527,7 @@ class KubernetesEngine(KubernetesRecords):
         return sightings.of_job(build, attempt.number, job, self._events_of(known, job, "Job"), started=started)
 
     def _events_of(self, known: _Attempt, thing: Manifest, kind: str) -> Sequence[Manifest]:
-        """What was said of an attempt that has not begun; asked for now and then, when it has had time to."""
+        """The Events of an attempt that has not begun, searched for every `ASK_AGAIN` after `SETTLING`."""
         if kind == "Pod" and (sightings.terminal(thing) or sightings.began(thing)):
             return []
         if time.monotonic() - known.seen_at > SETTLING and self._searches.free(known.asked_at):
@@ -560,7 +560,7 @@ class KubernetesEngine(KubernetesRecords):
         return stored
 
     def _reread(self, build: Build, conflict: Conflict) -> None:
-        """After a conflict: or the next look would decide on the same again, until the watch has caught up.
+        """Reads the record after a conflict. Otherwise the next round would plan from the same old revision.
 
         Raises Refused where nothing has changed: then it is a policy that answers so.
         """
@@ -571,7 +571,7 @@ class KubernetesEngine(KubernetesRecords):
             self._own.wrote(build.revision, now)
 
     def _must_be_ours(self, build: Build, attempt: Attempt) -> None:
-        """A Job of that name is there. Raises Unavailable where it is an earlier record's, which is on its way out."""
+        """Checks the existing Job of that name. Raises Unavailable if it belongs to a deleted record."""
         name = jobs.job_name(build.name, attempt.number)
         labels = self._api.read("jobs", name, metadata_only=True)["metadata"].get("labels", {})
         if labels.get(jobs.LABEL_UID) != build.uid:
@@ -598,7 +598,7 @@ class KubernetesEngine(KubernetesRecords):
 
 
 class _Attempt:
-    """What this process knows of an attempt besides what the watches show."""
+    """The engine's knowledge of an attempt, besides the watch caches."""
 
     def __init__(self) -> None:
         self.seen_at = time.monotonic()
@@ -632,7 +632,7 @@ class _Late(NamedTuple):
 
 
 class _Budget:
-    """What may take one part in `share` of the time, whatever it costs."""
+    """Limits an expensive operation to one part in `share` of the time."""
 
     def __init__(self, share: int) -> None:
         self._share = share
@@ -654,7 +654,7 @@ class _Budget:
 
 
 class _Own:
-    """What this process has written, for as long as the watch shows something older."""
+    """This process's own writes, for as long as the watch shows older revisions."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,8 +1,8 @@
 """An attempt as a Job: pure.
 
-What the operator decides about build pods (resources, tolerations, volumes, …) comes as a pod template; what must be so
-for a build to be safe, pinned and found again is put on top of it here and cannot be configured away. The same record
-gives the same Job, so that any leader can complete a start that another one wrote.
+The operator's pod template sets resources, tolerations, volumes and the like. This module adds the parts by which a
+build is safe, pinned and found again, and no template can remove them. The same record gives the same Job, so that any
+leader can complete a start that another one wrote.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def job(
 ) -> dict[str, Any]:
     """The Job of one attempt; `owner` is the reference to its record.
 
-    Of the Secrets with credentials the pod has what this build may use: `git_keys` of the one for Git, the private
-    registry's only where its image goes there, and the key that signs only where there will be something to sign.
+    The pod mounts only the credentials that this build may use. These are `git_keys` of the Secret for Git, the private
+    registry's if its image goes there, and the signing key if there will be a statement to sign.
     """
     own = {**release.labels(COMPONENT), **labels(build, attempt)}
     trace = build.status.trace

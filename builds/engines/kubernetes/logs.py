@@ -1,11 +1,10 @@
 """The logs of attempts, as the kubelet serves them, for any number of readers at the price of one.
 
-A log that somebody reads is copied into a file as it grows: first what is there now, then what follows. Readers read
-the file. When an attempt has ended its log is read once more, to the end, so that what is read then is complete. A log
-that nobody has asked for during a while is let go. What a pod does not serve any more comes from where it was kept
-(`archive`).
+While a log has readers, it is copied into a file as it grows: first the present content, then each new line. Readers
+read the file. When an attempt has ended, its log is read once more to the end, so that the copy is complete. A log
+without readers is dropped after a while. Where the pod is gone, the log comes from the archive (`archive`).
 
-The builder numbers its lines, so what the kubelet serves twice is told from what is new.
+The builder numbers its lines, so the copy skips lines that the kubelet serves twice.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from builds.engines.kubernetes.records import selector
 log = logging.getLogger(__name__)
 
 IDLE = 30.0
-"""Seconds without a reader after which a log is let go."""
+"""Seconds without a reader after which a copy is dropped."""
 AGAIN = 1.0
-"""Seconds between two tries to get a log that is not there yet, or whose stream broke."""
+"""Seconds between two tries to read a log that does not exist yet, or whose stream broke."""
 OVERLAP = 3
-"""Seconds that are read twice where a stream goes on from what was there: clocks are not counted on."""
+"""Seconds that a stream reads again of the copied content, because clocks may differ."""
 
 Key = tuple[str, int]
 Kept = Callable[[], bytes | None]
@@ -47,7 +46,7 @@ class Logs:
         self._copies: dict[Key, _Copy] = {}
 
     def lines(self, build: str, attempt: int, after: int, *, ended: Kept | None) -> Iterator[LogLine]:
-        """What exists now and comes after line `after`; all of it where the attempt has `ended`. Raises Unavailable."""
+        """The present lines after line `after`; the whole log where the attempt has `ended`. Raises Unavailable."""
         copy = self._copy((build, attempt))
         copy.refresh(ended=ended)
         yield from copy.lines(after)
@@ -111,7 +110,7 @@ class _Copy:
 
     @property
     def idle(self) -> float:
-        """Seconds since somebody read it."""
+        """Seconds since the last read."""
         return time.monotonic() - self._read
 
     def lines(self, after: int) -> Iterator[LogLine]:
@@ -119,7 +118,7 @@ class _Copy:
             with self._path.open("rb") as file:
                 yield from logfile.lines(file, self._key[1], after)
         except FileNotFoundError:
-            return  # let go in the same instant: the reader comes back
+            return  # dropped in the same instant: the reader comes back
 
     def content(self) -> bytes:
         try:
@@ -151,7 +150,7 @@ class _Copy:
                 self._follow(pod, began)
 
     def _take(self, ended: Kept | None) -> str | None:
-        """Takes what the pod serves, or else what was kept. Returns the pod if it has a log. Raises Unavailable."""
+        """Copies the pod's log, or else the archived one. Returns the pod if it has a log. Raises Unavailable."""
         try:
             pod = self._pod()
             if pod is not None and self._snapshot(pod):
@@ -202,7 +201,7 @@ class _Copy:
         return found[-1] if found else None
 
     def _snapshot(self, pod: str) -> bool:
-        """Takes what is there now; `False` where there is no log."""
+        """Copies the present content; `False` without a log."""
         path = self._api.path("pods", pod, "log")
         try:
             content = self._api.request("GET", path, query={"container": CONTAINER})

@@ -50,11 +50,11 @@ Manifest = Mapping[str, Any]
 
 
 class Unreadable(Unavailable):
-    """A record of another version, or one that somebody has damaged: it is left alone."""
+    """A record of another version, or a damaged one. Kiln does not change it."""
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose objects they are: several releases share a namespace, or a node, and must never see each other's."""
+    """The owner of objects: several releases share a namespace, or a node, and must never see each other's."""
 
     name: str
 
@@ -174,7 +174,7 @@ def _decoded(metadata: Manifest, text: str) -> Build:
     try:
         version = msgspec.json.decode(text, type=_Versioned).version
         if version != VERSION:
-            raise Unreadable(f"The record {name} has version {version}, and this Kiln knows only {VERSION}.")
+            raise Unreadable(f"The record {name} has version {version}, and this version of Kiln knows only {VERSION}.")
         build = msgspec.json.decode(text, type=Build)
     except UNREADABLE as error:
         raise Unreadable(f"The record {name} cannot be read: {error}.") from error

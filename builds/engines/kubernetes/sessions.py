@@ -1,7 +1,7 @@
 """The sessions of the pages that were signed out of, for all replicas: one ConfigMap, `<release>-signed-out`.
 
-Its keys are digests that open nothing, its values when each would have expired by itself (Unix time). Whoever adds one
-takes away what has expired, so it holds as many as people sign out in half a day.
+Its keys are digests that open nothing, its values when each would have expired by itself (Unix time). Each addition
+removes the expired ones, so it holds as many as people sign out in half a day.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Web's half of the engine: records as ConfigMaps, by nothing but create, get, list and patch.
 
-Asking for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Only who finds
-the record there reads it, adds the cause and patches it under the revision that was read; what one web is asked for the
-same build meanwhile, or before it is its turn to write, goes into its next write. Lists and the length of the queue
+Asking for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Web
+reads an existing record, adds the cause and patches it under the revision that it read, or wrote a moment ago. Requests
+for the same build that arrive meanwhile go into the next write. Lists and the length of the queue
 come from answers that all requests of this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within what
 two seconds bring. A queue that is far from its limit is not counted that often: that takes longer the more there are.
 """
@@ -58,28 +58,27 @@ T = TypeVar("T")
 FRESH = 2.0
 """Seconds for which a list is believed."""
 LOOK = 0.5
-"""Seconds between two looks at a record that somebody waits for."""
+"""Seconds between two reads of a record whose changes a request waits for."""
 FAR = 20.0
 """Seconds for which the length of a queue is believed that is far from its limit."""
 SHARE = 8
 """This part of the limit may be added before the queue is near it: as much may be added by others whom we don't see."""
 CERTAIN = 0.2
-"""Seconds for which the length of the queue is believed where it means that somebody is refused."""
+"""Seconds for which the length of the queue is believed where it refuses a request."""
 UNSEEN = timedelta(seconds=20)
-"""After which a record that no controller has touched, or a Lease that nobody renews, is worth a word."""
+"""After which web reports a record that no controller has touched, or a Lease that none renews."""
 WRITERS = 16
-"""Builds that are asked for at a time. The API server does no more in a second for hundreds at once, but then each of
-them takes longer than it may."""
+"""Records written at a time. More do not raise the API server's throughput, and each write takes longer."""
 TURN = 20.0
-"""Seconds to wait for that while the API server answers. Git hosts wait ten for their answer, and do not ask again:
-what they have asked for is better written late than not."""
+"""Seconds to wait for a turn to write while the API server answers. Git hosts wait ten for a response and do not
+retry: a late write is better than none."""
 LATE = 4.0
-"""Seconds from the request after which nobody waits for a turn any more while calls of the API server fail: what is
-left of the ten seconds of Git hosts is what a write may take (`TIMEOUT`)."""
+"""Seconds after which a request waits no longer for its turn while calls of the API server fail. A write may take
+`TIMEOUT` of the ten seconds of Git hosts."""
 TRANSIENT = frozenset({401, 408, 429})
 """Answers of 4xx that are about who asks, or about now, and not about one object. (A policy may refuse with any.)"""
 PATIENCE = 8.0
-"""Seconds for which a write that met another one is tried again, and which the exchanges of one request may take."""
+"""Seconds for which a write that met another one is retried; the limit of all exchanges of one request."""
 
 
 _ALL = "all"
@@ -106,7 +105,7 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 class _Queue:
-    """Who waits: how many builds, and asks of each person; counted, and since then what this process has added."""
+    """The numbers of waiting builds and of each person's submissions: as counted, plus this process's own since."""
 
     def __init__(self, waiting: Iterable[Build]) -> None:
         self.length = 0
@@ -129,7 +128,7 @@ class _Queue:
 class KubernetesRecords:
     """`Records` in a namespace. `anchor` names the ConfigMap that owns all of the release; without one records stay.
 
-    Raises Unavailable where the API server cannot be reached, and for whatever else it refuses.
+    Raises Unavailable where the API server does not answer, or refuses a request.
     """
 
     def __init__(
@@ -183,7 +182,7 @@ class KubernetesRecords:
     def get(self, name: str) -> Build:
         with translated():
             build = self._require(name)
-            self._seen.put(name, build)  # who goes on to read the log must not be told that it still grows
+            self._seen.put(name, build)  # a reader of the log must not see an older state after this one
             unseen = build.status.round == 0 and self._now() - build.created_at > UNSEEN
             why = self._leaders.get(_ALL, self._leaderless) if unseen and self._anchor else ""
         return replace(build, status=replace(build.status, waiting=why)) if why else build
@@ -264,13 +263,13 @@ class KubernetesRecords:
             yield
 
     def _check_hope(self) -> None:
-        """Raises Busy where who waits cannot be answered in time."""
+        """Raises Busy where the request cannot be answered in time."""
         self._api.check()
         if self._api.failing and time.monotonic() - self._asked_at.value > LATE:
             raise Busy("The Kubernetes API server does not answer all calls. Try again in a moment.")
 
     def _join(self, name: str, submissions: Sequence[Submission]) -> Build:
-        """One record with the causes of all `submissions`: made, or if it is there joined."""
+        """Creates the record with the causes of all `submissions`, or adds them to the existing one."""
         with suppress(Conflict, NotFound, QueueFull):
             if (written := self._joined_unread(name, submissions)) is not None:
                 return written
@@ -282,11 +281,11 @@ class KubernetesRecords:
         raise AssertionError("tenacity returns or raises")
 
     def _joined_unread(self, name: str, submissions: Sequence[Submission]) -> Build | None:
-        """By one write, without a read before: a new record, or one that this process wrote a moment ago. `None` where
-        it has to be read. Raises Conflict, NotFound or QueueFull where the record is another by now."""
+        """Creates the record, or patches the revision that this process wrote a moment ago. `None` where a read is
+        needed. Raises Conflict, NotFound or QueueFull where that revision is out of date."""
         before = self._last_written.known(name, max_age=FRESH)
         if before is None and self._last_written.known(name) is not None:
-            return None  # it is there, and somebody may have written it since
+            return None  # it exists, and may have changed since
         after = self._joined(before, submissions)
         return None if after is before else self._replaced(before, after)
 
@@ -307,7 +306,7 @@ class KubernetesRecords:
         try:
             stored = self._api.create("configmaps", manifest(build, self._release, self._owned_by()))
         except AlreadyExists as error:
-            raise Conflict(f"There is a record of {build.name} already.") from error
+            raise Conflict(f"The record of {build.name} exists already.") from error
         return self._written(build, stored)
 
     def _put(self, build: Build) -> Build:
@@ -317,7 +316,7 @@ class KubernetesRecords:
         except Conflict409 as error:
             raise Conflict(f"The record of {build.name} has changed since revision {build.revision}.") from error
         except Absent as error:
-            raise NotFound(f"There is no build {build.name}.") from error
+            raise NotFound(f"Build {build.name} not found.") from error
         return self._written(build, stored)
 
     def _written(self, build: Build, stored: Manifest) -> Build:
@@ -340,7 +339,7 @@ class KubernetesRecords:
         return self._owner
 
     def _leaderless(self) -> str:
-        """Why nobody looks at the records, as far as web can know; empty where somebody does."""
+        """Why no controller reads the records, as far as web can know; empty where one does."""
         assert self._anchor is not None  # noqa: S101  (or nobody asks)
         try:
             spec = self._api.read("leases", self._anchor).get("spec") or {}
@@ -356,8 +355,7 @@ class KubernetesRecords:
     def _check_room(self, groups: Mapping[str, Sequence[Submission]]) -> None:
         """Raises QueueFull, before anything is written, if these builds would make the queue too long.
 
-        Mostly one look at what is known says that they do not. Otherwise it is counted anew, and which of them are new:
-        nobody is refused for what was so two seconds ago.
+        The known length usually suffices. Before it refuses a request, web counts the queue and the new builds again.
         """
         asked = Counter(
             ask.cause.by or "" for submissions in groups.values() for ask in submissions if ask.cause.counts
@@ -378,7 +376,7 @@ class KubernetesRecords:
             raise full
 
     def _without_room(self, builds: int, asked: Counter[str], queue: _Queue) -> QueueFull | None:
-        """What is full, if that many more builds, and asks of each person, were to wait."""
+        """The limit that so many more builds, and submissions of each person, would exceed."""
         if builds and queue.length + builds > self._max_queued:
             return queue_full(self._max_queued)
         for by, number in asked.items():
@@ -406,7 +404,7 @@ class KubernetesRecords:
     def _require(self, name: str) -> Build:
         build = self._find(name)
         if build is None:
-            raise NotFound(f"There is no build {name}.")
+            raise NotFound(f"Build {name} not found.")
         return build
 
     def _recent(self, name: str) -> Build:
@@ -427,7 +425,7 @@ class KubernetesRecords:
         return tuple(sorted(found, key=lambda entry: entry.place, reverse=True))
 
     def _readable(self, stored: Manifest, read: Callable[[Manifest], T]) -> T | None:
-        """`None`, and a word in the log, once, for what this Kiln cannot read: a newer one may have written it."""
+        """`None`, and one line in the log, for a record that a newer version of Kiln may have written."""
         try:
             return read(stored)
         except Unreadable as error:
@@ -440,7 +438,7 @@ class KubernetesRecords:
 
 
 def _meeting_others() -> Retrying:
-    """Tries a change again that met another one, from what is there then."""
+    """Retries a change that met another one, from the record as it is then."""
     return Retrying(
         retry=retry_if_exception_type(Conflict),
         wait=wait_random_exponential(multiplier=0.02, max=0.5),
@@ -455,7 +453,7 @@ def _given_up(_: RetryCallState) -> NoReturn:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """What the API server answers, as who asks an engine is told."""
+    """Translates errors of the API into those of an engine."""
     try:
         yield
     except ApiError as error:

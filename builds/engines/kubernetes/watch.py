@@ -3,10 +3,9 @@
 https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 
 The official client has such a thing too, which asks a server that is in trouble a thousand times a second. Here the
-policy is one list of waits: a watch that held for a while is resumed at once from the last resourceVersion, and
-whatever ends sooner (an error, a connection that breaks, a server that closes) is tried again after a random wait that
-grows. A list is only asked for when there is nothing to resume from: at first, after "410 Gone", and when somebody
-wants to be sure of what is (`fresh`).
+policy is one list of waits. A watch that held for a while resumes immediately from the last resourceVersion. One that
+ends sooner (an error, a broken connection, a server that closes) is retried after a random wait that grows. The watch
+lists only without a version to resume from (at first, and after "410 Gone"), and on request (`fresh`).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ FIRST, MOST = 0.5, 10.0
 """Seconds that the first wait is at most, and the longest."""
 LEAST = 0.1
 REMEMBERED = 300.0
-"""Seconds for which what was deleted is kept for somebody to ask. A standby's never are asked for."""
+"""Seconds for which deleted objects are kept for `take_deleted`, which a standby never calls."""
 
 WAIT = tenacity.wait_random_exponential(multiplier=FIRST, min=LEAST, max=MOST)
 
@@ -93,7 +92,7 @@ class Watch:
         self._deleted: deque[tuple[float, Object]] = deque()
         self._version: str | None = None
         self._trouble: _Trouble | None = None
-        self._asked = self._served = 0  # lists that somebody waits for, and those of them that are done
+        self._asked = self._served = 0  # lists requested by `fresh`, and those of them that are done
         self._stream: Stream | None = None
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -104,13 +103,13 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when its thread has ended: at once, or after the one exchange that is under way."""
+        """Returns when its thread has ended, after the exchange under way, if any."""
         self._stopping.set()
         self._interrupt()
         self._thread.join()
 
     def objects(self) -> dict[str, Object]:
-        """By name, as they are now. The dictionary is the caller's, the objects are everybody's: not to be changed."""
+        """By name, as they are now. The dictionary is the caller's. The objects are shared: do not change them."""
         with self._lock:
             return dict(self._objects)
 
@@ -124,7 +123,7 @@ class Watch:
         return [each for _, each in taken]
 
     def fresh(self, timeout: float) -> None:
-        """Returns once it has listed anew, so that it shows at least all that was written before the call.
+        """Returns once it has listed again, so that it shows at least all writes before the call.
 
         Raises Busy if that took longer than `timeout` seconds.
         """
@@ -167,7 +166,7 @@ class Watch:
                 patiently(self._once)
             self.pulse.rest()
         finally:
-            if not self._stopping.is_set():  # nobody must take what it shows for what is
+            if not self._stopping.is_set():  # its objects are out of date from now on
                 self._failed("its thread ended by an internal error. See the log.")
 
     def _once(self) -> bool:
@@ -211,7 +210,7 @@ class Watch:
         self._changed()
 
     def _follow(self) -> None:
-        """Until the stream ends, whoever ends it. Raises Gone if there is nothing to resume from."""
+        """Applies changes until either side ends the stream. Raises Gone without a version to resume from."""
         query = {
             "watch": "true",
             "resourceVersion": self._version,
