@@ -195,6 +195,7 @@ class KubernetesEngine(KubernetesRecords):
             builds = self._open()  # after the pods: each of those has its record then
             live = {(build.name, build.live.number): (build, build.live) for build in builds if build.live}
             self._know(live.keys(), in_flight)
+            self._note_left(live)
             at_rest = {key: value for key, value in live.items() if key[0] not in in_flight}
             self._adopt(at_rest, pods)
             in_turn = sorted(at_rest, key=lambda key: self._attempts[key].searched_at)
@@ -351,6 +352,13 @@ class KubernetesEngine(KubernetesRecords):
                     del self._attempts[key]
         for key in live:
             self._attempts.setdefault(key, _Attempt())
+
+    def _note_left(self, live: Mapping[Key, tuple[Build, Attempt]]) -> None:
+        """Notes the pods that have left the watch, some of which came and ended between two rounds."""
+        for pod in self._pods.take_deleted():
+            key = sightings.attempt_of(pod)
+            if key is not None and key in live and pod["metadata"]["labels"].get(jobs.LABEL_UID) == live[key][0].uid:
+                self._attempts[key].pod = pod["metadata"]["name"]
 
     def _note_late(self, key: Key) -> None:
         """That the attempt is closed, if its pod may yet be made."""

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from builds.build import Build, Phase, State
 from builds.engines.kubernetes import KubernetesEngine, jobs
-from builds.engines.kubernetes.api import Api
+from builds.engines.kubernetes.api import MERGE_PATCH, Api
 from tests.builds.making import written
 from tests.cluster.engine.conftest import Engines
 from tests.parts.kiln import until
@@ -76,6 +76,12 @@ def without_pod(build: Build, labels: dict[str, str]) -> dict[str, Any]:
     return {"metadata": metadata, "spec": {"parallelism": 0, "template": {"spec": pod}}}
 
 
+def gated(name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """A pod that no scheduler places."""
+    spec = {"schedulingGates": [{"name": "kiln.dev/test"}], "containers": [{"name": "builder", "image": "busybox"}]}
+    return {"metadata": {"name": name, "labels": labels}, "spec": spec}
+
+
 def closed(build: Build) -> Build:
     """With its live attempt ended, and a further one live."""
     *before, last = build.status.attempts
@@ -114,3 +120,21 @@ def test_a_pod_of_a_closed_attempt_has_its_slot_while_the_next_one_is_in_flight(
     until(lambda: phases(engine) == [Phase.PENDING] and engine.observe().sightings[0].build == build.name)
     engine.write(closed(build))
     assert [one.build for one in engine.observe({build.name}).sightings] == [name]
+
+
+def test_a_pod_that_came_and_ended_between_two_rounds_is_read_in_the_next(engines: Engines, api: Api) -> None:
+    """Not only once there is time to search all pods of the namespace."""
+    engine = engines()
+    build = written(engine, f"b-{secrets.token_hex(4)}")
+    assert build.live is not None
+    stored = api.read("configmaps", build.name)["metadata"]["labels"]
+    api.create("jobs", without_pod(build, stored))
+    engine.start(build, build.live)  # finds that Job, and counts it as its own
+    labels = {**stored, **jobs.labels(build, build.live)}
+    name = f"{build.name}-1-abcde"
+    api.create("pods", gated(name, labels))
+    until(engine._pods.objects)
+    ended = {"status": {"phase": "Failed", "reason": "Evicted"}}
+    api.request("PATCH", api.path("pods", name, "status"), body=ended, content_type=MERGE_PATCH)
+    until(lambda: not engine._pods.objects())
+    assert phases(engine) == [Phase.LOST]
