@@ -1,10 +1,10 @@
 """The folder of secrets: `webhooks/<word>/<any>`, `api-tokens/<name>`, `git-credentials`, `headers/<sink>`,
 `statuses/<host>`, `oidc/client-secret`.
 
-A file is a secret. Files are looked at on every use and read again when they changed, so that a rotated Secret (in
-Kubernetes a swapped symlink) holds from then on without a restart. What is wrong with a file is told at the start;
-later it is logged once and that file counts for nothing: an empty file must never become an empty password, and what an
-editor leaves around a secret (a byte order mark, a carriage return, a blank) never a part of it.
+A file is a secret. Files are checked on every use and read again when they changed, so that a rotated Secret (in
+Kubernetes a swapped symlink) takes effect without a restart. An invalid file is an error at the start; later it is
+logged once and ignored. An empty file must never become an empty password. The marks of an editor (a byte order mark, a
+carriage return, a blank) must never become a part of a secret.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OURS = frozenset(
         *("content-encoding", "content-length", "content-type"),
     }
 )
-"""Headers that say how a message is sent: those are for the sender's client alone, and so are all `ce-…`."""
+"""Headers that describe the transfer of a message, which only the HTTP client sets; so are all `ce-…`."""
 UNSEEN = "\u200b\u200c\u200d\u2060\ufeff"
 """Characters without width."""
 MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -70,7 +70,7 @@ class Secrets:
         return {} if secret is None else _headers(secret)
 
     def statuses(self, host: str) -> str | None:
-        """What lets in to set statuses at a host: a token, or lines in git's store format."""
+        """The credential to set statuses at a host: a token, or lines in git's store format."""
         found = self._folder("statuses")
         secret = next((found[name] for name in _file_names(host) if name in found), None)
         return None if secret is None else secret.decode()
@@ -86,8 +86,8 @@ class Secrets:
         return None if self.root is None else self.root / "git-credentials"
 
     def check(self, *, words: Collection[str], sinks: Collection[str], hosts: Collection[str]) -> None:
-        """Raises SecretsError with all that is wrong; `words` are the webhook routes, `sinks` the sinks there are,
-        `hosts` those that are told of builds."""
+        """Raises SecretsError with every problem. `words` are the webhook routes, `sinks` the sinks' names, `hosts` the
+        hosts that receive statuses."""
         if self.root is None:
             return
         if not self.root.is_dir():
@@ -102,8 +102,8 @@ class Secrets:
     def _problems(
         self, root: Path, words: Collection[str], sinks: Collection[str], hosts: Collection[str]
     ) -> Iterator[str]:
-        yield from _strangers(root, FOLDERS)
-        yield from _strangers(root / "webhooks", words)
+        yield from _unknown_files(root, FOLDERS)
+        yield from _unknown_files(root / "webhooks", words)
         for path in self._folders():
             if path.is_dir() or path == self.git_credentials:
                 files = _visible(path) if path.is_dir() else [path]
@@ -111,10 +111,10 @@ class Secrets:
                 yield from (f"{file}: {problem}" for file, problem in wrong.items())
             else:
                 yield f"{path}: must be a folder of secrets"
-        yield from _strangers(root / "headers", sinks)
-        yield from _strangers(root / "statuses", [name for host in hosts for name in _file_names(host)])
-        yield from _strangers(root / "oidc", [OIDC_CLIENT])
-        yield from _twins(root / "api-tokens")
+        yield from _unknown_files(root / "headers", sinks)
+        yield from _unknown_files(root / "statuses", [name for host in hosts for name in _file_names(host)])
+        yield from _unknown_files(root / "oidc", [OIDC_CLIENT])
+        yield from _shared_tokens(root / "api-tokens")
 
     def _folders(self) -> list[Path]:
         if self.root is None:
@@ -132,26 +132,26 @@ class Secrets:
                 return before[1]
         values, wrong = _load(_visible(self.root / folder), folder.partition("/")[0])
         for file, problem in wrong.items():
-            log.error("The secret %s is left out: %s", file, problem)
+            log.error("The secret %s is ignored: %s", file, problem)
         with self._lock:
             self._read[folder] = (seen, values)
         return values
 
 
-def _strangers(folder: Path, known: Collection[str]) -> Iterator[str]:
-    """Names that nothing will ever read."""
+def _unknown_files(folder: Path, known: Collection[str]) -> Iterator[str]:
+    """Files that Kiln never reads."""
     for path in _visible(folder):
         if path.name not in known:
             yield f"{path}: nothing reads this; known here: {', '.join(sorted(known)) or 'none'}"
 
 
 def _file_names(host: str) -> tuple[str, ...]:
-    """What a host's file may be called: the keys of a Secret in Kubernetes have no colon."""
+    """Names that a host's file may have: the keys of a Secret in Kubernetes have no colon."""
     return tuple(dict.fromkeys((host, host.replace(":", "_"))))
 
 
-def _twins(folder: Path) -> Iterator[str]:
-    """Tokens with two names: who comes with one would be either of them."""
+def _shared_tokens(folder: Path) -> Iterator[str]:
+    """Tokens with two names: a caller that sends one would be either of them."""
     names: dict[bytes, str] = {}
     for name, token in _load(_visible(folder), "api-tokens")[0].items():
         first = names.setdefault(token, name)
@@ -160,7 +160,7 @@ def _twins(folder: Path) -> Iterator[str]:
 
 
 def _load(files: Iterable[Path], kind: str) -> tuple[dict[str, bytes], dict[Path, str]]:
-    """The secrets in these files of a folder (`kind`) by file name, and what is wrong with the others."""
+    """The secrets in these files of a folder (`kind`) by file name, and the problems of the other files."""
     values: dict[str, bytes] = {}
     wrong: dict[Path, str] = {}
     for path in files:
@@ -174,7 +174,7 @@ def _load(files: Iterable[Path], kind: str) -> tuple[dict[str, bytes], dict[Path
 
 
 def _secret(path: Path, kind: str) -> bytes:
-    """The file without one trailing newline. Raises ValueError, which never tells what the file holds."""
+    """The file without one trailing newline. Raises ValueError, whose message never has the content."""
     if path.stat().st_size > LARGEST:
         raise ValueError(f"is larger than {LARGEST // 2**10} KiB")
     secret = path.read_bytes().removesuffix(b"\n")
@@ -197,7 +197,7 @@ def _secret(path: Path, kind: str) -> bytes:
 
 
 def _check_one_line(secret: bytes) -> None:
-    """Raises ValueError for what an editor has left around a secret."""
+    """Raises ValueError for marks that an editor has left around a secret."""
     if secret.endswith(b"\r"):
         raise ValueError("ends with a carriage return: save it with Unix line endings, or write it by printf %s")
     text = secret.decode(errors="replace")  # copied from a page, it may have a blank of Unicode's at its end
@@ -222,9 +222,9 @@ def _headers(secret: bytes) -> dict[str, str]:
         if not value:
             raise ValueError(f"line {number} has no value: {name} would be sent empty")
         if name.lower() in OURS or name.lower().startswith("ce-"):
-            raise ValueError(f"line {number}: {name} is set by Kiln itself")
+            raise ValueError(f"line {number}: only Kiln itself sets {name}")
         if name.lower() in map(str.lower, headers):
-            raise ValueError(f"line {number}: {name} is there twice, and only one is sent")
+            raise ValueError(f"line {number}: {name} is repeated, and only one would be sent")
         headers[name] = value
     return headers
 
@@ -245,7 +245,7 @@ def _check_credentials(content: bytes) -> None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; Kubernetes' own `..data` and the like left out. Empty without the folder."""
+    """The entries of a folder, by name, without Kubernetes' own `..data` and the like. Empty without the folder."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):

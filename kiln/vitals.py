@@ -1,4 +1,4 @@
-"""A process whose threads do not all work ends: whoever started it starts it again, and a standby takes over."""
+"""Ends a process one of whose threads has failed: its supervisor starts it again, and a standby takes over."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from eventing.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
-LOOKS = 10
-"""In a row, one each second, at which a pulse must be late. A process that was paused has time to come round again."""
+LATE_CHECKS = 10
+"""Consecutive checks, one each second, that must find a pulse late. A process that was paused has time to recover."""
 STATUS = 70
 """EX_SOFTWARE of sysexits.h."""
 
@@ -32,14 +32,14 @@ def end_with_any_thread() -> None:
 
 
 def watch_over(pulses: Sequence[Pulse]) -> None:
-    """Ends the process when a thread has not come round for too long: it may be blocked for ever."""
+    """Ends the process when a thread's pulse is late for too long: the thread may be blocked for ever."""
     threading.Thread(target=_watch, args=(pulses,), name="vitals", daemon=True).start()
 
 
 def _watch(pulses: Sequence[Pulse]) -> None:
     late = 0
     pause = threading.Event()
-    while late < LOOKS:
+    while late < LATE_CHECKS:
         pause.wait(1.0)
         late = late + 1 if any(pulse.late for pulse in pulses) else 0
     names = ", ".join(pulse.name for pulse in pulses if pulse.late)
@@ -49,6 +49,6 @@ def _watch(pulses: Sequence[Pulse]) -> None:
 
 
 def _exit() -> None:
-    """At once: what is blocked would hold up any other way."""
+    """Without clean-up, which a blocked thread would hold up."""
     logging.shutdown()
     os._exit(STATUS)

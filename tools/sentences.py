@@ -69,7 +69,7 @@ def _place(module: str) -> str:
 
 
 def _known(sentence: str) -> str:
-    """What the page must have of it: all but a variable part, or a full stop, at either end."""
+    """The part that the page must contain: all but a variable part, or a full stop, at either end."""
     return sentence.strip("… .:")
 
 

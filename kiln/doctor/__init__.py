@@ -1,18 +1,20 @@
-"""`kiln doctor`: what is wrong with this machine, or with a release, and what to do about it.
+"""`kiln doctor` finds what is wrong with this machine, or with a release, and says what to do about it.
 
 A probe is a small function with a name. It returns what it found, or raises Symptom with a cure. To add one, write the
 function, add its cure to `cures`, and yield it from the `probes` of its module; a test then asks for a row in
 docs/troubleshooting.md.
 
-    findings    probes run side by side, each within the limit, and what they end in
-    cures       every cure, in one table
-    setup       configuration, secrets, the state folder
+    findings    runs probes side by side
+    cures       has every cure, in one table
+    setup       probes configuration, secrets and the state folder
+
     machine     git, Docker or Podman, disks
     outside     registries, Git hosts, sinks, JupyterHub, OIDC issuers
-    clock       this machine's clock against those of the hosts it talks to
-    cluster     the Kubernetes API, permissions, the daemons of the release
-    webhooks    when each Git host's last webhook came
-    server      a Kiln that runs elsewhere, as far as its HTTP API shows
+    clock       this machine's clock and those of other hosts
+
+    cluster     the Kubernetes API, permissions, daemons
+    webhooks    the time of each Git host's last webhook
+    server      a server elsewhere, through its HTTP API
     report      findings as a table or JSON
 """
 
@@ -33,7 +35,7 @@ __all__ = ["Finding", "Probe", "State", "examine", "installation", "probes"]
 
 
 def installation(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """What is found of the Kiln that these variables configure; of the machine alone where they cannot be used."""
+    """Findings about the installation that these variables configure; about the machine alone if they are invalid."""
     try:
         kiln = wiring.load(environ)
     except KilnError as error:

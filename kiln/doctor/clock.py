@@ -70,7 +70,7 @@ def compared(urls: list[str]) -> str:
             url: offset for url, offset in zip(urls, pool.map(offset_from, urls), strict=True) if offset is not None
         }
     if not seen:
-        return "no host told its time, so it could not be compared"
+        return "no host sent a Date, so the clock could not be compared"
     url = min(seen, key=lambda one: abs(seen[one]))
     worst = max(seen, key=lambda one: abs(seen[one]))
     if abs(seen[url]) >= DRIFT:
@@ -99,8 +99,7 @@ def offset_from(url: str) -> float | None:
 
 
 def _headers(url: str) -> Mapping[str, str]:
-    """Of whatever the host answers. Nothing is sent that could be a secret, so its certificate is not verified: with a
-    wrong clock no certificate is valid, and that is what is looked for."""
+    """Of any answer of the host. With a wrong clock no certificate is valid, so none is verified; no secret is sent."""
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=unverified), _Here)

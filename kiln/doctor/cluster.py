@@ -124,7 +124,7 @@ def _may(api: Api, need: Need, verb: str, own: str) -> bool:
 
 
 def _records(kiln: Kiln) -> str:
-    """Whether they can be listed, and whether what the chart makes for them is there."""
+    """Whether records can be listed, and whether the chart's ConfigMap and Lease exist."""
     from builds.engines import EngineError  # noqa: PLC0415
     from builds.engines.kubernetes.api import Absent, ApiError  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
-"""What to do about each symptom. docs/troubleshooting.md has every text, and a test holds the two together.
+"""Every cure that `kiln doctor` names. docs/troubleshooting.md has each of them, and a test compares the two.
 
-`fails` is false for a warning: Kiln works, and something is about to go wrong or unused.
+`fails` is false for a warning: Kiln still works.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ STATE_DENIED = Cure("Give the folder to the user who runs Kiln (chown), or set K
 TOKEN_FILE = Cure("Remove the file; `kiln serve` makes another one. Clients need the new token then.")
 STATE_FULL = Cure("Free space on that disk, or set KILN_STATE_DIR to a folder on another one.")
 STATE_NEARLY_FULL = Cure("Free space on that disk soon: Kiln cannot record builds on a full one.", fails=False)
-STATE_NO_INODES = Cure("Delete files on that disk: it has no room for one more, however small.")
-STATE_FEW_INODES = Cure("Delete files on that disk soon: it has room for few more, however small.", fails=False)
+STATE_NO_INODES = Cure("Delete files on that disk: no more can be created, however small.")
+STATE_FEW_INODES = Cure("Delete files on that disk soon: few more can be created, however small.", fails=False)
 
 # Programs and daemons
 GIT_MISSING = Cure("Install git {least} or newer, and start Kiln with it on PATH.")
 GIT_OLD = Cure("Upgrade git to {least} or newer.")
-REPO2DOCKER = Cure("Install Kiln anew in its environment: `pip install --force-reinstall kiln-images`.")
+REPO2DOCKER = Cure("Install Kiln again in its environment: `pip install --force-reinstall kiln-images`.")
 DOCKER_MISSING = Cure("Install Docker Engine, and start Kiln with the `docker` command on PATH.")
 DOCKER_DOWN = Cure("Start the Docker daemon (`systemctl start docker`), or set KILN_DOCKER_HOST to its address.")
 DOCKER_DENIED = Cure("Add the user who runs Kiln to the socket's group (`usermod -aG docker USER`), and log in again.")

@@ -58,7 +58,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def examine(probes: Sequence[Probe], *, limit: float | None = None) -> Iterator[Finding]:
-    """Runs all probes, and yields their findings in the order of the probes; all are there within `limit` seconds."""
+    """Runs all probes, and yields their findings in the order of the probes. Takes at most `limit` seconds."""
     limit = LIMIT if limit is None else limit
     deadline, places = time.monotonic() + limit, threading.BoundedSemaphore(AT_ONCE)
     begun = [(probe, _begun(probe, places)) for probe in probes]
@@ -95,7 +95,7 @@ def of(probe: str, symptom: Symptom) -> Finding:
 
 
 def _symptom(error: Exception, limit: float) -> Symptom:
-    """What an exception means. The message of an unknown one may hold a secret, so its type stands for it."""
+    """The symptom that an exception stands for: of an unknown one only the type, as its message may hold a secret."""
     if isinstance(error, Symptom):
         return error
     if isinstance(error, TimeoutError):

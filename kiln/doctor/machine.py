@@ -1,4 +1,4 @@
-"""What builds need of this machine: git, a daemon with room on its disk, and repo2docker.
+"""Requirements of builds on this machine: git, a daemon with free disk space, and repo2docker.
 
 With the engine `kubernetes` builds run in other pods, beside other daemons (`cluster`); git alone is needed here.
 """
@@ -22,7 +22,7 @@ from kiln.doctor.findings import Probe, Symptom
 from kiln.wiring import Kiln
 
 GIT = (2, 38)
-"""`docs/operations.md` says why: older ones cannot be told to fetch nothing beside what was asked for."""
+"""`docs/operations.md` says why: older versions cannot restrict what is fetched."""
 BUILDX = (0, 13)
 GIB = 1 << 30
 DAEMON_ROOM, DAEMON_AMPLE = 1 * GIB, 10 * GIB
@@ -118,7 +118,7 @@ def _version(*command: str, missing: Cure, **fields: str) -> str:
 
 
 def daemon(kind: DaemonKind, address: str | None) -> str:
-    """Whether the daemon answers and has room on its disk."""
+    """Whether the daemon answers and has free disk space."""
     from builds.engines.local.daemon import DaemonProbe  # noqa: PLC0415
 
     tools, program = (DOCKER, "docker") if kind == "docker" else (PODMAN, podman_client())
@@ -146,7 +146,7 @@ def _why_silent(tools: Tools, program: str, socket: Path | None) -> Cure:
 
 
 def _daemon_room(client: str, folder: str, socket: Path | None) -> str:
-    """How much room the daemon's disk has. It can be seen from here only where it is this machine's."""
+    """The free space on the daemon's disk. It can be seen from here only where it is this machine's."""
     if socket is None or not Path(folder).is_dir():
         return "its disk cannot be seen from here"
     found = Room.of(Path(folder))
@@ -158,7 +158,7 @@ def _daemon_room(client: str, folder: str, socket: Path | None) -> str:
 
 
 class Room(NamedTuple):
-    """What is free on a disk: bytes, and files (inodes; 0 of 0 where the file system does not count them)."""
+    """Free space on a disk: bytes, and inodes (0 of 0 where the file system does not count them)."""
 
     free: int
     size: int

@@ -1,7 +1,7 @@
-"""What Kiln needs outside this machine: whether it answers, and accepts what Kiln shows it.
+"""Probes of the services that Kiln uses: whether each answers, and accepts Kiln's credentials.
 
-Each probe goes the way that Kiln itself goes, with the same clients and credentials. Nothing is built, and no event is
-sent: one that tells of what never happened would start whatever a sink starts.
+Each probe uses the clients and credentials that Kiln itself uses. Nothing is built, and no event is sent: a sink would
+act on an event about a build that never existed.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _speaks_plain_http(image: str) -> bool:
 
 
 def _git(kiln: Kiln) -> Iterator[Probe]:
-    """The repositories that the file names, and for each credential and host that is none of theirs, one that is not
-    there: who is let in is told so, and who is not is told that."""
+    """The repositories that the file names. For each other credential or host, a repository that does not exist: a host
+    says so only to a client whose credential it accepts."""
     from builds.clients.git import RefResolver, credentials  # noqa: PLC0415
 
     stored = credentials(kiln.secrets.git_credentials)
@@ -138,7 +138,7 @@ def _let_in(resolver: RefResolver, tried: Repository | None) -> str:
         raise Symptom(cures.GIT_CREDENTIAL, error) from None
     except TryAgain as error:
         raise Symptom(cures.GIT_HOST, error) from None
-    return "the host lets it in"
+    return "the host accepts it"
 
 
 def _answers(resolver: RefResolver, tried: Repository) -> str:
@@ -160,7 +160,7 @@ def _named(kiln: Kiln) -> Iterator[Repository]:
 
 
 def _below(kiln: Kiln, place: str) -> Iterator[Repository]:
-    """Repositories below an address that may be built, and that nobody has."""
+    """Addresses of repositories that do not exist, below a place, and that the policy allows."""
     made = "kiln-check-of-nobody"
     below = [f"{place.rstrip('/')}{path}" for path in ("", f"/{made}", f"/{made}/{made}")]
     allowed = [pattern.replace("**", f"{made}/{made}").replace("*", made) for pattern in kiln.policy.allowed]
@@ -201,11 +201,11 @@ def _sinks(kiln: Kiln) -> Iterator[Probe]:
         yield Probe(f"sink {sink.name}", partial(run, sink))
 
 
-# Git hosts that are told of builds ------------------------------------------------------------------------------------
+# Git hosts that receive statuses --------------------------------------------------------------------------------------
 
 
 def _hosts(kiln: Kiln) -> Iterator[Probe]:
-    """Each credential in `statuses/`: who is let in may not always ask who they are, but is not told 401."""
+    """Each credential in `statuses/`. A valid one may lack the right to read its account, but is not answered 401."""
     from builds.clients.git import credentials_in, trusted_certificates  # noqa: PLC0415
     from eventing.delivery import reach_host  # noqa: PLC0415
     from eventing.statuses import APIS  # noqa: PLC0415
@@ -238,7 +238,7 @@ def _hosts(kiln: Kiln) -> Iterator[Probe]:
 
 
 def _asked_about(api: StatusApi, below: Iterator[Repository]) -> Iterator[tuple[Repository, str]]:
-    """What an API is asked about each repository that can be one of its."""
+    """The URL of an API that shows whose credential it is, for each repository that can be on its host."""
     for tried in below:
         with suppress(ValueError):
             yield tried, api.thread(tried.url, "1").account or api.base(tried.url)

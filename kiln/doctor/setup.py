@@ -1,4 +1,4 @@
-"""What an operator sets up: configuration, the folder of secrets, the state folder."""
+"""Parts that an operator sets up: configuration, the folder of secrets, the state folder."""
 
 from __future__ import annotations
 

@@ -6,12 +6,14 @@ import copy
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.parts.cluster import Cluster, Object, Release
-from tests.parts.kiln import until
+from tests.parts.kiln import Kiln, until
 from tests.parts.pods import within
 
 pytestmark = pytest.mark.timeout(300)
@@ -51,6 +53,41 @@ def test_a_service_account_has_its_role_and_nothing_else(release: Release, compo
     assert own == everybody | {what: set(verbs.split()) for what, verbs in MAY[component].items()}
     for elsewhere in ("default", "kube-system"):
         assert permitted(release.cluster, f"{accounts}:kiln-{component}", elsewhere) == everybody
+
+
+@pytest.mark.parametrize(("component", "missing"), [("web", ""), ("build", "create configmaps, get configmaps")])
+def test_kiln_doctor_names_what_an_account_may_not_do(
+    release: Release, tmp_path: Path, component: str, missing: str
+) -> None:
+    kubeconfig = as_account(release, f"kiln-{component}", tmp_path / "kubeconfig")
+    settings = {
+        "KILN_ENGINE": "kubernetes",
+        "KILN_AUTH": "none",
+        "KUBECONFIG": str(kubeconfig),
+        "KILN_ANCHOR": "kiln",
+        "KILN_NAMESPACE": release.namespace,
+        "KILN_INSTANCE": f"{release.namespace}/kiln",
+    }
+    with Kiln(tmp_path, **settings) as kiln:
+        found = json.loads(kiln.run("doctor", "--json").stdout)["findings"]
+    by_probe = {finding["probe"]: finding for finding in found}
+    assert by_probe["Kubernetes API"]["state"] == "ok", found
+    if missing:
+        assert missing in by_probe["permissions"]["found"]
+        assert "helm upgrade" in by_probe["permissions"]["cure"]
+        assert {by_probe[name]["state"] for name in ("permissions", "records", "daemons")} == {"failed"}
+    else:
+        assert {by_probe[name]["state"] for name in ("permissions", "records", "daemons")} == {"ok"}, found
+        assert all(node in by_probe["daemons"]["found"] for node in release.dockerd())
+
+
+def as_account(release: Release, account: str, path: Path) -> Path:
+    """A kubeconfig for a service account of the release, written to `path`."""
+    config = yaml.safe_load(release.cluster.kubeconfig.read_text())
+    token = release.cluster.kubectl("create", "token", account, f"--namespace={release.namespace}").strip()
+    config["users"] = [{**user, "user": {"token": token}} for user in config["users"]]
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 POST = """

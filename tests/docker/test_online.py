@@ -227,7 +227,7 @@ def test_a_credential_without_a_repository(site: Site, password: str, path: str,
     found = site.check()
     if works:
         assert found[0] == 0, found[1]
-        assert f"ok: credential for {site.host.base}/team: the host lets it in" in found[1]
+        assert f"ok: credential for {site.host.base}/team: the host accepts it" in found[1]
     else:
         failed(found, f"credential for {site.host.base}/team", "does not show")
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from kiln import wiring
 from kiln.doctor import Finding, Probe, State, clock, cluster, examine, machine, outside, server, setup, webhooks
 from kiln.target import Target
 from tests.builds.making import ask
+from tests.parts.authority import make_authority
 from tests.parts.kiln import Kiln
 
 CANARY = "canary-5e11"
@@ -293,10 +295,12 @@ class Dated(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def host(ahead: float = 0.0) -> Iterator[int]:
+def host(ahead: float = 0.0, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """Its port."""
     handler = type("Handler", (Dated,), {"ahead": ahead})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield server.server_port
         server.shutdown()
@@ -333,6 +337,19 @@ def test_a_registry_that_speaks_plain_http(tmp_path: Path) -> None:
         kiln = loaded(tmp_path, KILN_IMAGE_PREFIX=f"0.0.0.0:{port}/org/")
         (look,) = (probe for probe in outside.probes(kiln) if probe.name.startswith("registry"))
         failed(found(look), "could not be reached", f"add '0.0.0.0:{port}' to insecure_registries")
+
+
+def test_a_registry_whose_authority_this_machine_does_not_trust(tmp_path: Path) -> None:
+    make_authority(tmp_path, "IP:0.0.0.0")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
+    with host(tls=context) as port:
+        kiln = loaded(tmp_path, KILN_IMAGE_PREFIX=f"0.0.0.0:{port}/org/")
+        (look,) = (probe for probe in outside.probes(kiln) if probe.name.startswith("registry"))
+        failed(found(look), "certificate", "Add the registry's certificate authority")
+        assert found(*clock.probes(kiln)).state is State.OK, (
+            "an unknown certificate does not keep the time from being read"
+        )
 
 
 # A server ------------------------------------------------------------------------------------------------------------

@@ -145,7 +145,7 @@ def test_a_file_that_becomes_empty_counts_for_nothing_and_is_logged_once(
     path.write_text("")
     with caplog.at_level(logging.ERROR):
         assert secrets.api_tokens() == secrets.api_tokens() == {"other": b"two"}
-    assert [record.getMessage() for record in caplog.records] == [f"The secret {path} is left out: is empty"]
+    assert [record.getMessage() for record in caplog.records] == [f"The secret {path} is ignored: is empty"]
 
 
 def test_it_never_shows_a_value(tmp_path: Path) -> None:

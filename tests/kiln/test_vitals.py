@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from eventing.pulse import ROUND, Pulse
 from kiln.ops import Ops
-from kiln.vitals import LOOKS, STATUS
+from kiln.vitals import LATE_CHECKS, STATUS
 from tests.parts.kiln import ROOT, Kiln, Process, get, until
 
 pytestmark = pytest.mark.timeout(120)
@@ -89,7 +89,7 @@ def test_a_loop_that_is_blocked_fails_livez_and_then_ends_the_process(kiln: Kiln
         (stuck / "loop").write_text("block")
         until(lambda: get(f"{process.ops}/livez")[0] == 503, IN_TIME)
         assert get(f"{process.ops}/livez")[1].startswith(b"controller is ")
-        assert process.popen.wait(LOOKS + 20) == STATUS
+        assert process.popen.wait(LATE_CHECKS + 20) == STATUS
         assert said(process, "controller")
         assert "stuck/sitecustomize.py" in process.log.read_text(), "the stacks say where"
 
