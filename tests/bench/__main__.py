@@ -14,6 +14,7 @@ BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "build": building.against_bare,
     "repo2docker": building.with_environments,
     "reuse": reuse.on_other_nodes,
+    "retry": reuse.after_a_failed_push,
     "webhooks": web.webhooks,
     "watched": web.watched,
     "starts": web.starts,

@@ -1,10 +1,13 @@
-"""What a node pays for layers that it does not have: with those of earlier images from the registry, and without."""
+"""What is built once need not be built again: by a node that has nothing, and by one whose push has failed."""
 
 from __future__ import annotations
 
+import re
+import secrets
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +26,19 @@ FILES = {
     "environment.yml": "channels: [conda-forge]\ndependencies:\n  - pip\n  - pip:\n    - pandas\n    - matplotlib\n",
     "postBuild": "#!/bin/sh\npython -c 'import matplotlib.pyplot, pandas'\n",
 }
+INSTALLED = {
+    "environment.yml": "dependencies: [pip, pip: [-r requirements.txt]]\n",
+    "requirements.txt": "humanize==4.12.2\n",
+    "setup.py": "from setuptools import setup\n\nsetup(name='ours', version='1', py_modules=['ours'])\n",
+    "ours.py": "answer = 42\n",
+    "postBuild": "#!/bin/sh\nset -e\npip install --no-deps --no-build-isolation .\ndate +%N >made\n",
+}
+"""Whose environment is made after the repository was copied: with each commit anew, and only with each commit."""
+STEP = re.compile(r"^#\d+ \[\S*\s*\d+/\d+\] (?:RUN|COPY|WORKDIR) ", re.MULTILINE)
+CACHED = re.compile(r"^#\d+ CACHED$", re.MULTILINE)
+TURNS = 3
+ALLOWED = 5.0
+"""Seconds that a retry may take beside its push."""
 
 
 def on_other_nodes() -> None:
@@ -47,6 +63,28 @@ def on_other_nodes() -> None:
         beside("cold node, with its images", reusing.seconds, alone.seconds, "s", "cold node, without")
 
 
+def after_a_failed_push() -> None:
+    """A build whose push failed, and its retry: no step is done anew."""
+    with (
+        machine.daemon(),
+        tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
+        Registry(Path(name) / "registry") as registry,
+        GitHost(Path(name) / "git") as host,
+    ):
+        bench = _Bench(Path(name), registry, host, INSTALLED)
+        for turn in range(1, TURNS + 1):
+            request = bench.commit()
+            failed = bench.builder.start(request)
+            failed.until(r"\] RUN \./postBuild", 600)
+            registry.stop()
+            if "could not be pushed" not in (failed.wait(600).message or ""):
+                raise RuntimeError(f"the push did not fail: {failed.text[-2000:]}")
+            registry.start()
+            retried = bench.build(None, request)
+            beside(f"turn {turn}: retry without push", retried.seconds - retried.pushed, ALLOWED, "s", "allowed")
+            print(f"    {retried.ran} steps ran; {retried.seconds:.2f} s with a push of {retried.pushed:.2f} s")
+
+
 def _mirror(registry: Registry) -> None:
     """The base image, as nodes have it from Docker Hub."""
     here = f"{registry.host}/library/{BASE}"
@@ -55,16 +93,18 @@ def _mirror(registry: Registry) -> None:
 
 
 class _Built:
-    def __init__(self, seconds: float, reference: str) -> None:
-        self.seconds, self.reference = seconds, reference
+    """`seconds` are those from the builder's start to its end, with `pushed`; `ran` are the steps that it did."""
+
+    def __init__(self, seconds: float, reference: str, pushed: float, ran: int) -> None:
+        self.seconds, self.reference, self.pushed, self.ran = seconds, reference, pushed, ran
 
 
 class _Bench:
-    def __init__(self, folder: Path, registry: Registry, host: GitHost) -> None:
+    def __init__(self, folder: Path, registry: Registry, host: GitHost, files: Mapping[str, str] = FILES) -> None:
         self.folder, self.registry, self.host = folder, registry, host
         self.content = folder / "content"
         self.content.mkdir()
-        for name, text in FILES.items():
+        for name, text in {**files, "unique": secrets.token_hex(8)}.items():
             (self.content / name).write_text(text)
         (self.content / "postBuild").chmod(0o755)
         (folder / "attempts").mkdir()
@@ -83,11 +123,13 @@ class _Bench:
         image, url = f"{self.registry.host}/{PATH}", self.host.url(PATH)
         return Request(repository=url.removesuffix(".git"), clone_url=url, commit=head, image=image)
 
-    def build(self, node: Dockerd, request: Request, *images: str) -> _Built:
-        """From the builder's start to its end, the push included."""
+    def build(self, node: Dockerd | None, request: Request, *images: str) -> _Built:
+        """On that node, or on this machine's daemon. Raises RuntimeError."""
         began = time.perf_counter()
-        attempt = self.builder.start(request, cache_from=images, docker_host=node.host)
+        attempt = self.builder.start(request, cache_from=images, docker_host=node.host if node else None)
         result = attempt.wait(1800)
         if result.image is None:
             raise RuntimeError(f"the build failed: {result.message}\n{attempt.text[-2000:]}")
-        return _Built(time.perf_counter() - began, f"{request.image}@{result.image.digest}")
+        seconds, reference = time.perf_counter() - began, f"{request.image}@{result.image.digest}"
+        ran = len(STEP.findall(attempt.text)) - len(CACHED.findall(attempt.text))
+        return _Built(seconds, reference, result.timings.push or 0.0, ran)

@@ -16,6 +16,7 @@ from builds.builder.spec import Tags
 from builds.clients.registry import Registry as Client
 from builds.faults import Fault
 from tests.docker.builder.conftest import asked
+from tests.docker.builder.test_provenance import verify
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost
 from tests.parts.installation import sleepers
@@ -75,6 +76,9 @@ def test_an_image_with_its_labels_and_tags(
     ]
     assert {line["phase"] for line in attempt.lines if line["text"] == "hello"} == {"build"}
     assert attempt.result.timings.push is not None
+    assert "The image has a provenance statement, unsigned." in attempt.text
+    status, said = verify(image.reference, "--repository", request.repository, "--commit", request.commit)
+    assert (status, image.digest in said) == (0, True), said
     assert "nothing to build" in builder.run(request, name="build-mine-1").text
     again = builder.run(request, name="build-mine-1", force=True)
     assert "Using cache" in again.text
@@ -153,7 +157,10 @@ def test_a_registry_that_goes_away_before_the_push(
     assert "could not be pushed to " in (attempt.result.message or "")
 
 
-@pytest.mark.parametrize("end", ["cancelled", "too late", "killed"])
+ENDS = {"cancelled": signal.SIGTERM, "too late": signal.SIGALRM, "killed": signal.SIGKILL}
+
+
+@pytest.mark.parametrize("end", ENDS)
 def test_a_step_ends_with_its_build(
     end: str,
     path: str,
@@ -164,12 +171,11 @@ def test_a_step_ends_with_its_build(
     podman: Podmand,
     seconds: str,
 ) -> None:
+    """The time limit is over once the step has begun, however long that takes: its signal is the timer's."""
     text = step(f"echo begun; sleep {seconds}")
-    limit = 20.0 if end == "too late" else 3600.0
-    attempt = builder.start(repository(host, path, registry, tmp_path / "content", text), timeout=limit)
-    if end != "too late":
-        attempt.until("^begun$")
-        attempt.process.send_signal(signal.SIGTERM if end == "cancelled" else signal.SIGKILL)
+    attempt = builder.start(repository(host, path, registry, tmp_path / "content", text))
+    attempt.until("^begun$")
+    attempt.process.send_signal(ENDS[end])
     attempt.process.wait(60)
     if end == "killed":
         for process in attempt.members():  # the engine's part
@@ -180,6 +186,22 @@ def test_a_step_ends_with_its_build(
     expected = (State.CANCELLED, None) if end == "cancelled" else (State.FAILED, Reason.TIMEOUT)
     assert (attempt.result.state, attempt.result.reason) == expected
     nothing_goes_on(attempt, podman, seconds)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "too late"])
+def test_ended_while_it_fetches(
+    end: str, path: str, builder: Builder, host: GitHost, registry: Registry, podman: Podmand
+) -> None:
+    """Before the service has heard of the build."""
+    host.hanging.add(f"/{path}.git")
+    attempt = builder.start(asked(host, path, "1" * 40, registry))
+    until(lambda: any(path in target for target in host.requests))
+    attempt.process.send_signal(ENDS[end])
+    result = attempt.wait()
+    expected = (State.CANCELLED, None) if end == "cancelled" else (State.FAILED, Reason.TIMEOUT)
+    assert (result.state, result.reason) == expected
+    assert result.timings.build is None
+    nothing_goes_on(attempt, podman)
 
 
 def test_cancelled_while_it_pushes(
