@@ -400,6 +400,15 @@ def step(*output: str, name: str = "[9/9] RUN pip install -r requirements.txt") 
         (["https://conda.example/linux-64/python-3.10.conda#ab", "python 3.6 does not exist"], []),
         (["ERROR: externally managed. See https://docs.example for more", "[notice] https://new.example"], []),
         (["E: Unable to locate package x"], []),
+        (
+            ["Warning: unable to access index for repository https://cran.example/src/contrib:"],
+            ["https://cran.example/src/contrib"],
+        ),
+        (
+            ["ERROR: RequestError: HTTP/1.1 503 Service Unavailable while requesting https://pkg.example/registries"],
+            ["https://pkg.example/registries"],
+        ),
+        (["npm error 503 Service Unavailable - GET https://npm.example/x"], ["https://npm.example/x"]),
     ],
 )  # fmt: skip
 def test_services_that_a_step_needs(output: list[str], addresses: list[str]) -> None:

@@ -29,7 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for fixture, seconds in sorted(SETTING_UP.items(), key=lambda each: each[1]):
         using = [item for item in items if fixture in getattr(item, "fixturenames", ())]
         for first in {item.path: item for item in reversed(using)}.values():
-            first.add_marker(pytest.mark.timeout(seconds), append=False)  # before the test's own
+            own = first.get_closest_marker("timeout")
+            limit = max([seconds, *(own.args if own else ())])
+            first.add_marker(pytest.mark.timeout(limit), append=False)  # before the test's own
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +70,10 @@ def host(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator
 
 @pytest.fixture(scope="session")
 def release(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
-    """For all tests that need none of their own: release and Service are both called `kiln`."""
-    with Release(cluster, registry=registry, host=host, max_viewers=300) as release:
+    """For all tests that need none of their own: release and Service are both called `kiln`.
+
+    For its daemons the registry is Docker Hub, too.
+    """
+    values = {"dockerd": {"extraArgs": [f"--registry-mirror=http://{registry.host}"]}}
+    with Release(cluster, registry=registry, host=host, values=values, max_viewers=300) as release:
         yield release

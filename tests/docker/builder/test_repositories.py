@@ -5,13 +5,8 @@ Where it says what commands say in the image (`runs`), Jupyter's servers are sta
 
 from __future__ import annotations
 
-import json
 import re
-import secrets
-import subprocess
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +17,8 @@ from builds.clients.registry import Registry as Client
 from builds.image import tag_for
 from tests.docker.builder.conftest import asked
 from tests.parts.building import REPOSITORIES, Attempt, Builder, repository
-from tests.parts.container import Container, said
 from tests.parts.githost import GitHost, commit
+from tests.parts.jupyter import check_image, hub_api
 from tests.parts.registry import Registry
 
 STATUS = {None: 0, "repository": 64, "infrastructure": 69}
@@ -31,24 +26,8 @@ STATUS = {None: 0, "repository": 64, "infrastructure": 69}
 
 @pytest.fixture(scope="module")
 def hub(gateway: str) -> Iterator[str]:
-    """The API of a Hub as far as a server asks for it before it serves anybody: its version."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = json.dumps({"version": "5.4.0"}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None: ...
-
-    with ThreadingHTTPServer((gateway, 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{gateway}:{server.server_port}/hub/api"
-        server.shutdown()
+    with hub_api(gateway) as url:
+        yield url
 
 
 def cases() -> Iterator[Any]:
@@ -81,7 +60,7 @@ def test_repository(
         digests.append(result.image and result.image.digest)
         _check_log(attempt, result)
         if "runs" in build and result.image:
-            _check_image(result.image.reference, build["runs"], hub)
+            check_image(result.image.reference, build["runs"], hub)
     pushed = [digest for digest in digests if digest]
     assert len(set(pushed)) == len(pushed), "different builds of one commit are different images"
 
@@ -95,25 +74,6 @@ def _check(expected: dict[str, Any], attempt: Attempt) -> None:
     assert re.search(expected.get("message", ""), result.message or ""), result.message
     for pattern in expected.get("log", ()):
         assert re.search(pattern, attempt.text)
-
-
-def _check_image(image: str, commands: dict[str, str], hub: str) -> None:
-    """What its commands say, and that the servers that people and Hubs start in it answer."""
-    token = secrets.token_hex(8)
-    lab = f"jupyter lab --ip=0.0.0.0 --port=8888 --ServerApp.token={token}"
-    env = {"JUPYTERHUB_API_URL": hub, "JUPYTERHUB_API_TOKEN": token, "JUPYTERHUB_CLIENT_ID": "jupyterhub-user-ada"}
-    env |= {"JUPYTERHUB_USER": "ada", "JUPYTERHUB_SERVICE_URL": "http://0.0.0.0:8889/user/ada/"}
-    env |= {"JUPYTERHUB_SERVICE_PREFIX": "/user/ada/"}
-    both = ["bash", "-c", f"jupyterhub-singleuser & exec {lab}"]
-    try:
-        with Container(image, both, ports=(8888, 8889), env=env) as container:
-            for command, pattern in commands.items():
-                assert re.search(pattern, said(image, command), re.MULTILINE)
-            container.until_served(f"{container.url(8888)}api/status?token={token}")
-            container.until_served(f"{container.url(8889)}user/ada/api")
-            assert container.user() == 1000
-    finally:
-        subprocess.run(["docker", "image", "rm", "--force", image], check=False, capture_output=True)
 
 
 def _check_log(attempt: Attempt, result: Result) -> None:
