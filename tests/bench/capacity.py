@@ -1,4 +1,4 @@
-"""What one release carries: builds an hour, events in and out, memory of open builds, lists of many records.
+"""The load that one release carries: builds an hour, events in and out, memory of open builds, lists of records.
 
 Builders are simulated (`leader`), the cluster is a real one. Rates depend on what else the machine does; the processor
 time that the controller takes for a build does not, and bounds what one of them carries on any machine.
@@ -34,7 +34,7 @@ LISTS = 5
 
 
 def capacity() -> None:
-    """What one release carries, with simulated builders."""
+    """The load that one release carries, with simulated builders."""
     print(f"  {os.cpu_count()} x {_processor()}, load average {os.getloadavg()[0]:.0f}, {time.strftime('%Y-%m-%d')}")
     with site() as (cluster, api, folder), Side("new", ROOT, cluster, api, folder).running() as side:
         _memory(side)
@@ -81,7 +81,7 @@ def _rates(side: Side, node: Node) -> None:
 
 
 def _lists(side: Side, api: Api) -> None:
-    """The first page of all builds, for somebody who knows nothing yet: lists are shared for two seconds."""
+    """The first page of all builds for a new reader: web shares lists for two seconds."""
     there = 0
     for number in RECORDS:
         with ThreadPoolExecutor(web.SENDERS) as hands:

@@ -16,6 +16,13 @@ from tests.cluster.engine.conftest import Engines
 from tests.parts.kiln import until
 
 
+def begun(engine: KubernetesEngine) -> Build:
+    """A build whose start is written, once the watch shows its record: a controller writes no other."""
+    build = written(engine, f"b-{secrets.token_hex(4)}")
+    until(lambda: build.name in engine._records.objects())
+    return build
+
+
 def phases(engine: KubernetesEngine) -> list[Phase]:
     return [sighting.phase for sighting in engine.observe().sightings]
 
@@ -23,7 +30,7 @@ def phases(engine: KubernetesEngine) -> list[Phase]:
 def test_a_start_that_another_leader_wrote_is_seen_as_made_once_its_job_is(engines: Engines) -> None:
     """Not as the look before saw it: that would start it again, until the watch shows the pod."""
     engine = engines()
-    build = written(engine, f"b-{secrets.token_hex(4)}")
+    build = begun(engine)
     assert build.live is not None
     assert phases(engine) == [Phase.ABSENT]
     engine.start(build, build.live)
@@ -32,7 +39,7 @@ def test_a_start_that_another_leader_wrote_is_seen_as_made_once_its_job_is(engin
 
 def test_of_a_build_in_flight_no_attempt_is_seen_and_its_deletion_is_told_later(engines: Engines, api: Api) -> None:
     engine = engines()
-    build = written(engine, f"b-{secrets.token_hex(4)}")
+    build = begun(engine)
     assert build.live is not None
     seen = engine.observe({build.name})
     assert ([one.name for one in seen.builds], seen.sightings) == ([build.name], ())
@@ -49,7 +56,7 @@ def test_many_starts_of_another_leader_cost_no_search_each(
     engines: Engines, api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = engines()
-    builds = [written(engine, f"b-{secrets.token_hex(4)}") for _ in range(12)]
+    builds = [begun(engine) for _ in range(12)]
     for build in builds[::2]:
         api.create("jobs", without_pod(build, api.read("configmaps", build.name)["metadata"]["labels"]))
     asked: list[str] = []
@@ -93,7 +100,7 @@ def closed(build: Build) -> Build:
 def test_a_stopped_job_without_a_pod_keeps_its_slot_while_one_may_come(engines: Engines, api: Api) -> None:
     """The Job controller may have read it before it was deleted, and make the pod afterwards."""
     engine = engines()
-    build = written(engine, f"b-{secrets.token_hex(4)}")
+    build = begun(engine)
     assert build.live is not None
     api.create("jobs", without_pod(build, api.read("configmaps", build.name)["metadata"]["labels"]))
     assert phases(engine) == [Phase.PENDING]
@@ -107,7 +114,7 @@ def test_a_stopped_job_without_a_pod_keeps_its_slot_while_one_may_come(engines: 
 
 def test_a_pod_of_a_closed_attempt_has_its_slot_while_the_next_one_is_in_flight(engines: Engines, api: Api) -> None:
     engine = engines()
-    build = written(engine, f"b-{secrets.token_hex(4)}")
+    build = begun(engine)
     assert build.live is not None
     stored = api.read("configmaps", build.name)["metadata"]["labels"]
     name = f"{build.name}-1-abcde"
@@ -125,7 +132,7 @@ def test_a_pod_of_a_closed_attempt_has_its_slot_while_the_next_one_is_in_flight(
 def test_a_pod_that_came_and_ended_between_two_rounds_is_read_in_the_next(engines: Engines, api: Api) -> None:
     """Not only once there is time to search all pods of the namespace."""
     engine = engines()
-    build = written(engine, f"b-{secrets.token_hex(4)}")
+    build = begun(engine)
     assert build.live is not None
     stored = api.read("configmaps", build.name)["metadata"]["labels"]
     api.create("jobs", without_pod(build, stored))
