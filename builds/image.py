@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from builds.build import fingerprint, readable
+from builds.build import LOCAL_IMAGES, fingerprint, readable
 from builds.errors import Forbidden, Malformed, RuleError
 from builds.repository import Repository, glob_match, short_name
 
@@ -130,6 +130,12 @@ class ImagePolicy:
         """All that images may be called."""
         prefixes = (self.prefix, self.private_prefix)
         return (*(f"{prefix}**" for prefix in prefixes if prefix is not None), *self.allowed)
+
+    @property
+    def pushed_prefixes(self) -> tuple[str, ...]:
+        """The prefixes that name a registry."""
+        prefixes = filter(None, (self.prefix, self.private_prefix))
+        return tuple(prefix for prefix in prefixes if not prefix.startswith(LOCAL_IMAGES))
 
     def own(self, repository: Repository) -> str:
         """The image that a repository has without asking for one."""

@@ -6,6 +6,7 @@ either; a second Ctrl-C, and a signal where nobody can be asked, leave it.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -125,8 +126,13 @@ def place(flags: dict[str, Any], *, push: bool | None = None, of: str | None = N
     here = opened(os.environ, push=push)
     if of and here.server.build(of)["image"]["repository"].startswith(LOCAL_IMAGES):
         here = opened(os.environ, push=False)
+    logging.basicConfig(format="kiln: %(message)s", level=logging.WARNING)
     with here.at_work() as work:
-        yield OnThisMachine(here, work)
+        try:
+            yield OnThisMachine(here, work)
+        except KeyboardInterrupt:
+            work.check()
+            raise
 
 
 def finish(where: Place, made: Shape, *, as_json: bool) -> Exit:

@@ -159,10 +159,11 @@ def diagnose(*, as_json: bool, **flags: Any) -> int:
     Of a server (--server, --profile) what can be seen from here. Exit status 1 if anything failed.
     """
     from kiln.doctor import installation, report, server  # noqa: PLC0415
+    from kiln.here import prefixed  # noqa: PLC0415
 
     of_server = {name: flags.pop(name) for name in target.OPTIONS}
     away = target.chosen(os.environ, **of_server) if target.is_named(os.environ, of_server) else None
-    found = server.findings(away) if away else installation(environment(flags))
+    found = server.findings(away) if away else installation(prefixed(environment(flags)))
     return report.report(found, as_json=as_json)
 
 

@@ -107,6 +107,11 @@ class Work:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def prefixed(environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment, in which images stay on this machine where it names no registry."""
+    return environ if environ.get("KILN_IMAGE_PREFIX") else {**environ, "KILN_IMAGE_PREFIX": PREFIX}
+
+
 def opened(environ: Mapping[str, str], *, push: bool | None = None) -> Here:
     """This machine's Kiln. With `push` the images of what is asked for are pushed, by default where an image prefix
     names a registry; without they stay with this machine's daemon.
@@ -116,7 +121,7 @@ def opened(environ: Mapping[str, str], *, push: bool | None = None) -> Here:
     prefix = environ.get("KILN_IMAGE_PREFIX")
     if push and not prefix:
         raise CommandError("--push: KILN_IMAGE_PREFIX must be set, such as registry.example/org/.")
-    kiln = wiring.load({**environ, "KILN_IMAGE_PREFIX": prefix or PREFIX})
+    kiln = wiring.load(prefixed(environ))
     asked = _staying(kiln) if push is False or not prefix else kiln
     try:
         return Here(kiln, wiring.app(_owned(asked), threading.Event()))

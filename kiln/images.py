@@ -73,7 +73,7 @@ def _more(kiln: Kiln) -> Iterator[str]:
     lists, where it does."""
     for listed in kiln.config.repositories:
         yield kiln.images.own(canonical(listed.url, kiln.config.hosts))
-    for prefix in filter(None, (kiln.images.prefix, kiln.images.private_prefix)):
+    for prefix in kiln.images.pushed_prefixes:
         name = f"{prefix}catalog"
         try:
             listed_there = wiring.registry(kiln)(name).catalog(name)

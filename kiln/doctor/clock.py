@@ -39,7 +39,7 @@ def probe(urls: list[str]) -> Probe:
 
 def origins(kiln: Kiln) -> Iterator[str]:
     """Of the registries, Git hosts, the JupyterHub and issuers that are configured, and of the API server."""
-    for prefix in filter(None, (kiln.images.prefix, kiln.images.private_prefix)):
+    for prefix in kiln.images.pushed_prefixes:
         yield registry_origin(prefix, kiln.config.insecure_registries)
     hub = kiln.settings.hub
     urls = [listed.url for listed in kiln.config.repositories]

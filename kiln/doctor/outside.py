@@ -45,7 +45,7 @@ def probes(kiln: Kiln) -> Iterator[Probe]:
 def _registries(kiln: Kiln) -> Iterator[Probe]:
     from builds.clients.trial import NAME  # noqa: PLC0415
 
-    for prefix in filter(None, (kiln.images.prefix, kiln.images.private_prefix)):
+    for prefix in kiln.images.pushed_prefixes:
         yield Probe(f"registry {prefix}", partial(_trial, kiln, prefix, f"{prefix}{NAME}"))
 
 

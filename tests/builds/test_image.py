@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from builds.build import Image, Request
 from builds.errors import Forbidden, Malformed, RuleError
 from builds.image import ImagePolicy, image_for, is_reserved, legal_tag, tag_for, tag_owner
 from builds.repository import HostKind, Repository, canonical
 
 HOSTS = {"git.example.edu": HostKind.GITLAB, "ghe.example.edu": HostKind.GITHUB}
 COMMIT = "50533eb470ee6c24e872043d30b2fee463d6943f"
+URL = "https://github.com/a/b"
 
 
 @pytest.mark.parametrize(
@@ -262,3 +264,28 @@ def test_no_private_repository_has_the_image_of_another() -> None:
 def test_a_prefix_that_keeps_nothing_apart_is_refused(prefix: str) -> None:
     with pytest.raises(RuleError):
         ImagePolicy("r.example/org/", private_prefix=prefix)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "private", "pushed"),
+    [
+        ("localhost/kiln/", None, ()),
+        ("localhost:5000/kiln/", None, ("localhost:5000/kiln/",)),
+        ("r.example/org/", "localhost/private/", ("r.example/org/",)),
+        ("r.example/org/", "r.example/private/", ("r.example/org/", "r.example/private/")),
+    ],
+)
+def test_images_under_localhost_are_pushed_nowhere(prefix: str, private: str | None, pushed: tuple[str, ...]) -> None:
+    policy = ImagePolicy(prefix, private_prefix=private)
+    assert policy.pushed_prefixes == pushed
+    request = Request(repository=URL, clone_url=URL, commit="a" * 40, image=policy.own(canonical(URL)))
+    assert request.stays == (prefix not in pushed)
+    reference = Image(repository=request.image, tag="1", digest="sha256:0").reference
+    assert reference.endswith(":1" if request.stays else ":1@sha256:0")
+
+
+def test_a_prefix_of_localhost_gives_every_repository_its_own_image() -> None:
+    policy = ImagePolicy("localhost/kiln/")
+    assert policy.check(policy.own(canonical(URL)), canonical(URL)) == "localhost/kiln/a-b-426415da64"
+    with pytest.raises(Forbidden):
+        policy.check("r.example/a", canonical(URL))

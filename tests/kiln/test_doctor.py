@@ -212,10 +212,12 @@ def test_full_disks(tmp_path: Path, programs: Callable[..., None]) -> None:
 
 
 def test_a_disk_without_inodes(tmp_path: Path) -> None:
-    """Without a setting that must be set: that is a finding like others."""
+    """With a setting that cannot be read: that is a finding like others."""
     disk = tmp_path / "disk"
-    said = on_a_disk("size=200m,nr_inodes=20", disk, DOCTOR, KILN_STATE_DIR=f"{disk}/state", KILN_IMAGE_PREFIX="")
-    failed(said["configuration"], "KILN_IMAGE_PREFIX", "kiln check")
+    said = on_a_disk(
+        "size=200m,nr_inodes=20", disk, DOCTOR, KILN_STATE_DIR=f"{disk}/state", KILN_BUILDS_PER_NODE="many"
+    )
+    failed(said["configuration"], "KILN_BUILDS_PER_NODE", "kiln check")
     failed(said["state folder"], "no free inodes", "Delete files")
     assert {"git", "docker buildx"} <= {*said}
 

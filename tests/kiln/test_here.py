@@ -82,6 +82,16 @@ def test_what_waits_is_cancelled_with_nothing_running(tmp_path: Path) -> None:
         assert kiln.run("cancel", name).stderr.startswith("kiln: error: 409 ")
 
 
+def test_work_that_cannot_be_done_is_an_error_and_not_an_interruption(tmp_path: Path) -> None:
+    with Kiln(tmp_path, **NOWHERE) as kiln:
+        name = waiting(kiln)
+        (tmp_path / "state" / "controller.lock").mkdir()
+        for command in (("cancel", name), ("logs", "-f", name)):
+            done = kiln.run(*command)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert done.stderr.startswith("kiln: error: The build cannot be gone on with: [Errno 21]"), done.stderr
+
+
 def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) -> None:
     with Kiln(tmp_path, KILN_IMAGE_PREFIX="registry.invalid/of-web/") as kiln:
         web = kiln.start("web", PORT="0")
