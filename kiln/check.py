@@ -30,7 +30,7 @@ def check(
         kiln = wiring.load(environ)
         if kiln.settings.pod_template is None:
             for_web(kiln.settings)
-        else:  # which the controller alone has, and it asks nobody who they are
+        else:  # the controller's, which authenticates no callers
             wiring.pod_template(kiln.settings)
         if event is None:
             _describe(kiln, say)
@@ -58,18 +58,18 @@ def _describe(kiln: Kiln, say: Say) -> None:
     say(f"sinks: {', '.join(sink.name for sink in kiln.sinks) or 'none'}")
     say(f"webhooks: {', '.join(word for word in DIALECTS if secrets.webhooks(word)) or 'none has a secret'}")
     for host, rule in kiln.config.statuses.items():
-        say(f"told of builds: {host}, {', '.join(rule.words)}")
+        say(f"statuses: {host}, {', '.join(rule.words)}")
         if secrets.statuses(host) is None:
-            say(f"warning: there is no credential in statuses/{host}, so nothing can be said there")
+            say(f"warning: no credential in statuses/{host}, so no status can be set there")
     for listed in kiln.config.repositories:
         every = "looked at by `kiln sync` only" if listed.poll is None else f"looked at every {listed.poll:g} s"
         say(f"repository: {listed.url}, {every}")
     if "token" in found.auth + found.events_auth and not secrets.api_tokens():
-        say("warning: there is no token in api-tokens/, so nobody can come in")
+        say("warning: no token in api-tokens/, so no client can sign in")
     if found.oidc_client_id and secrets.oidc_client() is None:
-        say("warning: there is no oidc/client-secret, so nobody can sign in by KILN_OIDC_CLIENT_ID")
+        say("warning: no oidc/client-secret, so no user can sign in by KILN_OIDC_CLIENT_ID")
     if "oidc" in found.events_auth and not found.oidc_subjects:
-        say("note: KILN_OIDC_SUBJECTS names nobody, so with oidc only requests for builds may be sent to /events")
+        say("note: KILN_OIDC_SUBJECTS is empty, so with oidc only requests for builds may be sent to /events")
 
 
 def _outside(kiln: Kiln, say: Say) -> bool:
@@ -103,13 +103,13 @@ def _tell(outcome: Outcome, say: Say) -> None:
     for verdict in outcome.verdicts:
         _tell_verdict(verdict, say)
     if not outcome.builds:
-        say("  no trigger wants it: nothing would be built")
+        say("  no trigger matches it: nothing would be built")
     for planned in outcome.builds:
         _tell_build(planned, say)
 
 
 def _tell_verdict(verdict: Verdict, say: Say) -> None:
-    """Why a trigger does not match. What one that does would build is told by itself."""
+    """Says why a trigger does not match. `_tell_build` describes the builds of those that match."""
     for check in verdict.checks:
         if check.why:
             say(f"  the trigger {verdict.trigger} does not match, {check.place}: {check.why}")

@@ -186,7 +186,7 @@ def test_check_knows_whose_webhook_it_is(kiln: Kiln, tmp_path: Path, word: str, 
 
 def test_check_shows_what_no_trigger_wants_and_what_policy_refuses(kiln: Kiln) -> None:
     other = webhook(PUSH | {"ref": "refs/heads/other"})
-    assert "no trigger wants it" in kiln.run("check", "--event", "-", stdin=other).stdout
+    assert "no trigger matches it" in kiln.run("check", "--event", "-", stdin=other).stdout
     banned = kiln.run("check", "--event", "-", stdin=webhook(PUSH), KILN_BANNED_REPOSITORIES="https://github.com/**")
     assert "refused (422): " in banned.stdout
     stranger = PUSH | {"repository": PUSH["repository"] | {"clone_url": "https://gitlab.com/our-org/course.git"}}
