@@ -1,0 +1,88 @@
+"""Repositories without a Dockerfile: pods on a release's daemons build them by repo2docker's own means.
+
+They are states of one repository, so that the first build warms the cache of the others. The tier `docker` has more of
+them (`tests/repositories`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from builds.builder.evidence import PYPI, PYPI_FILES
+from tests.parts.cluster import Release, offer
+from tests.parts.jupyter import check_image, hub_api
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # an environment is made from nothing, on a node's daemon
+
+BASE = "buildpack-deps:24.04"
+SECONDS = 500.0
+"""For the first one."""
+CONDA = {
+    "binder/environment.yml": "dependencies: [python-graphviz, pip, pip: [humanize==4.12.3]]\n",
+    "binder/apt.txt": "tree\n",
+    "binder/postBuild": '#!/bin/bash\npython -c "import graphviz, humanize" && echo yes >made\n',
+    "binder/start": '#!/bin/bash\nexport STARTED=yes\nexec "$@"\n',
+    "environment.yml": "dependencies: [not-this-one]\n",
+}
+BROKEN = {
+    "environment.yml": (
+        "dependencies: [pip, pip: [humanize==99.99]]\n",
+        "No matching distribution found for humanize==99.99",
+    ),
+    "apt.txt": ("no-such-package-at-all\n", "Unable to locate package no-such-package-at-all"),
+}
+
+
+@pytest.fixture(scope="module")
+def hub(release: Release) -> Iterator[str]:
+    with hub_api(release.cluster.gateway) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def release_with_base(release: Release) -> Release:
+    """The base of repo2docker's images is in its registry, and its daemons reach what this machine has packages from:
+    where that is a mirror, its address may be none of the internet's."""
+    offer(release.registry, BASE, f"library/{BASE}")
+    hosts = ["deb.debian.org", *(address.split("/")[2] for address in (PYPI, PYPI_FILES))]
+    found = {str(entry[4][0]) for host in hosts for entry in socket.getaddrinfo(host, 443, socket.AF_INET)}
+    release.cluster.apply(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "packages", "namespace": release.namespace},
+            "spec": {
+                "podSelector": {"matchLabels": {"app.kubernetes.io/component": "dockerd"}},
+                "policyTypes": ["Egress"],
+                "egress": [{"to": [{"ipBlock": {"cidr": f"{address}/32"}} for address in sorted(found)]}],
+            },
+        }
+    )
+    return release
+
+
+def test_an_image_is_built_and_used_and_what_cannot_be_built_is_named(release_with_base: Release, hub: str) -> None:
+    release = release_with_base
+    build = release.ended(_build(release, CONDA), SECONDS)
+    assert build["state"] == "succeeded", release.log(build["name"])[-5000:]
+    broken = {name: _build(release, {name: text}) for name, (text, _) in BROKEN.items()}
+    says = {"echo $STARTED; cat made; command -v tree": r"^yes\nyes\n/usr/bin/tree$"}
+    check_image(build["image"]["reference"], says, hub, _docker(release, build["node"]))
+    for name, (_, words) in BROKEN.items():
+        build = release.ended(broken[name], SECONDS)
+        assert (build["state"], build["reason"], build["attempt"]) == ("failed", "repository", 1), build
+        assert words in build["message"], build
+
+
+def _build(release: Release, files: Mapping[str, str]) -> str:
+    return release.build("ada/packs", release.commit("ada/packs", files))
+
+
+def _docker(release: Release, node: str) -> list[str]:
+    """The command for that node's daemon, which has the layers."""
+    name = release.dockerd()[node]["metadata"]["name"]
+    kubectl = ["kubectl", f"--kubeconfig={release.cluster.kubeconfig}", f"--namespace={release.namespace}"]
+    return [*kubectl, "exec", name, "--container=dockerd", "--", "docker"]
