@@ -1,6 +1,6 @@
-"""The words of the system as immutable values: what to build, who asked, and what became of it.
+"""The core values, all immutable: the request, its causes, and the state of the build.
 
-A `Build` is the whole durable record. Two parties write it, and never the same part: web adds causes and a cancel mark,
+A `Build` is the complete durable record. It has two writers with separate parts: web adds causes and the cancel mark,
 the controller owns `status`. Every engine stores exactly this value, so everything that must survive a restart is here.
 """
 
@@ -21,26 +21,26 @@ from eventing.event import Event
 from eventing.tracing import Trace
 
 VERSION = 1
-"""Of the stored record. An engine leaves a record of another version alone and reports it."""
+"""Version of the stored record. An engine reports a record of another version and leaves it unchanged."""
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A record with a time without zone cannot be read: it could be compared with no other."""
+"""A record with a naive time is invalid: such a time could not be compared with any other."""
 
 LOCAL_IMAGES = "localhost/"
 """How the names of images begin that stay where they were built. Without a port `localhost` is no registry's address;
 Podman names its own images so (https://docs.podman.io/en/v5.4.2/markdown/podman-build.1.html, `--tag`)."""
 
 MAX_OUTBOX = 50
-"""Events of one build that may wait for a sink, each kept whole. Who asks for more is told to come back later."""
+"""Events of one build that may wait for a sink, each stored whole. Further requests get 429 and may try again later."""
 
 MAX_SENTENCE = 1024
-"""Bytes, as JSON, of each sentence in a record, and of other text that is not ours and has no limit of its own."""
+"""Bytes, as JSON, of each sentence in a record, and of other outside text that has no limit of its own."""
 
 MAX_CAUSES = 100
-"""How many causes a record keeps. Answered ones make room; who finds none is told to come back later."""
+"""Causes that a record keeps. Answered causes are dropped for new ones; a request that does not fit gets 429."""
 
 MAX_CAUSES_BYTES = 64 * 1024
-"""And how much room they take, as JSON: a record has its limits (1 MiB in Kubernetes), and ids may be long."""
+"""Bytes of all causes as JSON: a ConfigMap is limited to 1 MiB, and ids may be long."""
 
 
 class State(StrEnum):
@@ -56,18 +56,18 @@ class State(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a build, or one attempt at it, ended as it did."""
+    """The reason why a build, or one attempt, ended."""
 
-    REPOSITORY = "repository"  # failed: its own fault, final
-    INFRASTRUCTURE = "infrastructure"  # failed: ours, or the network's
+    REPOSITORY = "repository"  # failed: the repository's fault, final
+    INFRASTRUCTURE = "infrastructure"  # failed: the fault of Kiln, the cluster or the network
     TIMEOUT = "timeout"  # failed
-    REQUESTED = "requested"  # cancelled: somebody asked for that
-    SUPERSEDED = "superseded"  # cancelled: a newer push took its place
+    REQUESTED = "requested"  # cancelled: by a user
+    SUPERSEDED = "superseded"  # cancelled: a newer push replaced it
     DELETED = "deleted"  # cancelled: the record was deleted by hand
 
 
 class Kind(StrEnum):
-    """Who waits: people come before pushes, and those before what Kiln asks of itself."""
+    """The priority class of a cause: people before pushes, pushes before Kiln's own synchronisation."""
 
     PERSON = "person"
     PUSH = "push"
@@ -75,14 +75,14 @@ class Kind(StrEnum):
 
 
 SYNC = "sync"
-"""Who asks where Kiln asks of itself (`Cause.by`): for what the operator has listed."""
+"""The requester (`Cause.by`) of builds that Kiln's own synchronisation requests for listed repositories."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What to build.
+    """The specification of a build.
 
-    `repository` is the canonical URL and identity only; git is given `clone_url`. `commit` is 40 (SHA-1) or 64
-    (SHA-256) lower-case hex digits. `image` is a repository with its registry, without tag and digest.
+    `repository` is the canonical URL and serves as identity only; git gets `clone_url`. `commit` has 40 (SHA-1) or 64
+    (SHA-256) lower-case hex digits. `image` is an image repository with its registry, without tag and digest.
     """
 
     repository: str
@@ -99,24 +99,24 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Push(msgspec.Struct, frozen=True, kw_only=True):
-    """What a Git host said of the push that asked: enough to know, without any clock of ours, what it replaced."""
+    """A Git host's account of the push that requested the build. It tells what the push replaced, without a clock."""
 
     before: str | None
-    """The commit the ref pointed at until then; `None` where the push created the ref or the host did not say."""
+    """The previous commit of the ref; `None` if the push created the ref or the host did not say."""
     at: Time | None = None
-    """When the host says it was pushed."""
+    """Time of the push by the host's clock."""
 
 
 def is_person(by: str | None) -> bool:
-    """Whether an asker (`Cause.by`) may be a person, who has a share of what there is."""
+    """Whether a requester (`Cause.by`) may be a person, and so has a share of the queue."""
     return by is not None and by.startswith(("user:", "oidc:"))
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
-    """One event that asked for a build. (`source`, `id`) says which; the same pair again changes nothing.
+    """One event that requested a build, identified by (`source`, `id`). The same pair again changes nothing.
 
-    A person chooses both for the events that they send, so what they send is the same only as what they have sent
-    themselves: nobody can take the place of an event that is yet to come.
+    A person chooses both values for the events that they send. So a person's event equals only an earlier event of the
+    same person, and no sender can occupy the identity of an event that is still to come.
     """
 
     source: str
@@ -126,31 +126,31 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     """`user:<name>`, `service:<name>`, `token:<name>`, `oidc:<sub>`, `webhook:<host>`, `sync`; `None` under
     `KILN_AUTH=none`."""
     at: Time
-    """When web wrote it down."""
+    """When web wrote the cause into the record."""
     kind: Kind
     trigger: str | None = None
     ref: str | None = None
-    """`refs/…` the event was about, or `None`."""
+    """The `refs/…` that the event was about, or `None`."""
     tags: tuple[str, ...] = ()
-    """Further tags to set on the image, each only while `tagged_by` (if any) still points at the commit."""
+    """Further tags for the image. Each is set only while `tagged_by` (if any) still points at the commit."""
     push: Push | None = None
     force: bool = False
     head: str | None = None
-    """`refs/heads/…` that is at the commit, where the host has no ref that is called `ref`."""
+    """The branch (`refs/heads/…`) that points at the commit, where the host has no ref named `ref`."""
     foreign: bool = False
-    """Whether it is a pull request from a fork: the commit may be anybody's."""
+    """Whether the event is a pull request from a fork, whose commit is not trusted."""
     default: bool = False
     """Whether `ref` is known to be the repository's default branch."""
     withdrawn: bool = False
-    """Whether it waits no longer: the pull request that it is of was closed."""
+    """Whether the cause no longer waits for the build, because its pull request was closed."""
     trace: Trace | None = None
-    """The trace that the event is part of."""
+    """The trace that the event belongs to."""
     hops_left: int | None = None
-    """How many brokers the event might still pass (`eventing.hops`)."""
+    """How many more brokers the event may pass (`eventing.hops`)."""
     credentials: bool = False
-    """Whether it may have the build use stored Git credentials: that was checked when it came in."""
+    """Whether the build may use stored Git credentials for this cause, as checked when the event came in."""
     merged: tuple[str, ...] = ()
-    """Keys of earlier causes of the same asker that this one stands for."""
+    """Keys of earlier causes of the same requester that were merged into this one."""
 
     @property
     def tagged_by(self) -> str | None:
@@ -158,49 +158,49 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def counts(self) -> bool:
-        """Whether it counts in its asker's share of the queue: what a person asks for, and no sender of events."""
+        """Whether the cause counts towards its requester's share of the queue: a person's request, not an event's."""
         return is_person(self.by) and self.kind is Kind.PERSON
 
     @property
     def key(self) -> str:
-        """8 hex digits that stand for (`source`, `id`), and for the person who sent it."""
+        """8 hex digits that identify (`source`, `id`) and, for a person, the sender."""
         return _cause_key(*self.identity)
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """The same for the same event only."""
+        """Equal for equal events only."""
         return (self.source, self.id, *([self.by] if self.by and is_person(self.by) else []))
 
     def stands_for(self, key: str) -> bool:
-        """Whether who asked under that key is answered when this cause is."""
+        """Whether the end of this cause also answers the request under that key."""
         return key == self.key or key in self.merged
 
     def knows(self, other: Cause) -> bool:
-        """Whether another one is no news beside it."""
+        """Whether another cause adds nothing to this one."""
         return self.identity == other.identity or (self.by == other.by and other.key in self.merged)
 
 
 @lru_cache(maxsize=20_000)
 def _cause_key(*identity: str) -> str:
-    """Kept, because a plan over a thousand builds asks for it again and again."""
+    """Cached, because each plan over a thousand builds needs it repeatedly."""
     return fingerprint([*identity])[:8]
 
 
 def fingerprint(value: list[Any]) -> str:
-    """SHA-256 over RFC 8785 JSON, in hexadecimal: the same for equal values, whoever computes it."""
+    """SHA-256 over RFC 8785 JSON, in hexadecimal: equal for equal values, on every machine."""
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
 class RefusedTag(msgspec.Struct, frozen=True, kw_only=True):
-    """A further tag that the registry does not let be set, and why: registries may forbid that a tag is moved."""
+    """A further tag that the registry refused to set, and why. Registries may forbid moving a tag."""
 
     name: str
     message: str
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):
-    """A pushed image, known by the digest (`sha256:…`) of its manifest in the registry; or one that stays with its
-    daemon (`LOCAL_IMAGES`), known by its ID there."""
+    """A pushed image, identified by the digest (`sha256:…`) of its manifest in the registry. An image that stays with
+    its daemon (`LOCAL_IMAGES`) is identified by its ID there."""
 
     repository: str
     tag: str
@@ -208,12 +208,12 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     """Further tags that were set on the same manifest."""
     refused_tags: tuple[RefusedTag, ...] = ()
-    """Those that the registry would not set."""
+    """Further tags that the registry refused to set."""
 
     @property
     def reference(self) -> str:
-        """`name:tag@sha256:…`: names the image for good, and still tells a reader which commit it is. A daemon knows no
-        digest of an image that was never pushed: there it is `name:tag`."""
+        """`name:tag@sha256:…`: identifies the image permanently, and shows the commit to a reader. An image that was
+        never pushed has no digest, and its reference is `name:tag`."""
         named = f"{self.repository}:{self.tag}"
         return named if self.repository.startswith(LOCAL_IMAGES) else f"{named}@{self.digest}"
 
@@ -227,7 +227,7 @@ class Timings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What the builder says at its end (its result file; in a pod, the termination message: at most 4096 bytes).
+    """The builder's result (its result file; in a pod, the termination message of at most 4096 bytes).
 
     `state` is `succeeded`, `failed` or, after SIGTERM, `cancelled`.
     """
@@ -240,43 +240,43 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     timings: Timings = Timings()
     log_tail: str = ""
     counted: bool = True
-    """Whether a failure counts against `KILN_MAX_ATTEMPTS`: that the daemon went away is nobody's fault."""
+    """Whether a failure counts towards `KILN_MAX_ATTEMPTS`. The loss of the daemon does not."""
     out_of_memory: bool = False
-    """The daemon, or a step in it, was killed for its memory: the next attempt gets a node of its own."""
+    """The kernel killed the daemon or a step for lack of memory. The next attempt gets a node of its own."""
     unserved: bool = False
-    """The Git host did not serve the commit, or one of a submodule: it may do so later."""
+    """The Git host did not serve the commit, or that of a submodule. It may do so later."""
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try. It is in the record before it exists in the cluster, so that no crash can start it twice."""
+    """One attempt. It is written to the record before it is started, so that no crash can start it twice."""
 
     number: int
     node: str | None
-    """`None`: not pinned; whichever node can be had."""
+    """`None`: not pinned; any node may run it."""
     written_at: Time
     started_at: Time | None = None
     finished_at: Time | None = None
     stopping: Reason | None = None
-    """Why it has been told to stop; `None` while it has not. `infrastructure`: it was given up before it ran."""
+    """The reason to stop it; `None` if there is none. `infrastructure`: it was evicted before it ran."""
     state: State | None = None
-    """`None` until it has ended."""
+    """`None` while it runs."""
     reason: Reason | None = None
     message: str | None = None
     counted: bool = True
-    """Whether it counts against `KILN_MAX_ATTEMPTS`: what a drain or a daemon's restart took does not."""
+    """Whether it counts towards `KILN_MAX_ATTEMPTS`. An attempt lost to a drain or a daemon restart does not."""
     alone: bool = False
-    """It has its node to itself, because one before it ran out of memory."""
+    """It has its node to itself, because an earlier attempt ran out of memory."""
     quarantine: bool = msgspec.field(default=False, name="unfit")
-    """Its node could not take it: others are kept away from there for a while."""
+    """Its node could not run it, so placement avoids that node for a while."""
     cache_from: tuple[str, ...] = ()
-    """Digests, in the request's image repository, of earlier images whose layers it may reuse."""
+    """Digests, in the request's image repository, of earlier images whose layers the build may reuse."""
     out_of_memory: bool = False
     unserved: bool = False
     timings: Timings = Timings()
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
-    """The mark that web leaves; only the controller acts on it, and only in the round it was made in."""
+    """The cancel mark. Web sets it; the controller acts on it, and only in the round that it was made in."""
 
     round: int
     by: str | None
@@ -286,11 +286,11 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
 class DeliveryState(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
-    DEAD = "dead"  # refused for good, or not accepted within KILN_DELIVERY_PERIOD
+    DEAD = "dead"  # dead letter: refused permanently, or not accepted within KILN_DELIVERY_PERIOD
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
-    """One event given to one sink."""
+    """One event for one sink."""
 
     sink: str
     event: str
@@ -298,14 +298,14 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     state: DeliveryState = DeliveryState.PENDING
     tries: int = 0
     due_at: Time
-    """Not to be tried before this."""
+    """No attempt to deliver before this time."""
     at: Time | None = None
-    """When it was delivered, or given up."""
+    """When it was delivered, or became a dead letter."""
     error: str | None = None
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """An event that has been decided on: written down before it is sent, kept whole until every sink has it."""
+    """An event in the outbox: written before it is sent, and kept whole until every sink has it."""
 
     event: Event
     at: Time
@@ -315,17 +315,17 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
 class BuildStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The controller's part of the record.
 
-    A *round* runs from being asked for to the terminal event; `attempt` is the number that the build waits for or has
-    running, and no number is ever used twice, so a round that ended before its attempt began has used its number up.
+    A *round* runs from the request to the terminal event. `attempt` is the number that the build waits for or runs.
+    Numbers are never reused: a round that ended before its attempt began has used its number up.
     """
 
     state: State = State.QUEUED
     reason: Reason | None = None
     message: str | None = None
     waiting: str | None = None
-    """Why it is not running yet, in a sentence."""
+    """Why it does not run yet, as a sentence."""
     round: int = 0
-    """0: not yet seen by a controller."""
+    """0: no controller has seen the build yet."""
     attempt: int = 1
     attempts: tuple[Attempt, ...] = ()
     """Of all rounds, oldest first; bounded by `MAX_ATTEMPTS_KEPT`."""
@@ -336,33 +336,34 @@ class BuildStatus(msgspec.Struct, frozen=True, kw_only=True):
     started_at: Time | None = None
     finished_at: Time | None = None
     trace: Trace | None = None
-    """Of the round: of the first who asked and was part of one."""
+    """The trace of the round: that of the first requester with a trace."""
     not_before: Time | None = None
-    """Backoff: the next attempt is not due before this."""
+    """Backoff: the next attempt does not start before this time."""
     answered: tuple[str, ...] = ()
-    """Keys of the causes that have had their terminal event."""
+    """Keys of the causes that have received their terminal event."""
     outbox: tuple[Announcement, ...] = ()
-    """Announced, and not yet settled with every sink."""
+    """Announced events that are still pending at some sink."""
     deliveries: tuple[Delivery, ...] = ()
-    """What became of earlier announcements; bounded."""
+    """Results of earlier deliveries; bounded."""
     log_tail: str = ""
 
 
 MAX_ATTEMPTS_KEPT = 20
 MAX_DELIVERIES_KEPT = 50
 MAX_DELIVERIES_SHOWN = 100
-"""Those of a build as others see it, in lists and in events, too: the latest ones."""
+"""The latest deliveries of a build that the API, lists and events show."""
 MAX_ERROR = 200
-"""Bytes, as JSON, of why a delivery failed: a record has thousands of them where every sink is away."""
+"""Bytes, as JSON, of a delivery's error: a record has thousands of deliveries when every sink is down."""
 MAX_TAIL = 4096
-"""Characters of a log's end."""
+"""Characters of a log's tail."""
 
 
 class Build(msgspec.Struct, frozen=True, kw_only=True):
-    """One Request being done: the durable record.
+    """The durable record of one build.
 
-    `uid` is made with the record and is in every event id. `revision` is the engine's: a write carries the revision it
-    was decided on, and fails if another came between. `open` until everything that was asked for is done and told.
+    `uid` is created with the record and is part of every event id. `revision` belongs to the engine: a write carries
+    the revision that it was based on, and fails if another write came between. `open` until all requests are answered
+    and all events are settled.
     """
 
     name: str
@@ -378,41 +379,41 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def live(self) -> Attempt | None:
-        """The attempt that is under way, if any."""
+        """The attempt in progress, if any."""
         attempts = self.status.attempts
         return attempts[-1] if attempts and attempts[-1].state is None else None
 
     @property
     def unanswered(self) -> tuple[Cause, ...]:
-        """Causes that have not had a terminal event yet."""
+        """Causes without a terminal event so far."""
         answered = self.status.answered
         return tuple(cause for cause in self.causes if cause.key not in answered) if answered else self.causes
 
     def apart(self, causes: Iterable[Cause]) -> str | None:
-        """What tells a build for a pull request from a fork from all others of the repository: the request's ref, or
-        where none is known the commit. `None` where no such request is among the causes."""
+        """A key that keeps builds of a fork's pull request apart from the repository's other builds: the request's ref,
+        or the commit if no ref is known. `None` if no such request is among the causes."""
         return next((cause.ref or self.request.commit for cause in causes if cause.foreign), None)
 
     @property
     def reopened(self) -> bool:
-        """Ended, and asked for again in a way that takes a new attempt: it counts as queued from that moment."""
+        """Ended, and requested again in a way that needs a new attempt. From that moment it counts as queued."""
         if not self.status.state.ended:
             return False
         return any(cause.force or self.status.state is not State.SUCCEEDED for cause in self.unanswered)
 
     @property
     def state(self) -> State:
-        """As everybody outside sees it."""
+        """The state that the API and events show."""
         return State.QUEUED if self.reopened else self.status.state
 
     @property
     def first_attempt(self) -> int:
-        """The number of the round's first attempt, which is yet to come where the build is reopened."""
+        """The number of the round's first attempt, which is still to come if the build is reopened."""
         return self.status.attempt + 1 if self.reopened else self.status.round_began_with
 
     @property
     def kind(self) -> Kind:
-        """The most urgent of those who wait."""
+        """The most urgent kind among the waiting causes."""
         kinds = {cause.kind for cause in self.unanswered} or {Kind.SYNC}
         return next(kind for kind in Kind if kind in kinds)
 
@@ -425,7 +426,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """A place where attempts can run. `ready`: a daemon answers there, and it takes new builds."""
+    """A place where attempts can run. `ready`: its daemon answers, and it accepts new builds."""
 
     name: str
     ready: bool = True
@@ -436,25 +437,25 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Phase(StrEnum):
-    """Of an attempt, as an engine sees it."""
+    """The phase of an attempt, as an engine observes it."""
 
-    ABSENT = "absent"  # never created, as far as can be known
+    ABSENT = "absent"  # never created, as far as the engine can tell
     PENDING = "pending"  # created, not running
     RUNNING = "running"
     ENDED = "ended"  # by itself: `result` says how, or cannot be read
-    LOST = "lost"  # taken away: drain, eviction, deletion
+    LOST = "lost"  # removed by a drain, an eviction or a deletion
 
 
 class Trouble(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a pending attempt will not come to run, as far as can be known. `message` is a sentence."""
+    """Why a pending attempt will not start, as far as the engine can tell. `message` is a sentence."""
 
     message: str
     elsewhere: bool
-    """Another node may do better; otherwise no node cures it, and only time or an operator can."""
+    """Another node may be able to run it. Otherwise no node is, and only time or an operator can help."""
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):
-    """What an engine sees of one attempt now."""
+    """An engine's observation of one attempt."""
 
     build: str
     attempt: int
@@ -464,19 +465,19 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: Time | None = None
     result: Result | None = None
     result_lost: bool = False
-    """Its result cannot be read though it may have ended well: the registry knows."""
+    """Its result cannot be read, though it may have succeeded: ask the registry."""
     log_tail: str = ""
-    """The end of the log, where there is no result to hold it."""
+    """The end of the log, if there is no result to contain it."""
     overdue: bool = False
-    """It was ended from outside, because it had run for longer than any attempt may."""
+    """It was stopped from outside, because it had run for longer than any attempt may."""
     waiting: str | None = None
-    """Why it is pending, or how it was lost, in a sentence."""
+    """Why it is pending, or how it was lost, as a sentence."""
     trouble: Trouble | None = None
-    """What keeps a pending one from running, if it is more than a matter of time."""
+    """The obstacle to a pending attempt, if waiting does not help."""
 
 
 def build_name(instance: str, request: Request) -> str:
-    """The build's name: a pure function of the request, so that asking twice is asking once.
+    """The build's name: a pure function of the request, so that the same request always finds the same record.
 
     `build-<slug, at most 24>-<first 20 hex of SHA-256>` over RFC 8785 JSON of `[1, instance, repository, commit,
     subdir, build args, image]`; a valid DNS label (RFC 1123) of at most 51 characters, so that `-<attempt>` fits.
@@ -490,7 +491,7 @@ def build_name(instance: str, request: Request) -> str:
 
 
 def shortened(text: str, most: int = MAX_SENTENCE) -> str:
-    """Its beginning, of at most so many bytes as JSON; what cannot be encoded (lone surrogates) becomes `?`."""
+    """The beginning of the text, of at most `most` bytes as JSON; lone surrogates become `?`."""
     text = text.encode(errors="replace").decode()
     if len(msgspec.json.encode(text)) <= most:
         return text
@@ -501,11 +502,11 @@ def shortened(text: str, most: int = MAX_SENTENCE) -> str:
 
 
 def readable(text: str, most: int) -> str:
-    """At most so many characters of it, in lower-case letters, digits and single `-` between them; maybe none."""
+    """At most `most` characters, as lower-case letters, digits and single `-` between them; may be empty."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:most].rstrip("-")
 
 
 def _last_parts(repository: str) -> str:
-    """The part of a URL that people call the repository by: its last two path parts."""
+    """The short name that people use for a repository: the last two parts of its path."""
     path = repository.split("://", 1)[-1].partition("/")[2]
     return "/".join(path.split("/")[-2:])

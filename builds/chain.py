@@ -1,4 +1,4 @@
-"""A build as a chain of CDEvents: from what has just become of it to the events for sinks with `format: cdevents`.
+"""A build as a chain of CDEvents, for sinks with `format: cdevents`.
 
 | Kiln's event | CDEvents |
 |---|---|
@@ -8,9 +8,9 @@
 | succeeded | artifact.packaged, artifact.published, build.finished |
 | failed, cancelled | build.finished |
 
-All of a round have one `chainId`; each but the first has a link to the one before. There is one build.finished, for the
-end of the build and not of each attempt, because it has no outcome for which a receiver could wait: who hears of it
-takes the build for done. How it ended is in `customData`.
+All CDEvents of a round have one `chainId`; each but the first links to the one before. A build has one build.finished,
+and an attempt has none. CDEvents has no outcome for an attempt that will be retried, so a receiver takes build.finished
+for the end of the build. `customData` holds the outcome.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from eventing.event import Event
 from eventing.hops import counted
 
 MAX_LINKS = 10
-"""Causes that a chain's first event has links to."""
+"""Causes that a chain's first event links to."""
 MAX_LINKED_ID = 256
-"""Characters of an id that is linked to: a record keeps what it announces, and ids may be long."""
+"""Characters of a linked id: a record stores each announced event, and ids may be long."""
 
 
 class Ending(StrEnum):
-    """How a build ended, in CDEvents' words for the outcome of a run (core.md, `taskRun`)."""
+    """The outcome of a build in CDEvents' terms for a run (core.md, `taskRun`)."""
 
     SUCCESS = "success"
-    FAILURE = "failure"  # the repository's fault, or out of time
+    FAILURE = "failure"  # the repository's fault, or a timeout
     CANCEL = "cancel"
     ERROR = "error"  # the infrastructure's fault
 
 
 class BuildCustomData(msgspec.Struct, frozen=True, kw_only=True):
-    """`customData` of each CDEvent: what CDEvents has no fields for. Absent values are null.
+    """`customData` of each CDEvent: the fields that CDEvents lacks. Absent values are null.
 
-    `attempt` is the one that the event is about, `outcome` the build's. `reason` and `message` say why it ended so, or,
-    in a build.queued, why the attempt before did.
+    `attempt` is the subject of the event, `outcome` that of the build. `reason` and `message` explain the end,
+    or, in a build.queued, the end of the attempt before.
     """
 
     build: str
@@ -64,9 +64,9 @@ class BuildCustomData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def events(build: Build, word: Word, attempt: int, told: Event, cause: Cause | None = None) -> list[Event]:
-    """The CDEvents that stand for `told`, Kiln's own event `word` of the build as it is after that.
+    """The CDEvents for `told`, Kiln's own event `word` about the build in the state after that event.
 
-    `cause` is the one who joined after the end: their answer is a build.finished of the chain that made the image.
+    `cause` is a cause that joined after the end. Its answer is a build.finished in the chain that made the image.
     """
     return [*_Chain(build, told).events(word, attempt, cause)]
 
@@ -75,7 +75,7 @@ class _Chain:
     def __init__(self, build: Build, told: Event) -> None:
         self._build = build
         self._told = told
-        seed = f"{build.uid} {build.status.round or 1}"  # 0: deleted before anybody has seen it
+        seed = f"{build.uid} {build.status.round or 1}"  # 0: deleted before a controller saw it
         self._id = cdevents.chain_id(hashlib.sha256(seed.encode()).digest())
 
     def events(self, word: Word, attempt: int, cause: Cause | None) -> Iterator[Event]:
@@ -121,7 +121,7 @@ class _Chain:
         return self._made(name, attempt, [cdevents.path(self._id_of(before, attempt))])
 
     def _latest(self, attempt: int) -> Name:
-        """What was told last of an attempt before its end."""
+        """The last announced event about an attempt before its end."""
         latest = self._build.status.attempts[-1:]
         began = latest and latest[0].number == attempt and latest[0].started_at
         return "build.started" if began else "build.queued"
@@ -163,7 +163,7 @@ class _Chain:
 
     def _purl(self) -> str:
         image = self._build.status.image
-        assert image is not None  # noqa: S101  (the plan lets no build succeed without one)
+        assert image is not None  # noqa: S101  (the plan reports no success without an image)
         return cdevents.purl(image.repository, image.tag, image.digest)
 
     def _details(self, attempt: int, message: str | None, *, ended: bool) -> BuildCustomData:
@@ -183,7 +183,7 @@ class _Chain:
 
 
 def ending(state: State, reason: Reason | None) -> Ending:
-    """How a build in that state ended."""
+    """The CDEvents outcome of a build in that state."""
     if state is State.FAILED:
         return Ending.ERROR if reason is Reason.INFRASTRUCTURE else Ending.FAILURE
     return Ending.CANCEL if state is State.CANCELLED else Ending.SUCCESS

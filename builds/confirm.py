@@ -1,9 +1,10 @@
-"""What an image's store knows: is the image of an ended build still there, did an attempt that says nothing make one?
+"""Checks stored images: that of an ended build, and that of an attempt without a readable result.
 
-In the one case later causes are answered with it, in the other the build has succeeded; nothing is built again.
+If the image of an ended build still exists, later causes are answered with it. If an attempt without a result did push
+its image, the build has succeeded. In both cases nothing is built again.
 
-Those who asked may want tags of their own. Such a tag is set only while the cause's ref still points at the commit, as
-after a build: a tag like `course:main` must never go back to where the branch was yesterday.
+Later causes may request tags of their own. Such a tag is set only while the cause's ref still points at the commit, as
+after a build: a tag like `course:main` must never move back to yesterday's commit.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class RegistryConfirmer:
         self._hosts = hosts
 
     def __call__(self, build: Build) -> Image | None:
-        """The build's image with the tags that are set now, or `None` where it has gone.
+        """The build's image with the tags that are set now, or `None` if the image is gone.
 
         Raises RegistryError, TryAgain.
         """
@@ -43,12 +44,12 @@ class RegistryConfirmer:
         try:
             if store.manifest(image.repository, image.digest) is None:
                 return None
-        except Unauthorized:  # there are registries that say so of what is not there
+        except Unauthorized:  # some registries answer so for an image that does not exist
             return None
         return self._tagged(store, build, image, build.unanswered)
 
     def inspect(self, build: Build, attempt: Attempt) -> Image | None:
-        """The image that this very attempt has pushed, with the tags that are set now; `None` where it has not.
+        """The image that this attempt has pushed, with the tags that are set now; `None` if it pushed none.
 
         Raises RegistryError, TryAgain.
         """
@@ -72,7 +73,7 @@ class RegistryConfirmer:
         return image
 
     def _is_current(self, build: Build, cause: Cause) -> bool:
-        """Whether the cause's ref (if any) still points at the commit; not, where nobody may know."""
+        """Whether the cause's ref (if any) still points at the commit. False if the look-up is not permitted."""
         if cause.tagged_by is None:
             return True
         try:

@@ -1,9 +1,9 @@
-"""DSSE, the envelope of signed in-toto statements, with keys as cosign has them: ECDSA over P-256 with SHA-256.
+"""DSSE, the envelope of signed in-toto statements, with cosign's kind of keys: ECDSA over P-256 with SHA-256.
 
 https://github.com/secure-systems-lab/dsse/blob/master/protocol.md, envelope.md
 
-cosign writes signatures as ASN.1 DER, and key pairs as PEM. A private key that is encrypted cannot be used here, in
-cosign's own form neither: that needs a cipher that `cryptography` does not have.
+cosign writes signatures as ASN.1 DER, and key pairs as PEM. Encrypted private keys are not supported, cosign's own
+format included: it needs a cipher that `cryptography` does not have.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class PublicKey:
 
     @classmethod
     def read(cls, pem: bytes) -> PublicKey:
-        """From PEM, as `cosign.pub` is. Raises ProvenanceError."""
+        """Reads PEM, as in `cosign.pub`. Raises ProvenanceError."""
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415  # 30 ms, and only where there are keys
         from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
 
         try:
             key = load_pem_public_key(pem)
-        except Exception:  # noqa: BLE001 (the library has several kinds for what is no key)
-            raise ProvenanceError("It must be a public key in PEM form, such as cosign.pub.") from None
+        except Exception:  # noqa: BLE001 (the library raises several kinds for invalid keys)
+            raise ProvenanceError("Not a public key. Give one in PEM form, such as cosign.pub.") from None
         if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-            raise ProvenanceError("It must be an ECDSA key over P-256, as cosign makes them.")
+            raise ProvenanceError("Unsupported key. Give an ECDSA key over P-256, as cosign makes them.")
         return cls(key)
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
@@ -65,14 +65,14 @@ class PublicKey:
 
 
 class SigningKey:
-    """Signs. Shows nothing of itself."""
+    """Signs statements. Its representation reveals nothing of the key."""
 
     def __init__(self, key: EllipticCurvePrivateKey) -> None:
         self._key = key
 
     @classmethod
     def read(cls, pem: bytes) -> SigningKey:
-        """From PEM without a password. Raises ProvenanceError."""
+        """Reads PEM without a password. Raises ProvenanceError."""
         from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415
         from cryptography.hazmat.primitives.serialization import load_pem_private_key  # noqa: PLC0415
 
@@ -82,10 +82,10 @@ class SigningKey:
             )
         try:
             key = load_pem_private_key(pem, None)
-        except Exception:  # noqa: BLE001 (the library has several kinds for what is no key)
-            raise ProvenanceError(f"It must be a private key in PEM form. Make one: {MAKE_KEY}") from None
+        except Exception:  # noqa: BLE001 (the library raises several kinds for invalid keys)
+            raise ProvenanceError(f"Not a private key in PEM form. Make one: {MAKE_KEY}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-            raise ProvenanceError(f"It must be an ECDSA key over P-256. Make one: {MAKE_KEY}")
+            raise ProvenanceError(f"Not an ECDSA key over P-256. Make one: {MAKE_KEY}")
         return cls(key)
 
     @property
@@ -93,7 +93,7 @@ class SigningKey:
         return PublicKey(self._key.public_key())
 
     def sealed(self, payload: bytes) -> bytes:
-        """The envelope, as JSON, of an in-toto statement."""
+        """The signed envelope, as JSON, of an in-toto statement."""
         from cryptography.hazmat.primitives.asymmetric.ec import ECDSA  # noqa: PLC0415
         from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
 
@@ -104,14 +104,14 @@ class SigningKey:
 
 
 def opened(envelope: bytes, key: PublicKey | None) -> tuple[bytes, bool | None]:
-    """The payload, and whether the key has signed it: `None` where there is no signature, or no key.
+    """The payload, and whether the key signed it: `None` without a signature or without a key.
 
-    Raises ProvenanceError for what is no envelope.
+    Raises ProvenanceError if the envelope is invalid.
     """
     try:
         found = msgspec.json.decode(envelope, type=_Envelope)
     except (msgspec.MsgspecError, UnicodeDecodeError):
-        raise ProvenanceError("The envelope of a provenance statement cannot be read.") from None
+        raise ProvenanceError("The envelope of the provenance statement cannot be read.") from None
     if key is None or not found.signatures:
         return found.payload, None
     message = pae(found.payload_type, found.payload)
@@ -120,6 +120,6 @@ def opened(envelope: bytes, key: PublicKey | None) -> tuple[bytes, bool | None]:
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding: what is signed."""
+    """DSSE's pre-authentication encoding: the signed bytes."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)

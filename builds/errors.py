@@ -1,4 +1,4 @@
-"""What goes wrong before there is a build: every answer that an asker, or the one who configures Kiln, can be given."""
+"""Errors in requests and in the configuration, before a build exists. Their messages are shown to users."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import ClassVar
 
 
 class BuildsError(Exception):
-    """Root of what the pure modules of this package raise.
+    """Root of the exceptions of this package's pure modules.
 
     BuildsError
-     ├── TokenRefused             a token that is not good, of an issuer that is known
-     ├── ProvenanceError          where an image comes from cannot be proven, or a key cannot be used
-     ├── RuleError                a trigger, pattern or prefix in the configuration cannot be understood
-     └── RequestError                 a request that will not become a build: `status` is the HTTP answer
-          ├── Malformed           400  a field does not have the form it must have
-          ├── Forbidden           403  understood, and not permitted to this asker
-          ├── CannotBuild         422  understood, and cannot be built
+     ├── TokenRefused             an invalid token of a known issuer
+     ├── ProvenanceError          the origin of an image cannot be proven, or a key cannot be used
+     ├── RuleError                an invalid trigger, pattern or prefix in the configuration
+     └── RequestError             a request that does not become a build: `status` is the HTTP status
+          ├── Malformed           400  a field has the wrong form
+          ├── Forbidden           403  valid, and not permitted to this requester
+          ├── CannotBuild         422  valid, and cannot be built
           │    └── UnknownRef     422  the repository has no such ref
           ├── RepositoryError     400  not the address of a repository
-          │    └── RepositoryRefused  422  an address, and one that is not fetched here
-          └── TryAgain            503  nothing wrong with the request (`retry_after`, in seconds)
-               └── Unreachable    503  the Git host could not be asked
+          │    └── RepositoryRefused  422  the policy refuses this repository
+          └── TryAgain            503  nothing is wrong with the request (`retry_after`, in seconds)
+               └── Unreachable    503  the Git host does not answer
 
-    Each message is a sentence for the person who asked, and never repeats what may be a secret.
+    Each message is a sentence for the requester, and never repeats a possible secret.
     """
 
 

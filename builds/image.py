@@ -1,7 +1,7 @@
-"""Images: what each repository's image is called, and which names may be asked for.
+"""Images: the name of each repository's image, and the names that requests may choose.
 
-A name is made of the repository's canonical URL and of nothing else, and holds a hash of it. So two spellings of one
-repository give one image, and no two repositories share a name, nor with it tags, or an image that is "there already".
+The name depends on nothing but the repository's canonical URL, and contains a hash of it. So two spellings of one
+repository give one image, and two repositories never share a name, a tag or an existing image.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def image_for(prefix: str, repository: Repository) -> str:
     return f"{prefix}{slug_for(repository)}"
 
 
-@lru_cache(maxsize=1024)  # asked for twice by every webhook, of few repositories
+@lru_cache(maxsize=1024)  # each webhook needs it twice, for few repositories
 def slug_for(repository: Repository) -> str:
-    """`<path, readable, at most 60>-<first 10 hex digits of SHA-256 of the canonical URL>`: this repository's alone."""
+    """`<path, readable, at most 60>-<first 10 hex digits of SHA-256 of the canonical URL>`: unique to it."""
     digest = hashlib.sha256(repository.url.encode()).hexdigest()[:10]
     return f"{readable(repository.path, MAX_READABLE) or 'repository'}-{digest}"
 
 
 def tag_for(commit: str, subdir: str = "", build_args: Mapping[str, str] | None = None) -> str:
-    """The commit; with a subdir or build arguments also 16 hex digits of them.
+    """The commit; with a subdir or build arguments, also 16 hex digits of their hash.
 
-    These are of SHA-256 over RFC 8785 JSON of `[subdir, build_args]`.
+    The hash is SHA-256 over RFC 8785 JSON of `[subdir, build_args]`.
     """
     if not subdir and not build_args:
         return commit
@@ -48,14 +48,14 @@ def tag_for(commit: str, subdir: str = "", build_args: Mapping[str, str] | None 
 
 
 def is_reserved(tag: str) -> bool:
-    """Whether it could be the tag of some commit: those are given by Kiln alone."""
+    """Whether the tag has the form of a commit's tag, which only Kiln may set."""
     return re.fullmatch(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:-[0-9a-f]{16})?", tag) is not None
 
 
 def legal_tag(text: str) -> str:
-    """Any text as a tag: illegal characters become `-` (at the beginning `_`), and it ends after 128.
+    """Any text as a tag: illegal characters become `-` (at the beginning `_`); it is cut after 128.
 
-    Raises Malformed where there is nothing to make one of. The grammar is the OCI distribution specification's.
+    Raises Malformed for an empty text. The grammar is that of the OCI distribution specification.
     """
     if not text:
         raise Malformed("A tag is empty.")
@@ -64,8 +64,8 @@ def legal_tag(text: str) -> str:
 
 
 def image_pattern(text: str) -> str:
-    """A pattern of image repositories as it was given. Raises RuleError for one that can match none, with the form that
-    can."""
+    """Returns a pattern of image repositories unchanged. Raises RuleError for one that can match none, and suggests a
+    form that can."""
     named = re.sub(r"^[a-z]+://", "", text.strip().lower())
     named, _, _digest = named.partition("@")
     form = re.sub(r":[^/:]*$", "", named) if "/" in named.rpartition(":")[0] else named
@@ -75,16 +75,16 @@ def image_pattern(text: str) -> str:
         return text
     form = form if _NAME.fullmatch(re.sub(r"\*+", "a", form)) else "registry.example/org/*"
     raise RuleError(
-        f"The pattern '{text}' can match no image: it is for names in lower case with their registry, without tag, "
-        f"digest and scheme, and only * and ** have a meaning. Write {form}."
+        f"The pattern '{text}' can match no image. A pattern is for lower-case names with their registry, without tag, "
+        f"digest and scheme, and only * and ** are special. Write {form}."
     )
 
 
 def tag_owner(ref: str, refs: Iterable[str]) -> str:
-    """The one of a repository's full refs that a tag made of this ref's name belongs to.
+    """The ref, among a repository's full refs, that owns the tag made of this ref's name.
 
-    `legal_tag` makes one tag of several names, and of a branch and a tag that are called alike. The ref that is called
-    exactly so comes first, then branches, then by name: an image's tag does not wander between them.
+    `legal_tag` makes one tag of several names, and of a branch and a tag with the same name. A ref with exactly the
+    tag's name comes first, then branches, then the order of names. So an image's tag does not alternate between refs.
     """
     tag = legal_tag(short_name(ref))
     rivals = {other for other in refs if legal_tag(short_name(other)) == tag} | {ref}
@@ -92,10 +92,10 @@ def tag_owner(ref: str, refs: Iterable[str]) -> str:
 
 
 class ImagePolicy:
-    """Where images may go: each repository's own under the prefix, and names that are asked for beside those.
+    """The permitted image names: each repository's own under the prefix, and requested names.
 
-    `allowed` are the patterns of `allowed_images` (globs over the name). Images of repositories that are `private` lie
-    under `private_prefix`, all of them, and no others do: there they have a credential of their own.
+    `allowed` are the patterns of `allowed_images` (globs over the name). All images of `private` repositories, and no
+    others, lie under `private_prefix`, which has a credential of its own.
     """
 
     def __init__(
@@ -106,19 +106,19 @@ class ImagePolicy:
         private_prefix: str | None = None,
         private: Callable[[Repository], bool] = lambda _: False,
     ) -> None:
-        """Raises RuleError where no image could be called after a prefix, or the two do not keep images apart."""
+        """Raises RuleError for an invalid prefix, or for two prefixes that overlap."""
         for name, given in {"KILN_IMAGE_PREFIX": prefix, "private_image_prefix": private_prefix}.items():
             if given is None:
                 continue
             if not given or not _NAME.fullmatch(f"{given}a-0") or len(given) > MAX_NAME // 2:
                 raise RuleError(
-                    f"{name}: The image prefix '{given}' must be the beginning of an image's name in lower case, such "
-                    "as registry.example/org/."
+                    f"{name}: The image prefix '{given}' is invalid. Give the beginning of an image's name in lower "
+                    "case, such as registry.example/org/."
                 )
         if private_prefix is not None and prefix.startswith(private_prefix):
             raise RuleError(
-                f"Images under {prefix} would lie under private_image_prefix ({private_prefix}), which is for private "
-                "repositories alone."
+                f"Images under {prefix} would lie under private_image_prefix ({private_prefix}), which is reserved for "
+                "private repositories. Choose two prefixes that do not overlap."
             )
         self.prefix = prefix
         self.allowed = tuple(allowed)
@@ -127,7 +127,7 @@ class ImagePolicy:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """All that images may be called."""
+        """Patterns for all permitted image names."""
         prefixes = (self.prefix, self.private_prefix)
         return (*(f"{prefix}**" for prefix in prefixes if prefix is not None), *self.allowed)
 
@@ -138,45 +138,45 @@ class ImagePolicy:
         return tuple(prefix for prefix in prefixes if not prefix.startswith(LOCAL_IMAGES))
 
     def own(self, repository: Repository) -> str:
-        """The image that a repository has without asking for one."""
+        """The repository's default image."""
         return image_for(self._prefix(repository), repository)
 
     def is_private(self, image: str) -> bool:
-        """Whether it is one of a private repository."""
+        """Whether the image belongs to a private repository."""
         return self.private_prefix is not None and image.startswith(self.private_prefix)
 
     def check_form(self, image: str) -> str:
-        """The image, which can be some repository's. Raises Malformed."""
+        """Returns the image unchanged if its name is valid. Raises Malformed."""
         if len(image) > MAX_NAME or not _NAME.fullmatch(image):
             raise Malformed(
-                "The image must be a repository in lower case with its registry, without tag and digest, such as "
+                "Invalid image. Give a lower-case repository with its registry, without tag and digest, such as "
                 f"{self.prefix}name."
             )
         return image
 
     def check(self, image: str, repository: Repository) -> str:
-        """The image as it was asked for, for a build of the repository. Raises Malformed, Forbidden."""
+        """Returns the requested image if a build of the repository may push it. Raises Malformed, Forbidden."""
         self.check_form(image)
         if image == self.own(repository):
             return image
         private = self._prefix(repository) == self.private_prefix
         if private != self.is_private(image):
             where = f"must be under {self.private_prefix}" if private else f"may not be under {self.private_prefix}"
-            raise Forbidden(f"Images of private repositories lie apart from others: {image} {where}.")
+            raise Forbidden(f"Images of private repositories are kept apart from others: {image} {where}.")
         if self._is_somebodys(image):
             raise Forbidden(
-                f"{image} is the name of one repository's image, and of no other's. Choose a name that does not end in "
-                "'-' and ten hexadecimal digits, or one in a folder of its own."
+                f"{image} has the form of a repository's own image. Choose a name that does not end in '-' and ten "
+                "hexadecimal digits, or one in a subfolder."
             )
         prefix = self._prefix(repository)
         if (image.startswith(prefix) and image != prefix) or any(
             glob_match(pattern, image) for pattern in self.allowed
         ):
             return image
-        raise Forbidden(f"Images may be pushed under {self.prefix} and to what is allowed by name; {image} is neither.")
+        raise Forbidden(f"{image} is not allowed. Images may be under {self.prefix}, or match `allowed_images`.")
 
     def _is_somebodys(self, image: str) -> bool:
-        """Whether a repository could have it for its own."""
+        """Whether a repository could have it as its own image."""
         prefixes = (self.prefix, self.private_prefix)
         return any(prefix and image.startswith(prefix) and _SLUG.fullmatch(image, len(prefix)) for prefix in prefixes)
 

@@ -1,7 +1,7 @@
-"""The way in: what somebody wants becomes a request with a name, or an error that says why not.
+"""Validate a requested build and derive its name.
 
-Every way in comes through here, so webhook, CloudEvent, API and command line meet one policy and name one build. All
-that can be judged without the network is judged before it is used.
+Webhooks, CloudEvents, the API and the command line all use this module, so they share one policy and name the same
+build. All checks that need no network run before the first network access.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from eventing.tracing import Trace
 
 MAX_TAGS = 20
 MAX_VALUE = 4096
-"""Bytes, as JSON, of an event's source, id and type: they are kept in the record."""
+"""Bytes, as JSON, of an event's source, id and type, which the record stores."""
 
 
 class Resolved(Protocol):
-    """Where a ref points: its full name (`None` for a detached HEAD), and the commit."""
+    """The target of a ref: its full name (`None` for a detached HEAD), and the commit."""
 
     @property
     def ref(self) -> str | None: ...
@@ -57,26 +57,26 @@ class Resolved(Protocol):
 
 
 class Resolver(Protocol):
-    """Asks a Git host where a ref points now."""
+    """Looks up refs at a Git host."""
 
     def resolve(self, repository: Repository, ref: str | None) -> Resolved:
-        """Of a full ref, a branch, a tag (a branch wins), an abbreviated commit, or `None` for HEAD; tags peeled.
+        """Looks up a full ref, a branch, a tag (a branch wins), an abbreviated commit, or `None` for HEAD; peels tags.
 
         Raises builds.errors.UnknownRef, CannotBuild, Unreachable, RepositoryRefused.
         """
 
     def commit(self, repository: Repository, digits: str) -> str:
-        """The whole commit that begins with these digits. Raises as `resolve`."""
+        """The full id of the commit that begins with these digits. Raises as `resolve`."""
 
     def changed(self, repository: Repository, number: int) -> Sequence[str] | None:
-        """The paths that a pull request changes; `None` where its host does not say. Raises as `resolve`."""
+        """The paths that a pull request changes; `None` if its host does not say. Raises as `resolve`."""
 
 
 class Lookups(Protocol):
-    """Limits how many wait for a Git host at the same time."""
+    """Limits how many threads wait for Git hosts at the same time."""
 
     def place(self, by: str | None) -> AbstractContextManager[None]:
-        """A place for who asks, held while the host is asked. Raises builds.errors.TryAgain where there is none."""
+        """Reserves a place for a requester while the host is queried. Raises builds.errors.TryAgain without one."""
 
 
 class _Unlimited:
@@ -92,11 +92,11 @@ class _Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Intake:
-    """`instance` is `KILN_INSTANCE`; `hosts` the configured Git hosts, by `host` or `host:port`, and `accounts` the
-    names of Kiln's own accounts there; `event_source` is the source of this Kiln's own events.
+    """`instance` is `KILN_INSTANCE`. `hosts` are the configured Git hosts, by `host` or `host:port`; `accounts` are
+    Kiln's own account names there. `event_source` is the source of Kiln's own events.
 
-    `resolver` asks as anybody can; `entitled` (without it, the same) has the stored credentials, and is used for those
-    who may have them used. `lookups` limits how many wait for a Git host at the same time.
+    `resolver` has no credentials. `entitled` (default: the same) uses the stored credentials, for requesters who may
+    use them. `lookups` limits how many threads wait for Git hosts at the same time.
     """
 
     def __init__(
@@ -132,22 +132,22 @@ class Intake:
         return other
 
     def repository(self, url: str) -> Repository:
-        """The repository by its canonical URL, whether or not it may be built. Raises RepositoryError."""
+        """The repository by its canonical URL, even if the policy refuses it. Raises RepositoryError."""
         return canonical(url, self._hosts)
 
     def check_same_host_kind(self, word: str, event: Event, found: Sequence[RequestedBuild]) -> None:
-        """Whether a webhook's route may speak for the repositories that its event, and what is wanted by it, name.
+        """Checks that the repositories which an event and its requested builds name are on hosts of the route's kind.
 
-        Raises Forbidden where one is on a host of another kind, RepositoryError.
+        Raises Forbidden for a repository on a host of another kind, RepositoryError.
         """
         told = push_of(event) or request_of(event)
         for url in {*(each.repository for each in found), *([told.repository] if told else [])}:
             if not of_kind(self.repository(url), word):
-                raise Forbidden(f"The repository is on no {word} host that this Kiln knows (`hosts:` names them).")
+                raise Forbidden(f"The repository is not on a known {word} host. Configure its host under `hosts:`.")
 
     def is_own(self, event: Event) -> bool:
-        """Whether it is a push that Kiln's own account made, or an event that this Kiln sent, in whatever format. What
-        follows from a build must not begin another.
+        """Whether Kiln's own account made this push, or Kiln itself sent the event, in any format. Such events request
+        nothing, because a build must not cause another.
 
         Raises eventing.errors.DecodeError, RepositoryError.
         """
@@ -160,9 +160,9 @@ class Intake:
         return account is not None and account.casefold() == push.pusher.casefold()
 
     def default_branch(self, push: PushFacts, by: str | None, groups: Iterable[str] = ()) -> str | None:
-        """The short name of the default branch. The host is asked where the push does not say it.
+        """The short name of the default branch. Queries the host if the push does not contain it.
 
-        `by` and `groups` as in `ask`. Raises any RequestError of `builds.errors`.
+        `by` and `groups` as in `submission`. Raises any RequestError of `builds.errors`.
         """
         if push.default_branch is not None:
             return push.default_branch
@@ -174,9 +174,10 @@ class Intake:
         return None if ref is None else short_name(ref)
 
     def changed(self, request: RequestFacts, by: str | None, groups: Iterable[str] = ()) -> Sequence[str] | None:
-        """The paths that a pull request changes; `None` where nobody can tell now. A fork is looked at as a stranger.
+        """The paths that a pull request changes; `None` if they cannot be found out now. For a fork, no credential is
+        used.
 
-        `by` and `groups` as in `ask`. Raises Forbidden, RepositoryError.
+        `by` and `groups` as in `submission`. Raises Forbidden, RepositoryError.
         """
         repository = self.repository(request.repository)
         self._policy.check(repository)
@@ -202,17 +203,17 @@ class Intake:
         trace: Trace | None = None,
         hops_left: int | None = None,
     ) -> Submission:
-        """What to hand to `Records.accept`. `groups` are the asker's; the rest is of the event that asks, as
-        `builds.build.Cause` has it.
+        """The value for `Records.accept`. `groups` are the requester's; the other arguments are of the event, as in
+        `builds.build.Cause`.
 
-        Who neither `chooses` nor comes by a trigger says what to build, and not how: image, tags and build arguments
-        are refused, and `force` means no more than to ask.
+        A requester who neither `chooses` nor comes by a trigger may say what to build, but not how: image, tags and
+        build arguments are refused, and `force` is ignored.
 
-        Raises any RequestError of `builds.errors`. Looks up a ref only where no commit came with it, or where the asker
-        has yet to show that the host lets them in.
+        Raises any RequestError of `builds.errors`. Looks up the ref only if the event names no commit, or if the
+        requester still has to prove access at the host.
         """
         if max(map(_bytes, (source, id, type))) > MAX_VALUE:
-            raise Malformed(f"The event's source, id or type is longer than {MAX_VALUE} bytes.")
+            raise Malformed(f"The event's source, id or type is longer than {MAX_VALUE} bytes. Send shorter ones.")
         chooses = chooses or wanted.trigger is not None
         if not chooses:
             _check_given(wanted)
@@ -254,12 +255,12 @@ class Intake:
         return Submission(name=build_name(self._instance, request), request=request, cause=cause)
 
     def _check_foreign(self, repository: Repository) -> None:
-        """Raises Forbidden for what a fork may not have built."""
+        """Raises Forbidden for a fork of a repository that `private` names."""
         if self._private.names(repository):
-            raise Forbidden("This comes from a fork, and only whom `private` names may have this repository built.")
+            raise Forbidden("Forks may not build this repository: `private` restricts it to named users.")
 
     def again(self, build: Build, *, chooses: bool) -> list[RequestedBuild]:
-        """What to ask for to have a build done once more: the same image of the same commit.
+        """The requested builds that repeat a build: the same image of the same commit.
 
         Each ref of its causes gives one `RequestedBuild`, because a tag belongs to its ref. Tags are left out for
         those who may not choose them: the build is the same without. Raises RepositoryError.
@@ -284,9 +285,10 @@ class Intake:
         ] or [wanted]
 
     def refusal(self, build: Build) -> str | None:
-        """Why what a stored record says must not be built, in a sentence; `None` where it may be.
+        """Why a stored record must not be built, as a sentence; `None` if it may be.
 
-        Whoever may write records could have changed it. Its name is of what was asked for, and nobody can change that.
+        A client with write access to records could have changed it. Its name is a hash of the original request, which
+        such a client cannot forge.
         """
         request = build.request
         try:
@@ -299,7 +301,7 @@ class Intake:
         except RequestError as error:
             return str(error)
         if (build.name, request.repository) != (build_name(self._instance, request), repository.url):
-            return "The record's name does not fit what it is to build: somebody has changed it, and nothing is built."
+            return "The record's name does not match its request. The record was changed; it is not built."
         return None
 
     def _where(
@@ -311,12 +313,12 @@ class Intake:
             commit = None if wanted.commit is None else _commit_digits(wanted.commit)
         if ref is not None and is_commit(ref):
             if commit is not None and not commit_id(ref).startswith(commit):
-                raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
+                raise Malformed("The ref and the commit are two different commits. Give one of them.")
             commit, ref = commit_id(ref), None
         known = commit if ref is None or ref.startswith("refs/") else None
         if known and is_commit(known) and (credentials or not self._private.stored(repository)):
             return ref, known
-        # Before anybody is asked over the network, with something in place of what only the answer will tell.
+        # Check everything else before using the network, with stand-ins for the values that only the look-up can give.
         self._options(wanted, repository, "refs/heads/main", "0" * 40)
         resolver = self._entitled if credentials else self._resolver
         with about("repository" if ref is None and commit is None else "ref"), self._lookups.place(by):
@@ -356,7 +358,7 @@ class Intake:
 
 
 def merge(asks: Sequence[Submission]) -> list[Submission]:
-    """Those that one event makes of one request as one: the first, with the tags of all."""
+    """Merges the submissions of one event for one request: the first, with the tags of all."""
     merged: dict[tuple[str, str, str], Submission] = {}
     for ask in asks:
         key = (ask.name, ask.cause.source, ask.cause.id)
@@ -371,13 +373,13 @@ def merge(asks: Sequence[Submission]) -> list[Submission]:
 
 
 def _commit_digits(text: str) -> str:
-    """A commit, whole or abbreviated, in lower case. Raises Malformed."""
+    """A full or abbreviated commit in lower case. Raises Malformed."""
     if is_abbreviated(text):
         return text.lower()
     try:
         return commit_id(text)
     except Malformed:
-        raise Malformed(f"This is no commit. {COMMITS}") from None
+        raise Malformed(f"Not a commit. {COMMITS}") from None
 
 
 def _bytes(text: str) -> int:
@@ -385,26 +387,26 @@ def _bytes(text: str) -> int:
 
 
 def _check_given(wanted: RequestedBuild) -> None:
-    """What a person who is no admin may give: what to build, and not how. Raises Forbidden."""
+    """A person who is not an admin may say what to build, but not how. Raises Forbidden."""
     given = {"image": wanted.image, "tags": wanted.tags, "build_args": wanted.build_args}
     if named := [name for name, value in given.items() if value]:
         raise Forbidden(
-            f"You may give repository, ref, commit and subdir. {' and '.join(named)}: only admins, API tokens and "
-            "services of the Hub may give that."
+            f"Not permitted: {' and '.join(named)}. You may give repository, ref, commit and subdir; the rest is for "
+            "admins, API tokens and services of the Hub."
         )
 
 
 def checked_tags(tags: Sequence[str], *, own: str, templated: bool) -> tuple[str, ...]:
-    """As they can be set, without the tag that the image has anyway.
+    """The tags in legal form, without the image's own tag.
 
-    A template that fills in a ref with the name of a commit makes a reserved tag: it gets a `_` in front. Raises
+    A template that inserts a ref named like a commit produces a reserved tag, which gets a `_` in front. Raises
     Malformed.
     """
     if len(tags) > MAX_TAGS:
-        raise Malformed(f"There are more than {MAX_TAGS} tags.")
+        raise Malformed(f"Too many tags. Give at most {MAX_TAGS}.")
     legal = tuple(dict.fromkeys(tag for tag in map(legal_tag, tags) if tag != own))
     if templated:
         legal = tuple(f"_{tag}" if is_reserved(tag) else tag for tag in legal)
     if any(map(is_reserved, legal)):
-        raise Malformed("A tag that looks like a commit is for the image of that commit alone.")
+        raise Malformed("A tag in the form of a commit is reserved for that commit's image. Choose another tag.")
     return legal

@@ -1,7 +1,7 @@
-"""What every build of a trigger would be refused for, found when the rule is read and not by each of its events.
+"""Reject a trigger whose builds would all be refused when the rule is read, rather than at each event.
 
-The checks are those of `builds.intake`, on texts with something harmless in place of what only an event tells. So a
-rule is refused where nothing that an event could say would make it pass, and nowhere else.
+The checks are those of `builds.intake`, with harmless stand-ins for the values that only an event has. A rule is
+rejected only if no value in an event could make it pass.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from builds.triggers import Field, Template, Trigger, template
 change = msgspec.structs.replace
 
 STAND_INS = ("a", "a/a", "a/a/a", "a.example", "https://a.example/a", "https://github.com/a/a")
-"""What an event could say, for the parts of addresses and refs that it says."""
+"""Possible values from an event, for parts of addresses and refs."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KNOWN = {"commit": COMMIT, "ref": "refs/heads/main", "ref_name": "main", "slug": "a-0123456789"}
 WITHOUT_SLASH = frozenset({"commit", "slug"})
 
 
 def refusals(trigger: Trigger, *, policy: Policy, images: ImagePolicy, hosts: Mapping[str, HostKind]) -> Iterator[str]:
-    """A sentence with its place, such as `build.image: …`, for each part that no build would get past the policy; with
-    the form that would, where one is near."""
+    """A sentence with its place, such as `build.image: …`, for each part that the policy would always refuse, and the
+    nearest permitted form if there is one."""
     checks: Mapping[str, Callable[[Trigger], object]] = {
         "repository": lambda each: _check_repository(each.repository, policy, hosts),
         "ref": lambda each: _check_ref(each.ref),
@@ -52,7 +52,7 @@ def refusals(trigger: Trigger, *, policy: Policy, images: ImagePolicy, hosts: Ma
     refused: set[str] = set()
     for place, check in checks.items():
         if place == "tags" and refused & {"subdir", "build_args"}:
-            return  # which the image's own tag is made of
+            return  # the image's own tag depends on them
         if error := _error(check, trigger):
             refused.add(place)
             form = _form(trigger, place, check, images.prefix)
@@ -68,7 +68,7 @@ def _error(check: Callable[[Trigger], object], trigger: Trigger) -> str | None:
 
 
 def _form(trigger: Trigger, place: str, check: Callable[[Trigger], object], prefix: str) -> str | None:
-    """What somebody may have meant, if it passes."""
+    """The form that the author may have meant, if it passes the check."""
     meant: Mapping[str, Callable[[str], Sequence[str]]] = {
         "repository": _addresses,
         "subdir": lambda text: [text.strip("/")],
@@ -104,7 +104,7 @@ def _arguments(trigger: Trigger) -> Mapping[str, str]:
 
 
 def _passes(part: Template, check: Callable[[str], object]) -> None:
-    """Raises the first RequestError of a check that no stand-in gets past."""
+    """Raises the first RequestError of a check that no stand-in passes."""
     errors: list[RequestError] = []
     for other in STAND_INS if part.fields else ("",):
         try:
@@ -119,7 +119,7 @@ def _passes(part: Template, check: Callable[[str], object]) -> None:
 def _check_repository(template: Template | None, policy: Policy, hosts: Mapping[str, HostKind]) -> None:
     if template is None:
         return
-    if isinstance(template.pieces[0] if template.pieces else "", str):  # else an event can say all of it
+    if isinstance(template.pieces[0] if template.pieces else "", str):  # else an event may supply the whole address
         _passes(template, lambda text: canonical(text, hosts))
     if not template.fields:
         policy.check(canonical(_filled(template), hosts))
@@ -128,11 +128,11 @@ def _check_repository(template: Template | None, policy: Policy, hosts: Mapping[
         policy.check_endpoint(place)
     glob = _glob(template).removesuffix("/").removesuffix(".git")
     if not any(globs_meet(glob.lower(), pattern.lower()) for pattern in policy.allowed):
-        raise RuleError(f"No repository that '{glob}' can be is allowed here (KILN_ALLOWED_REPOSITORIES).")
+        raise RuleError(f"KILN_ALLOWED_REPOSITORIES allows no repository of the form '{glob}'. Add a pattern for it.")
 
 
 def _fixed_host(template: Template, hosts: Mapping[str, HostKind]) -> Repository | None:
-    """Some repository on the host that is written out before anything that an event says."""
+    """Some repository on the host that the template names literally, before its first field."""
     head = template.pieces[0] if template.pieces else ""
     found = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]+/", head) if isinstance(head, str) else None
     try:
@@ -161,9 +161,9 @@ def _check_commit(template: Template | None, ref: Template | None) -> None:
     if not template.fields:
         commit = commit_id(_filled(template))
         if ref is not None and not ref.fields and is_commit(_filled(ref)) and commit_id(_filled(ref)) != commit:
-            raise Malformed("The ref is a commit, and another one than the commit that is asked for.")
+            raise Malformed("The ref and the commit are two different commits. Give one of them.")
     if not all(re.fullmatch(r"[0-9a-fA-F]{1,64}", piece) for piece in template.pieces if isinstance(piece, str)):
-        raise Malformed("The commit must be a whole one: 40 or 64 hexadecimal digits.")
+        raise Malformed("The commit must be complete: 40 or 64 hexadecimal digits.")
 
 
 def _check_image(trigger: Trigger, images: ImagePolicy, hosts: Mapping[str, HostKind]) -> None:
@@ -177,8 +177,7 @@ def _check_image(trigger: Trigger, images: ImagePolicy, hosts: Mapping[str, Host
     glob = _glob(template)
     if not any(globs_meet(glob, pattern) for pattern in images.patterns):
         raise RuleError(
-            f"Images may be pushed under {images.prefix} and to what is allowed by name (allowed_images); "
-            f"'{glob}' can be neither."
+            f"Images may be under {images.prefix}, or match `allowed_images`; no image of the form '{glob}' can."
         )
 
 

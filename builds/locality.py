@@ -1,8 +1,7 @@
-"""Where the layers of a repository are, as far as records tell: on which nodes, and in which images. Pure.
+"""Cache locality: the nodes and images that have the layers of a repository, as far as records tell. Pure.
 
-A node keeps the layers of what it has built, and a registry those of what was pushed. What is remembered is bounded,
-and no more than a hint: a build that is sent to a node without the layers, or is given images without them, takes
-longer, and is the same.
+A node keeps the layers of its builds, and a registry those of pushed images. The memory is bounded and only a hint: a
+build on a node without the layers, or with images that lack them, takes longer, and gives the same image.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ from builds.build import Build, State
 
 MAX_REPOSITORIES = 1000
 MAX_SUCCESSES = 10
-"""Of one repository: the latest ones."""
+"""The latest ones of one repository."""
 MAX_IMAGES = 2
-"""Images that a build is given to reuse: BuildKit asks the registry for each of them first."""
+"""Images that a build may reuse: BuildKit first queries the registry for each of them."""
 LAYERS_KEPT = timedelta(hours=1)
-"""For so long a node is taken to have the layers of what it has built: then its cache may have been cleaned. To give a
-build images in vain costs it a few requests, not to give them all the time that its layers take."""
+"""How long a node is assumed to have the layers of its builds; afterwards its cache may have been cleaned. Images given
+in vain cost a few requests, images not given cost the build time of their layers."""
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
-    """What is remembered of a build that has succeeded."""
+    """The remembered facts about a successful build."""
 
     image: str
-    """Its repository of images."""
+    """Its image repository."""
     digest: str
     subdir: str
     refs: frozenset[str]
-    """That led to the commit."""
+    """Refs that pointed at the commit."""
     default: bool
     """Whether one of them is the default branch."""
     apart: str | None
-    """`Build.apart`: nothing that a fork has had built goes into another build."""
+    """`Build.apart`: the layers of a fork's build are not reused by other builds."""
     node: str | None
     at: datetime
 
 
 def success_of(build: Build) -> Success | None:
-    """`None` for a build that has not succeeded."""
+    """`None` for a build that did not succeed."""
     status = build.status
     if status.state is not State.SUCCEEDED or status.image is None or status.finished_at is None:
         return None
@@ -61,17 +60,17 @@ def success_of(build: Build) -> Success | None:
 
 
 class RecentBuilds:
-    """The latest successes of those repositories that were built last. One thread at a time."""
+    """The latest successes of the most recently built repositories. For one thread at a time."""
 
     def __init__(self) -> None:
         self._successes: dict[str, tuple[Success, ...]] = {}
 
     def note(self, build: Build) -> None:
-        """Remembers it, if it has succeeded; twice is once, and in whatever order."""
+        """Remembers the build if it has succeeded. The call is idempotent, and the order does not matter."""
         repository, status = build.request.repository, build.status
         known = self._successes.get(repository, ())
         if status.state is not State.SUCCEEDED or any(one.at == status.finished_at for one in known):
-            return  # it is seen again and again while its events wait for a sink
+            return  # it is observed again while its events wait for a sink
         if (success := success_of(build)) is None:
             return
         latest = sorted((*known, success), key=lambda one: (one.at, one.digest), reverse=True)
@@ -82,19 +81,19 @@ class RecentBuilds:
 
     @property
     def successes(self) -> Mapping[str, Sequence[Success]]:
-        """By repository, the latest first."""
+        """The successes by repository, newest first."""
         return self._successes
 
 
 class Locality:
-    """What the successes say about the nodes, at one moment."""
+    """The locality of nodes, derived from the successes, at one moment."""
 
     def __init__(self, successes: Mapping[str, Sequence[Success]]) -> None:
         self._successes = successes
 
     def distance(self, build: Build) -> Callable[[str], int]:
-        """Of each node, lower is better: 0 where the last build of the same ref was, 1 where another one of the
-        repository was, 2 where any was, which left the base image of most, 3 where nothing was."""
+        """The distance of each node, lower is better: 0 for the node of the ref's last build, 1 for a node with another
+        build of the repository, 2 for a node with any build and so most base images, 3 for other nodes."""
         mine, refs = self._successes.get(build.request.repository, ()), _refs(build)
         nodes = {one.node for one in mine}
         last = next((one.node for one in mine if one.refs & refs), mine[0].node if mine else None)

@@ -1,12 +1,12 @@
-"""All the policy of Kiln: what is, in; what to do about it, out.
+"""The whole policy of Kiln: facts in, actions out.
 
-`plan` is a pure function. It sees the records of the open builds, what the engine sees of their attempts, and the
-nodes, and answers with actions; the controller carries them out and looks again. So every rule about order, fairness,
-retries, cancelling and ends can be read here without knowing any cluster, and be tried by the thousand without one.
+`plan` is a pure function. It reads the records of the open builds, the observed state of their attempts, and the nodes,
+and returns actions. The controller carries them out and calls it again. So all rules about order, fairness, retries,
+cancellation and ends are in this module, free of any cluster, and tests can run them by the thousand.
 
-Nothing here is remembered between two calls: what must survive a restart is in the records. The few facts that are the
-controller's own (what it is just sending, whose turn it was) come in with `Facts`, and a controller that starts anew
-starts with none of them: it may repeat itself then, never contradict itself.
+The plan keeps no state between calls: facts that must survive a restart are in the records. The controller's own facts
+(deliveries in flight, the rotation) come in with `Facts`. A restarted controller has none of them: it may repeat
+itself, but never contradict itself.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ from eventing.sinks import keeps_order
 from eventing.tracing import Trace
 
 MAX_UNCOUNTED = 10
-"""Attempts in one round, counted or not: a node that keeps dying must not build for ever."""
+"""Attempts in one round, counted or not: an unstable node must not cause builds without end."""
 BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(minutes=5)
 BACKSTOP = timedelta(seconds=120)
-"""After the builder's own time limit, before it is stopped from outside."""
+"""After the builder's own time limit, until the attempt is stopped from outside."""
 QUARANTINE = timedelta(minutes=5)
-"""For so long no attempt is sent to a node that could not take one."""
+"""How long placement avoids a node that could not run an attempt."""
 SETTLING = timedelta(seconds=2)
-"""An attempt usually runs by then. Before, why it does not is not worth a write."""
+"""An attempt usually runs by then, so an earlier explanation is not worth a write."""
 MAX_NODE_WAIT = timedelta(minutes=10)
-"""With an attempt that has no node: a machine has to be ordered, to boot, and to pull the daemon's image."""
+"""For an attempt without a node: a machine has to be ordered, to boot, and to pull the daemon's image."""
 FORMATS = 2
-"""Of events (`eventing.sinks.Format`): sinks may want the same told in different ones."""
+"""Event formats (`eventing.sinks.Format`): sinks may need one change in several of them."""
 OLDEST_EVERY = 4
-"""Every fourth start goes to the build that has waited longest, whoever asked, so that nobody starves."""
+"""Every fourth start goes to the build that has waited longest, of any requester: this prevents starvation."""
 
 
 class Supersede(StrEnum):
-    """`KILN_SUPERSEDE`: which builds of a commit end when its ref has moved on."""
+    """`KILN_SUPERSEDE`: which builds of a commit end after its ref has moved on."""
 
     OFF = "off"
     QUEUED = "queued"
@@ -67,7 +67,7 @@ class Supersede(StrEnum):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What the operator has set; docs/settings.md says what each is for."""
+    """The operator's limits; docs/settings.md describes each."""
 
     builds_per_node: int = 2
     max_attempts: int = 3
@@ -79,15 +79,15 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     log_history: timedelta = timedelta(hours=24)
     history: timedelta = timedelta(days=7)
     ledger: bool = False
-    """Whether the record of an image stays until somebody says that the image has gone (`builds.prune`)."""
+    """Whether the record of an image is kept until the image itself is gone (`builds.prune`)."""
     daemon: str = "Docker daemon"
-    """What builds on a node, as it is called in sentences."""
+    """Name of the building daemon, for sentences."""
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
-    """What the registry says of a build's image: `image`, or `None` where it has gone.
+    """The registry's answer about a build's image: `image`, or `None` if it is gone.
 
-    `causes`: keys of those for whom it was asked, and whose tags are set. Who joins meanwhile needs another answer.
+    `causes`: keys of the causes that the question covered, and whose tags are set. Later causes need another answer.
     """
 
     image: Image | None
@@ -95,19 +95,19 @@ class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True):
-    """What the registry says of an attempt whose result is lost: the image that it pushed, or `None`."""
+    """The registry's answer about an attempt without a result: the image that it pushed, or `None`."""
 
     image: Image | None
 
 
 class Rotation(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose turn it was: how many starts there were, and at which of them each asker and repository was served."""
+    """The rotation among requesters: the number of starts, and the start at which each was last served."""
 
     starts: int = 0
     served: Mapping[str, int] = {}
 
     def after(self, build: Build) -> Rotation:
-        """With one more start, this build's."""
+        """The rotation after one more start, that of this build."""
         served = {
             **self.served,
             f"by {asker(build)}": self.starts + 1,
@@ -118,41 +118,41 @@ class Rotation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is, at one moment.
+    """All inputs of a plan at one moment.
 
-    `sightings` holds at most one for each build, that of its live attempt, and those of attempts that are still under
-    way though their record has gone.
+    `sightings` has at most one entry for each build, that of its live attempt, and entries for running attempts
+    without a record.
     """
 
     builds: Sequence[Build] = ()
     sightings: Sequence[Sighting] = ()
     nodes: Sequence[Node] = ()
     scalable: bool = False
-    """An attempt without a node may bring one."""
+    """An attempt without a node may bring one, by an autoscaler."""
     confirmations: Mapping[str, Confirmation] = {}
-    """Answers of the registry, by build."""
+    """The registry's answers, by build."""
     confirming: frozenset[str] = frozenset()
-    """Builds about which the registry is just being asked."""
+    """Builds with an open question to the registry."""
     inspections: Mapping[tuple[str, int], Inspection] = {}
-    """Answers of the registry, by (build, attempt)."""
+    """The registry's answers, by (build, attempt)."""
     inspecting: frozenset[tuple[str, int]] = frozenset()
-    """(build, attempt) about which the registry is just being asked."""
+    """(build, attempt) with an open question to the registry."""
     sending: frozenset[tuple[str, str]] = frozenset()
-    """(event id, sink) that are under way."""
+    """(event id, sink) in flight."""
     stopped: frozenset[tuple[str, int]] = frozenset()
-    """(build, attempt) that this controller has told to stop."""
+    """(build, attempt) that this controller has stopped."""
     watched: Mapping[tuple[str, int], timedelta] = {}
-    """For how long this controller has seen (build, attempt) in its present phase, by a clock that nobody sets."""
+    """How long (build, attempt) has been observed in its present phase, by a monotonic clock."""
     troubled: Mapping[tuple[str, int], timedelta] = {}
-    """For how long it has seen trouble of the present kind (`Trouble.elsewhere`) in the way of (build, attempt)."""
+    """How long the present kind of trouble (`Trouble.elsewhere`) has been observed for (build, attempt)."""
     rotation: Rotation = Rotation()
     quarantine: Sequence[Attempt] = ()
-    """Attempts that their node could not take, of builds that have left the watch since."""
+    """Attempts that quarantine their node, of builds that are no longer open."""
     in_flight: Mapping[str, Action | None] = {}
-    """By build: the action that is being carried out, or `None` where only deliveries are. Nothing else is decided on
-    such a build, and a start has its slot already."""
+    """By build: the action in progress, or `None` for deliveries only. Nothing else is decided about such a build, and
+    its start already occupies a slot."""
     successes: Mapping[str, Sequence[Success]] = {}
-    """What was built last, by repository, the latest first."""
+    """The latest successful builds by repository, newest first."""
 
 
 class Word(StrEnum):
@@ -171,7 +171,7 @@ class Word(StrEnum):
 
 
 class AttemptOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How an attempt, or a build without one, ended."""
+    """The end of an attempt, or of a build without one."""
 
     state: State
     reason: Reason | None = None
@@ -185,13 +185,13 @@ class AttemptOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """Root of the actions. Each can be carried out twice without harm."""
+    """Root of the actions. All actions are idempotent."""
 
     build: str
 
 
 class Start(Action, frozen=True, kw_only=True):
-    """Write the attempt into the record if it is not there yet, then run it.
+    """Write the attempt into the record unless it is in it already, then run it.
 
     `opens`: the same write opens the round and announces `queued`.
     """
@@ -204,7 +204,7 @@ class Start(Action, frozen=True, kw_only=True):
 
 
 class Stop(Action, frozen=True, kw_only=True):
-    """Write down why, then tell the attempt to end.
+    """Record the reason, then stop the attempt.
 
     `infrastructure` evicts an attempt that does not start. `message` says why. `quarantine`: its node is the cause.
     """
@@ -216,10 +216,10 @@ class Stop(Action, frozen=True, kw_only=True):
 
 
 class Report(Action, frozen=True, kw_only=True):
-    """Change the record, and announce that to every sink that wants to know.
+    """Change the record, and announce the change to every interested sink.
 
-    `outcome` is there for `retrying` and the terminal words. `causes`: keys of those who joined after the end and are
-    answered now; empty where the word is the build's own. `retry_at` goes with `retrying`.
+    `outcome` goes with `retrying` and the terminal words. `causes`: keys of causes that joined after the end and are
+    answered now; empty if the word is about the build itself. `retry_at` goes with `retrying`.
     """
 
     word: Word
@@ -230,23 +230,23 @@ class Report(Action, frozen=True, kw_only=True):
     waiting: str | None = None
     """Why the build waits; goes with `queued`."""
     at: datetime | None = None
-    """When it happened, where that is known better than by the moment of writing."""
+    """Time of the change, if it is known better than by the time of writing."""
     node: str | None = None
-    """Where it happened, if the record does not know: the attempt was not pinned."""
+    """Place of the change, if the record does not contain it because the attempt was not pinned."""
 
 
 class Explain(Action, frozen=True, kw_only=True):
-    """Write down why the build waits."""
+    """Record why the build waits."""
 
     waiting: str | None
 
 
 class Confirm(Action, frozen=True, kw_only=True):
-    """Ask the registry whether the image is still there, and set the tags that later causes want."""
+    """Ask the registry whether the image still exists, and set the tags of later causes."""
 
 
 class Inspect(Action, frozen=True, kw_only=True):
-    """Ask the registry whether the attempt pushed its image, and set the tags that the causes want."""
+    """Ask the registry whether the attempt pushed its image, and set the tags of the causes."""
 
     attempt: int
 
@@ -259,28 +259,28 @@ class Deliver(Action, frozen=True, kw_only=True):
 
 
 class DeadLetter(Action, frozen=True, kw_only=True):
-    """Give up a delivery: it is a dead letter."""
+    """Abandon a delivery, which becomes a dead letter."""
 
     event: str
     sink: str
 
 
 class Settle(Action, frozen=True, kw_only=True):
-    """Everything is done and told: the build leaves the watch."""
+    """Close the build: all requests are answered and all events settled."""
 
 
 class Forget(Action, frozen=True, kw_only=True):
-    """Delete the record and all that belongs to it."""
+    """Delete the record and everything that belongs to it."""
 
 
 class ClearAttempts(Action, frozen=True, kw_only=True):
-    """Delete what the attempts ran in; record and logs stay."""
+    """Delete the remains of the attempts; record and logs stay."""
 
 
 def plan(facts: Facts, limits: Limits, now: datetime) -> list[Action]:
-    """What to do now: at most one action on each build's record, and any number of deliveries.
+    """The next actions: at most one on each build's record, and any number of deliveries.
 
-    The controller carries out the answer, and calls again while it does so: `Facts.in_flight` says what is under way.
+    The controller carries them out, and calls again meanwhile: `Facts.in_flight` lists the actions in progress.
     """
     snapshot = _Snapshot(facts, limits, now)
     actions: list[Action] = []
@@ -305,7 +305,7 @@ def plan(facts: Facts, limits: Limits, now: datetime) -> list[Action]:
 
 
 def opened(build: Build, attempt: int, at: datetime) -> Build:
-    """The build in its next round, waiting for `attempt`: only its attempts, deliveries and answers are kept."""
+    """The build in its next round, waiting for `attempt`. Only attempts, deliveries and answers are kept."""
     kept = build.status
     status = BuildStatus(
         round=kept.round + 1,
@@ -322,12 +322,12 @@ def opened(build: Build, attempt: int, at: datetime) -> Build:
 
 
 def first_trace(build: Build) -> Trace | None:
-    """Of those who wait for the build."""
+    """The first trace among the waiting causes."""
     return next((cause.trace for cause in build.unanswered if cause.trace), None)
 
 
 def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
-    """What is due to be deleted of a settled build."""
+    """The deletion that is due for a settled build, if any."""
     if build.open or build.status.finished_at is None:
         return None
     age = now - build.status.finished_at
@@ -337,17 +337,17 @@ def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
 
 
 def done_and_told(build: Build) -> bool:
-    """Whether nobody waits for anything of a build any more."""
+    """Whether no request and no event of a build is pending."""
     return build.status.state.ended and not (build.live or build.unanswered or build.status.outbox)
 
 
 def deleted(build: Build) -> Report | None:
-    """What is to be told of an open build whose record was deleted: its end, unless it has been announced before."""
+    """The announcement for an open build whose record was deleted: its end, unless it has been announced before."""
     return None if build.status.state.ended else _cancelled(build, build.status.attempt, Reason.DELETED)
 
 
 class _Snapshot:
-    """One look at the world: what every rule may ask."""
+    """One observation of the world, with the questions that the rules ask about it."""
 
     def __init__(self, facts: Facts, limits: Limits, now: datetime) -> None:
         self.facts = facts
@@ -365,12 +365,12 @@ class _Snapshot:
         return self._sightings.get((build.name, attempt.number))
 
     def quarantine_node(self, build: Build, action: Action | None) -> None:
-        """Nothing more is sent to a node from which an attempt is being taken back."""
+        """Stop placing builds on a node that this plan evicts an attempt from."""
         if isinstance(action, Stop) and action.quarantine and build.live and build.live.node:
             self.quarantined.setdefault(build.live.node, _quarantine_sentence(build.live.node, action.message))
 
     def watched(self, build: Build, attempt: Attempt) -> timedelta:
-        """For how long the attempt has been seen as it is seen now."""
+        """How long the attempt has been observed in its present phase."""
         return self.facts.watched.get((build.name, attempt.number), timedelta())
 
 
@@ -378,7 +378,7 @@ class _Snapshot:
 
 
 def _next(build: Build, snapshot: _Snapshot) -> Action | None:
-    """The one change that the record needs, if any."""
+    """The change that the record needs, if any."""
     if build.status.round == 0 or build.reopened:
         return _queue(build)
     if build.live is not None:
@@ -393,13 +393,13 @@ def _next(build: Build, snapshot: _Snapshot) -> Action | None:
 
 
 def _queue(build: Build) -> Report:
-    """Opens a round. A number that an earlier round waited for is used up, even if nothing came of it."""
+    """Opens a round. A number that an earlier round waited for is used up, even if that attempt never started."""
     number = build.status.attempt + 1 if build.status.round else build.status.attempt
     return Report(build=build.name, word=Word.QUEUED, attempt=number)
 
 
 def _under_way(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Action | None:
-    """What a live attempt needs. Whoever follows the events sees a start before each end, however short it was."""
+    """The next step for a live attempt. Followers of the events see a start before each end, however short."""
     node = None if live.node else sighting.node
     if live.started_at is None and sighting.started_at is not None:
         return Report(build=build.name, word=Word.STARTED, attempt=live.number, at=sighting.started_at, node=node)
@@ -417,7 +417,7 @@ def _under_way(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snaps
 
 
 def _ended(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Action | None:
-    """An end is read from the result; if that is lost, the registry is asked first, however long it takes to answer."""
+    """Reads an end from the result. If the result is lost, the registry is asked first, however long it takes."""
     attempt = (build.name, live.number)
     inspection = snapshot.facts.inspections.get(attempt)
     if sighting.phase is Phase.ENDED and sighting.result is None and sighting.result_lost and inspection is None:
@@ -429,7 +429,7 @@ def _ended(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot)
 
 
 def _stop(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Stop | None:
-    """Why a live attempt is to end, if it is: a reason that was written down stays."""
+    """The stop that a live attempt needs, if any. A recorded reason stays."""
     if live.stopping:
         return Stop(
             build=build.name,
@@ -447,9 +447,9 @@ def _stop(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) 
 
 
 def _evict(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Stop | None:
-    """Takes back an attempt that does not come to run, so that there can be another, elsewhere or later.
+    """Evicts an attempt that does not start, so that another can run elsewhere or later.
 
-    One without a node is there to wait for one, and for the daemon on it: what other nodes might cure does not count.
+    An attempt without a node exists to wait for a node and its daemon, so trouble that other nodes lack is ignored.
     """
     trouble, waited = sighting.trouble, snapshot.watched(build, live)
     troubled = snapshot.facts.troubled.get((build.name, live.number), timedelta())
@@ -459,13 +459,13 @@ def _evict(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot)
         return msgspec.structs.replace(given_up, message=trouble.message, quarantine=trouble.elsewhere)
     if waited > (MAX_NODE_WAIT if live.node is None else snapshot.limits.build_timeout + BACKSTOP):
         why = trouble.message if trouble else sighting.waiting
-        message = "No node came to run it." if live.node is None else "It did not come to run."
+        message = "No node became available." if live.node is None else "The attempt did not start."
         return msgspec.structs.replace(given_up, message=" ".join(filter(None, [message, why])))
     return None
 
 
 def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting, snapshot: _Snapshot) -> Action:
-    """A start that was written and not carried out, perhaps by a controller that died in between."""
+    """Completes a recorded start that was not carried out, perhaps because a controller crashed."""
     if stop and stop.reason is not Reason.INFRASTRUCTURE:
         return _cancelled(build, live.number, stop.reason)
     if stop:
@@ -473,7 +473,7 @@ def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting
     elif snapshot.watched(build, live) > snapshot.limits.pending_grace:
         why = sighting.waiting or "The attempt could not be started."
     elif _lost_its_slot(build, live, snapshot):
-        why = "The node was taken meanwhile."
+        why = "Another build took the slot meanwhile."
     else:
         told = _explain(build, sighting.waiting) if sighting.waiting else None
         return told or Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
@@ -485,19 +485,19 @@ def _infrastructure(message: str) -> AttemptOutcome:
 
 
 def _uncounted(message: str | None) -> AttemptOutcome:
-    """Nobody could have done better: it is lost to a drain, or to scheduling."""
+    """A failure outside of the build's influence: the attempt was lost to a drain or to scheduling."""
     return AttemptOutcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message=message, counted=False)
 
 
 def _outcome(build: Build, live: Attempt, sighting: Sighting, inspection: Inspection | None) -> AttemptOutcome:
-    """Reads an attempt's end. Success beats a stop that came late, and so does a fault of the repository."""
+    """Reads the end of an attempt. A success overrides a late stop, and so does a fault of the repository."""
     result = sighting.result
     if sighting.phase is Phase.LOST:
-        outcome = _uncounted(sighting.waiting or "The attempt was taken away before it ended.")
+        outcome = _uncounted(sighting.waiting or "The attempt was removed before it ended.")
     elif result is None and inspection and inspection.image:
         outcome = AttemptOutcome(state=State.SUCCEEDED, image=inspection.image)
     elif result is None:
-        outcome = _infrastructure(sighting.waiting or "The builder ended without saying how.")
+        outcome = _infrastructure(sighting.waiting or "The builder ended without a result.")
     elif result.state is State.CANCELLED:
         outcome = _uncounted("The attempt was terminated from outside.")
     else:
@@ -523,14 +523,14 @@ def _outcome(build: Build, live: Attempt, sighting: Sighting, inspection: Inspec
 
 
 def _stopped(build: Build, outcome: AttemptOutcome, reason: Reason) -> AttemptOutcome:
-    """An end that we asked for means what we meant by it."""
+    """Gives an end that Kiln caused the meaning of the stop's reason."""
     state = State.FAILED if reason is Reason.TIMEOUT else State.CANCELLED
     message = CLOSED if reason is Reason.REQUESTED and not _cancel_asked(build) else _WHY_STOPPED[reason]
     return msgspec.structs.replace(outcome, state=state, reason=reason, message=message)
 
 
 def _end(build: Build, live: Attempt, outcome: AttemptOutcome, snapshot: _Snapshot) -> Report:
-    """An attempt has ended: does the build end with it, or does another follow?"""
+    """Decides after an attempt's end whether the build ends with it or another attempt follows."""
     if outcome.reason is Reason.INFRASTRUCTURE and _withdrawn(build):
         outcome = _stopped(build, outcome, Reason.REQUESTED)
     report = Report(build=build.name, word=Word(outcome.state), attempt=live.number, outcome=outcome)
@@ -549,9 +549,9 @@ def _of_round(build: Build) -> list[Attempt]:
 
 
 def _answer(build: Build, facts: Facts) -> Action | None:
-    """Somebody asked for an image that is there already: they get it at once, if the registry still has it.
+    """Answers requests for an existing image immediately, if the registry still has it.
 
-    Each gets an event in each format: no more of them at a time than have room beside those that wait for a sink.
+    Each request gets an event in each format, so the free places in the outbox limit the number of answers at a time.
     """
     room = (MAX_OUTBOX - len(build.status.outbox)) // FORMATS
     if room <= 0:
@@ -572,18 +572,18 @@ def _answer(build: Build, facts: Facts) -> Action | None:
 
 
 def _cancel_asked(build: Build) -> bool:
-    """Whether the mark is there, and meant for this round."""
+    """Whether the build has a cancel mark for its present round."""
     return build.cancel is not None and build.cancel.round == build.status.round
 
 
 def _withdrawn(build: Build) -> bool:
-    """Whether somebody has cancelled it, or it was for pull requests alone that are closed."""
+    """Whether a user has cancelled it, or all its waiting causes are closed pull requests."""
     waiting = build.unanswered
     return _cancel_asked(build) or (bool(waiting) and all(cause.withdrawn for cause in waiting))
 
 
 def _reason_to_cancel(build: Build, snapshot: _Snapshot) -> Reason | None:
-    """Whether the build should end although nothing is wrong with it."""
+    """The reason to end a build that has no fault, if there is one."""
     if _withdrawn(build):
         return Reason.REQUESTED
     supersede = snapshot.limits.supersede
@@ -592,21 +592,21 @@ def _reason_to_cancel(build: Build, snapshot: _Snapshot) -> Reason | None:
 
 
 def _overdue(build: Build, live: Attempt, snapshot: _Snapshot) -> Reason | None:
-    """The backstop behind the builder's own time limit. Not by the time of day: a clock that is set ends no build."""
+    """The backstop behind the builder's own time limit. It uses a monotonic clock, so a clock change ends no build."""
     return Reason.TIMEOUT if snapshot.watched(build, live) > snapshot.limits.build_timeout + BACKSTOP else None
 
 
 CLOSED = "The pull request was closed."
 _WHY_STOPPED = {
     Reason.REQUESTED: "Cancelled on request.",
-    Reason.SUPERSEDED: "A newer push to the same ref took its place.",
-    Reason.TIMEOUT: "The build took longer than it may.",
+    Reason.SUPERSEDED: "A newer push to the same ref superseded it.",
+    Reason.TIMEOUT: "The build exceeded its time limit.",
     Reason.DELETED: "Its record was deleted.",
 }
 
 
 def _cancelled(build: Build, attempt: int, reason: Reason) -> Report:
-    """Ends a build that has nothing running."""
+    """Ends a build without a running attempt."""
     outcome = _stopped(build, AttemptOutcome(state=State.CANCELLED), reason)
     return Report(build=build.name, word=Word(outcome.state), attempt=attempt, outcome=outcome)
 
@@ -629,7 +629,7 @@ _Pushes = Mapping[tuple[str, str], Sequence[_Pushed]]
 
 
 def _pushes(builds: Iterable[Build]) -> _Pushes:
-    """What is known of each ref's way, by (repository, ref)."""
+    """The known history of each ref, by (repository, ref)."""
     known: dict[tuple[str, str], list[_Pushed]] = defaultdict(list)
     for build in builds:
         for cause in build.causes:
@@ -639,14 +639,14 @@ def _pushes(builds: Iterable[Build]) -> _Pushes:
 
 
 def _pushed(build: Build, cause: Cause) -> _Pushed:
-    assert cause.push is not None  # noqa: S101  (both callers have looked)
+    assert cause.push is not None  # noqa: S101  (both callers have checked)
     return _Pushed(before=cause.push.before, after=build.request.commit, at=cause.push.at)
 
 
 def _superseded(build: Build, pushes: _Pushes) -> bool:
-    """Whether every cause that still waits is a push of a ref that has since moved on, as its host tells it.
+    """Whether every waiting cause is a push to a ref that has since moved on, according to its host.
 
-    Never by the order in which the webhooks came: hosts deliver late, twice and in any order.
+    The order in which webhooks arrive does not count: hosts deliver late, twice and in any order.
     """
     causes = [cause for cause in build.unanswered if not cause.withdrawn]
     return bool(causes) and all(
@@ -670,7 +670,7 @@ def _moved_on(push: _Pushed, others: Sequence[_Pushed]) -> bool:
 
 
 def _leads_to(start: str, goal: str, pushes: Sequence[_Pushed]) -> bool:
-    """Whether the ref may have come back from one commit to another (a revert by force): then nobody can tell."""
+    """Whether the ref may have returned from one commit to another by a forced revert. Then the order is unknown."""
     seen, edge = {start}, [start]
     while edge:
         here = edge.pop()
@@ -686,10 +686,10 @@ def _leads_to(start: str, goal: str, pushes: Sequence[_Pushed]) -> bool:
 
 
 def _deliveries(build: Build, snapshot: _Snapshot) -> Iterator[Action]:
-    """Events that are due at a sink. Every one is tried at least once, however late we are.
+    """The deliveries that are due. Every one is tried at least once, however late.
 
-    The first tries of a build's events are made one after the other, so that a sink that answers hears of them in
-    their order; one that fails holds none of the later ones up, except where only the order is of use.
+    The first tries of a build's events follow one another, so a sink that answers receives the events in order. A
+    failed delivery delays no later ones, except to a sink that is of use only in order.
     """
     waited_for: set[str] = set()
     for announcement in build.status.outbox:
@@ -707,11 +707,11 @@ def _deliveries(build: Build, snapshot: _Snapshot) -> Iterator[Action]:
 
 
 MAX_PAUSE = timedelta(hours=1)
-"""Between two tries of a delivery, whatever the sink's `Retry-After` says."""
+"""Between two tries of a delivery, regardless of the sink's `Retry-After`."""
 
 
 def _due(at: datetime | None, now: datetime, longest: timedelta) -> bool:
-    """Whether a moment has come. One further off than any pause we make is a clock that was set back: due as well."""
+    """Whether a time has come. A time beyond the longest pause means that the clock was set back, and is due, too."""
     return at is None or at <= now or at - now > longest
 
 
@@ -719,9 +719,9 @@ def _due(at: datetime | None, now: datetime, longest: timedelta) -> bool:
 
 
 def _starts(waiting: Sequence[Build], opening: Mapping[str, Report], snapshot: _Snapshot) -> Iterator[Action]:
-    """Fills the free slots, in order; tells those who are left why they wait.
+    """Fills the free slots in order, and explains to the remaining builds why they wait.
 
-    `opening`: the reports that open the rounds of those that are new. What starts at once needs no write of its own.
+    `opening`: the reports that open the rounds of new builds. A build that starts immediately needs no such write.
     """
     slots = _Slots(snapshot)
     due = [build for build in waiting if _due(build.status.not_before, snapshot.now, MAX_BACKOFF)]
@@ -789,9 +789,9 @@ def _in_its_round(build: Build, now: datetime) -> Build:
 
 
 def _unplaced(due: Sequence[Build], slots: _Slots, snapshot: _Snapshot) -> Iterator[Start]:
-    """Where no node is ready, one attempt without any: an autoscaler sees it wait, and brings a node.
+    """If no node is ready, starts one attempt without a node: an autoscaler sees it wait, and brings a node.
 
-    It may come to each of the nodes that there are, so it needs a slot on all of them.
+    It may be scheduled to any existing node, so it needs a slot on all of them.
     """
     after = snapshot.limits.scale_up_after
     if (
@@ -809,7 +809,7 @@ def _unplaced(due: Sequence[Build], slots: _Slots, snapshot: _Snapshot) -> Itera
 
 
 def _started(build: Build, node: str | None, snapshot: _Snapshot, *, alone: bool) -> Start:
-    """The build's next attempt. After one that failed it reuses no image: that may have been the reason."""
+    """The build's next attempt. After a failed one it reuses no image, as the image may have caused the failure."""
     images = () if _of_round(build) else snapshot.locality.images(build, node, snapshot.now)
     return Start(build=build.name, attempt=build.status.attempt, node=node, alone=alone, cache_from=images)
 
@@ -824,13 +824,13 @@ def _waits_since(build: Build) -> datetime:
 
 
 def _to_be_alone(build: Build) -> bool:
-    """Whether the last attempt that came to something ran out of memory."""
+    """Whether the last conclusive attempt ran out of memory."""
     told = [attempt for attempt in _of_round(build) if attempt.counted or attempt.out_of_memory]
     return any(attempt.out_of_memory for attempt in told[-1:])
 
 
 def asker(build: Build) -> str:
-    """The one for whom the build is done: the first of the most urgent who wait."""
+    """The requester of the build: the first among the most urgent waiting causes."""
     return next((str(cause.by) for cause in build.unanswered if cause.kind is build.kind), "")
 
 
@@ -838,7 +838,7 @@ _URGENCY = {kind: place for place, kind in enumerate(Kind)}
 
 
 class _Place:
-    """A build's place among those that wait. What does not change with the turns is computed once."""
+    """A build's rank in the queue. Values that do not depend on the rotation are computed once."""
 
     def __init__(self, build: Build) -> None:
         self._age = (build.status.queued_at or build.created_at, build.name)
@@ -846,19 +846,19 @@ class _Place:
         self._by, self._of = f"by {asker(build)}", f"of {build.request.repository}"
 
     def rank(self, rotation: Rotation) -> tuple[object, ...]:
-        """Lower goes first: people, pushes, sync; then who was served longest ago; then the oldest."""
+        """Lower goes first: people, pushes, sync; then the requester served longest ago; then the oldest build."""
         if rotation.starts % OLDEST_EVERY == OLDEST_EVERY - 1:
             return self._age
         return (self._urgency, rotation.served.get(self._by, 0), rotation.served.get(self._of, 0), *self._age)
 
 
 class _Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that has slots: from the moment that it is decided on, until it is known not to be any more."""
+    """An attempt that occupies slots: from the decision to start it until it is known to have ended."""
 
     node: str | None
     slots: int
     order: tuple[bool, datetime, str]
-    """Lower keeps its slots: attempts that exist or are being started, then those only written down, oldest first."""
+    """Precedence: existing attempts before those that are only recorded, then in the order of their records."""
 
 
 def _holders(snapshot: _Snapshot) -> Sequence[_Holder]:
@@ -891,8 +891,8 @@ def _slots_of(alone: bool, snapshot: _Snapshot) -> int:
 
 
 def _lost_its_slot(build: Build, live: Attempt, snapshot: _Snapshot) -> bool:
-    """Whether a written start has no slot: a controller that was paused may have written it long after it decided so,
-    when another had given the slot away."""
+    """Whether a recorded start has lost its slot. A paused controller may have written it long after the decision, when
+    another controller had given the slot away."""
     own = _holder(build, live, snapshot)
     taken = _taken(holder for holder in snapshot.holders if holder.order < own.order)
     nodes = {own.node} if own.node else {None, *taken}
@@ -907,23 +907,23 @@ def _taken(holders: Iterable[_Holder]) -> Counter[str | None]:
 
 
 def _on(node: str | None, taken: Counter[str | None]) -> int:
-    """The slots taken on a node. What no node has yet may come to any of them, so it counts on each."""
+    """The occupied slots of a node. An attempt without a node may be scheduled to any, so it counts on each."""
     return taken[node] + (taken[None] if node else 0)
 
 
 def _quarantine_sentence(node: str, message: str | None, until: datetime | None = None) -> str:
     time = f" until {until:%H:%M:%S} UTC" if until else ""
-    return f"Node {node} is left out{time}: {message}"
+    return f"Node {node} is quarantined{time}: {message}"
 
 
 def quarantined_until(attempt: Attempt, now: datetime) -> datetime | None:
-    """Until when nothing more is sent to the node that could not take this attempt; `None` if anything may be."""
+    """The end of the quarantine of the attempt's node; `None` if this attempt causes none."""
     until = (attempt.finished_at or now) + QUARANTINE
     return until if attempt.quarantine and not _due(until, now, QUARANTINE) else None
 
 
 def _quarantined(facts: Facts, now: datetime) -> dict[str, str]:
-    """The nodes that have not been able to take an attempt lately, each with a sentence that says so."""
+    """The quarantined nodes, each with an explanation."""
     quarantined: dict[str, tuple[datetime, str]] = {}
     for attempt in (*facts.quarantine, *(attempt for build in facts.builds for attempt in build.status.attempts)):
         node, until = attempt.node, quarantined_until(attempt, now)
@@ -934,7 +934,7 @@ def _quarantined(facts: Facts, now: datetime) -> dict[str, str]:
 
 
 class _Slots:
-    """The free slots of each ready node. An attempt has its slot from the moment that it is decided on."""
+    """The free slots of each ready node. An attempt occupies its slot from the decision to start it."""
 
     def __init__(self, snapshot: _Snapshot) -> None:
         self._per_node = snapshot.limits.builds_per_node
@@ -949,7 +949,7 @@ class _Slots:
         }
 
     def on_all(self, *, alone: bool) -> bool:
-        """Whether there is room for an attempt on whatever node it comes to."""
+        """Whether an attempt fits on every node."""
         return self._least >= (self._per_node if alone else 1)
 
     @property
@@ -957,11 +957,11 @@ class _Slots:
         return any(self._free.values())
 
     def take(self, build: Build, *, alone: bool) -> str | None:
-        """The node for the build's next attempt, or `None`; asked only while a slot is left.
+        """The node for the build's next attempt, or `None`; called only while a slot is free.
 
-        The same repository comes back to the node that has its layers, and goes to the next in its own order when that
-        one is full: it waits for none. Away from nodes where this round has failed, as long as there are others. One
-        that must be alone keeps its node free of newcomers until it is empty, or it would wait for ever.
+        A repository returns to the node that has its layers; if that node is full, it goes to the next in its own
+        order without waiting. Nodes where this round has failed come last. An attempt that must be alone reserves its
+        node until the node is empty; otherwise it would wait forever.
         """
         failed = {attempt.node for attempt in _of_round(build)}
         distance, key = self._locality.distance(build), build.request.repository
@@ -981,11 +981,11 @@ def rendezvous(key: str, node: str) -> int:
 
 
 def _why_waiting(build: Build, snapshot: _Snapshot) -> str:
-    """A sentence that stays the same while nothing changes, so that it is not written anew at every look."""
+    """A sentence that is stable while nothing changes, so that it is not written again in each round."""
     not_before = build.status.not_before
     if not_before and not _due(not_before, snapshot.now, MAX_BACKOFF):
         last = next((a.message for a in reversed(build.status.attempts) if a.message), "The last attempt failed.")
-        return f"Tried again after {not_before:%H:%M:%S} UTC: {last}"
+        return f"Retrying after {not_before:%H:%M:%S} UTC: {last}"
     ready = [node.name for node in snapshot.facts.nodes if node.ready]
     if not ready:
         reasons = {node.why for node in snapshot.facts.nodes if node.why}

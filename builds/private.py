@@ -1,11 +1,11 @@
-"""Who may use a stored Git credential, and so who may see what was built with one.
+"""Access to stored Git credentials, and so to the builds that used one.
 
-A credential shows what its host shows to nobody else. It is used for those whom the operator has named for a
-repository (`private`), and where nobody is named for webhooks alone: the repository's own host has sent them. Whoever
-else asks for a repository that has a credential is let in as far as its host lets them in without.
+A stored credential reveals repositories that their host hides from strangers. The operator's rules (`private`) name its
+permitted users for each repository. Without a rule only webhooks may use it, because the repository's own host has
+sent them. All other requesters get the access that the host gives without a credential.
 
-What a build has fetched is in its log, so the same words say who sees it. And it may hold submodules: a build uses no
-credential of a repository that is not for everybody who may have the build.
+A build's log shows its sources, so the same rules decide who sees the build. A repository may have submodules: a build
+uses the credential of another repository only if all users of the build may use that credential, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WEBHOOKS = "webhooks"
 BY_DEFAULT = frozenset({WEBHOOKS})
 
 Words = frozenset[str]
-"""Who somebody is, as `use_by` says it."""
+"""The names of a requester in the form that `use_by` uses."""
 
 
 class PrivateRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,15 +35,15 @@ class PrivateRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def words_of(by: str | None, groups: Iterable[str] = ()) -> Words:
-    """Of an asker (`Cause.by`) and the groups that a Hub says they are in. What Kiln asks of itself is for the same
-    push that a webhook would have told of."""
+    """The words for a requester (`Cause.by`) and their groups at the Hub. Kiln's own synchronisation counts as a
+    webhook, because it replaces one."""
     if by is not None and (by == SYNC or by.startswith("webhook:")):
         return BY_DEFAULT
     return frozenset([*([by] if by else []), *(f"group:{group}" for group in groups)])
 
 
 class Scope(Protocol):
-    """What a stored credential is for: repositories of one host, below a path."""
+    """The scope of a stored credential: repositories of one host, below a path."""
 
     @property
     def origin(self) -> str: ...
@@ -52,7 +52,7 @@ class Scope(Protocol):
 
 
 class Private:
-    """The rules. `stored` says whether there is a credential for a repository; without it there is none."""
+    """The access rules. `stored` says whether a repository has a credential; by default none has."""
 
     def __init__(
         self,
@@ -67,25 +67,25 @@ class Private:
         self.stored = stored
 
     def admit(self, repository: Repository, words: Words) -> bool:
-        """Whether they have it built with the stored credentials; if not, as one whom nobody knows.
+        """Whether a requester may use the stored credentials. Without them, the build gets anonymous access.
 
-        Raises Forbidden for a repository that is for others.
+        Raises Forbidden if a rule restricts the repository to others.
         """
         may, named = self._may(repository)
         if words & may:
             return named or self.stored(repository)
         if named:
-            raise Forbidden("This repository is not for everybody, and you are not among those whom `private` names.")
+            raise Forbidden("This repository is restricted. Ask its administrator to add you to `private`.")
         return False
 
     def shows(self, build: Build, words: Words, *, admin: bool) -> bool:
-        """Whether they may see a build: its page, its log, and that there is one.
+        """Whether a requester may see a build: its page, its log, and its existence.
 
-        Where nobody is named, an admin may. And what somebody got without a credential is no secret.
+        Without a rule for the repository, admins may see it. A build that used no credential is no secret.
         """
         try:
             repository = canonical(build.request.repository, self._hosts)
-        except RepositoryError:  # of a record that other rules made
+        except RepositoryError:  # the record was made under other rules
             return admin
         may, named = self._may(repository)
         if words & may:
@@ -95,17 +95,17 @@ class Private:
         return admin or any(not cause.credentials for cause in build.causes) or not self.stored(repository)
 
     def lends(self, build: Repository, other: Repository) -> bool:
-        """Whether a build of one repository may use the credential of another: all who may have it may have that."""
+        """Whether a build of one repository may use the credential of another: all its users may use that one, too."""
         return self._may(build)[0] <= self._may(other)[0]
 
     def names(self, repository: Repository) -> bool:
-        """Whether a rule names it. Then its images are for the same people, and lie apart from all others."""
+        """Whether a rule names the repository. Then its images are restricted as well, and kept apart from others."""
         return self._may(repository)[1]
 
     def may_lend(self, build: Repository, credential: Scope) -> bool:
-        """Whether there could be a repository that a credential fits and whose credential a build may use.
+        """Whether a build may use this credential for some repository that the credential fits.
 
-        Says yes where it cannot tell: only the builder knows which repositories a build fetches, and it asks `lends`.
+        The answer is yes if unsure: only the builder knows which repositories a build fetches, and it asks `lends`.
         """
         if credential.fits(build):
             return True
@@ -114,7 +114,7 @@ class Private:
         return ours <= BY_DEFAULT.union(*near)
 
     def _may(self, repository: Repository) -> tuple[Words, bool]:
-        """Who may use its credential, and whether anybody has said so."""
+        """The permitted users of the repository's credential, and whether a rule names them."""
         named = [words for pattern, words in self._rules if forbids(pattern, repository.url)]
         return (frozenset().union(*named) if named else BY_DEFAULT), bool(named)
 
@@ -130,10 +130,10 @@ def _on_host(pattern: str, origin: str) -> bool:
 def _word(text: str) -> str:
     """Raises RuleError."""
     if "*" in text:
-        raise RuleError(f"'{text}' is nobody: use_by takes whole names, without *.")
+        raise RuleError(f"'{text}' is not a user. use_by takes complete names, without *.")
     if text != WEBHOOKS and not re.fullmatch(r"(?:user|group|token|service|oidc):[^\s]+(?: [^\s]+)*", text):
         raise RuleError(
-            f"'{text}' is nobody: use_by takes webhooks, user:<name>, group:<name>, token:<name>, "
+            f"'{text}' is not a user. use_by takes webhooks, user:<name>, group:<name>, token:<name>, "
             "service:<name> and oidc:<subject>."
         )
     return text

@@ -1,8 +1,8 @@
-"""What a provenance statement says of an image, and whether it may be believed.
+"""The content of a provenance statement about an image, and its verification.
 
 A statement is SLSA provenance v1 (https://slsa.dev/spec/v1.0/provenance) in an in-toto Statement v1
-(https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md). An unsigned statement lies in the registry as
-it is, and is worth what the registry's access rules are worth; a signed one lies in a DSSE envelope (`builds.dsse`).
+(https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md). An unsigned statement is stored in the registry
+as it is, and is as trustworthy as the registry's access rules; a signed one is in a DSSE envelope (`builds.dsse`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BUILD_TYPE = "https://kiln.dev/repo2docker/v1"
 
 
 class CausingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A CloudEvent that asked for the build, and the ref that it was about."""
+    """A CloudEvent that requested the build, and its ref."""
 
     source: str
     id: str
@@ -39,7 +39,7 @@ class CausingEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class Builder(msgspec.Struct, frozen=True, kw_only=True):
-    """Who builds: a URI, the image that the builder runs from (`None`: from none), and versions by name."""
+    """The builder: a URI, the image that it runs from (`None`: none), and versions by name."""
 
     id: str
     image: str | None = None
@@ -102,7 +102,7 @@ class Statement(_Camel, frozen=True, kw_only=True):
         return self.predicate.build_definition.internal_parameters
 
     def same_origin(self, other: Statement) -> bool:
-        """Whether both say the same of what was built, whenever and for whomever that was."""
+        """Whether both describe the same sources and parameters, regardless of time and requester."""
         own, its = self.predicate.build_definition, other.predicate.build_definition
         same = (own.external_parameters, own.resolved_dependencies) == (
             its.external_parameters,
@@ -112,7 +112,7 @@ class Statement(_Camel, frozen=True, kw_only=True):
 
 
 class _Kind(_Camel, frozen=True, kw_only=True):
-    """As much of a statement as tells whether it is one of ours."""
+    """The part of a statement that identifies it as Kiln's."""
 
     predicate_type: str = ""
     predicate: Any = None
@@ -125,7 +125,7 @@ class _Kind(_Camel, frozen=True, kw_only=True):
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
-    """What a statement must say: the image's digest (`sha256:…`), and what else is asked (`None`: anything)."""
+    """Requirements for a statement: the image's digest (`sha256:…`), and further values (`None`: any)."""
 
     digest: str
     repository: str | None = None
@@ -135,7 +135,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """A statement that holds. `signed`: by the key that was asked for."""
+    """A valid statement. `signed`: by the given key."""
 
     statement: Statement
     signed: bool
@@ -153,7 +153,7 @@ def statement_for(
     started: datetime,
     finished: datetime,
 ) -> Statement:
-    """The statement about an image that was pushed. `build` is the build's name, `attempt` its attempt's label."""
+    """The statement about a pushed image. `build` is the build's name, `attempt` the attempt's label."""
     source = {"uri": f"git+{request.clone_url}", "digest": {"gitCommit": request.commit}}
     definition = Definition(
         build_type=BUILD_TYPE,
@@ -189,25 +189,25 @@ def statement_for(
 
 
 def verified(found: Sequence[tuple[str, bytes]], expected: Expected, key: PublicKey | None = None) -> Verified:
-    """The statement about an image, out of what its registry has attached to it: media types and contents.
+    """The statement about an image, among the attachments in its registry: media types and contents.
 
-    With a key, those that it has signed count, and all of these must hold. Without one there may be one statement only:
-    nobody could say which of several is to be believed. Raises ProvenanceError with the reason.
+    With a key, only statements that it signed count, and all of them must be valid. Without a key the image may have
+    only one statement, as several could not be distinguished. Raises ProvenanceError with the reason.
     """
     read = [one for one in (_read(media_type, content, key) for media_type, content in found) if one is not None]
     if not read:
-        raise ProvenanceError("The image has no provenance statement of Kiln's.")
+        raise ProvenanceError("The image has no provenance statement from Kiln.")
     if key is not None:
         return _signed(read, expected)
     if len(read) > 1:
         raise ProvenanceError(
-            f"The image has {len(read)} provenance statements, and without a key nobody can say which to believe."
+            f"The image has {len(read)} provenance statements. Give a key, so that one of them can be trusted."
         )
     return Verified(statement=_held(read[0].content, expected), signed=False)
 
 
 def has(found: Sequence[tuple[str, bytes]], statement: Statement, key: PublicKey | None = None) -> bool:
-    """Whether a statement of the same origin (signed by the key, if there is one) is among what is attached."""
+    """Whether the attachments include a statement of the same origin, signed by the key if one is given."""
     for one in (_read(media_type, content, key) for media_type, content in found):
         if one is None or (key is not None and one.signed is not True):
             continue
@@ -222,7 +222,7 @@ def has(found: Sequence[tuple[str, bytes]], statement: Statement, key: PublicKey
 class _Found(msgspec.Struct, frozen=True):
     content: bytes
     signed: bool | None
-    """By the key: `None` where it has no signature, or no key was given."""
+    """Whether the key signed it: `None` without a signature or without a key."""
 
 
 def _signed(found: Sequence[_Found], expected: Expected) -> Verified:
@@ -231,14 +231,14 @@ def _signed(found: Sequence[_Found], expected: Expected) -> Verified:
         raise ProvenanceError("The image's provenance statement is not signed.")
     if not good:
         raise ProvenanceError(
-            "The signature of the image's provenance statement is not of this key over this statement."
+            "The signature of the image's provenance statement does not match this key and statement."
         )
     *_, last = [_held(one.content, expected) for one in good]
     return Verified(statement=last, signed=True)
 
 
 def _read(media_type: str, content: bytes, key: PublicKey | None) -> _Found | None:
-    """`None` for what is no statement of ours. What cannot be read counts as one that does not hold."""
+    """`None` for an attachment that is not Kiln's statement. An unreadable statement counts as invalid."""
     signed = None
     if media_type == ENVELOPE:
         try:
@@ -255,7 +255,7 @@ def _read(media_type: str, content: bytes, key: PublicKey | None) -> _Found | No
 
 
 def _held(content: bytes, expected: Expected) -> Statement:
-    """Raises ProvenanceError for one that does not say what is expected."""
+    """Raises ProvenanceError if the statement differs from what is expected."""
     statement = _decoded(content)
     if problems := list(_problems(statement, expected)):
         raise ProvenanceError(" ".join(problems))
@@ -268,7 +268,7 @@ def _decoded(content: bytes) -> Statement:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise ProvenanceError("The image's provenance statement cannot be read.") from None
     if statement.type != STATEMENT_TYPE:
-        raise ProvenanceError(f"The image's provenance statement is none of in-toto's version 1 ({STATEMENT_TYPE}).")
+        raise ProvenanceError(f"The image's provenance statement is not of in-toto's version 1 ({STATEMENT_TYPE}).")
     return statement
 
 
@@ -282,7 +282,7 @@ def _problems(statement: Statement, expected: Expected) -> Iterator[str]:
     }
     for name, (wanted, said) in told.items():
         if wanted is not None and said != wanted:
-            yield f"The image's {name} is {said}, and not {wanted}."
+            yield f"The image's {name} is {said}, not {wanted}."
     commits = [one.digest.get("gitCommit") for one in statement.predicate.build_definition.resolved_dependencies]
     if commits != [statement.external.get("commit")]:
         yield "The provenance statement contradicts itself about the commit."
@@ -293,14 +293,14 @@ def _digests(statement: Statement) -> tuple[str, ...]:
 
 
 def _image(reference: str) -> Resource:
-    """An image as in-toto names it: `digest` only where the reference has one, as a tag may have moved since."""
+    """An image in in-toto's form: with `digest` only if the reference has one, as a tag may have moved since."""
     name, _, digest = reference.partition("@")
     algorithm, _, digits = digest.partition(":")
     return Resource(uri=f"docker://{name}", digest={algorithm: digits} if digits else {})
 
 
 def _told(options: Options) -> dict[str, Any]:
-    """The installation's options, long texts and values of arguments as digests."""
+    """The installation's options, with digests for long texts and values of arguments."""
     told: dict[str, Any] = msgspec.to_builtins(options)
     if options.build_args:
         told["build_args"] = _hashed(options.build_args)
@@ -310,7 +310,7 @@ def _told(options: Options) -> dict[str, Any]:
 
 
 def _hashed(arguments: Mapping[str, str]) -> dict[str, str]:
-    """Names, and digests in place of values: those are kept out of logs as well."""
+    """Names, and digests instead of values, which logs do not show either."""
     return {name: _digest(value) for name, value in sorted(arguments.items())}
 
 

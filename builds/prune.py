@@ -1,10 +1,10 @@
-"""Looks at what Kiln has pushed, and deletes what the rule `keep` does not need any more.
+"""Deletes the images that the rule `keep` no longer needs.
 
-The records are the ledger: they say which refs an image was built for and when somebody last asked for it. So with a
-rule a record stays as long as its image does, and goes when both the image has gone and `KILN_HISTORY` has passed.
+The records are the ledger: they contain the refs that an image was built for, and the time of the last request. So with
+a rule, a record stays as long as its image does. It is deleted when the image is gone and `KILN_HISTORY` has passed.
 
-Nothing is locked. Right before a deletion the tags and the record are read again, and right after it the record once
-more: who has asked in between gets the same manifest back, which the registry takes again as it was.
+Nothing is locked. Immediately before a deletion, tags and record are read again; immediately after it, the record once
+more. If a request came in between, the same manifest is restored, which the registry accepts unchanged.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from builds.retention import Pushed, Recorded, Rule, Verdict, judge, recorded, w
 log = logging.getLogger(__name__)
 
 PRUNE_INTERVAL = 3600.0
-"""Seconds between two looks of the controller."""
+"""Seconds between two rounds of the controller."""
 LEADER_CHECK_INTERVAL = 1.0
-"""Seconds after which a process that does not lead asks whether it does now."""
+"""Seconds after which a process that does not lead checks again whether it leads."""
 PAGE = 200
-"""Records that are read at a time."""
+"""Records per page."""
 
 NO_RULE = Rule(per_ref=1, period=timedelta.max)
-"""Keeps everything: for those who only look."""
+"""Keeps everything, for callers that only list."""
 
 
 class ImageReview(msgspec.Struct, frozen=True, kw_only=True):
-    """One image repository. `error` is a sentence about why it could not be looked at; then there are no verdicts."""
+    """The review of one image repository. `error` says why it failed; then it has no verdicts."""
 
     repository: str
     verdicts: Sequence[Verdict] = ()
@@ -55,14 +55,14 @@ class ImageReview(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Pruned(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of a repository: the images that were deleted, and why the rest of them could not be."""
+    """The result for a repository: the deleted images, and why the others could not be deleted."""
 
     deleted: Sequence[Pushed]
     error: str | None = None
 
 
 class Pruner:
-    """One thread at a time. `registry` makes a client for an image; `allowed` are patterns of image repositories."""
+    """For one thread at a time. `registry` makes a client for an image. `allowed`: patterns of image repositories."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Pruner:
         self._inventory = Inventory()
 
     def review(self, more: Iterable[str] = ()) -> Iterator[ImageReview]:
-        """The repositories that records name, and `more`. Each is looked at when it is its turn. Raises EngineError."""
+        """Reviews the repositories that records name, and `more`, one per step. Raises EngineError."""
         records: dict[str, list[Recorded]] = {repository: [] for repository in more}
         for build in _all(self._records):
             records.setdefault(build.request.image, []).append(recorded(build))
@@ -95,14 +95,14 @@ class Pruner:
         try:
             images = self._inventory.images(self._registry(repository), repository, named)
         except RegistryError as error:
-            absent = isinstance(error, Unauthorized) and not records  # some registries say so of what is not there
+            absent = isinstance(error, Unauthorized) and not records  # some registries answer so for a missing one
             return ImageReview(repository=repository, error=None if absent else str(error))
         allowed = any(glob_match(pattern, repository) for pattern in self._allowed)
         verdicts = judge(images, records, self._rule, self._clock(), allowed=allowed)
         return ImageReview(repository=repository, verdicts=verdicts, records=records)
 
     def prune(self, review: ImageReview) -> Pruned:
-        """Deletes what the look has found to be unneeded, unless it is needed by now."""
+        """Deletes the images that the review found unneeded, unless they are needed by now."""
         deleted: list[Pushed] = []
         if not review.unneeded:
             return Pruned(deleted=deleted)
@@ -116,7 +116,7 @@ class Pruner:
         return Pruned(deleted=deleted)
 
     def _delete(self, registry: Registry, verdict: Verdict, review: ImageReview) -> bool:
-        """Returns whether the image is gone for good. Raises RegistryError, EngineError."""
+        """Returns whether the image is gone permanently. Raises RegistryError, EngineError."""
         image = verdict.image
         before = self._unused(image)
         whole = registry.manifest(image.repository, image.digest, body=True)
@@ -133,7 +133,7 @@ class Pruner:
         return True
 
     def _unused(self, image: Pushed) -> Build | None:
-        """The record of an image that nobody waits for."""
+        """The record of an image that no request waits for."""
         try:
             build = self._records.get(image.build or "")
         except NotFound:
@@ -160,7 +160,7 @@ def _all(records: Records) -> Iterator[Build]:
 
 
 def _digests_of_others(registry: Registry, review: ImageReview) -> set[str]:
-    """What tags that Kiln does not give to commits are now: somebody may have set or moved one since the look."""
+    """The digests of all tags that do not belong to commits: a tag may have been set or moved since the review."""
     tags = registry.tags(review.repository)
     others = [tag for tag in tags if not is_reserved(tag) and not REFERRERS.fullmatch(tag)]
     found = [registry.manifest(review.repository, tag) for tag in others]
@@ -173,22 +173,22 @@ def _restore(registry: Registry, image: Pushed, whole: Manifest) -> None:
 
 
 def _needed_without(image: Pushed, review: ImageReview) -> set[str]:
-    """The digests that something else in the repository stands for, or refers to."""
+    """The digests that something else in the repository has or refers to."""
     others = [verdict.image for verdict in review.verdicts if verdict.image.digest != image.digest]
     return {digest for other in others for digest in (other.digest, *other.parts)}
 
 
 def _remove(registry: Registry, repository: str, digests: Collection[str]) -> None:
-    """What cannot be removed is garbage to the registry, and no reason to stop."""
+    """Ignores failures: a leftover is garbage in the registry, and no reason to stop."""
     for digest in sorted(digests):
         with suppress(RegistryError):
             registry.remove(repository, digest)
 
 
 class Retention:
-    """Prunes again and again, as long as this process leads; and has records forgotten whose image has gone.
+    """Prunes periodically while this process leads, and forgets the records of deleted images.
 
-    A thread of its own beside the controller's: a registry that does not answer must not hold up a build.
+    It runs in a thread of its own beside the controller's, because a silent registry must not delay builds.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Retention:
         self._logged: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; a deletion that is under way then is finished."""
+        """Prunes until `stop` is set; a deletion in progress then completes."""
         while not stop.is_set():
             if self._leading() and self._monotonic() >= self._due:
                 self.run_once(stop)
@@ -221,7 +221,7 @@ class Retention:
             stop.wait(LEADER_CHECK_INTERVAL)
 
     def run_once(self, stop: threading.Event) -> None:
-        """One look at all repositories, with what follows from it."""
+        """Reviews all repositories once, prunes them, and forgets expired records."""
         failed = 0
         try:
             for review in self._pruner.review():
@@ -245,7 +245,7 @@ class Retention:
         return error is None
 
     def _forget_records(self, review: ImageReview, deleted: Collection[str]) -> None:
-        """The records that are over their time, and whose image is not in the registry any more."""
+        """Forgets expired records whose image is no longer in the registry."""
         there = {verdict.image.digest for verdict in review.verdicts} - {*deleted}
         for record in review.records:
             over = self._clock() - record.ended_at >= self._history
@@ -256,7 +256,7 @@ class Retention:
                         self._forget(build)
 
     def _log_trouble(self, repository: str, trouble: str) -> None:
-        """Once, and not again until something else is wrong, or nothing is."""
+        """Logs trouble when it begins or changes."""
         if trouble != self._logged.get(repository, ""):
             self._logged[repository] = trouble
             if trouble:

@@ -1,10 +1,10 @@
-"""Which pull and merge requests a trigger is for, and what is news of one.
+"""The pull and merge requests that match a trigger, and the changes that request a build.
 
-A request is built when it is opened or opened again and when its head moves; and when it becomes one that a rule is for
-by a label, or by another branch that it is to go to. Whatever else happens to it changes nothing that a build would
-see, so that a build which failed is not tried again for a comment. A draft is a request like any other.
+A pull request is built when it is opened or reopened, and when its head moves. It is also built when a new label or a
+new base branch makes it match a rule. Other changes do not affect a build, so a failed build is not retried because of
+a comment. A draft is a request like any other.
 
-Whoever can read a repository can open a request from a fork, so a rule takes those only where it says so.
+All readers of a repository can open a request from a fork, so a rule includes those only if it says so.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ ANYONE = "anyone"
 
 
 class PullRequestRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from"}):
-    """Globs over the short names of the branches that requests are for, and over the paths that they change; labels,
-    one of which is enough; and where requests may come from.
+    """Globs over the short names of base branches, and over changed paths; labels, one of which suffices; and the
+    permitted origin of requests.
 
-    `paths` holds too where nobody knows what has changed.
+    `paths` also matches if the changed paths are unknown.
     """
 
     branches: tuple[str, ...] | None = None
@@ -76,9 +76,9 @@ def _is_news(rule: PullRequestRule, request: RequestFacts) -> bool:
 
 
 def unasked(request: RequestFacts) -> str:
-    """Why no trigger asks for a build of it, as far as that is the same for all of them, in a sentence."""
+    """The reason, as a sentence, why no trigger requests a build, as far as it is the same for all triggers."""
     if request.fork and not request.served:
-        return "The host serves the commits of a fork only in the fork itself: such a pull request is not built."
+        return "The host serves a fork's commits only in the fork itself, so this pull request is not built."
     if request.fork:
-        return "No trigger asks for a build of this pull request, which comes from a fork (`from: anyone`)."
-    return "No trigger asks for a build of this, or nothing that a build would see is new of this pull request."
+        return "No trigger requests a build of this pull request from a fork (`from: anyone` allows forks)."
+    return "No trigger requests a build of this pull request, or the change does not affect a build."

@@ -1,4 +1,4 @@
-"""Deletes folders, whatever a stranger's repository has put there."""
+"""Deletes folders with any content, including that of a hostile repository."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import subprocess
 from pathlib import Path
 
 DELETING = 600.0
-"""Seconds that it may take to delete a folder with a large repository."""
+"""Seconds for the deletion of a folder with a large repository."""
 
 
 def remove(folder: Path) -> None:
-    """Deletes a folder with all that is in it; one that is not there is no error. Raises OSError if something stays.
+    """Deletes a folder with its content; a missing folder is not an error. Raises OSError if something remains.
 
-    By rm(1): `shutil.rmtree` calls itself and holds a descriptor for each level of folders, so a commit with a thousand
-    of them, which git takes for nothing special, would end whoever tidies up after it.
+    It uses rm(1). `shutil.rmtree` recurses and holds a descriptor for each level of folders, so a commit with a
+    thousand levels, which git accepts, would crash the process that deletes it.
     """
     if subprocess.run(["rm", "-rf", "--", folder], stderr=subprocess.DEVNULL, check=False).returncode:  # noqa: S607
-        raise OSError(f"{folder} cannot be deleted whole")
+        raise OSError(f"{folder} cannot be deleted completely")

@@ -1,7 +1,7 @@
-"""A build as others see it: one JSON object, which the API answers with and events carry.
+"""The public view of a build: one JSON object, used by API responses and events.
 
-The shape is written once, as the structs here; the JSON Schemas in `builds/schemas` are made of them
-(`python -m builds.schemas`) and shipped, because events name them in `dataschema`.
+The structs in this module define the shape. The JSON Schemas in `builds/schemas` are generated from them (`python -m
+builds.schemas`) and shipped with Kiln, because events name them in `dataschema`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from eventing.hops import EXTENSION, next_hop
 from eventing.http import attribute_text
 
 SCHEMAS = uuid.UUID("0b9a0c33-6f43-4c0e-9d5b-5a1f2f3f6a11")
-"""The namespace of the schemas' names where no web address is known for them (RFC 9562, §5.5)."""
+"""UUID namespace for the schemas' names if no web address is known for them (RFC 9562, §5.5)."""
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """One try. `state` and `reason` are null until it has ended."""
+    """One attempt. `state` and `reason` are null until it ends."""
 
     number: int
     node: str | None
@@ -51,7 +51,7 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageView(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the image goes: `repository` and `tag` are known from the start, the rest when it is there.
+    """The image of the build. `repository` and `tag` are known from the start, the other fields after the push.
 
     `reference` is `repository:tag@digest`, or `repository:tag` where it stays with its daemon; `tags` are further tags
     that were set on the same manifest, `refused_tags` those that the registry would not set, each with its words.
@@ -66,7 +66,7 @@ class ImageView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DurationsView(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds; null where the stage was not reached. All but `queued` are of the latest attempt."""
+    """Seconds; null for a phase that was not reached. All but `queued` belong to the latest attempt."""
 
     queued: float | None
     fetch: float | None
@@ -75,7 +75,7 @@ class DurationsView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CauseView(msgspec.Struct, frozen=True, kw_only=True):
-    """One event that asked. `tags` are the further tags that it asked for; `image.tags` are those that were set."""
+    """One event that requested the build."""
 
     source: str
     id: str
@@ -87,14 +87,14 @@ class CauseView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogView(msgspec.Struct, frozen=True, kw_only=True):
-    """`tail` is not there in lists."""
+    """`tail` is absent in lists."""
 
     url: str
     tail: str | UnsetType | None = UNSET
 
 
 class DeliveryView(msgspec.Struct, frozen=True, kw_only=True):
-    """One event given to one sink; `at` is when it was delivered or given up."""
+    """One event for one sink; `at` is the time of success or of the final failure."""
 
     sink: str
     event: str
@@ -132,10 +132,10 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def as_json(build: Build, *, base: str = "/", tail: bool = True) -> dict[str, Any]:
-    """The build as plain JSON values; `base` is the base path, or a URL that ends in it, and `tail` the log's.
+    """The build as plain JSON values. `base` is the base path, or a URL that ends in it; `tail` adds the log's tail.
 
-    One that has ended and was asked for again is shown as queued for its next attempt from that moment, though no
-    controller may have seen it yet.
+    An ended build with a new request is shown as queued for its next attempt from the moment of that request, even
+    before a controller has seen it.
     """
     if build.reopened:
         build = _asked_again(build)
@@ -153,10 +153,10 @@ def event(
     public_url: str | None = None,
     cause: Cause | None = None,
 ) -> Event:
-    """The event `dev.kiln.build.<word>.v1` of a build as it is after the change that is told.
+    """The event `dev.kiln.build.<word>.v1` about a build in the state after the change.
 
-    `cause` is the one who joined after the end and is answered by this event alone. Its id is the same whenever it is
-    made again: `<uid>.<attempt>.<word>`, and for such a cause `.<8 hex of it>`.
+    `cause` joined after the end, and only this event answers it. The id is deterministic: `<uid>.<attempt>.<word>`, and
+    with a `cause` also `.<8 hex of it>`.
     """
     data = _plain(_view(build, base, tail=True))
     reasons = (tried.reason for tried in build.status.attempts if tried.number == attempt)
@@ -187,14 +187,14 @@ def event(
 
 
 def schema_id(name: str, public_url: str | None = None) -> str:
-    """The identifier of a schema: where web serves it, or a UUID of its own where `KILN_PUBLIC_URL` does not say."""
+    """The identifier of a schema: the URL that web serves it under, or a UUID if `KILN_PUBLIC_URL` is not set."""
     if public_url is None:
         return uuid.uuid5(SCHEMAS, name).urn
     return f"{public_url.rstrip('/')}/schemas/{name}"
 
 
 def schemas(public_url: str | None = None) -> dict[str, dict[str, Any]]:
-    """The JSON Schemas (draft 2020-12) by file name: of a build, and of a request for one."""
+    """The JSON Schemas (draft 2020-12) of a build and of a request for one, by file name."""
     return {
         name: {
             "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -206,13 +206,13 @@ def schemas(public_url: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def _plain(view: BuildView) -> dict[str, Any]:
-    """As it is after a journey: what is sent now and what a record gives back later are equal."""
+    """Values after a round trip through JSON, so that a sent event equals the one that a record returns later."""
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(view))
     return plain
 
 
 def _asked_again(build: Build) -> Build:
-    """As the controller will have it at the beginning of the next round."""
+    """The build as the controller will have it at the beginning of the next round."""
     status = build.status
     next_round = msgspec.structs.replace(
         status,
@@ -277,7 +277,7 @@ def _image(build: Build) -> ImageView:
 
 
 def _durations(queued_at: datetime, started_at: datetime | None, timings: Timings) -> DurationsView:
-    """A clock that was set back makes no time negative."""
+    """A clock that was set back never makes a duration negative."""
     queued = None if started_at is None else max(0.0, round((started_at - queued_at).total_seconds(), 3))
     return DurationsView(queued=queued, fetch=timings.fetch, build=timings.build, push=timings.push)
 

@@ -1,8 +1,8 @@
-"""Repositories: one name for each, however it is spelled, and which of them may be fetched.
+"""Repositories: their canonical URLs, and the policy for fetching them.
 
-The canonical URL is identity: two spellings that lead to one repository must give one build and one image. It is made
-here by hand, because URL parsers disagree with each other and with git, and each disagreement is a way around the
-policy. Nothing is looked up: whether a *name* leads to a private address is asked again by those who resolve it, with
+The canonical URL is the identity: all spellings of one repository must give one build and one image. It is computed
+here without a URL parser, because parsers disagree with each other and with git, and each disagreement would be a way
+around the policy. This module uses no network. After resolving a host name, callers check the address with
 `Policy.permits_address`.
 """
 
@@ -26,7 +26,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_URL = 2048
 MAX_HOST = 255
 MAX_REF = 1024
-"""Bytes of a full ref. Hosts on files take 250 of each part, and GitHub 255 of a name; it goes into headers."""
+"""Bytes of a full ref, which headers contain. File systems allow 250 per part, and GitHub 255 for a name."""
 MAX_SUBDIR = 1024
 
 EXAMPLE = "https://github.com/owner/name"
@@ -34,7 +34,7 @@ ORG = "https://github.com/our-org/*"
 
 
 class HostKind(StrEnum):
-    """What software a Git host runs; the words of the webhook routes."""
+    """The software of a Git host; the values are those of the webhook routes."""
 
     GITHUB = "github"
     GITLAB = "gitlab"
@@ -49,19 +49,19 @@ KNOWN_HOSTS: Mapping[str, HostKind] = {
     "gitlab.com": HostKind.GITLAB,
     "bitbucket.org": HostKind.BITBUCKET,
 }
-"""Known without configuration; these also ignore the case of a path."""
+"""Hosts that need no configuration; they also ignore the case of a path."""
 
 OWNER_AND_NAME = frozenset({"github.com", "bitbucket.org"})
-"""Where a repository's path has exactly two parts."""
+"""Hosts where a repository's path has exactly two parts."""
 
 DEFAULT_PORTS = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository's address, taken apart.
+    """The parsed address of a repository.
 
-    `url` is canonical and identity only; git is given `clone_url`. `host` has no brackets and no port, and is empty for
-    `file`; `port` is the one that is connected to. `path` has no leading `/`. `kind` is `None` on unknown hosts.
+    `url` is canonical and serves as identity only; git gets `clone_url`. `host` has no brackets and no port, and is
+    empty for `file`; `port` is the port to connect to. `path` has no leading `/`. `kind` is `None` for unknown hosts.
     """
 
     url: str
@@ -74,24 +74,24 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def canonical(url: str, hosts: Mapping[str, HostKind] | None = None) -> Repository:
-    """The repository that a URL names.
+    """The repository at a URL.
 
-    The host becomes lower-case ASCII (IDNA 2008; an IPv4 address in any of `inet_aton`'s spellings becomes the dotted
-    one); default port, trailing `/` and `.git` go; percent-encoding is normalised; the path is lower-cased on hosts
-    that ignore case. `hosts` are the configured ones, by `host` or `host:port`.
+    The host becomes lower-case ASCII (IDNA 2008). An IPv4 address in any of `inet_aton`'s spellings becomes the dotted
+    one. The default port and a trailing `/` or `.git` are removed, and percent-encoding is normalised. The path becomes
+    lower-case on hosts that ignore case. `hosts` are the configured hosts, by `host` or `host:port`.
 
-    Raises RepositoryError for what is no such address, RepositoryRefused for one that git would understand and Kiln
-    never fetches (user names and passwords, remote helpers, `git@host:path`).
+    Raises RepositoryError for an invalid address. Raises RepositoryRefused for addresses that git accepts and Kiln does
+    not: user names and passwords, remote helpers, `git@host:path`.
     """
     return _canonical(url, tuple((hosts or {}).items()))
 
 
-@lru_cache(maxsize=256)  # one webhook has it made several times of one URL
+@lru_cache(maxsize=256)  # each webhook needs it several times for one URL
 def _canonical(url: str, hosts: tuple[tuple[str, HostKind], ...]) -> Repository:
     if len(url) > MAX_URL:
-        raise RepositoryError(f"The repository's address is longer than {MAX_URL} characters.")
+        raise RepositoryError(f"The repository's address is too long. Give at most {MAX_URL} characters.")
     if not url.isprintable() or " " in url or "\\" in url:  # no other space is printable
-        raise RepositoryError("The repository's address holds a space, a backslash or a control character.")
+        raise RepositoryError("The repository's address contains a space, a backslash or a control character.")
     whole = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^?#]*)(.*)", url)
     if not whole:
         raise _no_url(url)
@@ -100,11 +100,11 @@ def _canonical(url: str, hosts: tuple[tuple[str, HostKind], ...]) -> Repository:
     if "@" in authority:
         raise _userinfo(scheme, authority, asked)
     if rest:
-        raise RepositoryError("A repository's address has no query ('?') and no fragment ('#').")
+        raise RepositoryError("A repository's address must not have a query ('?') or a fragment ('#').")
     if scheme == "file":
         return _file(authority, asked)
     if scheme not in DEFAULT_PORTS:
-        raise RepositoryRefused(f"Repositories are not fetched over {scheme}; give an https address.")
+        raise RepositoryRefused(f"Kiln does not fetch over {scheme}. Give an https address.")
     host, port = _host_and_port(authority, scheme)
     bracketed = f"[{host}]" if ":" in host else host
     netloc = bracketed if port == DEFAULT_PORTS[scheme] else f"{bracketed}:{port}"
@@ -112,51 +112,53 @@ def _canonical(url: str, hosts: tuple[tuple[str, HostKind], ...]) -> Repository:
     kind = kinds.get(netloc) or kinds.get(bracketed)
     path = _identity(_normalised(asked), host)
     identity = f"{scheme}://{netloc}/{path}"
-    # GitLab redirects without `.git`, and redirects are refused.
+    # GitLab redirects addresses without `.git`, and Kiln refuses redirects.
     clone_url = f"{identity}.git" if kind else f"{scheme}://{netloc}{quote(asked, safe=string.punctuation)}"
     return Repository(url=identity, clone_url=clone_url, scheme=scheme, host=host, port=port, path=path, kind=kind)
 
 
 def of_host(repository: Repository, named: Mapping[str, str]) -> str | None:
-    """What is said of its host, by `host:port` or else by `host`, as in `canonical`; `None` where that is nothing."""
+    """The entry for the repository's host, by `host:port` or else by `host`; `None` without an entry."""
     netloc = urlsplit(repository.url).netloc
     return named.get(netloc) or named.get(re.sub(r":[0-9]*\Z", "", netloc))
 
 
 def of_kind(repository: Repository, word: str) -> bool:
-    """Whether its host is of that kind (a webhook route's word): one host's secret names no other's repositories."""
+    """Whether its host has this kind (a webhook route's word): the secret of one kind is not valid for another."""
     return repository.kind is not None and repository.kind == word
 
 
 def _no_url(text: str) -> RepositoryError:
-    """Why this is not a URL, as far as can be guessed."""
+    """An error that guesses what the text was meant to be."""
     if text.startswith("-"):
-        return RepositoryError(f"A repository's address does not begin with '-'; give one such as {EXAMPLE}.")
+        return RepositoryError(f"A repository's address must not begin with '-'. Give one such as {EXAMPLE}.")
     if re.match(r"[A-Za-z0-9+.-]+::", text):
-        return RepositoryRefused(f"Git's remote helpers ('…::') are not used here; give an address such as {EXAMPLE}.")
+        return RepositoryRefused(f"Kiln does not use git's remote helpers ('…::'). Give an address such as {EXAMPLE}.")
     if scp := re.fullmatch(r"[^@/:]+@([A-Za-z0-9.-]+):([^:].*)", text):
         return _ssh(scp[1], scp[2])
-    return RepositoryError(f"The repository must be a whole address such as {EXAMPLE}.")
+    return RepositoryError(f"The repository's address is incomplete. Give one such as {EXAMPLE}.")
 
 
 def _userinfo(scheme: str, authority: str, path: str) -> RepositoryError:
     if scheme == "ssh":
         return _ssh(authority.rpartition("@")[2].partition(":")[0], path)
     return RepositoryRefused(
-        "A repository's address must not hold a user name or password; Git credentials are kept by the server."
+        "A repository's address must not contain a user name or password. The server has the Git credentials."
     )
 
 
 def _ssh(host: str, path: str) -> RepositoryError:
-    """The https form is named only where nothing in it can be anything but a path."""
+    """Suggests the https form only if the address contains nothing but a plain path."""
     path = path.strip("/").removesuffix(".git")
     plain = re.fullmatch(r"[A-Za-z0-9.-]+/[A-Za-z0-9._~/-]+", f"{host}/{path}")
-    return RepositoryRefused(f"This is an SSH address; give {f'https://{host}/{path}' if plain else 'the https one'}.")
+    return RepositoryRefused(
+        f"Kiln does not fetch over SSH. Give {f'https://{host}/{path}' if plain else 'the https one'}."
+    )
 
 
 def _file(authority: str, asked: str) -> Repository:
     if authority.lower() not in ("", "localhost"):
-        raise RepositoryError("A file address has no host: file:///path.")
+        raise RepositoryError("A file address must not have a host. Give one such as file:///path.")
     path = _identity(_normalised(asked), "")
     clone_url = f"file://{quote(asked, safe=string.punctuation)}"
     return Repository(
@@ -175,7 +177,7 @@ def _host_and_port(authority: str, scheme: str) -> tuple[str, int]:
 
 
 def _host(text: str) -> str:
-    """An address in its one usual spelling, or a name in lower-case ASCII without its trailing dot."""
+    """A canonical IP address, or a name in lower-case ASCII without its trailing dot."""
     try:
         if text.startswith("["):
             return str(ipaddress.IPv6Address(text[1:-1]))
@@ -198,7 +200,7 @@ def _idna(name: str) -> str:
 
 
 def _ipv4(text: str) -> str:
-    """Decimal, octal, hexadecimal and short forms, as `inet_aton` and with it curl understands them."""
+    """Decimal, octal, hexadecimal and short forms, which `inet_aton`, and so curl, accept."""
     *heads, tail = (int(part, _base(part)) for part in text.split("."))
     room = 4 - len(heads)
     if room < 1 or any(head > 0xFF for head in heads) or tail >= 1 << 8 * room:  # noqa: PLR2004 (a byte)
@@ -215,33 +217,33 @@ def _base(part: str) -> int:
 
 
 def _normalised(path: str) -> str:
-    """With every byte percent-encoded that must be, and no other."""
+    """Percent-encodes exactly those bytes that need it."""
     return "/".join(_part(part) for part in path.removeprefix("/").rstrip("/").split("/"))
 
 
 def _part(text: str) -> str:
     if re.search(r"%(?![0-9A-Fa-f]{2})", text):
-        raise RepositoryError("The repository's address holds a '%' that begins no percent-encoded byte.")
+        raise RepositoryError("The repository's address contains a '%' that begins no percent-encoded byte.")
     raw = unquote_to_bytes(text)
     if raw in (b"", b".", b".."):
         raise RepositoryError("The path in the repository's address is empty, or has an empty, '.' or '..' part.")
     if any(byte < 0x20 or byte in b"\x7f/\\" for byte in raw):  # noqa: PLR2004 (the first printable character)
-        raise RepositoryError("The repository's address hides a slash, a backslash or a control character.")
+        raise RepositoryError("The repository's address encodes a slash, a backslash or a control character.")
     return quote(raw, safe="!$&'()*+,;=:@~")
 
 
 def _lower(path: str) -> str:
-    """In lower case, but for what is percent-encoded."""
+    """Lower case, except for percent-encoded bytes."""
     return re.sub(r"(%[0-9A-F]{2})|[A-Z]+", lambda found: found[1] or found[0].lower(), path)
 
 
 def _identity(path: str, host: str) -> str:
     if host in KNOWN_HOSTS:
         path = _lower(path)
-    # Twice is not another repository, and a canonical URL stays what it is.
+    # A repeated suffix names the same repository, and a canonical URL is a fixed point.
     path = re.sub(r"(?<=[^/])(?:\.git)+$", "", path)
     if host in OWNER_AND_NAME and path.count("/") != 1:
-        raise RepositoryError(f"A repository on {host} is https://{host}/owner/name, and nothing after that.")
+        raise RepositoryError(f"A repository on {host} has the address https://{host}/owner/name, without more parts.")
     return path
 
 
@@ -249,14 +251,14 @@ def _identity(path: str, host: str) -> str:
 
 
 def glob_match(pattern: str, text: str) -> bool:
-    """Whether the whole text matches: `*` is anything within a path part, `**` anything; `**/` may be no part at all.
+    """Whether the complete text matches: `*` matches within a path part, `**` anything; `**/` also matches no part.
 
-    In steps of all places that can be reached, not by a regular expression: the text is a stranger's, and its length
-    must not be able to cost more than linear time.
+    It advances the set of reachable positions instead of using a regular expression. The text comes from strangers, so
+    matching must take linear time.
     """
     pieces = _pieces(pattern)
     if not text.startswith(pieces[0]) or not text.endswith(pieces[-1]):
-        return False  # most of a million paths in a push go no further
+        return False  # decides most of a million paths in a push
     places = {0}
     for piece in pieces:
         places = _reach(piece, text, places)
@@ -265,12 +267,12 @@ def glob_match(pattern: str, text: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _pieces(pattern: str) -> Sequence[str]:
-    """Text, and what stands for any text, in turns; the first and the last are text, maybe empty."""
+    """Alternating literal text and wildcards; the first and the last piece are text, possibly empty."""
     return re.split(r"((?:^|(?<=/))\*\*/|\*+)", pattern)
 
 
 def _reach(piece: str, text: str, places: set[int]) -> set[int]:
-    """Where a piece of a pattern can end when it begins at one of the places."""
+    """The positions at which a piece of a pattern can end if it begins at one of the places."""
     if not places or not piece:
         return places
     if not piece.startswith("*"):
@@ -289,7 +291,7 @@ def _reach(piece: str, text: str, places: set[int]) -> set[int]:
 
 
 def globs_meet(one: str, other: str) -> bool:
-    """Whether some text matches both globs. (A `**/` counts as `**`, so it may say yes to what is no path.)"""
+    """Whether some text matches both globs. (`**/` counts as `**`, so the answer may be yes for an impossible path.)"""
     pieces = (re.findall(r"\*+|[^*]", glob.replace("**/", "**")) for glob in (one, other))
     first, second = (["**" if len(piece) > 1 else piece for piece in found] for found in pieces)
     seen, places = set[tuple[int, int]](), [(0, 0)]
@@ -304,7 +306,7 @@ def globs_meet(one: str, other: str) -> bool:
 
 
 def _next_places(one: list[str], other: list[str], at: int, there: int) -> list[tuple[int, int]]:
-    """Where two globs can go on from here, each having one piece left or none."""
+    """The next positions of two globs, each with one piece left or none."""
     places = []
     if one and one[0].startswith("*"):
         places.append((at + 1, there))
@@ -320,9 +322,9 @@ def _next_places(one: list[str], other: list[str], at: int, there: int) -> list[
 
 
 def forbids(pattern: str, url: str) -> bool:
-    """Whether a pattern that keeps somebody out means a canonical URL: in any case, as hosts may ignore it.
+    """Whether a restricting pattern covers a canonical URL. Case is ignored, as hosts may ignore it.
 
-    One of https means what is served under that name over other schemes, too: that is the same repository.
+    A pattern for https also covers other schemes under that name, because they serve the same repository.
     """
     if pattern.startswith("https://") and not url.startswith("file:"):
         url = f"https://{url.partition('://')[2]}"
@@ -335,22 +337,22 @@ def _folded(text: str) -> str:
 
 
 def repository_pattern(text: str) -> str:
-    """A pattern as canonical URLs are written: in whatever spelling it is given, it matches what it names.
+    """A pattern in the form of canonical URLs, so that every spelling matches its repository.
 
-    Raises RuleError for one that can match no canonical URL, with the form that would.
+    Raises RuleError for a pattern that can match no canonical URL, and suggests a form that can.
     """
     if wrong := re.search(r"[?#\[\]{}\\\s]|[^\x20-\x7e\xa0-\U0010ffff]", _without_ipv6(text)):
-        raise _matches_nothing(text, f"it holds {wrong[0]!r}, and only * and ** have a meaning", "several patterns")
+        raise _matches_nothing(text, f"it contains {wrong[0]!r}, and only * and ** are special", "several patterns")
     if text.startswith("**"):
         if re.search(r"(?<!:)//", text):
-            raise _matches_nothing(text, "it holds an empty part", re.sub(r"(?<!:)//+", "/", text))
+            raise _matches_nothing(text, "it contains an empty part", re.sub(r"(?<!:)//+", "/", text))
         return _without_end(text)
     whole = re.fullmatch(r"([A-Za-z*][A-Za-z0-9+.*-]*)://([^/]*)(/.*)?", text)
     if not whole:
         raise _no_pattern(text)
     scheme = whole[1].lower()
     if not any(glob_match(scheme, known) for known in (*DEFAULT_PORTS, "file")):
-        raise _matches_nothing(text, f"nothing is fetched over {scheme}", f"https://{whole[2]}{whole[3] or '/**'}")
+        raise _matches_nothing(text, f"Kiln does not fetch over {scheme}", f"https://{whole[2]}{whole[3] or '/**'}")
     try:
         netloc = _netloc_pattern(whole[2].rpartition("@")[2], scheme)
         path = _path_pattern(_without_end(whole[3] or ""), netloc)
@@ -376,7 +378,7 @@ def _no_pattern(text: str) -> RuleError:
         form = f"https://{scp[1]}/{scp[2].lstrip('/') or '**'}"
     elif text.startswith("*"):
         form = f"https://*/{text.lstrip('*/') or '**'}"
-    return RuleError(f"The pattern '{text}' does not begin with a scheme, so it can match no repository: write {form}.")
+    return RuleError(f"The pattern '{text}' has no scheme, so it can match no repository. Write {form}.")
 
 
 def _matches_nothing(text: str, why: str, form: str) -> RuleError:
@@ -384,7 +386,7 @@ def _matches_nothing(text: str, why: str, form: str) -> RuleError:
 
 
 def _netloc_pattern(text: str, scheme: str) -> str:
-    """Host and port, canonical as far as they are literal. Raises RepositoryError."""
+    """Host and port, canonical in their literal parts. Raises RepositoryError."""
     if scheme == "file":
         return "" if text.lower() == "localhost" else text
     if "*" not in text:
@@ -404,7 +406,7 @@ def _label_pattern(label: str) -> str:
     if label.isascii():
         return label.lower()
     if "*" in label:
-        raise RepositoryError("A part of a host that is not ASCII is written whole, without *.")
+        raise RepositoryError("A non-ASCII part of a host must be complete, without *.")
     try:
         return _idna(label)
     except ValueError:
@@ -421,7 +423,7 @@ def _path_pattern(path: str, netloc: str) -> str:
 
 
 def _form_that_matches(path: str, netloc: str) -> str | None:
-    """A path that can match something where this one cannot."""
+    """A similar path that can match something, if this one cannot."""
     if not path:
         return None if "**" in netloc else "**"
     if netloc not in OWNER_AND_NAME:
@@ -436,9 +438,9 @@ def _form_that_matches(path: str, netloc: str) -> str | None:
 class Policy:
     """Which repositories may be fetched, and from which addresses.
 
-    Patterns are globs (`glob_match`) over canonical URLs, and ban in any case; without `allowed`, all of `https`. What
-    leads into a private network, and schemes other than https, are allowed only by a pattern that names this host (no
-    `*` in it), or this scheme.
+    Patterns are globs (`glob_match`) over canonical URLs; bans ignore case. Without `allowed`, all of `https` is
+    allowed. Private addresses, and schemes other than https, need a pattern that names this host (without `*`), or this
+    scheme.
     """
 
     def __init__(self, allowed: Sequence[str] = (), banned: Sequence[str] = ()) -> None:
@@ -453,56 +455,55 @@ class Policy:
             raise RepositoryRefused(why_not)
 
     def _judged(self, repository: Repository) -> str | None:
-        """Why it is refused; asked by every webhook, so what was found is kept."""
+        """Why it is refused. The result is cached, because each webhook needs it."""
         url = repository.url
         if self._bans(url):
             return f"{url} is banned here."
         if _is_private(repository.host) and not self._allows(repository, by_name=True):
             return (
-                f"{repository.host} is in a private network; only where KILN_ALLOWED_REPOSITORIES names this host "
-                "are its repositories fetched."
+                f"{repository.host} is in a private network. To fetch from it, name this host in "
+                "KILN_ALLOWED_REPOSITORIES."
             )
         if self._allows(repository):
             return None
         if repository.scheme != "https":
-            return f"{url} is not fetched: only https is, unless a pattern names the scheme."
-        return f"{url} is not among the repositories that are allowed here."
+            return f"{url} is not fetched over {repository.scheme}. Use https, or allow the scheme by a pattern."
+        return f"{url} is not allowed here. KILN_ALLOWED_REPOSITORIES lists the allowed repositories."
 
     def _bans(self, url: str) -> bool:
         return any(forbids(pattern, url) for pattern in self.banned)
 
     def permits_address(self, repository: Repository, address: str | Address) -> bool:
-        """Whether this repository may be fetched from that address, to which its host's name has just been resolved."""
+        """Whether this repository may be fetched from that address, to which its host name has just resolved."""
         return is_public(ipaddress.ip_address(address)) or self._allows(repository, by_name=True)
 
     def check_host(self, place: Repository) -> None:
-        """Whether a build may fetch from this scheme, host and port what is no repository (`place.path` says nothing).
+        """Checks a fetch of something other than a repository from this scheme, host and port (`place.path` is unused).
 
-        Objects of Git LFS and a language's list of versions come from hosts that no pattern of a site names, so what is
-        public is allowed, unless a pattern bans all of the host. Raises RepositoryRefused.
+        Git LFS objects and lists of language versions come from hosts that no pattern of a site names. So public hosts
+        are allowed, unless a pattern bans the complete host. Raises RepositoryRefused.
         """
         origin = _origin(place)
         if self._bans(f"{origin}{NO_PATH}"):
             raise RepositoryRefused(f"{origin} is banned here.")
         if _is_private(place.host) and not self._names(place):
             raise RepositoryRefused(
-                f"{origin} is in a private network; only where KILN_ALLOWED_REPOSITORIES names this host is anything "
-                "fetched from it."
+                f"{origin} is in a private network. To fetch from it, name this host in KILN_ALLOWED_REPOSITORIES."
             )
 
     def check_endpoint(self, place: Repository) -> None:
-        """Whether a repository may name this as its LFS server: it is not a banned repository's, and a URL that is
-        allowed could be at this scheme, host and port. Raises RepositoryRefused."""
+        """Checks an LFS server that a repository names: it must not be a banned repository's, and an allowed URL must
+        be possible at this scheme, host and port. Raises RepositoryRefused."""
         self.check_host(place)
         if self._bans(place.url):
             raise RepositoryRefused(f"{place.url} is banned here.")
         if not any(_could_begin(pattern, _origin(place)) for pattern in self.allowed):
             raise RepositoryRefused(
-                f"{_origin(place)} is not among the hosts of the repositories that are allowed here."
+                f"{_origin(place)} is not allowed here. KILN_ALLOWED_REPOSITORIES allows no repository on this host."
             )
 
     def permits_host_address(self, place: Repository, address: str | Address) -> bool:
-        """As `permits_address`, for what `check_host` is asked about."""
+        """As `permits_address`, for the connections of `check_host`."""
         return is_public(ipaddress.ip_address(address)) or self._names(place)
 
     def _names(self, place: Repository) -> bool:
@@ -521,16 +522,16 @@ class Policy:
 
 
 NO_PATH = "?/?/?/?"
-"""A path that no URL here has, so that only a pattern for every path of a host matches it."""
+"""A path that no URL has, so that only a pattern for all paths of a host matches it."""
 
 
 def _origin(place: Repository) -> str:
-    """`scheme://host[:port]/`, as canonical URLs begin."""
+    """`scheme://host[:port]/`, the beginning of canonical URLs."""
     return place.url.removesuffix(place.path)
 
 
 def _could_begin(pattern: str, beginning: str) -> bool:
-    """Whether some text that begins so matches the pattern."""
+    """Whether some text with this beginning matches the pattern."""
     places = {0}
     for piece in re.split(r"((?:^|(?<=/))\*\*/|\*+)", pattern):
         if not piece.startswith("*") and any(piece.startswith(beginning[place:]) for place in places):
@@ -545,7 +546,7 @@ def _names_host(pattern: str, host: str) -> bool:
 
 
 def _is_private(host: str) -> bool:
-    """Whether the host says by itself that it is not public; names are judged when they are resolved."""
+    """Whether the host is private by its own spelling; names are checked after resolution."""
     try:
         return not is_public(ipaddress.ip_address(host))
     except ValueError:
@@ -553,7 +554,7 @@ def _is_private(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host (name or address, without port and brackets) is this machine, by what it says itself."""
+    """Whether a host (name or address, without port and brackets) is this machine, by its own spelling."""
     try:
         return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -594,12 +595,13 @@ NOT_PUBLIC_6 = tuple(
         ),
     )
 )
-"""IANA's special-purpose registries (RFC 6890). Listed here because `ipaddress.is_global` has changed between releases
-of Python. NAT64, Teredo and 6to4 carry IPv4 addresses past filters, and are outside `GLOBAL_UNICAST` or listed."""
+"""IANA's special-purpose registries (RFC 6890). They are listed here because `ipaddress.is_global` has changed between
+Python releases. NAT64, Teredo and 6to4 carry IPv4 addresses past filters. They are outside of `GLOBAL_UNICAST` or in
+this list."""
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is on the internet. An IPv4-mapped one is judged by the IPv4 address in it."""
+    """Whether an address is on the internet. An IPv4-mapped address counts as its IPv4 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in NOT_PUBLIC_4)
     if address.ipv4_mapped:
@@ -607,24 +609,24 @@ def is_public(address: Address) -> bool:
     return address in GLOBAL_UNICAST and not any(address in network for network in NOT_PUBLIC_6)
 
 
-# What is in a repository
+# The contents of a repository
 
 
 class Refs(msgspec.Struct, frozen=True, kw_only=True):
-    """Branches and tags by full name, with their commits, tags peeled; `default` is the branch that HEAD is."""
+    """Branches and tags by full name, with their commits, tags peeled; `default` is the branch of HEAD."""
 
     commits: Mapping[str, str]
     default: str | None
 
 
 def checked_ref(text: str) -> str:
-    """The ref as it was given: a full one (`refs/…`), or the name of a branch or tag. Raises Malformed.
+    """Returns the ref unchanged: a full ref (`refs/…`), or the name of a branch or tag. Raises Malformed.
 
-    The rules of git-check-ref-format(1), in UTF-8, and no leading `-`. git takes everything else that Unicode has
+    The rules are those of git-check-ref-format(1), in UTF-8, without a leading `-`. git accepts all other Unicode
     (other spaces, joiners, bidirectional marks). Two names that look alike are two refs.
     """
     if len(text.encode(errors="replace")) > MAX_REF:
-        raise Malformed(f"The ref is longer than {MAX_REF} bytes.")
+        raise Malformed(f"The ref is too long. Give at most {MAX_REF} bytes.")
     malformed = (
         text.startswith("-")
         or text == "@"
@@ -632,17 +634,17 @@ def checked_ref(text: str) -> str:
         or any(not part or part.startswith(".") or part.endswith(".lock") for part in text.split("/"))
     )
     if malformed:
-        raise Malformed("The ref is not a valid name of a branch or tag, nor a full ref such as refs/heads/main.")
+        raise Malformed("Invalid ref. Give the name of a branch or tag, or a full ref such as refs/heads/main.")
     return text
 
 
 def short_name(ref: str) -> str:
-    """What people call a full ref by: `refs/heads/main` is `main`."""
+    """The short name of a full ref: `refs/heads/main` is `main`."""
     return re.sub(r"^refs/(?:heads/|tags/)?", "", ref)
 
 
 def full_names(ref: str) -> list[str]:
-    """The full names that a ref may have, the one that wins first: branch, tag, proposed change.
+    """The possible full names of a ref, in order of precedence: branch, tag, proposed change.
 
     Hosts and BinderHub's clients write a change as `pull/1/head`, on GitLab as `merge-requests/1/head`, on Bitbucket
     Data Center as `pull-requests/1/from`.
@@ -654,36 +656,36 @@ def full_names(ref: str) -> list[str]:
 
 
 def is_cloned(ref: str) -> bool:
-    """Whether a clone has a full ref: branches and tags."""
+    """Whether a clone contains a full ref: branches and tags."""
     return ref.startswith(("refs/heads/", "refs/tags/"))
 
 
 COMMITS = (
-    "Give a commit whole, with its 40 or 64 hexadecimal digits. On GitHub, GitLab, Gitea, Forgejo and Bitbucket Cloud "
-    "the first 7 or more are enough, where the host's API answers."
+    "Give the complete commit, with its 40 or 64 hexadecimal digits. On GitHub, GitLab, Gitea, Forgejo and Bitbucket "
+    "Cloud the first 7 or more are enough if the host's API answers."
 )
-"""The rule, for who has given fewer."""
+"""The rule for abbreviated commits."""
 
 
 def is_abbreviated(text: str) -> bool:
-    """Whether it may be the beginning of a commit."""
+    """Whether the text may be an abbreviated commit."""
     return re.fullmatch(r"[0-9a-fA-F]{7,63}", text) is not None and not is_commit(text)
 
 
 def is_commit(text: str) -> bool:
-    """Whether it is a whole object name: 40 (SHA-1) or 64 (SHA-256) hexadecimal digits."""
+    """Whether it is a complete object name: 40 (SHA-1) or 64 (SHA-256) hexadecimal digits."""
     return re.fullmatch(r"(?:[0-9a-fA-F]{40}|[0-9a-fA-F]{64})", text) is not None
 
 
 def commit_id(text: str) -> str:
-    """In lower case. Raises Malformed."""
+    """The commit in lower case. Raises Malformed."""
     if not is_commit(text) or set(text) == {"0"}:
-        raise Malformed("The commit must be a whole one: 40 or 64 hexadecimal digits.")
+        raise Malformed("The commit must be complete: 40 or 64 hexadecimal digits.")
     return text.lower()
 
 
 def subdirectory(text: str) -> str:
-    """A folder of the repository without needless parts; `""` is its root. Raises Malformed for what leaves it."""
+    """A normalised folder of the repository; `""` is its root. Raises Malformed for a path that leaves it."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if text.startswith("/") or ".." in parts:
         raise Malformed("The subdir must be a folder inside the repository: no leading '/' and no '..'.")

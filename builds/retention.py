@@ -1,9 +1,9 @@
-"""Which images in the registry are still needed: facts in, a verdict for each image out.
+"""The retention policy for images: facts in, a verdict for each image out.
 
-An image goes only if Kiln pushed it for a build that still has a record, and if nothing of the following holds: it has
-a tag beside the one of its commit, whoever set that; an index refers to it; its build waits, runs or is being
-announced; somebody asked for it within the rule's period; it is one of the newest images of a ref. So what cannot be
-known keeps an image: without a record nobody can say which ref it was built for.
+An image is deleted only if Kiln pushed it for a build that still has a record. Each of the following keeps it: a tag
+other than its commit's; an index that refers to it; a build that waits, runs or is being announced; a request within
+the rule's period; a place among the newest images of a ref. So unknown facts keep an image: without a record, the refs
+that it was built for are unknown.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ FOREIGN = "Kiln did not push it"
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """`keep:` of the configuration: how many images of each ref stay, and for how long all of them do."""
+    """`keep:` of the configuration: how many images of each ref are kept, and for how long all of them are."""
 
     per_ref: int
     period: timedelta
 
 
 class Pushed(msgspec.Struct, frozen=True, kw_only=True):
-    """A manifest in the registry. `build` is its label `dev.kiln.build`, of an index that of its first part; `parts`
+    """A manifest in the registry. `build` is its label `dev.kiln.build`; for an index, that of its first part. `parts`
     are the digests that an index refers to, directly or through another index."""
 
     repository: str
@@ -39,8 +39,8 @@ class Pushed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """What a build's record says of its image. `digest` is `None` unless the build's last end was a success. `variant`
-    is the part of the tag after the commit: one ref has an image for each subdir and set of build arguments."""
+    """The facts in a build's record about its image. `digest` is `None` unless the last round succeeded. `variant` is
+    the part of the tag after the commit: a ref has one image for each subdir and set of build arguments."""
 
     build: str
     tag: str
@@ -49,13 +49,13 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     refs: frozenset[str]
     ended_at: datetime
     used_at: datetime
-    """The last time that somebody asked for it, or that it was built."""
+    """The time of the last request for the image, or of its build."""
     waits: bool
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """`kept` is why the image stays, as the end of a sentence; `None`: nothing needs it. `record` is that of the build
-    which pushed it."""
+    """`kept` is the reason to keep the image, as the end of a sentence; `None`: nothing needs it. `record` is that of
+    the build which pushed it."""
 
     image: Pushed
     record: Recorded | None
@@ -83,7 +83,7 @@ def recorded(build: Build) -> Recorded:
 
 
 def waits(build: Build) -> bool:
-    """Whether somebody may yet be answered with the build's image."""
+    """Whether a request may still be answered with the build's image."""
     return bool(build.open or not build.state.ended or build.unanswered)
 
 
@@ -95,7 +95,7 @@ def judge(
     *,
     allowed: bool = True,
 ) -> list[Verdict]:
-    """A verdict for each image of a repository, in their order. `allowed`: Kiln may push there."""
+    """A verdict for each image of a repository, in the given order. `allowed`: Kiln may push to the repository."""
     known = {record.build: record for record in records}
     pairs = [(image, _record(image, known)) for image in images]
     newest = _newest([record for _, record in pairs if record], rule.per_ref)
@@ -114,13 +114,13 @@ def judge(
 
 
 def _record(image: Pushed, known: Mapping[str, Recorded]) -> Recorded | None:
-    """An index has no label: it has the one of its first part, which anybody may have put there."""
+    """An index has no label of its own: it shows that of its first part, which any writer may have added to it."""
     record = known.get(image.build or "")
     return record if record and (not image.parts or record.digest == image.digest) else None
 
 
 def _newest(records: Sequence[Recorded], per_ref: int) -> dict[str, str]:
-    """By build, a ref of which its image is one of the newest in the registry."""
+    """By build, a ref for which its image is among the newest in the registry."""
     groups: dict[tuple[str, str], list[Recorded]] = {}
     for record in {record.build: record for record in records}.values():
         for ref in record.refs:
@@ -134,7 +134,7 @@ def _newest(records: Sequence[Recorded], per_ref: int) -> dict[str, str]:
 
 
 def _held(image: Pushed, record: Recorded, holders: Mapping[str, Pushed]) -> str | None:
-    """By a further tag, or by an index."""
+    """Whether a further tag or an index keeps the image."""
     others = [tag for tag in image.tags if tag != record.tag]
     if others:
         return f"it is tagged {others[0]}"

@@ -1,8 +1,8 @@
-"""Which Git hosts are told of a build, and by what name: the commit statuses that its causes ask for.
+"""Commit statuses: the Git hosts that receive the events of a build, and the statuses' names.
 
-A status has a name at its host, one for each trigger. So a build has as many statuses as triggers have asked for it,
-and whoever asks again changes those that are there. What a person asks for makes none: what stands at a commit is said
-for the host's own pushes, and for those whom the operator trusts with a token.
+A status has a name at its host, one for each trigger. So a build has one status for each trigger that requested it, and
+a repeated request updates the existing ones. A person's request makes no status: statuses describe the host's own
+pushes, and the requests of clients that the operator trusts with a token.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from builds.repository import HostKind, Repository, canonical, of_host
 from eventing.statuses import APIS, HostSink, Login, context_of, number_of
 
 MAX_NAMES = 20
-"""Statuses of one build; further triggers' are left out: a record keeps how each event stands at each of them."""
+"""Statuses of one build. Further triggers get none, because the record stores each event's delivery to each status."""
 STATUSES, COMMENTS = "statuses", "comments"
 COMMENTED = frozenset({"succeeded", "failed"})
-"""The events that a pull request's comment tells of: it says what is there, not what may come."""
+"""The events that update a pull request's comment, which describes finished results only."""
 
 Logins = Callable[[str, Repository], Login | None]
-"""What lets in at a host (as it is configured) for a repository there, asked at each send."""
+"""Finds the login for a repository at a host (in the configured spelling); called at each delivery."""
 
 
 class HostRule(msgspec.Struct, frozen=True, kw_only=True):
-    """What a host is told."""
+    """The information that a host receives."""
 
     statuses: bool = False
     comment: bool = False
@@ -38,12 +38,12 @@ class HostRule(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """As the configuration names it."""
+        """The enabled options by their names in the configuration."""
         return tuple(name for name in self.__struct_fields__ if getattr(self, name))
 
 
 class Statuses:
-    """The sinks at Git hosts. `hosts` are all that are configured, `rules` those that are told something."""
+    """The sinks at Git hosts. `hosts` are all configured hosts, `rules` those of hosts that receive something."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Statuses:
         pages: str,
         ca: str | None = None,
     ) -> None:
-        """`pages` is the address that a build's name follows; `ca` certificates to trust as well."""
+        """A build's name is appended to `pages`; `ca` are additional certificates to trust."""
         self._hosts = hosts
         self._rules = rules
         self._logins = logins
@@ -62,7 +62,7 @@ class Statuses:
         self._ca = ca
 
     def wanted(self, build: Build, word: str, cause: Cause | None) -> tuple[str, ...]:
-        """The names of the sinks that are told of an event of the build (its word), or of one that answers that cause
+        """The names of the sinks for an event of the build (its word). With `cause`, the event answers that cause
         alone."""
         host, _ = self._place(build)
         if host is None:
@@ -78,7 +78,7 @@ class Statuses:
         return (*[*dict.fromkeys(names)][:MAX_NAMES], *[*dict.fromkeys(comments)][:MAX_NAMES])
 
     def sink(self, name: str, build: Build) -> HostSink | None:
-        """The sink of that name, for a build's events; `None` where its host is not told such a thing any more."""
+        """The sink of that name for a build's events; `None` if its host no longer receives such events."""
         host, repository = self._place(build)
         kind, _, rest = name.partition("/")
         named, _, rest = rest.partition("/")
@@ -98,19 +98,19 @@ class Statuses:
         )
 
     def _place(self, build: Build) -> tuple[str | None, Repository | None]:
-        """The host of a build's repository, as it is configured, and the repository; `None` where it is not told."""
+        """The configured host of a build's repository, and the repository; `None` if the host receives nothing."""
         try:
             repository = canonical(build.request.repository, self._hosts)
-        except RepositoryError:  # of a record that other rules made
+        except RepositoryError:  # the record was made under other rules
             return None, None
         host = of_host(repository, {name: name for name in self._rules})
         return (host, repository) if host else (None, None)
 
 
 def page_address(public_url: str, base_path: str) -> str:
-    """Where the pages of builds are, seen from outside: what a build's name follows.
+    """The external address of the builds' pages, to which a build's name is appended.
 
-    The public URL may end in the base path, or leave it to be added.
+    The public URL may end in the base path, or omit it.
     """
     url = public_url.rstrip("/")
     if not urlsplit(url).path:

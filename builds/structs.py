@@ -1,8 +1,8 @@
-"""msgspec's Structs, made ready for threads.
+"""Prepares msgspec Structs for use by several threads.
 
-msgspec works out how a Struct is decoded when that is first asked for, and what it has so far is visible to all threads
-meanwhile: the second of two threads that decode a type for the first time at the same time follows a null pointer, and
-the process ends (msgspec 0.22). So whatever starts threads does that work before.
+msgspec builds a Struct's decoder at its first use, and other threads see the unfinished decoder meanwhile. If two
+threads decode a type for the first time concurrently, the second one follows a null pointer, and the process crashes
+(msgspec 0.22). So a process prepares its Structs before it starts threads.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ PACKAGES = ("builds", "eventing", "handlers")
 
 
 def make_ready() -> None:
-    """For each Struct of our packages that has been imported; again for those imported since."""
+    """Prepares each imported Struct of our packages; call it again after further imports."""
     for struct in structs():
         msgspec.json.Decoder(struct)
 
 
 def structs(base: type[msgspec.Struct] = msgspec.Struct) -> Iterator[type[msgspec.Struct]]:
-    """All that there are."""
+    """All Structs of our packages that derive from `base`."""
     for struct in base.__subclasses__():
         if struct.__module__.partition(".")[0] in PACKAGES:
             yield struct

@@ -1,6 +1,6 @@
-"""A round of a build as stages: how long it waited, and how long each attempt took for what.
+"""A round of a build as stages: the waiting times, and the phases of each attempt.
 
-It is made when the round has ended, from the record alone: builders have neither a way to a collector nor a reason to
+The timeline is computed after the round from the record alone. Builders have no access to a collector, and no reason to
 wait for one.
 """
 
@@ -14,7 +14,7 @@ from eventing.spans import Stage
 
 
 def timeline(build: Build) -> Stage:
-    """The last round of a build that has ended: `queue` and `attempt` in turn, and the parts of each attempt."""
+    """The last round of an ended build: `queue` and `attempt` in turn, with the phases of each attempt."""
     status = build.status
     start = status.queued_at or build.created_at
     end = max(status.finished_at or start, start)
@@ -38,7 +38,7 @@ def timeline(build: Build) -> Stage:
 
 
 def phases(whole: Stage) -> Iterator[tuple[str, float]]:
-    """Name (`queue`, `fetch`, `build`, `push`) and seconds of each part of a timeline that has no parts itself."""
+    """Name (`queue`, `fetch`, `build`, `push`) and seconds of each leaf of a timeline."""
     for stage in whole.parts:
         for part in stage.parts or ([stage] if stage.name == "queue" else []):
             yield part.name, (part.end - part.start).total_seconds()
@@ -47,7 +47,7 @@ def phases(whole: Stage) -> Iterator[tuple[str, float]]:
 def _stages(build: Build, waits_since: datetime, end: datetime) -> Iterator[Stage]:
     attempts = [each for each in build.status.attempts if each.number >= build.status.round_began_with]
     for attempt in attempts:
-        began = max(attempt.started_at or attempt.finished_at or end, waits_since)  # somebody may have set the clock
+        began = max(attempt.started_at or attempt.finished_at or end, waits_since)  # a clock may have been set back
         ended = max(attempt.finished_at or end, began)
         yield Stage(name="queue", start=waits_since, end=began, attributes=_number(attempt))
         if attempt.started_at is not None:
@@ -70,7 +70,7 @@ def _attempt(attempt: Attempt, start: datetime, end: datetime) -> Stage:
 
 
 def _parts(attempt: Attempt, start: datetime) -> Iterator[Stage]:
-    """One after the other, as the builder does them."""
+    """The phases one after the other, as the builder runs them."""
     for name in ("fetch", "build", "push"):
         seconds: float | None = getattr(attempt.timings, name)
         if seconds is not None:

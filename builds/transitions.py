@@ -1,7 +1,7 @@
-"""What an action changes in a record: pure, and the only place where the controller's part of one is made.
+"""The transitions of a record: pure functions, and the only place that changes the controller's part of a record.
 
-A change of state and the event that tells of it go into the record in one write. So there is no moment at which a build
-has ended and nobody will ever hear of it, and none at which a sink was told what is not so.
+A change of state and the event about it go into the record in one write. So no build ends unannounced, and no sink
+receives an event about a state that never was.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from eventing.event import Event
 change = msgspec.structs.replace
 
 Announce = Callable[[Build, Word, int, Cause | None], Sequence[tuple[Event, tuple[str, ...]]]]
-"""Makes the events of a change, each with the names of the sinks that want it: (build as it is then, word, attempt,
-the cause that is answered or `None`)."""
+"""Makes the events of a change, each with the names of its sinks. Arguments: the build after the change, the word, the
+attempt, and the answered cause or `None`."""
 
 
 def advance(build: Build, action: Action, now: datetime, announce: Announce) -> Build:
-    """The record after the action. Raises TypeError for an action that changes no record."""
+    """The record after the action. Raises TypeError for an action that does not change records."""
     match action:
         case Report():
             return _report(build, action, now, announce)
@@ -57,13 +57,13 @@ def advance(build: Build, action: Action, now: datetime, announce: Announce) -> 
 
 
 def delivered(build: Build, event: str, sink: str, now: datetime, *, error: str | None, dead: bool = False) -> Build:
-    """A sink has the event, or never will (`dead`)."""
+    """The delivery is complete, or failed permanently (`dead`)."""
     state = DeliveryState.DEAD if dead else DeliveryState.DELIVERED
     return _delivery(build, event, sink, lambda delivery: _ended(delivery, state, now, error))
 
 
 def undelivered(build: Build, event: str, sink: str, now: datetime, *, error: str, pause: timedelta) -> Build:
-    """A try failed; there will be another."""
+    """A try failed; another follows."""
 
     def again(delivery: Delivery) -> Delivery:
         return change(delivery, tries=delivery.tries + 1, due_at=now + pause, error=shortened(error, MAX_ERROR))
@@ -79,7 +79,7 @@ def _ended(delivery: Delivery, state: DeliveryState, now: datetime, error: str |
 
 
 def _delivery(build: Build, event: str, sink: str, update: Callable[[Delivery], Delivery]) -> Build:
-    """Updates one delivery; an announcement that every sink has had leaves the outbox, and its event the record."""
+    """Updates one delivery. An announcement without pending deliveries leaves the outbox, and its event the record."""
     outbox: list[Announcement] = []
     done = list(build.status.deliveries)
     for announcement in build.status.outbox:
@@ -95,7 +95,7 @@ def _delivery(build: Build, event: str, sink: str, update: Callable[[Delivery], 
 
 
 def _start(build: Build, start: Start, now: datetime, announce: Announce) -> Build:
-    """With the attempt; one that opens the round announces `queued` in the same write."""
+    """Adds the attempt. A start that opens the round announces `queued` in the same write."""
     build = _traced(build)
     if start.opens:
         build = opened(build, start.attempt, now)
@@ -132,15 +132,16 @@ def _report(build: Build, report: Report, now: datetime, announce: Announce) -> 
 
 
 def _traced(build: Build) -> Build:
-    """A build that is part of no trace becomes part of that of one who has joined."""
+    """Gives a build without a trace the first trace among its waiting causes."""
     return build if build.status.trace else _status(build, trace=first_trace(build))
 
 
 def _terminal(build: Build, report: Report, at: datetime) -> Build:
-    """The end of a round. Who asked after it was called off is not answered by that: they open the next round. Neither
-    is who joined an attempt that does not set their tags: the image gets them, and they their answer, next."""
+    """The end of a round. A request after the cancellation is not answered by it, and opens the next round. A request
+    that joined too late for its tags is not answered either: the image gets the tags, and the request its answer,
+    next."""
     outcome = report.outcome
-    assert outcome is not None  # noqa: S101  (the plan gives every terminal report one)
+    assert outcome is not None  # noqa: S101  (every terminal report of the plan has one)
     answered = build.causes
     if outcome.reason is Reason.REQUESTED:
         until = build.cancel and build.cancel.at
@@ -163,21 +164,21 @@ def _terminal(build: Build, report: Report, at: datetime) -> Build:
 
 
 def _lacks_tags(build: Build, cause: Cause, image: Image) -> bool:
-    """Whether it joined after the attempt was written, so that the builder did not know its tags. It is answered like
-    a request for an image that exists, which sets them."""
+    """Whether the cause joined after the attempt was written, so that the builder did not know its tags. It is answered
+    like a request for an existing image, which sets them."""
     joined = any(cause.at > attempt.written_at for attempt in build.status.attempts[-1:])
     told = {image.tag, *image.tags, *(refused.name for refused in image.refused_tags)}
     return joined and not (cause.force or cause.withdrawn) and not {*cause.tags} <= told
 
 
 def _keys(build: Build, answered: Sequence[Cause]) -> tuple[str, ...]:
-    """Those answered now and before, as far as the record still holds them."""
+    """The keys answered now and before, as far as the record still contains their causes."""
     now = {cause.key for cause in answered} | set(build.status.answered)
     return tuple(cause.key for cause in build.causes if cause.key in now)
 
 
 def _answered(build: Build, report: Report, now: datetime, announce: Announce) -> Build:
-    """Those who asked for what is there: each gets the `succeeded` event under an id of its own."""
+    """Answers requests for an existing image: each gets a `succeeded` event with an id of its own."""
     joined = [cause for cause in build.causes if cause.key in report.causes]
     image = report.outcome.image if report.outcome else None
     after = _status(build, image=image or build.status.image, answered=_keys(build, joined))
@@ -186,7 +187,7 @@ def _answered(build: Build, report: Report, now: datetime, announce: Announce) -
 
 
 def _close_attempt(build: Build, report: Report, at: datetime) -> Build:
-    """Writes into the live attempt, if there is one, how it ended. A node that has run it was fit for it after all."""
+    """Records the end of the live attempt, if any. A node that has run it is not quarantined after all."""
     outcome, live = report.outcome, build.live
     if outcome is None or live is None:
         return build
@@ -205,7 +206,7 @@ def _close_attempt(build: Build, report: Report, at: datetime) -> Build:
 
 
 def _announced(build: Build, now: datetime, events: Sequence[tuple[Event, tuple[str, ...]]]) -> Build:
-    """Puts events into the outbox, due at once."""
+    """Puts events into the outbox, due immediately."""
     announcements = tuple(
         Announcement(
             event=event,

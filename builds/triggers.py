@@ -2,13 +2,11 @@
 
 A trigger consists of filters and a template. It produces a `RequestedBuild` in the sender's words; `builds.intake`
 decides whether it may be built, and under which name. Templates contain no expressions: a field names a value, and a
-value is text.
+Some values are known only after the ref has been looked up (`{slug}`, and `{commit}` for events other than pushes). So
+a template is filled in two steps, and inserted text is never interpreted as a template.
 
-Some names are known only when the ref has been looked up (`{slug}`, and `{commit}` for events that are no push), so a
-template is filled in two steps, and what has been filled in is never read as a template again.
-
-A rule that no event can meet, or whose builds could not be asked for, is an error when it is read, whatever the event:
-a trigger that does nothing is found at the start, and not by the person whose image never came.
+A rule that no event can match, or whose builds would all be refused, is an error when it is read. So an ineffective
+trigger is found at the start, and not by the user who misses an image.
 """
 
 from __future__ import annotations
@@ -50,14 +48,14 @@ REQUESTED = "dev.kiln.build.requested.v1"
 OURS = "dev.kiln."
 
 PUSHES = frozenset(kind for dialect in DIALECTS.values() for kind in dialect.pushes)
-"""The types of events that are pushes."""
+"""The event types that are pushes."""
 REQUESTS = tuple(sorted({kind for dialect in DIALECTS.values() for kind in dialect.requests}))
-"""How the types of events about pull requests begin."""
+"""Prefixes of the event types about pull requests."""
 PLAIN_SOURCES = (*sorted({f"{kind.rpartition('.')[0]}." for kind in PUSHES}), "org.jupyterhub.")
-"""How types of events begin that have no extensions of their own."""
+"""Prefixes of event types without extensions of their own."""
 HUB_TYPES = ("org.jupyterhub.server.start", "org.jupyterhub.server.stop")
 LOWER_SOURCES = tuple(each for each in PLAIN_SOURCES if not any(re.match(f"{each}.*[A-Z]", kind) for kind in PUSHES))
-"""Those whose types have no capitals."""
+"""Prefixes whose event types have no capitals."""
 ON_THE_WAY = re.compile(
     r"knative\w*|kafka\w*|key|trace(?:parent|state)|partitionkey|sequence(?:type)?|sampledrate|dataref|expirytime"
     r"|recordedtime|severity(?:number|text)|auth(?:type|id|claims)|(?:correlation|causation)id"
@@ -72,15 +70,15 @@ T = TypeVar("T")
 Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,62}\Z")]
 
 
-# As users write them
+# The configuration's own form
 
 
 class PushRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which pushes: globs over short branch and tag names, and over the paths of changed files.
+    """A selection of pushes: globs over short branch and tag names, and over the paths of changed files.
 
-    Where only one of `branches` and `tags` is given, the other kind of ref does not match. `paths` is for branches, and
-    holds too where the host did not say all that has changed. Globs are taken in order, and one after `!` takes back
-    what those before it have chosen, as in GitHub Actions.
+    If only one of `branches` and `tags` is given, the other kind of ref does not match. `paths` applies to branches,
+    and matches if the host did not list all changes. The last matching glob decides, and one after `!` excludes, as in
+    GitHub Actions.
     """
 
     branches: tuple[str, ...] | None = None
@@ -89,8 +87,8 @@ class PushRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class BuildTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to build; texts may hold `{…}`. For a push or a pull request, repository, ref and commit are its own unless
-    they are given."""
+    """The build to request; texts may contain `{…}`. For a push or a pull request, repository, ref and commit default
+    to those of the event."""
 
     repository: str | None = None
     ref: str | None = None
@@ -103,12 +101,12 @@ class BuildTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 TAGS = ("pr-{number}",)
-"""Of the images of pull requests, where the template says nothing of tags."""
+"""Default tags for images of pull requests."""
 
 
 class TriggerRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of `triggers:`. All filters and conditions (`when`) must hold; with `push` only pushes match, with
-    `pull_requests` only what is new of a pull request."""
+    """One entry of `triggers:`. All filters and conditions (`when`) must match. With `push` only pushes match, with
+    `pull_requests` only relevant changes of pull requests."""
 
     name: Name
     filters: tuple[dict[str, object], ...] = ()
@@ -119,7 +117,7 @@ class TriggerRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class BuildRequestBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the JSON API is sent, and the data of `dev.kiln.build.requested.v1`."""
+    """The body of a request to the JSON API, and the data of `dev.kiln.build.requested.v1`."""
 
     repository: str
     ref: str | None = None
@@ -141,9 +139,9 @@ class Field(msgspec.Struct, frozen=True):
 
 
 EARLY = re.compile(rf"{DATA_VALUE}|extensions\.[a-z0-9]{{1,{MAX_NAME}}}|{'|'.join(sorted(ATTRIBUTES))}")
-"""Of the event: values inside its data, its extensions, and its context attributes."""
+"""Values of the event: inside its data, its extensions, and its context attributes."""
 LATE = frozenset({"repository", "ref", "ref_name", "commit", "slug"})
-"""Of the request, once it is known; but for `slug`, a push says them itself."""
+"""Values of the request, known after the look-up; a push contains all but `slug` itself."""
 OF_PULL_REQUESTS = frozenset({"number", "base", "head"})
 MEANT: Mapping[str, str] = {
     **dict.fromkeys(("branch", "branch_name", "tag", "tag_name", "refname", "github.ref_name"), "ref_name"),
@@ -155,29 +153,29 @@ MEANT: Mapping[str, str] = {
     **dict.fromkeys(("base_ref", "base_branch", "target", "target_branch", "github.base_ref"), "base"),
     **dict.fromkeys(("head_ref", "head_branch", "source_branch", "github.head_ref"), "head"),
 }
-"""What others call the values that there are."""
+"""Other tools' names for these values."""
 NEVER_BRACES = ("repository", "ref", "commit", "image", "tags")
-"""Where a brace itself would be of no use."""
+"""Fields in which a literal brace is of no use."""
 
 Lookup = Callable[[str], str | None]
 
 
 class Template(msgspec.Struct, frozen=True):
-    """A text with gaps: literal pieces and fields."""
+    """A text with placeholders: literal pieces and fields."""
 
     pieces: tuple[str | Field, ...]
 
     def fill(self, lookup: Lookup) -> Template:
-        """With those fields filled in that `lookup` knows."""
+        """Fills in the fields that `lookup` knows."""
         return Template(tuple(self._filled(piece, lookup) for piece in self.pieces))
 
     def text(self) -> str:
-        """Raises CannotBuild, naming the value, where one is missing."""
+        """The complete text. Raises CannotBuild, naming the field, if a value is missing."""
         return "".join(map(self._known, self.pieces))
 
     @property
     def written(self) -> str:
-        """As it is read by `template`."""
+        """The text that `template` reads as this template."""
         return "".join(
             f"{{{piece.name}}}" if isinstance(piece, Field) else re.sub(r"([{}])", r"\1\1", piece)
             for piece in self.pieces
@@ -185,13 +183,13 @@ class Template(msgspec.Struct, frozen=True):
 
     @property
     def fields(self) -> frozenset[str]:
-        """The names of its gaps."""
+        """The names of its placeholders."""
         return frozenset(piece.name for piece in self.pieces if isinstance(piece, Field))
 
     @staticmethod
     def _known(piece: str | Field) -> str:
         if isinstance(piece, Field):
-            raise CannotBuild(f"The trigger's template needs {{{piece.name}}}, and this event does not have it.")
+            raise CannotBuild(f"The event has no value for {{{piece.name}}}, which the trigger's template needs.")
         return piece
 
     @staticmethod
@@ -201,15 +199,15 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def template(text: str, *, braces: bool = True) -> Template:
-    """Reads `{name}`, with `{{` and `}}` for braces where those are of any use.
+    """Parses `{name}`, with `{{` and `}}` for literal braces where they are of use.
 
-    Raises RuleError, naming what it cannot read.
+    Raises RuleError, naming the invalid part.
     """
     pieces: list[str | Field] = []
     if other := re.search(r"\$\{\{\s*([\w.-]*)\s*\}\}|\$\{([\w.-]*)\}", text):
-        raise RuleError(f"'{other[0]}' in '{text}' is another tool's form{_nearest(other[1] or other[2] or '')}")
+        raise RuleError(f"'{other[0]}' in '{text}' is another tool's syntax{_nearest(other[1] or other[2] or '')}")
     if not braces and (twice := re.search(r"\{\{\s*([\w.-]+)\s*\}\}", text)):
-        raise RuleError(f"'{twice[0]}' in '{text}' is a text in braces, and no value{_nearest(twice[1].strip('.'))}")
+        raise RuleError(f"'{twice[0]}' in '{text}' is literal text in braces{_nearest(twice[1].strip('.'))}")
     for literal, escaped, name, brace in re.findall(r"([^{}]+)|(\{\{|\}\})|\{([^{}]*)\}|([{}])", text):
         if brace:
             raise RuleError(f"A single '{brace}' in '{text}': write it twice, or a name between two of them.")
@@ -223,7 +221,7 @@ def template(text: str, *, braces: bool = True) -> Template:
 
 
 def _nearest(name: str) -> str:
-    """The end of a sentence about a name that is none."""
+    """The end of a sentence about an unknown name."""
     stripped = re.sub(
         r"^(?:\$\.|event\.|github\.event\.|(?=body\.|payload\.))(?:(?:body|payload)\.)?", "data.", name.strip()
     )
@@ -233,24 +231,24 @@ def _nearest(name: str) -> str:
     near = stripped if stripped in LATE or EARLY.fullmatch(stripped) else MEANT.get(plain)
     near = near or next(iter(get_close_matches(plain, known, n=1, cutoff=0.75)), None)
     names = ", ".join(f"{{{name}}}" for name in sorted(LATE))
-    there = f"here are {{data.…}}, {{extensions.…}}, the event's attributes, and {names}."
+    there = f"he values are {{data.…}}, {{extensions.…}}, the event's attributes, and {names}."
     return f": did you mean {{{near}}}? T{there}" if near else f": t{there}"
 
 
 def plain(text: str) -> Template:
-    """A text without gaps, whatever it holds."""
+    """A text without placeholders."""
     return Template((text,))
 
 
-# What is wanted
+# The requested build
 
 
 class RequestedBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """What an event asks for, in its sender's words: nothing here has been checked.
+    """A request for a build in its sender's words, unchecked.
 
-    `commit` is there for a push, and then needs no look-up. The templates still lack what only the request can tell.
-    `head` is the branch of the repository that is at the commit, where its host has no `ref` of that name. `foreign`:
-    it comes from a fork, whose code is given no stored credential.
+    `commit` is set for a push, and then needs no look-up. The templates still lack the values of the request. `head` is
+    the branch that points at the commit, if the host has no `ref` of that name. `foreign`: it comes from a fork, whose
+    code must not use a stored credential.
     """
 
     repository: str
@@ -270,7 +268,7 @@ class RequestedBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trigger(msgspec.Struct, frozen=True, kw_only=True):
-    """A rule that has been read. `default_branch`: only pushes to the branch that the host calls so."""
+    """A parsed rule. `default_branch`: matches only pushes to the branch that the host reports as default."""
 
     name: str
     filters: tuple[Filter, ...] = ()
@@ -289,23 +287,23 @@ class Trigger(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DEFAULT = (Trigger(name="default", default_branch=True),)
-"""Without triggers in the configuration: every push to a repository's default branch."""
+"""The triggers if the configuration has none: every push to a repository's default branch."""
 
 
 def read(rules: Sequence[TriggerRule] | None) -> tuple[tuple[Trigger, ...], list[str]]:
-    """The triggers of a configuration (`None` where it has no such section), and all that is wrong with their rules, a
-    sentence each that names its place."""
+    """The triggers of a configuration (`None` if it has no such section), and all problems of their rules, each a
+    sentence with its place."""
     if rules is None:
         return DEFAULT, []
     names = [rule.name for rule in rules]
-    problems = [f"There are two triggers called '{name}'." for name in dict.fromkeys(names) if names.count(name) > 1]
+    problems = [f"Two triggers have the name '{name}'." for name in dict.fromkeys(names) if names.count(name) > 1]
     readers = [_Reader(rule) for rule in rules]
     triggers = tuple(reader.trigger() for reader in readers)
     return triggers, [*problems, *(problem for reader in readers for problem in reader.problems)]
 
 
 class _Reader:
-    """Reads a rule, and notes what is wrong instead of stopping at it."""
+    """Parses a rule, and collects its problems instead of stopping at the first."""
 
     def __init__(self, rule: TriggerRule) -> None:
         self._rule = rule
@@ -340,7 +338,7 @@ class _Reader:
             return read()
         except (RuleError, Malformed) as error:
             self.problems.append(f"Trigger '{self._rule.name}', {place}: {error}")
-        except FilterError as error:  # which begins with its place
+        except FilterError as error:  # whose message begins with the place
             self.problems.append(f"Trigger '{self._rule.name}', {error}")
         return None
 
@@ -380,23 +378,23 @@ class _Reader:
             self._note(place, partial(check_order, globs))
 
 
-# Rules that no event can meet
+# Rules that no event can match
 
 
 def _unmatchable(trigger: Trigger) -> Iterator[str]:
-    """Why a rule can have no builds, with the place."""
+    """The reasons why a rule can produce no builds, with their places."""
     requested_builds, requests = trigger.filters, trigger.pull_requests
     own = any_of("prefix", "type", REQUESTS) if requests else any_of("exact", "type", [*PUSHES])
     may_be_own = possible([*requested_builds, *trigger.when, own])
     if not possible([*requested_builds, *trigger.when]):
-        yield "filters: they contradict each other, so no event matches. One of several is a list under `any:`."
+        yield "filters: they contradict each other, so no event matches. Put alternatives into a list under `any:`."
         return
     if trigger.push and requests:
-        yield "pull_requests: a trigger is for pushes or for pull requests; write two triggers."
+        yield "pull_requests: a trigger is for pushes or for pull requests, not for both. Write two triggers."
         return
     yield from _unsuitable(trigger)
     if trigger.push and trigger.push.branches is None and trigger.push.tags and trigger.push.paths:
-        yield "push.paths: is for branches, and only tags are chosen; leave it out, or name branches too."
+        yield "push.paths: applies to branches, but only tags are selected. Leave it out, or add branches."
     slips: list[str | None] = [*_starred(requested_builds)]
     slips += [_misspelt(kind) for kind in sorted(values(requested_builds, "type"))]
     slips += [
@@ -411,35 +409,35 @@ def _unmatchable(trigger: Trigger) -> Iterator[str]:
     if not possible([*requested_builds, negated(any_of("prefix", "type", [OURS]))]):
         yield "filters: Kiln's own events match no trigger; dev.kiln.build.requested.v1 needs none."
     elif trigger.push is not None and not may_be_own:
-        yield f"push: is for pushes, and the filters want none of them ({', '.join(sorted(PUSHES))})."
+        yield f"push: the filters exclude all pushes. Their types are {', '.join(sorted(PUSHES))}."
     elif requests and not may_be_own:
-        yield f"pull_requests: the filters want no event about any; their types begin with {', '.join(REQUESTS)}."
+        yield f"pull_requests: the filters exclude all such events, whose types begin with {', '.join(REQUESTS)}."
     elif trigger.repository is None and not may_be_own:
         yield (
-            "build.repository: must be given, because the filters want no pushes: where the event says it, such as "
-            "'{data.course.repository}', or an address."
+            "build.repository: required, because the filters exclude all pushes. Give an address, or a value of the "
+            "event such as '{data.course.repository}'."
         )
     yield from _without_value(trigger, own, may_be_own=may_be_own)
 
 
 def _unsuitable(trigger: Trigger) -> Iterator[str]:
-    """What a rule about pull requests cannot have, or only such a rule can."""
+    """The options that are only for rules about pull requests, or not for them."""
     rule = trigger.pull_requests
     if rule is None:
         for place, part in _parts(trigger):
             for name in sorted(part.fields & OF_PULL_REQUESTS):
-                yield f"build.{place}: {{{name}}} is known of pull requests; add `pull_requests:` to the trigger."
+                yield f"build.{place}: only pull requests have {{{name}}}. Add `pull_requests:` to the trigger."
         return
     if rule.labels is not None and not all(label.strip() for label in rule.labels or ("",)):
-        yield "pull_requests.labels: name at least one label, or leave it out."
+        yield "pull_requests.labels: the list is empty. Name a label, or leave the list out."
     for place, part in _parts(trigger):
         for name in sorted(part.fields) if rule.forks and place.startswith(("image", "tags")) else ():
             if name == "head" or name.startswith("data."):
-                yield f"build.{place}: with `from: anyone` strangers would choose {{{name}}}; write {{number}}."
+                yield f"build.{place}: with `from: anyone`, strangers would choose {{{name}}}. Use {{number}}."
 
 
 def _without_value(trigger: Trigger, own: Filter, *, may_be_own: bool) -> Iterator[str]:
-    """What is compared or filled in, and that no event has which could match. `own`: pushes, or pull requests."""
+    """Comparisons and fields whose value no matching event has. `own`: pushes, or pull requests."""
     only_own = trigger.push is not None or trigger.pull_requests is not None or trigger.repository is None
     requested_builds = [*trigger.filters, *([own] if only_own else [])]
     if not possible([*requested_builds, negated(any_of("prefix", "type", PLAIN_SOURCES))]):
@@ -455,13 +453,13 @@ def _without_value(trigger: Trigger, own: Filter, *, may_be_own: bool) -> Iterat
         found: Template | None = getattr(trigger, place)
         unknown = LATE if not may_be_own else {"slug"}
         for name in sorted(found.fields & unknown if found else ()):
-            yield f"build.{place}: {{{name}}} is not known before the repository is; write {{data.…}} or a text."
+            yield f"build.{place}: {{{name}}} is unknown before the repository is known. Use {{data.…}} or a text."
 
 
 def _absent(name: str) -> str:
     hint = {"ref": "subject", "branch": "push.branches", "tag": "push.tags", "repository": "source"}.get(name)
-    form = f"; {hint} says that" if hint else "; a value inside its data is for `when:`, such as data.action"
-    return f"none of the events that can match has the attribute {name}{form}."
+    form = f"; use {hint}" if hint else "; for a value inside its data use `when:`, such as data.action"
+    return f"no matching event has the attribute {name}{form}."
 
 
 def _parts(trigger: Trigger) -> Iterator[tuple[str, Template]]:
@@ -474,7 +472,7 @@ def _parts(trigger: Trigger) -> Iterator[tuple[str, Template]]:
 
 
 def _misspelt(kind: str) -> str | None:
-    """What is wrong with the type that a filter names, if it can only be a slip."""
+    """The problem of a filter's event type, if it can only be a typing mistake."""
     known = {each.lower(): each for each in (*PUSHES, REQUESTED, *HUB_TYPES)}
     lower = kind.lower()
     if kind in known.values():
@@ -488,30 +486,30 @@ def _misspelt(kind: str) -> str | None:
 
 
 def _misplaced(source: str) -> str | None:
-    """What is wrong with a repository's address as the source of events, as GitHub spells it."""
+    """The problem of a repository's address as the source of events, in GitHub's spelling."""
     found = re.fullmatch(r"(?:https?://)?(?:www\.|git@)?github\.com[/:]([^/]+/[^/]+?)(?:\.git)?/?", source)
     form = f"https://github.com/{found[1]}" if found else source
     return None if form == source else f"no event has the source {source}; write {form}."
 
 
 def _no_subject(trigger: Trigger, subject: str) -> str | None:
-    """What is wrong with the subject of a push that a filter names: it is the full ref; of GitLab's branches the
-    commit, by Knative two commits."""
+    """The problem of a filter's subject for pushes. The subject is the full ref; for GitLab's branches it is the
+    commit, in Knative's events two commits."""
     if not subject.startswith("refs/") and "..." not in subject and not is_commit(subject):
-        return f"no push has the subject {subject}: it is the full ref, such as refs/heads/main; or use push.branches."
+        return f"no push has the subject {subject}. Give the full ref, such as refs/heads/main, or use push.branches."
     only = not possible([*trigger.filters, negated(any_of("exact", "subject", [subject]))])
     if only and subject.startswith("refs/") and trigger.push and not _chooses(trigger.push, subject):
-        return f"they want the subject {subject}, which push does not choose."
+        return f"they require the subject {subject}, which push excludes."
     return None
 
 
 def _starred(filters: Sequence[Filter]) -> Iterator[str]:
-    """What is wrong with texts that are meant as globs, which filters do not know."""
+    """The problems of texts that look like globs, which filters do not support."""
     for name, dialect in itertools.product(("type", "source", "subject"), ("exact", "prefix", "suffix")):
         for text in sorted(values(filters, name, dialect)):
             if text.startswith("*") or text.endswith("*"):
                 form = "suffix" if text.startswith("*") else "prefix"
-                yield f"they compare text, without * ({text}); write {form}: {{{name}: {text.strip('*')}}}."
+                yield f"they compare text, without * ({text}). Write {form}: {{{name}: {text.strip('*')}}}."
 
 
 def _misspelt_beginning(text: str) -> str | None:
@@ -522,15 +520,15 @@ def _misspelt_beginning(text: str) -> str | None:
     return None
 
 
-# From events
+# Events
 
 
 DefaultBranch = Callable[[PushFacts], str | None]
-"""Says which branch of a repository is the default one, by its short name. Raises RequestError."""
+"""Returns the short name of a repository's default branch. Raises RequestError."""
 
 
 class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What an event says of what to build: a push, or a pull request. `head` is as in `RequestedBuild`."""
+    """An event's facts about its build: a push, or a pull request. `head` is as in `RequestedBuild`."""
 
     repository: str
     ref: str
@@ -547,14 +545,14 @@ def requested_builds(
     default_branch: DefaultBranch = lambda push: push.default_branch,
     changed: Callable[[RequestFacts], Collection[str] | None] = lambda request: None,  # noqa: ARG005
 ) -> list[RequestedBuild]:
-    """What the event asks for: one for each trigger that it matches, or what a request for a build holds.
+    """The builds that the event requests: one for each matching trigger, or that of a request for a build.
 
-    `default_branch` is asked where a trigger is for that branch alone: some hosts do not say it with a push. `changed`
-    is asked for the paths that a pull request changes, which no event lists; `None` where nobody knows.
+    `default_branch` is called if a trigger is for that branch alone, because some hosts omit it from pushes. `changed`
+    returns the changed paths of a pull request, which no event lists; `None` if they are unknown.
 
-    Everything that comes here counts as verified: webhooks by their signature, CloudEvents by `KILN_EVENTS_AUTH`.
-    Raises CannotBuild for a value that a template names and the event lacks, Malformed for a request whose data is
-    none, eventing.errors.DecodeError for a push whose data is none, and what `default_branch` raises.
+    Every event counts as verified: webhooks by their signature, CloudEvents by `KILN_EVENTS_AUTH`. Raises CannotBuild
+    if the event lacks a value that a template needs, Malformed for the invalid data of a request. Raises
+    eventing.errors.DecodeError for the invalid data of a push, and the exceptions of `default_branch`.
     """
     if event.type == REQUESTED:
         return [from_event_data(event.data)]
@@ -699,9 +697,9 @@ def _facts(trigger: Trigger, push: PushFacts | None, request: RequestFacts | Non
 
 
 def skips(push: PushFacts) -> bool:
-    """Whether the author of a commit wants no build of it. A tag is a wish of its own: release tools tag such commits.
+    """Whether the author of a commit wants no build of it. Tags are exempt: release tools tag such commits.
 
-    Where GitHub Actions and GitLab look for it, too:
+    The marks are those of GitHub Actions and GitLab:
     https://docs.github.com/en/actions/how-tos/manage-workflow-runs/skip-workflow-runs,
     https://docs.gitlab.com/ci/pipelines/#skip-a-pipeline
     """
@@ -709,26 +707,26 @@ def skips(push: PushFacts) -> bool:
 
 
 def reason(event: Event) -> str:
-    """Why nothing is wanted by an event, in a sentence. Raises DecodeError."""
+    """The reason, as a sentence, why an event requests no build. Raises DecodeError."""
     push = push_of(event)
     if push is not None and skips(push):
         return _idle(event, push) or ""
     request = request_of(event)
     if request is not None:
         return unasked(request)
-    return "No trigger asks for a build of this."
+    return "No trigger matches this event."
 
 
 def from_event_data(data: object) -> RequestedBuild:
-    """The data of a `dev.kiln.build.requested.v1`. Raises Malformed."""
+    """Parses the data of a `dev.kiln.build.requested.v1`. Raises Malformed."""
     try:
         return from_body(msgspec.convert(data, BuildRequestBody))
     except msgspec.ValidationError as error:
-        raise Malformed(f"This is no request for a build: {str(error)[:200]}.") from None
+        raise Malformed(f"Invalid request for a build: {str(error)[:200]}.") from None
 
 
 def from_body(body: BuildRequestBody) -> RequestedBuild:
-    """What a request for a build wants; braces in it mean nothing."""
+    """The build that a request body asks for; braces have no special meaning in it."""
     return RequestedBuild(
         repository=body.repository,
         ref=body.ref,
@@ -760,7 +758,7 @@ def _unchosen(rule: PushRule, push: PushFacts) -> str | None:
 
 
 def _chooses(rule: PushRule, ref: str) -> bool:
-    """Whether a rule wants pushes of a ref."""
+    """Whether a rule selects pushes to a ref."""
     if rule.branches is None and rule.tags is None:
         return True
     globs = rule.branches if ref.startswith("refs/heads/") else rule.tags
@@ -768,7 +766,7 @@ def _chooses(rule: PushRule, ref: str) -> bool:
 
 
 def _requested_build(trigger: Trigger, event: Event, facts: EventFacts | None, *, foreign: bool) -> RequestedBuild:
-    """Where a template names another repository or ref than the event, nothing more is taken from it."""
+    """If a template names another repository or ref than the event, the event's other values do not apply."""
     given = _values(facts) if facts else {}
     values = facts.values if facts else {}
 
@@ -783,7 +781,7 @@ def _requested_build(trigger: Trigger, event: Event, facts: EventFacts | None, *
 
     repository = own(trigger.repository) or given.get("repository")
     if repository is None:
-        raise CannotBuild(f"The trigger '{trigger.name}' names no repository, and this event is no push.")
+        raise CannotBuild(f"The trigger '{trigger.name}' names no repository, and this event is not a push.")
     if facts and repository != facts.repository and not _same(repository, facts.repository):
         facts = None
     ref = own(trigger.ref) or (facts.ref if facts else None)
@@ -799,7 +797,7 @@ def _requested_build(trigger: Trigger, event: Event, facts: EventFacts | None, *
         tags=tuple(tag.fill(known) for tag in trigger.tags),
         force=trigger.force,
         trigger=trigger.name,
-        # For bytes that are no UTF-8 hosts write U+FFFD: such refs cannot be told apart, so none supersedes another.
+        # Hosts replace invalid UTF-8 by U+FFFD. Such refs cannot be distinguished, so none supersedes another.
         push=facts.push if facts and "\ufffd" not in facts.ref else None,
         head=facts.head if facts else None,
         foreign=foreign,

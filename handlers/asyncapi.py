@@ -1,7 +1,7 @@
-"""All events that Kiln takes and sends, as an AsyncAPI 3 document: what programs read in place of docs/events.md.
+"""All events that Kiln receives and sends, as an AsyncAPI 3 document: the machine-readable form of docs/events.md.
 
-Its types are those of the code that reads or makes them, and its schemas are made from the same structs as the code
-works with; what a type means is written here. A type without a sentence fails where the document is made.
+The schemas are generated from the structs that the code reads and writes. The meaning of each type is written here; a
+type without a description makes the generation fail.
 https://www.asyncapi.com/docs/reference/specification/v3.0.0
 """
 
@@ -25,15 +25,15 @@ from eventing.hosts import DIALECTS
 Object = dict[str, Any]
 
 SENT: Mapping[Word, str] = {
-    Word.QUEUED: "It was asked for, and waits.",
+    Word.QUEUED: "The build was requested, and waits.",
     Word.STARTED: "An attempt runs.",
     Word.RETRYING: "An attempt ended, and another one follows.",
     Word.SUCCEEDED: "The image is in the registry.",
-    Word.FAILED: "It ended without an image; reason and message say why.",
-    Word.CANCELLED: "Somebody cancelled it, or a newer push took its place.",
+    Word.FAILED: "The build ended without an image; reason and message say why.",
+    Word.CANCELLED: "A user cancelled the build, or a newer push superseded it.",
 }
 CDEVENTS: Mapping[Name, str] = {
-    "build.queued": "It was asked for, and waits; or another attempt follows.",
+    "build.queued": "The build was requested, and waits; or another attempt follows.",
     "build.started": "An attempt runs.",
     "build.finished": "The build has ended; customData.outcome says how.",
     "artifact.packaged": "An image was made of this change.",
@@ -41,25 +41,25 @@ CDEVENTS: Mapping[Name, str] = {
 }
 EXTENSIONS: Mapping[str, str] = {
     "repository": "The repository's canonical URL.",
-    "ref": "The full ref that was asked for, where there was one.",
-    "commit": "The commit that is built.",
+    "ref": "The full ref of the request, where it has one.",
+    "commit": "The commit to build.",
     "image": "The pushed image, `name:tag@sha256:…`.",
-    "reason": "Why it ended so, or why the attempt did.",
+    "reason": "Why the build, or the attempt, ended as it did.",
     "partitionkey": "The repository, so that brokers keep the order of its events.",
-    "traceparent": "Of the event that asked (W3C Trace Context).",
-    "tracestate": "The same.",
-    hops.EXTENSION: "How many brokers it may still pass, where an event that asked said so.",
+    "traceparent": "The trace context of the event that requested the build (W3C Trace Context).",
+    "tracestate": "As `traceparent`.",
+    hops.EXTENSION: "How many more brokers the event may pass, where an event that requested the build set a limit.",
 }
-"""Of the events that are sent."""
-COUNTED = {**EXTENSIONS, hops.OWN: "How many builds may still follow from it, each asked for by the one before."}
-"""Of CDEvents."""
+"""Extensions of the events that Kiln sends."""
+COUNTED = {**EXTENSIONS, hops.OWN: "How many more builds may follow from it, each requested by the one before."}
+"""Extensions of CDEvents."""
 KNOWN: Mapping[str, str] = {
-    "traceparent": "The trace that the event is part of (W3C Trace Context). It goes on to the events of the build.",
-    "tracestate": "The same.",
-    hops.EXTENSION: "How many brokers it may still pass. The build's events have one less; at 0 it asks for nothing.",
-    hops.OWN: "The same, of builds that follow from one another.",
+    "traceparent": "The trace that the event belongs to (W3C Trace Context). The build's events continue it.",
+    "tracestate": "As `traceparent`.",
+    hops.EXTENSION: "How many more brokers the event may pass. The build's events have one less; 0 requests nothing.",
+    hops.OWN: "The same limit for builds that follow from one another.",
 }
-"""Of the events that come in: the extensions that mean something to Kiln. Triggers see all of them."""
+"""Extensions of incoming events that Kiln itself reads. Triggers see all extensions."""
 
 TEXT: Object = {"type": "string"}
 SERVER_ACTION: Object = {
@@ -70,7 +70,7 @@ SERVER_ACTION: Object = {
 
 
 def document(*, version: str, public_url: str | None) -> Object:
-    """The document of a Kiln of that version; `public_url` is `KILN_PUBLIC_URL`."""
+    """The AsyncAPI document of this version of Kiln; `public_url` is `KILN_PUBLIC_URL`."""
     messages = {_key(message["name"]): message for message in _messages(public_url)}
     groups = {tag: [key for key, message in messages.items() if message["tags"] == [{"name": tag}]] for tag in TAGS}
     _, schemas = msgspec.json.schema_components(
@@ -81,32 +81,32 @@ def document(*, version: str, public_url: str | None) -> Object:
         "info": {
             "title": "Kiln",
             "version": version,
-            "description": "CloudEvents 1.0 over HTTP, in binary and structured mode; batches are taken, too. "
-            "Headers are those of binary mode.",
+            "description": "CloudEvents 1.0 over HTTP, in binary and structured mode; Kiln accepts batches, too. "
+            "The headers are those of binary mode.",
             "license": {"name": "BSD-3-Clause"},
         },
         "defaultContentType": "application/json",
         **({"servers": {"web": _server(public_url)}} if public_url else {}),
         "channels": {
-            "events": _channel("/events", "Where events are posted to.", groups["in"]),
+            "events": _channel("/events", "Kiln receives events here.", groups["in"]),
             "webhooks": {
-                **_channel("/webhooks/{host}", "Where Git hosts post to, in their own form.", groups["webhook"]),
+                **_channel("/webhooks/{host}", "Git hosts post their webhooks here.", groups["webhook"]),
                 "parameters": {"host": {"enum": [*DIALECTS]}},
             },
             "sinks": _channel(None, "The address of each sink.", [*groups["out"], *groups["cdevents"]]),
         },
         "operations": {
-            "receiveEvent": _operation("receive", "events", "Builds what the triggers say.", groups["in"]),
-            "receiveWebhook": _operation("receive", "webhooks", "Builds what the triggers say.", groups["webhook"]),
-            "sendEvent": _operation("send", "sinks", "To sinks of the format `kiln`.", groups["out"]),
-            "sendCDEvent": _operation("send", "sinks", "To sinks of the format `cdevents`.", groups["cdevents"]),
+            "receiveEvent": _operation("receive", "events", "Builds what the triggers select.", groups["in"]),
+            "receiveWebhook": _operation("receive", "webhooks", "Builds what the triggers select.", groups["webhook"]),
+            "sendEvent": _operation("send", "sinks", "Sends to sinks of the format `kiln`.", groups["out"]),
+            "sendCDEvent": _operation("send", "sinks", "Sends to sinks of the format `cdevents`.", groups["cdevents"]),
         },
         "components": {"messages": messages, "schemas": {**schemas, "ServerAction": SERVER_ACTION}},
     }
 
 
 TAGS = ("in", "webhook", "out", "cdevents")
-"""Which channel and operation a message is of."""
+"""The tag of a message selects its channel and operation."""
 
 
 def _server(public_url: str) -> Object:
@@ -152,7 +152,7 @@ def _messages(public_url: str | None) -> Iterator[Object]:
 
 
 def _taken() -> Iterator[Object]:
-    asks = "Asks for a build; no trigger is needed."
+    asks = "Requests a build; needs no trigger."
     yield _message("in", REQUESTED, asks, _ref("BuildRequestBody"), KNOWN)
     for word, dialect in DIALECTS.items():
         for kind in sorted(dialect.pushes):
@@ -164,16 +164,16 @@ def _taken() -> Iterator[Object]:
             yield {**_message("in", kind, about, {"type": "object"}, KNOWN), "headers": _headers(begins, KNOWN)}
         yield {
             "name": f"webhook {word}",
-            "summary": f"A webhook of a host of the kind {word}, signed.",
+            "summary": f"A signed webhook of a {word} host.",
             "tags": [{"name": "webhook"}],
             "payload": {"type": "object"},
         }
     for kind in HUB_TYPES:
-        about = "A server of a JupyterHub was started or stopped; a trigger says what is built."
+        about = "A user server of a JupyterHub was started or stopped; a trigger selects the build."
         yield _message("in", kind, about, _ref("ServerAction"), KNOWN)
     yield {
         "name": "any other",
-        "summary": "An event of any other type: a trigger says what is built.",
+        "summary": "An event of any other type; a trigger selects the build.",
         "tags": [{"name": "in"}],
         "headers": _headers({**TEXT, "not": {"pattern": r"^dev\.kiln\."}}, KNOWN),
         "payload": {},
@@ -199,7 +199,7 @@ def _message(
 
 
 def _headers(kind: Object, extensions: Mapping[str, str]) -> Object:
-    """Those of binary mode: the attributes, and the extensions that are known."""
+    """The headers of binary mode: the attributes and the known extensions."""
     return {
         "type": "object",
         "required": ["ce-specversion", "ce-id", "ce-source", "ce-type"],
@@ -219,7 +219,7 @@ def _ref(name: str) -> Object:
 
 
 def _cdevent(name: Name) -> Object:
-    """As Kiln sends it: narrower than the published schema, which `dataschema` names."""
+    """The payload as Kiln sends it: narrower than the published schema, which `dataschema` names."""
     context: Object = {
         "specversion": {"const": cdevents.SPECVERSION},
         "id": TEXT,
@@ -241,7 +241,7 @@ def _cdevent(name: Name) -> Object:
 
 
 def _whole(properties: Object) -> Object:
-    """An object of which every property is there, and no other."""
+    """An object that requires all of its properties and allows no others."""
     return {
         "type": "object",
         "required": [*properties],

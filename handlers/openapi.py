@@ -1,7 +1,7 @@
-"""The HTTP API as an OpenAPI 3.1 document: what programs read in place of docs/api.md.
+"""The HTTP API as an OpenAPI 3.1 document: the machine-readable form of docs/api.md.
 
-Its schemas are made from the structs that the code works with. A test compares the paths with the routes of the
-application, and another has a client that is made of the document call each of them.
+The schemas are generated from the structs that the code uses. One test compares the paths with the application's
+routes; another calls each of them with a client generated from the document.
 https://spec.openapis.org/oas/v3.1.1.html
 """
 
@@ -33,21 +33,21 @@ BATCH = "application/cloudevents-batch+json"
 MEANINGS = {
     400: "Malformed: `detail` says what is wrong.",
     401: "No token or signature, or a wrong one.",
-    403: "Known, and not permitted.",
-    404: "There is nothing of this name.",
-    405: "Another method; `Allow` says which there are.",
+    403: "Authenticated, and not permitted.",
+    404: "Not found.",
+    405: "Method not allowed; `Allow` lists those that are.",
     409: "The build has ended.",
     413: "The body is too large.",
-    415: "The body is of another kind, or has a `Content-Encoding`.",
-    422: "Understood, and cannot be built.",
-    429: "Too many: try again after `Retry-After`.",
-    503: "Something does not answer: try again after `Retry-After`.",
+    415: "The body has another media type, or a `Content-Encoding`.",
+    422: "Valid, and cannot be built.",
+    429: "Too many requests: try again after `Retry-After`.",
+    503: "A service does not answer: try again after `Retry-After`.",
 }
 """Errors: problem details (RFC 9457)."""
 BODY = (400, 413, 415)
-"""Of a request with a body."""
+"""Errors of a request with a body."""
 KNOWN = (401, 403, 429, 503)
-"""Of every request that a token lets in."""
+"""Errors of every request that needs a token."""
 
 PROBLEM: Object = {
     "type": "object",
@@ -59,7 +59,7 @@ PAGE: Object = {
     "required": ["items", "continue"],
     "properties": {
         "items": {"type": "array", "items": {"$ref": "#/components/schemas/BuildView"}},
-        "continue": {"type": ["string", "null"], "description": "Of the next page, as `continue` in the query."},
+        "continue": {"type": ["string", "null"], "description": "Cursor of the next page: `continue` in the query."},
     },
 }
 HOOK_ANSWER: Object = {
@@ -74,7 +74,7 @@ HOOK_ANSWER: Object = {
                 "properties": {"name": TEXT, "location": TEXT},
             },
         },
-        "reason": {**TEXT, "description": "Why nothing was asked for."},
+        "reason": {**TEXT, "description": "Why no build was requested."},
     },
 }
 EVENT: Object = {
@@ -96,7 +96,7 @@ HEALTH: Object = {
 
 
 def document(*, version: str, base_path: str) -> Object:
-    """The document of a Kiln of that version, whose routes are under `base_path`."""
+    """The OpenAPI document of this version of Kiln, whose routes are under `base_path`."""
     _, schemas = msgspec.json.schema_components([BuildView, BuildRequestBody], ref_template=_REFERENCE)
     own = {"Problem": PROBLEM, "Page": PAGE, "WebhookAnswer": HOOK_ANSWER, "Event": EVENT, "Health": HEALTH}
     return {
@@ -104,7 +104,7 @@ def document(*, version: str, base_path: str) -> Object:
         "info": {
             "title": "Kiln",
             "version": version,
-            "summary": "Container images of Git repositories, asked for by events.",
+            "summary": "Builds container images of Git repositories on events.",
             "license": {"name": "BSD 3-Clause", "identifier": "BSD-3-Clause"},
         },
         "servers": [{"url": base_path.rstrip("/") or "/"}],
@@ -116,7 +116,7 @@ def document(*, version: str, base_path: str) -> Object:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An API token, or one of the Hub or issuer.",
+                    "description": "An API token, or a token of the Hub or issuer.",
                 }
             },
         },
@@ -138,12 +138,12 @@ def _api() -> Object:
         _query("continue", TEXT),
     )
     attempt = _query("attempt", {"type": "integer", "minimum": 1})
-    log = _answer({PLAIN: {"schema": TEXT}, STREAM: {"schema": TEXT}}, "What exists now, or the events of the log.")
+    log = _answer({PLAIN: {"schema": TEXT}, STREAM: {"schema": TEXT}}, "The log so far, or its events.")
     return {
         "/api/v1/builds": {
             "post": _operation(
                 "askForBuild",
-                "Ask for a build.",
+                "Request a build.",
                 {202: {**build, "headers": location}},
                 (*BODY, *KNOWN, 422),
                 body={JSON: {"schema": {"$ref": _REFERENCE.format(name="BuildRequestBody")}}},
@@ -188,7 +188,7 @@ def _events() -> Object:
     event, batch = {"$ref": _REFERENCE.format(name="Event")}, {"type": "array"}
     body = {STRUCTURED: {"schema": event}, BATCH: {"schema": {**batch, "items": event}}, "*/*": {"schema": {}}}
     done = {
-        202: {"description": "Builds were asked for; `Location` is the first one."},
+        202: {"description": "Builds were requested; `Location` is the first one."},
         204: {"description": "Nothing to do."},
     }
     post = _operation("postEvent", "Post CloudEvents, in any mode.", done, (*BODY, *KNOWN, 422), body=body)
@@ -197,8 +197,8 @@ def _events() -> Object:
     )
     hook = _operation(
         "postWebhook",
-        "Take the webhook of a Git host, which its signature lets in.",
-        {202: _json("WebhookAnswer", "Builds were asked for."), 200: _json("WebhookAnswer", "Nothing to do, and why.")},
+        "Receive the webhook of a Git host, authenticated by its signature.",
+        {202: _json("WebhookAnswer", "Builds were requested."), 200: _json("WebhookAnswer", "Nothing to do, and why.")},
         (*BODY, *KNOWN, 422),
         body={JSON: {"schema": {"type": "object"}}, "*/*": {"schema": {}}},
         public=True,
@@ -217,12 +217,12 @@ def _events() -> Object:
 
 
 def _binderhub() -> Object:
-    stream = _answer({STREAM: {"schema": TEXT}}, "What becomes of it, as events; refusals too.")
-    spec = {**_path("spec"), "description": "May hold `/`, which clients have to leave as they are."}
+    stream = _answer({STREAM: {"schema": TEXT}}, "The progress of the build, as events; refusals too.")
+    spec = {**_path("spec"), "description": "May contain `/`, which clients must not encode."}
     health = _operation(
         "health",
         "Whether registry and records answer.",
-        {200: _json("Health", "All do."), 503: _json("Health", "One does not.")},
+        {200: _json("Health", "Both answer."), 503: _json("Health", "One does not answer.")},
         (),
         public=True,
     )
@@ -231,7 +231,7 @@ def _binderhub() -> Object:
     return {
         "/build/{provider}/{spec}": {
             "parameters": [_path("provider", {"enum": [*PROVIDERS]}), spec],
-            "get": _operation("binderhubBuild", "Ask for a build, as BinderHub's clients do.", {200: stream}, ()),
+            "get": _operation("binderhubBuild", "Request a build, as BinderHub's clients do.", {200: stream}, ()),
         },
         "/versions": {"get": _operation("versions", "The versions.", {200: about}, (), public=True)},
         "/health": {"get": health},

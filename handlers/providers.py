@@ -1,8 +1,7 @@
-"""BinderHub's names for sources: `<provider>/<spec>`, as its clients write them into an address.
+"""BinderHub's names for sources: `<provider>/<spec>`, as its clients write them into a URL.
 
-A spec is split before it is decoded, so that a `%2F` stays inside its part. Clients disagree about what has to be
-encoded: some encode a repository that needs none, some encode it twice. Both are understood; a repository is never
-guessed from what could be two.
+A spec is split before it is decoded, so that a `%2F` stays inside its part. Clients disagree about the encoding: some
+encode a repository that needs none, some encode it twice. Both forms are accepted; an ambiguous one is refused.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from builds.errors import CannotBuild, Malformed
 from builds.repository import is_abbreviated
 
 DEFAULT_BRANCHES = frozenset({"main", "master"})
-"""Names under which many a link looks for a default branch that is called otherwise by now."""
+"""Branch names in many old links, for default branches that have been renamed since."""
 
 
 class NamedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """What a spec names: a repository's address and a ref, nothing of it checked."""
+    """The target of a spec: a repository's address and a ref, both unchecked."""
 
     repository: str
     ref: str
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True):
-    """`base` is where the provider's repositories are; without one, the spec brings the whole address."""
+    """`base` is the address of the provider's repositories; without it, the spec contains the complete address."""
 
     id: str
     base: str | None
@@ -42,7 +41,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def display(self) -> dict[str, Any]:
-        """As BinderHub's pages take it (`display_config` of its providers)."""
+        """The provider as BinderHub's pages expect it (`display_config` of its providers)."""
         shown: dict[str, Any] = {"displayName": self.name, "id": self.id, "spec": {"validateRegex": self.regex}}
         if self.base:
             host = self.base.removeprefix("https://")
@@ -96,18 +95,18 @@ PROVIDERS: Mapping[str, Provider] = {
 
 
 def source(provider: str, spec: str) -> NamedSource:
-    """What `<provider>/<spec>` names, the spec as it is in the address, percent-encoded.
+    """The target of `<provider>/<spec>`, with the spec as it is in the URL, percent-encoded.
 
-    Raises CannotBuild for a provider that is not here, Malformed for a spec that names no repository and ref.
+    Raises CannotBuild for an unknown provider, Malformed for a spec without a repository and a ref.
     """
     known = PROVIDERS.get(provider)
     if known is None:
         raise CannotBuild(
-            f"Kiln builds from Git repositories ({', '.join(PROVIDERS)}); there is no provider '{provider[:40]}' here."
+            f"Unknown provider '{provider[:40]}'. Kiln builds from Git repositories: use {', '.join(PROVIDERS)}."
         )
     first, *rest = parts(spec) or [""]
     repository = _decoded(first)
-    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:", repository):  # an address that is not encoded, or was decoded
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*:", repository):  # an address that is not encoded, or decoded on the way
         raise Malformed(f"The repository's address must be percent-encoded as one part: {_form(known)}.")
     if known.base is not None:
         repository = repository.strip("/")
@@ -121,29 +120,29 @@ def source(provider: str, spec: str) -> NamedSource:
 
 
 def advice(ref: str) -> str:
-    """What to do about a ref that is not there; what begins as a commit does has been told the rule for commits."""
+    """A hint about a missing ref; empty for an abbreviated commit, whose error already has one."""
     return "" if is_abbreviated(ref) else "HEAD is always a repository's default branch."
 
 
 def parts(path: str) -> list[str]:
-    """Without the empty ones: no ref and no repository has any, and clients join addresses with one `/` too many."""
+    """Leaves out empty parts: no ref or repository has any, and clients join URLs with one `/` too many."""
     return [part for part in path.split("/") if part]
 
 
 def _decoded(part: str) -> str:
-    """A part of a spec, though it may have been encoded twice."""
+    """A decoded part of a spec, even if it was encoded twice."""
     once = unquote(part)
     return unquote(once) if "/" not in once and "%2f" in once.lower() else once
 
 
 def _address(provider: Provider, repository: str) -> str:
-    """A provider's own repositories may also be given by their whole address."""
+    """The complete address of a provider's own repository is accepted, too."""
     if provider.base is None:
         return repository
     host = re.escape(provider.base.removeprefix("https://"))
     path = re.sub(rf"^(?:https?://)?(?:www\.)?{host}/", "", repository, flags=re.IGNORECASE)
     if "://" in path:
-        raise Malformed(f"This is no repository of {provider.base}; others are /build/git/<address>/<ref>.")
+        raise Malformed(f"Not a repository of {provider.base}. For others, use /build/git/<address>/<ref>.")
     return "/".join([provider.base, *parts(path)])
 
 

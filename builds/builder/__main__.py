@@ -1,8 +1,8 @@
 """`python -m builds.builder SPEC RESULT`: the program in the pod, and the local engine's child.
 
-The log goes to stdout, the result to RESULT, and the exit status says the same in one number. Whatever happens, all
-that was started has ended and all temporary files are gone before the result is written. The heavy modules are imported
-only once signals are heard: a process 1 without a handler would not notice SIGTERM at all.
+The log goes to stdout, the result to RESULT, and the exit status summarises the result. In every case, all child
+processes have ended and all temporary files are deleted before the result is written. Heavy modules are imported only
+after the signal handlers are installed: process 1 without a handler would ignore SIGTERM.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from builds.faults import Fault, crash_if_armed
 
 
 def main(spec: str, target: str) -> int:
-    """The exit status (`builds.builder.outcome.exit_status`)."""
+    """Returns the exit status (`builds.builder.outcome.exit_status`)."""
     if not processes.own_session():
-        sys.exit("The builder ends whatever is in its session, so it needs one of its own: setsid --wait COMMAND")
+        sys.exit(
+            "The builder ends all processes of its session, so it needs its own. Start it by setsid --wait COMMAND"
+        )
     processes.listen()
     with _locked(os.environ.get("KILN_ATTEMPT_DIR")) as folder, _in_use(os.environ.get("KILN_IN_USE")):
         crash_if_armed(Fault.BUILDER_LOCKED)
@@ -30,7 +32,7 @@ def main(spec: str, target: str) -> int:
         from builds.builder.outcome import exit_status  # noqa: PLC0415
         from builds.builder.result import write  # noqa: PLC0415
 
-        log = Log(os.fdopen(1, "wb", closefd=False))  # not Python's own, whose state would be in the exit status
+        log = Log(os.fdopen(1, "wb", closefd=False))  # not sys.stdout, whose errors would change the exit status
         result = attempted(Path(spec), log, folder)
         write(Path(target), result)
         crash_if_armed(Fault.BUILDER_RESULT_WRITTEN)
@@ -39,9 +41,9 @@ def main(spec: str, target: str) -> int:
 
 @contextmanager
 def _locked(folder: str | None) -> Iterator[str | None]:
-    """Takes the builder's own lock, says which session this is, and makes the attempt's lock standard input.
+    """Takes the builder's own lock, records the session, and makes the attempt's lock standard input.
 
-    repo2docker closes all other descriptors for its children, and the lock has to be held while one of them lives.
+    repo2docker closes all other descriptors for its children, and each of them has to hold the lock.
     """
     if folder is None:
         yield None
@@ -58,9 +60,9 @@ def _locked(folder: str | None) -> Iterator[str | None]:
 
 @contextmanager
 def _in_use(path: str | None) -> Iterator[None]:
-    """Holds a shared lock on a file beside the daemon's socket: a daemon that is to stop waits for those who build.
+    """Holds a shared lock on a file beside the daemon's socket: a stopping daemon waits for running builds.
 
-    Whoever takes it for itself has it for an instant only. That the file is not there yet is no reason not to try.
+    An exclusive lock is only ever held for an instant. If the file does not exist yet, the build runs without a lock.
     """
     if path is None:
         yield

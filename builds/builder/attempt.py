@@ -1,7 +1,7 @@
-"""One attempt, from the spec to a digest: look, fetch, build, push, confirm, tag.
+"""One attempt, from the spec to a digest: query the registry, fetch, build, push, confirm, tag.
 
-The registry comes first, because an image that is there needs no build; what git may reach comes before anything is
-cloned. Each step either goes on or raises the `Failure` that says whose fault it was.
+The registry is queried first, because an existing image needs no build. The repository's addresses are checked before
+anything is cloned. Each step either succeeds or raises the classified `Failure`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from builds.repository import Policy, canonical, is_cloned, short_name
 from eventing.tracing import trace_of
 
 UNTAG_TIMEOUT = 4.0
-"""Seconds: a builder that is told to stop has ten for everything."""
+"""Seconds: a stopped builder has ten for everything."""
 
 
 def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
-    """The result, whatever became of it. When this returns, nothing that was started is left: no process, no file.
+    """The result in every case. On return, all processes that were started have ended, and all files are deleted.
 
     Temporary files are in a folder made in `inside`.
     """
@@ -66,14 +66,14 @@ def attempted(spec: Path, log: Log, inside: str | None = None) -> Result:
             result = attempt.run()
         except Failure as failure:
             result = _failed(failure)
-        except Exception as error:  # noqa: BLE001 (whatever it is, it is told, and tried again)
+        except Exception as error:  # noqa: BLE001 (any error is reported, and the attempt retried)
             log.say(traceback.format_exc())
             result = _failed(Failure(INFRASTRUCTURE, f"The builder itself failed: {type(error).__name__}."))
         processes.stop_listening()
     except processes.Cancelled:
-        result = Result(state=State.CANCELLED, message="The build was told to stop.")
+        result = Result(state=State.CANCELLED, message="The build was stopped.")
     except processes.TimedOut:
-        sentence = f"The build took longer than the {known.surroundings.timeout:.0f} s that it may take."
+        sentence = f"The build exceeded its time limit of {known.surroundings.timeout:.0f} s."
         result = Result(state=State.FAILED, reason=Reason.TIMEOUT, message=sentence)
     ended = time.monotonic()
     processes.end_session()
@@ -105,7 +105,7 @@ def _failed(failure: Failure) -> Result:
 
 
 class AttemptRun:
-    """Everything one attempt needs. `folder` is private and empty, and is removed by whoever made it."""
+    """The state of one attempt. `folder` is private and empty; its creator deletes it."""
 
     def __init__(self, spec: Spec, log: Log, folder: Path) -> None:
         """Raises Failure."""
@@ -129,12 +129,12 @@ class AttemptRun:
             self._git = Git(policy, known, lent=lambda other: private.lends(own, other), folder=folder, stdin=None)
         self._started = datetime.now(UTC)
         self._committed_at: datetime | None = None
-        self._tags: tuple[str, ...] = ()  # names that the daemon may have for the image
+        self._tags: tuple[str, ...] = ()  # possible names of the image in the daemon
         self.tag = tag_for(spec.request.commit, spec.request.subdir, spec.request.build_args)
 
     @property
     def moved(self) -> str:
-        """A sentence for each redirect that was followed."""
+        """A sentence for each followed redirect."""
         return " ".join(self._git.moved)
 
     def run(self) -> Result:
@@ -148,7 +148,7 @@ class AttemptRun:
             image = Image(repository=self.spec.request.image, tag=self.tag, digest=self._digest())
             self.log.say(image.reference)
             crash_if_armed(Fault.BUILDER_PUSHED)
-            if not found and not self.spec.request.stays:  # nobody can say what somebody else has built
+            if not found:  # an image that another build pushed has unknown provenance
                 attest(self._registry, image, self.spec, self._started, self.log.say)
                 crash_if_armed(Fault.BUILDER_ATTESTED)
             image = with_tags(self._store, image, self._wanted_tags())
@@ -157,7 +157,7 @@ class AttemptRun:
         return Result(state=State.SUCCEEDED, image=image)
 
     def _found(self) -> bool:
-        """Whether this build's image is there, built with the same options, as its labels say."""
+        """Whether the registry has this build's image, built with the same options, according to its labels."""
         request = self.spec.request
         if self.spec.force:
             return False
@@ -169,7 +169,7 @@ class AttemptRun:
             self.log.say(str(error))  # it is awaited next
             return False
         except RegistryRefused as error:
-            self.log.say(f"Whether the image is there cannot be known; the push will show. {error}")
+            self.log.say(f"The registry does not say whether the image exists; the push will tell. {error}")
             return False
         known = labels is not None and (labels.get(LABEL_BUILD), labels.get(LABEL_OPTIONS, ""))
         if known != (self.spec.name, self.spec.surroundings.options.label):
@@ -193,7 +193,7 @@ class AttemptRun:
     def _fetch(self) -> None:
         request = self.spec.request
         self._start_fetching()
-        self._git.permit(request.clone_url)  # before the address is repeated: it may hold what it should not
+        self._git.permit(request.clone_url)  # before the log shows the address, which may contain a secret
         self.log.say(f"Fetching {request.clone_url} at {request.commit}.")
         try:
             source = Source(self._git, self.log.say, self.spec.refs)
@@ -214,14 +214,14 @@ class AttemptRun:
         self.log.phase = "fetch"
 
     def _unserved(self, error: UnknownRef) -> Failure:
-        """A host may tell of a push before all of its servers have it."""
+        """A host may announce a push before all of its servers have it."""
         if not self.spec.just_pushed:
             return Failure(Reason.REPOSITORY, str(error), unserved=True)
         sentence = f"The Git host does not serve the push yet. {error}"
         return Failure(INFRASTRUCTURE, sentence, counted=False, unserved=True)
 
     def _build(self) -> None:
-        """Once more without the layers of earlier images where they may be what failed: no image may break a build."""
+        """Builds again without reused layers if they may have caused the failure: earlier images must not break it."""
         spec = self.spec
         reused = spec.cache_from if spec.cached and self._daemon.reuses else ()
         try:
@@ -236,7 +236,7 @@ class AttemptRun:
             self._build_with((), again)
 
     def _build_with(self, reused: Sequence[str], folder: Path) -> None:
-        """Builds in `folder`, which holds nothing of another run, with the layers of `reused`. Raises Failure."""
+        """Builds in `folder`, which must be empty, with the layers of `reused`. Raises Failure."""
         spec = self.spec
         options = spec.surroundings.options
         told = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
@@ -258,7 +258,7 @@ class AttemptRun:
             push=not apart and not stays,
         )
         self._tags = () if stays else (built, image) if self._daemon.pushes else (built,)
-        self._git.trouble()  # what was told, or overcome, before
+        self._git.trouble()  # discards errors from before
         try:
             tool.build(self._daemon, command, folder=folder, env=env, progress=self.progress, log=self.log)
         except Failure:
@@ -271,7 +271,7 @@ class AttemptRun:
         self.untag()
 
     def untag(self) -> None:
-        """Takes the image's names from the daemon, or a `FROM` would find it there without the registry being asked."""
+        """Removes the image's names from the daemon. A later `FROM` would use them without asking the registry."""
         if not self._tags:
             return
         with suppress(OSError):
@@ -279,18 +279,18 @@ class AttemptRun:
         self._tags = ()
 
     def _raise_refused(self) -> None:
-        """Raises the Failure that a connection which was not made stands for, if the tool can have failed by it."""
+        """Raises the Failure for a refused connection, if the tool can have failed because of it."""
         error = self._git.trouble() if self.progress.stage in (AttemptStage.FETCH, AttemptStage.BUILD) else None
         if error and self.progress.stage is AttemptStage.FETCH:
             raise refusal(error) from None
-        if error:  # no URL of the repository's, but one that repo2docker has in its code
-            raise Failure(INFRASTRUCTURE, f"What repo2docker needs for this language could not be fetched. {error}")
+        if error:  # not a URL of the repository, but one in repo2docker's own code
+            raise Failure(INFRASTRUCTURE, f"A download that repo2docker needs for this language failed. {error}")
 
     def _push(self, built: str, image: str) -> None:
-        """Pushes what was built under a name that nobody can guess: a `FROM` takes what the daemon holds without asking
-        the registry. A private repository's image goes with the credential that no build's steps have.
+        """Pushes an image that was built under an unguessable name: a `FROM` uses the daemon's images without asking
+        the registry. A private repository's image is pushed with a credential that the build's steps do not have.
 
-        Nothing is pushed by `force` where the registry has that very image: it keeps its digest.
+        With `force`, an image that the registry has already is not pushed again, so it keeps its digest.
         """
         if self.spec.force and self._is_there(built):
             self.log.say(f"The registry has this image already as {image}: nothing to push.")
@@ -304,9 +304,9 @@ class AttemptRun:
         return connect(around, around.private_registry_config or NO_LOGIN, self.folder / "private")
 
     def _is_there(self, built: str) -> bool:
-        """Whether the registry's image differs from the one that was built by nothing but the attempt that it names.
+        """Whether the registry's image differs from the new one in nothing but the label of its attempt.
 
-        It does not count where the registry does not let us know.
+        False if the registry does not permit the question.
         """
         with suppress(RegistryRefused):
             there = self._registry.configuration(self.spec.request.image, self.tag)
@@ -318,7 +318,7 @@ class AttemptRun:
         try:
             manifest = self._store.manifest(self.spec.request.image, self.tag)
         except RegistryRefused as error:
-            sentence = f"The image was pushed, but the credential must allow to pull it as well. {error}"
+            sentence = f"The image was pushed, but the credential cannot pull it. Allow it to pull as well. {error}"
             raise Failure(INFRASTRUCTURE, sentence) from None
         if manifest is None:
             if self.spec.request.stays:
@@ -327,7 +327,7 @@ class AttemptRun:
         return manifest.digest
 
     def _wanted_tags(self) -> Iterator[str]:
-        """Those further tags whose ref, if they have one, still points at the commit."""
+        """The further tags whose ref, if they have one, still points at the commit."""
         current = self._current_refs()
         for ref, name in ((tags.ref, name) for tags in self.spec.tags for name in tags.names):
             if ref is not None and ref not in current:
@@ -338,12 +338,12 @@ class AttemptRun:
                 yield name
 
     def _owner(self, tag: str, ref: str) -> str:
-        """The ref that a tag belongs to, if its name was made of this ref's."""
+        """The ref that owns a tag, if the tag was made of this ref's name."""
         return tag_owner(ref, self._branches_and_tags) if legal_tag(short_name(ref)) in tag else ref
 
     @cached_property
     def _branches_and_tags(self) -> tuple[str, ...]:
-        """None where there are too many to read."""
+        """Empty if the repository has too many to read."""
         with suppress(CannotBuild):
             refs = self._git.all_refs(self.spec.request.clone_url)
             return tuple(name for name in refs if is_cloned(name) and not name.endswith("^{}"))
@@ -356,7 +356,7 @@ class AttemptRun:
             self.log.say(f"The tag {refused.name} is not set: {refused.message}")
 
     def _current_refs(self) -> set[str]:
-        """Those of the tags' refs that point at the commit now."""
+        """The tags' refs that point at the commit now."""
         request = self.spec.request
         refs = sorted({tags.ref for tags in self.spec.tags if tags.ref})
         if not refs:
@@ -368,7 +368,7 @@ class AttemptRun:
 
 @contextmanager
 def blamed() -> Iterator[None]:
-    """Turns the clients' errors into the failures that they stand for."""
+    """Turns the clients' errors into classified failures."""
     try:
         yield
     except RequestError as error:
@@ -378,13 +378,13 @@ def blamed() -> Iterator[None]:
 
 
 _GITS = ("HOME", "XDG_CONFIG", "GIT_")
-"""How the variables begin that git has of its own."""
+"""Prefixes of git's own variables."""
 
 
 def _outside(env: Mapping[str, str]) -> dict[str, str | None]:
-    """What docker and its credential helpers have otherwise than git: `None` is not set.
+    """The variables that docker and its credential helpers have otherwise than git: `None` is not set.
 
-    They reach the registry as the person who runs Kiln does, with their home and proxy, and not through the guard.
+    They reach the registry with the home and proxy of the user who runs Kiln, and not through the guard.
     """
     names = {name for name in {*env, *os.environ} if name.lower() in PROXIES or name.startswith(_GITS)}
     return {name: os.environ.get(name) for name in sorted(names)}

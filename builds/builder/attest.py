@@ -1,7 +1,7 @@
-"""The provenance of an image that was pushed: a statement beside it in the registry, signed where there is a key.
+"""The provenance of a pushed image: a statement beside it in the registry, signed if a key is configured.
 
-An image without a statement is still the image that was asked for. So whatever keeps the statement from being made or
-attached is told in the log, and fails nothing: `kiln verify` says what is missing.
+An image without a statement is still the requested image. So a failure to make or attach the statement is logged and
+does not fail the build; `kiln verify` reports the missing statement.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from builds.provenance import ENVELOPE, PREDICATE_TYPE, STATEMENT, Statement, ha
 
 KINDS = (STATEMENT, ENVELOPE)
 COSIGN = {"dev.cosignproject.cosign/signature": "", "predicateType": PREDICATE_TYPE}
-"""What cosign looks for on a layer of an attestation: its signature is in the envelope."""
+"""Annotations that cosign expects on a layer of an attestation: its signature is in the envelope."""
 
 
 def attest(registry: Registry, image: Image, spec: Spec, started: datetime, say: Callable[[str], None]) -> None:
-    """Attaches the statement about an image that this attempt has pushed, or says why there is none."""
+    """Attaches the statement about a pushed image, or logs why the image has none."""
     if not spec.surroundings.provenance:
         return
     try:
@@ -39,14 +39,14 @@ def attest(registry: Registry, image: Image, spec: Spec, started: datetime, say:
 
 
 def labels(spec: Spec, tag: str, committed_at: datetime | None) -> dict[str, str]:
-    """The image's labels of OCI (image-spec 1.1, annotations.md), the same whenever a commit is built."""
+    """The image's OCI labels (image-spec 1.1, annotations.md), the same for every build of a commit."""
     created = {} if committed_at is None else {"created": committed_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
     told = {"source": spec.request.repository, "revision": spec.request.commit, "version": tag, **created}
     return {f"org.opencontainers.image.{name}": value for name, value in told.items()}
 
 
 def _attested(registry: Registry, image: Image, spec: Spec, started: datetime) -> str:
-    """What became of it, as a sentence. Raises RegistryError, ProvenanceError, OSError."""
+    """Returns the outcome as a sentence. Raises RegistryError, ProvenanceError, OSError."""
     key = _key(spec.surroundings.signing_key)
     subject = registry.manifest(image.repository, image.digest, body=True)
     if subject is None:
@@ -96,7 +96,7 @@ def _artifact(statement: Statement, build: str, key: SigningKey | None) -> Artif
 
 
 def _tag_for_cosign(registry: Registry, image: Image, manifest: bytes) -> None:
-    """Sets the tag under which cosign looks for statements, unless it holds somebody else's. Raises RegistryError."""
+    """Sets the tag under which cosign looks for statements, unless another statement has it. Raises RegistryError."""
     tag = f"{fallback_tag(image.digest)}.att"
     there = registry.manifest(image.repository, tag, body=True)
     if there is None or LABEL_BUILD in (there.body or b"").decode(errors="replace"):

@@ -1,7 +1,7 @@
 """Evidence about a failed build, from the daemon, the kernel and the services themselves.
 
-A step may print that the disk is full; whether it is, only the daemon can say. So a `Witness` watches from the
-beginning of a build, and after a failure it asks.
+A step may print that the disk is full; only the daemon can confirm it. So a `Witness` observes the daemon during the
+build, and queries it after a failure.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from builds.builder.outcome import Account, AttemptStage, Evidence, Step
 from builds.builder.output import LOOKING
 
 PROBE_SIZE = 64 << 20
-"""Bytes: a disk that does not take so much more is full."""
+"""Bytes: a disk with less free space counts as full."""
 
 MAX_SERVICES = 4
-"""Services that are asked for one failed step."""
+"""Services to probe for one failed step."""
 
 _ADDRESS = re.compile(r"(https?)://(?:[^/@\s\"'<>]*@)?([A-Za-z0-9.-]+(?::\d+)?)((?:/[^\s\"'`<>()\[\]{}|\\?#,;]*)?)")
 _NAMED = re.compile(
@@ -37,7 +37,7 @@ _TROUBLE = re.compile(
     r"|\b(429|5\d\d)\b|^\s*(E|W|Err|Ign)\b"
 )
 _ADVICE = re.compile(r"(?i)\b(see|visit|docs?|documentation|discussions?|more (information|details|about))\b")
-"""A line that names where to read, which no step needs."""
+"""A line with a link to documentation, which no step needs."""
 PYPI, PYPI_FILES = "https://pypi" + ".org/simple", "https://files.python" + "hosted.org"
 """pip's default index, and the host of its files: pip names them nowhere. In parts here, as nothing in this tree may be
 mistaken for where its own packages come from."""
@@ -51,7 +51,7 @@ _BROKEN = re.compile(
 """Of pip's and its libraries' complaints: a connection that did not hold."""
 _DOWNLOADS = re.compile(r"\b(wget|curl)\b")
 _TRACED = 10
-"""Last lines among which a download that a shell traces (`set -x`) may be the command that failed."""
+"""Last lines among which a download traced by the shell (`set -x`) may be the failed command."""
 
 PROBE = """\
 command -v curl >/dev/null || exit 99
@@ -62,12 +62,12 @@ for address; do
     case $code in 000|429|5??) exit $i;; esac
 done
 """
-"""A shell program: ends with 101 if the first of its arguments, addresses, does not answer, and so on. A status without
-a whole answer counts: a file may be large."""
+"""A shell program that ends with 100 + n if the n-th of its arguments, addresses, does not answer. A status without a
+complete answer counts as one, because a file may be large."""
 
 
 class Witness:
-    """Sees whether the daemon stays, and asks it afterwards."""
+    """Observes whether the daemon stays up, and queries it afterwards."""
 
     def __init__(self, daemon: Daemon, folder: Path) -> None:
         self._daemon = daemon
@@ -76,7 +76,7 @@ class Witness:
         self._watch = daemon.watch()
 
     def examine(self, told: Account) -> Evidence:
-        """What there is to know about this failure."""
+        """Collects the evidence about this failure."""
         if told.stage is AttemptStage.FETCH:
             return Evidence(disk_full=self._own_disk_full(), out_of_memory=oom_kills() > self._killed_before)
         full = self._own_disk_full() or self._daemon_disk_full()
@@ -88,7 +88,7 @@ class Witness:
         )
 
     def over(self) -> None:
-        """The build has ended well."""
+        """Notes that the build has succeeded."""
         self._watch.over()
 
     def close(self) -> None:
@@ -99,23 +99,23 @@ class Witness:
         return found.f_bavail * found.f_frsize < PROBE_SIZE >> 2 or (found.f_files > 0 and found.f_favail < 100)  # noqa: PLR2004
 
     def _daemon_disk_full(self) -> bool:
-        """Makes the daemon write an image of zeros, and takes it away again."""
+        """Makes the daemon write an image of zeros, and deletes it again."""
         done = self._daemon.run("import", "-", stdin=_zeros(PROBE_SIZE))
         if done.returncode == 0:
             self._daemon.run("image", "rm", done.stdout.decode().strip())
         return b"no space left on device" in done.stderr
 
     def _daemon_trouble(self) -> str:
-        """Why the daemon is not the one of before; empty if it is."""
+        """Why the daemon is unavailable or not the one from before; empty if it is neither."""
         trouble = self._daemon.trouble()
         if trouble is None and self._watch.lost():
             return "It was restarted during the build."
         return trouble or ""
 
     def _service(self, step: Step, base: str) -> str:
-        """Which of the services that the step needed does not answer a container on the daemon, as an origin.
+        """The origin of a needed service that does not answer a container on the daemon; empty if all answer.
 
-        The output only says whom to ask. A container asks, and not the builder: it is let out where the step was.
+        The output only suggests which services to probe. A container does the probe, with the network of the step.
         """
         addresses = needed(step)
         if not addresses or not base:
@@ -129,7 +129,7 @@ class Witness:
 
 @contextmanager
 def witnessed(daemon: Daemon, folder: Path) -> Iterator[Witness]:
-    """A witness, until the build is over."""
+    """A witness for the duration of a build."""
     witness = Witness(daemon, folder)
     try:
         yield witness
@@ -138,8 +138,8 @@ def witnessed(daemon: Daemon, folder: Path) -> Iterator[Witness]:
 
 
 def oom_kills() -> int:
-    """Processes that this machine's kernel has killed for want of memory, in whatever control group: the daemon's
-    steps run on the same kernel. 0 where the kernel does not count (before Linux 4.13)."""
+    """Processes that this machine's kernel has killed for lack of memory, in all control groups: the daemon's steps run
+    on the same kernel. 0 if the kernel does not count them (before Linux 4.13)."""
     with suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -162,7 +162,7 @@ def needed(step: Step) -> list[str]:
 
 
 _LONGEST = 4096
-"""Characters of a line that are looked at."""
+"""Characters of a line that are searched."""
 
 
 def _of_pip(lines: Sequence[str]) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _origin(address: str) -> str:
 
 
 def _zeros(size: int) -> bytes:
-    """A compressed tar archive of one file of zeros: some kilobytes."""
+    """A compressed tar archive of one file of zeros, of some kilobytes."""
     header = tarfile.TarInfo("zeros")
     header.size = size
     piece = gzip.compress(bytes(1 << 20), mtime=0)

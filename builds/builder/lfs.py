@@ -1,9 +1,9 @@
-"""Git LFS: the objects that a commit's pointer files stand for, fetched before anything is checked out.
+"""Git LFS: fetches the objects for a commit's pointer files before anything is checked out.
 
 The API is the batch API with the `basic` transfer (git-lfs/docs/api/batch.md, docs/spec.md for pointers). The git-lfs
-command is not used: it is written in Go, whose HTTP client never uses a proxy for a loopback address, so an LFS server
-could lead it to any service of this machine past the guard. git's own filter takes the objects from where they are put
-here (gitattributes(5), `SMUDGE`), and says so for each pointer whose object is not there.
+command is not suitable: it is written in Go, whose HTTP client never uses a proxy for a loopback address. So an LFS
+server could lead it to any service of this machine past the guard. git's own filter copies the objects from the folder
+of this module (gitattributes(5), `SMUDGE`), and reports each pointer whose object is missing.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from builds.errors import CannotBuild, RepositoryError, RepositoryRefused, Reque
 from builds.repository import Repository, canonical
 
 MAX_BYTES = 4 << 30
-"""Of all objects of an attempt. What is beyond is not fetched."""
+"""Of all objects of an attempt. Objects beyond that are not fetched."""
 
 MAX_FILES = 10_000
-"""Pointer files of one repository that are read."""
+"""Pointer files of one repository that are processed."""
 
 MAX_POINTER = 1024
-"""Bytes, from the specification."""
+"""Bytes, by the specification."""
 
 BATCH = 100
-"""Objects in one request, as git-lfs asks."""
+"""Objects per request, as in git-lfs."""
 
 TIMEOUT = (10, 60)
-"""Seconds for a connection, and for the next bytes of an answer."""
+"""Seconds for a connection, and for the next bytes of a response."""
 
 MAX_ANSWER = 4 << 20
-"""Bytes of an answer to a batch request."""
+"""Bytes of the response to a batch request."""
 
 MEDIA_TYPE = "application/vnd.git-lfs+json"
 
@@ -80,7 +80,7 @@ class Pointer(NamedTuple):
 
 
 class DownloadAction(msgspec.Struct, frozen=True):
-    """Where an object is downloaded, and with which fields."""
+    """The address of an object's download, and its header fields."""
 
     href: str
     header: Mapping[str, str] = {}
@@ -92,7 +92,7 @@ class ObjectError(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the server says of one object."""
+    """The server's answer about one object."""
 
     oid: str
     actions: Mapping[str, DownloadAction] | None = None
@@ -100,7 +100,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class BatchResponse(msgspec.Struct, frozen=True):
-    """The answer to a batch request."""
+    """The response to a batch request."""
 
     objects: Sequence[Found]
 
@@ -117,15 +117,15 @@ class Lfs:
         script = SMUDGE.format(store=shlex.quote(str(git.lfs)), most=MAX_POINTER)
         (git.lfs / "smudge").write_text(script)
         self._session = _Session()
-        self._session.trust_env = False  # no proxy, no netrc but what is given here
+        self._session.trust_env = False  # neither proxy nor netrc, except for those set here
         self._session.proxies = dict.fromkeys(("http", "https"), git.guard.proxy(ANYTHING))
         self._session.verify = os.environ.get(TRUST) or ssl.get_default_verify_paths().cafile or True
 
     def fetch(self, bare: Path, repository: Repository, commit: str) -> None:
-        """Fetches what the commit's pointers stand for, and logs what is not fetched.
+        """Fetches the objects of the commit's pointers, and logs those that it cannot fetch.
 
-        Raises RepositoryRefused for an LFS server or a download that the policy does not permit, CannotBuild for a
-        server that does not give what the pointers name to this build, Unreachable.
+        Raises RepositoryRefused for an LFS server or a download that the policy refuses. Raises CannotBuild for a
+        server that does not give this build the objects, Unreachable.
         """
         pointers = list(self._pointers(bare, commit))
         wanted = {one.oid: one for one in pointers if not (self._git.lfs / one.oid).exists()}
@@ -145,19 +145,19 @@ class Lfs:
     def _fits(self, pointer: Pointer) -> bool:
         if pointer.size > self._left:
             self._missing(
-                pointer, f"it is {pointer.size} bytes, more than is left of {MAX_BYTES >> 30} GiB for a build"
+                pointer, f"its {pointer.size} bytes exceed the {MAX_BYTES >> 30} GiB for all objects of a build"
             )
             return False
         self._left -= pointer.size
         return True
 
     def _missing(self, pointer: Pointer, why: str) -> None:
-        self._say(f"LFS object of {pointer.path} not fetched: {why}. The file holds only its pointer.")
+        self._say(f"LFS object of {pointer.path} not fetched: {why}. The file contains only its pointer.")
 
-    # What the commit says
+    # The commit's pointers
 
     def _pointers(self, bare: Path, commit: str) -> Iterator[Pointer]:
-        """The pointer files that the commit's attributes give to the LFS filter."""
+        """The pointer files to which the commit's attributes apply the LFS filter."""
         self._git.run("read-tree", commit, at=bare)
         empty = self._git.home / "empty"
         empty.mkdir(exist_ok=True)
@@ -165,14 +165,14 @@ class Lfs:
         found = re.finditer(rb"(?:\A|\0)100[0-7]+ ([0-9a-f]+) 0\t([^\0]+)", listed)
         files = [(one[1].decode(), one[2].decode(errors="surrogateescape")) for one in islice(found, MAX_FILES)]
         if next(found, None):
-            self._say(f"Of the LFS files only the first {MAX_FILES} are looked at; others stay pointers.")
+            self._say(f"Only the first {MAX_FILES} LFS files are fetched; the others stay pointers.")
         self._prefetch(bare, [blob for blob, _ in files])
         for blob, path in files:
             if pointer := self._pointer(bare, path, blob):
                 yield pointer
 
     def _prefetch(self, bare: Path, blobs: Sequence[str]) -> None:
-        """All blobs in a few requests: git would fetch each when it is read. A host that refuses this is asked so."""
+        """Fetches all blobs in a few requests: git would fetch each one separately. A refusal is ignored here."""
         partial = self._git.run("config", "--default", "false", "--get", "remote.origin.promisor", at=bare)
         if partial.strip() != b"true":
             return
@@ -182,7 +182,7 @@ class Lfs:
                 self._git.run(*options, "--filter=blob:none", "--", "origin", *blobs[start : start + BATCH], at=bare)
 
     def _pointer(self, bare: Path, path: str, blob: str) -> Pointer | None:
-        """`None` for a file that was committed whole."""
+        """`None` for a file that was committed without LFS."""
         if int(self._git.run("cat-file", "-s", blob, at=bare)) > MAX_POINTER:
             return None
         text = self._git.run("cat-file", "blob", blob, at=bare).decode(errors="replace")
@@ -192,7 +192,7 @@ class Lfs:
         return Pointer(path, oid[1], int(size[1]))
 
     def _endpoint(self, bare: Path, repository: Repository, commit: str) -> str:
-        """The server's URL: `.lfsconfig` names it, or it is the repository's. Raises RepositoryError."""
+        """The server's URL: named by `.lfsconfig`, or derived from the repository's. Raises RepositoryError."""
         named = self._configured(bare, commit)
         if not named:
             url = repository.clone_url.removesuffix("/")
@@ -202,7 +202,7 @@ class Lfs:
             path = parts.path.strip("/").removesuffix("info/lfs").rstrip("/")
             place = canonical(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}/{path or '-/-'}")
             if place.scheme not in ("http", "https"):
-                raise RepositoryRefused("only http and https are used.")
+                raise RepositoryRefused("Use http or https.")
             self._git.policy.check_endpoint(place)
         except RepositoryError as error:
             raise RepositoryRefused(
@@ -213,13 +213,13 @@ class Lfs:
     def _configured(self, bare: Path, commit: str) -> str:
         try:
             listed = self._git.run("config", "--no-includes", "--blob", f"{commit}:.lfsconfig", "--list", "-z", at=bare)
-        except CannotBuild:  # there is none, or none that can be read
+        except CannotBuild:  # the file is missing or unreadable
             return ""
         entries = [entry.partition("\n") for entry in listed.decode(errors="replace").split("\0")]
         settings = {key: value for key, _, value in entries}
         return next((settings[key] for key in ("lfs.url", "remote.origin.lfsurl") if settings.get(key)), "")
 
-    # What the server says
+    # The server's answers
 
     def _batch(self, endpoint: str, pointers: Sequence[Pointer]) -> Sequence[Found]:
         asked = [{"oid": one.oid, "size": one.size} for one in pointers]
@@ -234,7 +234,7 @@ class Lfs:
         try:
             return msgspec.json.decode(content, type=BatchResponse).objects
         except msgspec.MsgspecError:
-            raise CannotBuild(f"The LFS server {_shown(endpoint)} gave an answer that is not of the LFS API.") from None
+            raise CannotBuild(f"The LFS server {_shown(endpoint)} gave an invalid response.") from None
 
     def _download(self, pointer: Pointer, found: Found) -> None:
         action = (found.actions or {}).get("download")
@@ -250,10 +250,10 @@ class Lfs:
         if digest.hexdigest() == pointer.oid:
             part.rename(self._git.lfs / pointer.oid)
         else:
-            self._missing(pointer, f"what {_shown(action.href)} gave is another content")
+            self._missing(pointer, f"{_shown(action.href)} returned other content")
 
     def _asked(self, method: str, url: str, fields: Mapping[str, str], body: bytes | None = None) -> requests.Response:
-        """The answer, its content not read yet. Raises what the guard refused, Unreachable, CannotBuild."""
+        """The response, its body not read yet. Raises the guard's refusal, Unreachable, CannotBuild."""
         self._git.trouble()
         headers = {**fields, "Accept-Encoding": "identity"}
         try:
@@ -261,7 +261,7 @@ class Lfs:
         except (requests.RequestException, ValueError) as error:
             raise self._named(self._git.trouble(), url) or _unreachable(url, error) from None
         refused = self._named(self._git.trouble(), url)
-        if refused:  # over plain http a refusal comes as an answer
+        if refused:  # over plain http a refusal comes as a response
             answer.close()
             raise refused
         return answer
@@ -271,7 +271,7 @@ class Lfs:
 
 
 class _Session(requests.Session):
-    """Sends `stored`, an `Authorization` of ours, to no URL of a redirect: by itself it would to any on one host."""
+    """Removes `stored`, Kiln's own `Authorization`, at each redirect; requests itself keeps it on the same host."""
 
     stored: str | None = None
 
@@ -284,11 +284,11 @@ class _Session(requests.Session):
 def _unreachable(url: str, error: Exception) -> RequestError:
     if isinstance(error, requests.ConnectionError | requests.Timeout):
         return Unreachable(f"The LFS server {_shown(url)} could not be reached ({type(error).__name__}).")
-    return CannotBuild(f"The LFS server gave a URL that cannot be asked: {_shown(url)} ({type(error).__name__}).")
+    return CannotBuild(f"The LFS server gave an invalid URL: {_shown(url)} ({type(error).__name__}).")
 
 
 def _check(answer: requests.Response, where: str) -> None:
-    """Raises TryAgain for an answer that may be another next time, CannotBuild for every other error."""
+    """Raises TryAgain for a status that may be temporary, CannotBuild for every other error."""
     status = answer.status_code
     if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         raise TryAgain(f"The LFS server {where} answered {status}.")
@@ -297,11 +297,11 @@ def _check(answer: requests.Response, where: str) -> None:
 
 
 def _up_to(answer: requests.Response, most: int) -> Iterator[bytes]:
-    """The content, cut where it becomes longer than `most` bytes. Raises Unreachable."""
+    """The content, cut if it is longer than `most` bytes. Raises Unreachable."""
     left = most
     try:
         for piece in answer.iter_content(1 << 16):
-            yield piece[: left + 1]  # one byte too many, so that a digest tells
+            yield piece[: left + 1]  # one byte too many, so that the digest differs
             left -= len(piece)
             if left < 0:
                 return
@@ -310,6 +310,6 @@ def _up_to(answer: requests.Response, most: int) -> Iterator[bytes]:
 
 
 def _shown(url: str) -> str:
-    """For a log: without what may be a secret."""
+    """The URL without possible secrets, for a log."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:300]

@@ -19,11 +19,11 @@ from builds.builder.redact import Redactor
 from eventing import terminal
 
 HEAD = 8 << 20
-"""Bytes written before lines are left out."""
+"""Bytes written before lines are omitted."""
 TAIL = 64 << 10
-"""Bytes of the last lines that are written nevertheless."""
+"""Bytes of the last lines that are kept."""
 FRAME = 40
-"""Bytes that a container runtime adds to each line. They count: a kubelet serves no more than 10 MiB of a log."""
+"""Bytes that a container runtime adds to each line. They count, because a kubelet serves at most 10 MiB of a log."""
 LONGEST = 4096
 """Characters of a line."""
 SHORT_TAIL = 2048
@@ -31,7 +31,7 @@ SHORT_TAIL = 2048
 
 
 class Log:
-    """Writes lines to `out`. `phase` is what they are about from now on: `fetch`, `build`, `push` or `None`."""
+    """Writes lines to `out`. `phase` is that of the following lines: `fetch`, `build`, `push` or `None`."""
 
     def __init__(self, out: BinaryIO) -> None:
         self.phase: str | None = None
@@ -46,12 +46,12 @@ class Log:
         self._last: deque[str] = deque(maxlen=100)
 
     def say(self, text: str) -> None:
-        """Adds what somebody said, line by line."""
+        """Adds a text line by line."""
         for line in lines_of(text) or [""]:
             self._line(_cut(terminal.coloured(self.redact(line))))
 
     def close(self) -> None:
-        """Writes what was kept back. Nothing may be added afterwards."""
+        """Writes the retained lines. Nothing may be added afterwards."""
         if self._left_out:
             text = f"[{self._left_out} lines left out: a log ends at {HEAD >> 20} MiB]"
             self._write(self._encoded(self._first_left_out, text))
@@ -80,7 +80,7 @@ class Log:
             self._left_out += 1
 
     def _write(self, line: bytes) -> None:
-        """A log that nobody can take any more, or that no disk has room for, is no reason to end without a result."""
+        """Ignores errors: a full disk, or a reader that has gone, must not prevent a result."""
         with suppress(OSError):
             self._out.write(line)
             self._out.flush()
@@ -90,14 +90,14 @@ class Log:
 
 
 def lines_of(text: str) -> list[str]:
-    """A text's lines. Only a newline ends one: with others (a lone carriage return, U+2028) a step of a Dockerfile
-    could print what looks like a line of BuildKit's own."""
+    """A text's lines. Only a newline ends one. With other separators (a lone carriage return, U+2028) a step of a
+    Dockerfile could print text that looks like BuildKit's own lines."""
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def clean(text: str) -> str:
-    """A line as plain text, cut where it is longer than anybody reads."""
+    """A line as plain text, shortened if it is too long."""
     return _cut(terminal.plain(text.rstrip("\r").replace("\r", " ")))
 
 

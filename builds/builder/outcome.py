@@ -1,8 +1,8 @@
-"""Classifies a failed attempt: whose fault it was, and a sentence that says so.
+"""Classifies a failed attempt: the reason, and a sentence that explains it.
 
-repo2docker ends with status 1 whatever happened. The verdict rests on evidence (`builds.builder.evidence`) and on what
-repo2docker and BuildKit themselves report (`Account`), never on what a step printed: a step may print anything. Once
-the daemon builds, what no row explains is the repository's fault.
+repo2docker always ends with status 1. The verdict rests on evidence (`builds.builder.evidence`) and on the reports of
+repo2docker and BuildKit themselves (`Account`), never on the output of a step, which may print anything. Once the
+daemon builds, a failure that no row explains is the repository's fault.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from builds.errors import RequestError, TryAgain
 
 
 class AttemptStage(StrEnum):
-    """How far an attempt has come. The words of the log's phases and of the timings, but for `READY`."""
+    """The progress of an attempt. The values are the phases of logs and timings, except for `READY`."""
 
-    READY = "ready"  # nothing of the repository has been touched
+    READY = "ready"  # before the repository is used
     FETCH = "fetch"
     BUILD = "build"
     PUSH = "push"
 
 
 class Failure(Exception):
-    """The attempt failed: `reason` is `repository` or `infrastructure`, and the message is for whoever asked.
+    """The attempt failed: `reason` is `repository` or `infrastructure`, and the message is for the requester.
 
-    What is not `counted` is tried again whatever came before: the daemon went away. `unserved`: the Git host did not
-    serve the commit.
+    A failure that is not `counted` is always retried: the daemon was lost. `unserved`: the Git host did not serve the
+    commit.
     """
 
     def __init__(
@@ -47,30 +47,30 @@ class Failure(Exception):
 
 
 class Step(NamedTuple):
-    """A command of a Dockerfile that failed."""
+    """A failed command of a Dockerfile."""
 
     name: str
     exit: str
-    """As BuildKit says it: `exit code: 1`, or why the command could not be started."""
+    """In BuildKit's words: `exit code: 1`, or why the command could not be started."""
     output: Sequence[str]
-    """Its last lines. They are quoted, and decide nothing."""
+    """Its last lines, for quotation only."""
     of_tool: bool = False
     """Whether repo2docker wrote the command: it is no line of the repository's Dockerfile, and no script of its own."""
 
 
 class Idiom(NamedTuple):
-    """How a kind of daemon and its client are called, and what their final error looks like (regular expressions)."""
+    """The names of a kind of daemon and its client, and the forms of its final errors (regular expressions)."""
 
     daemon: str
     client: str
     lost: str
-    """The connection to the daemon."""
+    """The connection to the daemon was lost."""
     helper: str
     """A credential helper failed."""
     missing: str
-    """Of repo2docker's complaints: the client is not there."""
+    """Of repo2docker's complaints: the client is missing."""
     unready: str = r"(?!)"
-    """The daemon's configuration lacks something."""
+    """The daemon's configuration is incomplete."""
 
 
 DOCKER = Idiom(
@@ -98,7 +98,7 @@ PODMAN = Idiom(
 
 
 class Account(NamedTuple):
-    """What repo2docker, git and the daemon's client report of a failed run."""
+    """The reports of repo2docker, git and the daemon's client about a failed run."""
 
     stage: AttemptStage
     complaints: Sequence[str] = ()
@@ -107,36 +107,36 @@ class Account(NamedTuple):
     """The final error of the daemon or its client."""
     step: Step | None = None
     source: str = ""
-    """What BuildKit failed to fetch, in its words: an image, a URL, a Git repository."""
+    """The image, URL or Git repository that BuildKit failed to fetch, in BuildKit's words."""
     began: bool = False
     """Whether the daemon has begun to build."""
     killed: bool = False
-    """Whether a tool was ended by a signal, or before it had done its work."""
+    """Whether a signal ended a tool, or a tool ended before its work was done."""
     unreachable: str = ""
     """The host that repo2docker itself could not reach."""
     base: str = ""
-    """The image that the Dockerfile begins with."""
+    """The Dockerfile's base image."""
     registry: str = "the registry"
-    """Where the image goes."""
+    """The image's registry."""
     login: str = ""
-    """The file with the credential for the registry."""
+    """The file with the registry's credential."""
     idiom: Idiom = DOCKER
 
 
 class Evidence(NamedTuple):
-    """What was found out after the failure, from those who know."""
+    """The findings of the probes after the failure."""
 
     daemon: str = ""
-    """Why the daemon is not the one that the build began with, or does not answer."""
+    """Why the daemon does not answer, or is not the one that the build began with."""
     disk_full: bool = False
     out_of_memory: bool = False
-    """Whether the kernel killed a process for want of memory meanwhile."""
+    """Whether the kernel killed a process for lack of memory during the build."""
     service: str = ""
-    """The origin that the failed step tried to reach, and that does not answer the daemon's containers."""
+    """The origin of a service that the failed step needed and that does not answer the daemon's containers."""
 
 
 class Row(NamedTuple):
-    """A verdict and when it applies: the first row that does counts. `{words}` and the like: `_fields`."""
+    """A verdict and its condition; the first matching row counts. `{words}` and the like: `_fields`."""
 
     applies: Callable[[Account, Evidence], object]
     reason: Reason
@@ -177,7 +177,7 @@ ROWS: Sequence[Row] = (
         "{service} does not answer, and the build needs it. {words}",
     ),
     Row(lambda account, _: account.step, REPOSITORY, "A step of the build failed. {words}"),
-    Row(lambda account, _: account.killed, INFRASTRUCTURE, "A tool that builds was ended from outside. {words}"),
+    Row(lambda told, _: told.killed, INFRASTRUCTURE, "A build tool was ended from outside. {words}"),
     Row(
         lambda account, _: re.search(account.idiom.lost, account.error),
         INFRASTRUCTURE,
@@ -203,7 +203,7 @@ ROWS: Sequence[Row] = (
     Row(
         lambda account, _: re.search(account.idiom.unready, account.error),
         INFRASTRUCTURE,
-        "The configuration of the {whose} lacks something. {words}",
+        "The configuration of the {whose} is incomplete. {words}",
     ),
     Row(
         lambda account, _: account.source and re.search(_UNREACHABLE, account.error),
@@ -220,7 +220,7 @@ ROWS: Sequence[Row] = (
             account.stage is AttemptStage.FETCH and any(re.search(_GITS_SCRIPT, line) for line in account.complaints)
         ),
         INFRASTRUCTURE,
-        "A command of git itself failed: what it needs is not there, or was ended from outside. {words}",
+        "A command of git itself failed: a file or program is missing, or it was ended from outside. {words}",
     ),
     Row(
         lambda account, _: any(re.search(account.idiom.missing, line) for line in account.complaints),
@@ -237,13 +237,13 @@ ROWS: Sequence[Row] = (
 _FETCH_SENTENCES: Sequence[tuple[str, str]] = (
     (
         r"Subdirectory .* does not exist|No environment specification found",
-        "The repository has nothing to build there.",
+        "The repository has nothing to build in this folder.",
     ),
     (r"Could not parse object", "No branch or tag of the repository leads to the commit."),
     (r"No url found for submodule", "A submodule has no address."),
     (r"^Error during build: \S*(postBuild|start) (is|has|does)", "A script of the repository cannot be run."),
-    (r"is a link that leads out of the repository", "The repository would have files of the builder read."),
-    (r"asks for the BuildKit frontend", "Of frontends (`# syntax=`), only docker/dockerfile is used here."),
+    (r"is a link that leads out of the repository", "The repository links to files of the builder."),
+    (r"asks for the BuildKit frontend", "The only supported frontend (`# syntax=`) is docker/dockerfile."),
 )
 _SENTENCES: Sequence[tuple[str, str]] = (
     (
@@ -252,7 +252,7 @@ _SENTENCES: Sequence[tuple[str, str]] = (
             r"|repository does not exist|manifest unknown|: not found$|invalid reference format"
             r"|failed to parse stage name|no match for platform"
         ),
-        "Something that the Dockerfile names is not there.",
+        "An image or file that the Dockerfile names does not exist.",
     ),
     (
         (
@@ -262,19 +262,19 @@ _SENTENCES: Sequence[tuple[str, str]] = (
         ),
         "The Dockerfile cannot be built.",
     ),
-    (r"^Error during build: ", "repo2docker cannot make sense of the repository's configuration files."),
+    (r"^Error during build: ", "repo2docker cannot read the repository's configuration files."),
 )
-"""How what the repository did wrong is introduced."""
+"""Introductory sentences for faults of the repository."""
 
 
 def failure(account: Account, evidence: Evidence) -> Failure:
-    """The verdict on a failed run."""
+    """Classifies a failed run."""
     for row in ROWS:
         if row.applies(account, evidence):
             message = row.sentence.format(**_fields(account, evidence)).strip()
             return Failure(row.reason, message, out_of_memory=row.out_of_memory, counted=row.counted)
     if not account.error and not account.complaints:
-        return Failure(INFRASTRUCTURE, "The build could not be carried out, and no tool said why.")
+        return Failure(INFRASTRUCTURE, "The build failed, and no tool reported a reason.")
     if introduced := _introduced(account, _FETCH_SENTENCES if account.stage is AttemptStage.FETCH else ()):
         return introduced
     if any(line.startswith(("fatal: ", "error: ")) for line in account.complaints):
@@ -283,7 +283,7 @@ def failure(account: Account, evidence: Evidence) -> Failure:
 
 
 def _introduced(account: Account, sentences: Sequence[tuple[str, str]]) -> Failure | None:
-    """The repository's failure in words that one of the patterns is found in."""
+    """The repository's failure, if a pattern matches one of the reports."""
     for pattern, sentence in sentences:
         said = [line for line in (*account.complaints, account.error) if re.search(pattern, line)]
         if said:
@@ -306,7 +306,7 @@ def _fields(account: Account, evidence: Evidence) -> dict[str, str]:
 
 
 def _host(error: str) -> str:
-    """The host that BuildKit's error is about."""
+    """The host in BuildKit's error."""
     found = re.search(r"https?://([^/\"\s]+)|lookup (\S+)", error)
     return (found[1] or found[2]) if found else "What the Dockerfile names"
 
@@ -330,7 +330,7 @@ _WRAPPERS = re.compile(
 
 
 def _unwrapped(error: str) -> str:
-    """BuildKit's error without the names of the layers of BuildKit that it came through."""
+    """BuildKit's error without the prefixes of BuildKit's own layers."""
     while (shorter := _WRAPPERS.sub("", error)) != error:
         error = shorter
     return error
@@ -344,7 +344,7 @@ _AROUND = re.compile(
     r"|(?<=RUN )(?:/\S+/bin/|\$\{\w+\}/bin/)(?=\w)"
     r"| && (?:time )?(?:rm -rf|apt-get -qq (?:purge|clean)|apt-get purge|\$\{MAMBA_EXE\} clean).*"
 )
-"""What repo2docker writes around the command that a step is about."""
+"""Text that repo2docker writes around the command of a step."""
 
 
 def _short(name: str) -> str:
@@ -360,12 +360,12 @@ _TELLING = (
     ),
     r"^\s*(E: |(\w+\.)*\w*(Error|Exception)\b|(?i:error|critical|fatal)\b)|(?i:\berror: |\bcritical\b|\bfatal: )",
 )
-"""What lines that give the reason look like: the better ones first."""
+"""Forms of lines that give a reason, in order of preference."""
 _SUMMARY = re.compile(
     r"^critical libmamba (Could not solve|pip failed)|^ERROR: (Failed (building|to build)|ResolutionImpossible)"
     r"|subprocess-exited-with-error|metadata-generation-failed|wheel-build|:$"
 )
-"""Lines that only say that others have said why."""
+"""Lines that only refer to the reason in other lines."""
 _NOISE = re.compile(
     r"^\s*$|^time: [\d.]+$|^\[notice\]|^npm notice|^(WARNING|warning|Note|note|hint|DEPRECATION)\b|^\W+$"
     r"|^(real|user|sys)\s|^\+ "
@@ -375,9 +375,9 @@ _EXCEPTION = re.compile(r"(\w+\.)*\w+(Error|Exception): ")
 
 
 def telling(output: Sequence[str]) -> str:
-    """The line of a step's output that tells why it failed, or else the last one that says something.
+    """The line of a step's output that explains its failure, or else its last meaningful line.
 
-    A Python exception comes with its place.
+    A Python exception is followed by its place.
     """
     lines = [line.strip() for line in output if not _NOISE.search(line.strip())]
     reasons = [line for line in lines if not _SUMMARY.search(line)]
@@ -396,7 +396,7 @@ def _placed(line: str, lines: Sequence[str]) -> str:
 
 
 def refusal(error: RequestError) -> Failure:
-    """What an error of the Git client stands for: what may be otherwise next time is not the repository's fault."""
+    """The Failure for an error of the Git client: a possibly temporary error is not the repository's fault."""
     return Failure(INFRASTRUCTURE if isinstance(error, TryAgain) else REPOSITORY, str(error))
 
 

@@ -1,8 +1,8 @@
-"""What the builder starts, and how all of it ends.
+"""The builder's child processes, and how all of them end.
 
-Tools leave children behind when they are stopped (`docker buildx` does), so what belongs to an attempt is told by the
-session, which every child inherits and none here leaves. SIGTERM and the time limit arrive as exceptions in the main
-thread, wherever it waits.
+Tools leave children behind when they are stopped (`docker buildx` does). So the processes of an attempt are identified
+by the session, which every child inherits and no tool leaves. SIGTERM and the time limit arrive as exceptions in the
+main thread, in any blocking call.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 from types import FrameType
 
 KILL_AFTER = 4.0
-"""Seconds between SIGTERM and SIGKILL; all of it is over within 10."""
+"""Seconds between SIGTERM and SIGKILL; the whole stop takes at most 10."""
 
 
 class Stopped(BaseException):
-    """The attempt has to end now. Not an Exception, so that nothing on the way takes it for an error of its own."""
+    """The attempt has to end now. It derives from BaseException, so that handlers of Exception do not catch it."""
 
 
 class Cancelled(Stopped):
@@ -30,18 +30,18 @@ class TimedOut(Stopped):
 
 
 def own_session() -> bool:
-    """Whether this process leads its session, or could begin one of its own: what is in it may be ended by it."""
+    """Whether this process leads its session, or could create one. Only then may it end the session's processes."""
     if os.getsid(0) == os.getpid():
         return True
     try:
         os.setsid()
-    except PermissionError:  # it leads a process group: started by hand from a shell
+    except PermissionError:  # it leads a process group: started from an interactive shell
         return False
     return True
 
 
 def listen() -> None:
-    """From now on SIGTERM (or SIGINT) raises Cancelled, and the time limit TimedOut: once, whichever comes first."""
+    """From now on SIGTERM (or SIGINT) raises Cancelled, and the time limit TimedOut: whichever comes first, once."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, _stop)
 
@@ -52,7 +52,7 @@ def limit(seconds: float) -> None:
 
 
 def stop_listening() -> None:
-    """The end has come, one way or the other; it is not interrupted any more."""
+    """The attempt is ending; signals no longer interrupt it."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
@@ -77,7 +77,7 @@ def end_session() -> None:
 
 
 def _others() -> list[int]:
-    """The processes of this session that live, but for this one."""
+    """The other live processes of this session."""
     me, session = os.getpid(), os.getsid(0)
     pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
     return [pid for pid in pids if pid != me and _lives_in(session, pid)]
@@ -100,7 +100,7 @@ def _send(pids: list[int], number: int) -> None:
 
 
 def _reap() -> None:
-    """Where the builder is process 1 of a container, orphans become its children."""
+    """If the builder is process 1 of a container, orphans become its children."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -1,4 +1,4 @@
-"""Sums up the progress of a push: the log gets a line per some seconds, not several per layer."""
+"""Summarises the progress of a push: one line every few seconds, instead of several per layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ PERIOD = 5.0
 
 
 class Layers:
-    """The layers of one image that the daemon has reported on."""
+    """The layers of one image in the daemon's reports."""
 
     def __init__(self) -> None:
         self._sent: dict[str, int] = {}
@@ -15,7 +15,7 @@ class Layers:
         self._said_at: float | None = None
 
     def take(self, layer: str, now: float, *, sent: int = 0, done: bool = False) -> str | None:
-        """One report on a layer, of which `sent` bytes are there. Returns the line that is due. `now` is in seconds."""
+        """One report on a layer with `sent` bytes pushed. Returns a line if one is due. `now` is in seconds."""
         self._sent[layer] = max(sent, self._sent.get(layer, 0))
         self._done |= {layer} if done else set()
         due = self._said_at is None or now - self._said_at >= PERIOD
@@ -25,7 +25,7 @@ class Layers:
         return f"pushing layers: {len(self._done)} of {len(self._sent)} done{self._megabytes()}"
 
     def summary(self) -> str | None:
-        """The last line, when the image has been pushed; `None` if it has no layer."""
+        """The last line, after the push; `None` if the image has no layer."""
         return f"pushed layers: {len(self._sent)}{self._megabytes()}" if self._sent else None
 
     def _megabytes(self) -> str:

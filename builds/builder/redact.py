@@ -1,7 +1,7 @@
-"""Keeps secrets out of what a build says.
+"""Keeps secrets out of the output of a build.
 
-The tools print their whole command line when they fail, build arguments included, and a repository's own commands may
-print what they were given. So every line goes through here before anybody sees it, and so does the result.
+The tools print their complete command line when they fail, including build arguments, and a repository's own commands
+may print their arguments. So all lines, and the result, are redacted before they are shown.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from urllib.parse import quote, quote_plus
 
 MASK = "***"
 SHORTEST = 6
-"""Characters: a shorter value (`1`, `true`) is masked only after its name, or nothing could be read any more."""
+"""Characters: a shorter value (`1`, `true`) is masked only after its name, to keep the log readable."""
 
 
 class Redactor:
-    """Masks secrets in a line: as they are, quoted, percent-encoded and in base64 (also inside `user:secret`).
+    """Masks secrets in a line: plain, quoted, percent-encoded and in base64 (also inside `user:secret`).
 
-    `secrets` are masked wherever they stand; values of `arguments` too if they are long enough, and always after
-    `NAME=`.
+    `secrets` are masked everywhere. Values of `arguments` are masked everywhere if they are long enough, and always
+    after `NAME=`.
     """
 
     def __init__(self, secrets: Iterable[str] = (), arguments: Mapping[str, str] | None = None) -> None:
@@ -40,7 +40,7 @@ class Redactor:
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """Every spelling in which a secret is looked for; of one with several lines, each line too."""
+    """Every spelling of a secret; for one with several lines, each line too."""
     if not secret:
         return
     yield from (secret, quote(secret, safe=""), quote_plus(secret), quote(secret, safe="").lower())
@@ -52,7 +52,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 
 def _base64(secret: bytes) -> Iterator[str]:
-    """Its base64 at each of the three places where it can begin, without the digits that its neighbours share."""
+    """Its base64 at each of the three offsets, without the digits that it shares with its neighbours."""
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + secret).decode().rstrip("=")
         shared_at_end = 0 if (before + len(secret)) % 3 == 0 else 1

@@ -1,4 +1,4 @@
-"""The result of an attempt as a file of at most 4096 bytes, which is what Kubernetes keeps of a termination message."""
+"""The result of an attempt as a file of at most 4096 bytes, the limit of Kubernetes for termination messages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ MAX_BYTES = 4096
 MAX_MESSAGE = 1024
 """Bytes of UTF-8."""
 MAX_MOVED = 400
-"""Of these, those that redirects may take from what else there is to say."""
+"""Of these, the bytes that redirects may take from the rest of the message."""
 
 
 def fitted(result: Result) -> bytes:
-    """As JSON, shortened until it fits: first the log's tail, from its beginning, then the message, then the tags
-    (those that were refused first)."""
+    """The result as JSON, shortened until it fits: first the log's tail, from its beginning, then the message, then the
+    tags (refused ones first)."""
     message = None if result.message is None else _first_bytes(result.message, MAX_MESSAGE)
     result = msgspec.structs.replace(result, message=message)
     while len(encoded := msgspec.json.encode(result)) > MAX_BYTES:
@@ -27,7 +27,7 @@ def fitted(result: Result) -> bytes:
 
 
 def message_of(said: str, moved: str) -> str | None:
-    """What became of the attempt, and then which redirects were followed; neither crowds the other out."""
+    """The attempt's message, and then the followed redirects; each has a share of the length."""
     if said:
         moved = _first_bytes(moved, MAX_MOVED)
         said = _first_bytes(said, MAX_MESSAGE - len(f" {moved}".encode(errors="replace")) if moved else MAX_MESSAGE)
@@ -35,7 +35,7 @@ def message_of(said: str, moved: str) -> str | None:
 
 
 def write(path: Path, result: Result) -> None:
-    """By rename, so that nobody reads half of it; in place where the path is a mount, as in a pod."""
+    """Writes atomically by rename; in place if the path is a mount, as in a pod."""
     content = fitted(result)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
@@ -65,7 +65,7 @@ def _shorter(result: Result) -> Result:
 
 
 def _first_bytes(text: str, most: int) -> str:
-    """The beginning of a text; a name in it that is no UTF-8 gets question marks."""
+    """The beginning of a text; invalid UTF-8 becomes question marks."""
     encoded = text.encode(errors="replace")
     if len(encoded) <= most:
         return encoded.decode()

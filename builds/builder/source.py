@@ -1,8 +1,8 @@
-"""What a repository would make git fetch, found out before git may fetch it.
+"""Finds out, before git may fetch it, everything that a repository makes git fetch.
 
-The commit is fetched bare, shallow and without file contents; its `.gitmodules`, and those of what they name, are read
-as data. Every URL in them is held against the policy and then permitted, with the redirects that its host answers; the
-clone that follows reaches these and nothing else. A commit names its submodules' commits, so both see the same.
+The commit is fetched bare, shallow and without file contents. Its `.gitmodules`, and those of its submodules, are read
+as data. Every URL in them is checked against the policy and then permitted, with its host's redirects. The clone that
+follows can reach only these URLs. A commit names its submodules' commits, so both fetch the same.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from builds.errors import CannotBuild, RepositoryRefused, RequestError, UnknownR
 MAX_DEPTH = 10
 """Levels of submodules below the repository."""
 MAX_SUBMODULES = 200
-"""Of all levels together."""
+"""Submodules on all levels together."""
 
 
 _LINK = re.compile(rb"(?:\A|\0)160000 commit ([0-9a-f]+)\t([^\0]+)")
-"""In a listing of a tree: object and path of a submodule."""
+"""An entry of a tree listing: object and path of a submodule."""
 
 
 class Submodule(NamedTuple):
-    """A link in a tree, with the URL that `.gitmodules` has for it."""
+    """A link in a tree, with its URL in `.gitmodules`."""
 
     path: str
     url: str
@@ -37,7 +37,7 @@ class Submodule(NamedTuple):
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Errors within say which submodule they are about."""
+        """Adds the submodule's path to errors within."""
         try:
             yield
         except RequestError as error:
@@ -45,23 +45,23 @@ class Submodule(NamedTuple):
 
 
 class Source:
-    """Looks through one repository and all its submodules."""
+    """Checks one repository and all its submodules."""
 
     def __init__(self, git: Git, say: Callable[[str], None], refs: Sequence[str] = ()) -> None:
-        """`say` writes a line to the log; `refs` are other refs than branches and tags that may lead to the commit."""
+        """`say` writes a line to the log; `refs` are further refs (no branches or tags) that lead to the commit."""
         self._git = git
         self._refs = refs
         self._say = say
         self._lfs = Lfs(git, say)
         self._seen: set[tuple[str, str]] = set()
         self.committed_at: datetime | None = None
-        """When the committer says that the commit was made; `None` where that is no time, or not known yet."""
+        """The commit's time by its committer; `None` if it is invalid, or not known yet."""
 
     def look_through(self, url: str, commit: str, depth: int = 0) -> None:
         """Permits everything that a clone with submodules will fetch, and fetches the LFS objects.
 
-        `url` is as git will be given it. Raises RepositoryError, UnknownRef, CannotBuild (all the repository's fault),
-        Unreachable, TryAgain; an error of a submodule names the submodule.
+        `url` has the form in which git will get it. Raises RepositoryError, UnknownRef, CannotBuild (all the
+        repository's fault), Unreachable, TryAgain; an error in a submodule names the submodule.
         """
         if (url, commit) in self._seen:
             return
@@ -98,7 +98,7 @@ class Source:
         except UnknownRef as error:
             if not re.search("unadvertised|not valid", str(error)):
                 raise
-            # A host that gives only what refs lead to; so all of that.
+            # The host serves only commits that refs lead to, so fetch all refs.
             run("fetch", *options, "--", "origin", "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*", at=bare)
             for ref in refs:
                 with suppress(UnknownRef):  # it may be gone
@@ -106,12 +106,12 @@ class Source:
             run("rev-parse", "--verify", f"{commit}^{{commit}}", at=bare)
 
     def _submodules(self, bare: Path, commit: str, tree: bytes) -> Iterator[Submodule]:
-        """Those that `git clone --recursive` fetches: the tree links to them, and not `update = none`.
+        """The submodules that `git clone --recursive` fetches: the tree links to them, and they lack `update = none`.
 
-        gitmodules(5). A link without an entry is no submodule. Of a setting that is there more than once, and of two
-        entries with one path, the last counts. What git may take otherwise, it was not permitted to fetch.
+        gitmodules(5). A link without an entry is not a submodule. If a setting or a path occurs twice, the last
+        occurrence counts. git may read the file differently, but it may fetch only permitted URLs.
 
-        A few objects can make a tree of a million paths, so its listing is searched as it is.
+        A few objects can make a tree of a million paths, so the listing is searched without splitting it.
         """
         if not _LINK.search(tree) or not re.search(rb"(?:\A|\0)100(?:644|755) blob [0-9a-f]+\t\.gitmodules\0", tree):
             return
@@ -132,7 +132,8 @@ class Source:
     def _settings(self, bare: Path, commit: str) -> Iterator[tuple[str, str, str]]:
         """Name, variable and value of each setting in `.gitmodules`, read as git reads it.
 
-        git includes no other file there, but with `--blob` it would: whatever file of this machine is named.
+        For a working tree git ignores includes in this file, but with `--blob` it would follow them, to any file of
+        this machine.
         """
         output = self._git.run("config", "--no-includes", "--blob", f"{commit}:.gitmodules", "--list", "-z", at=bare)
         for setting in output.decode(errors="surrogateescape").split("\0"):
@@ -143,7 +144,7 @@ class Source:
 
 
 def _time(seconds: bytes) -> datetime | None:
-    """Of a commit, which may say anything."""
+    """The time of a commit, which may be out of range."""
     try:
         return datetime.fromtimestamp(int(seconds), UTC)
     except (ValueError, OverflowError, OSError):
@@ -151,15 +152,15 @@ def _time(seconds: bytes) -> datetime | None:
 
 
 def without_user(url: str) -> str:
-    """The URL without user name and password: credentials are the server's, and a repository has one URL."""
+    """The URL without user name and password: the server has the credentials, and a repository has one URL."""
     return re.sub(r"^(https?://)[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def resolved(parent: str, address: str) -> str:
-    """A submodule's address, relative ones (`./`, `../`) resolved against the parent's as git does.
+    """A submodule's address; relative ones (`./`, `../`) are resolved against the parent's as git does.
 
-    git drops one part per `../` from the text of the parent's address, be it the host; so this does the same, and what
-    comes out is held against the policy. Raises RepositoryRefused where nothing is left to drop.
+    git drops one part of the parent's address per `../`, even the host. This function does the same, and its result is
+    checked against the policy. Raises RepositoryRefused if no part is left to drop.
     """
     if not address.startswith(("./", "../")):
         return address

@@ -1,4 +1,4 @@
-"""What an engine hands to the builder: one JSON file, the same for a pod and for a local process."""
+"""The builder's input from an engine: one JSON file, the same for a pod and for a local process."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from builds.repository import is_cloned
 LABEL_BUILD = "dev.kiln.build"
 LABEL_ATTEMPT = "dev.kiln.attempt"
 LABEL_OPTIONS = "dev.kiln.options"
-"""Of an image: the build's name, `<uid>.<number>` of the attempt that pushed it, and `Options.label`."""
+"""Labels of an image: the build's name, `<uid>.<number>` of the attempt that pushed it, and `Options.label`."""
 
 DaemonKind = Literal["docker", "podman"]
-"""Of the daemon that builds."""
+"""The kind of the building daemon."""
 DAEMON_NAMES: Mapping[DaemonKind, str] = {"docker": "Docker daemon", "podman": "Podman service"}
-"""As they are called in sentences."""
+"""Names of the kinds in sentences."""
 
 DAEMON_TIMEOUT = timedelta(seconds=30)
-"""With a daemon that does not answer: it may be restarting."""
+"""For a daemon that does not answer: it may be restarting."""
 NEW_NODE_DAEMON_TIMEOUT = timedelta(minutes=10)
-"""With that of a node which the attempt itself has brought: its image may still have to be pulled."""
+"""For the daemon of a node that the attempt itself has brought: its image may still have to be pulled."""
 MAX_EVENTS = 10
-"""Events that are named in a provenance statement: those that came first."""
+"""Events in a provenance statement: the first ones."""
 REPLICATION = timedelta(minutes=5)
-"""For so long after a push, a host that does not serve the commit is asked again: its replicas may lag."""
+"""How long after a push a missing commit is retried: the host's replicas may lag."""
 
 
 class Tags(msgspec.Struct, frozen=True, kw_only=True):
-    """Further tags, set only while `ref` (if there is one) still points at the commit."""
+    """Further tags. They are set only while `ref` (if any) still points at the commit."""
 
     ref: str | None
     names: tuple[str, ...]
 
 
 class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds for every build of an installation. Paths are the builder's, not the engine's."""
+    """The settings of an installation for all its builds. Paths are the builder's, not the engine's."""
 
     allowed_repositories: tuple[str, ...] = ()
     banned_repositories: tuple[str, ...] = ()
@@ -50,29 +50,29 @@ class Surroundings(msgspec.Struct, frozen=True, kw_only=True):
     registry_config: str | None = None
     """A docker `config.json`."""
     private_image_prefix: str | None = None
-    """Images under it are pushed and looked at with the next one alone, and no build's steps have that."""
+    """Images under this prefix are accessed with the next credential alone, which the build's steps do not have."""
     private_registry_config: str | None = None
     daemon: DaemonKind = "docker"
     docker_host: str | None = None
-    """Its address, as in DOCKER_HOST; `None` is the machine's own."""
+    """Its address, as in DOCKER_HOST; `None` is the machine's default."""
     git_credentials: str | None = None
     """A file in git's store format, or a folder of them."""
     private: tuple[PrivateRule, ...] = ()
-    """Who may use which of them."""
+    """The access rules for these credentials."""
     timeout: float = 3600.0
-    """Seconds that the whole attempt may take."""
+    """Seconds for the complete attempt."""
     options: Options = Options()
     provenance: bool = True
-    """Whether a statement of what was built from what is attached to the image."""
+    """Whether a provenance statement is attached to the image."""
     signing_key: str | None = None
-    """A private key in PEM form, by which the statement is signed."""
+    """The file of a private key in PEM form, which signs the statement."""
     builder: Builder = Builder(id="https://kiln.dev/builder/local")
     build_cache: bool = True
-    """Whether images carry BuildKit's cache metadata, and builds reuse the layers of those that do."""
+    """Whether images contain BuildKit's cache metadata, and builds reuse the layers of such images."""
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt. `attempt_label` is `<uid>.<number>`, as the image's label `dev.kiln.attempt` has it."""
+    """One attempt. `attempt_label` is `<uid>.<number>`, the value of the image's label `dev.kiln.attempt`."""
 
     name: str
     attempt: int
@@ -80,12 +80,12 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     request: Request
     tags: tuple[Tags, ...] = ()
     refs: tuple[str, ...] = ()
-    """Refs that have led to the commit and that no clone has, as those of pull requests. A host that gives no commit by
-    itself gives it by one of them."""
+    """Refs that lead to the commit and that no clone contains, such as those of pull requests. Some hosts serve a
+    commit only by such a ref."""
     apart: str | None = None
-    """Of a pull request from a fork (`Build.apart`): the steps of its builds share cache mounts with nothing else."""
+    """For a pull request from a fork (`Build.apart`): its builds share cache mounts with no others."""
     events: tuple[CausingEvent, ...] = ()
-    """Those that asked for the build and have had no answer yet."""
+    """The events that requested the build and are still unanswered."""
     force: bool = False
     cache_from: tuple[str, ...] = ()
     """References by digest of earlier images of the repository, whose layers the build may reuse."""
@@ -95,11 +95,11 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds to wait for a daemon that does not answer."""
     surroundings: Surroundings = Surroundings()
     refused: str | None = None
-    """Why nothing of it may be done, in a sentence."""
+    """Why the attempt is refused, as a sentence."""
 
     @property
     def private(self) -> bool:
-        """Whether its image is one of a private repository."""
+        """Whether its image belongs to a private repository."""
         prefix = self.surroundings.private_image_prefix
         return prefix is not None and self.request.image.startswith(prefix)
 
@@ -114,15 +114,15 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def attempt_label(build: Build, attempt: Attempt) -> str:
-    """No other attempt ever has it, whatever becomes of the record."""
+    """The label of an attempt. It is unique, even if the record is deleted and created again."""
     return f"{build.uid}.{attempt.number}"
 
 
 def spec_for(build: Build, attempt: Attempt, surroundings: Surroundings, refused: str | None = None) -> Spec:
     """The spec of an attempt: a pure function of the record, so that a second leader writes the same.
 
-    Stored Git credentials go along only if somebody who may use them (`builds.private`) is among those who ask. Anybody
-    else could name a private repository that they may not see.
+    It contains stored Git credentials only if a waiting requester may use them (`builds.private`). Otherwise any
+    requester could build a private repository.
     """
     if refused or not any(cause.credentials for cause in build.unanswered):
         surroundings = msgspec.structs.replace(surroundings, git_credentials=None)

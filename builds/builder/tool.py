@@ -1,8 +1,8 @@
-"""Runs `jupyter-repo2docker` as a program, and follows what it reports.
+"""Runs `jupyter-repo2docker` as a program, and interprets its reports.
 
-It is run rather than imported because it changes the working directory, the logger and `sys.excepthook` for good, and
-because what it starts must be ended with it. Its exit status says only whether it worked; how far it came and why it
-failed is in its own messages and in BuildKit's reports.
+It is not imported, because it changes the working directory, the logger and `sys.excepthook` permanently, and because
+its children must end with it. Its exit status only tells success from failure; progress and reasons are in its own
+messages and in BuildKit's reports.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from builds.clients.tools import path_of
 from builds.options import Options
 
 LONGEST_READ = 16 << 20
-"""Bytes of one line that are kept in memory."""
+"""Bytes of one line that are read at a time."""
 
 COMPLAINTS_HEARD = 200
-"""Lines of the tool, and of git, which repeats whatever a host says."""
+"""Lines of the tool and of git, which repeats a host's messages."""
 
 OTHER_FRONTEND = re.compile(
     r"""\A\ufeff? (?:
@@ -44,12 +44,12 @@ OTHER_FRONTEND = re.compile(
     )""",
     re.VERBOSE | re.MULTILINE,
 )
-"""Finds in a Dockerfile that another BuildKit frontend than Docker's own is to read it.
+"""Matches a Dockerfile that selects another BuildKit frontend than Docker's own.
 
-A frontend is a program that says what is done, down to which cache mounts are used: only Docker's own puts a
-repository's namespace before their names. (Its versions of before 2019 put only `/` there, which begins no namespace.)
-The forms are those of BuildKit's `DetectSyntax` (`frontend/dockerfile/parser/directives.go`, v0.8 to v0.24): after `#`
-or `//`, or in a file of JSON. Any line of the first comments counts here, so that no version finds more.
+A frontend is a program that decides what is done, including which cache mounts are used. Only Docker's own puts a
+repository's namespace before their names. (Its versions of before 2019 put only `/` in front, which begins no
+namespace.) The forms are those of BuildKit's `DetectSyntax` (`frontend/dockerfile/parser/directives.go`, v0.8 to
+v0.24): after `#` or `//`, or in a file of JSON. Any line of the first comments counts, so that no version finds more.
 """
 
 CONFIG = """\
@@ -233,19 +233,19 @@ READ = (
     *("environment.yml", "install.R", "postBuild", "pyproject.toml", "requirements.txt", "requirements3.txt"),
     *("runtime.txt", "setup.py", "start"),
 )
-"""Files that repo2docker or buildx read on this machine: of a folder, and of `binder` or `.binder` in it. All others go
-to the daemon as they are, a link as a link."""
+"""Files that repo2docker or buildx read on this machine: of a folder, and of `binder` or `.binder` in it. All other
+files go to the daemon unchanged, a link as a link."""
 
 _LAYER = re.compile(r"([0-9a-f]{12}): (\w.*)")
 """A line of `docker push` about one layer."""
 _OWN_DOCKERFILE = "DockerBuildPack"
-"""The build pack of repositories that bring a Dockerfile."""
+"""The build pack for repositories with a Dockerfile."""
 _SCRIPT = re.compile(r"\bRUN \./")
 """A step that runs a script of the repository: `postBuild`."""
 
 
 class ToolLine(msgspec.Struct, frozen=True):
-    """A line of `--json-logs`; what follows `phase` is `hook`'s (`CONFIG`)."""
+    """A line of `--json-logs`; the fields after `phase` come from `hook` (`CONFIG`)."""
 
     message: str
     phase: str | None = None
@@ -255,7 +255,7 @@ class ToolLine(msgspec.Struct, frozen=True):
 
 
 class ToolProgress:
-    """What is known of a run so far. Times are seconds of one clock."""
+    """The state of a run. Times are seconds of one clock."""
 
     def __init__(
         self,
@@ -278,16 +278,16 @@ class ToolProgress:
         self._unreachable = ""
 
     def take(self, line: ToolLine, now: float) -> Iterator[str]:
-        """One message of the tool. Gives the lines that it is for the log."""
+        """Takes one message of the tool, and yields the lines for the log."""
         if line.phase == "building" and self.stage is AttemptStage.FETCH:
             self._reach(AttemptStage.BUILD, now)
-            self._complaints.clear()  # whatever it was, it went on
+            self._complaints.clear()  # the tool has recovered from them
         if line.phase != "failed" and self.stage is not AttemptStage.FETCH:
             yield from self._building(line.message, now)
             return
         self._killed = self._killed or line.killed
         self._unreachable = line.unreachable or self._unreachable
-        if not line.command:  # whoever was called has said why, and this is only how
+        if not line.command:  # the failed command has reported the reason itself
             whole = line.phase == "failed"  # an exception's text may have several lines
             for text in [" ".join(line.message.split())] if whole else lines_of(line.message):
                 self._complaints.append(clean(text).strip())
@@ -300,7 +300,7 @@ class ToolProgress:
         self._ended = now
 
     def timings(self, now: float) -> Timings:
-        """Seconds for each stage that was reached; the last one goes on until `end`, or now."""
+        """Seconds for each stage that was reached; the last one lasts until `end`, or `now`."""
         end = now if self._ended is None else self._ended
         begun = [
             (stage, self._since[stage])
@@ -313,12 +313,12 @@ class ToolProgress:
 
     @property
     def unexplained(self) -> bool:
-        """Whether BuildKit gave up without a command that failed: layers that it reused may be the reason."""
+        """Whether BuildKit failed without a failed command, possibly because of reused layers."""
         told = self.account()
         return self.stage is AttemptStage.BUILD and told.began and told.step is None
 
     def account(self, *, killed: bool = False) -> Account:
-        """What is known of the failure. `killed` says that the tool itself was."""
+        """The account of the failure. `killed`: a signal ended the tool itself."""
         found = self._parser.findings()
         return Account(
             stage=self.stage,
@@ -356,7 +356,7 @@ def build(
     daemon: Daemon, command: Sequence[str], *, folder: Path, env: Mapping[str, str], progress: ToolProgress, log: Log
 ) -> None:
     """Runs the tool in `folder`, which is private. Raises Failure."""
-    here, temporary = folder / "empty", folder / "tmp"  # the tool runs any `repo2docker_config.py` where it is started
+    here, temporary = folder / "empty", folder / "tmp"  # the tool executes a `repo2docker_config.py` where it starts
     here.mkdir()
     temporary.mkdir()
     with witnessed(daemon, folder) as witness:
@@ -364,7 +364,7 @@ def build(
             command,
             cwd=here,
             env={**env, "TMPDIR": str(temporary), "DOCKER_BUILDKIT": "1", "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,  # standard input is inherited: it is the attempt's lock
+            stdout=subprocess.PIPE,  # the child inherits standard input, the attempt's lock
             stderr=subprocess.STDOUT,
         )
         assert child.stdout is not None  # noqa: S101 (it is a pipe)
@@ -374,7 +374,7 @@ def build(
                 log.say(text)
         status = child.wait()
         if status < 0 or status == 143:  # noqa: PLR2004 (128 + SIGTERM)
-            time.sleep(0.5)  # whoever ended it may have meant us as well, and then we hear of it here
+            time.sleep(0.5)  # the signal may have been for this process, too, and then arrives here
         if status:
             told = progress.account(killed=status < 0)
             raise failure(told, witness.examine(told))
@@ -382,14 +382,14 @@ def build(
 
 
 def push(daemon: Daemon, built: str, image: str, progress: ToolProgress, log: Log) -> None:
-    """Pushes an image of the daemon's under another name. Raises Failure."""
+    """Pushes an image of the daemon under another name. Raises Failure."""
     *before, send = daemon.pushing(built, image)
     for prepare in before:
         subprocess.run(prepare, env=daemon.environment, check=True, stdout=subprocess.DEVNULL)
     progress.pushing(time.monotonic())
     log.phase = phase_of(progress.stage)
     said, layers = "", Layers()
-    # Not as a context, which would wait for the child where this process is told to stop.
+    # Without a context manager, which would wait for the child even after a stop.
     child = subprocess.Popen(send, env=daemon.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert child.stdout is not None  # noqa: S101 (it is a pipe)
     while raw := child.stdout.readline(LONGEST_READ):
@@ -398,12 +398,12 @@ def push(daemon: Daemon, built: str, image: str, progress: ToolProgress, log: Lo
             if (shown := _summed(text, layers)) is not None:
                 log.say(shown)
     if status := child.wait():
-        told = progress.account()._replace(error=said, killed=status < 0)  # the build itself has ended well
+        told = progress.account()._replace(error=said, killed=status < 0)  # the build itself has succeeded
         raise failure(told, Evidence())
 
 
 def _summed(text: str, layers: Layers) -> str | None:
-    """What the log shows of a line of `docker push`."""
+    """The log's form of a line of `docker push`."""
     if report := _LAYER.fullmatch(text):
         return layers.take(report[1], time.monotonic(), done=report[2] not in ("Preparing", "Waiting"))
     return text
@@ -426,8 +426,8 @@ def command(
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
     `outside` are the variables that docker has otherwise than the tool; `None` is not set. `engine` as in `Daemon`.
-    `refs` and `apart` as in `Spec`. With `cache_from` the image has metadata by which others find its layers, and the
-    build reuses those of these images. The request's build arguments win over those of `options`.
+    `refs` and `apart` as in `Spec`. With `cache_from` the image gets cache metadata, and the build reuses the layers of
+    these images. The request's build arguments override those of `options`.
     """
     whose = request.repository if apart is None else f"{request.repository} {apart}"  # no repository's URL has a space
     namespace = hashlib.sha256(whose.encode()).hexdigest()
@@ -464,7 +464,7 @@ def command(
 
 
 def tool_line(raw: bytes) -> ToolLine:
-    """A line of the tool's output. What is not in its JSON form comes from what it runs, and is text."""
+    """A line of the tool's output. Lines that are not in its JSON form come from its children, and are text."""
     try:
         return msgspec.json.decode(raw, type=ToolLine)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -472,5 +472,5 @@ def tool_line(raw: bytes) -> ToolLine:
 
 
 def phase_of(stage: AttemptStage) -> str | None:
-    """As it stands in the log."""
+    """The phase in the log."""
     return None if stage is AttemptStage.READY else stage.value

@@ -1,4 +1,4 @@
-"""A builder's log in a file: numbered lines of JSON, read from any line on without reading what comes before it."""
+"""A builder's log in a file: numbered lines of JSON, readable from any line without reading the lines before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Line(msgspec.Struct):
 
 
 def lines(file: BinaryIO, attempt: int, after: int) -> Iterator[LogLine]:
-    """The whole lines after line `after`; what is not a builder's line is left out."""
+    """The complete lines after line `after`; other lines than a builder's are skipped."""
     file.seek(_place_after(file, after))
     while raw := file.readline():
         said = _said(raw)
@@ -27,7 +27,7 @@ def lines(file: BinaryIO, attempt: int, after: int) -> Iterator[LogLine]:
 
 
 def number(raw: bytes) -> int | None:
-    """Of one line; `None` where it is not complete, or not a builder's."""
+    """The number of one line; `None` if the line is incomplete, or not a builder's."""
     said = _said(raw)
     return None if said is None else said.n
 
@@ -42,7 +42,7 @@ def _said(raw: bytes) -> _Line | None:
 
 
 def _place_after(file: BinaryIO, after: int) -> int:
-    """A place at or before the first line after line `after`, by halving: followers come back for few lines of many."""
+    """A position at or before the first line after line `after`, by binary search: followers read few lines of many."""
     low, high = 0, file.seek(0, io.SEEK_END) if after else 0
     while low < high:
         middle = (low + high) // 2

@@ -1,6 +1,6 @@
-"""Web's part of a record: who asked, and the mark that it should be cancelled. Pure; every engine stores the result.
+"""Web's part of a record: its causes, and the cancel mark. Pure; every engine stores the result.
 
-The controller owns the rest and acts on these marks; nothing here starts, stops or announces anything.
+The controller owns the rest and acts on these marks. Nothing here starts, stops or announces anything.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Causes = tuple[Cause, ...]
 def joined(
     before: Build | None, submissions: Sequence[Submission], *, uid: Callable[[], str], now: datetime, share: int
 ) -> Build:
-    """One build with the causes of all `submissions`, which are for it; the very same value where that is no news.
+    """One build with the causes of all `submissions`, which are for it; the identical value if they add nothing.
 
-    `share` is how many asks of one person may wait in it. Raises QueueFull beyond that, where its causes have no room
-    that an answered one could give, and where so many events of it wait for a sink that no more may be caused.
+    `share` limits how many requests of one person may wait in it. Raises QueueFull beyond that limit. Raises QueueFull,
+    too, if the record has no space for the causes, or if too many of its events wait for a sink.
     """
     first = submissions[0]
     after = before or Build(name=first.name, uid=uid(), request=first.request, causes=(), created_at=now, revision="")
@@ -33,7 +33,7 @@ def joined(
     if after is before:
         return after
     if before is not None and len(before.status.outbox) >= MAX_OUTBOX:
-        raise QueueFull(f"{MAX_OUTBOX} events of this build wait for a sink that does not take them.")
+        raise QueueFull(f"{MAX_OUTBOX} events of this build wait for a sink that refuses them. Try again later.")
     for by, number in asks_of(after).items():
         if number > share and any(ask.cause.by == by for ask in submissions):
             raise share_full(by, share)
@@ -41,15 +41,15 @@ def joined(
 
 
 def newly_queued(before: Build | None, after: Build) -> bool:
-    """Whether the build has just begun to wait: then it counts against the queue's limits."""
+    """Whether the build has just begun to wait, and so counts towards the queue's limits."""
     return after.state is State.QUEUED and (before is None or before.state is not State.QUEUED)
 
 
 def cancelled(build: Build, by: str | None, now: datetime) -> Build:
-    """The build with a cancel mark for its present round; the very same value where it has one. Raises AlreadyEnded."""
+    """The build with a cancel mark for its present round; the identical value if it has one. Raises AlreadyEnded."""
     if build.state.ended:
-        raise AlreadyEnded(f"The build {build.name} has ended: {build.state}.")
-    # One that waits to be opened again is in its next round already, though no controller has said so yet.
+        raise AlreadyEnded(f"The build {build.name} has ended already: {build.state}.")
+    # A reopened build is in its next round already, though the controller has not recorded that yet.
     current = build.status.round + 1 if build.reopened else max(build.status.round, 1)
     if build.cancel is not None and build.cancel.round == current:
         return build
@@ -57,10 +57,9 @@ def cancelled(build: Build, by: str | None, now: datetime) -> Build:
 
 
 def withdrawn(build: Build, ref: str) -> Build:
-    """The build without anybody who waits for it only for the pull request of that ref; the very same value where
-    nobody does.
+    """The build with the causes of that ref's pull request withdrawn; the identical value if it has none.
 
-    Those causes alone that came of the request itself: who has asked for that ref still wants it.
+    Only causes from the pull request itself are withdrawn: other requests for that ref remain.
     """
     gone = {each.key for each in build.unanswered if each.push and each.ref == ref and not each.withdrawn}
     if not gone:
@@ -71,7 +70,7 @@ def withdrawn(build: Build, ref: str) -> Build:
 
 
 def asks_of(build: Build) -> Counter[str]:
-    """How many asks of each person still wait for an answer."""
+    """How many requests of each person wait for an answer."""
     waiting: Counter[str] = Counter()
     for cause in build.unanswered:
         if cause.by and cause.counts:
@@ -80,42 +79,42 @@ def asks_of(build: Build) -> Counter[str]:
 
 
 def gained(before: Build | None, after: Build) -> Counter[str]:
-    """How many more asks of each person wait in the queue with this build."""
+    """How many more requests of each person wait in the queue with this build."""
     earlier = asks_of(before) if before is not None and before.state is State.QUEUED else Counter[str]()
     return asks_of(after) - earlier if after.state is State.QUEUED else Counter()
 
 
 def queue_full(limit: int) -> QueueFull:
-    return QueueFull(f"{limit} builds are waiting already, and no more may (KILN_MAX_QUEUED).")
+    return QueueFull(f"The queue is full: {limit} builds wait already (KILN_MAX_QUEUED). Try again later.")
 
 
 def share_full(by: str, limit: int) -> QueueFull:
-    said = f"{by} has asked {limit} times and waits for the answers; no more may (KILN_MAX_QUEUED_PER_USER)."
+    said = f"{by} has {limit} requests waiting, which is the limit (KILN_MAX_QUEUED_PER_USER). Try again later."
     return QueueFull(said, per_user=True)
 
 
 def _with_cause(build: Build, cause: Cause) -> Build:
-    """The build with one more cause; the very same if it knows it. Raises QueueFull."""
+    """The build with one more cause; the identical value if it has the cause already. Raises QueueFull."""
     if any(known.knows(cause) for known in build.causes):
         return build
     return replace(build, causes=_fitted((*build.causes, cause), build.status.answered))
 
 
 def _fitted(causes: Causes, answered: Collection[str]) -> Causes:
-    """As many as a record has room for: answered ones go, then one asker's are merged. Nobody who waits is left out.
+    """The causes within the record's limits: answered ones are dropped, then one requester's are merged.
 
-    Raises QueueFull.
+    Waiting causes are never dropped. Raises QueueFull.
     """
     while len(causes) > MAX_CAUSES or sum(map(_size, causes)) > MAX_CAUSES_BYTES:
         fewer = _without_an_answered(causes, answered) or _with_an_askers_merged(causes, answered)
         if fewer is None:
-            raise QueueFull("So many wait for this build that its record has no room for one more.")
+            raise QueueFull("Too many requests wait for this build, so its record is full. Try again later.")
         causes = fewer
     return causes
 
 
 def _without_an_answered(causes: Causes, answered: Collection[str]) -> Causes | None:
-    """The first cause stays: it made the build."""
+    """Drops an answered cause. The first cause stays, because it made the build."""
     for place, cause in enumerate(causes[1:], start=1):
         if cause.key in answered:
             return causes[:place] + causes[place + 1 :]
@@ -123,27 +122,27 @@ def _without_an_answered(causes: Causes, answered: Collection[str]) -> Causes | 
 
 
 def _with_an_askers_merged(causes: Causes, answered: Collection[str]) -> Causes | None:
-    """With those of one asker as one: of the one who has the most."""
+    """Merges the causes of one requester: of the one with the most."""
     groups: dict[Hashable, list[Cause]] = defaultdict(list)
     for cause in causes:
         if cause.key not in answered:
             groups[_likeness(cause)].append(cause)
     most = max(groups.values(), key=len, default=[])
-    if len(most) < 2:  # noqa: PLR2004  (what it takes to merge)
+    if len(most) < 2:  # noqa: PLR2004  (a merge needs two)
         return None
     merged = _merged(most)
     return tuple(merged if cause is most[0] else cause for cause in causes if cause is most[0] or cause not in most)
 
 
 def _likeness(cause: Cause) -> Hashable:
-    """Equal for causes that may be one. A tag belongs to its ref."""
+    """Equal for causes that may be merged. A tag belongs to its ref."""
     ref = cause.tagged_by if cause.tags else None
     trust = (cause.credentials, cause.foreign, cause.withdrawn)
     return (cause.by, cause.kind, cause.trigger, *trust, ref, bool(cause.tags))
 
 
 def _merged(causes: Sequence[Cause]) -> Cause:
-    """The latest, which nobody has acted on yet, with what all of them ask for. It is no push: those supersede."""
+    """The latest cause, which is still unanswered, with the requests of all. It is not a push, as those supersede."""
     *earlier, latest = causes
     return replace(
         latest,

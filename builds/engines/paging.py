@@ -1,4 +1,4 @@
-"""Places in a list that is read newest first, the same for every engine and replica."""
+"""Positions in a list that is read newest first, the same for every engine and replica."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MAX_LISTED = 1000
 """Builds on one page of a list."""
 
 Place = tuple[Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)], str]
-"""Where a page ended: when its last build was made (`microseconds`), and its name."""
+"""The end of a page: the creation time of its last build (`microseconds`), and its name."""
 
 
 def microseconds(time: datetime) -> int:
-    """Since 1970."""
+    """Microseconds since 1970."""
     return (time - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
@@ -28,7 +28,7 @@ def place_of(build: Build) -> Place:
 
 
 def before_all(place: Place) -> Place:
-    """Before all that were made at that time: it names none of them. (Names are lower-case ASCII.)"""
+    """A position before all builds of that time. (Names are lower-case ASCII.)"""
     return place[0], "~"
 
 
@@ -37,9 +37,9 @@ def cursor(place: Place) -> str:
 
 
 def place(text: str) -> Place:
-    """Raises ValueError for what `cursor` has not made."""
+    """Parses a cursor. Raises ValueError for a text that `cursor` did not make."""
     try:
         found: Place = msgspec.json.decode(base64.b64decode(text, altchars=b"-_", validate=True), type=Place)
     except UNREADABLE as error:
-        raise ValueError("The cursor of a list is to be given back as it was received.") from error
+        raise ValueError("Invalid cursor. Send back the one that the last page contained.") from error
     return found

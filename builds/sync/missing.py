@@ -1,14 +1,15 @@
-"""Listed repositories: what their refs say that ought to be built, and what of it nobody has asked for.
+"""Listed repositories: derive the builds that their refs should have, and find those without a request.
 
-Git hosts do not repeat a webhook that was lost, and some can never reach this Kiln. So a ref that is seen is taken for
-the push that made it: an event as its host would have sent it, which goes through the same triggers and the same
-intake, and becomes a request with the same name. Then the records say whether the push has been heard of. A cause that
-is made here stands for the webhook that did not come, no more: what failed, or what somebody cancelled, is left alone.
-But what failed because its host did not serve the commit is asked for again: now the host says that it has it.
+Git hosts do not repeat a lost webhook, and some can never reach Kiln. So each ref is treated as the push that made it:
+an event as its host would have sent it. The event passes the same triggers and the same intake, and becomes a request
+with the same name. The records then tell whether that push was received.
 
-Superseding stays what hosts have told. A cause that begins a record is a push like any other: later ones supersede it,
-and it supersedes the commit where the ref was seen before, if it was; nothing is guessed, at worst that is one build
-too many. A cause that joins a record is none: it is made where the ref points to what had been given up.
+A cause that is made here replaces a lost webhook and nothing else: failed and cancelled builds stay as they are. The
+exception is a build that failed because its host did not serve the commit, as the host lists the commit now.
+
+Superseding follows the hosts' reports. A cause that begins a record is a push like any other: later pushes supersede
+it, and it supersedes the commit that the ref had at the previous round, if known. Nothing is guessed; the cost is at
+most one build too many. A cause that joins a record is not a push: it is made for a ref that returned to an old commit.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ change = msgspec.structs.replace
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):
-    """One entry of `repositories:`. `poll`: seconds between two looks; `None`: looked at by `kiln sync` only."""
+    """One entry of `repositories:`. `poll`: seconds between two rounds; `None`: only `kiln sync` checks it."""
 
     url: str
     poll: float | None = None
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a ref pointed when it was looked at."""
+    """The commit of a ref at the time of a round."""
 
     commit: str
     at: datetime
 
 
 class Ref(msgspec.Struct, frozen=True, kw_only=True):
-    """A ref, and the push that would have made it."""
+    """A ref, and the push event that would have made it."""
 
     name: str
     commit: str
@@ -52,8 +53,8 @@ class Ref(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pushes(url: str, repository: Repository, refs: Refs) -> Iterator[Ref]:
-    """The default branch first, then branches, then tags; without names that git would not take, and what is no branch
-    or tag. `url` is the repository as it was listed: filters compare `source` as the host spells it."""
+    """The default branch first, then branches, then tags. Leaves out names that git rejects, and refs that are neither
+    branches nor tags. `url` is the repository as listed: filters compare `source` in the host's spelling."""
     page = url.rstrip("/").removesuffix(".git")
     clone_url = f"{page}.git" if repository.kind else url
     default = None if refs.default is None else short_name(refs.default)
@@ -72,16 +73,16 @@ def pushes(url: str, repository: Repository, refs: Refs) -> Iterator[Ref]:
 
 
 def moved(ref: Ref, before: Seen | None) -> Seen | None:
-    """Where the ref was seen before, if that was elsewhere."""
+    """The earlier observation of the ref, if it had another commit then."""
     return before if before is not None and before.commit != ref.commit else None
 
 
 def due(submission: Submission, build: Build | None, elsewhere: Seen | None) -> Submission | None:
-    """What is to be asked for, or `None` where nothing is missing. `build` is the one of that name, if there is one.
+    """The submission to make, or `None` if nothing is missing. `build` is the existing build of that name, if any.
 
-    The cause's id is a function of the ref, the commit and the record, so two who look at once ask for the same. One
-    that joins a record is told from all before it by the last of them, or a ref that comes back a second time would
-    pass for the first.
+    The cause's id is a function of the ref, the commit and the record, so concurrent rounds submit the same cause. In a
+    cause that joins a record, the id includes the key of the record's last cause. Otherwise a ref that returns a second
+    time would look like the first.
     """
     cause = submission.cause
     if build is None:
@@ -93,16 +94,16 @@ def due(submission: Submission, build: Build | None, elsewhere: Seen | None) -> 
 
 
 def _is_missing(cause: Cause, build: Build, elsewhere: Seen | None) -> bool:
-    """Whether what the cause wants of a build has not been asked of it yet.
+    """Whether the build lacks this cause.
 
-    A ref that was elsewhere has been pushed since, and if no cause has come from that its webhook was lost: tags have
-    to be brought back, and a failed build is worth another attempt, as with the webhook.
+    If the ref had another commit before, it has been pushed since. If no cause came from that push, its webhook was
+    lost: tags have to be set again, and a failed build is worth another attempt, as with the webhook.
     """
     same = [other for other in build.causes if other.ref == cause.ref]
     if elsewhere is not None and not any(other.at > elsewhere.at for other in same):
         return True
     if build.state is State.CANCELLED:
-        closed = all(other.withdrawn for other in build.causes)  # of pull requests that are closed, and of nobody else
+        closed = all(other.withdrawn for other in build.causes)  # only closed pull requests asked for it
         return closed or build.status.reason is Reason.SUPERSEDED  # and yet the ref points there
     if build.state is State.FAILED:
         return any(attempt.unserved for attempt in build.status.attempts[-1:])

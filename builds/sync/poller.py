@@ -1,8 +1,8 @@
-"""Looks at the listed repositories, each at its own interval, for as long as this process leads.
+"""Polls the listed repositories, each at its own interval, while this process leads.
 
-A thread of its own, beside the controller's: a Git host that does not answer must not hold up a build. One look after
-the other, so that however many are listed, hosts and records are asked one thing at a time. Intervals vary by a tenth,
-or all that began together would come together for ever.
+It runs in a thread of its own beside the controller's, because a silent Git host must not delay builds. Repositories
+are polled one after the other, which bounds the load on hosts and records. Intervals vary by a tenth, so that
+repositories that began together spread out.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from builds.sync.reconciler import SyncReport
 log = logging.getLogger(__name__)
 
 MAX_PAUSE = 3600.0
-"""Seconds between two looks at a repository that cannot be looked at, unless its interval is longer anyway."""
+"""Seconds between two rounds for a failing repository, unless its interval is longer."""
 LEADER_CHECK_INTERVAL = 1.0
-"""Seconds after which a process that does not lead asks whether it does now."""
+"""Seconds after which a process that does not lead checks again whether it leads."""
 
 
 class Poller:
-    """`reconcile` is `Sync.look`; `leading` says whether this process is the one that acts."""
+    """`reconcile` is `Sync.reconcile`; `leading` says whether this process leads."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class Poller:
         self._logged: dict[str, str] = {}
 
     def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set; a look that is under way then goes on to its end."""
+        """Polls until `stop` is set; a round in progress then completes."""
         while not stop.is_set():
             stop.wait(min(LEADER_CHECK_INTERVAL, self.poll_due()))
 
     def poll_due(self) -> float:
-        """One look at the repository that has been due for longest. Returns in how many seconds the next one is due."""
+        """Polls the repository that has been due for longest. Returns the seconds until the next one is due."""
         if not self._due or not self._leading():
             return LEADER_CHECK_INTERVAL
         url = min(self._due, key=lambda url: self._due[url])
@@ -65,10 +65,10 @@ class Poller:
         try:
             report = self._reconcile(listed)
         except (RequestError, EngineError) as error:
-            self._log_trouble(url, f"cannot be looked at: {error}")
+            self._log_trouble(url, f"cannot be polled: {error}")
             self._failures[url] += 1
         except Exception:
-            log.exception("The look at %s failed", url)
+            log.exception("Polling %s failed", url)
             self._failures[url] += 1
         else:
             self._log_report(url, report)
@@ -80,25 +80,25 @@ class Poller:
     def _pause(self, listed: Listed) -> float:
         interval = listed.poll or MAX_PAUSE
         backoff = min(interval * (1 << min(self._failures[listed.url], 16)), max(interval, MAX_PAUSE))
-        return backoff * random.uniform(0.9, 1.1)  # noqa: S311  (nobody gains by guessing it)
+        return backoff * random.uniform(0.9, 1.1)  # noqa: S311  (not a secret)
 
     def _log_report(self, url: str, report: SyncReport) -> None:
         names = dict.fromkeys(ask.name for ask in report.asked)
         for name in names:
-            log.info("Asked for what no webhook had told of: %s", url, extra={"build": name})
+            log.info("Requested a build without a webhook: %s", url, extra={"build": name})
         metrics.SYNC_ASKED.inc(len(names))
         compared = report.comparison
         troubles = [*compared.refused, *compared.unanswered]
         if report.left:
-            troubles.append("Builds were left for later, because too many wait.")
+            troubles.append("The queue is full, so some builds are postponed.")
         self._log_trouble(url, " ".join(troubles))
 
     def _log_trouble(self, url: str, trouble: str) -> None:
-        """Once, and not again until something else is wrong, or nothing is."""
+        """Logs trouble when it begins, changes or ends."""
         if trouble == self._logged.get(url, ""):
             return
         self._logged[url] = trouble
         if trouble:
             log.warning("Repository %s: %s", url, trouble)
         else:
-            log.info("Repository %s is in order again", url)
+            log.info("Repository %s: polling works again", url)

@@ -1,7 +1,7 @@
-"""Looks at a listed repository and asks for what is missing: `kiln sync` once, `builds.sync.poller` again and again.
+"""Reconciles listed repositories with the records: `kiln sync` runs one round, the poller runs it periodically.
 
-Only the records are needed, so any engine will do, and whoever runs it. It may be broken off at any point and repeated:
-what was asked for is found in the records the next time.
+It needs only the records, so it works with any engine and in any process. It may be interrupted at any point and
+repeated: the next round finds earlier submissions in the records.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from builds.triggers import Trigger, requested_builds
 from eventing.errors import EventError
 
 PAGE = 200
-"""Records read at a time when those that wait are counted."""
+"""Records per page when the waiting builds are counted."""
 
 
 class Lister(Protocol):
-    """Asks a Git host for all that a repository has."""
+    """Lists all refs of a repository at its Git host."""
 
     def refs(self, repository: Repository) -> Refs:
         """Raises RequestError of `builds.errors`."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What a repository has, beside what the records know of it.
+    """A repository's refs, compared with the records.
 
-    `known` is how many of the requests that triggers make of it are there already. `refused` are sentences about those
-    that will never be built; `unanswered` about those that may be, once somebody who had to be asked answers.
+    `known` counts the requests that exist already. `refused` has sentences about requests that will never be built;
+    `unanswered` about those that may be built after a look-up that failed for now.
     """
 
     repository: str
@@ -50,7 +50,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a look. `left` is how much was not asked for, because too many builds wait already."""
+    """The result of a round. `left` counts the submissions that were postponed because too many builds wait."""
 
     comparison: Comparison
     asked: tuple[Submission, ...] = ()
@@ -62,10 +62,10 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sync:
-    """`max_waiting`: how many builds may wait, of whoever, for one more to be asked for here. The rest of the queue is
-    for those who cannot come back later.
+    """`max_waiting`: how many builds may wait, for any requester, before this class stops submitting. The rest of the
+    queue is reserved for clients that cannot retry.
 
-    It remembers where refs were at its last complete look, to know that they have moved. Not safe for many threads.
+    It remembers the refs of its last complete round, to detect that they have moved. Not thread-safe.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class Sync:
         self._seen: dict[str, Mapping[str, Seen]] = {}
 
     def reconcile(self, listed: Listed) -> SyncReport:
-        """Compares, and asks for what is missing. Raises RequestError where the repository cannot be looked at,
+        """Compares, and submits what is missing. Raises RequestError if the repository cannot be listed,
         Unavailable."""
         return self.submit(self.compare(listed))
 
     def compare(self, listed: Listed) -> Comparison:
-        """Raises RequestError where the repository cannot be looked at, Unavailable."""
+        """Raises RequestError if the repository cannot be listed, Unavailable."""
         at = self._clock()
         repository = self._intake.repository(listed.url)
         found = self._lister.refs(repository)
@@ -119,13 +119,13 @@ class Sync:
         )
 
     def submit(self, comparison: Comparison) -> SyncReport:
-        """Writes down what is missing, as far as there is room. Raises Unavailable."""
+        """Submits the missing requests, as far as the queue permits. Raises Unavailable."""
         builds: dict[str, list[Submission]] = {}
         for ask in comparison.missing:
             builds.setdefault(ask.name, []).append(ask)
         asked: list[Submission] = []
         for submissions in islice(builds.values(), self._room() if builds else 0):
-            with suppress(QueueFull):  # others were faster, or this one's events wait for a sink
+            with suppress(QueueFull):  # other clients were faster, or this build's events wait for a sink
                 self._records.accept(submissions)
                 asked += submissions
         report = SyncReport(comparison=comparison, asked=tuple(asked), left=len(comparison.missing) - len(asked))
@@ -134,7 +134,7 @@ class Sync:
         return report
 
     def _submissions(self, ref: Ref, refused: list[str], unanswered: list[str]) -> Iterator[Submission]:
-        """What the triggers make of a ref; what cannot be asked for is noted."""
+        """The submissions that the triggers produce for a ref. Notes those that are refused or unanswered."""
         event = ref.push
         try:
             requested = requested_builds(self._triggers, event)

@@ -37,7 +37,7 @@ TOOL = ["NB_USER", "NB_UID", "REPO_DIR", "nb_user"]
 
 @pytest.mark.parametrize("name", [*PROXIES, *BUILDKIT, *TOOL])
 def test_what_the_tool_chain_understands_is_for_nobody(name: str) -> None:
-    with pytest.raises(Malformed, match=f"{name} cannot be given") as caught:
+    with pytest.raises(Malformed, match=f"{name} is reserved") as caught:
         checked_arguments({"R_VERSION": "4.5", name: "x"})
     assert caught.value.status == 400
     with pytest.raises(RuleError, match=rf"Trigger 'a', build\.build_args: .*{name}"):

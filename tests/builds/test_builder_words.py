@@ -352,7 +352,7 @@ def test_an_exception_of_the_tool_is_told_whole() -> None:
     text = 'Error during build: while parsing a block mapping\n  in "environment.yml", line 3, column 2'
     assert [*made.take(ToolLine(text, "failed"), 1.0)] == text.splitlines()
     assert failure(made.account(), Evidence()).message == (
-        "repo2docker cannot make sense of the repository's configuration files."
+        "repo2docker cannot read the repository's configuration files."
         ' while parsing a block mapping in "environment.yml", line 3, column 2'
     )
 
@@ -541,7 +541,7 @@ BEGUN = ("stdout", "STEP 1/2: FROM r.example/base:1 AS x")
                 "r.example/base: manifest unknown"
             ),
             "repository",
-            "Something that the Dockerfile names is not there.",
+            "An image or file that the Dockerfile names does not exist.",
         ),
         (
             (
@@ -573,7 +573,7 @@ BEGUN = ("stdout", "STEP 1/2: FROM r.example/base:1 AS x")
                 'unqualified-search registries are defined in "/etc/containers/registries.conf"'
             ),
             "infrastructure",
-            "The configuration of the Podman service lacks something.",
+            "The configuration of the Podman service is incomplete.",
         ),
         ('no contents in "/var/tmp/libpod_builder1/build/Dockerfile"', "repository", "The Dockerfile cannot be built."),
         ("server probably quit: unexpected EOF", "infrastructure", "The Podman service does not answer"),

@@ -80,7 +80,7 @@ def test_every_repository_has_a_legal_image_that_no_other_may_ask_for(prefix: st
     assert policy.check(image, repository) == image
     assert len(image) <= 255
     if stranger.url != repository.url:
-        with pytest.raises(Forbidden, match="no other's"):
+        with pytest.raises(Forbidden, match="the form of a repository's own image"):
             policy.check(image, stranger)
 
 
@@ -248,13 +248,13 @@ def test_images_of_private_repositories_lie_apart() -> None:
     ],
 )
 def test_no_image_crosses_over_whatever_is_allowed(image: str, repository: Repository) -> None:
-    with pytest.raises(Forbidden, match="Images of private repositories lie apart"):
+    with pytest.raises(Forbidden, match="Images of private repositories are kept apart"):
         APART.check(image, repository)
 
 
 def test_no_private_repository_has_the_image_of_another() -> None:
     other = canonical("https://github.com/org/other-secret")
-    with pytest.raises(Forbidden, match="is the name of one repository's image"):
+    with pytest.raises(Forbidden, match="has the form of a repository's own image"):
         APART.check(image_for("r.example/org/private/", other), SECRET)
     for image in (APART.own(SECRET), "r.example/org/private/course"):
         assert APART.check(image, SECRET) == image

@@ -522,7 +522,7 @@ def test_a_folder_that_cannot_be_deleted_holds_up_no_end(
     state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(path: Path) -> None:
-        raise OSError(f"{path} cannot be deleted whole")
+        raise OSError(f"{path} cannot be deleted completely")
 
     begin(engine, do="wait")
     until((folder(state) / "ready").exists)

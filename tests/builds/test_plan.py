@@ -407,7 +407,7 @@ def test_what_was_taken_away_does_not_count_but_ten_are_enough(phase: Phase) -> 
         assert report.outcome is not None
         assert (report.outcome.reason, report.outcome.counted) == (Reason.INFRASTRUCTURE, False)
         assert report.outcome.message in (
-            "The attempt was taken away before it ended.",
+            "The attempt was removed before it ended.",
             "The attempt was terminated from outside.",
         )
         if report.retry_at:
@@ -451,17 +451,17 @@ def test_an_end_without_a_result_is_infrastructure() -> None:
     report = only(decide(live, sightings=[ended(live, None)]))
     assert isinstance(report, Report)
     assert report.outcome == AttemptOutcome(
-        state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="The builder ended without saying how."
+        state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="The builder ended without a result."
     )
 
 
 def test_a_retry_waits_for_its_time_and_goes_elsewhere() -> None:
     again = build(attempts=(failed(1, "n1"),), attempt=2, not_before=NOW + timedelta(seconds=5))
     nodes = [node("n1"), node("n2")]
-    assert only(decide(again, nodes=nodes)) == Explain(build="b", waiting="Tried again after 12:00:05 UTC: gone")
+    assert only(decide(again, nodes=nodes)) == Explain(build="b", waiting="Retrying after 12:00:05 UTC: gone")
     assert only(decide(again, nodes=nodes, now=NOW + timedelta(seconds=5))) == Start(build="b", attempt=2, node="n2")
     silent = build(attempts=(failed(1, message=None),), attempt=2, not_before=NOW + timedelta(seconds=5))
-    waiting = "Tried again after 12:00:05 UTC: The last attempt failed."
+    waiting = "Retrying after 12:00:05 UTC: The last attempt failed."
     assert only(decide(silent)) == Explain(build="b", waiting=waiting)
     late = build(attempts=(failed(1),), attempt=2, not_before=ago(5))
     assert only(decide(late, nodes=[])) == Explain(build="b", waiting="No node has a ready Docker daemon.")
@@ -630,7 +630,7 @@ def test_a_stop_that_is_repeated_says_the_same() -> None:
 
 def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None:
     unfit = build("unfit", attempts=(failed(1, quarantine=True, message="No room.", finished_at=NOW),), attempt=2)
-    waiting = "Node n1 is left out until 12:05:00 UTC: No room."
+    waiting = "Node n1 is quarantined until 12:05:00 UTC: No room."
 
     def after(minutes: float, *nodes: Node) -> list[Action]:
         return decide(unfit, build("b"), nodes=nodes, now=NOW + timedelta(minutes=minutes))
@@ -650,7 +650,7 @@ def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None
 
 def test_a_node_stays_left_out_when_the_build_that_found_it_unfit_has_been_settled() -> None:
     unfit = failed(1, quarantine=True, message="No room.", finished_at=NOW)
-    waiting = "Node n1 is left out until 12:05:00 UTC: No room."
+    waiting = "Node n1 is quarantined until 12:05:00 UTC: No room."
     assert only(decide(build(), quarantine=[unfit])) == Explain(build="b", waiting=waiting)
     assert started(decide(build(), quarantine=[unfit], now=NOW + timedelta(minutes=5))) == ["b"]
     assert started(decide(build(), quarantine=[failed(1, finished_at=NOW)])) == ["b"]
@@ -659,11 +659,11 @@ def test_a_node_stays_left_out_when_the_build_that_found_it_unfit_has_been_settl
 def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> None:
     live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="No room.", quarantine=True)
     actions = decide(build("unfit", attempts=(live,)), build("b"))
-    assert only(actions) == Explain(build="b", waiting="Node n1 is left out: No room.")
+    assert only(actions) == Explain(build="b", waiting="Node n1 is quarantined: No room.")
     pending = build("unfit", attempts=(attempt(),))
     waited = {("unfit", 1): timedelta(seconds=61)}
     for trouble, explain in [
-        (ELSEWHERE, Explain(build="b", waiting=f"Node n1 is left out: {ELSEWHERE.message}")),
+        (ELSEWHERE, Explain(build="b", waiting=f"Node n1 is quarantined: {ELSEWHERE.message}")),
         (NOWHERE, Start(build="b", attempt=1, node="n1")),
     ]:
         seen = sees(pending, Phase.PENDING, trouble=trouble)
@@ -672,7 +672,7 @@ def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> No
 
 def test_the_last_attempt_that_a_node_could_not_take_counts() -> None:
     attempts = tuple(failed(n, quarantine=True, message=f"m{n}", finished_at=ago(at)) for n, at in ((1, 240), (2, 60)))
-    waiting = "Node n1 is left out until 12:04:00 UTC: m2"
+    waiting = "Node n1 is quarantined until 12:04:00 UTC: m2"
     assert only(decide(build(attempts=attempts, attempt=3))) == Explain(build="b", waiting=waiting)
     assert only(decide(build(attempts=attempts[::-1], attempt=3))) == Explain(build="b", waiting=waiting)
 
@@ -730,10 +730,10 @@ def test_an_attempt_without_a_node_is_not_judged_by_nodes_but_has_its_time() -> 
     roaming = build(attempts=(unpinned(),))
     assert only(pends(roaming, ELSEWHERE, 600)) == Explain(build="b", waiting=ELSEWHERE.message)
     stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE)
-    said = f"No node came to run it. {ELSEWHERE.message}"
+    said = f"No node became available. {ELSEWHERE.message}"
     assert only(pends(roaming, ELSEWHERE, 601)) == replace(stop, message=said)
     assert only(pends(roaming, None, 601, waiting="Booting.")) == replace(
-        stop, message="No node came to run it. Booting."
+        stop, message="No node became available. Booting."
     )
     assert only(pends(roaming, NOWHERE)) == replace(stop, message=NOWHERE.message)
 
@@ -769,7 +769,7 @@ def test_a_start_that_was_written_too_late_gives_way() -> None:
     first, second = written("second", at=40), written("first", at=30)
     actions = decide(first, second, sightings=absent(first, second), limits=ONE)
     assert actions[0] == Start(build="second", attempt=1, node="n1")
-    assert uncounted(actions[1]) == "The node was taken meanwhile."
+    assert uncounted(actions[1]) == "Another build took the slot meanwhile."
     same = [written("b"), written("a")]
     actions = decide(*same, sightings=absent(*same), limits=ONE)
     assert started(actions) == ["a"]
@@ -780,7 +780,7 @@ def test_what_runs_has_its_slot_whenever_it_was_written(phase: Phase | None) -> 
     early, late = written("early", at=900), written("late", at=1)
     seen = [sees(late, phase)] if phase else []
     actions = decide(early, late, sightings=[*absent(early), *seen], limits=ONE)
-    assert uncounted(only(actions)) == "The node was taken meanwhile."
+    assert uncounted(only(actions)) == "Another build took the slot meanwhile."
     assert started(decide(early, late, sightings=[*absent(early), *seen])) == ["early"]
 
 
@@ -806,7 +806,7 @@ def test_one_without_a_node_gives_way_if_it_would_be_too_much_on_any() -> None:
     assert started(decide(roaming, other, sightings=[*absent(roaming), sees(other)])) == ["roaming"]
     second = build("second", attempts=(unpinned(written_at=ago(1)),))
     actions = decide(roaming, second, sightings=absent(roaming, second), limits=ONE)
-    assert (started(actions), uncounted(actions[1])) == (["roaming"], "The node was taken meanwhile.")
+    assert (started(actions), uncounted(actions[1])) == (["roaming"], "Another build took the slot meanwhile.")
     assert started(decide(roaming, second, sightings=absent(roaming, second))) == ["roaming", "second"]
 
 
@@ -815,9 +815,8 @@ def test_what_runs_without_a_record_has_its_slot() -> None:
     assert started(decide(build(), sightings=[orphan], limits=ONE)) == []
     assert started(decide(build(), sightings=[orphan], limits=ONE, nodes=[node("n1"), node("n2")])) == ["b"]
     late = written("late")
-    assert (
-        uncounted(only(decide(late, sightings=[*absent(late), orphan], limits=ONE))) == "The node was taken meanwhile."
-    )
+    ended = only(decide(late, sightings=[*absent(late), orphan], limits=ONE))
+    assert uncounted(ended) == "Another build took the slot meanwhile."
     assert started(decide(build(), sightings=[orphan])) == ["b"]
     assert started(decide(build(), sightings=[replace(orphan, phase=Phase.PENDING)], limits=ONE)) == []
     for phase in (Phase.ENDED, Phase.LOST, Phase.ABSENT):
@@ -839,7 +838,7 @@ def test_the_registry_is_asked_about_a_lost_result() -> None:
     pushed_ = only(decide(live, sightings=[lost], inspections={("b", 1): Inspection(image=IMAGE)}))
     success = AttemptOutcome(state=State.SUCCEEDED, image=IMAGE)
     assert pushed_ == Report(build="b", word=Word.SUCCEEDED, attempt=1, outcome=success, at=ago(1))
-    for waiting, message in [(None, "The builder ended without saying how."), ("Exit 137.", "Exit 137.")]:
+    for waiting, message in [(None, "The builder ended without a result."), ("Exit 137.", "Exit 137.")]:
         seen = replace(lost, waiting=waiting, log_tail="Fetching.")
         report = only(decide(live, sightings=[seen], inspections={("b", 1): Inspection(image=None)}))
         assert isinstance(report, Report)
@@ -943,7 +942,7 @@ def test_the_backstop_behind_the_builders_own_limit() -> None:
     assert decide(live, sightings=[sees(live)], limits=limits) == [], "whatever the time of day says"
     never_ran = build(attempts=(attempt(),))
     assert after(180, never_ran, Phase.PENDING) == []
-    given_up = replace(stop, reason=Reason.INFRASTRUCTURE, message="It did not come to run.")
+    given_up = replace(stop, reason=Reason.INFRASTRUCTURE, message="The attempt did not start.")
     assert only(after(181, never_ran, Phase.PENDING)) == given_up
     for phase in (Phase.ENDED, Phase.ABSENT):
         stopped = running(attempts=(attempt(1, started_at=ago(181), stopping=Reason.TIMEOUT),))
@@ -1064,7 +1063,7 @@ def test_running_builds_only_where_that_is_wanted() -> None:
     assert (report.word, report.outcome.reason, report.outcome.message) == (
         Word.CANCELLED,
         Reason.SUPERSEDED,
-        "A newer push to the same ref took its place.",
+        "A newer push to the same ref superseded it.",
     )
 
 
@@ -1211,7 +1210,7 @@ def test_a_start_that_was_written_too_late_gives_way_to_one_in_flight(seconds: i
     late = build("late", attempts=(attempt(written_at=ago(seconds), node=node_of_late),))
     start = Start(build="other", attempt=1, node="n1", opens=True)
     actions = decide(late, build("other", round=0), sightings=absent(late), limits=ONE, in_flight={"other": start})
-    assert uncounted(only(actions)) == "The node was taken meanwhile."
+    assert uncounted(only(actions)) == "Another build took the slot meanwhile."
 
 
 def test_a_start_without_a_node_that_is_in_flight_is_the_only_one() -> None:
@@ -1227,7 +1226,7 @@ def test_nothing_is_sent_to_a_node_from_which_an_attempt_is_just_taken_back() ->
     assert started(decide(stuck, build("b"))) == ["b"]
     (told,) = decide(stuck, build("b"), in_flight={"stuck": stop})
     assert isinstance(told, Explain)
-    assert told.waiting == "Node n1 is left out: No room."
+    assert told.waiting == "Node n1 is quarantined: No room."
 
 
 # ---- Pull requests ------------------------------------------------------------------------------------------------

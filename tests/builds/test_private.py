@@ -48,7 +48,7 @@ def test_who_somebody_is(by: str | None, groups: list[str], words: set[str]) -> 
 
 @pytest.mark.parametrize("word", ["ada", "", "user:", "webhook", "group: staff", "role:admin"])
 def test_what_is_nobody_is_no_rule(word: str) -> None:
-    with pytest.raises(RuleError, match="is nobody"):
+    with pytest.raises(RuleError, match="is not a user"):
         private(course=[word])
 
 

@@ -228,7 +228,7 @@ def test_what_others_say_of_an_image_does_not_count() -> None:
     ("statement", "words"),
     [
         (made(digest="sha256:" + "2" * 64), f"is about another image (sha256:{'2' * 64})"),
-        (made(commit="d" * 40), f"The image's commit is {'d' * 40}, and not {COMMIT}."),
+        (made(commit="d" * 40), f"The image's commit is {'d' * 40}, not {COMMIT}."),
     ],
 )
 @pytest.mark.parametrize("by", [None, OURS])
@@ -239,8 +239,8 @@ def test_one_that_says_something_else_is_refused(statement: Statement, words: st
 def test_another_repository_or_builder_is_refused_by_name() -> None:
     other = msgspec.structs.replace(EXPECTED, repository="https://github.com/a/b", builder="https://other.example/")
     words = refusal(plain(made()), expected=other)
-    assert f"The image's repository is {REPOSITORY}, and not https://github.com/a/b." in words
-    assert "The image's builder is https://kiln.example/, and not https://other.example/." in words
+    assert f"The image's repository is {REPOSITORY}, not https://github.com/a/b." in words
+    assert "The image's builder is https://kiln.example/, not https://other.example/." in words
 
 
 def test_one_that_contradicts_itself_is_refused() -> None:
@@ -262,7 +262,7 @@ def test_with_a_key_only_what_it_has_signed_counts_and_all_of_that_must_hold() -
 
 def test_unsigned_and_signed_by_another_are_told_apart() -> None:
     assert "not signed" in refusal(plain(made()), by=OURS)
-    assert "not of this key" in refusal(signed(made(), by=THEIRS), by=OURS)
+    assert "does not match this key" in refusal(signed(made(), by=THEIRS), by=OURS)
     bare = json.loads(signed(made())[1])
     bare["signatures"] = []
     assert "not signed" in refusal((ENVELOPE, json.dumps(bare).encode()), by=OURS)
@@ -366,12 +366,12 @@ P256 = ec.generate_private_key(ec.SECP256R1())
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "must be a private key in PEM form"),
+        (b"", "Not a private key in PEM form"),
         (b"-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n", "is encrypted"),
         (pem(P256, BestAvailableEncryption(b"secret")), "is encrypted"),
         (pem(ec.generate_private_key(ec.SECP384R1())), "ECDSA key over P-256"),
         (pem(rsa.generate_private_key(65537, 2048)), "ECDSA key over P-256"),
-        (P256.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), "must be a private key"),
+        (P256.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), "Not a private key"),
     ],
 )
 def test_a_key_that_cannot_sign_is_refused_with_the_cure(content: bytes, words: str) -> None:
@@ -390,7 +390,7 @@ def test_keys_are_read_in_both_forms_that_openssl_writes(form: PrivateFormat) ->
 
 @pytest.mark.parametrize("content", [b"", b"ssh-ed25519 AAAA", pem(P256)])
 def test_a_key_that_cannot_verify_is_refused(content: bytes) -> None:
-    with pytest.raises(ProvenanceError, match="public key in PEM form"):
+    with pytest.raises(ProvenanceError, match="Not a public key"):
         PublicKey.read(content)
 
 

@@ -262,7 +262,7 @@ class TestCredentials:
     def test_a_fork_of_a_repository_that_private_names_is_refused(self) -> None:
         intake = self.intake(PrivateRule(match=f"{REPOSITORY}"))
         assert self.ask(intake, self.want(fork=False))
-        with pytest.raises(Forbidden, match="fork"):
+        with pytest.raises(Forbidden, match="Forks"):
             self.ask(intake, self.want(fork=True))
 
     def test_a_fork_must_be_let_in_by_the_host_itself(self) -> None:

@@ -282,7 +282,7 @@ def test_what_only_the_request_can_tell_is_not_taken_from_the_event() -> None:
 )
 def test_a_missing_value_is_named(name: str) -> None:
     rules = triggers(f'[{{name: a, build: {{repository: "https://git.example/{{{name}}}"}}}}]')
-    sentence = f"The trigger's template needs {{{name}}}, and this event does not have it."
+    sentence = f"The event has no value for {{{name}}}, which the trigger's template needs."
     with pytest.raises(CannotBuild, match=f"^{re.escape(sentence)}$") as caught:
         requested_builds(rules, event(COURSE))
     assert caught.value.status == 422
@@ -328,7 +328,7 @@ def test_what_is_no_template(text: str) -> None:
 
 
 NO_VALUE = (
-    "names no value: there are {data.…}, {extensions.…}, the event's attributes, "
+    "names no value: the values are {data.…}, {extensions.…}, the event's attributes, "
     "and {commit}, {ref}, {ref_name}, {repository}, {slug}."
 )
 
@@ -373,7 +373,7 @@ def test_a_value_goes_in_as_it_is(text: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        ([{"name": "a"}, {"name": "a"}], "two triggers called 'a'"),
+        ([{"name": "a"}, {"name": "a"}], "Two triggers have the name 'a'"),
         ([{"name": "a", "filters": [{"exact": {"type": "x"}}, {"sql": "true"}]}], r"Trigger 'a', filters\[1\]"),
     ],
 )
@@ -439,7 +439,7 @@ def test_a_request_of_another_shape(data: object) -> None:
         requested_builds((), event(data, type="dev.kiln.build.requested.v1"))
     assert caught.value.status == 400
     said, _, what = str(caught.value).partition(": ")
-    assert said == "This is no request for a build"
+    assert said == "Invalid request for a build"
     assert re.fullmatch(r"(Expected|Object) .+\.", what)
     assert len(what) <= 201, "a sentence, whatever was sent"
 

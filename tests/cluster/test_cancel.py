@@ -145,7 +145,7 @@ def test_a_queued_build_of_an_older_push(narrow: Release) -> None:
         old = narrow.commit("ada/queued", {"Dockerfile": SMALL})
         new = narrow.commit("ada/queued", {"Dockerfile": SMALL})
         first, second = pushed(narrow, "ada/queued", old), pushed(narrow, "ada/queued", new, before=old)
-        build = ends(narrow, first, "superseded", "A newer push to the same ref took its place.")
+        build = ends(narrow, first, "superseded", "A newer push to the same ref superseded it.")
         assert build["attempts"] == []
     assert narrow.ended(second)["state"] == "succeeded"
 
@@ -156,7 +156,7 @@ def test_a_running_build_of_an_older_push(narrow: Release) -> None:
     narrow.step_runs(first, seconds)
     new = narrow.commit("ada/running", {"Dockerfile": SMALL})
     second = pushed(narrow, "ada/running", new, before=old)
-    build = ends(narrow, first, "superseded", "A newer push to the same ref took its place.")
+    build = ends(narrow, first, "superseded", "A newer push to the same ref superseded it.")
     assert [attempt["state"] for attempt in build["attempts"]] == ["cancelled"]
     until(lambda: not sleepers(seconds))
     assert narrow.ended(second)["state"] == "succeeded"

@@ -289,7 +289,7 @@ def test_a_record_is_deleted(hurried: Release) -> None:
 
 def test_a_build_that_takes_too_long(hurried: Release, slow: tuple[str, str]) -> None:
     name, seconds = slow
-    sentence = f"The build took longer than the {TIMEOUT} s that it may take."
+    sentence = f"The build exceeded its time limit of {TIMEOUT} s."
     fails(hurried, name, "timeout", sentence, "sleep", seconds=TIMEOUT + KNOWABLE)
     (pod,) = hurried.pods(name)
     assert ended(pod)["exitCode"] == 75
@@ -298,7 +298,7 @@ def test_a_build_that_takes_too_long(hurried: Release, slow: tuple[str, str]) ->
 
 
 def test_a_builder_that_does_not_end(hurried: Release, stuck: str) -> None:
-    sentence = "The build took longer than it may."
+    sentence = "The build exceeded its time limit."
     fails(hurried, stuck, "timeout", sentence, "sleep", seconds=TIMEOUT + BACKSTOP + GRACE + KNOWABLE)
     (pod,) = hurried.pods(stuck)
     assert pod["spec"]["activeDeadlineSeconds"] <= TIMEOUT + BACKSTOP

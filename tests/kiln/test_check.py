@@ -44,8 +44,8 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "no branches": ("{push: {branches: []}}", ("push.branches", "empty")),
     "no tags": ("{push: {branches: [main], tags: []}}", ("push.tags", "empty")),
     "no paths": ("{push: {paths: []}}", ("push.paths", "empty")),
-    "all taken away": ("{push: {branches: [main, '!**']}}", ("push.branches", "taken away")),
-    "all taken away by a like": ("{push: {tags: ['v*', '!v*']}}", ("push.tags", "taken away")),
+    "all taken away": ("{push: {branches: [main, '!**']}}", ("push.branches", "exclude")),
+    "all taken away by a like": ("{push: {tags: ['v*', '!v*']}}", ("push.tags", "exclude")),
     "paths of tags": ("{push: {tags: ['v*'], paths: ['a/**']}}", ("push.paths", "branches")),
     "no list": ("{push: {branches: main}}", ("push.branches", "[main]")),
     "a number": ("{push: {branches: [1.10]}}", ("push.branches[0]", "'1.10'")),
@@ -72,7 +72,7 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "no branches of pull requests": ("{pull_requests: {branches: []}}", ("pull_requests.branches", "empty")),
     "paths of pull requests": ("{pull_requests: {paths: [binder/]}}", ("pull_requests.paths[0]", "write 'binder/**'")),
-    "no labels": ("{pull_requests: {labels: []}}", ("pull_requests.labels", "at least one")),
+    "no labels": ("{pull_requests: {labels: []}}", ("pull_requests.labels", "the list is empty")),
     "a label as text": ("{pull_requests: {labels: preview}}", ("pull_requests.labels", "[preview]")),
     "from somewhere": ("{pull_requests: {from: forks}}", ("pull_requests.from", "same-repository, anyone")),
     "pull requests without a value": ("{pull_requests: }", ("pull_requests", "is empty")),
@@ -157,7 +157,7 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a branch as subject": ("{push: {}, filters: [{exact: {subject: main}}]}", ("filters", "refs/heads/main")),
     "a subject that push leaves out": (
         "{push: {branches: [dev]}, filters: [{exact: {subject: refs/heads/main}}]}",
-        ("filters", "push does not choose"),
+        ("filters", "which push excludes"),
     ),
     "a source to clone from": (
         "{filters: [{exact: {source: 'https://github.com/a/b.git'}}]}",
@@ -176,12 +176,12 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a whole data": ("{when: [{exists: data}]}", ("when[0].exists", "data.action")),
     "a condition's dialect": ("{when: [{exist: data.a}]}", ("when[0].exist", "did you mean exists")),
     # Templates
-    "nothing to build": ("{filters: [{exact: {type: org.example.course}}]}", ("build.repository", "must be given")),
+    "nothing to build": ("{filters: [{exact: {type: org.example.course}}]}", ("build.repository", "required")),
     "Actions' form": ("{build: {tags: ['${{ github.ref_name }}']}}", ("build.tags[0]", "did you mean {ref_name}")),
     "another's name": ("{build: {tags: ['{branch}']}}", ("build.tags[0]", "did you mean {ref_name}")),
     "a commit's other name": ("{build: {image: 'registry.example/org/x-{sha}'}}", ("build.image", "{commit}")),
     "a misspelt name": ("{build: {tags: ['{ref-name}']}}", ("build.tags[0]", "did you mean {ref_name}")),
-    "no such name": ("{build: {subdir: '{course}'}}", ("build.subdir", "there are {data.…}")),
+    "no such name": ("{build: {subdir: '{course}'}}", ("build.subdir", "the values are {data.…}")),
     "an extension of no push": ("{build: {subdir: '{extensions.course}'}}", ("build.subdir", "course")),
     "all data": ("{build: {subdir: '{data}'}}", ("build.subdir",)),
     "a slug too early": ("{build: {repository: 'https://github.com/a/{slug}'}}", ("build.repository", "{slug}")),
@@ -221,7 +221,7 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a number as commit": ("{build: {commit: 1234567}}", ("build.commit", "'1234567'")),
     "a ref that is another commit": (
         f"{{build: {{ref: {'a' * 40}, commit: {'b' * 40}}}}}",
-        ("build.commit", "another"),
+        ("build.commit", "different"),
     ),
     "an absolute subdir": ("{build: {subdir: /binder}}", ("build.subdir", "Write 'binder'")),
     "a subdir outside": ("{build: {subdir: '../{data.a}'}}", ("build.subdir", "'..'")),
@@ -241,7 +241,7 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "an image with a value and a tag": ("{build: {image: 'registry.example/org/a:{ref_name}'}}", ("build.image",)),
     "another's image": (
         "{build: {repository: 'https://github.com/a/b', image: 'registry.example/org/a-0123456789'}}",
-        ("build.image", "no other's"),
+        ("build.image", "own image"),
     ),
     "an empty tag": ("{build: {tags: ['']}}", ("build.tags", "empty")),
     "a commit's tag": (f"{{build: {{tags: [{'a' * 40}]}}}}", ("build.tags", "commit")),
@@ -255,7 +255,7 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a misspelt section": ("trigger: []", ("trigger", "did you mean triggers")),
     "the section `on`": ("on: {push: {}}", ("write it in quotes",)),
-    "two triggers of a name": ("triggers: [{name: a}, {name: a}]", ("two triggers called 'a'",)),
+    "two triggers of a name": ("triggers: [{name: a}, {name: a}]", ("Two triggers have the name 'a'",)),
     "all problems": (
         "triggers: [{name: a, push: {branches: ['']}}, {name: b, build: {tags: ['{x}']}}]",
         ("Trigger 'a', push.branches[0]", "Trigger 'b', build.tags[0]"),
@@ -336,7 +336,7 @@ FILES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a poll too long": ("repositories: [{url: 'https://a.example/b', poll: 4000d}]", ("repositories[0].poll", "3650d")),
     "private for a pattern": (
         "private: [{match: 'https://github.com/a/*', use_by: ['user:*']}]\nprivate_image_prefix: a.example/private/",
-        ("private[0]", "whole names"),
+        ("private[0]", "complete names"),
     ),
     "private for nobody": (
         "private: [{match: 'https://github.com/a/*', use_by: []}]\nprivate_image_prefix: registry.example/private/",
@@ -599,7 +599,7 @@ def test_images_that_the_file_allows(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, "cannot be read (No such file or directory)"),
-        ("", "must be a private key in PEM form"),
+        ("", "Not a private key in PEM form"),
         ("-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n", "is encrypted"),
     ],
 )

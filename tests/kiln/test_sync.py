@@ -138,7 +138,7 @@ def test_the_controller_that_leads_looks_by_itself(kiln: Installation) -> None:
     (build,) = kiln.builds(web)
     until(lambda: b'kiln_sync_looks_total{outcome="failed"} 1.0' in get(f"{first.ops}/metrics")[1])
     assert b"kiln_sync_asked_total 1.0" in get(f"{first.ops}/metrics")[1]
-    assert [line["build"] for line in first.lines if "no webhook" in line["message"]] == [build["name"]]
+    assert [line["build"] for line in first.lines if "without a webhook" in line["message"]] == [build["name"]]
     looked = len(kiln.host.requests)
     second = kiln.start("controller")
     until(lambda: any("Another controller" in line["message"] for line in second.lines))

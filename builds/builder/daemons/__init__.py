@@ -1,4 +1,4 @@
-"""The daemon that builds: what the builder asks of it, whichever kind it is.
+"""The building daemon: the interface that the builder uses, for every kind of daemon.
 
 Each kind has one module. It defines the client's commands, the parser of the client's output (`ProgressParser`), the
 meaning of its messages (`builds.builder.outcome.Idiom`), and the check that the daemon stayed up (`DaemonWatch`).
@@ -21,7 +21,7 @@ from builds.clients import docker_config
 from builds.clients.docker_config import NO_LOGIN
 
 PROBE_TIMEOUT = 60.0
-"""Seconds for a question that the daemon has to work for."""
+"""Seconds for a request that makes the daemon work."""
 
 
 class Findings(NamedTuple):
@@ -36,45 +36,45 @@ class Findings(NamedTuple):
 
 
 class ProgressParser(Protocol):
-    """Follows what a daemon's client reports of one build."""
+    """Parses the reports of a daemon's client about one build."""
 
     @property
     def pushing(self) -> bool:
-        """Whether the build is over and its image is being pushed."""
+        """Whether the build has ended and its image is being pushed."""
 
     def take(self, message: str) -> Iterator[str]:
-        """One message of the tool. Gives the lines that it is for the log."""
+        """Takes one message of the tool, and yields the lines for the log."""
 
     def findings(self) -> Findings: ...
 
 
 class DaemonWatch(Protocol):
-    """Lasts as long as one build, and notices if the daemon does not."""
+    """Lasts as long as one build, and detects a restart of the daemon."""
 
     def lost(self) -> bool:
-        """Whether the daemon is another one than before."""
+        """Whether the daemon was restarted or replaced."""
 
     def over(self) -> None:
-        """The build has ended well."""
+        """Notes that the build has succeeded."""
 
     def close(self) -> None:
-        """The build has ended, or its client has, or is about to: nothing of it goes on in the daemon from now on."""
+        """The build or its client has ended, or is about to: from now on, nothing of it may run in the daemon."""
 
 
 class Daemon(ABC):
-    """A daemon, reached with the credentials for registries that `variables` lead to.
+    """A daemon, with the credentials for registries that `variables` lead to.
 
-    `variables` are those that its client needs beside this process's own.
+    Its client needs `variables` in addition to this process's own.
     """
 
     program: str
     idiom: ClassVar[Idiom]
     pushes: ClassVar[bool]
-    """Whether a build pushes its image itself, under the image's own name."""
+    """Whether a build itself pushes its image, under the image's own name."""
     reuses: ClassVar[bool]
-    """Whether it finds layers in images of the registry."""
+    """Whether it reuses layers of images in the registry."""
     untagging: ClassVar[Sequence[str]]
-    """The command that takes names from images."""
+    """The command that removes names from images."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         self.variables = variables
@@ -84,7 +84,7 @@ class Daemon(ABC):
     def engine(self) -> str:
         """Python for repo2docker's configuration file: defines `Engine`, a repo2docker.engine.ContainerEngine.
 
-        It may use the names that `builds.builder.tool.command` writes before it.
+        It may use the variables that `builds.builder.tool.command` writes before it.
         """
 
     @abstractmethod
@@ -95,31 +95,31 @@ class Daemon(ABC):
 
     @abstractmethod
     def pushing(self, built: str, image: str) -> Sequence[Sequence[str]]:
-        """The commands that push an image of the daemon's as `image`. The last one says what it does."""
+        """The commands that push an image of the daemon as `image`. The last one reports its progress."""
 
     @abstractmethod
     def exit_of(self, folder: str) -> int | None:
-        """The exit status of the RUN instruction of a Dockerfile, done anew; `None` if something else failed."""
+        """The exit status of a Dockerfile's RUN instruction, without cache; `None` if something else failed."""
 
     def trouble(self) -> str | None:
-        """Why it does not answer; `None` if it does. Raises Failure if there is no client."""
+        """Why it does not answer; `None` if it does. Raises Failure without a client."""
         try:
             done = self.run("version", "--format", "{{.Server.Version}}", timeout=10)
         except FileNotFoundError:
-            raise Failure(INFRASTRUCTURE, f"There is no {self.program} command for the builder to use.") from None
+            raise Failure(INFRASTRUCTURE, f"The builder has no {self.program} command. Install it.") from None
         return None if done.returncode == 0 else done.stderr.decode(errors="replace").strip()[:300]
 
     def untag(self, *names: str, timeout: float = PROBE_TIMEOUT) -> None:
-        """Takes names from images, as far as they are there; what they were made of stays, for the next build.
+        """Removes existing names from images; the layers remain for the next build.
 
-        Once more where the client was killed: nobody else would take them away. Raises OSError.
+        Repeats the command if its client was killed, because no other process would do it. Raises OSError.
         """
         command = (*self.untagging, *names)
         if self.run(*command, timeout=timeout).returncode < 0:
             self.run(*command, timeout=timeout)
 
     def inspected(self, image: str) -> Mapping[str, Any] | None:
-        """What it says of an image that it has; `None` if it does not. Raises OSError."""
+        """Its description of an image; `None` if it does not have the image. Raises OSError."""
         done = self.run("image", "inspect", image)
         if done.returncode:
             return None
@@ -129,14 +129,14 @@ class Daemon(ABC):
     def run(
         self, *arguments: str, stdin: bytes = b"", timeout: float = PROBE_TIMEOUT
     ) -> subprocess.CompletedProcess[bytes]:
-        """Asks the daemon; one that does not answer within `timeout` seconds has failed. Raises OSError."""
+        """Runs a command of the client; one that takes more than `timeout` seconds has failed. Raises OSError."""
         command = [self.program, *arguments]
         try:
             return subprocess.run(
                 command, env=self.environment, input=stdin, capture_output=True, timeout=timeout, check=False
             )
         except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(command, 1, b"", b"It took the connection and said nothing.")
+            return subprocess.CompletedProcess(command, 1, b"", b"It accepted the connection and did not answer.")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -144,9 +144,9 @@ class Daemon(ABC):
 
 
 def connect(around: Surroundings, config: str | None, copy: Path) -> Daemon:
-    """The daemon of these surroundings, with the credentials in `config`, a docker `config.json` (`None`: the user's).
+    """The configured daemon, with the credentials in `config`, a docker `config.json` (`None`: the user's).
 
-    `copy` is a folder that may be made for a copy of them. Raises Unreachable for a file that cannot be read.
+    A copy of them may be made in the folder `copy`. Raises RegistryUnreachable for an unreadable file.
     """
     from builds.builder.daemons.docker import Docker  # noqa: PLC0415
     from builds.builder.daemons.podman import Podman  # noqa: PLC0415
@@ -156,9 +156,9 @@ def connect(around: Surroundings, config: str | None, copy: Path) -> Daemon:
 
 
 def credentials(config: str | None, copy: Path) -> Path:
-    """A folder with the `config.json` for a daemon's client: the user's, or a copy that the client may write beside.
+    """A folder with the `config.json` for a daemon's client: the user's, or a copy that the client may write to.
 
-    Raises Unreachable for a file that cannot be read.
+    Raises RegistryUnreachable for an unreadable file.
     """
     own = docker_config.folder()
     if not config:

@@ -1,7 +1,7 @@
-"""What BuildKit reports of a build, as `docker buildx build --progress=rawjson` prints it: one JSON object per report.
+"""BuildKit's reports about a build, as `docker buildx build --progress=rawjson` prints them: one JSON object each.
 
-In this form a step's output is data of its own, so no step can say what would pass for a report of BuildKit's. The log
-shows the reports as `--progress=plain` does.
+In this format a step's output is a separate field, so a step cannot imitate a report. The log shows the reports as
+`--progress=plain` does.
 
 Source: `SolveStatus` in BuildKit's `client/graph.go`.
 """
@@ -22,7 +22,7 @@ from builds.builder.pushing import Layers
 
 _LAYER = "pushing layer "
 _IMPORTS_CACHE = "importing cache manifest from "
-"""Such a vertex may fail, and the build goes on without those layers."""
+"""Such a vertex may fail, and the build continues without those layers."""
 _CANCELED = re.compile(r"(^|: )context canceled$", re.IGNORECASE)
 _EXIT = re.compile(
     r"(?:^process \".*\" did not complete successfully|^executor failed running \[.*\]): (.*)$", re.DOTALL
@@ -35,7 +35,7 @@ _FROM = re.compile(r"\[[^\]]*\] FROM ([^\s@]+)")
 
 
 class VertexReport(msgspec.Struct, frozen=True):
-    """A vertex of the build graph: a step, or something that BuildKit does beside them."""
+    """A vertex of the build graph: a step, or another task of BuildKit."""
 
     digest: str
     name: str = ""
@@ -52,7 +52,7 @@ class OutputReport(msgspec.Struct, frozen=True):
 
 
 class StatusReport(msgspec.Struct, frozen=True):
-    """A part of what a vertex does, as a layer that it pushes. `current` is in bytes."""
+    """A part of a vertex's work, such as a layer that it pushes. `current` is in bytes."""
 
     vertex: str
     id: str = ""
@@ -68,13 +68,13 @@ class SolveReport(msgspec.Struct, frozen=True):
 
 
 class Reports:
-    """Puts reports together from lines: buildx 0.13 indents them, so that each takes several."""
+    """Assembles reports from lines: buildx 0.13 indents them, so that each takes several lines."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
 
     def take(self, line: str) -> SolveReport | str | None:
-        """A report, or `line` itself if it is no part of one; `None` while a report is incomplete."""
+        """A report, or `line` itself if it belongs to no report; `None` while a report is incomplete."""
         text = line.rstrip("\r\n")
         if not self._lines and not text.startswith("{"):
             return text
@@ -94,7 +94,7 @@ def _decoded(text: str) -> SolveReport | str:
 
 
 class Vertex:
-    """What is known of one vertex so far. `number` is that of its lines in the log."""
+    """The state of one vertex. `number` is that of its lines in the log."""
 
     def __init__(self, number: int, name: str) -> None:
         self.number, self.name = number, name
@@ -108,17 +108,17 @@ class Vertex:
 
     @property
     def exit(self) -> str | None:
-        """How the command of a step ended, as in `exit code: 1`; `None` if no command failed."""
+        """The end of a step's command, such as `exit code: 1`; `None` if no command failed."""
         found = _EXIT.search(self.error)
         return found[1] if found else None
 
     @property
     def is_source(self) -> bool:
-        """Whether it fetches something: an image or its metadata, a URL, a Git repository."""
+        """Whether it fetches an image or its metadata, a URL, or a Git repository."""
         return _SOURCE.match(self.name) is not None
 
     def take(self, report: VertexReport) -> Iterator[str]:
-        """The lines of the log that the report adds."""
+        """The report's lines for the log."""
         if report.started and not self._started:
             self._started = report.started
             yield f"#{self.number} {self.name}"
@@ -167,7 +167,7 @@ class Graph:
         return iter(self._vertices.values())
 
     def take(self, report: SolveReport) -> Iterator[str]:
-        """The lines of the log that the report adds."""
+        """The report's lines for the log."""
         for vertex in report.vertexes or ():
             if vertex.started or vertex.digest in self._vertices:
                 yield from self._vertex(vertex.digest, vertex.name).take(vertex)
@@ -177,7 +177,7 @@ class Graph:
             yield from self._vertex(output.vertex).take_output(output)
 
     def failed(self, final: str) -> Vertex | None:
-        """The vertex that failed: the one whose error is in BuildKit's final error, not one that was only cancelled."""
+        """The vertex that failed: its error is in BuildKit's final error, and it was not merely cancelled."""
         real = (vertex for vertex in self if not vertex.name.startswith(_IMPORTS_CACHE))
         failed = [vertex for vertex in real if vertex.error and not _CANCELED.search(vertex.error)]
         named = [vertex for vertex in failed if vertex.error in final]
@@ -188,7 +188,7 @@ class Graph:
 
 
 class BuildKit:
-    """The dialect of `docker buildx build --progress=rawjson`."""
+    """The parser for `docker buildx build --progress=rawjson`."""
 
     def __init__(self) -> None:
         self.pushing = False
@@ -226,5 +226,5 @@ def _step(failed: Vertex | None) -> Step | None:
 
 
 def is_cancelled(final: str) -> bool:
-    """Whether the final error says that the client went away."""
+    """Whether the final error means that the client went away."""
     return _CANCELED.search(final) is not None

@@ -1,4 +1,4 @@
-"""Docker: `docker buildx build --push`, with the builder that is in the daemon."""
+"""Docker: `docker buildx build --push`, with the daemon's own builder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ c.DockerEngine.extra_buildx_build_args = [
     *("--cache-from=type=registry,ref=" + image for image in CACHE_FROM),
 ]
 """
-"""Cache mounts (`RUN --mount=type=cache`) get a namespace for each repository, or any repository could fill
+"""Cache mounts (`RUN --mount=type=cache`) have a namespace for each repository, so that no repository can fill
 another's.
 
-BuildKit's cache metadata are in the image itself (`inline`), and nowhere else:
+The image itself contains BuildKit's cache metadata (`inline`):
 https://docs.docker.com/build/cache/backends/inline/"""
 
 
@@ -36,7 +36,7 @@ class Docker(Daemon):
     idiom = DOCKER
     pushes = True
     reuses = True
-    untagging = ("image", "rm", "--force")  # with the last name goes the image, but not BuildKit's cache
+    untagging = ("image", "rm", "--force")  # removes the image with its last name, but not BuildKit's cache
 
     def __init__(self, around: Surroundings, config: str | None, copy: Path) -> None:
         address = {"DOCKER_HOST": around.docker_host} if around.docker_host else {}
@@ -62,7 +62,7 @@ class Docker(Daemon):
 
 
 class _Events:
-    """The daemon's events, a stream that ends with it."""
+    """The daemon's event stream, which ends with the daemon."""
 
     def __init__(self, daemon: Docker) -> None:
         self._daemon = daemon
@@ -75,7 +75,7 @@ class _Events:
             self._stream.wait(0.2)
         if self._stream.returncode is None:
             return False
-        return self._daemon.run("events", "--since", "1", "--until", "1").returncode == 0  # else it is not permitted
+        return self._daemon.run("events", "--since", "1", "--until", "1").returncode == 0  # else events are forbidden
 
     def over(self) -> None: ...
 

@@ -1,11 +1,11 @@
 """Podman: `podman build`, then `podman push`, through the socket of `podman system service`.
 
-Its client prints what steps print as it is, but keeps that apart from what the service says at the end: steps are heard
-on standard output only, the final error on standard error only.
+Its client prints the output of steps unchanged, but separates it from the service's final message: steps use standard
+output only, the final error standard error only.
 
-A service goes on with a step when its client goes away (https://github.com/containers/podman/issues/28502). So beside
-each build runs a guard, a container that the service itself starts: it sees the service's processes, and kills what is
-in the build's control group as soon as the builder lets go of its standard input, or has died.
+A service continues a step after its client has gone (https://github.com/containers/podman/issues/28502). So a guard
+runs beside each build: a container, started by the service itself, that sees the service's processes. It kills the
+processes in the build's control group as soon as the builder closes the guard's standard input, or dies.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def lines(command):
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, command)
 """
-"""`lines` gives each line with the stream that it came on. Buildah keeps what `RUN --mount=type=cache` fills in one
-folder for all builds, whatever namespace it is given, so a repository could fill another's."""
+"""`lines` yields each line with its stream. Buildah stores the content of `RUN --mount=type=cache` in one folder for
+all builds, regardless of the namespace, so a repository could fill another's."""
 
 _GUARD = """\
 echo ready
@@ -99,16 +99,16 @@ while [ $quiet -lt 30 ]; do
     sleep 0.1
 done
 """
-"""Ends when nothing has been in the control group for three seconds: a step may just have been about to start."""
+"""Ends after the control group has been empty for three seconds: a step may have been about to start."""
 
 _STEP = re.compile(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)", re.DOTALL)
 _FAILED = re.compile(r'building at STEP "(.*)": while running runtime: exit status (\d+)$', re.DOTALL)
 _NO_SPACE = re.compile(r'((?:(?!building at STEP ").)*no space left on device): building at STEP "', re.DOTALL)
-"""The service itself could not write. It says so before the step that it was at."""
+"""The service itself could not write. The message precedes the current step."""
 _READ = re.compile(r"building: no stages|no contents in |parsing main Dockerfile")
-"""The service has read the Dockerfile, and there is no first step."""
+"""The service has read the Dockerfile, but it has no first step."""
 _KILLED = "container exited on killed"
-"""What is printed where the step's first process was killed; its exit status is 1 then."""
+"""Output after the step's first process was killed; its exit status is 1 then."""
 _IMAGE = re.compile(
     r"^(?:creating build container: )?.*?(?:initializing source docker://|pinging container registry )(\S+)"
 )
@@ -119,7 +119,7 @@ class Podman(Daemon):
     idiom = PODMAN
     pushes = False
     reuses = False
-    untagging = ("untag",)  # to remove the image is to remove its steps, too
+    untagging = ("untag",)  # removing the image would remove its steps, too
 
     def __init__(self, around: Surroundings, config: str | None, copy: Path) -> None:
         super().__init__(_variables(around, config, copy))
@@ -147,11 +147,11 @@ class Podman(Daemon):
 
 
 class _Guard:
-    """Raises Failure where it cannot be started."""
+    """The container that ends a build's processes. Raises Failure if it cannot be started."""
 
     def __init__(self, daemon: Podman, group: str) -> None:
         options = ["--rm", "--interactive", "--sig-proxy=false", "--network=none", "--pid=host", "--privileged"]
-        pipe, lock = subprocess.PIPE, os.dup(0)  # its standard input is another one, and it holds the attempt's lock
+        pipe, lock = subprocess.PIPE, os.dup(0)  # its standard input is a pipe, so it inherits the attempt's lock apart
         self._client = subprocess.Popen(
             [daemon.program, "run", *options, "--rootfs", "/:O", "sh", "-c", _GUARD, "guard", group],
             stdin=pipe,
@@ -167,7 +167,7 @@ class _Guard:
             raise failure(Account(AttemptStage.READY, error=said.removeprefix("Error: "), idiom=PODMAN), Evidence())
 
     def over(self) -> None:
-        """Without a step to look for, it ends at once."""
+        """Ends it immediately, without a search for steps."""
         assert self._client.stdin  # noqa: S101 (it is a pipe)
         with suppress(OSError):
             self._client.stdin.write(b"done\n")
@@ -179,7 +179,7 @@ class _Guard:
         return self._client.returncode is not None
 
     def close(self) -> None:
-        """It looks for steps for some seconds more. Nobody waits for that."""
+        """Lets it search for steps for a few more seconds, in the background."""
         assert self._client.stdin  # noqa: S101 (it is a pipe)
         with suppress(OSError):
             self._client.stdin.close()
@@ -201,10 +201,10 @@ class _Line(msgspec.Struct, frozen=True):
 
 
 class Steps:
-    """The dialect of `podman build`, each line with the stream that it came on.
+    """The parser for `podman build`, each line with its stream.
 
-    Only what is said on standard error decides anything. What looks like a step's title on standard output may be
-    printed by the step before, and then serves as words to quote.
+    Only standard error counts as evidence. On standard output, a line that looks like a step's title may come from the
+    previous step, so it is used for quotation only.
     """
 
     pushing = False  # a build does not

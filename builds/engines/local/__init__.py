@@ -1,8 +1,8 @@
 """The engine of one machine: records in SQLite, attempts as processes beside its Docker daemon.
 
-Nothing here lives in memory that a restart would miss. Web and controller are separate processes that meet only in the
-file; an attempt is told from its folder, whoever started it. So either may be killed at any instant, and the next one
-looks at what is and goes on from there.
+All state that a restart needs is on disk. Web and controller are separate processes that share only the file, and any
+process can determine the state of an attempt from its folder. So each of them may be killed at any instant, and its
+successor observes the world and continues.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from eventing.pulse import Pulse
 __all__ = ["LocalEngine"]
 
 POLL_INTERVAL = 0.05
-"""Seconds between two looks of a controller that waits: a lock that is let go tells nobody."""
+"""Seconds between two checks by a waiting controller: the release of a lock raises no event."""
 
 
 class LocalEngine:
     """An `Engine` under one folder: `kiln.db` and `attempts/<build>-<number>/`.
 
-    `command` is the builder: it is given the paths of the spec and of the result. `environment` is where the few
-    variables that it inherits are taken from (`attempts.inherited`). `pulse` is that of the loop that observes.
+    `command` is the builder; its arguments are the paths of the spec and of the result. The few variables that it
+    inherits come from `environment` (`attempts.inherited`). `pulse` is that of the observing loop.
 
-    Raises Unavailable where the folder or the file cannot be used, EngineError where a newer Kiln has written them.
+    Raises Unavailable if the folder or the file cannot be used, EngineError if a newer Kiln has written them.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class LocalEngine:
         self._left: dict[str, tuple[Build, Attempt, bool]] = {}
 
     def close(self) -> None:
-        """Lets go of the file. Attempts go on."""
+        """Closes the file. Attempts continue."""
         self._changes.close()
         self._store.close()
 
@@ -147,18 +147,18 @@ class LocalEngine:
         self._attempts.stop(build, attempt)
 
     def forget(self, build: Build) -> None:
-        """Its folders first, and with no lock of the file: killed in between, it is done again at the next sweep."""
+        """Deletes the folders first, without locking the file. After a crash in between, the next sweep repeats it."""
         self._attempts.remove(build)
         self._store.forget(build)
 
     def keep_log(self, build: Build, attempt: int) -> None:
-        """It is a file already."""
+        """Nothing to do: the log is a file already."""
 
     def clear_attempts(self, build: Build) -> None:
         self._attempts.pack(build)
 
     def closed(self, before: datetime) -> Iterator[Build | None]:
-        """First the folders go whose record was deleted while no controller ran."""
+        """First deletes the folders whose record was deleted while no controller ran."""
         yield from self._attempts.sweep(self._store.has)
         yield from self._store.closed(before)
 
@@ -173,7 +173,7 @@ class LocalEngine:
         self._woken.set()
 
     def _sighting(self, build: Build, attempt: Attempt) -> Sighting:
-        """Raises Unavailable where its folder cannot be looked at."""
+        """Raises Unavailable if the folder cannot be read."""
         liveness = self._attempts.supervise(build, attempt)
         self._liveness[build.name, attempt.number] = (build, attempt, liveness)
         return self._attempts.sighting(build, attempt, liveness, self._node)
@@ -181,7 +181,7 @@ class LocalEngine:
     def _deleted(
         self, builds: Mapping[str, Build], unreadable: Mapping[str, str], in_flight: Collection[str]
     ) -> tuple[Build, ...]:
-        """Those that were open at the last look, and whose record has gone, or is another one of that name."""
+        """The builds that were open at the last observation and whose record is gone, or was replaced by a new one."""
         known = [one for name, one in self._open.items() if name not in unreadable]
         left = [one for one in known if not _same(builds.get(one.name), one)]
         later = {one.name: one for one in left if one.name in in_flight}
@@ -194,7 +194,7 @@ class LocalEngine:
         return gone
 
     def _left_over(self) -> Iterator[Sighting]:
-        """Attempts that are under way though their record has gone: told once to end, and deleted when they have."""
+        """Running attempts without a record: each is stopped once, and deleted after its end."""
         for uid, (build, attempt, told) in tuple(self._left.items()):
             with suppress(Unavailable):
                 if self._attempts.supervise(build, attempt) in (Liveness.NEVER, Liveness.OVER):
@@ -208,12 +208,12 @@ class LocalEngine:
             yield Sighting(build=name, attempt=attempt.number, phase=Phase.RUNNING, node=self._node)
 
     def _moved(self) -> bool:
-        """Whether an attempt is not any more as the last observation, or its start, left it."""
+        """Whether an attempt's liveness differs from the last observation, or from its start."""
         try:
-            seen = [*self._liveness.values()]  # a writer's thread may be adding to them
+            seen = [*self._liveness.values()]  # a writer's thread may be adding entries
             return any(self._attempts.liveness(build, attempt) is not liveness for build, attempt, liveness in seen)
         except Unavailable:
-            return False  # the next observation says it
+            return False  # the next observation reports it
 
 
 def _same(now: Build | None, before: Build) -> bool:

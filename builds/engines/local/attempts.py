@@ -1,17 +1,17 @@
-"""The attempts: each a process in a session of its own and a folder that tells all about it, whoever looks.
+"""The attempts: each is a process in its own session, with a folder that describes its state to any reader.
 
     attempts/<build>-<number>/
-        lock            locked by the builder and all it starts: held means that something of the attempt is alive
-        builder.lock    locked by the builder alone: free while `lock` is held means that it died without the rest
-        spec.json       what the builder is to do, and whose attempt this is
-        spawned, group  its session, as the one who started it and then the builder itself wrote it down
-        stopping        made when it was first told to stop
+        lock            locked by the builder and its children: held means that a process of the attempt is alive
+        builder.lock    locked by the builder alone: free while `lock` is held means that the builder crashed
+        spec.json       the builder's task, and the identity of the attempt
+        spawned, group  its session, as recorded by its starter and then by the builder itself
+        stopping        created when the attempt is first stopped
         log, errors     its standard output and error
-        log.gz          after a while, and then nothing else is left but `lock`
-        result.json     how it ended, by its own account
+        log.gz          the compressed log, later; then only `lock` is left beside it
+        result.json     the builder's own result
 
-Life is told by the locks, which the kernel lets go with the last process that holds them, and never by a process id:
-those are used again. What is in the folder is read with `lock` in hand, so nobody can start it meanwhile.
+Liveness is derived from the locks, which the kernel releases with the last process that holds them. Process ids are
+not used, because they are reused. The folder is read while holding `lock`, so the attempt cannot start meanwhile.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from eventing.tracing import Trace
 log = logging.getLogger(__name__)
 
 STOP_GRACE = timedelta(seconds=30)
-"""What a builder has after it was told to stop (it promises ten), before all of it is killed."""
+"""Time for a builder to end after SIGTERM (it promises ten seconds), before its session is killed."""
 
 KEPT_BACK = (
     "KILN_",
@@ -64,45 +64,45 @@ KEPT_BACK = (
     "TRACE",
 )
 PASSED_ON = ("KILN_FAULT", "DOCKER_CONFIG", "GIT_SSL_CAINFO")
-"""A builder has this process's environment, because docker's credential helpers look there for the clouds' accounts and
-for where their files are. By how they begin: what is only ours, what chooses another builder or daemon, what changes
-how Python and git run; and those of them that it gets all the same."""
+"""A builder has this process's environment, because docker's credential helpers find the clouds' accounts and their own
+files by it. Removed by prefix: Kiln's own variables, those that choose another builder or daemon, and those that change
+how Python and git run. `PASSED_ON` lists the exceptions."""
 
 _CODE = Path(builds.__file__).parents[1]
-"""Where `python -m builds.builder` finds the code that starts it, and not what lies in anybody's working directory."""
+"""The folder of the running code, so that `python -m builds.builder` does not import from the working directory."""
 
 LOCK, LOG, PACKED = "lock", "log", "log.gz"
 
 MAX_ATTEMPT = 10_000
-"""Numbers of attempts whose folders are looked for: no build has had more, and a record may say anything."""
+"""Highest attempt number whose folder is processed: no build has had more, and a record may contain any number."""
 
 _MAX_RESULT = 64 * 1024
-"""A builder writes 4096 bytes at most; whatever is longer has not been written by one."""
+"""Bytes: a builder writes at most 4096, so a longer file does not come from one."""
 
 
 def inherited(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables of ours that a builder gets."""
+    """The variables that a builder inherits."""
     return {name: value for name, value in environment.items() if name in PASSED_ON or not name.startswith(KEPT_BACK)}
 
 
 class Liveness(Enum):
-    """What the locks and the folder say of an attempt."""
+    """The liveness of an attempt, as derived from the locks and the folder."""
 
     NEVER = "its builder has never run"
-    STARTING = "alive, and its builder has not said so yet"
+    STARTING = "alive, and its builder has not recorded its session yet"
     RUNNING = "its builder is alive"
-    ORPHANED = "its builder is dead, and something it started is alive"
-    OVER = "nothing of it is alive any more"
+    ORPHANED = "its builder has crashed, and a child is alive"
+    OVER = "all of its processes have ended"
 
 
 class _Label(msgspec.Struct):
-    """The part of a Spec that says whose attempt it is."""
+    """The part of a Spec that identifies the attempt."""
 
     attempt_label: str
 
 
 class _Folder:
-    """One attempt's folder; `label` is what its spec must say for it to be this attempt's and not an older record's."""
+    """One attempt's folder. Its spec must contain `label`; otherwise it belongs to an older record's attempt."""
 
     def __init__(self, path: Path, label: str) -> None:
         self.path = path
@@ -113,7 +113,7 @@ class _Folder:
 
     @property
     def ours(self) -> bool:
-        """The spec is complete before anything is started with it."""
+        """Whether the folder belongs to this attempt. The spec is complete before a process is started with it."""
         try:
             found = msgspec.json.decode(self["spec.json"].read_bytes(), type=_Label)
         except (FileNotFoundError, *UNREADABLE):
@@ -122,12 +122,12 @@ class _Folder:
 
     @property
     def began(self) -> bool:
-        """Two witnesses, because each may be killed before it writes: a builder does nothing before `group`."""
+        """Two files, because each writer may be killed before it writes: a builder does nothing before `group`."""
         return self["spawned"].exists() or self["group"].exists()
 
     @property
     def session(self) -> int | None:
-        """The id of its session and first process group, if anybody has written it down."""
+        """The id of its session and first process group, if it was recorded."""
         for name in ("group", "spawned"):
             with suppress(FileNotFoundError, ValueError):
                 return int(self[name].read_bytes())
@@ -135,7 +135,7 @@ class _Folder:
 
     @property
     def result(self) -> Result | None:
-        """What the builder said at its end; `None` where it said nothing, or nothing that can be understood."""
+        """The builder's result; `None` if it is missing or invalid."""
         try:
             with self["result.json"].open("rb") as file:
                 result = msgspec.json.decode(file.read(_MAX_RESULT), type=Result)
@@ -144,25 +144,25 @@ class _Folder:
         return result if result.state.ended else None
 
     def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all."""
+        """Writes atomically."""
         draft = self[f".{name}"]
         draft.write_bytes(content)
         draft.replace(self[name])
 
     def clean(self) -> None:
-        """Takes out the working folder of a builder that was killed: it holds credentials."""
+        """Deletes the working folder of a killed builder, which contains credentials."""
         for path in self.path.glob("kiln-*"):
             remove(path)
 
     def clear(self) -> None:
-        """Takes out everything but the lock, which is in hand."""
+        """Deletes everything but the lock, which the caller holds."""
         for path in self.path.iterdir():
             if path.name != LOCK:
                 remove(path) if path.is_dir() else path.unlink()
 
 
 class Attempts:
-    """All attempts under `root`. `ended` is called, from another thread, when one that was started here ends."""
+    """All attempts under `root`. `ended` is called from another thread when an attempt that was started here ends."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class Attempts:
             return _liveness(self._folder(build, attempt))
 
     def supervise(self, build: Build, attempt: Attempt) -> Liveness:
-        """Looks, and ends what must not go on: what a dead builder has left, and one that does not stop when told to.
+        """Determines the liveness, and kills the children of a crashed builder and a builder that ignores its stop.
 
         Raises Unavailable.
         """
@@ -206,13 +206,13 @@ class Attempts:
             return liveness
 
     def sighting(self, build: Build, attempt: Attempt, liveness: Liveness, node: str) -> Sighting:
-        """What `liveness` means to the plan. Raises Unavailable."""
+        """Translates the liveness for the plan. Raises Unavailable."""
         seen = Sighting(build=build.name, attempt=attempt.number, phase=Phase.RUNNING, node=node)
         with _unavailable("looked at"):
             folder = self._folder(build, attempt)
             if liveness is Liveness.NEVER:
                 gone = attempt.started_at is not None
-                why = "What was known of the attempt has been deleted from this machine." if gone else None
+                why = "The attempt's folder has been deleted from this machine." if gone else None
                 return msgspec.structs.replace(seen, phase=Phase.LOST if gone else Phase.ABSENT, waiting=why)
             if liveness is Liveness.STARTING:
                 return msgspec.structs.replace(seen, phase=Phase.PENDING, waiting="Its builder is starting.")
@@ -222,13 +222,13 @@ class Attempts:
             result = folder.result
             if result is None:
                 log.warning(
-                    "No result; the builder's last words may be in %s", folder["errors"], extra={"build": build.name}
+                    "No result; the builder's last output may be in %s", folder["errors"], extra={"build": build.name}
                 )
             at = _written(folder["result.json"])
             return msgspec.structs.replace(seen, phase=Phase.ENDED, ended_at=at, result=result)
 
     def start(self, build: Build, attempt: Attempt) -> None:
-        """Starts it unless it was started before, by anyone. Raises Unavailable."""
+        """Starts the attempt unless it was started before, by any process. Raises Unavailable."""
         folder = self._folder(build, attempt)
         with _unavailable("started"):
             folder.path.mkdir(mode=0o700, exist_ok=True)
@@ -236,7 +236,7 @@ class Attempts:
                 if folder.ours and (lock is None or folder.began):
                     return
                 if lock is None:
-                    raise Unavailable(f"Something else is at work in {folder.path}.")
+                    raise Unavailable(f"Another process is using {folder.path}.")
                 folder.clear()
                 spec = spec_for(build, attempt, self._surroundings)
                 folder.write("spec.json", msgspec.json.encode(spec))
@@ -247,7 +247,7 @@ class Attempts:
                 folder.write("spawned", b"%d" % builder.pid)
 
     def stop(self, build: Build, attempt: Attempt) -> None:
-        """Tells all of it to end (SIGTERM), if it is alive. Raises Unavailable."""
+        """Sends SIGTERM to all processes of the attempt, if any are alive. Raises Unavailable."""
         folder = self._folder(build, attempt)
         with _unavailable("stopped"):
             if _liveness(folder) in (Liveness.NEVER, Liveness.OVER):
@@ -256,7 +256,7 @@ class Attempts:
                 folder["stopping"].touch(exist_ok=False)
             session = folder.session
             if session is None:
-                raise Unavailable("The attempt has only just been started, and has not said yet how to stop it.")
+                raise Unavailable("The attempt has only just started, and has not recorded its session yet.")
             with suppress(ProcessLookupError):
                 os.killpg(session, signal.SIGTERM)
 
@@ -271,7 +271,7 @@ class Attempts:
                 raise Refused(f"The attempt's folder cannot be deleted: {error}.") from error
 
     def pack(self, build: Build) -> None:
-        """Leaves nothing in the folders of all attempts so far but their logs, compressed. Raises Refused."""
+        """Reduces the folders of all attempts so far to their logs, compressed. Raises Refused."""
         for number in range(1, min(build.status.attempt, MAX_ATTEMPT) + 1):
             try:
                 _pack(self._root / f"{build.name}-{number}")
@@ -279,8 +279,7 @@ class Attempts:
                 raise Refused(f"The attempt's folder cannot be emptied: {error}.") from error
 
     def discard(self, build: Build) -> None:
-        """Deletes the folders of a record that has gone, of whose attempts nothing is alive any more: not those of
-        another record of that name."""
+        """Deletes the folders of a deleted record's ended attempts, but not those of a new record with that name."""
         for number in range(1, min(build.status.attempt, MAX_ATTEMPT) + 1):
             folder = _Folder(self._root / f"{build.name}-{number}", f"{build.uid}.{number}")
             with suppress(OSError):
@@ -289,7 +288,7 @@ class Attempts:
                     remove(folder.path)
 
     def log(self, name: str, number: int, after: int) -> Iterator[LogLine]:
-        """The lines after line `after`; the file is open only while they are being read. Raises Unavailable."""
+        """The lines after line `after`; the file is open only during the reading. Raises Unavailable."""
         if not re.fullmatch(r"[a-z0-9-]{1,63}", name):
             return
         folder = self._root / f"{name}-{number}"
@@ -297,7 +296,7 @@ class Attempts:
             yield from logfile.lines(file, number, after)
 
     def sweep(self, known: Callable[[str], bool]) -> Iterator[None]:
-        """Deletes the folders of builds that are not `known`, if nothing of the attempt is alive; one at a step."""
+        """Deletes the folders of builds that are not `known`, if no process of the attempt is alive; one per step."""
         for path in tuple(self._root.iterdir()):
             if known(path.name.rpartition("-")[0]):
                 continue
@@ -308,18 +307,18 @@ class Attempts:
             yield None
 
     def _clean(self, folder: _Folder, build: Build) -> None:
-        """What cannot be deleted holds up no end: it is tried again with the folder itself."""
+        """A failed deletion does not delay the end: it is retried with the folder itself."""
         self._pulse.beat(DELETING)
         try:
             folder.clean()
         except OSError as error:
-            log.warning("The builder's working folder is left: %s", error, extra={"build": build.name})
+            log.warning("The builder's working folder is not deleted: %s", error, extra={"build": build.name})
 
     def _folder(self, build: Build, attempt: Attempt) -> _Folder:
         return _Folder(self._root / f"{build.name}-{attempt.number}", f"{build.uid}.{attempt.number}")
 
     def _spawn(self, folder: _Folder, lock: int, trace: Trace | None) -> subprocess.Popen[bytes]:
-        """The child shares our lock and keeps it when our descriptor is closed: at no instant is it free."""
+        """The child inherits the lock and keeps it when this process closes its descriptor: it is never free."""
         with folder[LOG].open("ab") as output, folder["errors"].open("ab") as errors:
             return subprocess.Popen(
                 [*self._command, str(folder["spec.json"]), str(folder["result.json"])],
@@ -339,9 +338,9 @@ class Attempts:
 
 @contextmanager
 def _locked(path: Path, mode: int) -> Iterator[int | None]:
-    """The file's lock, exclusive or shared, as an open descriptor; `None` where another has it.
+    """The file's lock, exclusive or shared, as an open descriptor; `None` if another process holds it.
 
-    It is given up by closing alone: unlocking would take it from a child that shares it. Raises OSError.
+    It is released by closing alone: unlocking would also take it from a child that inherited it. Raises OSError.
     """
     flags = os.O_RDWR | os.O_CREAT if mode == fcntl.LOCK_EX else os.O_RDONLY
     descriptor = os.open(path, flags, 0o600)
@@ -357,7 +356,7 @@ def _locked(path: Path, mode: int) -> Iterator[int | None]:
 
 
 def _liveness(folder: _Folder) -> Liveness:
-    """Shared locks, so that those who look do not see each other."""
+    """Uses shared locks, so that observers do not block each other."""
     try:
         with _locked(folder[LOCK], fcntl.LOCK_SH) as lock:
             if not folder.ours:
@@ -366,7 +365,7 @@ def _liveness(folder: _Folder) -> Liveness:
                 return Liveness.OVER if folder.began else Liveness.NEVER
     except FileNotFoundError:
         return Liveness.NEVER
-    if not folder["group"].exists():  # only then has the builder taken its own lock, and will not meet ours there
+    if not folder["group"].exists():  # only after writing it, the builder holds its own lock and does not meet ours
         return Liveness.STARTING
     try:
         with _locked(folder["builder.lock"], fcntl.LOCK_SH) as lock:
@@ -376,7 +375,7 @@ def _liveness(folder: _Folder) -> Liveness:
 
 
 def _kill(session: int | None) -> None:
-    """Kills a whole session, whatever process groups are in it. What is forked meanwhile is met at the next look."""
+    """Kills a complete session with all its process groups. Processes forked meanwhile are killed in the next round."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and session is not None:
             with suppress(ProcessLookupError, PermissionError):
@@ -385,7 +384,7 @@ def _kill(session: int | None) -> None:
 
 
 def _written(path: Path) -> datetime | None:
-    """When the file was last written; `None` where there is none."""
+    """Time of the last write to the file; `None` if the file is missing."""
     try:
         return datetime.fromtimestamp(path.stat().st_mtime, UTC)
     except FileNotFoundError:
@@ -402,7 +401,7 @@ def _unavailable(done: str) -> Iterator[None]:
 
 
 def _pack(folder: Path) -> None:
-    """The lock stays, by which it is told that nothing of the attempt is alive. Raises OSError."""
+    """Keeps the lock file, which shows that the attempt has ended. Raises OSError."""
     plain, packed, begun = folder / LOG, folder / PACKED, folder / f"{PACKED}.new"
     if not folder.exists():
         return
@@ -423,7 +422,7 @@ def _pack(folder: Path) -> None:
 
 @contextmanager
 def _opened(folder: Path) -> Iterator[BinaryIO]:
-    """The log, unpacked if need be. Raises FileNotFoundError where there is none, OSError."""
+    """The log, decompressed if necessary. Raises FileNotFoundError without a log, OSError."""
     with ExitStack() as files:
         try:
             file: BinaryIO = files.enter_context((folder / LOG).open("rb"))

@@ -1,9 +1,9 @@
-"""Tells those who wait for a record that it has changed, whichever process changed it.
+"""Notifies waiting threads of changes to a record by any process.
 
-SQLite can say of a connection that others have written, at the price of a look at shared memory (`PRAGMA data_version`,
-https://www.sqlite.org/pragma.html#pragma_data_version), but it has to be asked. One thread asks for everybody who
-waits, and only while somebody does; it reads the revisions of the records that are waited for, and wakes those whose
-record it was: hundreds of viewers of a log cost what one costs, however much is written for others meanwhile.
+SQLite can tell whether another connection has written, at the cost of a read of shared memory (`PRAGMA data_version`,
+https://www.sqlite.org/pragma.html#pragma_data_version), but it has to be polled. One thread polls on behalf of all
+waiting threads, and only while there are any. It reads the revisions of the awaited records, and wakes those threads
+whose record has changed. So hundreds of viewers of a log cost as much as one, regardless of other writes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 
 POLL_INTERVAL = 0.05
-"""Seconds between two questions."""
+"""Seconds between two polls."""
 
 Mark = tuple[int, int]
-"""Which connection was asked, and what it answered; equal marks mean that nothing was written in between."""
+"""The connection that was polled, and its answer. Equal marks mean that nothing was written in between."""
 
 
 class _Watched:
-    """A record that is waited for. `revision` is `None` where it is not there, or cannot be read."""
+    """An awaited record. `revision` is `None` if the record is missing or cannot be read."""
 
     def __init__(self, lock: threading.Lock, revision: int | None) -> None:
         self.news = threading.Condition(lock)
@@ -29,12 +29,12 @@ class _Watched:
         self.waiting = 0
 
     def is_new(self, since: int) -> bool:
-        """For who knows `since`, which may be newer than what is known here."""
+        """Whether the record is newer than `since`, which may itself be newer than the revision known here."""
         return self.revision is None or self.revision > since
 
 
 class Changes:
-    """`connect` makes a connection of our own, so that the writes of all others are news to it."""
+    """`connect` makes a separate connection, which sees the writes of all others."""
 
     def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
         self._connect = connect
@@ -45,14 +45,14 @@ class Changes:
         self._watching = False
 
     def mark(self) -> Mark:
-        """To be taken before reading: another one later means that something was written after it."""
+        """A mark to take before reading: a different mark later means that something was written after it."""
         with self._lock:
             return self._ask()
 
     def wait(self, name: str, since: int, timeout: float) -> bool:
         """Whether a record is newer than `since`, or becomes so within `timeout` seconds.
 
-        One that is not there, or cannot be read, counts as newer: who reads it is told why.
+        A missing or unreadable record counts as newer: its reader gets the reason.
         """
         with self._lock:
             watched = self._watched.get(name)
@@ -92,7 +92,7 @@ class Changes:
                         watched.news.notify_all()
 
     def _ask(self) -> Mark:
-        """While the file cannot be read the mark stays the same: who waits must not spin."""
+        """While the file cannot be read the mark stays the same, so that waiting threads do not spin."""
         version = self._read("PRAGMA data_version")
         return (0, 0) if version is None else (self._connections, version)
 
@@ -100,7 +100,7 @@ class Changes:
         return self._read("SELECT revision FROM builds WHERE name = ?", name)
 
     def _read(self, query: str, *values: str) -> int | None:
-        """One number; `None` where there is none, or the file cannot be read."""
+        """One number; `None` if it is missing, or the file cannot be read."""
         try:
             if self._connection is None:
                 self._connection = self._connect()

@@ -1,4 +1,4 @@
-"""Whether the daemon answers, asked as cheaply as can be: `GET /_ping` on its socket.
+"""Whether the daemon answers, by the cheapest request: `GET /_ping` on its socket.
 
 https://docs.docker.com/reference/api/engine/version/v1.41/#tag/System/operation/SystemPing
 https://docs.podman.io/en/v5.4.2/_static/api.html#tag/system-(compat)/operation/SystemPing
@@ -21,7 +21,7 @@ TIMEOUT = 2.0
 MAX_INFO = 1 << 20
 """Bytes of what a daemon says of itself."""
 CACHE_TTL = 1.0
-"""Seconds for which an answer is believed."""
+"""Seconds for which an answer is cached."""
 
 
 class _Info(msgspec.Struct):
@@ -38,7 +38,7 @@ class DaemonProbe:
         self._trouble: str | None = None
 
     def trouble(self) -> str | None:
-        """Why it takes no builds, in a sentence; `None` if it does."""
+        """Why it accepts no builds, as a sentence; `None` if it does."""
         if time.monotonic() - self._asked_at > CACHE_TTL:
             self._trouble = self._ask()
             self._asked_at = time.monotonic()
@@ -67,13 +67,15 @@ class DaemonProbe:
                 connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
                 status = connection.recv(64).split(b" ")[1:2]
         except ValueError:
-            return f"The address {self._address} of the {self._name} is neither unix://<path> nor tcp://<host>:<port>."
+            return (
+                f"The address {self._address} of the {self._name} is invalid. Use unix://<path> or tcp://<host>:<port>."
+            )
         except OSError as error:
             return f"The {self._name} at {self._address} does not answer: {error.strerror or error}."
         return None if status == [b"200"] else f"The {self._name} at {self._address} answers, but is not ready."
 
     def _connected(self) -> socket.socket:
-        """Raises ValueError for an address of another form, OSError."""
+        """Raises ValueError for an invalid address, OSError."""
         scheme, _, where = self._address.partition("://")
         if scheme == "tcp":
             host, _, port = where.rstrip("/").rpartition(":")

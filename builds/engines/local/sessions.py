@@ -1,7 +1,7 @@
-"""The sessions of the pages that were signed out of, for every web on this machine: an empty file for each.
+"""The ended sessions of the pages, for all web processes on this machine: an empty file for each.
 
-Its name is a digest that opens nothing, its time when the session would have expired by itself. Whoever adds one takes
-away what has expired.
+The file's name is a digest, which cannot be used to sign in; its time is the session's expiry. Each new entry also
+deletes the expired ones.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The records: one SQLite file that web and controller, each with many threads, read and write at the same time.
 
-A record is stored whole, as JSON; the columns beside it are what lists and limits need of it, written with it in the
-same transaction. Writers queue by `BEGIN IMMEDIATE`, so what a transaction has read stays true until its end; readers
-never wait (WAL). A connection on which anything went wrong is closed, which undoes what it had begun.
+A record is stored whole, as JSON. The columns beside it serve lists and limits, and are written in the same
+transaction. Writers queue by `BEGIN IMMEDIATE`, so a transaction's reads stay valid until its end; readers never wait
+(WAL). A connection with an error is closed, which rolls its transaction back.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from builds.structs import make_ready
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT = 5.0
-"""Seconds to wait for another writer: Git hosts wait ten for their answer."""
+"""Seconds to wait for another writer: Git hosts wait ten for the response."""
 
 CONNECTIONS = 8
-"""So many at once: a crowd of readers waits for its turn, which is short, and leaves no crowd of open files. (SQLite
-keeps one open while any other connection has a lock on it.)"""
+"""Concurrent connections. Further readers wait for a short time instead of opening more files. (SQLite keeps a file
+open while any other connection has a lock on it.)"""
 
 SCHEMA = 1
-"""Of the file (its `user_version`); the records in it have a version of their own."""
+"""Version of the file (its `user_version`); the records in it have a version of their own."""
 
 _TABLES = (
-    # Revisions are never used twice, not even for a record that was deleted and made anew.
+    # Revisions are never reused, not even for a record that was deleted and created again.
     "CREATE TABLE clock (revision INTEGER NOT NULL) STRICT",
     "INSERT INTO clock VALUES (0)",
     """CREATE TABLE builds (
@@ -49,7 +49,7 @@ _TABLES = (
         record BLOB NOT NULL,       -- builds.build.Build as JSON
         revision INTEGER NOT NULL,
         open INTEGER NOT NULL,
-        state TEXT NOT NULL,        -- as everybody outside sees it
+        state TEXT NOT NULL,        -- as the API shows it
         repository TEXT NOT NULL,
         askers TEXT NOT NULL,       -- JSON list: the person of each ask that waits for an answer
         created INTEGER NOT NULL,   -- microseconds since 1970
@@ -79,13 +79,13 @@ _Row = tuple[str, bytes, int]
 
 
 class _Versioned(msgspec.Struct):
-    """All that may be assumed of a record before its version is known."""
+    """The only field that may be assumed before a record's version is known."""
 
     version: int
 
 
 class Store:
-    """The half of an engine that keeps records; see `builds.engines.Engine` for what each method promises."""
+    """The half of an engine that stores records; `builds.engines.Engine` documents the methods."""
 
     def __init__(self, path: Path, *, max_queued: int, max_queued_per_user: int, now: Callable[[], datetime]) -> None:
         self._path = path
@@ -94,7 +94,7 @@ class Store:
         self._now = now
         self._idle: list[sqlite3.Connection] = []
         self._room = threading.BoundedSemaphore(CONNECTIONS)
-        # Threads of one process queue here, without SQLite's sleeping and asking again.
+        # Threads of one process queue here, without SQLite's polling.
         self._writer = threading.Lock()
         self._reported: set[tuple[str, int]] = set()
         make_ready()
@@ -160,7 +160,7 @@ class Store:
             return self._put(connection, replace(stored, status=build.status, open=build.open))
 
     def open(self) -> tuple[Sequence[Build], dict[str, str]]:
-        """All that is not settled, oldest first; and, by name, why others cannot be read."""
+        """All open records, oldest first; and, by name, why others cannot be read."""
         with self._reading() as connection:
             query = "SELECT name, record, revision FROM builds WHERE open = 1 ORDER BY created, name"
             rows = connection.execute(query).fetchall()
@@ -174,12 +174,12 @@ class Store:
         return tuple(builds.values()), unreadable
 
     def has(self, name: str) -> bool:
-        """Whether there is a record of that name, readable or not."""
+        """Whether a record of that name exists, readable or not."""
         with self._reading() as connection:
             return connection.execute("SELECT 1 FROM builds WHERE name = ?", (name,)).fetchone() is not None
 
     def closed(self, before: datetime) -> Iterator[Build]:
-        """Reads some at a time and holds nothing between, so that each may be forgotten as it comes."""
+        """Reads in batches and holds nothing between them, so that each record may be forgotten as it comes."""
         place: tuple[int, str] = (-(2**63), "")
         query = """SELECT finished, name, record, revision FROM builds
             WHERE open = 0 AND (finished, name) > (?, ?) AND finished <= ? ORDER BY finished, name LIMIT 100"""
@@ -192,7 +192,7 @@ class Store:
             place = rows[-1][:2]
 
     def forget(self, build: Build) -> None:
-        """Deletes the record, unless it has changed: somebody wants it again."""
+        """Deletes the record unless it has changed, because then it was requested again."""
         with self._writing() as connection:
             same = (build.name, build.revision)
             connection.execute("DELETE FROM builds WHERE name = ? AND revision = ?", same)
@@ -200,7 +200,7 @@ class Store:
     # ---- Inside a transaction ---------------------------------------------------------------------------------------
 
     def _join(self, connection: sqlite3.Connection, submissions: Sequence[Submission]) -> Build:
-        """Written if it is news."""
+        """Writes the build if the submissions add something."""
         before = self._find(connection, submissions[0].name)
         after = joined(
             before, submissions, uid=lambda: str(uuid.uuid4()), now=self._now(), share=self._max_queued_per_user
@@ -214,13 +214,13 @@ class Store:
         return written
 
     def _check_queue(self, connection: sqlite3.Connection) -> None:
-        """Raises QueueFull if the build just written was one too many."""
+        """Raises QueueFull if the build just written exceeds the limit."""
         (queued,) = connection.execute("SELECT count(*) FROM builds WHERE state = 'queued'").fetchone()
         if queued > self._max_queued:
             raise queue_full(self._max_queued)
 
     def _check_shares(self, connection: sqlite3.Connection, persons: Iterable[str]) -> None:
-        """Raises QueueFull if one of them has asked once too often."""
+        """Raises QueueFull if one of them exceeds their share."""
         query = "SELECT count(*) FROM builds, json_each(askers) AS asker WHERE state = 'queued' AND asker.value = ?"
         for by in persons:
             (theirs,) = connection.execute(query, (by,)).fetchone()
@@ -239,7 +239,7 @@ class Store:
         return build
 
     def _put(self, connection: sqlite3.Connection, build: Build) -> Build:
-        """Writes a record, columns and all; returns it with its new revision."""
+        """Writes a record with its columns; returns it with its new revision."""
         (revision,) = connection.execute("UPDATE clock SET revision = revision + 1 RETURNING revision").fetchone()
         columns = {
             "name": build.name,
@@ -263,11 +263,11 @@ class Store:
     # ---- The file ---------------------------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        """Makes the tables. One process at a time: while the file turns to WAL, SQLite does not wait for anybody."""
+        """Creates the tables. One process at a time: SQLite does not wait while the file changes to WAL."""
         folder = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            with suppress(OSError):  # SQLite would let others read it, where the folder lets them in
+            with suppress(OSError):  # SQLite's own mode would be readable for others
                 os.close(os.open(self._path, os.O_CREAT | os.O_EXCL, 0o600))
             connection = self.connect()
             try:
@@ -275,8 +275,8 @@ class Store:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version > SCHEMA:
                     raise EngineError(
-                        f"{self._path} was written by a newer Kiln (schema {version}; this one knows {SCHEMA}): "
-                        "run that one, or give this one another KILN_STATE_DIR."
+                        f"{self._path} was written by a newer Kiln (schema {version}; this version supports {SCHEMA}). "
+                        "Upgrade Kiln, or set another KILN_STATE_DIR."
                     )
                 if version == 0:
                     connection.execute("BEGIN IMMEDIATE")
@@ -290,7 +290,7 @@ class Store:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection to oneself; outside a transaction each statement sees all that was committed before it."""
+        """An exclusive connection; outside a transaction each statement sees all earlier commits."""
         with self._room, self._translated():
             try:
                 connection = self._idle.pop()
@@ -298,7 +298,7 @@ class Store:
                 connection = self.connect()
             try:
                 yield connection
-            except EngineError:  # an answer: nothing is wrong with the connection
+            except EngineError:  # an answer: the connection itself works
                 connection.rollback()
                 self._idle.append(connection)
                 raise
@@ -309,9 +309,9 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction: committed at the end, undone by any exception."""
+        """A transaction: committed at the end, rolled back by any exception."""
         if not self._writer.acquire(timeout=BUSY_TIMEOUT):
-            raise Unavailable(f"{self._path.name} is kept locked by another thread: try again.")
+            raise Unavailable(f"{self._path.name} is locked by another thread. Try again.")
         try:
             with self._reading() as connection:
                 connection.execute("BEGIN IMMEDIATE")
@@ -329,23 +329,23 @@ class Store:
             raise Unavailable(f"The file of records, {self._path.name} in KILN_STATE_DIR, {trouble}.") from error
 
     def _readable(self, rows: Iterable[_Row]) -> Iterator[Build]:
-        """Leaves out what this Kiln cannot read, and says so once: a newer one may have written it, and may be back."""
+        """Skips records that this version cannot read, and logs that once: a newer version may have written them."""
         for row in rows:
             try:
                 yield _decoded(row)
             except Unavailable as error:
                 if (row[0], row[2]) not in self._reported:
                     self._reported.add((row[0], row[2]))
-                    log.warning("%s It is left alone.", error, extra={"build": row[0]})
+                    log.warning("%s It is left unchanged.", error, extra={"build": row[0]})
 
 
 def _decoded(row: _Row) -> Build:
-    """Raises Unavailable for a record of another version, or one that cannot be read at all."""
+    """Raises Unavailable for a record of another version, or an unreadable one."""
     name, record, revision = row
     try:
         version = msgspec.json.decode(record, type=_Versioned).version
         if version != VERSION:
-            raise Unavailable(f"The record of {name} has version {version}, and this Kiln knows only {VERSION}.")
+            raise Unavailable(f"The record of {name} has version {version}, but this Kiln supports only {VERSION}.")
         return replace(msgspec.json.decode(record, type=Build), name=name, revision=str(revision))
     except UNREADABLE as error:
         raise Unavailable(f"The record of {name} cannot be read: {error}.") from error

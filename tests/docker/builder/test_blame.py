@@ -324,7 +324,7 @@ def test_no_other_frontend_reads_a_dockerfile(
         (host.bare(path) / "info/attributes").write_text("Dockerfile !working-tree-encoding\n")
     attempt = builder.run(asked(host, path, commit(host.bare(path), folder), registry))
     assert f"frontend '{registry.host}/evil/frontend'" in theirs(attempt)
-    assert "only docker/dockerfile is used" in theirs(attempt)
+    assert "The only supported frontend" in theirs(attempt)
 
 
 def _with_mount(command: str) -> str:

@@ -97,7 +97,7 @@ THEIRS = {
     "a copy": ("FROM scratch\nCOPY missing /\n", "The Dockerfile cannot be built."),
     "an instruction": ("FROM scratch\nRUNN x\n", "The Dockerfile cannot be built."),
     "nothing": ("# nothing\n", "The Dockerfile cannot be built."),
-    "a base": ("FROM {registry}/no/such:1\n", "Something that the Dockerfile names is not there."),
+    "a base": ("FROM {registry}/no/such:1\n", "An image or file that the Dockerfile names does not exist."),
     "a cache mount": (f"{SCRATCH}RUN --mount=type=cache,target=/x true\n", "the Dockerfile asks for a cache mount"),
     "a cache mount on two lines": (f"{SCRATCH}RUN --mount=target=/x,type=ca\\\nche true\n", "asks for a cache mount"),
     "a lie on both streams": (

@@ -142,7 +142,7 @@ def test_what_a_dead_builder_left_is_ended(crashing: System, controllers: list[P
     os.kill(session, signal.SIGKILL)
     crashing.wait(name, lambda build: build["attempt"] == 2)
     assert not members(session)
-    assert "without saying how" in crashing.one(name)["attempts"][0]["message"]
+    assert "without a result" in crashing.one(name)["attempts"][0]["message"]
     build = crashing.ended(name)
     assert (build["state"], len(build["attempts"])) == ("succeeded", 2)
     until(lambda: not sleepers(seconds))

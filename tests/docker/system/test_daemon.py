@@ -67,7 +67,7 @@ def test_a_daemon_that_goes_away(system: System, daemon: Dockerd) -> None:
     assert (first["state"], first["reason"]) == ("failed", "infrastructure")
     assert "Docker daemon" in first["message"], first
     assert first["message"] in found["waiting"]
-    assert found["waiting"].startswith("Tried again after ")
+    assert found["waiting"].startswith("Retrying after ")
     log = system.get(f"api/v1/builds/{name}/log?attempt=1").text
     assert seconds in log
     system.wait(name, lambda build: build["waiting"].startswith("No node has a ready Docker daemon."))
