@@ -225,8 +225,8 @@ class _Through(Registry):
         super().__init__(*more, **named)
         self._host, self._front = host, front
 
-    def _base(self, host: str) -> str:
-        return f"http://{self._front}" if host == self._host else super()._base(host)
+    def _url(self, image: str, path: str) -> str:
+        return super()._url(image, path).replace(f"//{self._host}/", f"//{self._front}/", 1)
 
 
 def test_a_tag_that_was_set_since_the_look_keeps_an_image(shop: Shop, old: tuple[str, str]) -> None:
