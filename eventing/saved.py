@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlencode
 
 import msgspec
 
+from eventing import terminal
 from eventing.errors import DecodeError, SavedError
 from eventing.hosts import DIALECTS, word_of
 from eventing.hosts.payload import FORM
@@ -33,7 +34,6 @@ JSON = "application/json"
 _HEADERS = ("headers", "header", "request_headers", "requestheaders")
 _BODIES = ("payload", "body", "request_data", "request_body", "content", "data")
 _BEGINS_AS_JSON = re.compile(rb"\s*(?:\{|\[(?!\w+\]))")
-_COLOUR = re.compile(rb"\x1b\[[0-9;]*[mK]")
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _CONNECTION = re.compile(  # hop-by-hop headers and those of proxies, which do not apply to another connection
     r"host|content-length|transfer-encoding|connection|keep-alive|te|trailer|upgrade|expect|accept-encoding|cookie|origin"
@@ -76,7 +76,7 @@ def _utf8(content: bytes) -> bytes:
         text = content if encoding == "utf-8" else content.decode(encoding).encode()
     except UnicodeDecodeError:
         raise SavedError("The input has no Unicode encoding") from None
-    return _COLOUR.sub(b"", text) if text.lstrip().startswith(b"\x1b[") else text
+    return terminal.without_sequences(text) if text.lstrip().startswith(b"\x1b[") else text
 
 
 # JSON ----------------------------------------------------------------------------------------------------------------

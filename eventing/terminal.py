@@ -97,6 +97,11 @@ def plain(line: str) -> str:
     return _CONTROL.sub("", _SEQUENCE.sub("", line.rstrip("\r").rpartition("\r")[2]))
 
 
+def without_sequences(text: bytes) -> bytes:
+    """The text, of one line or many, without control sequences. Everything else stays."""
+    return _SEQUENCE.sub("", text.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+
+
 def styled(line: str) -> list[Run]:
     """The same text in runs of one style each."""
     if not _CONTROL.search(line):

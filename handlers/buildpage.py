@@ -138,7 +138,7 @@ def _reached(build: Mapping[str, Any], phase: str | None) -> int:
     if build["state"] == "running" and phase in PHASES:
         return PHASES.index(phase)
     done = [place for place, name in enumerate(PHASES) if build["durations"][name] is not None]
-    return max(done, default=0)
+    return max(done, default=PHASES.index(phase) if phase in PHASES else 0)
 
 
 def _log(build: Build, attempt: int | None) -> Iterable[LogLine]:

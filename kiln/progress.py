@@ -9,9 +9,8 @@ import re
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from eventing import terminal
 from kiln.client import Message
-
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[^\t -~\xa0-\U0010ffff]")
 
 
 class Progress:
@@ -117,4 +116,4 @@ class _Terminal:
 
 def printable(text: str) -> str:
     """The text without escape sequences and control characters."""
-    return _CONTROL.sub("", text)
+    return terminal.plain(re.sub(r"[\r\n]", "", text))

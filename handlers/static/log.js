@@ -34,6 +34,7 @@
     frame = 0;
     if (!begun) log.replaceChildren(); // the stream brings from the start what the page brought
     begun = true;
+    log.dataset.begun = "";
     const until = performance.now() + FRAME;
     while (waiting < lines.length && performance.now() < until) {
       for (let some = 0; some < 50 && waiting < lines.length; some++) place(lines[waiting++]);
@@ -291,6 +292,7 @@
       const ended = ENDED.includes(state);
       if (ended) {
         source.close();
+        log.dataset.begun = ""; // also where there are no lines
         following.textContent = follow.hidden ? "" : `The build has ended: ${state}.`;
         follow.hidden = true;
       } else if (follow.hidden) {

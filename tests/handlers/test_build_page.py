@@ -43,7 +43,7 @@ def test_a_running_build_is_at_the_step_that_its_log_is_about() -> None:
     durations = {"queued": 1.0, "fetch": None, "build": None, "push": None}
     build = {"state": "running", "started_at": "2026-01-01T00:00:00Z", "durations": durations}
     assert [step.state for step in steps(build, "build")] == ["done", "done", "current", ""]
-    assert [step.state for step in steps({**build, "state": "failed"}, "push")] == ["done", "failed", "", ""]
+    assert [step.state for step in steps({**build, "state": "failed"}, "build")] == ["done", "done", "failed", ""]
 
 
 def ended(**facts: Any) -> dict[str, Any]:

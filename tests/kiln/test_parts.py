@@ -86,7 +86,7 @@ def test_nothing_that_is_shown_steers_a_terminal(text: str) -> None:
 
 
 def test_colours_and_titles_are_taken_out_of_a_log() -> None:
-    assert printable("\x1b[31mred\x1b[0m\r\n\x07 done\x9b2J") == "red done2J"
+    assert printable("\x1b[31mred\x1b[0m\r\n\x07 done\x9b2J") == "red done"
 
 
 def test_without_a_terminal_progress_is_plain_lines() -> None:
