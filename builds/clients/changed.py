@@ -1,7 +1,7 @@
-"""Which paths a pull request changes, as its host's API lists them: no webhook does.
+"""The paths that a pull request changes, from its host's API: no webhook contains them.
 
-All or nothing: half a list would leave a request unbuilt that ought to be. A host that lists nothing has not compared
-the branches yet. Bitbucket Cloud answers with a redirect, and is not asked.
+The list is complete or missing, because half a list could leave a request unbuilt. An empty list means that the host
+has not compared the branches yet. Bitbucket Cloud answers with a redirect, and is not queried.
 
 https://docs.github.com/en/rest/pulls/pulls#list-pull-requests-files,
 https://docs.gitlab.com/api/merge_requests/#list-merge-request-diffs, Gitea's and Forgejo's `/api/swagger`

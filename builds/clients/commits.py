@@ -1,4 +1,4 @@
-"""Which commit an abbreviation stands for, as a host's API says it: Git itself looks up refs only.
+"""Looks up an abbreviated commit by a host's API, because Git itself looks up refs only.
 
 https://docs.github.com/en/rest/commits/commits, https://docs.gitlab.com/api/commits/, Gitea's and Forgejo's
 `/api/swagger` (`repoGetSingleCommit`), https://developer.atlassian.com/cloud/bitbucket/rest/api-group-commits/
@@ -24,9 +24,9 @@ class _Commit(msgspec.Struct):
 
 
 def whole_commit(api: HostApi, repository: Repository, digits: str, token: str | None, deadline: float) -> str | None:
-    """The one commit of the repository that begins with `digits` (lower case); `None` where there is not one.
+    """The one commit of the repository that begins with `digits` (lower case); `None` if there is not exactly one.
 
-    Raises UnclearError where the host has no such API, or says neither. `deadline` is of `time.monotonic`.
+    Raises UnclearError if the host has no such API, or no clear answer. `deadline` is of `time.monotonic`.
     """
     url = _url(repository, digits)
     if url is None:

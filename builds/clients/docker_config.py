@@ -1,7 +1,7 @@
-"""A docker `config.json`, read as the docker command reads it, and the credentials that it leads to.
+"""Reads a docker `config.json` and its credentials as the docker command does.
 
-docker-py has a reader of its own (`docker.auth`). It is not used: it falls back to `auths` where a credential helper
-has nothing, fails on `null`, matches keys of Docker Hub that docker does not, and takes 0.2 s to import.
+docker-py's own reader (`docker.auth`) is not suitable. It falls back to `auths` if a credential helper has no entry,
+fails on `null`, and matches keys of Docker Hub that docker does not. It also takes 0.2 s to import.
 
 https://github.com/docker/cli/tree/v28.2.2/cli/config (configfile/file.go, credentials/file_store.go, native_store.go)
 https://github.com/docker/docker-credential-helpers
@@ -28,18 +28,18 @@ from builds.clients.errors import RegistryUnreachable
 DOCKER_HUB = "docker.io"
 DOCKER_HUB_KEY = "https://index.docker.io/v1/"
 NO_LOGIN = "/nonexistent/docker/config.json"
-"""A docker configuration without credentials. (None at all is the one of whoever runs this.)"""
+"""A docker configuration without credentials. (Without any path, the user's own is read.)"""
 TOKEN_USER = "<token>"  # noqa: S105 (what credential helpers say in place of a name)
 
 HELPER_TIMEOUT = 20.0
-"""Seconds that a credential helper may take: it may ask a cloud."""
+"""Seconds for a credential helper, which may query a cloud."""
 
 _NO_ENTRY = ("credentials not found in native keychain", "no credentials server URL", "no credentials username")
-"""What a helper prints where it has nothing; any other failure is one."""
+"""A helper's output if it has no entry; any other failure is an error."""
 
 
 class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
-    """Credentials for one registry. At most one of password, identity token and registry token is there."""
+    """Credentials for one registry. At most one of password, identity token and registry token is set."""
 
     username: str = ""
     password: str = ""
@@ -50,7 +50,7 @@ class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The part of a `config.json` that is about credentials. `path` is for messages."""
+    """The credentials part of a `config.json`. `path` is for messages."""
 
     path: Path
     auths: Mapping[str, RegistryLogin] = {}
@@ -88,7 +88,7 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def folder() -> Path:
-    """Where this user's docker client keeps its configuration."""
+    """The folder of this user's docker configuration."""
     return Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
 
 
@@ -142,7 +142,7 @@ def hostname(key: str) -> str:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The file as it is, but for what is `null`."""
+    """The content of the file without its `null` values."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -163,7 +163,7 @@ def _without_null(value: Any) -> Any:
 
 
 def _lowered(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Go's decoder does not mind the case of a field's name."""
+    """Go's decoder ignores the case of a field's name."""
     return {name.lower(): value for name, value in content.items()}
 
 

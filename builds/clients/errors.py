@@ -1,4 +1,4 @@
-"""What can go wrong with a registry, as one tree. The sentences name the registry, never a credential.
+"""The exceptions of registry clients. Messages name the registry, never a credential.
 
 RegistryError
  ├── Refused           it has understood, and will not do that
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 
 class RegistryError(Exception):
-    """Root of what is raised by the clients of registries."""
+    """Root of the exceptions of registry clients."""
 
 
 class RegistryRefused(RegistryError):

@@ -1,9 +1,8 @@
-"""GitHub's REST API, where Kiln has a token for the repository: what a ref points at, in a request that may be free.
+"""GitHub's REST API, used with a token: it resolves a ref in a request that may be free of charge.
 
-With a token GitHub counts requests by the hour, and none of those that it answers with 304, Not Modified. Without a
-token there are sixty requests an hour for everybody behind one address: then Git itself is asked, whom nobody counts.
-Git is asked as well wherever the API says anything but yes: what is wrong with a repository or a ref is told in one way
-only.
+With a token GitHub counts requests by the hour, except for those that it answers with 304, Not Modified. Without a
+token, all clients behind one address share sixty requests an hour, so Kiln asks Git itself, which has no such limit.
+Git is also asked whenever the API gives no positive answer. So errors about repositories and refs have one source.
 
 https://docs.github.com/en/rest/git/refs, https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api
 """
@@ -39,14 +38,13 @@ class _About(msgspec.Struct):
 
 
 class GitHubClient:
-    """Of github.com and of every configured host of that kind."""
+    """For github.com and every configured host of that kind."""
 
     def __init__(self, api: HostApi) -> None:
         self._api = api
 
     def default_branch(self, repository: Repository, token: str, deadline: float) -> str | None:
-        """The full name of the branch that HEAD is; `None` where the API does not say. `deadline` is of
-        `time.monotonic`."""
+        """The full name of HEAD's branch; `None` if the API does not say. `deadline` is of `time.monotonic`."""
         try:
             about = self._get(repository, "", token, deadline, _About)
         except UnclearError:
@@ -56,8 +54,8 @@ class GitHubClient:
     def commit(
         self, repository: Repository, refs: Sequence[str], token: str, deadline: float
     ) -> tuple[str, str] | None:
-        """The first of these full refs that is there, and the commit that it points at; `None` where the API does not
-        say, or where it is a tag with a message of its own."""
+        """The first of these full refs that exists, and its commit; `None` if the API does not say, or for an annotated
+        tag."""
         try:
             for ref in refs:
                 found = self._get(repository, f"/git/ref/{quote(ref.removeprefix('refs/'))}", token, deadline, _Ref)
@@ -69,7 +67,7 @@ class GitHubClient:
         return None
 
     def _get(self, repository: Repository, path: str, token: str, deadline: float, kind: type[T]) -> T | None:
-        """`None` for what is not there. Raises UnclearError for all that is neither that nor an answer."""
+        """`None` for a missing object. Raises UnclearError without a clear answer."""
         if repository.kind is not HostKind.GITHUB:
             raise UnclearError
         url = f"{api_of(repository)}/repos/{repository.path}{path}"
@@ -77,7 +75,7 @@ class GitHubClient:
 
 
 def api_of(repository: Repository) -> str:
-    """Where the API of the repository's host is, github.com or a GitHub Enterprise Server."""
+    """The API's address for the repository's host: github.com or a GitHub Enterprise Server."""
     if repository.host == "github.com":
         return "https://api.github.com"
     return f"{repository.url.removesuffix(repository.path).rstrip('/')}/api/v3"

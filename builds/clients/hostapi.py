@@ -1,8 +1,8 @@
-"""REST APIs of Git hosts: one GET, asked on the condition that the answer has changed, and never waited for long.
+"""REST APIs of Git hosts: conditional GET requests with a short time limit.
 
-What a host has said is kept with its `ETag`, because GitHub does not count an answer of 304, Not Modified. A host that
-does not answer, or says that it was asked too much, is left alone for a while. So nobody may rely on an answer: where
-there is neither a yes nor a no, `UnclearError` is raised.
+Each response is cached with its `ETag`, because GitHub does not count a response of 304, Not Modified. A host that does
+not answer, or reports too many requests, is suspended for a while. So callers must not rely on an answer: without a
+clear one, `UnclearError` is raised.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 3.0
-"""Seconds for one answer; Git is asked after that, and needs its time as well."""
+"""Seconds for one response; Git is asked afterwards, and needs time as well."""
 BACKOFF = 60.0
-"""Seconds for which an API that did not answer, or says that it was asked too much, is left alone."""
+"""Seconds for which an API is suspended after a failure or too many requests."""
 MAX_BACKOFF = 3600.0
 """GitHub counts by the hour."""
 MAX_CACHED = 1024
 MAX_RESPONSE = 1 << 20
-"""Bytes of an answer, as far as nobody says more. What is larger is not kept."""
+"""Default limit for the bytes of a response. Larger responses are not cached."""
 
 
 class _Answer(NamedTuple):
@@ -47,7 +47,7 @@ class UnclearError(Exception):
 
 
 class HostApi:
-    """Of any number of hosts. Safe to use from many threads."""
+    """For any number of hosts. Safe for many threads."""
 
     def __init__(self, *, limit: float = TIMEOUT) -> None:
         self._limit = limit
@@ -103,7 +103,7 @@ class HostApi:
         seconds: float,
         most: int,
     ) -> _Answer:
-        """Raises UnclearError without an answer."""
+        """Raises UnclearError without a response."""
         if seconds <= 0:
             raise UnclearError
 
@@ -142,7 +142,7 @@ class HostApi:
 
 
 def _counted_out(answer: requests.Response) -> bool:
-    """Whether it says that it was asked too much: both limits of GitHub's are told with either status."""
+    """Whether the host reports too many requests: GitHub reports both of its limits with either status."""
     told = "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
     return answer.status_code == requests.codes.too_many_requests or (
         answer.status_code == requests.codes.forbidden and told
@@ -150,7 +150,7 @@ def _counted_out(answer: requests.Response) -> bool:
 
 
 def _pause(answer: requests.Response) -> float:
-    """Seconds until it may be asked again."""
+    """Seconds until the next request is allowed."""
     after, reset = answer.headers.get("Retry-After", ""), answer.headers.get("X-RateLimit-Reset", "")
     if re.fullmatch(r"\d{1,9}", after):
         seconds = float(after)

@@ -1,8 +1,8 @@
-"""Whether an image is in the registry already, asked while somebody waits.
+"""Checks whether an image exists in the registry, with a time limit for waiting callers.
 
-What a registry does with a question is not ours: a name server, a login and a slow disk come in between. So it is asked
-on a few threads of this module's own, and who asks gets an answer within the limit: the digest, that there is none, or
-that nobody knows, which is no reason to refuse a build.
+The registry's response time depends on name servers, logins and disks. So requests run on a few threads of this module,
+and callers get an answer within the limit: the digest, that the image is missing, or that the registry did not answer
+in time. The last one is no reason to refuse a build.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 2.0
-"""Seconds after which nobody waits for the registry any more."""
+"""Seconds that a caller waits for the registry."""
 THREADS = 4
 HEALTH_TTL = 15.0
-"""Seconds for which an answer about the registry's health holds: who may ask may ask as often as they like."""
+"""Seconds for which an answer about the registry's health is cached, because clients may ask as often as they like."""
 
 
 class Images:
-    """Safe to use from many threads. `store` makes a client for an image: one is for one thread at a time."""
+    """Safe for many threads. `registry` makes a client for an image; a client is for one thread at a time."""
 
     def __init__(self, store: Callable[[str], ImageStore], limit: float = TIMEOUT) -> None:
         self._store = store
@@ -41,9 +41,9 @@ class Images:
         self._answers = False
 
     def digest(self, image: str, tag: str, build: str) -> str | None:
-        """Of what this build has pushed under this name and tag; `None` where it has not, or nobody can tell in time.
+        """The digest of the image that this build pushed under this name and tag; `None` if it is missing or unknown.
 
-        The label says whose it is: what somebody else has put there was not built from what is asked for.
+        The image's label must name the build, because another client may have pushed something else under this name.
         """
 
         def pushed(store: ImageStore) -> str | None:
@@ -54,7 +54,7 @@ class Images:
         return self._within_limit(image, pushed)
 
     def answers(self, image: str) -> bool:
-        """Whether the registry of an image (or of a prefix of images) is up."""
+        """Whether the registry of an image (or of a prefix of images) answers."""
         with self._health:
             if time.monotonic() - self._asked_at >= HEALTH_TTL:
                 self._answers = self._within_limit(image, lambda store: store.answers(image)) is True

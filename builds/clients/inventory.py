@@ -1,7 +1,7 @@
-"""The images of a repository in a registry, and their deletion by digest.
+"""Lists the images of a repository in a registry, and their artifacts.
 
-A manifest is what its digest says for ever, so what was once read of one is not asked for again. Tags move, so each is
-asked for its digest every time. A registry lists tags only: a manifest without one is found where somebody names it.
+The content of a manifest is determined by its digest, so it is cached. Tags move, so each tag is resolved every time. A
+registry lists tags only: a manifest without a tag is found only if a caller names it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from builds.clients.registry import DOCKER_LIST, INDEX, Descriptor, Manifest, Re
 from builds.retention import Pushed
 
 MAX_NESTED = 4
-"""Indexes within indexes that are followed."""
+"""Levels of nested indexes that are followed."""
 MAX_KNOWN = 50_000
-"""Manifests whose content is remembered."""
+"""Manifests whose content is cached."""
 
 REFERRERS = re.compile(r"sha256-[0-9a-f]{64}(?:\..*)?")
 """The tag under which artifacts lie that belong to an image: the index of a registry without the referrers API (OCI
@@ -37,13 +37,13 @@ class _Content(NamedTuple):
 
 
 class Inventory:
-    """Remembers what manifests hold, across calls. One thread at a time."""
+    """Caches the content of manifests across calls. For one thread at a time."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], _Content] = {}
 
     def images(self, registry: Registry, repository: str, named: Collection[str] = ()) -> list[Pushed]:
-        """Those with a tag, and those of the digests `named` that are there. Raises RegistryError."""
+        """The tagged images, and those of the digests `named` that exist. Raises RegistryError."""
         tags: dict[str, list[str]] = {}
         found: dict[str, Manifest] = {}
         listed = registry.tags(repository)
@@ -84,7 +84,7 @@ def is_index(media_type: str) -> bool:
 
 
 def _parts(registry: Registry, repository: str, manifest: Manifest, nested: int) -> Iterator[str]:
-    """The digests that an index refers to, and those that indexes in it do. Raises RegistryError."""
+    """The digests that an index refers to, including nested indexes. Raises RegistryError."""
     if not is_index(manifest.media_type) or not nested:
         return
     whole = registry.manifest(repository, manifest.digest, body=True)

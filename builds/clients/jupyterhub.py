@@ -1,12 +1,12 @@
-"""JupyterHub's REST API, asked while somebody waits: whose token is this, and what is a sign-in's code worth.
+"""JupyterHub's REST API: the owner of a token, and the exchange of a sign-in's code.
 
-Whoever brings a token depends on the Hub, and a Hub restarts, stalls and is far away. So it is asked on threads of this
-module's own, one for each who may wait, so that nobody's question waits behind a stranger's; a place is taken before
-that. Who asks gets an answer within the limit, or HubAway; no more may wait for it than leave web its other threads;
-after it has failed to answer nobody asks it for a moment. What it said of a token holds for half a
-minute, so that a page with its log is one question, and a token that was revoked is refused soon.
+Every caller with a token depends on the Hub, which may restart, stall or be far away. So requests run in a pool of
+threads (`builds.clients.pool`). A caller gets an answer within the limit, or HubAway. The number of waiting callers is
+limited, so that web keeps its other threads. After a failure, requests pause for a moment.
 
-Its package has all this, too (`jupyterhub.services.auth`), for 68 MB and most of a second: these are two requests.
+An answer about a token is cached for half a minute, so that a page with its log needs one request, and a revoked token
+is refused soon. JupyterHub's own package does all this, too (`jupyterhub.services.auth`), but takes 68 MB and most of a
+second to import; this module needs two requests.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 5.0
-"""Seconds after which nobody waits for the Hub any more: GitHub gives a webhook 10, BinderHub's clients do not care."""
+"""Seconds for the Hub's answer: GitHub gives a webhook 10, and BinderHub's clients wait longer."""
 MAX_WAITING = 64
 CACHE_TTL = 30.0
-"""Seconds for which an answer about a token holds. A Hub answers a few hundred such questions in a second."""
+"""Seconds for which an answer about a token is cached. A Hub answers a few hundred such requests per second."""
 BACKOFF = 1.0
-"""Seconds for which nobody asks a Hub that has just failed to answer."""
+"""Seconds without requests after the Hub failed to answer."""
 MAX_CACHED = 10_000
 MAX_RESPONSE = 4 << 20
-"""Bytes of an answer: an admin's scopes, one by one, may be many."""
+"""Bytes of a response: the list of an admin's scopes may be long."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
 AWAY = "The JupyterHub that says who may come in does not answer just now. Try again."
@@ -49,14 +49,14 @@ CROWDED = "Too many wait for the JupyterHub to say who they are. Try again."
 
 
 class HubAway(TryAgain):
-    """Nobody can say who it is. It is no reason to let anybody in."""
+    """The Hub cannot identify the caller, so the caller is not admitted."""
 
     def __init__(self, message: str = AWAY) -> None:
         super().__init__(message, retry_after=BACKOFF)
 
 
 class Holder(msgspec.Struct, frozen=True, kw_only=True):
-    """Whom a token belongs to, and what it lets its holder do. `kind` is `user` or `service`."""
+    """The owner of a token, and its permissions. `kind` is `user` or `service`."""
 
     kind: str
     name: str
@@ -80,10 +80,10 @@ class HubClient:
         self._failed_at = -BACKOFF
 
     def holder(self, token: str) -> Holder | None:
-        """Whose token it is; `None` where it is nobody's, or no longer. Raises HubAway."""
+        """The owner of the token; `None` for an unknown or revoked one. Raises HubAway."""
         if not _TOKEN.fullmatch(token):
             return None
-        key = hashlib.sha256(token.encode()).digest()  # what is kept here opens nothing
+        key = hashlib.sha256(token.encode()).digest()  # the cache must not contain usable tokens
         with self._lock:
             until, holder = self._known.get(key, (0.0, None))
             if time.monotonic() < until:
@@ -92,7 +92,7 @@ class HubClient:
             return self._wait(self._asking(key, token))
 
     def _asking(self, key: bytes, token: str) -> Future[Holder | None]:
-        """One question for all who bring the same token at the same time."""
+        """One request for all callers with the same token (single flight)."""
         with self._lock:
             self._rest()
             asked = self._asked.get(key)
@@ -102,7 +102,7 @@ class HubClient:
             return asked
 
     def access_token(self, code: str, *, client_id: str, secret: str, redirect_uri: str) -> str | None:
-        """The token that a browser's sign-in ends in (RFC 6749, §4.1.3); `None` for a code that is none, or is used up.
+        """The token for a browser's sign-in (RFC 6749, §4.1.3); `None` for an invalid or used code.
 
         Raises HubAway.
         """
@@ -124,7 +124,7 @@ class HubClient:
         return holder
 
     def _rest(self) -> None:
-        """Raises HubAway where the Hub has failed a moment ago."""
+        """Raises HubAway if the Hub failed a moment ago."""
         if time.monotonic() - self._failed_at < BACKOFF:
             raise HubAway
 
@@ -142,7 +142,7 @@ class HubClient:
     def _call(
         self, method: str, path: str, *, headers: Mapping[str, str] | None = None, form: Mapping[str, str] | None = None
     ) -> bytes | None:
-        """The body of a good answer, `None` where the Hub knows no such credential. Raises HubAway."""
+        """The body of a successful response, `None` for a refused credential. Raises HubAway."""
         try:
             with requests.Session() as session:
                 session.trust_env = False  # neither a proxy nor a netrc has a part in this
@@ -172,7 +172,7 @@ class _Grant(msgspec.Struct, frozen=True):
 
 
 def _decoded(body: bytes, kind: type[T]) -> T:
-    """Raises HubAway for what no Hub says."""
+    """Raises HubAway for an invalid response."""
     try:
         return msgspec.json.decode(body, type=kind)
     except (ValueError, RecursionError):

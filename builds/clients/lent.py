@@ -1,4 +1,4 @@
-"""Which files of a folder of Git credentials a build may have: a pod mounts only those."""
+"""The files of a folder of Git credentials that a build may use: a pod mounts only those."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builds.clients.git import Credential, credentials
 
 
 def lent_files(folder: str | os.PathLike[str] | None, lent: Callable[[Credential], bool]) -> tuple[str, ...]:
-    """Names of the files with at least one credential that is lent, sorted; none where there is no such folder."""
+    """Sorted names of the files with at least one permitted credential; empty without the folder."""
     if folder is None or not Path(folder).is_dir():
         return ()
     files = (file for file in sorted(Path(folder).iterdir()) if file.is_file() and not file.name.startswith("."))

@@ -1,7 +1,7 @@
-"""Threads on which a site is asked while somebody waits for its answer.
+"""A pool of threads for requests to a site, with a limit on the number of waiting callers.
 
-There is one for each who may wait, so that nobody's question waits behind a stranger's. A place is taken before that:
-who finds none is refused at once.
+The pool has one thread for each permitted caller, so no request waits behind another. A caller reserves a place first,
+and is refused immediately if none is free.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class BoundedPool:
-    """Safe to use from many threads. `most` may wait at once, each for `limit` seconds at most."""
+    """Safe for many threads. `most` callers may wait concurrently, each for `limit` seconds at most."""
 
     def __init__(self, name: str, *, most: int, limit: float) -> None:
         self.limit = limit
@@ -26,7 +26,7 @@ class BoundedPool:
 
     @contextmanager
     def place(self, refusal: Exception) -> Iterator[None]:
-        """Raises `refusal` where as many wait as may."""
+        """Reserves a place. Raises `refusal` if none is free."""
         if not self._places.acquire(blocking=False):
             raise refusal
         try:
@@ -38,7 +38,7 @@ class BoundedPool:
         return self._threads.submit(ask, *args, **kwargs)
 
     def answer(self, asked: Future[T]) -> T:
-        """Raises TimeoutError after the limit, and what the question raised."""
+        """Raises TimeoutError after the limit, and the exceptions of the request."""
         try:
             return asked.result(self.limit)
         except (TimeoutError, CancelledError):

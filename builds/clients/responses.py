@@ -1,4 +1,4 @@
-"""Bodies of answers from hosts that may send for ever."""
+"""Reads response bodies with limits on size and time, because a host may send without end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import requests
 
 
 class TooLarge(OSError):
-    """An answer of more bytes than anybody wants to read."""
+    """A response with more bytes than the limit."""
 
 
 def read_body(answer: requests.Response, most: int, seconds: float | None = None) -> bytes:
-    """All of it, of an answer that was asked for as a stream.
+    """The complete body of a streamed response.
 
-    Raises requests' errors (urllib3's among them), TooLarge for more than `most` bytes, OSError for more `seconds`.
+    Raises requests' errors (urllib3's among them), TooLarge for more than `most` bytes, OSError after `seconds`.
     """
     deadline = None if seconds is None else time.monotonic() + seconds
     content = bytearray()
