@@ -1,7 +1,7 @@
-"""The standing of a repository, as its badge shows it: the result of its latest build.
+"""The state that a repository's badge shows: the result of its latest build.
 
-A badge is for everybody, so a pull request from a fork has no part in it: its author is a stranger, and the badge would
-show what they have broken. A cancelled build has no result, so the one before it counts.
+Badges are public, so pull requests from forks do not count: a stranger's broken commit must not turn the badge red. A
+cancelled build has no result, so the previous one counts.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class Standing(StrEnum):
 
 
 def standing(builds: Iterable[Build], ref: str | None) -> Standing:
-    """Of a repository's `builds`, newest first. Without a `ref` those of its default branch count, if there are any.
+    """Return the standing of a repository from its `builds`, newest first.
 
-    A build that is under way counts only where none has ended.
+    Without a `ref`, builds of the default branch count, or all builds if there are none. A queued or running build
+    counts only if no build has a result.
     """
     asked = [build for build in builds if any(not cause.foreign for cause in build.causes)]
     ours = [build for build in asked if any(_is_of(cause, ref) for cause in build.causes)]
@@ -36,7 +37,7 @@ def standing(builds: Iterable[Build], ref: str | None) -> Standing:
 
 
 def _is_of(cause: Cause, ref: str | None) -> bool:
-    """Whether it asked for the ref, or where none is named for the default branch."""
+    """Return whether the cause requested the ref, or the default branch if no ref is given."""
     if cause.foreign:
         return False
     return cause.default if ref is None else cause.ref in full_names(ref)

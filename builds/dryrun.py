@@ -1,7 +1,7 @@
-"""What a saved request would build, and what each trigger makes of it: for `kiln check --event` and the triggers page.
+"""Evaluate a saved request without side effects, for `kiln check --event` and the triggers page.
 
-It goes the way of a real request as far as that leads without asking anybody: decode or webhook dialect, triggers,
-policy, names. Signatures and tokens are not checked, refs are not looked up, nothing is written.
+A dry run follows the path of a real request as far as it needs no network: decode or webhook dialect, triggers, policy,
+names. It checks no signatures or tokens, resolves no refs and writes nothing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from eventing.http import decode
 from eventing.saved import Saved
 
 UNKNOWN = "0" * 40
-"""Stands for a commit that only a look-up would tell."""
+"""Placeholder for a commit that only the Git host knows."""
 
 
 class Who(NamedTuple):
-    """Who would send the request, as in `Intake.submission`. What comes as a webhook is its host's."""
+    """The sender, as in `Intake.submission`. A webhook is always sent by its Git host."""
 
     by: str | None = None
     groups: Iterable[str] = ()
@@ -39,7 +39,7 @@ class Who(NamedTuple):
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
-    """One build that an event asks for, or why it is refused. `trigger` is `None` where the event needs none."""
+    """One build that an event requests, or why it is refused. `trigger` is `None` if the event needs none."""
 
     trigger: str | None
     submission: Submission | None = None
@@ -47,14 +47,14 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def facts(self) -> dict[str, str]:
-        """What would be built, by names as in the configuration; without what is empty."""
+        """The values of the build, by the names that the configuration uses; empty values are left out."""
         return {} if self.submission is None else {name: value for name, value in _facts(self.submission) if value}
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of one event. `why` says why no trigger is asked, and `notes` what would be looked up.
+    """The result for one event. `why` says why no trigger is evaluated, `notes` what a real request would look up.
 
-    Where a trigger matches and lacks a value, nothing is built, by the others neither: the event is refused.
+    If a matching trigger lacks a value, the whole event is refused and `builds` is empty.
     """
 
     event: Event
@@ -65,14 +65,17 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request would do. `ignored` says why a delivery is no event."""
+    """The result for a request. `ignored` says why a delivery contains no event."""
 
     ignored: str | None = None
     outcomes: tuple[Outcome, ...] = ()
 
 
 def dry_run(request: Saved, triggers: Sequence[Trigger], intake: Intake, who: Who, now: datetime) -> DryRun:
-    """Raises EventError for what is no event, RequestError for a webhook that may not speak for its repository."""
+    """Evaluate a request against the triggers and the policy of `intake`.
+
+    Raises EventError if it is no event, RequestError for a webhook that names a repository of another host.
+    """
     found = _events(request)
     if isinstance(found, Ignored):
         return DryRun(ignored=found.reason)
@@ -88,7 +91,7 @@ def _events(request: Saved) -> list[Event] | Ignored:
 
 
 class _Rehearsal(NamedTuple):
-    """What is the same for all events of a request."""
+    """The values that all events of a request share."""
 
     word: str | None
     triggers: Sequence[Trigger]
@@ -138,7 +141,7 @@ class _Rehearsal(NamedTuple):
 
 
 def _default_branch(push: PushFacts, notes: list[str]) -> str | None:
-    """What the push says, or else the branch that it is of: the host is not asked."""
+    """Return the default branch that the push names, or else the branch of the push; the host is not asked."""
     if push.default_branch is None:
         notes.append("Which branch is the default one would be looked up; this one is taken for it.")
     return push.default_branch or short_name(push.ref)
@@ -163,7 +166,7 @@ class _Place(NamedTuple):
 
 
 class Offline:
-    """Resolves without asking: a full ref is taken for what it says, the rest for a branch."""
+    """A resolver without network: a full ref stays as it is, any other text counts as a branch."""
 
     def resolve(self, repository: Repository, ref: str | None) -> _Place:  # noqa: ARG002
         full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"

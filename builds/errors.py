@@ -43,12 +43,12 @@ class TokenRefused(BuildsError):
 class RequestError(BuildsError):
     status: ClassVar[int] = 400
     field: str | None = None
-    """Which part of the request it is about, by its name in the API, where it is about one."""
+    """The field of the request that is wrong, by its name in the API; `None` if it is not a single field."""
 
 
 @contextmanager
 def about(field: str) -> Iterator[None]:
-    """Errors from within are about that part of the request, unless they say more exactly which."""
+    """Set `field` on any RequestError raised inside, unless it already names one."""
     try:
         yield
     except RequestError as error:

@@ -125,7 +125,7 @@ class Intake:
         self._lookups = lookups or _Unlimited()
 
     def asking(self, resolver: Resolver) -> Intake:
-        """The same policy, with another who says where refs point, whoever asks."""
+        """Return an intake with the same policy that resolves refs with `resolver`, for everybody."""
         other = copy.copy(self)
         other._resolver = other._entitled = resolver
         other._lookups = _Unlimited()

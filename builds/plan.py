@@ -758,10 +758,10 @@ def _take_first(left: dict[str, tuple[Build, _Place]], rotation: Rotation) -> Bu
 
 
 def queue(builds: Sequence[Build], now: datetime) -> Iterator[Build]:
-    """The queued builds among these in the order in which they are to start, as far as records can tell.
+    """Yield the queued builds in the order in which they will start, as far as records tell.
 
-    Whose turn it was only the controller knows; the builds that run now stand for that. Those that wait for another try
-    come last.
+    The controller alone knows whose turn it was; the running builds stand for that. Builds that wait for a retry come
+    last.
     """
     live = [build for build in builds if build.live]
     rotation = Rotation()
@@ -778,12 +778,12 @@ def queue(builds: Sequence[Build], now: datetime) -> Iterator[Build]:
 
 
 def _not_before(build: Build) -> datetime | None:
-    """What an earlier round waited for is nothing to the next one."""
+    """Return the end of the backoff. A new round does not inherit it from the previous one."""
     return None if build.reopened else build.status.not_before
 
 
 def _in_its_round(build: Build, now: datetime) -> Build:
-    """As the controller will have it, which may not have seen it yet."""
+    """Return the build as the controller will see it, which may not have opened its round yet."""
     new = build.reopened or build.status.round == 0
     return opened(build, _queue(build).attempt, now) if new else build
 

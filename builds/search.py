@@ -1,7 +1,7 @@
-"""Search builds by text, and by a ref that somebody asked with.
+"""Search a list of builds by text or by ref.
 
-Pure: every engine's list gives the facts that are searched, and each of them is in the API's view of a build, so a
-search tells nothing that the list would not.
+A search compares only facts that the API shows of a build and that every engine's list contains, so it reveals nothing
+beyond the list itself.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def anything(_: Build) -> bool:
 
 
 def by_text(text: str) -> Wanted:
-    """A search for builds that contain each word of the text, in whatever case. Digits of a commit match its beginning.
+    """Match builds that contain every word of the text, ignoring case. Hexadecimal digits match the start of a commit.
 
-    Raises Malformed for a text that is too long.
+    Raises Malformed for a text longer than MAX_TEXT.
     """
     if len(text) > MAX_TEXT:
         raise Malformed(f"The search is longer than {MAX_TEXT} characters.")
@@ -34,7 +34,7 @@ def by_text(text: str) -> Wanted:
 
 
 def by_ref(ref: str) -> Wanted:
-    """A search for builds that somebody asked for with a ref, given in full or by its short name."""
+    """Match builds that were requested with the ref, given in full or by its short name."""
     names = {*full_names(ref)}
     return lambda build: any(cause.ref in names for cause in build.causes)
 

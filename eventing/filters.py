@@ -81,7 +81,7 @@ def mismatch(wanted: Filter, event: Event) -> str | None:
 
 
 def as_written(wanted: Filter) -> str:
-    """The filter as JSON, as `parse` reads it; shortened."""
+    """Return the filter as the JSON that `parse` reads, shortened to MAX_SHOWN."""
     return _shortened(json.dumps(_plain(wanted), ensure_ascii=False))
 
 

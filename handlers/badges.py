@@ -1,8 +1,9 @@
-"""The badge of a repository for its README: an image that anybody can load, wherever it is shown.
+"""The badge of a repository: an image that a README on any site can show.
 
-So it is about builds that anybody might see: those whose source was fetched without a stored credential, of a
-repository that `private` does not name. For all else it says `unknown`, as for what was never built, and it asks nobody
-who they are: an image on another site brings no cookie. Its text is of a fixed list, so nothing of the query is in it.
+It is public, so it covers only builds that anybody could have: their source was fetched without a stored credential,
+and `private` does not name the repository. Everything else is `unknown`, exactly as a repository that was never built.
+The route ignores who asks, because an image on another site sends no cookie. The text comes from a fixed list, so the
+image contains nothing of the query.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from handlers.services import services
 routes = Blueprint("badges", __name__)
 
 LOOKED_AT = 100
-"""Of the newest builds of the repository."""
+"""Newest builds of the repository that are examined."""
 SECONDS = 60
-"""For which a badge may be shown from a cache."""
+"""Seconds for which caches may keep a badge."""
 PLACES = 4
-"""Requests that read records for a badge at a time: everybody may send them, and must not hold all threads."""
+"""Badge requests that may read records at the same time: anybody may send them, and they must not hold all threads."""
 RETRY_AFTER = 5
 
 COLOURS = {
@@ -37,7 +38,7 @@ COLOURS = {
     Standing.UNKNOWN: "#57534e",
 }
 LETTER = 6.6
-"""The width of one letter, of the text at 11 px."""
+"""Average width of a letter at 11 px, in px."""
 
 _places = threading.BoundedSemaphore(PLACES)
 
@@ -58,7 +59,7 @@ def badge() -> Response:
 
 
 def is_public(build: Build) -> bool:
-    """Whether anybody may see it."""
+    """Return whether anybody may see the build, without signing in."""
     return services().private.shows(build, frozenset(), admin=False)
 
 

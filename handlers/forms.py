@@ -1,7 +1,7 @@
-"""The form that asks for a build: what the JSON API takes, with each error beside the field that it is about.
+"""The form for a new build: the fields of the JSON API, with each error beside its field.
 
-Who may not choose how something is built (image, tags, build arguments) is not shown those fields, and is refused where
-they send them all the same.
+Only those who may choose how something is built see the fields for image, tags and build arguments; the intake refuses
+these values from anybody else.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _ARGUMENT = re.compile(r"\s*([^=\s]+)\s*=(.*)")
 
 
 def new_build() -> Response:
-    """The form, filled in with what the address says."""
+    """Show the form, filled in from the query."""
     identity = services().auth.admit(request)
     return _form(identity, {name: request.args.get(name, "") for name in FIELDS})
 
 
 def ask_for_build() -> Response:
-    """Asks, and leads to the build; or shows the form again, with what was wrong."""
+    """Request the build and redirect to its page, or show the form again with the error."""
     identity = services().auth.admit(request)
     html.check_form(identity)
     given = {name: request.form.get(name, "").strip() for name in FIELDS}
-    # The page has an id of its own, so a form that is sent twice asks once.
+    # The id comes from the page, so a form that is sent twice is one cause.
     event = Event(source=url_for("pages.ask_for_build"), id=_once(), type=REQUESTED)
     try:
         requested = from_body(_body(given))

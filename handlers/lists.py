@@ -1,7 +1,7 @@
-"""Pages that list builds: all of them with the queue, and those of one repository with its badge.
+"""The pages that list builds: all builds with the queue, and the history of one repository with its badge.
 
-A list is what the API's list is (`handlers.builds.list_builds`), so it shows nobody more than that does. Positions in
-the queue are among the builds that the reader may see, for the same reason.
+Both use the API's list (`handlers.builds.list_builds`), so they show nobody more than the API does. For the same reason
+positions in the queue count only builds that the reader may see.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ QUEUE_READ = 2000
 QUEUE_SHOWN = 20
 STEP = 500
 GROUPED = 200
-"""Builds that are grouped by repository."""
+"""Newest builds that the page groups by repository."""
 IN_GROUP = 3
-"""Of each, those that are shown."""
+"""Builds shown of each repository."""
 
 FILTERS = ("search", "state", "repository", "ref")
-"""What a list is asked for, in the address."""
+"""Parameters of the query that select builds."""
 
 
 def index() -> Response:
@@ -84,14 +84,14 @@ def repository() -> Response:
 
 
 def repository_name(url: str) -> dict[str, str]:
-    """A repository as people call it: its path, and the host apart."""
+    """Split a repository's URL into the path that people call it by, and the host."""
     scheme, _, rest = url.partition("://")
     host, _, path = rest.partition("/")
     return {"path": path or rest, "host": host if scheme == "https" else f"{scheme}://{host}"}
 
 
 def row(build: Build) -> dict[str, Any]:
-    """The build as the API has it, and what a row says beside it."""
+    """Return the build as the API shows it, with the short names that a row needs."""
     view = shape(build, tail=False)
     askers = dict.fromkeys(cause.by for cause in build.causes if cause.by)
     return {**view, "known": repository_name(build.request.repository), "askers": [*map(_person, askers)]}
@@ -102,7 +102,7 @@ def _person(by: str) -> str:
 
 
 def _groups(builds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By repository, the one with the newest build first."""
+    """Group builds by repository; the repository with the newest build comes first."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for build in builds:
         groups.setdefault(build["repository"], []).append(build)
@@ -113,7 +113,7 @@ def _groups(builds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _queue(identity: Identity) -> dict[str, Any]:
-    """The first of those that wait, in their order, and how many there are."""
+    """Return the first builds of the queue in their order, and the length of the queue."""
     open_builds = [build for build in (*builds_in(State.RUNNING), *builds_in(State.QUEUED)) if shown(build, identity)]
     waiting = sum(build.state is State.QUEUED for build in open_builds)
     order = plan.queue(open_builds, services().now())
@@ -121,7 +121,7 @@ def _queue(identity: Identity) -> dict[str, Any]:
 
 
 def builds_in(state: State) -> Iterator[Build]:
-    """The builds in a state, whoever may see them, up to QUEUE_READ of them. Raises Unavailable."""
+    """Yield up to QUEUE_READ builds in a state, including those that the reader may not see. Raises Unavailable."""
     cursor, left = None, QUEUE_READ
     while left > 0:
         page = services().records.list(state=state, limit=STEP, cursor=cursor)
@@ -132,7 +132,7 @@ def builds_in(state: State) -> Iterator[Build]:
 
 
 def _images(builds: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The newest image of each ref."""
+    """Yield the build with the newest image of each ref."""
     seen = set()
     for build in builds:
         if build["image"]["reference"] and build["ref"] not in seen:
@@ -141,7 +141,7 @@ def _images(builds: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def _badge(named: Repository, ref: str) -> dict[str, str]:
-    """Its address, and what shows it in a README."""
+    """Return the badge's path, and the Markdown that shows it in a README."""
     query: dict[str, Any] = {"repository": named.url, **({"ref": ref} if ref else {})}
     image, page = url_for("badges.badge", **query), url_for("pages.repository", **query)
     name = f"Image of {short_name(ref)}" if ref else "Image"
@@ -150,7 +150,7 @@ def _badge(named: Repository, ref: str) -> dict[str, str]:
 
 
 def root() -> str:
-    """Where this Kiln is reached, without a slash at the end: as it was configured, or as this request found it."""
+    """Return the URL of this Kiln without a trailing slash: the configured one, or that of the request."""
     public = services().public_url
     return public.rstrip("/") if public else request.host_url.rstrip("/") + services().base_path.rstrip("/")
 
@@ -160,7 +160,7 @@ def _absolute(path: str, base: str) -> str:
 
 
 def _paging(endpoint: str, cursor: str | None) -> dict[str, Any]:
-    """Links to the newest page and the next one, with all else that was asked for; and the same list otherwise."""
+    """Return links to the newest and the next page that keep all other parameters, and a function for further links."""
     kept = {name: request.args[name] for name in (*FILTERS, "group", "limit") if request.args.get(name)}
     path = url_for(endpoint)
 
@@ -172,5 +172,5 @@ def _paging(endpoint: str, cursor: str | None) -> dict[str, Any]:
 
 
 def _beginnings() -> Mapping[str, Any]:
-    """What an empty list says of how to begin."""
+    """Return the values for the instructions on an empty list."""
     return {"root": root(), "hosts": [word for word in DIALECTS if services().webhook_secrets(word)]}

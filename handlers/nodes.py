@@ -1,6 +1,6 @@
-"""The page of nodes: where builds can run, how many slots are taken there, and by which builds.
+"""The nodes page, for admins: daemons, slots, disk, and the builds that run on each node.
 
-For admins. A build that an admin may not see takes a slot as any other, so it is counted, and not named.
+A build that the admin may not see still takes a slot, so the page counts it without its name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from handlers.services import services
 NO_DAEMON = "No daemon of this Kiln is there."
 GIB = 2**30
 LOW = 10
-"""Per cent of a disk: with less left, builds may soon fail."""
+"""Per cent of free space below which the page warns: builds may soon fail."""
 
 
 def nodes() -> Response:
@@ -42,7 +42,7 @@ def nodes() -> Response:
 
 
 def _lost(found: Sequence[Node], running: Mapping[str | None, Sequence[Build]]) -> list[Node]:
-    """The nodes where a build runs, and no daemon is any more."""
+    """Return the nodes where a build runs but no daemon is known any more."""
     known = {node.name for node in found}
     names = sorted(name for name in running if name is not None and name not in known)
     return [Node(name=name, ready=False, why=NO_DAEMON) for name in names]
@@ -62,7 +62,7 @@ def _node(node: Node, builds: Sequence[Build], identity: Identity) -> dict[str, 
 
 
 def _slots(build: Build) -> int:
-    """An attempt that has its node to itself takes all slots."""
+    """Return how many slots a build takes: all of the node if its attempt runs alone."""
     return services().builds_per_node if build.live and build.live.alone else 1
 
 

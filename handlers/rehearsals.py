@@ -1,7 +1,7 @@
-"""The triggers page: paste an event or a webhook, and see which trigger matches, why others do not, and what would be
-built. The same as `kiln check --event` (`builds.dryrun`); nothing is written, nobody is asked.
+"""The triggers page, for admins: paste an event or a webhook and see which trigger matches, why others do not, and what
+would be built.
 
-For admins: rules and policy are theirs to know.
+The evaluation is that of `kiln check --event` (`builds.dryrun`). It writes nothing and asks no host.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def triggers() -> Response:
 
 
 def rehearse() -> Response:
-    """The page again, with what the pasted request would do, or why it is none."""
+    """Show the page with the result for the pasted request, or with the error beside the field."""
     identity = html.for_admins()
     html.check_form(identity)
     text, host = request.form.get("event", ""), request.form.get("host") or None

@@ -169,6 +169,12 @@ def test_signing_in_leads_back_and_sets_cookies_for_us_alone(behind: Behind, api
     assert api.forms[0]["client_secret"] == SECRET
 
 
+@pytest.mark.parametrize("path", ["/new?repository=https://x.example/a", "/repository?repository=https://x.example/a"])
+def test_signing_in_leads_back_to_every_page(behind: Behind, api: HubApi, path: str) -> None:
+    back = sign_in(behind().client, api, path=path)
+    assert (back.status_code, back.headers["Location"]) == (303, path)
+
+
 def test_what_lies_in_the_way_of_a_sign_in(behind: Behind, api: HubApi) -> None:
     house = behind()
     begun = house.client.get("/", headers=HTML)
