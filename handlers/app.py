@@ -104,7 +104,7 @@ def _begin() -> None:
 
 
 def _finish(response: Response) -> Response:
-    """What every answer has in common, and one observation."""
+    """Complete each answer and observe its duration."""
     request = this_request()
     if response.status_code >= HTTPStatus.BAD_REQUEST:
         bodies.drain()

@@ -1,7 +1,7 @@
-"""From what came in to builds in the records: the one way, whichever route it came by.
+"""Turn requests into records of builds: the single path for all routes.
 
-Everything that came together is checked before anything is written, and written together, so an answer is always about
-all of it and repeating a request is safe.
+All builds of one request are validated before the first write, and written together. An answer therefore covers all of
+them, and repeating a request is safe.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from handlers.services import services, this_request
 from handlers.tracing import trace
 
 PAGE = 200
-"""Builds read at a time."""
+"""Builds per read."""
 MAX_NOTE = 1000
-"""Characters of one value in the log: a batch has many ids, and its sender chose them."""
+"""Characters of one value in the log: a batch has many ids, chosen by its sender."""
 
 
 def check(wanted: RequestedBuild, event: Event, *, who: Identity, kind: Kind) -> Submission:
-    """What is wanted by an event, as a request that they may have built. Raises RequestError, Unavailable."""
+    """Check that the sender may have the requested builds. Raises AskError, Unavailable."""
     held = services()
     ask = held.intake.submission(
         wanted,
@@ -50,7 +50,7 @@ def check(wanted: RequestedBuild, event: Event, *, who: Identity, kind: Kind) ->
 
 
 def _has_succeeded(name: str) -> bool:
-    """Raises Unavailable."""
+    """Return whether the build succeeded. Raises Unavailable."""
     try:
         return services().records.get(name).state is State.SUCCEEDED
     except NotFound:
@@ -58,7 +58,7 @@ def _has_succeeded(name: str) -> bool:
 
 
 def accept(asks: Sequence[Submission], via: str) -> list[Build]:
-    """Writes them all or none; duplicates are the builds that there are. Raises EngineError."""
+    """Write all builds or none; duplicates return the existing builds. Raises EngineError."""
     builds = services().records.accept(merge(asks))
     metrics.ASKED.labels(via).inc(len(builds))
     note(build=" ".join(dict.fromkeys(build.name for build in builds)))
@@ -66,10 +66,10 @@ def accept(asks: Sequence[Submission], via: str) -> list[Build]:
 
 
 def withdraw(event: Event) -> str | None:
-    """Where the event says that a pull request was closed, its builds are left to those who wait for them beside it,
-    and a sentence says so.
+    """Withdraw the cause of a closed pull request from its builds and return a sentence; other causes keep a build
+    alive.
 
-    Raises EventError, RequestError, EngineError.
+    Raises EventError, AskError, EngineError.
     """
     request = request_of(event)
     if request is None or not request.closed:
@@ -79,11 +79,11 @@ def withdraw(event: Event) -> str | None:
     for name in [build.name for build in _live(repository) if any(cause.ref == request.ref for cause in build.causes)]:
         with suppress(NotFound):
             held.records.withdraw(name, request.ref)
-    return "The pull request is closed: no build goes on for it."
+    return "The pull request is closed. Its builds were withdrawn."
 
 
 def _live(repository: str) -> Iterator[Build]:
-    """The builds of a repository that have not ended. Raises Unavailable."""
+    """Return the builds of a repository that have not ended. Raises Unavailable."""
     for state in (State.QUEUED, State.RUNNING):
         cursor = None
         while True:
@@ -94,6 +94,6 @@ def _live(repository: str) -> Iterator[Build]:
 
 
 def note(**about: str) -> None:
-    """Adds to the log line of this request, which the server writes (`kiln.gunicorn`) from the environ's `kiln.log`."""
+    """Add to the log line of this request, which the server (`kiln.gunicorn`) writes from `kiln.log` in the environ."""
     noted = {name: value[:MAX_NOTE] for name, value in about.items()}
     this_request().environ.setdefault("kiln.log", {}).update(noted)

@@ -1,8 +1,9 @@
-"""Who is asking. A gate tries its authenticators in order; the first that knows the request says who it is.
+"""Authentication. A gate tries its authenticators in order; the first that recognizes the request identifies the
+sender.
 
-Where `KILN_AUTH` is unset, Kiln is one person's on one machine, who has its token (`local`). A browser there is a way
-in for every page it shows: so a request whose `Host` is not loopback (DNS rebinding), that came through a proxy, or
-whose `Origin` is another site is refused before anybody looks at a token.
+If `KILN_AUTH` is unset, Kiln belongs to one person on one machine, who has its token (`local`). Every page in a local
+browser can reach it. Kiln therefore checks the origin of a request before its token. It refuses requests whose `Host`
+is not loopback (DNS rebinding), that passed a proxy, or whose `Origin` is another site.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from handlers import xsrf
 from handlers.problems import Problem
 
 Tokens = Callable[[], Mapping[str, bytes]]
-"""The API tokens by name, as they are now: they are rotated while we run."""
+"""The current API tokens by name, read on each request because tokens rotate."""
 
 SESSION = "kiln-session"
 SESSION_SECONDS = 12 * 3600
@@ -43,8 +44,9 @@ _FORWARDED = re.compile(  # as WSGI spells them
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A session that a cookie holds: `id` names it and opens nothing, `xsrf` is what its pages must show, `expiry` is
-    Unix time."""
+    """An opened session cookie. `id` names the session without giving access, `xsrf` is the value that its pages must
+    show, `expiry` is Unix time.
+    """
 
     id: str
     xsrf: str = field(repr=False)
@@ -53,10 +55,13 @@ class Opened:
 
 @dataclass(frozen=True)
 class Identity:
-    """`by` as it stands in `causes[].by`; `None` where nobody is asked, and for the one whose machine it is. An admin
-    may cancel what others asked for. Who is neither that nor a program says what to build, and not how. `groups` are a
-    Hub's or an issuer's. `sender` is set for who may send every event and is none of these. `session` is set where a
-    cookie says who it is."""
+    """The identity of a sender. `by` is the value in `causes[].by`; `None` without authentication, and for the owner of
+    the machine.
+
+    An admin may cancel the builds of others. Senders that are neither admins nor programs choose what to build, but not
+    how. `groups` come from a Hub or an issuer. `sender` is set for the subjects that may send every event. `session` is
+    set if a cookie identifies the sender.
+    """
 
     by: str | None
     admin: bool = False
@@ -66,27 +71,29 @@ class Identity:
 
     @property
     def chooses(self) -> bool:
-        """Whether they may say how to build (image, tags, build arguments, `force`): everybody but ordinary people."""
+        """Return whether the sender may choose how to build (image, tags, build arguments, `force`): all except
+        ordinary people.
+        """
         return self.admin or self.sender or (self.by or "").startswith(("service:", "token:", "webhook:"))
 
     @property
     def words(self) -> Words:
-        """As `private` says who somebody is."""
+        """Return the names by which `private` refers to the sender."""
         return words_of(self.by, self.groups)
 
 
 class Authenticator(Protocol):
     @property
     def takes(self) -> str | None:
-        """What to send it, as a 401 says it; `None` where it is not for who sends headers."""
+        """The credential to send, for a 401; `None` if it is not a header."""
 
     def identify(self, request: Request) -> Identity | None:
-        """Who it is; `None` where the request brings nothing that this one knows."""
+        """Return the identity; `None` if the request has no credential of this kind."""
 
 
 @dataclass(frozen=True)
 class Anyone:
-    """`none`: everybody is let in and everybody is an admin. `network`: the same, a NetworkPolicy stands before it."""
+    """`none`: every sender is an admin. `network`: the same, behind a NetworkPolicy."""
 
     takes = None
 
@@ -96,14 +103,14 @@ class Anyone:
 
 @dataclass(frozen=True)
 class Bearer:
-    """`Authorization: Bearer <token>` (RFC 6750, §2.1), or `token <token>` as the Hub's clients have it.
+    """`Authorization: Bearer <token>` (RFC 6750, §2.1), or `token <token>` as the Hub's clients send.
 
-    Compared as bytes: WSGI's headers are Latin-1, tokens not. `by` makes a token's name what a cause says.
+    Compared as bytes: WSGI's headers are Latin-1, tokens not. `by` converts a token's name to a cause.
     """
 
     tokens: Tokens
     in_url: bool = False
-    takes: str = "<one of this Kiln's API tokens>"
+    takes: str = "<API token>"
     by: Callable[[str], str | None] = "token:{}".format
 
     def identify(self, request: Request) -> Identity | None:
@@ -114,10 +121,10 @@ class Bearer:
 
 @dataclass(frozen=True)
 class Session:
-    """The cookie that the pages' form sets, on any request of our own pages.
+    """The session cookie of the pages' form, for requests of the pages only.
 
-    Its value is `<name>.<expiry>.<nonce>.<MAC>`, keyed by the token itself: every replica can check it, it says nothing
-    about the token, and it dies with it. `ended` says of a session's id whether somebody has signed out of it.
+    Its value is `<name>.<expiry>.<nonce>.<MAC>`, keyed by the token. Every replica can verify it, it reveals nothing
+    about the token, and it expires with the token. `ended` returns whether the user has signed out of a session.
     """
 
     tokens: Tokens
@@ -141,7 +148,7 @@ class Session:
         return Identity(by=self.by(match["name"]), admin=True, session=opened)
 
     def begin(self, given: bytes) -> str | None:
-        """The cookie's value for who brings a right token."""
+        """Return the cookie's value for a valid token."""
         tokens = self.tokens()
         name = name_of(given, tokens)
         return None if name is None else session(name, tokens[name], int(time.time()) + SESSION_SECONDS)
@@ -149,18 +156,19 @@ class Session:
 
 @dataclass(frozen=True)
 class Gate:
-    """Who may come in, by any of these ways."""
+    """Authenticators in order."""
 
     authenticators: tuple[Authenticator, ...]
     token_in_url: bool = False
 
     def of(self, kind: type[A]) -> A | None:
-        """Its authenticator of a kind."""
+        """Return its authenticator of a kind."""
         return next((one for one in self.authenticators if isinstance(one, kind)), None)
 
     def admit(self, request: Request) -> Identity:
-        """Raises Problem: 401 where nobody knows the request, 403 where it is known and not permitted; TryAgain where
-        nobody can tell just now."""
+        """Identify the sender. Raises Problem 401 for an unknown sender and 403 for one without permission, and
+        TryAgain if the authentication service is away.
+        """
         for authenticator in self.authenticators:
             identity = authenticator.identify(request)
             if identity is not None:
@@ -168,9 +176,9 @@ class Gate:
         in_url = "token" in request.args
         said = "Wrong or expired token." if "Authorization" in request.headers or in_url else "Missing token."
         if request.headers.get("Authorization", "").lower().startswith("basic "):
-            said = "Basic credentials are not taken: a browser sends them by itself, whichever page asks."
+            said = "Basic credentials are not accepted, because browsers send them for requests of any page."
         if in_url and not self.token_in_url:
-            said = "A token is not taken from an address, which is seen by many."
+            said = "A token in a URL is not accepted, because logs record URLs."
         wanted = " or ".join(filter(None, (authenticator.takes for authenticator in self.authenticators)))
         error = ', error="invalid_token"' if said.startswith("Wrong") else ""
         headers = {"WWW-Authenticate": f'Bearer realm="kiln"{error}'}
@@ -186,11 +194,11 @@ def gate(
     ended: Callable[[str], bool] | None = None,
     token_in_url: bool = False,
 ) -> Gate:
-    """The gate for the words of `KILN_AUTH` or `KILN_EVENTS_AUTH`, or `local`, where `tokens` holds the one of this
-    machine. With `ended` people may come by the pages' cookie.
+    """Build the gate for the words of `KILN_AUTH` or `KILN_EVENTS_AUTH`, or `local`, whose `tokens` contain the token
+    of this machine. With `ended`, people may use the pages' cookie.
 
-    `oidc` and `hub` are the ways that an issuer and a Hub open. They come last: who is known here need not be asked for
-    elsewhere.
+    `oidc` and `hub` are the authenticators of an issuer and a Hub. They come last, because they may query a remote
+    service.
     """
     chosen = {*words}
     ways: list[Authenticator] = []
@@ -208,7 +216,7 @@ def gate(
 
 
 def token_of(request: Request, *, in_url: bool) -> str | None:
-    """The token that a request brings, as `Authorization: Bearer` or `token`, in whatever case (RFC 9110, §11.1)."""
+    """Return the token of a request, from `Authorization: Bearer` or `token`, in any case (RFC 9110, §11.1)."""
     scheme, given = [*request.headers.get("Authorization", "").split(None, 1), "", ""][:2]
     if scheme.lower() in ("bearer", "token"):
         return given.strip()
@@ -216,19 +224,19 @@ def token_of(request: Request, *, in_url: bool) -> str | None:
 
 
 def name_of(given: bytes, tokens: Mapping[str, bytes]) -> str | None:
-    """The name of a token, found in a time that does not depend on which it is or how much of it is right."""
+    """Return the name of a token, in a time that depends neither on which it is nor on how much of it matches."""
     found = [name for name, token in tokens.items() if hmac.compare_digest(given, token)]
     return found[0] if found else None
 
 
 def session(name: str, token: bytes, expiry: int) -> str:
-    """A new value of the pages' cookie, valid until `expiry` (Unix time)."""
+    """Return a new value of the pages' cookie, valid until `expiry` (Unix time)."""
     signed = f"{name}.{expiry}.{secrets.token_hex(8)}"
     return f"{signed}.{_mac(token, signed)}"
 
 
 def session_id(value: str) -> str:
-    """What a session is known by to who is told that it has ended."""
+    """Return the id of a session in the list of ended sessions."""
     return hashlib.sha256(value.encode()).hexdigest()
 
 
@@ -237,23 +245,23 @@ def _mac(token: bytes, signed: str) -> str:
 
 
 def _nobody(_: str) -> None:
-    """Who has this machine's token is the one who runs Kiln: there is nobody else to tell them from."""
+    """The holder of this machine's token is its owner, so a cause has no name."""
 
 
 def refuse_foreigners(request: Request) -> None:
-    """Raises Problem 403 for whatever looks as if it did not come from this machine."""
-    hint = "This Kiln answers this machine only; KILN_AUTH says who else may come in."
+    """Raise Problem 403 for any request that may not originate on this machine."""
+    hint = "Kiln answers this machine only. Set KILN_AUTH to admit other clients."
     if not _loopback(request.headers.get("Host", "")):
         raise Problem(403, f"The Host of the request is not this machine. {hint}")
     if any(map(_FORWARDED.fullmatch, request.environ)):
-        raise Problem(403, f"The request came through a proxy. {hint}")
+        raise Problem(403, f"The request passed a proxy. {hint}")
     if xsrf.foreign_origin(request):
-        raise Problem(403, f"The request was made by another site's page. {hint}")
+        raise Problem(403, f"A page of another site sent the request. {hint}")
 
 
 @lru_cache(maxsize=64)
 def _loopback(host: str) -> bool:
-    """Whether a `Host` header (with or without port) names this machine."""
+    """Return whether a `Host` header (with or without port) names this machine."""
     try:
         return is_loopback(urlsplit(f"//{host}").hostname or "")
     except ValueError:

@@ -1,11 +1,11 @@
-"""BinderHub's API, for the clients that there are: `GET /build/<provider>/<spec>` asks for an image and tells of it.
+"""BinderHub's API for its existing clients: `GET /build/<provider>/<spec>` requests an image and streams the progress.
 
-Its clients show a message only of a 200 with a `failed` event, take any other end of a stream for a fault, and never
-come back by themselves. So on this route every refusal is such an event, and every stream ends in `ready` or `failed`,
-with a message. A GET that does something is theirs, too: each is a new cause, like any other way to ask, but a browser
-repeats it by itself. With `Last-Event-ID`, or soon after the end, it only looks.
+Its clients show a message only for a 200 with a `failed` event. They treat any other end of a stream as a fault and
+never reconnect by themselves. On this route every refusal is therefore such an event, and every stream ends in `ready`
+or `failed`, with a message. BinderHub's API also requests builds by GET. Each GET is a new cause, as on other routes,
+but browsers repeat it by themselves. With `Last-Event-ID`, or soon after the end, a GET therefore only reads.
 
-Launching is a Hub's affair: an image is all that comes of it, whatever `build_only` says.
+Kiln builds images and leaves launching to a Hub, regardless of `build_only`.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ log = logging.getLogger(__name__)
 routes = Blueprint("binderhub", __name__)
 
 COMPATIBLE = "1.0.0"
-"""BinderHub's version whose API this is, as `/versions` says it."""
+"""The version of BinderHub whose API this is, as `/versions` reports it."""
 REPEATED = timedelta(seconds=60)
-"""After the end of a build a GET is taken for a browser's that repeats itself."""
+"""Seconds after the end of a build within which a GET counts as a browser's repetition."""
 MOST_COUNTED = 100
-"""Of builds that wait: more of them are said to be that many."""
+"""Limit for the number of waiting builds in a message."""
 
 PHASES = {"fetch": "fetching", "build": "building", "push": "pushing"}
-"""BinderHub's words for those of our logs."""
-NO_LAUNCH = "Kiln builds the image and launches nothing: that is for a Hub to do."
-GOES_ON = "Kiln's web server is restarted. The build goes on: ask again to follow it."
+"""BinderHub's phases for those of our logs."""
+NO_LAUNCH = "Kiln builds the image. A JupyterHub launches it."
+GOES_ON = "Kiln's web server restarts. The build continues. Request it again to follow it."
 
 CORS = {
-    # Of no danger: what a browser adds by itself (cookies) does not come with `*`, and opens nothing on this route.
+    # Safe: browsers do not send cookies with `*`, and on this route a cookie gives no access.
     "Access-Control-Allow-Origin": "*",
     "Access-Control-Allow-Headers": "Authorization, Cache-Control, Last-Event-ID, X-Xsrftoken",
     "Access-Control-Allow-Methods": "GET, HEAD, OPTIONS",
@@ -63,21 +63,21 @@ CORS = {
 
 
 class Viewed(NamedTuple):
-    """A build to follow: from where, and until the cause of this request (by its key) has had its answer."""
+    """A build to follow: the starting position, and the key of this request's cause, whose answer ends the stream."""
 
     build: Build
     position: logs.Position
     cause: str | None = None
 
 
-# The routes ----------------------------------------------------------------------------------------------------------
+# Routes --------------------------------------------------------------------------------------------------------------
 
 
 @routes.get("/build/<provider>/<path:spec>")
 def build(provider: str, spec: str) -> Response:
     identity = services().auth.admit(request)
     if "token" in request.args and not services().auth.token_in_url:
-        raise Problem(400, "A token in an address is seen by many: send it as Authorization: Bearer.")
+        raise Problem(400, "A token in a URL is not accepted, because logs record URLs. Send `Authorization: Bearer`.")
     source = providers.source(provider, _raw(spec))
     if request.method == "HEAD":
         return logs.streamed(())
@@ -121,7 +121,7 @@ def allow_other_sites(response: Response) -> Response:
 
 
 def refused(error: Exception) -> Response:
-    """What BinderHub's clients can show; everywhere else the problem."""
+    """Return the format that BinderHub's clients can show; the problem for all other clients."""
     if request.endpoint != "binderhub.build" or request.method == "OPTIONS":
         return problems.answer(error)
     problem = problem_of(error)
@@ -133,11 +133,11 @@ for kind in problems.KINDS:
     routes.register_error_handler(kind, refused)
 
 
-# What is asked for ---------------------------------------------------------------------------------------------------
+# Requests ------------------------------------------------------------------------------------------------------------
 
 
 def _raw(spec: str) -> str:
-    """The spec as it was sent: WSGI's path is decoded, so a `/` in it may have been a `%2F`."""
+    """Return the spec as sent: WSGI decodes the path, so a `/` in it may have been a `%2F`."""
     target = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or ""
     path = providers.parts(re.sub(r"^[A-Za-z]+://[^/]*", "", target).partition("?")[0])
     before = len(providers.parts(services().base_path)) + 2  # `build` and the provider
@@ -146,7 +146,7 @@ def _raw(spec: str) -> str:
 
 
 def _ask(source: NamedSource, address: str, who: Identity) -> tuple[Submission, list[str]]:
-    """The request, and advice to send first where the default branch has been renamed. Raises RequestError."""
+    """Return the request, and a first message with advice if the default branch has a new name. Raises AskError."""
     notes = [] if request.args.get("build_only", "").lower() == "true" else [NO_LAUNCH]
 
     def ask(ref: str) -> Submission:
@@ -160,11 +160,13 @@ def _ask(source: NamedSource, address: str, who: Identity) -> tuple[Submission, 
         advice = f"{error} {providers.advice(source.ref)}".rstrip()
         if source.ref not in providers.DEFAULT_BRANCHES:
             raise UnknownRef(advice) from None
-    return ask("HEAD"), [*notes, f"{advice} It is built instead of {source.ref}: please update your links."]
+    return ask("HEAD"), [*notes, f"{advice} Kiln builds it instead of {source.ref}. Update your links."]
 
 
 def _resumed(source: NamedSource, who: Identity) -> Viewed | None:
-    """What a viewer comes back to, if `Last-Event-ID` is one of this repository's. Raises NotFound, Unavailable."""
+    """Return the view that a client resumes, if `Last-Event-ID` belongs to this repository. Raises NotFound,
+    Unavailable.
+    """
     name, _, rest = request.headers.get("Last-Event-ID", "").partition(":")
     if not re.fullmatch(r"build-[a-z0-9-]{1,57}", name):
         return None
@@ -176,7 +178,7 @@ def _resumed(source: NamedSource, who: Identity) -> Viewed | None:
 
 
 def _just_ended(name: str) -> Viewed | None:
-    """The build of that name, where it has ended a moment ago."""
+    """Return the build of that name if it ended a moment ago."""
     try:
         found = services().records.get(name)
     except NotFound:
@@ -188,7 +190,7 @@ def _just_ended(name: str) -> Viewed | None:
 
 
 def _note_use(ask: Submission) -> None:
-    """In the record, as one more who asks: an image that is used must not be deleted as one that nobody asks for."""
+    """Record the request as a use, so that retention keeps the image."""
     after = services().note_use_after
     if after is None:
         return
@@ -198,7 +200,7 @@ def _note_use(ask: Submission) -> None:
 
 
 def _accepted(ask: Submission) -> Viewed:
-    """What was asked for, written down. An ended build is told of from its next attempt on."""
+    """Write the request. The stream of an ended build starts with its next attempt."""
     (found,) = asking.accept([ask], via="binderhub")
     status = found.status
     first = status.attempt + 1 if status.state.ended else status.round_began_with
@@ -213,11 +215,11 @@ def _records_answer() -> bool:
     return True
 
 
-# What is said --------------------------------------------------------------------------------------------------------
+# Messages ------------------------------------------------------------------------------------------------------------
 
 
 def _followed(find: Callable[[], Viewed], by: str | None, notes: Sequence[str] = ()) -> Response:
-    """The stream of a build. It is looked for, or asked for, when there is a viewer's place for it."""
+    """Stream a build. The build is read, or requested, once the viewer has a place."""
     leave = services().viewers.enter(by)
     try:
         viewed = find()
@@ -231,7 +233,7 @@ def _followed(find: Callable[[], Viewed], by: str | None, notes: Sequence[str] =
 
 
 def _to_the_end(seen: Iterator[Build | LogLine | None], teller: _Teller, notes: Sequence[str]) -> Iterator[bytes]:
-    """The messages of a build; whatever happens, the last one says how it ended, or why nothing more is said."""
+    """Yield the messages of a build; the last one always gives the result, or the reason why the stream ends."""
     yield from _noted(notes)
     try:
         for new in seen:
@@ -242,13 +244,13 @@ def _to_the_end(seen: Iterator[Build | LogLine | None], teller: _Teller, notes: 
         yield _failed(problem_of(error))
     except Exception:
         log.exception("A build's stream broke off")
-        yield _failed(Problem(500, "Something is wrong in Kiln itself; its log says more."))
+        yield _failed(Problem(500, "Internal error. See Kiln's log."))
     else:
         yield _failed(Problem(503, GOES_ON))
 
 
 class _Teller:
-    """Makes messages of what is seen of a build, each with an id to come back with."""
+    """Make messages from the observed states of a build, each with an id from which a client can resume."""
 
     def __init__(self, viewed: Viewed, records: Records) -> None:
         self.records = records
@@ -259,12 +261,12 @@ class _Teller:
         self._waiting: str | None = None
 
     def over(self, build: Build) -> bool:
-        """Whether it has ended, and whoever asked has had the answer."""
+        """Return whether the build has ended and this request has its answer."""
         asked = self._cause
         return build.state.ended and not (asked and any(cause.stands_for(asked) for cause in build.unanswered))
 
     def tell(self, seen: Build | LogLine | None) -> bytes:
-        """Nothing where nothing is new."""
+        """Yield nothing without news."""
         match seen:
             case LogLine():
                 self._position = (seen.attempt, seen.number)
@@ -277,17 +279,17 @@ class _Teller:
         return b""
 
     def _wait(self, build: Build) -> bytes:
-        """Why it waits, when that is another reason than before."""
+        """Return why the build waits, if the reason has changed."""
         why = build.status.waiting or "Waiting for build to start..."
         if build.state.ended:
-            why = "Asking the registry whether the image is still there..."
+            why = "Looking up the image in the registry..."
         if why == self._waiting:
             return b""
         self._waiting = why
         return _message("waiting", f"{why}{self._others()}\n", id=self._id)
 
     def _others(self) -> str:
-        """How many wait besides: not who comes first, which changes with whoever else asks."""
+        """Return how many other builds wait. The order is left out, because it changes with each request."""
         page = self.records.list(state=State.QUEUED, limit=MOST_COUNTED)
         others = sum(build.name != self._name for build in page.builds)
         if not others:
@@ -299,7 +301,7 @@ class _Teller:
         image = build.status.image
         if build.state is State.SUCCEEDED and image:
             return _ready(image.repository, image.tag, image.digest, "Done! Image built", id=self._id)
-        why = build.status.message or f"The build is {build.state}, and its record does not say why."
+        why = build.status.message or f"The build is {build.state}, and its record has no reason."
         return _message("failed", f"{why}\n", id=self._id)
 
     @property

@@ -1,6 +1,6 @@
-"""Places in a list of builds as clients hold them: signed, and good for who got them and for that very list.
+"""Cursors in a list of builds: signed, and valid only for their recipient and that list.
 
-They name no build that their holder may not see. Any replica can read them, none keeps anything.
+A cursor names no build that its holder must not see. Any replica can read it; none keeps state.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from builds.engines import paging
 
 
 class Cursors:
-    """Of one list, as `about` says (who asks for it, and what for). The first of the `keys` signs, each is believed.
+    """Cursors of one list, which `about` identifies (reader and filters). The first of the `keys` signs; any of them
+    verifies.
 
-    Where everybody is let in there may be no key; a place in a list of which all may be seen tells nobody anything.
+    Without authentication the keys may be empty: all builds are visible, so a cursor reveals nothing.
     """
 
     def __init__(self, keys: Sequence[bytes], about: Sequence[str | None]) -> None:
@@ -31,8 +32,8 @@ class Cursors:
         return str(self._signed.dumps(paging.cursor(place)))
 
     def taken(self, cursor: str) -> str:
-        """The cursor of the records. Raises ValueError for one that was not given here."""
+        """Return the cursor of the records. Raises ValueError for a forged or foreign cursor."""
         try:
             return str(self._signed.loads(cursor))
         except BadData as error:
-            raise ValueError("The cursor of a list is to be given back as it was received.") from error
+            raise ValueError("Invalid cursor. Send it back as received, with the same query.") from error

@@ -1,7 +1,6 @@
-"""What programs read of Kiln itself: the JSON Schemas that events name in `dataschema`, the AsyncAPI document and the
-OpenAPI document.
+"""Machine-readable documents: the JSON Schemas that events name in `dataschema`, the AsyncAPI and the OpenAPI document.
 
-They are for everybody, and tell nothing that is not in the documentation but the address at which this Kiln is reached.
+They are public and contain nothing beyond the documentation except the URL of this installation.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ READ_ANYWHERE = {"Access-Control-Allow-Origin": "*"}
 def schema(name: str) -> Response:
     found = schemas(services().public_url).get(f"{name}.json")
     if found is None:
-        raise Problem(404, "There is no schema of this name.")
+        raise Problem(404, "Unknown schema.")
     return answer(found, headers=READ_ANYWHERE)
 
 

@@ -1,7 +1,7 @@
 """CloudEvents over HTTP: binary, structured, batch, and the handshake of the webhook specification.
 
-The answer to a delivery has no body, whatever it says: Knative takes one for a reply and repeats the event when it is
-none. What was asked for is in `Location`.
+The answer to a delivery never has a body: Knative takes a body for a reply event, and repeats the delivery if it is not
+one. `Location` names the requested builds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from handlers.services import services
 routes = Blueprint("events", __name__)
 
 CHECKING = 8.0
-"""Seconds after which no further event of a batch is begun with: each may look up a ref, at a host that takes its time,
-and a body has room for thousands of them."""
+"""Seconds after which a batch starts no further event. Each event may look up a ref at a slow host, and a body can hold
+thousands of them."""
 
 
 @routes.post("/events", provide_automatic_options=False)
@@ -48,7 +48,7 @@ def _receive() -> Response:
     if not identity.chooses and any(event.type != REQUESTED for event in events):
         raise Problem(
             403,
-            f"You may send only {REQUESTED}. Other events are for admins, API tokens, services and the subjects of "
+            f"You may send only {REQUESTED}. Other events need an admin, an API token, a service or a subject of "
             "KILN_OIDC_SUBJECTS.",
         )
     asks: list[Submission] = []
@@ -56,7 +56,7 @@ def _receive() -> Response:
     for index, event in enumerate(events):
         try:
             if time.monotonic() - began > CHECKING:
-                raise TryAgain("Looking up the refs of this batch takes too long; send fewer events at once.")
+                raise TryAgain("Looking up the refs of this batch takes too long. Send smaller batches.")
             asks += _asks(event, identity)
         except (RequestError, EventError) as error:
             if len(events) == 1:
@@ -71,7 +71,7 @@ def _receive() -> Response:
 
 
 def _asks(event: Event, who: Identity) -> list[Submission]:
-    """What an event asks for. Raises RequestError, DecodeError."""
+    """Return the builds that an event requests. Raises AskError, DecodeError."""
     for_people = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
     somebody_waits = for_people and not who.sender
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
@@ -91,6 +91,6 @@ def _asks(event: Event, who: Identity) -> list[Submission]:
 @routes.route("/events", methods=["OPTIONS"], provide_automatic_options=False)
 @routes.route("/", methods=["OPTIONS"], provide_automatic_options=False, endpoint="handshake_root")
 def handshake() -> Response:
-    """CloudEvents webhooks 1.0, §4: anybody may send, as often as they like, if they are let in."""
+    """CloudEvents webhooks 1.0, §4: every authorized sender may send, at any rate."""
     allow = "POST, OPTIONS" if request.path.endswith("/events") else "GET, HEAD, POST, OPTIONS"
     return Response(headers={"Allow": allow, "WebHook-Allowed-Origin": "*", "WebHook-Allowed-Rate": "*"})

@@ -1,12 +1,11 @@
-"""The users of a JupyterHub: by their tokens, and in a browser by its sign-in (OAuth 2, RFC 6749).
+"""Users of a JupyterHub: by their tokens, and in a browser by its sign-in (OAuth 2, RFC 6749).
 
-Whoever a token belongs to must have been given access to this service there; the Hub is asked again and again
-(`builds.clients.jupyterhub` says how often), so that what it takes away is gone here, too. A browser's session is the
-token that its sign-in ended in, in a signed cookie: any replica can read it, none keeps anything. It is keyed by the
-token that the Hub has given to this service and to nobody else.
+The owner of a token needs a scope of the Hub for this service. Kiln queries the Hub repeatedly (`builds.clients.hub`
+defines how often), so that a revoked scope takes effect here, too. A browser's session is the token from its sign-in,
+in a signed cookie: any replica can read it, none keeps state. The key is the token that the Hub has given to this
+service alone.
 
-What a request by a session must show besides, because other people's servers may be on the same host, is in
-`handlers.xsrf`.
+`handlers.xsrf` defines the additional proof of a request by session, because servers of other users may share the host.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ HUB_SESSION = "kiln-hub-session"
 
 @dataclass(frozen=True, kw_only=True)
 class HubService:
-    """This service as its Hub knows it, and what may be asked of the Hub."""
+    """This service as its Hub knows it, and queries to the Hub."""
 
     hub: HubClient
     client_id: str
@@ -40,28 +39,28 @@ class HubService:
     authorize_url: str
     callback_url: str
     logout_url: str
-    """Where a browser ends its session at the Hub, and with it the tokens of all its sign-ins."""
+    """The URL at which a browser ends its session at the Hub, and the tokens of all its sign-ins."""
     session_seconds: int
 
     def ways(self, *, ended: Callable[[str], bool] | None = None, in_url: bool = False) -> tuple[Authenticator, ...]:
-        """For a gate; with `ended`, which knows the sessions that were signed out of, browsers may come by theirs."""
+        """Return the authenticators for a gate; with `ended`, which lists ended sessions, browsers may use theirs."""
         return (HubToken(self, in_url), *([HubSession(self, ended)] if ended else []))
 
     def identity(self, token: str) -> Identity | None:
-        """Who comes with this token. Raises Problem 403 for who has no access, HubAway."""
+        """Return the owner of this token. Raises Problem 403 without access, HubAway."""
         holder = self.hub.holder(token)
         if holder is None:
             return None
         if not self._has_access(holder):
-            raise Problem(403, f"This takes the scope {self.access_scopes[0]}: ask an admin of the JupyterHub for it.")
+            raise Problem(403, f"Missing scope {self.access_scopes[0]}. Ask an admin of the JupyterHub for it.")
         return Identity(by=f"{holder.kind}:{holder.name}", admin=holder.admin, groups=frozenset(holder.groups))
 
     def _has_access(self, holder: Holder) -> bool:
-        """A scope without a filter is for every service."""
+        """A scope without a filter covers every service."""
         wanted = {scope for each in self.access_scopes for scope in (each, each.partition("!")[0])}
         return not wanted.isdisjoint(holder.scopes)
 
-    # A browser's way in (`handlers.seals.SignIn`)
+    # Sign-in of browsers (`handlers.seals.SignIn`)
 
     @property
     def name(self) -> str:
@@ -75,14 +74,14 @@ class HubService:
         return self._seal.target(state, nonce)
 
     def session(self, code: str, state: str, nonce: str) -> str | None:  # noqa: ARG002
-        """Raises HubAway."""
+        """Exchange the code for a session. Raises HubAway."""
         token = self.hub.access_token(
             code, client_id=self.client_id, secret=self.secret, redirect_uri=self.callback_url
         )
         return None if token is None else self._seal.session(token)
 
     def opened(self, session: str) -> tuple[str, Opened] | None:
-        """With the token in the cookie."""
+        """Return the identity for the token in the cookie."""
         found = self._seal.opened(session)
         return found if found and isinstance(found[0], str) else None
 
@@ -107,7 +106,7 @@ class HubToken:
 
 @dataclass(frozen=True)
 class HubSession:
-    """The cookie that a sign-in at the Hub ended in. Who sends a token as well is the token's holder, or nobody."""
+    """The cookie of a sign-in at the Hub. A request with a token as well must be from the same user."""
 
     service: HubService
     ended: Callable[[str], bool]

@@ -1,10 +1,10 @@
-"""Following a build's log: server-sent events that any replica can go on with where another one stopped.
+"""Follow a build's log: server-sent events that any replica can resume.
 
-Nothing is kept between two requests: the log line's own number is its id, so `Last-Event-ID` says all there is to know.
-The record is always read before the log. A log read after its attempt was seen to have ended is complete, and only
-then does the stream go on to the next attempt, or end.
+No state remains between two requests: the number of a log line is its id, so `Last-Event-ID` suffices to resume. The
+record is always read before the log. A log that is read after the end of its attempt is therefore complete; only then
+does the stream continue with the next attempt, or end.
 
-What is new is found here (`follow`); how it is said is each API's own: here it is ours, BinderHub's is in `binderhub`.
+`follow` finds the news. Each API formats them: this module for Kiln's API, `binderhub` for BinderHub's.
 """
 
 from __future__ import annotations
@@ -29,28 +29,26 @@ from handlers.problems import AWAY, BUSY, Problem
 log = logging.getLogger(__name__)
 
 KEEPALIVE = 10.0
-"""Seconds of silence after which a comment is sent: proxies close what says nothing, and a viewer who has gone is only
-noticed by writing to them."""
+"""Seconds of silence before a comment: proxies close idle connections, and only a write detects a lost viewer."""
 LOOK = 0.5
-"""Seconds between two looks at a log that grows."""
+"""Seconds between two reads of a growing log."""
 IDLE = 2.0
 """Seconds to wait for a change of the record while no attempt runs."""
 UNREADABLE = 10.0
-"""Seconds for which the log of an attempt that has ended is read again, where it cannot be read: a node that is gone
-keeps nobody from the end."""
+"""Seconds during which an unreadable log of an ended attempt is retried, so that a lost node does not block the end."""
 
 SHARES = 4
-"""A person may have this part of all viewers' places."""
+"""One person's share of all viewers' places."""
 
 PIECE = 1 << 16
-"""Bytes that are sent at once, and a frame more."""
+"""Bytes per packet, plus a frame."""
 
 Position = tuple[int, int]
 """(attempt, line): the last line that the viewer has."""
 
 
 class Viewers:
-    """How many follow a log now; each holds a thread of web, so there is a limit, and for a person a share of it."""
+    """Count the viewers of logs. Each holds a thread of web, so there is a limit, and a share of it for each person."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -59,16 +57,16 @@ class Viewers:
         self._here = Counter[str]()
 
     def enter(self, by: str | None) -> Callable[[], None]:
-        """Takes a place: what is returned gives it back, once, however often it is called.
+        """Take a place. The returned function releases it; further calls have no effect.
 
-        Raises Problem: 429 where a person has their share, 503 where there is no place.
+        Raises Problem 429 beyond a person's share, 503 without a free place.
         """
         who = by or ""
         with self._lock:
             if self._here.total() >= self._limit:
-                raise Problem(503, "As many logs are being followed as can be. Try again.", {"Retry-After": str(BUSY)})
+                raise Problem(503, "Too many logs are being followed. Retry.", {"Retry-After": str(BUSY)})
             if by is not None and is_person(by) and self._here[who] >= self._share:
-                said = f"You follow {self._share} logs already, which is one person's share."
+                said = f"You already follow {self._share} logs, the limit for one person."
                 raise Problem(429, said, {"Retry-After": str(BUSY)})
             self._here[who] += 1
         metrics.VIEWERS.inc()
@@ -85,7 +83,7 @@ class Viewers:
 
 
 def resumed(last_event_id: str | None, build: Build) -> Position | None:
-    """The position that a `Last-Event-ID` names; `None` where it is not one of this build's."""
+    """Return the position in a `Last-Event-ID`; `None` if it belongs to another build."""
     match = re.fullmatch(r"([1-9][0-9]{0,8}):(0|[1-9][0-9]{0,8})", last_event_id or "", re.ASCII)
     if not match or int(match[1]) > build.status.attempt:
         return None
@@ -103,10 +101,10 @@ def follow(
     stopping: threading.Event,
     ended: Callable[[Build], bool] = has_ended,
 ) -> Iterator[Build | LogLine | None]:
-    """What is new of a build from `position` on: its record, each line of its log, `None` after each look.
+    """Yield the news of a build from `position` on: its record, each line of its log, `None` after each read.
 
-    The last is the record of the build that has `ended`, unless web is `stopping`. A log that cannot be read is read
-    again. Raises NotFound, Unavailable for the record.
+    The last is the record of the `ended` build, unless web is `stopping`. An unreadable log is retried. Raises
+    NotFound, Unavailable for the record.
     """
     attempt, line = position
     told: str | None = None
@@ -135,15 +133,15 @@ def follow(
 
 
 def begun(lines: Iterator[LogLine]) -> Iterator[LogLine]:
-    """The same lines, the first of them read: what cannot be read has to show before the answer begins.
+    """Read the first of the lines now, because an error must show before the answer begins.
 
     Raises Problem 503.
     """
     try:
         return chain([*islice(lines, 1)], lines)
     except Unavailable as error:
-        log.warning("A log cannot be read: %s", error)
-        raise Problem(503, "The log cannot be read just now. Try again.", {"Retry-After": str(AWAY)}) from error
+        log.warning("Cannot read a log: %s", error)
+        raise Problem(503, "The log is unavailable. Retry.", {"Retry-After": str(AWAY)}) from error
 
 
 def line_as_json(line: LogLine) -> object:
@@ -159,20 +157,20 @@ def events(
     *,
     shape_line: Callable[[LogLine], object] = line_as_json,
 ) -> Iterator[bytes]:
-    """The event stream of a build from `position` to its end.
+    """Yield the event stream of a build from `position` to its end.
 
     `shape` makes the JSON of a `state` event, `shape_line` that of a `log` event.
 
-    Ends early, without a last `state`, when the record cannot be read or web is `stopping`: the viewer comes back with
-    the position.
+    The stream ends early, without a last `state`, if the record is unavailable or web is `stopping`. The viewer then
+    resumes from the position.
     """
     yield from kept_alive(_said(follow(records, name, position, stopping), shape, shape_line))
 
 
 def kept_alive(frames: Iterable[bytes]) -> Iterator[bytes]:
-    """The frames up to one that is empty in one piece, and a comment after every `KEEPALIVE` seconds of empty ones.
+    """Join the frames up to an empty one into one piece, and insert a comment after `KEEPALIVE` seconds without frames.
 
-    A piece is a packet and a turn of a thread, and there are as many as there are viewers.
+    A piece costs a packet and a turn of a thread, once per viewer.
     """
     spoke, said = time.monotonic(), bytearray()
     for each in frames:
@@ -188,7 +186,7 @@ def kept_alive(frames: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def streamed(frames: Iterable[bytes], leave: Callable[[], None] | None = None) -> Response:
-    """The answer that sends them as they come. `leave` gives a viewer's place back when it is closed, by whomever."""
+    """Return the answer that streams them. `leave` releases a viewer's place when the answer is closed."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     response = Response(frames, headers=headers, content_type="text/event-stream")
     if leave:
@@ -215,12 +213,12 @@ def _said(
 
 
 def frame(value: object, *, event: str | None = None, id: str | None = None) -> bytes:  # noqa: A002
-    """One event (https://html.spec.whatwg.org/multipage/server-sent-events.html). JSON in UTF-8 has no line break."""
+    """Format one event (https://html.spec.whatwg.org/multipage/server-sent-events.html). JSON has no line break."""
     fields = {"id": id, "event": event}
     head = "".join(f"{name}: {value}\n" for name, value in fields.items() if value)
     return f"{head}data: ".encode() + spaced(value) + b"\n\n"
 
 
 def spaced(value: object) -> bytes:
-    """JSON with a space after each `:` and `,`: scripts search BinderHub's for `"phase": "ready"`."""
+    """Format JSON with a space after each `:` and `,`: scripts search BinderHub's for `"phase": "ready"`."""
     return msgspec.json.format(msgspec.json.encode(value), indent=0)

@@ -1,8 +1,8 @@
-"""Whom an OpenID Connect issuer vouches for: senders of events, and people.
+"""Identities from an OpenID Connect issuer: senders of events, and people.
 
-A token that a site's issuer made says who somebody is, and no more. What they may do is said here: the subjects that
-the operator names (`Senders`) speak for repositories, as the webhooks of a host do; everybody else is a person
-(`People`), who says what to build and not how, and an admin only where a group makes them one.
+A token of a site's issuer identifies the sender and grants nothing. This module grants permissions. The subjects that
+the operator configures (`Senders`) may request builds of any repository, as the webhooks of a host do. All others are
+people (`People`). They choose what to build but not how, and are admins only by a group.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ log = logging.getLogger(__name__)
 
 OIDC_SESSION = "kiln-oidc-session"
 SESSION_SECONDS = 3600
-"""What the issuer takes away from somebody is gone here within that; while they are signed in there, the way over it
-and back asks them nothing."""
+"""Seconds within which a change at the issuer takes effect here. While a session at the issuer exists, renewal needs no
+interaction.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class People:
-    """Everybody whom the issuer knows. `groups_claim` is the claim that lists their groups, `heeded` those of which
-    anything depends: somebody may be in more than a cookie has room for."""
+    """All people whom the issuer knows. `groups_claim` is the claim that lists their groups.
+
+    `heeded` are the groups that permissions depend on: all groups of a person may exceed a cookie.
+    """
 
     groups_claim: str = "groups"
     admin_group: str | None = None
@@ -52,7 +55,7 @@ class People:
         return Identity(by=f"oidc:{subject}", admin=self.admin_group in held, groups=frozenset(filter(None, held)))
 
     def _groups(self, claims: Claims) -> frozenset[str]:
-        """What is no list of names is no group."""
+        """A malformed list counts as no group."""
         said = claims.all.get(self.groups_claim)
         listed = said if isinstance(said, list) else [said]
         return frozenset(group for group in listed if isinstance(group, str))
@@ -60,22 +63,22 @@ class People:
 
 @dataclass(frozen=True, kw_only=True)
 class Senders:
-    """The subjects that may send every event; `…*` is all that begin so, as in an EventPolicy of Knative.
+    """The subjects that may send every event; `…*` matches a prefix, as in an EventPolicy of Knative.
 
-    Others are `people`, or nobody.
+    Other subjects are `people`, or refused.
     """
 
     subjects: Sequence[str] = ()
     people: People | None = None
 
     def identity(self, claims: Claims) -> Identity:
-        """Raises Problem 403."""
+        """Return the identity. Raises Problem 403."""
         if any(map(claims.subject.startswith, self._beginnings)) or claims.subject in self.subjects:
             return Identity(by=f"oidc:{claims.subject}", sender=True)
         if self.people is None:
             raise Problem(
                 403,
-                "The subject of the token is none that may send events here (KILN_OIDC_SUBJECTS).",
+                "The subject of the token may not send events. Add it to KILN_OIDC_SUBJECTS.",
                 {"WWW-Authenticate": 'Bearer realm="kiln", error="insufficient_scope"'},
             )
         return self.people.identity(claims)
@@ -99,7 +102,7 @@ class OidcToken:
         return f"<a token of {self.issuer.url}>"
 
     def identify(self, request: Request) -> Identity | None:
-        """Raises Problem for a token of this issuer that is not good (RFC 6750, §3.1), IssuerAway."""
+        """Verify the token. Raises Problem for an invalid token of this issuer (RFC 6750, §3.1), IssuerAway."""
         token = token_of(request, in_url=self.in_url)
         try:
             claims = self.issuer.claims(token, self.audiences) if token else None
@@ -111,8 +114,10 @@ class OidcToken:
 
 @dataclass(frozen=True, kw_only=True)
 class OidcSignIn:
-    """A browser's way in: an authorization code, with PKCE (OpenID Connect Core, §3.1; RFC 7636). `secret` is that of
-    the client, which has no sign-in without one: it signs the sessions, too."""
+    """Sign-in of browsers: an authorization code with PKCE (OpenID Connect Core, §3.1; RFC 7636).
+
+    `secret` is the client's secret; it also signs the sessions. Without it, browsers cannot sign in.
+    """
 
     issuer: Issuer
     client_id: str
@@ -131,10 +136,10 @@ class OidcSignIn:
         return f"The issuer {self.issuer.url}"
 
     def begin(self, nonce: str, target: str) -> str:
-        """Raises IssuerAway."""
+        """Return the URL of the sign-in. Raises IssuerAway."""
         endpoint = self.issuer.metadata().authorization_endpoint
         if endpoint is None:
-            raise Problem(503, f"{self.name} has no sign-in for browsers.")
+            raise Problem(503, f"{self.name} does not support sign-in for browsers.")
         state = self._seal.state(nonce, target)
         query = {
             "response_type": "code",
@@ -152,7 +157,7 @@ class OidcSignIn:
         return self._seal.target(state, nonce)
 
     def session(self, code: str, state: str, nonce: str) -> str | None:
-        """Raises IssuerAway."""
+        """Exchange the code for a session. Raises IssuerAway."""
         token = self.issuer.id_token(
             code,
             client_id=self.client_id,
@@ -174,7 +179,7 @@ class OidcSignIn:
         return replace(self.people.member(subject, groups), session=opened), opened
 
     def _claims(self, token: str, nonce: str) -> Claims | None:
-        """Of an ID token that is for us and for this sign-in (OpenID Connect Core, §3.1.3.7)."""
+        """Return the claims of an ID token for this client and this sign-in (OpenID Connect Core, §3.1.3.7)."""
         try:
             claims = self.issuer.claims(token, (self.client_id,))
         except TokenRefused as error:
@@ -192,13 +197,13 @@ class OidcSignIn:
     def _secret(self) -> str:
         secret = self.secret()
         if secret is None:
-            raise Problem(503, "Nobody can sign in: the secret oidc/client-secret is missing.")
+            raise Problem(503, "Sign-in is unavailable. Add the secret oidc/client-secret.")
         return secret
 
 
 @dataclass(frozen=True)
 class OidcSession:
-    """The cookie that a sign-in at the issuer ended in. Who sends a token as well is the token's holder, or nobody."""
+    """The cookie of a sign-in at the issuer. A request with a token as well must be from the same person."""
 
     site: OidcSignIn
     ended: Callable[[str], bool]
@@ -218,6 +223,6 @@ class OidcSession:
 
 
 def challenge(verifier: str) -> str:
-    """Of a code verifier (RFC 7636, §4.2, `S256`)."""
+    """Return the challenge of a code verifier (RFC 7636, §4.2, `S256`)."""
     digest = hashlib.sha256(verifier.encode()).digest()
     return base64.urlsafe_b64encode(digest).decode().rstrip("=")

@@ -1,11 +1,10 @@
-"""Errors as RFC 9457 problem details: one shape and one table from exceptions to statuses, for every route.
+"""Errors as RFC 9457 problem details: one format and one table from exceptions to statuses, for every route.
 
-The sentence in `detail` is for a person who can act on it, and is the exception's own message: whoever raises one of
-these writes it for the sender, without secrets. Anything not in the table is a fault of ours: it is logged with its
-traceback, and the sender learns nothing but that.
+`detail` is the exception's own message, written for a person who can act on it and without secrets. An exception
+outside the table is a defect of Kiln: it is logged with its traceback, and the sender learns no details.
 
-Statuses are chosen for senders that repeat (peers of Knative's kind retry 404, 408 and 409, and drop 400, 413, 422):
-what will not get better is final, what may is 429 or 503 with `Retry-After`.
+Statuses suit senders that retry (senders like Knative's retry 404, 408 and 409, and drop 400, 413, 422): permanent
+errors are final, temporary ones are 429 or 503 with `Retry-After`.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from builds.errors import RequestError, TryAgain
 from eventing.errors import EventError
 
 BUSY = 30
-"""Seconds after which a sender may try again when the queue is full."""
+"""Seconds after which a sender may retry when the queue is full."""
 AWAY = 5
-"""… when something that should answer does not."""
+"""… if a dependency does not answer."""
 
 
 class Problem(Exception):
-    """Ends a request with this status and sentence. `headers` go along."""
+    """End a request with this status and sentence, and additional `headers`."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
@@ -38,7 +37,7 @@ class Problem(Exception):
 
 
 KINDS = (Problem, HTTPException, RequestError, EngineError, EventError)
-"""What may end a request."""
+"""Exceptions that may end a request."""
 
 
 def register(app: Flask) -> None:
@@ -47,7 +46,7 @@ def register(app: Flask) -> None:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What an exception means to the one who sent the request. Raises it again where it is in no table."""
+    """Map an exception to a problem. Raises it again if the table does not list it."""
     match error:
         case Problem():
             return error
@@ -59,7 +58,7 @@ def problem_of(error: Exception) -> Problem:
             return _of_engine(error)
         case HTTPException():
             kept = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
-            said = "There is nothing at this address." if error.code == HTTPStatus.NOT_FOUND else error.description
+            said = "Page not found." if error.code == HTTPStatus.NOT_FOUND else error.description
             return Problem(error.code or 500, said or "", kept)
     raise error
 
@@ -67,12 +66,12 @@ def problem_of(error: Exception) -> Problem:
 def _of_engine(error: EngineError) -> Problem:
     match error:
         case NotFound():
-            return Problem(404, "There is no such build.")
+            return Problem(404, "Build not found.")
         case AlreadyEnded():
-            return Problem(409, "The build has ended: there is nothing to cancel.")
+            return Problem(409, "The build has already ended.")
         case QueueFull():
             return Problem(429 if error.per_user else 503, str(error), {"Retry-After": str(BUSY)})
-    return Problem(503, "The records cannot be reached just now. Try again.", {"Retry-After": str(AWAY)})
+    return Problem(503, "The records are unavailable. Retry.", {"Retry-After": str(AWAY)})
 
 
 def answer(error: Exception) -> Response:
@@ -86,6 +85,6 @@ def answer(error: Exception) -> Response:
 
 
 def for_a_person() -> bool:
-    """Whether a browser asked for a page. Whatever else comes, wherever, gets JSON."""
+    """Return whether a browser requested a page. All other clients get JSON."""
     on_a_page = request.blueprint in ("pages", "signin") or (request.url_rule is None and request.method == "GET")
     return on_a_page and "text/html" in request.accept_mimetypes.values()

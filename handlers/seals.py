@@ -1,8 +1,7 @@
-"""What a browser carries for us while it signs in elsewhere, and afterwards: signed, so that any replica can read it
-and none keeps anything.
+"""Signed state in the browser, during and after a sign-in elsewhere: any replica can read it, none keeps state.
 
-A sign-in begins with a nonce in a cookie of its own, and a `state` that goes the way over the other site: only the
-browser that has both came back from where it was sent (RFC 6749, §10.12).
+A sign-in begins with a nonce in a cookie, and a `state` that passes through the other site. Only the browser with both
+began this sign-in (RFC 6749, §10.12).
 """
 
 from __future__ import annotations
@@ -21,39 +20,39 @@ from handlers.auth import Opened, session_id
 
 SIGN_IN = "kiln-sign-in"
 SIGN_IN_SECONDS = 600
-"""Who signs in may have to find a second factor."""
+"""Seconds for a sign-in, which may need a second factor."""
 
 
 class SignIn(Protocol):
-    """A site that knows people, and sends their browsers back."""
+    """A site that authenticates people and redirects their browsers back."""
 
     @property
     def name(self) -> str:
-        """As a sentence begins with it."""
+        """The name at the beginning of a sentence."""
 
     @property
     def session_seconds(self) -> int: ...
 
     def begin(self, nonce: str, target: str) -> str:
-        """Where to send a browser that is to come back to `target`; `nonce` is in a cookie of its own."""
+        """Return the URL of the sign-in for a browser that returns to `target`; `nonce` is in a separate cookie."""
 
     def target(self, state: str, nonce: str) -> str | None:
-        """Where the browser that began with this `nonce` wants to go; `None` where it did not begin here."""
+        """Return the target of the browser that began with this `nonce`; `None` if it did not begin here."""
 
     def session(self, code: str, state: str, nonce: str) -> str | None:
-        """The cookie's value for who comes back with this code; `None` where the code is not good."""
+        """Return the cookie's value for this code; `None` for an invalid code."""
 
     def opened(self, session: str) -> tuple[Any, Opened] | None:
-        """Who has signed in, as a session's cookie says it, and the session."""
+        """Return the identity and the session in a cookie."""
 
 
 @dataclass(frozen=True)
 class Seal:
-    """Signs with a secret that every replica has and nobody else."""
+    """Sign with a secret that all replicas share."""
 
     secret: Callable[[], str]
     seconds: int
-    """How long a session lasts."""
+    """Seconds that a session lasts."""
 
     def state(self, nonce: str, target: str) -> str:
         return str(self._signed("sign-in").dumps([_digest(nonce), target]))
@@ -77,7 +76,7 @@ class Seal:
         return who, Opened(id=session_id(session), xsrf=shown, expiry=at.timestamp() + self.seconds)
 
     def derived(self, purpose: str, *of: str) -> str:
-        """What nobody else can tell, the same each time. Hexadecimal."""
+        """Derive a secret value, the same each time. Hexadecimal."""
         return hmac.digest(self.secret().encode(), "\n".join((f"kiln-{purpose}", *of)).encode(), "sha256").hex()
 
     def _signed(self, purpose: str) -> URLSafeTimedSerializer:

@@ -1,4 +1,4 @@
-"""What the handlers work with: handed in whole, so that nothing here reads an environment or makes a client."""
+"""Dependencies of the handlers, injected as a whole: no handler reads the environment or constructs a client."""
 
 from __future__ import annotations
 
@@ -24,21 +24,23 @@ if TYPE_CHECKING:
 
 
 class Sessions(Protocol):
-    """What all replicas know of sessions, which are in cookies: that one was signed out of."""
+    """Ended sessions, shared by all replicas; the sessions themselves are in cookies."""
 
     def ended(self, id: str) -> bool:  # noqa: A002
-        """Raises builds.engines.Unavailable."""
+        """Return whether the user signed out. Raises builds.engines.Unavailable."""
 
     def end(self, id: str, expiry: float) -> None:  # noqa: A002
-        """`expiry` (Unix time) is when it would have ended by itself. Raises builds.engines.Unavailable."""
+        """End a session; `expiry` (Unix time) is its regular end. Raises builds.engines.Unavailable."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Sizes are bytes. `webhook_secrets` gives the valid secrets of a route's word, none where there are none; it and
-    the gates' tokens are asked for on every request, so that a rotated secret holds at once. `find_image` gives the
-    digest of what a build (its name comes last) has pushed as an image and tag, `None` where it has not or nobody can
-    tell soon; `registry_answers` whether anybody could."""
+    """Sizes are bytes. `webhook_secrets` returns the valid secrets of a route, if any; it and the gates' tokens are
+    read on every request, so that a rotated secret takes effect immediately.
+
+    `find_image` returns the digest that a build (its name comes last) has pushed as an image and tag; `None` if it has
+    not, or the registry is slow. `registry_answers` returns whether the registry is available.
+    """
 
     records: Records
     intake: Intake
@@ -49,30 +51,32 @@ class Services:
     find_image: Callable[[str, str, str], str | None]
     registry_answers: Callable[[], bool]
     builder_info: Mapping[str, str]
-    """What builds, as BinderHub's `/versions` says it: `build_image`, or `repo2docker-version`."""
+    """The builder's version for BinderHub's `/versions`: `build_image`, or `repo2docker-version`."""
     version: str
     cursor_keys: Callable[[], Sequence[bytes]]
-    """What the places in lists are signed with (`handlers.cursors`), the same for all replicas."""
+    """Keys of cursors in lists (`handlers.cursors`), the same for all replicas."""
     sessions: Sessions
-    """The sessions that were signed out of."""
+    """Ended sessions."""
     private: Private = field(default_factory=Private)
-    """Who may see which builds."""
+    """The visibility of builds."""
     loopback_only: bool = False
-    """`KILN_AUTH` is unset: refuse what looks as if it came from elsewhere, and take this machine's token."""
+    """`KILN_AUTH` is unset: require this machine's token and refuse requests from elsewhere."""
     base_path: str = "/"
     public_url: str | None = None
     max_body: int = 2**20
     large: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
-    """The place of a webhook that is larger than `max_body`: more at once would take more memory, and no less time."""
+    """The place of a webhook that is larger than `max_body`: several at the same time would need more memory and no
+    less time.
+    """
     max_viewers: int = 112
     builds_per_node: int = 2
     stopping: threading.Event = field(default_factory=threading.Event)
-    """Set when web is told to end: the streams end with it, and their viewers go on at another replica."""
+    """Set when web stops: the streams end, and their viewers resume at another replica."""
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     note_use_after: timedelta | None = None
-    """Where images are deleted that nobody asks for (`keep`): how long after the last one a further use is noted."""
+    """With retention (`keep`): seconds after which a further use of an image is recorded."""
     spans: Spans | None = None
-    """Told of requests; `None` where nobody collects spans."""
+    """Receives spans of requests; `None` without a collector."""
     viewers: Viewers = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,11 +84,13 @@ class Services:
 
 
 def services() -> Services:
-    """Of the application that answers the request."""
+    """Return the services of the application that answers the request."""
     held: Services = current_app.extensions["kiln"]
     return held
 
 
 def this_request() -> Request:
-    """The request itself: Flask's `request` looks it up at each use, which takes as long as decoding a small push."""
+    """Return the request itself: Flask's `request` is a proxy, each access to which takes as long as decoding a small
+    push.
+    """
     return cast("LocalProxy[Request]", request)._get_current_object()

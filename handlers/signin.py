@@ -1,7 +1,7 @@
-"""The doors of the pages: the form for an API token, and the ways over the sign-in of a Hub or an issuer and back.
+"""Sign-in to the pages: the form for an API token, and the redirects to the sign-in of a Hub or an issuer and back.
 
-Each ends in a cookie for the base path. A browser without one that opens a page is sent on to the Hub or the issuer at
-once where that is the only door, and comes back to that page.
+Each way ends in a cookie for the base path. If the Hub or the issuer is the only way, a browser without a cookie goes
+there immediately, and returns to the page that it opened.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ routes = Blueprint("signin", __name__)
 
 
 def ask(problem: Problem) -> Response:
-    """What a browser gets in place of a page: the sign-in elsewhere, or the page with the doors that there are."""
+    """Return the answer in place of a page: the sign-in elsewhere, or the page with all ways to sign in."""
     navigates = request.method == "GET" and request.headers.get("Sec-Fetch-Mode", "navigate") == "navigate"
     elsewhere = [site for site in (_hub(), _issuer()) if site is not None]
     if navigates and len(elsewhere) == 1 and not _tokens() and request.blueprint == "pages":
@@ -31,7 +31,7 @@ def ask(problem: Problem) -> Response:
         target = url_for(str(request.endpoint), **(request.view_args or {})) + (f"?{query}" if query else "")
         try:
             return _over(elsewhere[0], target)
-        except problems.KINDS as error:  # this answers an error already, and nothing answers those of it
+        except problems.KINDS as error:  # this answers an error already, and its own errors would have no handler
             return problems.answer(error)
     wrong = problem.detail if request.endpoint == "signin.login" else None
     build = (request.view_args or {}).get("name") or request.form.get("build", "")
@@ -45,16 +45,16 @@ def doors() -> Response:
 
 @routes.post("/login")
 def login() -> Response:
-    """Sets the session cookie for a right token; asks again for a wrong one."""
+    """Set the session cookie for a valid token; show the form again for an invalid one."""
     html.check_form()
     response = _signed_in(request.form.get("token", ""), _place(request.form.get("build")))
     if response is None:
-        raise Problem(401, "There is no such token.")
+        raise Problem(401, "Unknown token.")
     return response
 
 
 def take_token() -> Response | None:
-    """The address with this machine's token, as web prints it, for the same one without it and a cookie."""
+    """Exchange the URL with this machine's token, which web prints, for the same URL without it and a cookie."""
     if not services().loopback_only or "token" not in request.args or request.method != "GET":
         return None
     kept = [(name, value) for name, value in request.args.items(multi=True) if name != "token"]
@@ -84,13 +84,13 @@ def login_over_the_issuer() -> Response:
 
 @routes.get("/oauth_callback")
 def come_back() -> Response:
-    """Where the Hub sends a browser that has signed in, with a code for us to exchange. Raises Problem, HubAway."""
+    """Handle the redirect from the Hub, with a code to exchange. Raises Problem, HubAway."""
     return _come_back(_service(), HUB_SESSION)
 
 
 @routes.get("/oidc_callback")
 def come_back_from_the_issuer() -> Response:
-    """The same for an issuer. Raises Problem, IssuerAway."""
+    """Handle the redirect from an issuer. Raises Problem, IssuerAway."""
     return _come_back(_issuer_service(), OIDC_SESSION)
 
 
@@ -98,12 +98,12 @@ def _come_back(site: SignIn, cookie: str) -> Response:
     state, nonce = request.args.get("state", ""), request.cookies.get(SIGN_IN, "")
     target = site.target(state, nonce)
     if target is None:
-        raise Problem(403, "This sign-in has expired, or was begun elsewhere. Open the page again.")
+        raise Problem(403, "This sign-in has expired, or began in another browser. Open the page again.")
     if "error" in request.args:
-        raise Problem(403, f"{site.name} did not let you sign in here. Ask its admins for access to this service.")
+        raise Problem(403, f"{site.name} denied the sign-in. Ask its admins for access to this service.")
     value = site.session(request.args.get("code", ""), state, nonce)
     if value is None:
-        raise Problem(403, f"{site.name} does not know this sign-in, or it was used already. Open the page again.")
+        raise Problem(403, f"{site.name} does not know this sign-in, or it was used before. Open the page again.")
     response = html.to(target)
     html.set_cookie(response, cookie, value, site.session_seconds, samesite="Lax")
     opened = site.opened(value)
@@ -115,10 +115,10 @@ def _come_back(site: SignIn, cookie: str) -> Response:
 
 @routes.post("/logout")
 def logout() -> Response:
-    """Ends the session, on every replica; one that began at the Hub ends there, too, as that of any service does.
+    """End the session on every replica; a session that began at the Hub ends there, too.
 
-    A page leads there, not a redirect: browsers hold the redirects of a form against `form-action`, too, and a Hub may
-    be on another host, or send the browser on to the one that knows its users.
+    A page redirects there, because browsers check redirects of a form against `form-action`, too. A Hub may be on
+    another host, or redirect to the host with its user accounts.
     """
     identity = services().auth.admit(request)
     html.check_form(identity)
@@ -158,7 +158,7 @@ def _doors(build: str, wrong: str | None, problem: Problem | None) -> Response:
 
 
 def _over(site: SignIn, target: str) -> Response:
-    """A sign-in that is under way in another tab goes on: all share the nonce."""
+    """Keep the nonce: a sign-in in another tab shares it."""
     nonce = request.cookies.get(SIGN_IN) or new_nonce()
     response = html.to(site.begin(nonce, target))
     html.set_cookie(response, SIGN_IN, nonce, SIGN_IN_SECONDS, samesite="Lax")
@@ -170,7 +170,7 @@ def _place(build: str | None) -> str:
 
 
 def hub_page(name: str) -> str | None:
-    """The address of a page of the Hub that this Kiln is a service of; `None` where it is of none."""
+    """Return the URL of a page of the Hub whose service Kiln is; `None` without a Hub."""
     service = _hub()
     return f"{service.logout_url.rpartition('/')[0]}/{name}" if service else None
 
@@ -183,7 +183,7 @@ def _hub() -> HubService | None:
 def _service() -> HubService:
     service = _hub()
     if service is None:
-        raise Problem(404, "This Kiln is no service of a JupyterHub.")
+        raise Problem(404, "Kiln is not configured as a service of a JupyterHub.")
     return service
 
 
@@ -195,7 +195,7 @@ def _issuer() -> OidcSignIn | None:
 def _issuer_service() -> OidcSignIn:
     site = _issuer()
     if site is None:
-        raise Problem(404, "Nobody signs in to this Kiln by OpenID Connect.")
+        raise Problem(404, "Kiln is not configured for sign-in by OpenID Connect.")
     return site
 
 

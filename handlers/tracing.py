@@ -1,7 +1,7 @@
-"""The trace that a request is part of, and the span that tells of it where spans are collected.
+"""The trace of a request, and its span if a collector exists.
 
-The span is made at the end of the request, or before where its own trace is needed: what asks for a build and comes
-from no trace begins one.
+The span is made at the end of the request, or earlier if its trace is needed: a build request without a trace begins
+one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from handlers.services import services, this_request
 
 
 def trace(event: Event) -> Trace | None:
-    """The trace that the event is part of: its own, in which it began, before that of its transport."""
+    """Return the trace of the event: its own, which began first, or else that of its transport."""
     request = this_request()
     found = trace_of(event.extensions) or trace_of(request.headers)
     spans = services().spans

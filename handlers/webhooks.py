@@ -1,9 +1,9 @@
-"""Webhooks of Git hosts. The signature is the only thing that counts: no token, no cookie, no address.
+"""Webhooks of Git hosts. Only the signature authenticates: neither token, cookie nor address matter.
 
-Hosts disable a hook whose deliveries fail, and show the answer to the repository's owner. So a verified delivery that
-leads to nothing is a 200 that says why, also where it is our policy that refuses; but a secret speaks only for hosts of
-its own kind, and one that names another's repository is answered 403. What one trigger asks for and may not have is no
-reason to leave out what the others ask for: GitHub does not send it again.
+Hosts disable a hook whose deliveries fail, and show the answer to the repository's owner. A verified delivery without a
+build is therefore a 200 with the reason, even if a policy of Kiln refuses it. A secret is valid only for hosts of its
+own kind; a delivery about another repository is answered 403. If policy refuses the build of one trigger, the builds of
+other triggers go ahead: GitHub does not repeat the delivery.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from handlers.services import Services, services, this_request
 routes = Blueprint("webhooks", __name__)
 
 MAX_BODY = 25 << 20
-"""Bytes: what GitHub sends at most. https://docs.github.com/en/webhooks/webhook-events-and-payloads#payload-cap"""
-OWN = "Kiln's own account (`hosts:` names it) has pushed this."
+"""Bytes of the largest delivery of GitHub. https://docs.github.com/en/webhooks/webhook-events-and-payloads#payload-cap
+"""
+OWN = "Kiln's own account (configured in `hosts:`) pushed this."
 
 REFUSED = (403, 422)
-"""Statuses of what our policy refuses: understood, and not done here."""
+"""Statuses for policy refusals: valid requests that this installation does not allow."""
 
 
 @routes.post("/webhooks/<word>")
@@ -54,7 +55,7 @@ def _receive(word: str) -> Response:
     held, dialect = services(), DIALECTS.get(word)
     secrets = held.webhook_secrets(word) if dialect else ()
     if dialect is None or not secrets:
-        raise Problem(403, "This Kiln has no secret for webhooks of this host.")
+        raise Problem(403, "No secret is configured for webhooks of this host.")
     asks, reasons = _delivered(held, dialect, secrets)
     if not asks:
         return _nothing(" ".join(dict.fromkeys(reasons)))
@@ -64,9 +65,9 @@ def _receive(word: str) -> Response:
 
 
 def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Submission], list[str]]:
-    """What a delivery asks for, and the reasons why it asks for no more. Its body is in memory no longer than this.
+    """Return the builds that a delivery requests, and the reasons for those that it does not. Frees the body.
 
-    Raises Problem, RequestError, EventError.
+    Raises Problem, AskError, EventError.
     """
     headers = {name: value for name, value in this_request().headers}  # noqa: C416 (`dict` looks each up again)
     with bodies.held(MAX_BODY, held.max_body, held.large) as body:
@@ -86,7 +87,7 @@ def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Subm
             if held.intake.is_own(event):
                 refusals.append(OWN)
                 continue
-            _check_same_host_kind(held.intake, word, event, ())  # before anything is believed, or its host asked
+            _check_same_host_kind(held.intake, word, event, ())  # before any field is trusted, or its host queried
             if closed := asking.withdraw(event):
                 refusals.append(closed)
             for each in _wanted(held, event, word):
@@ -99,17 +100,19 @@ def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Subm
 
 @contextmanager
 def _collected(refusals: list[str]) -> Iterator[None]:
-    """Goes on where policy refuses."""
+    """Collect builds; continue if policy refuses one."""
     try:
         yield
     except RequestError as error:
-        if error.status not in REFUSED and not isinstance(error, Malformed):  # the host takes names that Kiln does not
+        if error.status not in REFUSED and not isinstance(error, Malformed):  # the host allows names that Kiln does not
             raise
         refusals.append(str(error))
 
 
 def _wanted(held: Services, event: Event, word: str) -> list[RequestedBuild]:
-    """What a delivery asks for. Raises Problem 403 where a repository is on a host of another kind; RequestError."""
+    """Return the builds that a delivery requests. Raises Problem 403 for a repository on a host of another kind;
+    AskError.
+    """
     by, intake = _by(word), held.intake
     found = requested_builds(
         held.triggers,
@@ -129,7 +132,7 @@ def _check_same_host_kind(intake: Intake, word: str, event: Event, found: Sequen
 
 
 def _by(word: str) -> str:
-    """Who asks for what a host's webhook tells of."""
+    """Return the `by` of causes from a host's webhook."""
     return f"webhook:{word}"
 
 

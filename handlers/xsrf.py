@@ -1,21 +1,22 @@
-"""Cross-site request forgery: what a request that comes by a browser's cookie has to show besides.
+"""Cross-site request forgery: the additional proof of a request with a browser's cookie.
 
-On a Hub, other people's servers may be on our host: `/user/mallory/` is the same origin as we are. A page there sends
-our cookies along, may name any `Referer` of the origin, may open our pages in a frame or a window, may move its own
-address below our path (and then reads our path's cookies), and may register a service worker for it. None of that may
-read or do anything, so:
+Below a Hub, the servers of other users may share our host: `/user/mallory/` has the same origin. A page there can send
+our cookies and forge any `Referer` of the origin. It can open our pages in a frame or a window and
+register a service worker. It can move its own address below our path, and then read our path's cookies. None of that
+may read or change anything:
 
-- Whatever changes something shows a token that is bound to the session. It is in our pages, in no readable cookie.
-- Whatever is read shows it too, unless the browser says that it is loading a document into a tab of its own: Fetch
-  Metadata cannot be set by a page, and what a service worker fetches has the destination `empty`. A navigation that is
-  preloaded for a service worker is handed to it, so it does not count.
-- A service worker may answer for our scripts and styles, so a page names their digests (Subresource Integrity). It sees
-  the forms that are sent, so each form holds a token that is good for its own address alone.
-- A document cannot be framed, and cuts the tie to whoever opened it (`handlers.app.HEADERS`).
+- Every change shows a token that is bound to the session. The token is in our pages, not in a readable cookie.
+- Every read shows it too, unless the browser reports that it loads a document into a tab of its own. A page cannot set
+  Fetch Metadata, and the requests of a service worker have the destination `empty`. A navigation that is preloaded for
+  a service worker does not count, because the worker receives it.
+- A service worker may answer for our scripts and styles, so a page names their digests (Subresource Integrity). The
+  worker sees submitted forms, so each form holds a token that is valid for its own URL only.
+- A document cannot be framed, and severs the link to its opener (`handlers.app.HEADERS`).
 
-Who sends an `Authorization` header needs nothing of this: no browser adds one by itself.
+A request with an `Authorization` header needs none of this: no browser adds one by itself.
 
-https://www.w3.org/TR/fetch-metadata/, https://html.spec.whatwg.org/multipage/browsers.html#cross-origin-opener-policies,
+https://www.w3.org/TR/fetch-metadata/,
+https://html.spec.whatwg.org/multipage/browsers.html#cross-origin-opener-policies,
 https://www.w3.org/TR/SRI/
 """
 
@@ -31,54 +32,54 @@ from handlers.problems import Problem
 from handlers.services import services
 
 COOKIE = "_xsrf"
-"""The name that JupyterHub's services have for it, as a cookie, an argument of the query and in messages."""
+"""The name that JupyterHub's services use for it: as a cookie, an argument of the query and in messages."""
 FIELD = "form"
 """Its name in the forms of our pages."""
 HEADERS = ("X-Xsrftoken", "X-Csrftoken")
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 DOES_BY_GET = "binderhub.build"
-"""The endpoint whose clients have things done by GET."""
+"""The endpoint whose clients change state by GET."""
 FORMS = frozenset({"pages", "signin"})
 """The blueprints whose bodies are forms."""
 
 
 def token(key: bytes, session: str) -> str:
-    """What goes with a session. Hexadecimal: BinderHub's client cuts off a `-`."""
+    """Return the token of a session. Hexadecimal: BinderHub's client cuts off a `-`."""
     return hmac.new(key, f"kiln-xsrf\n{session}".encode(), hashlib.sha256).hexdigest()
 
 
 def form_token(wanted: str, path: str) -> str:
-    """What a page's form that goes to `path` holds: whoever sees the form being sent can do no more than that form."""
+    """Return the token of a page's form for `path`: an observer of the form can repeat only that form."""
     return hmac.new(wanted.encode(), f"kiln-form\n{path}".encode(), hashlib.sha256).hexdigest()
 
 
 def check(request: Request, wanted: str) -> None:
-    """Raises Problem 403 for a request by a cookie that another page may have made."""
+    """Raise Problem 403 for a request with a cookie that another page may have sent."""
     if foreign_origin(request):
-        raise Problem(403, "This must be asked from Kiln's own pages.")
+        raise Problem(403, "Send this request from Kiln's own pages.")
     if (changes(request) or not _opens_a_page(request)) and not _shows(request, wanted):
-        raise Problem(403, f"This must be asked from Kiln's own pages, with their token as X-Xsrftoken or {COOKIE}.")
+        raise Problem(403, f"Send this request from Kiln's own pages, with their token as X-Xsrftoken or {COOKIE}.")
 
 
 def changes(request: Request) -> bool:
-    """Whether it asks for something to be done: an image on another site's page must not be enough for that."""
+    """Return whether the request changes state: an image on another site's page must not suffice for that."""
     return request.method not in SAFE or (request.method == "GET" and request.endpoint == DOES_BY_GET)
 
 
 def foreign_origin(request: Request) -> bool:
-    """Whether a browser says that another site's page made this request (RFC 6454, §7; Fetch Metadata)."""
+    """Return whether a browser reports that another site's page sent this request (RFC 6454, §7; Fetch Metadata)."""
     if changes(request) and request.headers.get("Sec-Fetch-Site", "none") not in ("same-origin", "none"):
-        return True  # a link that leads here is no request that changes anything
+        return True  # a link to here is not a request that changes state
     origin = request.headers.get("Origin")
     return origin is not None and urlsplit(origin).netloc.lower() != request.host.lower()
 
 
 def _opens_a_page(request: Request) -> bool:
-    """Whether what is read is for a tab of its own, or for a program that is no browser."""
+    """Return whether the browser loads a tab of its own, or the client is not a browser."""
     if "Service-Worker-Navigation-Preload" in request.headers:
         return False
     mode = request.headers.get("Sec-Fetch-Mode")
-    if mode is None:  # no browser, or one over plain HTTP: which is believed where no other page shares our origin
+    if mode is None:  # not a browser, or one over plain HTTP: accepted if no other page shares our origin
         return services().base_path == "/" or "Mozilla/" not in request.headers.get("User-Agent", "")
     return mode == "navigate" and request.headers.get("Sec-Fetch-Dest") == "document"
 

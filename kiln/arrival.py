@@ -1,6 +1,6 @@
-"""Where a request ends, told from its bytes as they arrive (RFC 9112, §6), so that no thread waits for the rest.
+"""Find the end of a request in its bytes as they arrive (RFC 9112, §6), so that no thread waits for the rest.
 
-It errs on the side of "whole": gunicorn's parser says what is wrong with malformed or oversized requests.
+In doubt a request counts as complete: gunicorn's parser reports malformed or oversized requests.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 
 LARGEST_HEAD = 1 << 20
-"""Bytes; a larger head, or trailer section, is for the parser to refuse."""
+"""Bytes; the parser refuses a larger head or trailer section."""
 KEPT = 1 << 16
-"""Bytes that have been read, and are kept until there are more: taking them away has its price."""
+"""Bytes that are kept after reading, because each removal has a cost."""
 LONGEST_LINE = 8190
-"""Bytes of a chunk's extensions: gunicorn's limit of a header field, which it holds them to."""
+"""Bytes of a chunk's extensions: gunicorn applies its limit of a header field."""
 
 _LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
@@ -21,7 +21,7 @@ _SIZE = re.compile(rb"([0-9a-fA-F]{1,12})[^\r\n]{0,%d}\r\n" % LONGEST_LINE)
 
 
 class Arrival:
-    """The bytes of a connection, one request after the other. Of a body above `largest` bytes no more is awaited."""
+    """The bytes of a connection, one request after the other. Bodies above `largest` bytes are not awaited further."""
 
     def __init__(self, largest: int) -> None:
         self._largest = largest
@@ -42,18 +42,18 @@ class Arrival:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing more is to be awaited; a body that the client broke off is for the application to refuse."""
+        """Whether no more bytes are awaited; the application refuses a truncated body."""
         ready = self._end is not None and len(self._buffer) >= self._end
         return ready or (self.closed and self._head is not None)
 
     def feed(self, data: bytes) -> None:
-        """More bytes; none mean that the client has closed its side."""
+        """Add bytes; empty bytes mean that the client has closed its side."""
         self.closed = not data
         self._buffer += data
         self._look()
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes of the current request; none where no more of it has come."""
+        """Return at most `size` bytes of the current request; none if no more have arrived."""
         until = len(self._buffer) if self._end is None else min(self._end, len(self._buffer))
         with memoryview(self._buffer) as view:
             data = bytes(view[self._read : min(self._read + size, until)])
@@ -63,15 +63,15 @@ class Arrival:
         return data
 
     def _forget_what_was_read(self) -> None:
-        """So that a large body is not in memory twice."""
+        """Free the read bytes, so that a large body is not in memory twice."""
         del self._buffer[: self._read]
         self._end = None if self._end is None else self._end - self._read
         self._read = 0
 
     def next(self) -> bool:
-        """Goes on to the next request. Returns whether the current one was read to its end.
+        """Continue with the next request. Return whether the current one was read to its end.
 
-        Where it was not, the parser and this class disagree where the next one begins: then nobody must look for it.
+        If not, the parser and this class disagree about the start of the next one, which must then not be read.
         """
         exact = self._end is not None and self._read == self._end
         del self._buffer[: self._read if self._end is None else self._end]
@@ -80,7 +80,7 @@ class Arrival:
         return exact
 
     def drop(self) -> None:
-        """Forgets all bytes: nobody will read them."""
+        """Discard all bytes unread."""
         self._buffer.clear()
         self._begin()
 
@@ -111,7 +111,9 @@ class Arrival:
         self._end = len(head) + (0 if size > self._largest else size)
 
     def _find_last_chunk(self) -> None:
-        """Each chunk is its size, a line end, its bytes, a line end; after one of size 0 come trailers."""
+        """Find the last chunk. Each chunk is its size, a line end, its bytes, a line end; trailers follow one of size
+        0.
+        """
         while self._chunk is not None and self._chunk < len(self._buffer):
             size = _SIZE.match(self._buffer, self._chunk)
             if size is None:
@@ -119,14 +121,14 @@ class Arrival:
                     self._end = len(self._buffer)
                 return
             if not int(size[1], 16):
-                self._trailing, self._seen = True, size.end() + 1  # the line end before may begin the empty line
+                self._trailing, self._seen = True, size.end() + 1  # the preceding line end may begin the empty line
                 return
             self._chunk = size.end() + int(size[1], 16) + 2
         if len(self._buffer) > LARGEST_HEAD + self._largest:
             self._end = len(self._buffer)
 
     def _malformed(self, line: int) -> bool:
-        """Whether what begins there is a line, or too long for one, which names no size."""
+        """Return whether the line there, complete or too long, does not begin with a size."""
         limit = line + LONGEST_LINE + 16
         return self._buffer.find(b"\n", line, limit) >= 0 or len(self._buffer) > limit
 

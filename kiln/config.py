@@ -1,7 +1,7 @@
 """The YAML file: triggers, sinks, hosts, repositories. Every error names its place, as in `triggers[0].push.branches`.
 
-A key that is there twice, one that nobody knows and one without a value are errors: each is a slip of the editor, which
-would make a rule silently another one.
+Repeated keys, unknown keys and keys without a value are errors: each is a slip of the editor that would change the
+meaning of a rule silently.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from kiln.quantities import duration
 from kiln.yamlfile import Document, document
 
 MAX_SINKS = 50
-"""A record keeps every event that a sink has not taken, with how it stands at each of them."""
+"""A record keeps every event until all sinks accept it, with the state of each delivery."""
 
 LEAST_POLL = 60.0
-"""Seconds between two looks at a repository: what has to be known sooner is a webhook's job."""
+"""Minimum seconds between two polls of a repository. A webhook reports changes sooner."""
 
 EVENT_TYPES = tuple(f"dev.kiln.build.{word.value}.v1" for word in Word)
 BOOLEAN = "YAML reads `on`, `off`, `yes` and `no` as booleans; write it in quotes"
@@ -50,8 +50,9 @@ T = TypeVar("T")
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
-    """What the file says. `hosts` are by `host` or `host:port`, and so are `accounts`, the names of Kiln's own accounts
-    there, and `statuses`, what is told to them; `allowed_images` are patterns."""
+    """The content of the file. `hosts` are by `host` or `host:port`, and so are `accounts`, the names of Kiln's own
+    accounts there, and `statuses`, the statuses to report there; `allowed_images` are patterns.
+    """
 
     triggers: tuple[Trigger, ...] = DEFAULT
     sinks: tuple[Sink, ...] = ()
@@ -85,9 +86,9 @@ class _Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 def read(path: Path | None, sha256: str | None = None) -> Config:
-    """The configuration in a file; the default one without. Raises ConfigError with all that is wrong.
+    """Read the configuration from a file; the default one without. Raises ConfigError with all faults.
 
-    With `sha256` (hexadecimal) a file of any other content is refused.
+    With `sha256` (hexadecimal) a file with other content is refused.
     """
     if path is None:
         return Config()
@@ -99,7 +100,7 @@ def read(path: Path | None, sha256: str | None = None) -> Config:
 
 
 def parse(content: bytes) -> Config:
-    """The configuration in a YAML document. Raises ConfigError."""
+    """Parse the configuration from a YAML document. Raises ConfigError."""
     found = document(content)
     if found.value is None:
         return Config()
@@ -113,7 +114,7 @@ def parse(content: bytes) -> Config:
 
 
 def pod_template(path: Path, sha256: str | None = None) -> object:
-    """The YAML document in the file of KILN_POD_TEMPLATE, and `sha256` as for `read`. Raises ConfigError."""
+    """Read the YAML document in the file of KILN_POD_TEMPLATE; `sha256` as for `read`. Raises ConfigError."""
     content = _content("KILN_POD_TEMPLATE", path, sha256)
     try:
         return document(content).value
@@ -128,12 +129,12 @@ def _content(setting: str, path: Path, sha256: str | None) -> bytes:
     except OSError as error:
         raise ConfigError([f"{setting}: {path} cannot be read ({error.strerror})"]) from None
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ConfigError([f"{setting}: {path} is not the file of {setting}_SHA256: somebody has replaced its content"])
+        raise ConfigError([f"{setting}: {path} does not match {setting}_SHA256. Its content was replaced"])
     return content
 
 
 class _Reader:
-    """Goes through the sections, and notes what is wrong instead of stopping at it."""
+    """Read the sections, and collect faults instead of stopping at the first."""
 
     def __init__(self, found: Document) -> None:
         self._document = found
@@ -143,12 +144,12 @@ class _Reader:
     def config(self) -> Config:
         known = [name for name in Config.__struct_fields__ if name not in ("accounts", "statuses")]  # of `hosts`
         for name in sorted(self._sections.keys() - {*known}):
-            self.problems.append(f"{name}: there is no such section{_meant(name, known)}")
+            self.problems.append(f"{name}: unknown section{_meant(name, known)}")
         hosts = dict(self._hosts())
         kinds = {name: host.kind for name, host in hosts.items()}
         for name, host in hosts.items():
             if host.kind != KNOWN_HOSTS.get(name, host.kind):
-                self.problems.append(f"hosts.{name}.kind: this is a {KNOWN_HOSTS[name]} host, and need not be named")
+                self.problems.append(f"hosts.{name}.kind: this is a {KNOWN_HOSTS[name]} hostalready. Remove the key")
         return Config(
             triggers=self._triggers(),
             sinks=self._sinks(),
@@ -181,7 +182,9 @@ class _Reader:
         self.problems += (f"repo2docker.{problem}" for problem in options.problems())
         base, prefix = options.base_image, self._sections.get("private_image_prefix")
         if base is not None and isinstance(prefix, str) and base.startswith(prefix):
-            self.problems.append("repo2docker.base_image: lies under private_image_prefix, where no build may pull")
+            self.problems.append(
+                "repo2docker.base_image: must not be under private_image_prefix, from which builds cannot pull"
+            )
         return options
 
     def _private(self) -> Iterator[PrivateRule]:
@@ -195,7 +198,7 @@ class _Reader:
                 self.problems.append(f"private[{number}]: {error}")
             if not rule.use_by:
                 self.problems.append(
-                    f"private[{number}].use_by: names nobody, so nothing would be built; leave it out for [webhooks]"
+                    f"private[{number}].use_by: is empty, so Kiln would build nothing. Omit it for [webhooks]"
                 )
             yield rule
 
@@ -212,8 +215,8 @@ class _Reader:
         )
         if prefix is None and self._listed("private"):
             self.problems.append(
-                "private_image_prefix: must be set, because `private` names a repository: the prefix under which its "
-                "images lie apart from all others, such as registry.example/private/"
+                "private_image_prefix: must be set, because `private` names a repository. Set the prefix of "
+                "its images, such as registry.example/private/"
             )
         return prefix
 
@@ -231,7 +234,7 @@ class _Reader:
                 self.problems += (f"sinks[{number}].{problem}" for problem in _unsendable(sink))
                 sinks.append(sink)
         if len(sinks) > MAX_SINKS:
-            self.problems.append(f"sinks: there are {len(sinks)}, and at most {MAX_SINKS}; a broker serves any number")
+            self.problems.append(f"sinks: there are {len(sinks)}, and at most {MAX_SINKS}. For more, use a broker")
         for name, count in Counter(sink.name for sink in sinks).items():
             if count > 1:
                 self.problems.append(f"sinks: there are {count} sinks called {name}")
@@ -243,7 +246,7 @@ class _Reader:
             self.problems.append("hosts: must be a mapping from host names, such as `git.example.edu: {kind: gitlab}`")
             return
         names = Counter(str(name).lower() for name in section)
-        self.problems += (f"hosts.{name}: this host is there {names[name]} times" for name in names if names[name] > 1)
+        self.problems += (f"hosts.{name}: this host is listed {names[name]} times" for name in names if names[name] > 1)
         for name, value in section.items():
             if not isinstance(name, str) or not re.fullmatch(rf"[A-Za-z0-9.-]+{PORT}", name):
                 self.problems.append(f"hosts.{name}: must be a host name, with or without a port")
@@ -274,7 +277,7 @@ class _Reader:
         registries = tuple(self._items("insecure_registries", str))
         for number, registry in enumerate(registries):
             if not re.fullmatch(rf"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]){PORT}", registry):
-                self.problems.append(f"insecure_registries[{number}]: must be host:port, without a scheme and a path")
+                self.problems.append(f"insecure_registries[{number}]: must be host:portwithout scheme and path")
             if registry != registry.lower():
                 self.problems.append(f"insecure_registries[{number}]: images name it in lower case, {registry.lower()}")
         return registries
@@ -306,7 +309,7 @@ class _Reader:
             return None
 
     def _advice(self, what: str, place: str, kind: Any, where: str) -> str:
-        """What helps against one of msgspec's errors, as the end of its sentence."""
+        """Return advice on one of msgspec's errors, as the end of its sentence."""
         if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
             return _meant(unknown[1], _fields(kind, where))
         if what.startswith("Invalid enum value"):
@@ -331,14 +334,14 @@ class _Reader:
 
 
 def _told(hosts: Mapping[str, _Host]) -> Iterator[tuple[str, HostRule]]:
-    """The hosts that are told of builds."""
+    """Return the hosts that receive statuses."""
     for name, host in hosts.items():
         if host.statuses or host.comment:
             yield name, HostRule(statuses=host.statuses, comment=host.comment)
 
 
 def _meant(given: str, known: Iterable[str]) -> str:
-    """The end of a sentence about a name that nobody knows."""
+    """Return the end of a sentence about an unknown name."""
     if given in ("True", "False"):
         return f": {BOOLEAN}"
     near = difflib.get_close_matches(given.lower().replace("-", "_"), tuple(known), n=1)
@@ -346,7 +349,7 @@ def _meant(given: str, known: Iterable[str]) -> str:
 
 
 def _fields(kind: Any, where: str) -> tuple[str, ...]:
-    """The keys that a struct has, or the one at a place in it, such as `.push`."""
+    """Return the keys that a struct has, or the one at a place in it, such as `.push`."""
     fields: tuple[str, ...] = getattr(_type_at(kind, where), "__struct_encode_fields__", ())
     return fields
 
@@ -359,7 +362,7 @@ def _type_at(kind: Any, where: str) -> Any:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    """Of an enumeration or a Literal, or of what holds one."""
+    """Return the choices of an enumeration or a Literal, or of a type that contains one."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return tuple(str(one.value) for one in kind)
     if get_origin(kind) is Literal:
@@ -368,7 +371,7 @@ def _choices(kind: Any) -> tuple[str, ...]:
 
 
 def _named(value: Any, where: str) -> str:
-    """A place of msgspec's, with the key of a mapping's value that is no text in place of its `[...]`."""
+    """Return a place of msgspec's, with the key of a mapping's non-text value instead of its `[...]`."""
     head, found, tail = where.partition("[...]")
     for name in re.findall(r"\.([a-z_]+)", head):
         value = value.get(name) if isinstance(value, dict) else None
@@ -379,8 +382,11 @@ def _named(value: Any, where: str) -> str:
 
 
 def _slips(value: object, place: str, seen: set[int] | None = None) -> Iterator[str]:
-    """What YAML makes nothing of, or not what it looks like: `branches:` with nothing behind it, and keys that are no
-    text. What an alias repeats, and be it itself, is looked at once."""
+    """Yield values that YAML reads as nothing or as another type: `branches:` without a value, and keys that are not
+    text.
+
+    Aliases are visited once, even recursive ones.
+    """
     seen = set() if seen is None else seen
     if value is None:
         yield f"{place}: is empty; leave the key out, or give it a value"
@@ -401,7 +407,7 @@ def _slips(value: object, place: str, seen: set[int] | None = None) -> Iterator[
 
 
 def _unsendable(sink: Sink) -> Iterator[str]:
-    """Why what a sink asks for cannot be sent to it."""
+    """Return why Kiln cannot send as a sink requires."""
     yield from (f"types: {_no_type(sink, glob)}" for glob in sink.types if not _is_type(sink, glob))
     if sink.ca is not None:
         try:
@@ -415,7 +421,7 @@ def _is_type(sink: Sink, glob: str) -> bool:
 
 
 def _types(sink: Sink) -> tuple[str, ...]:
-    """Those by which a sink may choose."""
+    """Return the types by which a sink may select events."""
     return (*EVENT_TYPES, *(TYPES.values() if sink.format == "cdevents" else ()))
 
 
@@ -424,14 +430,14 @@ def _no_type(sink: Sink, glob: str) -> str:
         return f"{glob} is a type of CDEvents, for which the sink needs `format: cdevents`"
     near = [kind for kind in _types(sink) if kind.split(".")[3] in glob.lower()]
     near = near or difflib.get_close_matches(glob, _types(sink), n=1, cutoff=0.5)
-    return f"no event has the type {glob}; write {near[0] if near else 'dev.kiln.build.*'}"
+    return f"unknown event type {glob}; write {near[0] if near else 'dev.kiln.build.*'}"
 
 
 def _poll(given: str | int | None) -> float | None:
-    """Seconds. Raises ValueError."""
+    """Parse the interval in seconds. Raises ValueError."""
     if given is None:
         return None
     seconds = duration(str(given))
     if seconds < LEAST_POLL:
-        raise ValueError("must be at least 1m; without it the repository is looked at by `kiln sync` only")
+        raise ValueError("must be at least 1m. Without it, only `kiln sync` polls the repository")
     return seconds

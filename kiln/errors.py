@@ -1,13 +1,13 @@
-"""What can be wrong with how Kiln was set up.
+"""The errors of a configuration.
 
 KilnError                  everything found wrong, one sentence each (.problems)
  ├── SettingsError         the environment
  ├── ConfigError           the YAML file
  ├── SecretsError          the folder of secrets
- └── CommandError          what a command was asked to do cannot be done
-      └── NotKnown         nor whether it could: nobody could be asked
+ └── CommandError          a command cannot do its task
+      └── NotKnown         the command cannot tell, because a service did not answer
 
-All problems are gathered and told together: mending a configuration one error per restart is no way to spend a morning.
+Kiln collects and reports all problems together, so that correcting a configuration takes one restart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Web's server: gunicorn with one process and many threads.
 
-One process, because the metrics are its own and a viewer costs a thread, not a process; more of it means more replicas.
-The application is imported in the worker, after the socket listens: a probe is answered before Flask is there. Nothing
-is read from gunicorn's own files or variables: `KILN_*` is the only place to look.
+One process, because its metrics are its own, and a viewer costs a thread, not a process; replicas scale it. The worker
+imports the application after the socket listens, so that probes get an answer before the import of Flask. Only `KILN_*`
+configures the server: gunicorn's own files and variables are ignored.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from kiln.ops import Ops
 from kiln.settings import Settings
 
 GRACE = 30
-"""Seconds for requests under way after SIGTERM: the longest that is not a viewer waits 20 s for its turn to write."""
+"""Seconds for active requests after SIGTERM: the longest, other than a viewer's, waits 20 s for its turn to write."""
 STARTING = 10
-"""Seconds in which all threads have to be there."""
+"""Seconds within which all threads must exist."""
 LARGEST_BODY = 26 << 20
-"""Bytes that are awaited before a thread has the request: more than GitHub sends. The application refuses the rest."""
+"""Bytes to await before a thread gets the request: more than GitHub sends. The application refuses larger bodies."""
 MOST_HELD = 96 << 20
-"""Bytes of requests that are in memory at a time; beyond it the largest that is not whole yet is refused."""
+"""Bytes of requests in memory at the same time; beyond them the largest incomplete request is refused."""
 SMALL = 1 << 17
-"""Bytes; no request up to this size is refused because of what others send."""
+"""Bytes; requests up to this size are never refused because of other clients."""
 PIECE = 1 << 16
 AT_ONCE = 32
-"""Connections that are accepted before the others are looked at again."""
+"""Connections to accept before the next round of the poller."""
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 OVERLOADED = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -60,7 +60,7 @@ log = logging.getLogger(__name__)
 
 
 class KilnLogger(Logger):  # type: ignore[misc]
-    """gunicorn's lines in our shape. The access log has no query string: it is not for us to write that down."""
+    """gunicorn's lines in our format. The access log omits the query string, which may contain secrets."""
 
     def setup(self, cfg: Any) -> None:
         logs.configure(cfg.loglevel)
@@ -79,9 +79,9 @@ class KilnLogger(Logger):  # type: ignore[misc]
 
 
 class _Connection(socket.socket):
-    """A connection whose requests are read by the one thread that accepts; `recv` gives what has arrived of one.
+    """A connection whose requests the accepting thread reads; `recv` returns the received bytes.
 
-    `counted` are the bytes of it that its worker has counted.
+    `counted` are its bytes in the total of the worker.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -90,49 +90,53 @@ class _Connection(socket.socket):
         self.counted = 0
 
     def take(self) -> int:
-        """Reads what is there, in bytes. Raises BlockingIOError where that is nothing, OSError."""
+        """Read the available bytes. Raises BlockingIOError without any, OSError."""
         data = super().recv(PIECE)
         self.arrived.feed(data)
         return len(data)
 
     def recv(self, size: int, _flags: int = 0) -> bytes:
-        """Raises ConnectionResetError where more is wanted than has come: that is no news to gunicorn."""
+        """Return received bytes. Raises ConnectionResetError beyond them, which gunicorn handles silently."""
         data = self.arrived.read(size)
         if not data and not self.arrived.closed:
             raise ConnectionResetError(errno.ECONNRESET, "The rest does not come")
         return data
 
     def discard(self) -> int:
-        """Reads what is there, in bytes, and throws it away. Raises BlockingIOError where that is nothing, OSError."""
+        """Read and discard the available bytes. Raises BlockingIOError without any, OSError."""
         return len(super().recv(PIECE))
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """gunicorn's threads, none of which waits for a client that sends nothing.
+    """gunicorn's threads, none of which waits for an idle client.
 
-    gunicorn waits in a thread of the pool for the rest of a request, for who takes an answer, and for the client to
-    close. Here the thread that accepts reads requests, and hands on what is whole. A connection is at any time in one
-    place: with that thread (`_arriving`, `_leaving`, gunicorn's `keepalived_conns`) or with one of the pool.
+    gunicorn blocks a thread of the pool for the rest of a request, for a slow reader of an answer, and for the client
+    to close. Here the accepting thread reads requests, and hands over complete ones. Either that thread owns a
+    connection (`_arriving`, `_leaving`, gunicorn's `keepalived_conns`), or one thread of the pool.
     """
 
     patience = 30.0
-    """Seconds in which a request has to be there whole, and a piece of an answer has to be taken. What lies between the
-    two is for the application."""
+    """Seconds within which a request must be complete, and a piece of an answer must be accepted. The time between them
+    belongs to the application.
+    """
     soon = 0.02
-    """Seconds in which a thread waits for the next request of a connection: from thread to thread and back takes a good
-    part of what a webhook takes, and a proxy in front of web has one after the other."""
+    """Seconds that a thread waits for the next request of a connection. Handing it back takes a large part of a
+    webhook's time, and a proxy in front of web sends one request after the other.
+    """
     turn = 0.25
-    """Seconds after which a thread does so no longer where others wait for one."""
+    """Seconds after which a thread stops waiting if other connections need one."""
     linger = 1.0
-    """Seconds of silence after which a connection is closed whose client does not close after us: it may not have read
-    the answer though not all of its body was read."""
+    """Seconds of silence after which web closes a connection that the client keeps open: the client may not have read
+    the answer, though web did not read the whole body.
+    """
     longest_linger = 10.0
-    """Seconds for a client that sends on after the answer."""
+    """Seconds for a client that keeps sending after the answer."""
     last_wait = 3.0
-    """Seconds, besides gunicorn's own for connections without a request, in which a request that has begun has to be
-    there whole once the worker stops."""
+    """Seconds, added to gunicorn's own for idle connections, within which a begun request must be complete once the
+    worker stops.
+    """
     youth = 1.0
-    """Seconds for which no connection has to make room for new ones."""
+    """Seconds for which a connection cannot be evicted for new ones."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -142,9 +146,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._waiting: deque[Any] = deque()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """All threads are there from the start: it shows then whether they can be had, and there are never more.
+        """Start all threads in advance, so that a lack of them shows immediately, and their number is fixed.
 
-        Each waits for the others, or it would do the work of several; where they cannot be had, for `STARTING` at most.
+        A barrier forces the pool to start every thread; without enough threads it breaks after `STARTING`.
         """
         pool = super().get_thread_pool()
         there = threading.Barrier(self.cfg.threads)
@@ -152,10 +156,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             pool.submit(there.wait, STARTING)
         return cast("ThreadPoolExecutor", pool)
 
-    # With the thread that accepts
+    # The accepting thread
 
     def accept(self, listener: Any) -> None:
-        """As many as there are, so that a crowd does not cost a round of the poller each."""
+        """Accept all pending connections, so that a crowd does not cost a round of the poller each."""
         for _ in range(AT_ONCE):
             if self.nr_conns >= self.worker_connections:
                 return
@@ -181,14 +185,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         super().enqueue_req(conn)
 
     def _await(self, conn: Any) -> None:
-        """Until its request is whole, a connection is with the poller; most are whole at once."""
+        """Leave a connection to the poller until its request is complete; most are complete immediately."""
         self._arriving[conn] = time.monotonic() + self.patience
         self._arrive(conn)
         if conn in self._arriving:
             self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._arrive(conn))
 
     def _arrive(self, conn: Any) -> None:
-        if conn not in self._arriving:  # given up by an event of the same round
+        if conn not in self._arriving:  # closed by an event of the same round
             return
         try:
             conn.sock.take()
@@ -203,7 +207,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._settle(conn)
 
     def _settle(self, conn: Any) -> None:
-        """Hands on what is whole, ends what will never be."""
+        """Hand over a complete request, close a hopeless one."""
         if conn.sock.arrived.whole:
             self._forget(conn)
             self.enqueue_req(conn)
@@ -221,7 +225,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _forget(self, conn: Any) -> None:
         del self._arriving[conn]
-        with suppress(KeyError):  # it was whole at once
+        with suppress(KeyError):  # it was complete immediately
             self.poller.unregister(conn.sock)
 
     def _close(self, conn: Any) -> None:
@@ -237,7 +241,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._leave(conn)
 
     def _give_up(self, conn: Any) -> None:
-        """Who has sent nothing is told nothing: it may have opened the connection ahead of need."""
+        """Close the connection. A client that has sent nothing gets no answer: it may have opened the connection in
+        advance.
+        """
         if len(conn.sock.arrived):
             self._refuse(conn, TIMED_OUT)
         else:
@@ -245,7 +251,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._close(conn)
 
     def murder_pending(self) -> None:
-        """Ends what took too long to arrive, and closes where the client does not (gunicorn calls it in its loop)."""
+        """Close requests that took too long to arrive, and connections that the client keeps open (gunicorn's loop
+        calls it).
+        """
         now = time.monotonic()
         for conn in [conn for conn, until in self._arriving.items() if until < now]:
             self._give_up(conn)
@@ -255,7 +263,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._make_room(now)
 
     def _make_room(self, now: float) -> None:
-        """The oldest go, so that accepting never stops; those that have just come may be a crowd of good ones."""
+        """Evict the oldest connections, so that accepting never stops; new ones may be a crowd of valid clients."""
         before = now - self.youth
         for conn in [conn for conn in self._leaving if conn.timeout - self.longest_linger < before]:
             self._left(conn)
@@ -265,7 +273,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._close(conn)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Nor is a request awaited for long once the worker stops: half of one would keep it for all of its grace."""
+        """Limit the wait for requests once the worker stops: half a request would delay it for its grace period."""
         super()._cap_keepalive(deadline)
         for conn, until in self._arriving.items():
             begun = self.last_wait if len(conn.sock.arrived) else 0.0
@@ -282,7 +290,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             super().finish_request(conn, fs)
 
     def _leave(self, conn: Any) -> None:
-        """The client closes, or is not waited for; no thread waits with it."""
+        """Wait in the poller, not in a thread, for the client to close."""
         conn.sock.arrived.drop()
         self._count(conn)
         now = time.monotonic()
@@ -292,7 +300,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             conn.sock.setblocking(False)
             self.poller.register(conn.sock, selectors.EVENT_READ, lambda _: self._discard(conn))
             conn.sock.shutdown(socket.SHUT_WR)
-        except (OSError, ValueError):  # it is closed already
+        except (OSError, ValueError):  # already closed
             self._left(conn)
 
     def _discard(self, conn: Any) -> None:
@@ -313,10 +321,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.sock)
         self._close(conn)
 
-    # With a thread of the pool
+    # A thread of the pool
 
     def handle(self, conn: Any) -> bool:
-        """Whether the connection stays."""
+        """Return whether the connection stays open."""
         self._waiting.popleft()
         until = time.monotonic() + self.turn
         kept = self._answer(conn)
@@ -328,13 +336,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return bool(self._waiting) and time.monotonic() > until
 
     def _answer(self, conn: Any) -> bool:
-        """Whether the connection stays: only where parser and `Arrival` agree on where the next request begins."""
+        """Return whether the connection stays open: only if parser and `Arrival` agree on the start of the next
+        request.
+        """
         if super().handle(conn) is not True:
             return False
         return bool(conn.sock.arrived.next()) and not conn.parser.unreader.buf.getvalue()
 
     def _asks_again(self, conn: Any) -> bool:
-        """Whether the next request is there whole, soon; the poller waits for the others."""
+        """Return whether the next request completes soon; the poller waits for the others."""
         until = time.monotonic() + self.soon
         while not conn.sock.arrived.whole and (left := until - time.monotonic()) > 0:
             conn.sock.settimeout(left)
@@ -350,11 +360,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         try:
             return super().handle_request(req, conn)
         except TimeoutError as error:
-            raise BrokenPipeError(errno.EPIPE, "The answer is not taken") from error  # which is no news to gunicorn
+            raise BrokenPipeError(errno.EPIPE, "The answer is not taken") from error  # which gunicorn handles silently
 
 
 def _continue(conn: Any) -> None:
-    """Says what a client with `Expect: 100-continue` waits for (RFC 9110, §10.1.1). Raises OSError."""
+    """Answer `Expect: 100-continue` (RFC 9110, §10.1.1). Raises OSError."""
     arrived = conn.sock.arrived
     if arrived.expects and not arrived.whole:
         arrived.expects = False
@@ -364,13 +374,13 @@ def _continue(conn: Any) -> None:
 class Web(BaseApplication):  # type: ignore[misc]
     """gunicorn with `settings`; `load` makes the WSGI application, in the worker, where `ops` answers as well.
 
-    What it is given is set when the worker is told to end, so that streams do not use up the grace.
+    Its argument is set when the worker must stop, so that streams do not use up the grace period.
     """
 
     def __init__(
         self, settings: Settings, ops: Ops, load: Callable[[threading.Event], Any], token: str | None = None
     ) -> None:
-        """`token` is the one of this machine, which the pages' address is printed with: once, for who starts web."""
+        """`token` is the token of this machine, which completes the printed URL of the pages."""
         self._settings, self._ops, self._load, self._token = settings, ops, load, token
         self._stopping = threading.Event()
         self._announced: object = None
@@ -384,7 +394,7 @@ class Web(BaseApplication):  # type: ignore[misc]
         try:
             return self._load(self._stopping)
         except EngineError as error:
-            raise AppImportError(str(error)) from error  # what gunicorn takes for "do not try that again"
+            raise AppImportError(str(error)) from error  # gunicorn's exit status for "do not restart"
 
     def _announce(self, address: str) -> object:
         """For the commands of this machine, which look into the state folder. What is returned is kept open."""
@@ -404,7 +414,7 @@ class Web(BaseApplication):  # type: ignore[misc]
         def post_worker_init(worker: Any) -> None:
             self._ops.ready()
             _return_memory()
-            gc.freeze()  # the application stays: to look for garbage in it takes 50 ms in which nobody is answered
+            gc.freeze()  # the application stays: a search for garbage in it takes 50 ms without answers
 
             def end(number: int, frame: FrameType | None) -> None:
                 self._stopping.set()
@@ -429,14 +439,16 @@ class Web(BaseApplication):  # type: ignore[misc]
 
 
 def _return_memory() -> None:
-    """Has glibc give large buffers back when they are freed: otherwise it keeps, for each thread, as much as it has
-    seen at a time (mallopt(3), M_MMAP_THRESHOLD). Other C libraries do so anyway."""
+    """Make glibc return large freed buffers: otherwise each thread keeps its peak (mallopt(3), M_MMAP_THRESHOLD).
+
+    Other C libraries return them anyway.
+    """
     with suppress(AttributeError):
         ctypes.CDLL(None).mallopt(-3, 1 << 20)
 
 
 def name_repeated(_worker: Any, req: Any) -> None:
-    """Tells the application which headers were sent twice (`eventing.wire`); gunicorn gives names in upper case."""
+    """Give the application the names of repeated headers (`eventing.wire`); gunicorn's names are in upper case."""
     names = Counter(name for name, _ in req.headers)
     repeated = sorted(name.lower() for name, number in names.items() if number > 1)
     if repeated or _OWN in names:
@@ -458,7 +470,7 @@ def _reached(address: str) -> str:
 
 
 def options(settings: Settings) -> dict[str, Any]:
-    """gunicorn's settings (https://docs.gunicorn.org/en/stable/settings.html)."""
+    """Return gunicorn's settings (https://docs.gunicorn.org/en/stable/settings.html)."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     return {
         "bind": f"{host}:{settings.port}",
@@ -470,11 +482,11 @@ def options(settings: Settings) -> dict[str, Any]:
         "worker_tmp_dir": str(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None,
         "timeout": 60,  # of the worker's heartbeat, not of a request
         "graceful_timeout": GRACE,
-        "keepalive": 65,  # longer than the usual proxy's 60, so that it is the proxy that closes
+        "keepalive": 65,  # longer than the usual proxy's 60, so that the proxy closes first
         "limit_request_line": 8190,  # ?repository=<a whole URL, quoted>
         "limit_request_fields": 100,
         "limit_request_field_size": 8190,
-        "forwarded_allow_ips": "",  # nobody may say which scheme or path it was
+        "forwarded_allow_ips": "",  # no client may set scheme or path
         "secure_scheme_headers": {},
         "forwarder_headers": "",
         "control_socket_disable": True,

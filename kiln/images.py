@@ -1,6 +1,6 @@
-"""`kiln images`: what Kiln has pushed, as records and registry have it; `kiln images prune`: what of it can go.
+"""`kiln images` lists the pushed images from records and registry; `kiln images prune` deletes those without use.
 
-It reads the records and pushes nothing, so it runs where the controller runs: there is the credential that may delete.
+It reads the records and pushes nothing. It runs next to the controller, which has the credential for deletion.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Say = Callable[[str], object]
 
 
 def show(environ: Mapping[str, str], *, as_json: bool, say: Say, complain: Say) -> int:
-    """Lists all images with Kiln's label. Returns the exit status. Raises KilnError."""
+    """List all images with Kiln's label. Returns the exit status. Raises KilnError."""
     with _opened(environ) as (kiln, pruner):
         looks = [*pruner.review(_more(kiln))]
     ruled = kiln.config.keep is not None
@@ -34,10 +34,12 @@ def show(environ: Mapping[str, str], *, as_json: bool, say: Say, complain: Say) 
 
 
 def prune(environ: Mapping[str, str], *, delete: bool, as_json: bool, say: Say, complain: Say) -> int:
-    """Lists what `keep` does not need, or with `delete` what was deleted. Returns the exit status. Raises KilnError."""
+    """List the images that `keep` does not retain, or delete them with `delete`. Returns the exit status. Raises
+    KilnError.
+    """
     with _opened(environ) as (kiln, pruner):
         if kiln.config.keep is None:
-            raise CommandError("No rule: set `keep: {for: 30d}` in the YAML file")
+            raise CommandError("No retention rule. Set `keep: {for: 30d}` in the YAML file")
         found: list[Verdict] = []
         errors: list[tuple[str, str | None]] = []
         for looked in pruner.review():
@@ -69,8 +71,9 @@ def _opened(environ: Mapping[str, str]) -> Iterator[tuple[Kiln, Pruner]]:
 
 
 def _more(kiln: Kiln) -> Iterator[str]:
-    """Image repositories that no record may name any more: those of listed repositories, and those that a registry
-    lists, where it does."""
+    """Yield image repositories without records: those of listed repositories, and the registry's catalogue if it has
+    one.
+    """
     for listed in kiln.config.repositories:
         yield kiln.images.own(canonical(listed.url, kiln.config.hosts))
     for prefix in kiln.images.pushed_prefixes:

@@ -1,7 +1,7 @@
-"""The token of an installation whose `KILN_AUTH` is unset: `token` in the state folder, as Jupyter Server has one.
+"""The token of an installation with `KILN_AUTH` unset: `token` in the state folder, as in Jupyter Server.
 
-A Dockerfile's `ADD` and a page in a browser both reach loopback, so a connection from this machine says nothing about
-who made it. Reading a file with mode 0600 does. Web makes the file at its first start; `kiln` and web read it later.
+A Dockerfile's `ADD` and a page in a browser also connect from loopback, so the address does not authenticate. Reading a
+file with mode 0600 does. Web creates the file at its first start; `kiln` and web read it later.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ def path_in(state_dir: Path) -> Path:
 
 
 def ensured(state_dir: Path) -> bytes:
-    """The token, made where there is none. Raises CommandError where it cannot be had or others can read it."""
+    """Return the token; create it if missing. Raises CommandError if it is unavailable or readable for others."""
     path = path_in(state_dir)
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             _make(path)
     except OSError as error:
-        raise CommandError(f"The folder {state_dir} (KILN_STATE_DIR) cannot be used: {error.strerror}") from None
+        raise CommandError(f"The folder {state_dir} (KILN_STATE_DIR) is not usable: {error.strerror}") from None
     return read(path)
 
 
 def read(path: Path) -> bytes:
-    """Raises CommandError where there is none, or where it is not its owner's alone."""
+    """Return the token. Raises CommandError if it is missing or readable for others."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
             found = os.fstat(file.fileno())
@@ -50,7 +50,7 @@ def read(path: Path) -> bytes:
 
 
 def _make(path: Path) -> None:
-    """By a link, so that of two that start at once one wins, and nobody reads half of it."""
+    """Create it by a link: of two simultaneous starts one wins, and no reader sees half of it."""
     draft = path.with_name(f".{NAME}-{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

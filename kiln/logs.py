@@ -1,7 +1,7 @@
-"""Logs as JSON lines on standard error, one shape for web, controller, gunicorn and libraries.
+"""Logs as JSON lines on standard error, in one format for web, controller, gunicorn and libraries.
 
-`{"time", "level", "logger", "message"}` and whatever the caller gave as `extra`: `event_id` and `build` where a line is
-about one. A logged object is only ever shown by its `str`, and nothing here that holds a secret shows it there.
+`{"time", "level", "logger", "message"}` and the caller's `extra`: `event_id` and `build` if the line refers to one. A
+logged object appears only by its `str`, and objects with secrets hide them there.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def configure(level: str) -> None:
-    """Sends every logger's lines to standard error from now on. `level` as in `KILN_LOG_LEVEL`."""
+    """Send every logger's lines to standard error. `level` as in `KILN_LOG_LEVEL`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter())
     root = logging.getLogger()

@@ -1,9 +1,9 @@
 """The ops port of web and controller: `/livez`, `/readyz`, `/metrics`.
 
-A server of its own on a thread, so that a probe is answered while every thread of web is busy, and before the
-application is imported; the standard library's, because the controller has no reason to import a framework for it.
-Ready means configured, never that others are well: an outage must give 503s, not refused connections. Alive means that
-all threads come round.
+It is a server on a separate thread, so that it answers probes while all threads of web are busy, and before the
+application is imported. It uses the standard library, because the controller needs no framework otherwise. Ready means
+configured, regardless of dependencies: an outage must give 503s, not refused connections. Alive means that all threads
+beat.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ log = logging.getLogger("kiln.ops")
 
 
 NOTIFY_SOCKET = "NOTIFY_SOCKET"
-"""The variable that names the socket of a supervisor that waits for `READY=1` (sd_notify(3)); `@` stands for a NUL."""
+"""The variable with the socket of a supervisor that waits for `READY=1` (sd_notify(3)); `@` represents a NUL."""
 
 
 class Ops:
-    """Listens at once, answers after `serve`. `waiting_for` says what is missing until `ready`; then it is `None`.
-    `pulses` are those of the threads without which this process is not alive."""
+    """Listens on construction, answers after `serve`. `waiting_for` names the missing step until `ready`; then it is
+    `None`. `pulses` are those of the threads without which this process is not alive.
+    """
 
     def __init__(self, host: str, port: int) -> None:
-        """Raises OSError where the port cannot be had."""
+        """Raises OSError if the port is not available."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._listener = socket.create_server((host, port), family=family, backlog=64)
         self.waiting_for: str | None = "start"
         self.pulses: Sequence[Pulse] = ()
-        # Taken out of the environment: gunicorn would send READY=1 before there is an application.
+        # Removed from the environment: gunicorn would send READY=1 before the application exists.
         self._supervisor = os.environ.pop(NOTIFY_SOCKET, None)
 
     @property
@@ -45,19 +46,19 @@ class Ops:
         return host, port
 
     def serve(self) -> None:
-        """Answers from a thread of this process from now on. Call it after the last fork."""
+        """Answer from a thread of this process. Call it after the last fork."""
         server = _Server(self._listener, self)
         threading.Thread(target=server.serve_forever, name="ops", daemon=True).start()
 
     def ready(self) -> None:
-        """Answers `/readyz` with 200 from now on, and tells the supervisor."""
+        """Answer `/readyz` with 200 from now on, and notify the supervisor."""
         self.waiting_for = None
         if self._supervisor:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):
                 sender.sendto(b"READY=1", self._supervisor.replace("@", "\0", 1))
 
     def answer(self, path: str, accept: str) -> tuple[int, str, bytes]:
-        """Status, content type and body for a GET."""
+        """Return status, content type and body for a GET."""
         text = "text/plain; charset=utf-8"
         if path == "/livez":
             late = [f"{pulse.name} is {pulse.late:.0f} s late\n" for pulse in self.pulses if pulse.late]
@@ -109,4 +110,4 @@ class _Server(http.server.ThreadingHTTPServer):
         self.ops = ops
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002
-        log.debug("A probe went away before it had its answer")
+        log.debug("A probe disconnected before its answer")

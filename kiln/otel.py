@@ -1,8 +1,8 @@
 """Spans for OpenTelemetry, sent by OTLP over HTTP (`KILN_TRACES=otlp`). Imported only then: it takes 0.3 s.
 
-Where they go, what they are sampled by and what the service is called is for the SDK's own `OTEL_*` variables to say
-(https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). A collector that is away is a line
-in the log, and holds up nothing.
+The SDK's own `OTEL_*` variables configure endpoint, sampling and service name
+(https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/). An unavailable collector causes a
+log line and delays nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from eventing.spans import Attributes, Kind
 from eventing.tracing import Trace, trace_of
 
 LAST_SPANS = 2.0
-"""Seconds that a collector has, when the process ends, to take what waits."""
+"""Seconds for the collector to accept the remaining spans at the end of the process."""
 
 _KINDS = {"server": SpanKind.SERVER, "client": SpanKind.CLIENT, "internal": SpanKind.INTERNAL}
 _CONTEXT = TraceContextTextMapPropagator()
@@ -48,14 +48,14 @@ class OTelSpans:
         return Begun(self._tracer.start_span(name, context, _KINDS[kind], start_time=_nanoseconds(at)))
 
     def close(self) -> None:
-        """Sends what waits, as far as the collector takes it soon."""
+        """Send the remaining spans, if the collector accepts them soon."""
         last = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         last.start()
         last.join(LAST_SPANS)
 
 
 class Begun:
-    """A span of OpenTelemetry's as ours."""
+    """A span of OpenTelemetry behind our interface."""
 
     def __init__(self, span: OTelSpan) -> None:
         self._span = span
@@ -76,7 +76,7 @@ class Begun:
 
 
 def _plain(attributes: Attributes) -> Mapping[str, str | int]:
-    """Of exactly the types that the SDK takes: an enumeration's member is more than a text."""
+    """Convert to exactly the types that the SDK accepts: a member of an enumeration is a subclass of text."""
     return {name: value if isinstance(value, int) else str(value) for name, value in attributes.items()}
 
 

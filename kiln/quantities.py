@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them: `24h`, `30s`, `1MiB`."""
+"""Durations and sizes in human notation: `24h`, `30s`, `1MiB`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NUMBER = re.compile(r"(?P<number>[0-9]{1,12}(?:\.[0-9]{1,6})?) ?(?P<unit>[A-Za-
 
 
 def duration(text: str) -> float:
-    """Seconds of `90`, `1.5h`, `30s`, `7d` (units ms, s, m, h, d). Raises ValueError with a sentence."""
+    """Parse `90`, `1.5h`, `30s`, `7d` (units ms, s, m, h, d) to seconds. Raises ValueError with a sentence."""
     number, unit = _parts(text)
     if unit not in SECONDS:
         raise ValueError("must be a duration such as 90, 30s, 10m, 24h or 7d")
@@ -24,7 +24,9 @@ def duration(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes of `1048576`, `512KiB`, `1MiB` (units B, kB, KiB, MB, MiB, GB, GiB). Raises ValueError with a sentence."""
+    """Parse `1048576`, `512KiB`, `1MiB` (units B, kB, KiB, MB, MiB, GB, GiB) to bytes. Raises ValueError with a
+    sentence.
+    """
     number, unit = _parts(text)
     if unit not in BYTES or "." in number:
         raise ValueError("must be a size such as 1048576, 512KiB or 1MiB")

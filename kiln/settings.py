@@ -1,8 +1,8 @@
-"""The environment as one immutable value: every setting in one table, from which it is read, checked and documented.
+"""The environment as one immutable value. One table defines how each setting is read, validated and documented.
 
-A default is written as text and goes through the same reader as what a person sets, so the documentation cannot say
-another default than the one that holds. A name that starts with `KILN_` and is not in the table is an error: a typo in
-`KILN_ALLOWED_REPOSITORIES` must not silently allow everything.
+A default is text and passes the same reader as a configured value, so the documentation always shows the effective
+default. An unknown name with the prefix `KILN_` is an error: a typo in `KILN_ALLOWED_REPOSITORIES` must not silently
+allow everything.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from kiln.quantities import duration, size
 Process = Literal["web", "controller"]
 
 OF_THE_COMMAND = ("KILN_PROFILE", "KILN_SERVER", "KILN_TOKEN")
-"""What `kiln.target` reads: which Kiln the command talks to, and as whom. They are no settings of a Kiln."""
+"""Variables of `kiln.target`: the server and the credential of the command. They do not configure a server."""
 
 
 class Hub(msgspec.Struct, frozen=True, kw_only=True):
-    """What a JupyterHub tells its services in `JUPYTERHUB_*`, whether it starts them or they are run elsewhere."""
+    """The variables `JUPYTERHUB_*` that a JupyterHub gives its services, whether it starts them or not."""
 
     api_url: str
-    """Without a slash at its end."""
+    """Without a trailing slash."""
     api_token: str
     client_id: str
     access_scopes: tuple[str, ...]
-    """Who has any of these may use this service."""
+    """A user with any of these may use this service."""
     authorize_url: str
-    """Where a browser goes to sign in: a path, unless the Hub says on which host it is."""
+    """The URL of the sign-in: a path, unless the Hub specifies its host."""
     callback_url: str | None
-    """Where it comes back to; by default `oauth_callback` under our base path."""
+    """The URL of the redirect back; by default `oauth_callback` under our base path."""
     logout_url: str
-    """Where it signs out of the Hub, and of what the Hub has signed it in to."""
+    """The URL of the sign-out from the Hub, and from all its services."""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the environment says. Durations are seconds, sizes bytes, patterns and words tuples."""
+    """The values of the environment. Durations are seconds, sizes bytes, patterns and words tuples."""
 
     engine: str
     image_prefix: str
@@ -63,13 +63,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str | None
     event_source: str
     auth: tuple[str, ...]
-    """Words of `KILN_AUTH`; `("local",)` where it is unset and nothing can reach in."""
+    """Words of `KILN_AUTH`; `("local",)` if it is unset and Kiln is reachable from this machine only."""
     loopback_only: bool
-    """`KILN_AUTH` is unset: a request that looks as if it came from elsewhere gets 403, all others need the token."""
+    """`KILN_AUTH` is unset: requests from elsewhere get 403, all others need the token."""
     events_auth: tuple[str, ...]
     token_in_url: bool
     hub: Hub | None
-    """`None` where no Hub has said who it is."""
+    """`None` without a Hub."""
     oidc_issuer: str | None
     oidc_audience: tuple[str, ...]
     oidc_client_id: str | None
@@ -78,7 +78,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     oidc_admin_group: str | None
     oidc_subjects: tuple[str, ...]
     oidc_events_issuer: str | None
-    """As `oidc_issuer` where it is not set; the audience, too."""
+    """The default is `oidc_issuer`; also the audience."""
     oidc_events_audience: tuple[str, ...]
     allowed_repositories: tuple[str, ...]
     banned_repositories: tuple[str, ...]
@@ -119,23 +119,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     traces: str
 
     max_lookups: ClassVar[int] = 32
-    """Refs that web looks up at once, each on a thread."""
+    """Concurrent look-ups of refs by web, each on a thread."""
     max_hub_calls: ClassVar[int] = 128
-    """Requests whose senders web asks a Hub about at once, each on a thread."""
+    """Concurrent requests whose senders web looks up at a Hub, each on a thread."""
     max_oidc_calls: ClassVar[int] = 32
-    """Requests that wait for an OIDC issuer's keys at once, each on a thread."""
+    """Concurrent requests that wait for an OIDC issuer's keys, each on a thread."""
 
     @property
     def threads(self) -> int:
-        """Of web. Viewers of logs, look-ups of refs and requests that wait for a Hub or an issuer have their own: 16
-        are always left for everybody else."""
+        """The number of web's threads. Viewers of logs, look-ups of refs and requests that wait for a Hub or an issuer
+        have their own; 16 are always free for other requests.
+        """
         waiting = self.max_hub_calls if "hub" in self.auth + self.events_auth else 0
         waiting += self.max_oidc_calls * len(self.oidc_issuers)
         return 16 + self.max_lookups + self.max_viewers + waiting
 
     @property
     def oidc_issuers(self) -> frozenset[str]:
-        """Those whose tokens are taken."""
+        """The issuers whose tokens are accepted."""
         asked = {
             self.oidc_issuer if "oidc" in self.auth else None,
             self.oidc_events_issuer if "oidc" in self.events_auth else None,
@@ -144,7 +145,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def senders_are_people(self) -> bool:
-        """Whether whoever's token is taken at `/events` is a person, too, where `oidc_subjects` does not name them."""
+        """Return whether a subject at `/events` that `oidc_subjects` does not name is a person."""
         same = (self.oidc_issuer, self.oidc_audience) == (self.oidc_events_issuer, self.oidc_events_audience)
         return not self.oidc_subjects or (same and "oidc" in self.auth)
 
@@ -155,17 +156,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sink_binding(self) -> dict[str, str]:
-        """What a SinkBinding injected, under its own names (`eventing.delivery.sinks_from_environment`)."""
+        """The variables that a SinkBinding injected (`eventing.delivery.sinks_from_environment`)."""
         injected = {"K_SINK": self.k_sink, "K_CE_OVERRIDES": self.k_ce_overrides, "K_CA_CERTS": self.k_ca_certs}
         return {name: value for name, value in injected.items() if value is not None}
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the table. `default` is text as a person would set it; `None`: nothing. `says` is for the docs."""
+    """A row of the table. `default` is text like a configured value; `None`: nothing. `says` is for the docs."""
 
     name: str
     read: Callable[[str], object]
-    """Raises ValueError with what the value must be."""
+    """Raises ValueError that names the valid values."""
     default: str | None
     says: str
 
@@ -179,7 +180,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         return "--" + self.field.replace("_", "-")
 
 
-# Readers: text in, value out, ValueError("must …") otherwise. -------------------------------------------------------
+# Readers: text in, value out, otherwise ValueError("must …"). -------------------------------------------------------
 
 
 def _text(text: str) -> str:
@@ -198,7 +199,7 @@ def _path(text: str) -> Path:
     try:
         return Path(_text(text)).expanduser().absolute()  # builders have another working directory
     except RuntimeError:
-        raise ValueError("must be a path without ~, as there is no such home directory here") from None
+        raise ValueError("must be a path without ~: this home directory does not exist") from None
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -222,7 +223,7 @@ def _each_of(*words: str) -> Callable[[str], tuple[str, ...]]:
         if not chosen:
             raise ValueError(f"must be {_either(words)}")
         if "none" in chosen and len(chosen) > 1:
-            raise ValueError("must not name others beside none, which lets everybody in")
+            raise ValueError("must not combine none with others, because none disables authentication")
         return chosen
 
     return read
@@ -276,7 +277,7 @@ def _base_path(text: str) -> str:
 
 
 def _is_segment(encoded: str) -> bool:
-    """Whether a proxy and a route take it for one part of a path, and for the same."""
+    """Return whether a proxy and a route agree that it is one segment of a path."""
     try:
         part = unquote(encoded, errors="strict")
     except UnicodeDecodeError:
@@ -298,7 +299,7 @@ def _url(text: str) -> str:
 
 
 def _issuer(text: str) -> str:
-    """Who can answer in the issuer's place makes tokens for everybody: plain HTTP is for where nobody else can."""
+    """Require HTTPS except near this machine: a false issuer could create tokens for any identity."""
     _url(text)
     host = urlsplit(text).hostname or ""
     if not text.startswith("https:") and not _is_near(host):
@@ -307,7 +308,7 @@ def _issuer(text: str) -> str:
 
 
 def _is_near(host: str) -> bool:
-    """Whether it is this machine, a Service of the cluster, or an address of a private network."""
+    """Return whether it is this machine, a Service of the cluster, or an address of a private network."""
     if is_loopback(host) or re.fullmatch(r".+\.svc(?:\.cluster\.local)?", host):
         return True
     try:
@@ -323,8 +324,8 @@ def _source(text: str) -> str:
 
 
 def _is_source(text: str) -> bool:
-    """Whether an event could be sent with it: what is wrong here would be wrong with each of them."""
-    from eventing.errors import DecodeError  # noqa: PLC0415  # only where it is set
+    """Return whether events can have this source: an invalid one would break every event."""
+    from eventing.errors import DecodeError  # noqa: PLC0415  # only if it is set
     from eventing.http import event_of  # noqa: PLC0415
 
     try:
@@ -351,8 +352,8 @@ def _traces(text: str) -> str:
 
 
 AUTH_CHOICES = (
-    "hub (the JupyterHub whose service this is says who may use it), token (secrets in api-tokens/), oidc "
-    "(people of KILN_OIDC_ISSUER) or none (everybody who can reach it may use it)"
+    "hub (users of the JupyterHub), token (secrets in api-tokens/), oidc (people of KILN_OIDC_ISSUER) or none (no "
+    "authentication)"
 )
 
 SETTINGS: tuple[Setting, ...] = (
@@ -360,242 +361,289 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_ENGINE",
         read=_one_of("local", "kubernetes"),
         default="local",
-        says="Where records are kept and attempts run: `local` is this machine and its Docker, `kubernetes` the "
-        "cluster that Kiln runs in; the chart sets all that is for it.",
+        says=(
+            "The engine that keeps records and runs attempts: `local` is this machine and its Docker, `kubernetes` "
+            "the cluster that Kiln runs in. The chart configures it."
+        ),
     ),
     Setting(
         name="KILN_IMAGE_PREFIX",
         read=_image_prefix,
         default=None,
-        says="Required. What every image's name starts with, registry first: `registry.example/org/`. Images under "
-        "`localhost/` stay with this machine's daemon and are pushed nowhere (engine `local`).",
+        says="Required. The prefix of every image's name, registry first: `registry.example/org/`. Images under `localhost/` "
+        "stay with this machine's daemon and are never pushed (engine `local`).",
     ),
     Setting(name="KILN_CONFIG", read=_path, default=None, says="The YAML file with triggers, sinks and hosts."),
     Setting(
         name="KILN_SECRETS_DIR",
         read=_path,
         default=None,
-        says="The folder of secrets. It is read again when it changes.",
+        says="The folder of secrets. Kiln reads it again when it changes.",
     ),
     Setting(
         name="PORT",
         read=_number(0, 65535),
         default="8000",
-        says="Port of web. 0: any free one. When unset that of `JUPYTERHUB_SERVICE_URL`, if that is there.",
+        says="Port of web. 0: any free one. Default: the port of `JUPYTERHUB_SERVICE_URL`, if set.",
     ),
-    Setting(name="KILN_HOST", read=_host, default="127.0.0.1", says="Address that web and the ops ports listen on."),
+    Setting(name="KILN_HOST", read=_host, default="127.0.0.1", says="Address on which web and the ops ports listen."),
     Setting(
         name="KILN_OPS_PORT",
         read=_number(0, 65535),
         default=None,
-        says="Port of `/livez`, `/readyz` and `/metrics`; when unset 9090 for web and 9091 for the controller. "
-        "With `kiln serve` the controller's is the next one.",
+        says=(
+            "Port of `/livez`, `/readyz` and `/metrics`. Default: 9090 for web and 9091 for the controller. With "
+            "`kiln serve` the controller uses the next port."
+        ),
     ),
     Setting(
         name="KILN_BASE_PATH",
         read=_base_path,
         default="/",
-        says="Path under which web answers, as a proxy passes it on, percent-encoded: `/services/binder/`. When unset "
-        "`JUPYTERHUB_SERVICE_PREFIX`, if that is there.",
+        says=(
+            "Path of web behind a proxy, as the proxy passes it on, percent-encoded: `/services/binder/`. Default: "
+            "`JUPYTERHUB_SERVICE_PREFIX`, if set."
+        ),
     ),
     Setting(
         name="KILN_PUBLIC_URL",
         read=_url,
         default=None,
-        says="Where people and hosts reach web from outside, with the base path. "
-        "The schemas that events name are there.",
+        says=(
+            "The URL at which people and hosts reach web from outside, with the base path. Events name schemas below "
+            "it."
+        ),
     ),
     Setting(
         name="KILN_EVENT_SOURCE",
         read=_source,
         default=None,
-        says="`source` of the events sent; when unset the public URL, or `/kiln` without one.",
+        says="`source` of sent events. Default: the public URL, or `/kiln` without one.",
     ),
     Setting(
         name="KILN_AUTH",
         read=_each_of("hub", "token", "oidc", "none"),
         default=None,
-        says="Who may use the API and the pages: `hub` (the JupyterHub says who), `token`, `oidc` (`KILN_OIDC_ISSUER` "
-        "says who), several of them (`hub,token`), or `none`. Unset is allowed only where nothing can reach in: host "
-        "loopback, base path `/`, public URL unset or loopback, no `JUPYTERHUB_*`. Then everybody needs the token in "
-        "the file `token` of `KILN_STATE_DIR`, which web makes at its first start, and a request whose `Host` is not "
-        "loopback, or with a forwarding header or a foreign `Origin`, is refused.",
+        says=(
+            "Authentication for the API and the pages: `hub` (users of the JupyterHub), `token`, `oidc` (people of "
+            "`KILN_OIDC_ISSUER`), several of them (`hub,token`), or `none`. May be unset only if Kiln is unreachable "
+            "from outside: host loopback, base path `/`, public URL unset or loopback, no `JUPYTERHUB_*`. Then every "
+            "client needs the token in the file `token` of `KILN_STATE_DIR`, which web creates at its first start. "
+            "Web then refuses requests whose `Host` is not loopback, or with a forwarding header or a foreign "
+            "`Origin`."
+        ),
     ),
     Setting(
         name="KILN_EVENTS_AUTH",
         read=_each_of("hub", "token", "oidc", "network", "none"),
         default=None,
-        says="Who may post to `/events`: `hub`, `token`, `oidc`, `network` (a network policy says who), or `none`; "
-        "when unset as `KILN_AUTH`. The page [who may start what](access.md) compares them.",
+        says=(
+            "Authentication for `/events`: `hub`, `token`, `oidc`, `network` (a network policy restricts the "
+            "senders), or `none`. Default: `KILN_AUTH`. The page on [permissions](access.md) compares them."
+        ),
     ),
     Setting(
         name="KILN_TOKEN_IN_URL",
         read=_yes_or_no,
         default="no",
-        says="Whether `?token=` in an address counts as a token (`yes` or `no`). Addresses end up in histories and "
-        "logs: `yes` is for clients that can do nothing else.",
+        says=(
+            "Whether Kiln accepts `?token=` in a URL (`yes` or `no`). Histories and logs record URLs: use `yes` only "
+            "for clients without another way."
+        ),
     ),
     Setting(
         name="KILN_OIDC_ISSUER",
         read=_issuer,
         default=None,
-        says="For `oidc`: the issuer whose tokens are taken, exactly as its discovery document names it. `https`, but "
-        "on this machine, in its cluster (`.svc`) and at a private address.",
+        says=(
+            "For `oidc`: the issuer of accepted tokens, exactly as its discovery document names it. `https`, except "
+            "on this machine, in its cluster (`.svc`) and at a private address."
+        ),
     ),
     Setting(
         name="KILN_OIDC_AUDIENCE",
         read=_words,
         default="",
-        says="For `oidc`: the audiences of which a token must have one, comma-separated.",
+        says="For `oidc`: the accepted audiences, comma-separated; a token needs one of them.",
     ),
     Setting(
         name="KILN_OIDC_CLIENT_ID",
         read=_text,
         default=None,
-        says="For `oidc` in `KILN_AUTH`: the client by which browsers sign in at the issuer, with the secret "
-        "`oidc/client-secret` and the redirect URI `<public URL>/oidc_callback`. When unset there are no pages for "
-        "people of the issuer.",
+        says=(
+            "For `oidc` in `KILN_AUTH`: the client with which browsers sign in at the issuer, with the secret "
+            "`oidc/client-secret` and the redirect URI `<public URL>/oidc_callback`. If unset, people of the issuer "
+            "have no pages."
+        ),
     ),
     Setting(
         name="KILN_OIDC_SCOPES",
         read=_words,
         default="openid",
-        says="For signing in: the scopes that are asked for, comma-separated; some issuers tell groups only with one "
-        "more, such as `groups`.",
+        says=(
+            "For the sign-in: the requested scopes, comma-separated; some issuers need another one for groups, such "
+            "as `groups`."
+        ),
     ),
     Setting(
         name="KILN_OIDC_GROUPS_CLAIM",
         read=_text,
         default="groups",
-        says="For `oidc`: the claim of a token that lists a person's groups, which `group:<name>` in `private` means.",
+        says=(
+            "For `oidc`: the claim of a token that lists a person's groups, to which `group:<name>` in `private` "
+            "refers."
+        ),
     ),
     Setting(
         name="KILN_OIDC_ADMIN_GROUP",
         read=_text,
         default=None,
-        says="For `oidc`: the group whose members are admins. When unset nobody is, whatever a token says.",
+        says="For `oidc`: the group whose members are admins. If unset, no person is an admin.",
     ),
     Setting(
         name="KILN_OIDC_SUBJECTS",
         read=_words,
         default="",
-        says="For `oidc` in `KILN_EVENTS_AUTH`: subjects that may send every event, comma-separated; `…*` is all that "
-        "begin so, such as `system:serviceaccount:<namespace>:*`. Others may send what people may, if `KILN_AUTH` has "
-        "`oidc` with the same issuer and audience, and else nothing. When unset everybody may send what people may.",
+        says=(
+            "For `oidc` in `KILN_EVENTS_AUTH`: subjects that may send every event, comma-separated; `…*` matches a "
+            "prefix, such as `system:serviceaccount:<namespace>:*`. Other subjects may send the events of people, if "
+            "`KILN_AUTH` has `oidc` with the same issuer and audience, and otherwise none. If unset, every subject "
+            "may send the events of people."
+        ),
     ),
     Setting(
         name="KILN_OIDC_EVENTS_ISSUER",
         read=_issuer,
         default=None,
-        says="The issuer of the tokens of those who send events, where it is another than that of people; when unset "
-        "`KILN_OIDC_ISSUER`. For Knative it is the cluster's.",
+        says=(
+            "The issuer of the tokens of event senders, if it differs from that of people. Default: "
+            "`KILN_OIDC_ISSUER`. For Knative it is the cluster's."
+        ),
     ),
     Setting(
         name="KILN_OIDC_EVENTS_AUDIENCE",
         read=_words,
         default="",
-        says="The audiences of those tokens; when unset as `KILN_OIDC_AUDIENCE`.",
+        says="The audiences of those tokens. Default: `KILN_OIDC_AUDIENCE`.",
     ),
     Setting(
         name="KILN_ALLOWED_REPOSITORIES",
         read=_words,
         default="",
-        says="Patterns of repositories that may be built, comma-separated; when empty every public `https` one. "
-        "Private addresses and other protocols only where a pattern names them.",
+        says=(
+            "Patterns of repositories that Kiln may build, comma-separated. Default: every public `https` one. "
+            "Private addresses and other protocols need a pattern."
+        ),
     ),
     Setting(
         name="KILN_BANNED_REPOSITORIES",
         read=_words,
         default="",
-        says="Patterns of repositories that may not be built, whatever else allows them.",
+        says="Patterns of repositories that Kiln never builds. They override all permissions.",
     ),
     Setting(
-        name="KILN_BUILDS_PER_NODE", read=_number(1, 1000), default="2", says="How many builds run at once on a node."
+        name="KILN_BUILDS_PER_NODE",
+        read=_number(1, 1000),
+        default="2",
+        says="How many builds run on a node at the same time.",
     ),
     Setting(
         name="KILN_MAX_QUEUED",
         read=_number(1, 1_000_000),
         default="1000",
-        says="How many builds may wait; what comes beyond is answered 503.",
+        says="How many builds may wait; further requests get a 503.",
     ),
     Setting(
         name="KILN_MAX_QUEUED_PER_USER",
         read=_number(1, 1_000_000),
         default="20",
-        says="How many of them may be one person's (`user:…` or `oidc:…` in `causes[].by`; tokens and webhooks have no "
-        "share). Asking again for one that waits counts, too; what comes beyond is answered 429.",
+        says=(
+            "How many of them one person may request (`user:…` or `oidc:…` in `causes[].by`; tokens and webhooks have "
+            "no limit). Repeated requests for a waiting build count, too; further requests get a 429."
+        ),
     ),
     Setting(
         name="KILN_MAX_ATTEMPTS",
         read=_number(1, 100),
         default="3",
-        says="How often a build is tried when the infrastructure fails it.",
+        says="How often Kiln tries a build that the infrastructure fails.",
     ),
     Setting(
         name="KILN_BUILD_TIMEOUT",
         read=_period(least=1),
         default="3600s",
-        says="How long one attempt may take.",
+        says="Time limit of one attempt.",
     ),
     Setting(
         name="KILN_BUILD_CACHE",
         read=_one_of("registry", "off"),
         default="registry",
-        says="Where a node finds the layers of builds that other nodes have done: in the images of the same "
-        "repository (`registry`), which carry BuildKit's cache metadata for that, or nowhere (`off`). Images of the "
-        "repositories in `private` are never read for it.",
+        says=(
+            "Where a node finds layers that other nodes have built: in the images of the same repository "
+            "(`registry`), which then carry BuildKit's cache metadata, or nowhere (`off`). Images of the repositories "
+            "in `private` are never a source."
+        ),
     ),
     Setting(
         name="KILN_SUPERSEDE",
         read=_one_of("off", "queued", "running"),
         default="queued",
-        says="Which builds a newer push to the same ref cancels: those `queued`, `running` ones too, or none (`off`).",
+        says="Which builds a newer push to the same ref cancels: `queued` ones, `running` ones too, or none (`off`).",
     ),
     Setting(
         name="KILN_SCALE_UP_AFTER",
         read=_period(),
         default="30s",
-        says="Engine `kubernetes`: how long builds wait without a ready node before one is asked for.",
+        says="Engine `kubernetes`: how long builds wait without a ready node before Kiln requests one.",
     ),
     Setting(
         name="KILN_PENDING_GRACE",
         read=_period(),
         default="60s",
-        says="How long an attempt may take to be started, or (engine `kubernetes`) its pod may stay pending with "
-        "something in its way, before it is given up and tried again; that does not count.",
+        says=(
+            "How long an attempt may take to start. Engine `kubernetes`: how long its pod may stay pending because of "
+            "an obstacle. Then the attempt is evicted and retried; such retries do not count towards "
+            "`KILN_MAX_ATTEMPTS`."
+        ),
     ),
     Setting(
         name="KILN_DELIVERY_PERIOD",
         read=_period(least=1),
         default="24h",
-        says="How long an event that a sink does not take is tried again.",
+        says="How long Kiln retries an event that a sink does not accept.",
     ),
     Setting(
         name="KILN_LOG_HISTORY",
         read=_period(),
         default="24h",
-        says="How long Jobs and pods, or on one machine the attempts' folders, stay after a build's end. Then logs are "
-        "compressed; they stay with the record.",
+        says=(
+            "How long Jobs and pods, or on one machine the attempts' folders, stay after a build's end. Logs are then "
+            "compressed and stay with the record."
+        ),
     ),
     Setting(
         name="KILN_HISTORY",
         read=_period(least=1),
         default="7d",
-        says="How long records are kept after a build's end, and their logs.",
+        says="How long Kiln keeps records and their logs after a build's end.",
     ),
     Setting(
         name="KILN_MAX_BODY",
         read=_body_size,
         default="1MiB",
-        says="Largest body that web reads; beyond it is a 413. "
-        "Webhooks may have 25 MiB, whatever this is: GitHub sends as much.",
+        says=(
+            "Largest body that web reads; a larger one gets a 413. The limit of webhooks is always 25 MiB, the "
+            "largest delivery of GitHub."
+        ),
     ),
     Setting(
         name="KILN_MAX_VIEWERS",
         read=_number(1, 10_000),
         default="112",
-        says="How many logs can be followed at once; a quarter of them by one person. "
-        "Web has 48 threads more than that, another 128 where a Hub says who comes in, and 32 for each OIDC issuer.",
+        says=(
+            "How many viewers may follow logs at the same time; one person may use a quarter of them. Web has 48 "
+            "threads in addition, another 128 with users of a Hub, and 32 for each OIDC issuer."
+        ),
     ),
     Setting(
         name="KILN_LOG_LEVEL",
@@ -607,35 +655,41 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_STATE_DIR",
         read=_path,
         default="~/.local/state/kiln",
-        says="Engine `local`: the folder of records and attempts, shared by web and controller. Where `KILN_AUTH` is "
-        "unset, the folder of `token`, which `kiln` looks for there.",
+        says=(
+            "Engine `local`: the folder of records and attempts, shared by web and controller. If `KILN_AUTH` is "
+            "unset, it also contains `token`, which `kiln` reads there."
+        ),
     ),
     Setting(
         name="KILN_NAMESPACE",
         read=_text,
         default=None,
-        says="Engine `kubernetes`: the namespace of records and attempts; when unset the pod's own.",
+        says="Engine `kubernetes`: the namespace of records and attempts. Default: the pod's own.",
     ),
     Setting(
         name="KILN_INSTANCE",
         read=_text,
         default="local",
-        says="Which Kiln this is; a part of every build's name. Engine `kubernetes`: `<namespace>/<release>`.",
+        says="Name of this installation; a part of every build's name. Engine `kubernetes`: `<namespace>/<release>`.",
     ),
     Setting(
         name="KILN_ANCHOR",
         read=_text,
         default=None,
-        says="Engine `kubernetes`: name of the ConfigMap that owns all records, and of the Lease by which one "
-        "controller leads.",
+        says=(
+            "Engine `kubernetes`: name of the ConfigMap that owns all records, and of the Lease for the election of "
+            "the controller."
+        ),
     ),
     Setting(name="KILN_BUILDER_IMAGE", read=_text, default=None, says="Engine `kubernetes`: the builder's image."),
     Setting(
         name="KILN_POD_TEMPLATE",
         read=_path,
         default=None,
-        says="Engine `kubernetes`: a YAML file with what build pods are made from, a PodTemplateSpec with a container "
-        "called `builder`.",
+        says=(
+            "Engine `kubernetes`: a YAML file with the template of build pods, a PodTemplateSpec with a container "
+            "named `builder`."
+        ),
     ),
     *(
         Setting(
@@ -651,76 +705,86 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_DAEMON",
         read=_one_of("docker", "podman"),
         default="docker",
-        says="Which kind of daemon builds: `docker`, or `podman` for `podman system service` ([Podman](podman.md)).",
+        says="The kind of daemon that builds: `docker`, or `podman` for `podman system service` ([Podman](podman.md)).",
     ),
     Setting(
         name="KILN_DOCKER_HOST",
         read=_text,
         default=None,
-        says="Address of the daemon that builds, such as `unix:///run/docker.sock`; when unset `DOCKER_HOST`, with "
-        "`podman` `CONTAINER_HOST`, and otherwise this user's own daemon; with engine `kubernetes` the one whose "
-        "socket is in the pod.",
+        says=(
+            "Address of the daemon that builds, such as `unix:///run/docker.sock`. Default: `DOCKER_HOST`, with "
+            "`podman` `CONTAINER_HOST`, otherwise this user's own daemon; with engine `kubernetes` the daemon whose "
+            "socket is in the pod."
+        ),
     ),
     Setting(
         name="KILN_REGISTRY_CONFIG",
         read=_path,
         default=None,
-        says="A docker `config.json` with the registry's credentials, for the push and for looking at manifests.",
+        says="A docker `config.json` with the registry's credentials, for pushing images and reading manifests.",
     ),
     Setting(
         name="KILN_PRIVATE_REGISTRY_CONFIG",
         read=_path,
         default=None,
-        says="The same for images under `private_image_prefix`: they are pushed and looked at with it alone, and no "
-        "step of a build has it. When unset, without a credential.",
+        says=(
+            "The same for images under `private_image_prefix`, which Kiln pushes and reads with it alone; build steps "
+            "have no access to it. Default: no credential."
+        ),
     ),
     Setting(
         name="KILN_PROVENANCE",
         read=_yes_or_no,
         default="yes",
-        says="`yes` attaches a provenance statement to each image that is pushed: what was built, from what, and for "
-        "which event. `kiln verify` checks it.",
+        says=(
+            "`yes` attaches a provenance statement to each pushed image: its contents, its source and its triggering "
+            "event. `kiln verify` checks it."
+        ),
     ),
     Setting(
         name="KILN_SIGNING_KEY",
         read=_path,
         default=None,
-        says="A private key in PEM form (ECDSA over P-256, without a password) by which provenance statements are "
-        "signed. Engine `kubernetes`: the chart's `signingKey` stands in its place.",
+        says=(
+            "A private key in PEM form (ECDSA over P-256, without a password) for signing provenance statements. With "
+            "engine `kubernetes`, use the chart's `signingKey` instead."
+        ),
     ),
     Setting(
         name="KILN_FAULT",
         read=_text,
         default=None,
-        says="For tests only: a folder; the process dies at the points that files in it are called after.",
+        says="For tests only: a folder; the process crashes at the points that its files are named after.",
     ),
     Setting(
         name="KILN_TRACES",
         read=_traces,
         default="off",
-        says="`otlp` sends spans of requests, builds and deliveries to an OpenTelemetry collector, as the `OTEL_*` "
-        "variables say. It needs the extra `otel`, which the image has.",
+        says=(
+            "`otlp` sends spans of requests, builds and deliveries to an OpenTelemetry collector, as the `OTEL_*` "
+            "variables configure. It needs the extra `otel`, which the image contains."
+        ),
     ),
     Setting(
         name="K_SINK",
         read=_text,
         default=None,
-        says="A sink's URL as a Knative SinkBinding injects it; the sink is named `k-sink`.",
+        says="A sink's URL, injected by a Knative SinkBinding; the sink has the name `k-sink`.",
     ),
     Setting(
-        name="K_CE_OVERRIDES", read=_text, default=None, says="Extensions for the events sent to `K_SINK`, as injected."
+        name="K_CE_OVERRIDES", read=_text, default=None, says="Extensions for the events to `K_SINK`, as injected."
     ),
     Setting(
         name="K_CA_CERTS",
         read=str,
         default=None,
-        says="PEM certificates of the authorities that `K_SINK` is trusted by, as injected.",
+        says="PEM certificates of the authorities for `K_SINK`, as injected.",
     ),
     Setting(
         name="KILN_K_SINK_FORMAT",
         read=_one_of("kiln", "cdevents"),
         default="kiln",
-        says="Which events `K_SINK` is sent: Kiln's own (`kiln`), or CDEvents (`cdevents`).",
+        says="The events for `K_SINK`: Kiln's own (`kiln`), or CDEvents (`cdevents`).",
     ),
 )
 
@@ -729,7 +793,7 @@ _OF_A_SERVICE = re.compile(r"KILN_(?:.*_)?(?:SERVICE_HOST|SERVICE_PORT.*|PORT_[0
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """The settings in an environment. An empty value is an unset one. Raises SettingsError with all that is wrong."""
+    """Read the settings from an environment. Empty values count as unset. Raises SettingsError with all faults."""
     problems = list(_unknown(environ))
     values: dict[str, Any] = {}
     for setting in SETTINGS:
@@ -764,7 +828,7 @@ def read(environ: Mapping[str, str]) -> Settings:
 
 
 def for_web(found: Settings) -> None:
-    """Whether web can do what is asked of it; the controller asks nobody who they are. Raises SettingsError."""
+    """Check the settings of web; the controller authenticates no clients. Raises SettingsError."""
     words = {"KILN_AUTH": found.auth, "KILN_EVENTS_AUTH": found.events_auth}
     if found.hub is None and (asking := [name for name in words if "hub" in words[name]]):
         raise SettingsError([f"{asking[0]}: hub needs {', '.join(OF_HUB)}, as a Hub gives them to its services"])
@@ -774,7 +838,7 @@ OF_HUB = ("JUPYTERHUB_API_URL", "JUPYTERHUB_API_TOKEN", "JUPYTERHUB_SERVICE_NAME
 
 
 def _hub(environ: Mapping[str, str]) -> Hub | None:
-    """The Hub whose service this is. Raises ValueError where what it says cannot be used."""
+    """Return the Hub of this service. Raises ValueError for unusable variables."""
     url, token, name = (environ.get(variable) for variable in OF_HUB)
     if not (url and token and name):
         return None
@@ -803,7 +867,7 @@ def _hub(environ: Mapping[str, str]) -> Hub | None:
 
 
 def _of_hub(name: str, environ: Mapping[str, str]) -> str | None:
-    """What a Hub says of a setting that is not set."""
+    """Return a Hub's value for an unset setting."""
     if name == "KILN_BASE_PATH":
         return environ.get("JUPYTERHUB_SERVICE_PREFIX")
     if name == "PORT":
@@ -818,14 +882,14 @@ def _unknown(environ: Mapping[str, str]) -> Iterable[str]:
         if not name.startswith("KILN_") or name in _BY_NAME or name in OF_THE_COMMAND:
             continue
         if _OF_A_SERVICE.fullmatch(name) or value.startswith("tcp://"):
-            continue  # Kubernetes injects these for every Service of a name like ours
+            continue  # Kubernetes injects these for every Service with a name like ours
         bare = name.removeprefix("KILN_")  # of the one for the port
         nearest = [bare] if bare in _BY_NAME else difflib.get_close_matches(name, _BY_NAME, n=1)
-        yield f"{name}: there is no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+        yield f"{name}: unknown setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def _who_may_not(values: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[str]:
-    """The start-up rule: nobody is let in unasked unless nothing can reach in, or somebody said so."""
+    """The start-up rule: without `KILN_AUTH`, Kiln must be unreachable from elsewhere."""
     if "auth" in values and values["auth"] is None:
         exposed = list(_ways_in(values, environ))
         if exposed:
@@ -858,7 +922,7 @@ def _what_oidc_needs(values: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _what_a_cluster_needs(values: Mapping[str, Any]) -> Iterable[str]:
-    """What the chart sets, and web and controller must agree on."""
+    """Check the settings that the chart sets, and that web and controller share."""
     if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9.-]+", values.get("instance") or ""):
         yield "KILN_INSTANCE: must be <namespace>/<release> with KILN_ENGINE kubernetes"
     if (values.get("image_prefix") or "").startswith(LOCAL_IMAGES):
@@ -870,11 +934,11 @@ def _what_a_cluster_needs(values: Mapping[str, Any]) -> Iterable[str]:
 def _ways_in(values: Mapping[str, Any], environ: Mapping[str, str]) -> Iterable[str]:
     host, url = values.get("host"), values.get("public_url")
     if host and not is_loopback(host):
-        yield f"KILN_HOST {host} can be reached from elsewhere"
+        yield f"KILN_HOST {host} is reachable from other machines"
     if values.get("base_path") not in ("/", None):
-        yield "KILN_BASE_PATH says that a proxy is in front"
+        yield "KILN_BASE_PATH implies a proxy"
     if url and not is_loopback(urlsplit(url).hostname or ""):
-        yield "KILN_PUBLIC_URL is not this machine's own"
+        yield "KILN_PUBLIC_URL is not a loopback URL"
     if any(name.startswith("JUPYTERHUB_") for name in environ):
         yield "a JupyterHub started it"
 

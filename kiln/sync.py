@@ -1,6 +1,6 @@
-"""`kiln sync`: looks at listed repositories once, and tells of each what was asked for and what was not.
+"""`kiln sync`: poll listed repositories once and report the requested builds, and those refused.
 
-It writes where web writes, so it runs where web could: on the machine of the local engine, or in a pod of the release.
+It writes records as web does, so it runs on the machine of the local engine, or in a pod of the release.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Say = Callable[[str], object]
 
 
 def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, as_json: bool, say: Say, complain: Say) -> int:
-    """Looks at the repositories that are listed, or at those given. Returns the exit status. Raises KilnError."""
+    """Poll the listed repositories, or the given ones. Returns the exit status. Raises KilnError."""
     told: list[dict[str, Any]] = []
     kiln = wiring.load(environ)
     chosen = _chosen(kiln, urls)
     if not chosen:
-        raise CommandError("There is nothing to look at: list `repositories` in the YAML file, or name one.")
+        raise CommandError("No repositories. List `repositories` in the YAML file, or name one.")
     try:
         records = wiring.records(kiln)
         try:
@@ -54,7 +54,7 @@ def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, as_json: 
 
 
 def _chosen(kiln: Kiln, urls: Sequence[str]) -> list[Listed]:
-    """Those given, as they are listed where they are: filters may look at how they are spelled there."""
+    """Return the given repositories, in their listed spelling if listed: filters may depend on it."""
     if not urls:
         return list(kiln.config.repositories)
     listed = {canonical(one.url, kiln.config.hosts).url: one for one in kiln.config.repositories}
@@ -63,16 +63,16 @@ def _chosen(kiln: Kiln, urls: Sequence[str]) -> list[Listed]:
         try:
             identity = canonical(url, kiln.config.hosts).url
         except RepositoryError:
-            identity = url  # the look says what is wrong with it
+            identity = url  # polling reports the fault
         chosen.setdefault(identity, listed.get(identity) or Listed(url=url))
     return list(chosen.values())
 
 
 def _tell(listed: Listed, looked: SyncReport, say: Say, complain: Say, *, dry: bool) -> bool:
-    """Returns whether nothing was left undone."""
+    """Return whether all builds were requested."""
     compared = looked.comparison
     now = compared.missing if dry else looked.asked
-    what = f"{len(now)} would be asked for" if dry else f"{len(now)} asked for"
+    what = f"{len(now)} would be requested" if dry else f"{len(now)} requested"
     say(f"{listed.url}: {what}, {compared.known} known already")
     for ask in now:
         say(f"  {_line(ask)}")
@@ -82,8 +82,8 @@ def _tell(listed: Listed, looked: SyncReport, say: Say, complain: Say, *, dry: b
         complain(f"kiln: error: {listed.url}: {sentence}")
     if looked.left:
         complain(
-            f"kiln: error: {listed.url}: {looked.left} left out, because too many builds wait already, or too "
-            "many events of one: try again later."
+            f"kiln: error: {listed.url}: {looked.left} skipped, because too many builds wait already, or too many "
+            "events of one. Retry later."
         )
     return dry or looked.complete
 
@@ -107,5 +107,5 @@ def _nothing(_: str) -> None:
 
 
 def _line(ask: Submission) -> str:
-    """For a terminal, which a name could give orders to."""
+    """Escape the text for a terminal, against control sequences in names."""
     return clean(" ".join(filter(None, (ask.name, ask.cause.ref, ask.request.commit[:12], ask.request.subdir))))

@@ -1,6 +1,6 @@
-"""`kiln verify`: where an image comes from, as far as its provenance statement proves it.
+"""`kiln verify`: the origin of an image, as far as its provenance statement proves it.
 
-The image is known by the digest of what the registry gives, never by what the registry says that digest to be.
+The digest of the manifest identifies the image. The digest that the registry reports is not trusted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kiln.progress import printable
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """An image as it was named, what its statement must say, and a PEM file with the public key."""
+    """An image reference, the expected contents of its statement, and a PEM file with the public key."""
 
     image: str
     repository: str | None = None
@@ -32,7 +32,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verify(wanted: Wanted, registry: Registry) -> tuple[str, Verified]:
-    """The image by digest, and its statement. Raises NotKnown, CommandError with the reason."""
+    """Return the image by digest, and its statement. Raises NotKnown, CommandError with the reason."""
     name, reference = _split(wanted.image)
     key = _key(wanted.key)
     repository = _canonical(wanted.repository)
@@ -49,7 +49,7 @@ def verify(wanted: Wanted, registry: Registry) -> tuple[str, Verified]:
 
 
 def told(image: str, found: Verified) -> Iterator[str]:
-    """What is known, a line for each fact. All but the digest is somebody else's text."""
+    """Return the facts, one per line. All but the digest is untrusted text."""
     statement = found.statement
     run = statement.predicate.run_details
     yield f"{image} is what Kiln has built{'' if found.signed else ', if its registry can be trusted'}."
@@ -62,7 +62,7 @@ def told(image: str, found: Verified) -> Iterator[str]:
         "built": f"{run.metadata.started_on} to {run.metadata.finished_on}",
         "signed": "by the key"
         if found.signed
-        else "not checked: whoever may push to the registry can have written this",
+        else "not checked: any client with push access to the registry can have written this",
     }
     yield from (f"  {name:<12}{printable(str(value))}" for name, value in facts.items() if value)
     yield from (f"  {'event':<12}{printable(event)}" for event in _events(statement.internal.get("events")))
@@ -85,7 +85,7 @@ def _events(found: object) -> Iterator[str]:
 
 
 def _split(image: str) -> tuple[str, str]:
-    """Repository, and digest or tag, which is `latest` where there is none."""
+    """Split into repository, and digest or tag; the default is `latest`."""
     name, _, digest = image.partition("@")
     repository, colon, tag = name.rpartition(":")
     if colon and "/" not in tag:

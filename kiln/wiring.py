@@ -1,7 +1,7 @@
-"""Puts the parts together: from what was configured to the application of web and the loop of the controller.
+"""Assemble the parts: from the configuration to the application of web and the loop of the controller.
 
-The only place that knows all of them. Each function imports what it builds when it builds it, so web never pays for the
-HTTP client of the controller, nor the controller for Flask, and both listen before either is imported.
+Only this module knows all parts. Each function imports its dependencies when it runs. Web therefore never imports the
+HTTP client of the controller, nor the controller Flask, and both listen before these imports.
 """
 
 from __future__ import annotations
@@ -70,22 +70,24 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LAST_LOOK = 5.0
-"""Seconds that a look at a repository or a registry has to end when the controller is told to stop."""
+"""Seconds for pending polls of repositories and registries when the controller stops."""
 
 USE_NOTED = timedelta(days=1)
-"""So often is it noted that an image which was there already is used; more often if `keep.for` is short."""
+"""Interval at which a use of an existing image is recorded; shorter if `keep.for` is short."""
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod finds who it is in its cluster."""
+"""The files with a pod's identity in its cluster."""
 
 MAX_RULES = 96 * 1024
-"""Bytes, as JSON: a build's pod has them, and all else that it is told, in an annotation, and those have 256 KiB."""
+"""Bytes, as JSON: an annotation of a build's pod holds them and its other parameters, and annotations are limited to
+256 KiB.
+"""
 
 T = TypeVar("T")
 
 
 class Kiln(msgspec.Struct, frozen=True, kw_only=True):
-    """One installation, as it was configured and found to be in order. `sinks` are those of the file and `k-sink`."""
+    """One installation with a valid configuration. `sinks` are those of the file and `k-sink`."""
 
     settings: Settings
     config: Config
@@ -98,7 +100,9 @@ class Kiln(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load(environ: Mapping[str, str]) -> Kiln:
-    """Reads the environment, then file and secrets. Raises KilnError with all that is wrong in it, or else in them."""
+    """Read the environment, then file and secrets. Raises KilnError with all faults of the environment, or else of the
+    others.
+    """
     found = settings.read(environ)
     problems: list[str] = []
     configured = _or_note(problems, lambda: config.read(found.config, found.config_sha256)) or Config()
@@ -109,7 +113,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
     sinks = (*injected, *configured.sinks)
     names = [sink.name for sink in sinks]
     if names.count("k-sink") > 1:
-        problems.append("sinks: k-sink is the name of the one that K_SINK injects")
+        problems.append("sinks: The name `k-sink` is reserved for K_SINK")
     _or_note(problems, lambda: folder.check(words=DIALECTS, sinks=names, hosts=configured.statuses))
     problems += _untold(found, configured, folder)
     problems += _wrong_registry_configs(found, _registry_config(found, environ))
@@ -132,7 +136,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
 
 
 def _refused(configured: Config, policy: Policy, images: ImagePolicy) -> Iterator[str]:
-    """What the file asks for and no build may have."""
+    """Return the images in the file that no build may use."""
     for trigger in configured.triggers:
         for problem in refusals(trigger, policy=policy, images=images, hosts=configured.hosts):
             yield f"triggers: Trigger '{trigger.name}', {problem}"
@@ -144,20 +148,20 @@ def _refused(configured: Config, policy: Policy, images: ImagePolicy) -> Iterato
 
 
 def _untold(found: Settings, configured: Config, folder: Secrets) -> Iterator[str]:
-    """Hosts that are to be told of builds and cannot be."""
+    """Return the faults of hosts with statuses."""
     from builds.clients.git import credentials_in  # noqa: PLC0415
 
     for name in configured.statuses:
         if found.public_url is None:
-            yield f"hosts.{name}: what a host is told of a build links to its page, so KILN_PUBLIC_URL must be set"
+            yield f"hosts.{name}: statuses link to the build's page. Set KILN_PUBLIC_URL"
         for credential in credentials_in(folder.statuses(name) or ""):
             place = credential.origin.partition("://")[2]
             if name not in (place, place.rpartition(":")[0]):
-                yield f"statuses/{name}: holds a credential for {place}, where nothing is sent with it"
+                yield f"statuses/{name}: holds a credential for {place}, which has no `statuses` in `hosts`"
 
 
 def image_policy(found: Settings, configured: Config) -> ImagePolicy:
-    """Where images may go. Raises RuleError."""
+    """Return the policy for images. Raises RuleError."""
     return ImagePolicy(
         found.image_prefix,
         configured.allowed_images,
@@ -177,7 +181,7 @@ def _wrong_registry_configs(found: Settings, used: str | None) -> Iterator[str]:
     files = [path for path in given.values() if path is not None]
     yield from (f"{name}: {path} is not a file" for name, path in given.items() if path in files and not path.is_file())
     if len(files) > 1 and all(path.is_file() for path in files) and files[0].samefile(files[1]):
-        yield "KILN_PRIVATE_REGISTRY_CONFIG: is the file of KILN_REGISTRY_CONFIG, which every build's steps have"
+        yield "KILN_PRIVATE_REGISTRY_CONFIG: must differ from KILN_REGISTRY_CONFIG, which all build steps can read"
     for name, path in {**given, "KILN_REGISTRY_CONFIG": used}.items():
         try:
             docker_config.read(path or docker_config.NO_LOGIN)
@@ -200,7 +204,7 @@ def _wrong_signing_key(found: Settings) -> Iterator[str]:
 
 
 def _too_much(found: Settings, configured: Config) -> Iterator[str]:
-    """What is configured goes along with each build, whose pod has only so much room for it."""
+    """Each build carries the configuration in its pod, which limits the size."""
     given = {
         "KILN_ALLOWED_REPOSITORIES": found.allowed_repositories,
         "KILN_BANNED_REPOSITORIES": found.banned_repositories,
@@ -225,7 +229,7 @@ def _or_note(problems: list[str], read: Callable[[], T]) -> T | None:
 
 
 def _registry_config(found: Settings, environ: Mapping[str, str]) -> str | None:
-    """The docker configuration that was named, or else the one that `docker login` writes, where it is."""
+    """Return the configured docker configuration, or else the file of `docker login` if it exists."""
     if found.registry_config is not None:
         return str(found.registry_config)
     usual = Path(environ.get("DOCKER_CONFIG") or Path("~/.docker").expanduser()) / "config.json"
@@ -233,19 +237,19 @@ def _registry_config(found: Settings, environ: Mapping[str, str]) -> str | None:
 
 
 def ops(kiln: Kiln, process: Process) -> Ops:
-    """The ops port, listening. Raises CommandError."""
+    """Open the ops port. Raises CommandError."""
     host, port = kiln.settings.host, kiln.settings.ops_port_of(process)
     try:
         return Ops(host, port)
     except OSError as error:
-        raise CommandError(f"KILN_OPS_PORT: {host} port {port} cannot be had: {error.strerror}") from None
+        raise CommandError(f"KILN_OPS_PORT: {host} port {port} is not available: {error.strerror}") from None
 
 
 # Web ---------------------------------------------------------------------------------------------------------------
 
 
 def app(kiln: Kiln, stopping: threading.Event) -> Flask:
-    """The WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
+    """Return the WSGI application; its streams end when `stopping` is set. Raises EngineError without records."""
     from builds.clients.git import LookupLimiter, RefResolver, credentials  # noqa: PLC0415
     from builds.clients.images import TIMEOUT, Images  # noqa: PLC0415
     from handlers.app import Services, create_app  # noqa: PLC0415
@@ -297,7 +301,7 @@ def app(kiln: Kiln, stopping: threading.Event) -> Flask:
 
 
 def spans(kiln: Kiln, process: Process) -> Spans | None:
-    """What is told of spans; `None` where nobody collects them."""
+    """Return the exporter of spans; `None` without a collector."""
     if kiln.settings.traces == "off":
         return None
     from kiln.otel import OTelSpans  # noqa: PLC0415
@@ -306,7 +310,7 @@ def spans(kiln: Kiln, process: Process) -> Spans | None:
 
 
 def _tokens(kiln: Kiln) -> Callable[[], Mapping[str, bytes]]:
-    """The API tokens; or the one of this machine, read once. Raises CommandError."""
+    """Return the API tokens; or the token of this machine, read once. Raises CommandError."""
     if not kiln.settings.loopback_only:
         return kiln.secrets.api_tokens
     own = {localtoken.NAME: localtoken.ensured(kiln.settings.state_dir)}
@@ -314,7 +318,7 @@ def _tokens(kiln: Kiln) -> Callable[[], Mapping[str, bytes]]:
 
 
 def _cursor_keys(kiln: Kiln, tokens: Callable[[], Mapping[str, bytes]]) -> Callable[[], Sequence[bytes]]:
-    """The secrets that every replica has, those of people who come in first."""
+    """Return secrets that every replica has; those for people come first."""
     hub, client = kiln.settings.hub, kiln.secrets.oidc_client
     of_hub = [hub.api_token.encode()] if hub else []
     return lambda: [
@@ -325,7 +329,7 @@ def _cursor_keys(kiln: Kiln, tokens: Callable[[], Mapping[str, bytes]]) -> Calla
 
 
 def sessions(kiln: Kiln) -> Sessions:
-    """Raises EngineError."""
+    """Return the store of ended sessions. Raises EngineError."""
     if kiln.settings.engine == "local":
         from builds.engines.local.sessions import LocalSessions  # noqa: PLC0415
 
@@ -337,7 +341,7 @@ def sessions(kiln: Kiln) -> Sessions:
 
 
 def registry(kiln: Kiln, *limits: tuple[float, float], pushes: bool = False) -> Callable[[str], Registry]:
-    """Makes a client for the registry of an image, with the credential that is for it."""
+    """Return a function that makes a client for the registry of an image, with its credential."""
     from builds.clients.docker_config import NO_LOGIN  # noqa: PLC0415
     from builds.clients.registry import Registry  # noqa: PLC0415
 
@@ -367,7 +371,7 @@ def on_this_machine(kiln: Kiln) -> ImageStore:
 
 
 def _hub_service(found: Settings) -> HubService | None:
-    """This service as its Hub knows it, where the Hub says who comes in."""
+    """Return this service as its Hub knows it, if `KILN_AUTH` has `hub`."""
     if found.hub is None or "hub" not in found.auth + found.events_auth:
         return None
     from builds.clients.jupyterhub import HubClient  # noqa: PLC0415
@@ -388,7 +392,7 @@ def _hub_service(found: Settings) -> HubService | None:
 
 
 def _by_oidc(kiln: Kiln, ended: Callable[[str], bool]) -> tuple[Sequence[Authenticator], Sequence[Authenticator]]:
-    """How people and senders of events come in with tokens of an issuer, where one says who comes in."""
+    """Return the authentication of people and senders by an issuer's tokens, if configured."""
     found = kiln.settings
     if not found.oidc_issuers:
         return (), ()
@@ -420,13 +424,13 @@ def _by_oidc(kiln: Kiln, ended: Callable[[str], bool]) -> tuple[Sequence[Authent
 
 
 def _groups(configured: Config) -> frozenset[str]:
-    """Those that `private` names."""
+    """Return the groups in `private`."""
     words = (word.partition(":") for rule in configured.private for word in rule.use_by)
     return frozenset(name for kind, _, name in words if kind == "group")
 
 
 def issuer(url: str) -> Issuer:
-    """The cluster's own is asked as any pod may ask it; every other as anybody may."""
+    """Return a client of the issuer. The cluster's own needs the pod's credential; others need none."""
     from builds.clients.oidc import Issuer, OwnCluster, is_own_cluster  # noqa: PLC0415
 
     ca, token = (ACCOUNT / name for name in ("ca.crt", "token"))
@@ -435,7 +439,7 @@ def issuer(url: str) -> Issuer:
 
 
 def _builder_info(found: Settings) -> Mapping[str, str]:
-    """What builds, as BinderHub's `/versions` says it."""
+    """Return the builder's version for BinderHub's `/versions`."""
     if found.builder_image:
         return {"build_image": found.builder_image}
     return {"repo2docker-version": metadata.version("jupyter-repo2docker")}
@@ -456,7 +460,7 @@ def intake(
     private: Private | None = None,
     lookups: Lookups | None = None,
 ) -> Intake:
-    """The way in; `entitled` has the stored credentials, for those whom `private` lets use them."""
+    """Return the intake; `entitled` has the stored credentials, for senders that `private` admits."""
     from builds.intake import Intake  # noqa: PLC0415
 
     return Intake(
@@ -474,7 +478,7 @@ def intake(
 
 
 def sync(kiln: Kiln, records: Records) -> Sync:
-    """What looks at listed repositories; with the stored credentials, because the operator has named them."""
+    """Return the poller of listed repositories, with the stored credentials, because the operator has listed them."""
     from builds.clients.git import RefResolver, credentials  # noqa: PLC0415
     from builds.sync.reconciler import Sync  # noqa: PLC0415
 
@@ -489,7 +493,7 @@ def sync(kiln: Kiln, records: Records) -> Sync:
 
 
 def pruner(kiln: Kiln, records: Records) -> Pruner:
-    """What looks at images in the registry, and deletes what `keep` does not need. One thread at a time."""
+    """Return the pruner, which deletes images that `keep` does not retain. One thread at a time."""
     from builds.prune import NO_RULE, Pruner  # noqa: PLC0415
 
     return Pruner(
@@ -501,7 +505,7 @@ def pruner(kiln: Kiln, records: Records) -> Pruner:
 
 
 def records(kiln: Kiln) -> Records:
-    """The records, for those who ask for builds. Raises EngineError."""
+    """Return the records for requests of builds. Raises EngineError."""
     return _local(kiln) if kiln.settings.engine == "local" else _in_cluster(kiln)
 
 
@@ -524,7 +528,7 @@ def _in_cluster(kiln: Kiln) -> KubernetesRecords:
 
 
 def pod_template(found: Settings) -> Mapping[str, Any]:
-    """What the controller makes build pods from. Raises KilnError."""
+    """Return the template of build pods. Raises KilnError."""
     from builds.engines.kubernetes import TemplateError, checked  # noqa: PLC0415
 
     if found.builder_image is None or found.pod_template is None:
@@ -536,7 +540,7 @@ def pod_template(found: Settings) -> Mapping[str, Any]:
 
 
 def _daemon_address(found: Settings, environ: Mapping[str, str]) -> str | None:
-    """As the daemon's own client finds it; `None` is what `docker` finds without being told.
+    """Return the address as the daemon's own client finds it; `None` is the default of `docker`.
 
     https://docs.podman.io/en/v5.4.2/markdown/podman-system-service.1.html
     """
@@ -567,7 +571,7 @@ def _controlling(kiln: Kiln, pulse: Pulse) -> KubernetesEngine:
 
 
 def _git_keys(kiln: Kiln) -> Callable[[Build], Sequence[str]]:
-    """Which files of the Git credentials a build's pod has."""
+    """Return the files of the Git credentials that a build's pod mounts."""
     from builds.clients.lent import lent_files  # noqa: PLC0415
 
     private, folder = _private(kiln), kiln.secrets.git_credentials
@@ -580,7 +584,7 @@ def _git_keys(kiln: Kiln) -> Callable[[Build], Sequence[str]]:
 
 
 def _where(kiln: Kiln, circuit: Circuit | None = None) -> dict[str, Any]:
-    """What web and controller must agree on. Raises Unavailable without a cluster."""
+    """Return the names that web and controller share. Raises Unavailable without a cluster."""
     from builds.engines.kubernetes import Release, connect  # noqa: PLC0415
 
     found = kiln.settings
@@ -594,7 +598,7 @@ def _where(kiln: Kiln, circuit: Circuit | None = None) -> dict[str, Any]:
 
 
 def surroundings(kiln: Kiln) -> Surroundings:
-    """Those of a builder on this machine."""
+    """Return the environment of a builder on this machine."""
     from builds.builder.spec import Surroundings  # noqa: PLC0415
     from builds.provenance import Builder  # noqa: PLC0415
 
@@ -620,7 +624,7 @@ def surroundings(kiln: Kiln) -> Surroundings:
 
 
 def _builder_id(found: Settings) -> str:
-    """The URI by which provenance statements name this Kiln: where it is reached, or else which one it is."""
+    """Return the URI of this installation in provenance statements: its public URL, or else its instance."""
     absolute = bool(urlsplit(found.event_source).scheme)
     return found.event_source if absolute else f"https://kiln.dev/builder/{found.instance}"
 
@@ -633,7 +637,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def run_controller(kiln: Kiln) -> None:
-    """Runs until SIGTERM or SIGINT. Builds that run then go on, and the next controller adopts them."""
+    """Run until SIGTERM or SIGINT. Active builds continue, and the next controller adopts them."""
     logs.configure(kiln.settings.log_level)
     port = ops(kiln, "controller")
     vitals.end_with_any_thread()
@@ -641,7 +645,7 @@ def run_controller(kiln: Kiln) -> None:
     stop = Stop()
 
     def end(*_: object) -> None:
-        # On a thread: a signal handler that takes a lock may be interrupting the one who holds it.
+        # On a thread: a signal handler that takes a lock may interrupt the holder of that lock.
         threading.Thread(target=stop, daemon=True).start()
 
     signal.signal(signal.SIGTERM, end)
@@ -689,7 +693,7 @@ def control(kiln: Kiln, stop: Stop, begun: Callable[[Sequence[Pulse]], None]) ->
             begun((*pulses, courier.pulse))
             while not stop.is_set():
                 with leading() as over, _polling(kiln, engine, over), _pruning(kiln, engine, over):
-                    # A new one for each term: what another did meanwhile is not in the memory of an old one.
+                    # A new one for each term, because another controller may have changed the state meanwhile.
                     Controller(
                         engine,
                         limits=limits(kiln.settings, ledger=kiln.config.keep is not None),
@@ -708,7 +712,7 @@ def control(kiln: Kiln, stop: Stop, begun: Callable[[Sequence[Pulse]], None]) ->
 
 
 Over = Callable[[], bool]
-"""Whether this controller has to end: it was told to, or another one leads."""
+"""Return whether this controller must stop: by a signal, or because another one leads."""
 
 
 @contextmanager
@@ -728,7 +732,7 @@ def _engine(
 
 
 def statuses(kiln: Kiln) -> Statuses | None:
-    """The Git hosts that are told of builds, if any."""
+    """Return the Git hosts that receive statuses, if any."""
     found, configured = kiln.settings, kiln.config
     if not configured.statuses or found.public_url is None:
         return None
@@ -745,7 +749,9 @@ def statuses(kiln: Kiln) -> Statuses | None:
 
 
 def login_at(kiln: Kiln, host: str, repository: Repository) -> Login | None:
-    """What is in `statuses/<host>` for a repository: the token, or the line with the longest path that fits."""
+    """Return the credential in `statuses/<host>` for a repository: the token, or the line with the longest matching
+    path.
+    """
     from builds.clients.git import credential_for, credentials_in  # noqa: PLC0415
     from eventing.statuses import Login  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
-"""YAML documents as people write them, and what a place in one really says.
+"""YAML documents with strict keys, and the source text of any place in one.
 
-YAML 1.1 makes a boolean of `on`, the number 1.1 of `1.10`, a date of `2026-01-01` and nothing of an empty value, and
-keeps the last of two equal keys. So doubled keys are an error here, and a place can be asked for its text.
+YAML 1.1 converts `on` to a boolean, `1.10` to the number 1.1, `2026-01-01` to a date and an empty value to nothing, and
+keeps the last of two equal keys. Repeated keys are therefore an error here, and callers can read the text of a place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kiln.errors import ConfigError
 
 LARGEST = 2**18
 
-QUOTES = "; a text that begins with one of ! * & @ ` % or holds [ ] { } is written in quotes, '!main'"
+QUOTES = "; write a text that begins with one of ! * & @ ` % or contains [ ] { } in quotes, '!main'"
 
 _UNQUOTED = re.compile(
     r"constructor for the tag '!|undefined alias|scanning an? (?:alias|anchor|tag)|cannot start any token|',' or '\]'"
@@ -30,8 +30,9 @@ class Document(msgspec.Struct, frozen=True):
     root: Any
 
     def scalar(self, place: str) -> tuple[str, int] | None:
-        """The text at a place such as `triggers[0].push.branches[1]`, as it is written, and its line (from 1); `None`
-        where there is no scalar."""
+        """Return the text at a place such as `triggers[0].push.branches[1]`, as written, and its line (from 1); `None`
+        if the place is not a scalar.
+        """
         node = self.root
         for index, name in _STEP.findall(place):
             node = _child(node, index, name)
@@ -49,19 +50,19 @@ def _child(node: Any, index: str, name: str) -> Any:
 
 
 def document(content: bytes) -> Document:
-    """Raises ConfigError."""
+    """Parse the document. Raises ConfigError."""
     import yaml  # noqa: PLC0415  # only where there is a file
 
     if len(content) > LARGEST:
         raise ConfigError([f"The file is larger than {LARGEST // 2**10} KiB"])
 
-    class Loader(yaml.SafeLoader):  # not the one in C, which dies of deep nesting
+    class Loader(yaml.SafeLoader):  # not the one in C, which crashes on deep nesting
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[str] = set()
             for key, _ in node.value:
                 if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key `{key.value}` is there twice", key.start_mark
+                        None, None, f"the key `{key.value}` is repeated", key.start_mark
                     )
                 if isinstance(key.value, str):
                     seen.add(key.value)
@@ -80,7 +81,7 @@ def document(content: bytes) -> Document:
         ) from None
     except RecursionError:
         raise ConfigError(["The file is nested too deeply"]) from None
-    except Exception as error:  # noqa: BLE001  # PyYAML lets everything through that a value does not fit its tag with
+    except Exception as error:  # noqa: BLE001  # PyYAML raises arbitrary exceptions for invalid values
         raise ConfigError([f"The file is not YAML: {type(error).__name__}"]) from None
     finally:
         if loader is not None:

@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "styles" / "Kiln"
 MARKDOWN = MarkdownIt("commonmark").enable("table")
-SENTENCE = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[A-Z*`\"'(])")
+SENTENCE = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[A-Z0-9*`\"'(\[]|(?:docker|git|ssh)\b)")
 PRAGMA = re.compile(r"#!|#\s*(?:noqa|type:|pragma|fmt:|mypy:)|#\s*-+$")
 TREE = re.compile("[├└]──")  # a drawing
 MESSAGE_WORDS = 4  # shorter strings are names and values
@@ -120,9 +120,10 @@ def check(text: Text) -> Iterator[Finding]:
 
 
 def markdown(path: Path, source: str, first: int = 1) -> Iterator[Text]:
-    """Paragraphs, headings, items and cells; blocks of code are left out."""
-    line = first
+    """Read paragraphs, headings, items and cells, whose parts count as sentences. Blocks of code are left out."""
+    line, cell = first, False
     for token in MARKDOWN.parse(source):
+        cell = token.type in {"td_open", "th_open"} or (cell and token.type == "inline")
         line = first + token.map[0] if token.map else line
         if token.type == "inline" and not TREE.search(token.content):
             children = token.children or []
@@ -131,7 +132,8 @@ def markdown(path: Path, source: str, first: int = 1) -> Iterator[Text]:
                 for child in children
                 if child.type in {"text", "code_inline", "softbreak", "hardbreak"}
             )
-            yield Text(path, line, " ".join(words.split()))
+            for part in re.split("[;:] ", words) if cell else [words]:
+                yield Text(path, line, " ".join(part.split()))
 
 
 def docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
@@ -150,7 +152,7 @@ def literal(node: ast.AST) -> str | None:
 
 
 def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Strings which read as prose: at least four words in a row, most of them without capitals."""
+    """Find the strings that read as prose: at least four words, most of them without capitals."""
     known = {id(node) for node in docstrings(tree)}
     for node in ast.walk(tree):
         text = None if id(node) in known else literal(node)
@@ -183,7 +185,7 @@ def python(path: Path, source: str) -> Iterator[Text]:
 
 
 def hashes(path: Path, source: str) -> Iterator[Text]:
-    """Comments of YAML, a Makefile or a Dockerfile, where each begins a line."""
+    """Read the comments of YAML or a Makefile, where each begins a line."""
     lines = [(number, line.strip()) for number, line in enumerate(source.splitlines(), 1)]
     for is_comment, group in groupby(lines, key=lambda item: item[1].startswith("# ")):
         block = list(group)

@@ -1,17 +1,17 @@
-"""A JupyterHub's side of Kiln: its events are sent to Kiln, its servers start from images that Kiln builds for them.
+"""The JupyterHub side of Kiln: forward the Hub's events to Kiln, and start servers from images that Kiln builds.
 
-One file, usable when copied alone: who runs a Hub mounts a file sooner than they make an image of their own. So it
-needs the standard library only, from Python 3.9 on, and nothing of Kiln. In `jupyterhub_config.py`:
+The module works when copied alone, because mounting a file is simpler than building a Hub's image. It therefore needs
+only the standard library, from Python 3.9 on, and nothing of Kiln. In `jupyterhub_config.py`:
 
     from kiln_hub import KilnHandler, image_hook, profile_list
 
-    kiln = "http://kiln/services/binder/", "<token>"    # its address with the base path, and a token that it takes
+    kiln = "http://kiln/services/binder/", "<token>"    # its URL with the base path, and a valid token
     c.EventLogger.handlers = [KilnHandler(*kiln)]
     c.Spawner.pre_spawn_hook = image_hook(*kiln)
     c.KubeSpawner.profile_list = profile_list(*kiln)
 
-A Hub is one event loop for all of its users, so whatever waits for Kiln waits in a thread. And a Hub whose Kiln is away
-is still a Hub: its servers start, from the image that they have without Kiln, unless it is told to do otherwise.
+A Hub is one event loop for all of its users, so every wait for Kiln happens in a thread. The Hub works without Kiln:
+its servers then start from their default image, unless configured otherwise.
 """
 
 from __future__ import annotations
@@ -45,33 +45,33 @@ from urllib.parse import quote, urlencode, urlsplit
 __all__ = ["KilnHandler", "image_hook", "profile_list"]
 
 Build = Mapping[str, Any]
-"""As Kiln's API says it."""
+"""The format of Kiln's API."""
 Profile = dict[str, Any]
-"""As KubeSpawner takes it."""
+"""The format of KubeSpawner."""
 T = TypeVar("T")
 
 log = logging.getLogger("kiln")
 
 ENDED = ("succeeded", "failed", "cancelled")
 AGAIN = frozenset({404, 408, 409, 429})
-"""Answers below 500 after which the same is tried again: a route that is being deployed answers 404."""
+"""Retryable statuses below 500: a route during its deployment answers 404."""
 FOR_THE_USER = frozenset({400, 403, 413, 422})
-"""Answers that are about what was asked for. All others are about Kiln, or about how this Hub is set up."""
+"""Statuses that concern the request. All others concern Kiln, or the configuration of this Hub."""
 TIMEOUT = 20.0
-"""Seconds to an answer. Kiln looks up a ref before it gives one."""
+"""Seconds to an answer. Kiln looks up a ref first."""
 SILENCE = 30.0
-"""Seconds without a byte after which a stream is dead: Kiln sends a comment every ten."""
+"""Seconds of silence after which a stream counts as lost: Kiln sends a comment every ten."""
 
 
 # Kiln over HTTP ------------------------------------------------------------------------------------------------------
 
 
 class Away(Exception):
-    """Kiln does not answer, or not so that one could go on. The text says why."""
+    """Kiln does not answer, or not usefully. The text gives the reason."""
 
 
 class Refused(Exception):
-    """Kiln has answered, and what was asked for is not to be had. The text is for who asked."""
+    """Kiln refuses the request. The text is for the user."""
 
 
 class Answer(NamedTuple):
@@ -82,12 +82,12 @@ class Answer(NamedTuple):
 
     @property
     def passing(self) -> bool:
-        """Whether the same may be answered otherwise in a while."""
+        """Return whether a later answer may differ."""
         return self.status in AGAIN or self.status >= 500  # noqa: PLR2004
 
     @property
     def value(self) -> dict[str, Any]:
-        """Its JSON object; empty where it has none."""
+        """Return its JSON object; empty without one."""
         with suppress(ValueError):
             value = json.loads(self.body)
             return value if isinstance(value, dict) else {}
@@ -95,14 +95,14 @@ class Answer(NamedTuple):
 
     @property
     def build(self) -> Build:
-        """Raises Away where it is none: then what answers is no Kiln."""
+        """Return the build. Raises Away without one: then the server is not Kiln."""
         if not {"name", "state"} <= self.value.keys():
-            raise Away("what answers there is no Kiln")
+            raise Away("the server there is not Kiln")
         return self.value
 
     @property
     def detail(self) -> str:
-        """The sentence of the problem (RFC 9457), where it has one."""
+        """Return the sentence of the problem (RFC 9457), if any."""
         return str(self.value.get("detail") or "")
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class Answer(NamedTuple):
 
 
 class Kiln:
-    """A Kiln at `url`, with its base path. All methods wait, and raise Away."""
+    """A Kiln at `url`, with its base path. All methods block, and raise Away."""
 
     def __init__(self, url: str, token: str | None) -> None:
         if urlsplit(url).scheme not in ("http", "https"):
@@ -122,7 +122,7 @@ class Kiln:
     def ask(
         self, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}, timeout: float = TIMEOUT
     ) -> Answer:
-        """A GET, or with a body a POST."""
+        """Send a GET, or with a body a POST."""
         try:
             with self._open(path, body, headers, timeout) as answer:
                 return _answer(answer)
@@ -136,7 +136,7 @@ class Kiln:
         return answer.build
 
     def follow(self, name: str, last: str | None, stop: threading.Event) -> Iterator[Message]:
-        """The build's log and its states, from the message with the id `last` on, to the end of the connection."""
+        """Yield the build's log and states, from the message with the id `last` to the end of the connection."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
         try:
             with self._open(f"api/v1/builds/{quote(name)}/log", None, headers, SILENCE) as answer:
@@ -152,7 +152,7 @@ class Kiln:
 
 
 class _AsItIs(urllib.request.HTTPErrorProcessor):
-    """Every answer is one. No redirect is followed either: the token is for one address."""
+    """Return every answer. Follow no redirect: the token is for one server."""
 
     def http_response(self, request: Any, response: Any) -> Any:  # noqa: ARG002
         return response
@@ -169,7 +169,7 @@ class Message(NamedTuple):
 
 
 def messages(lines: Iterable[bytes]) -> Iterator[Message]:
-    """Server-sent events of their lines; comments are left out."""
+    """Parse server-sent events from their lines; skip comments."""
     fields: dict[str, str] = {}
     for line in lines:
         name, _, value = line.decode("utf-8", "replace").rstrip("\r\n").partition(":")
@@ -200,10 +200,10 @@ def _why(error: Exception) -> str:
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
-    """What `work` returns or raises, from a thread of its own.
+    """Return the result of `work`, or raise its error, in a separate thread.
 
-    Not one of the event loop's executor: the Hub looks up names in those few, and servers that wait for their images
-    would take them all. Not one that must end, either, before the Hub can.
+    The event loop's executor has few threads, in which the Hub looks up names; servers that wait for their images would
+    occupy them. The Hub can exit before the thread ends.
     """
     future: Future[T] = Future()
 
@@ -211,7 +211,7 @@ async def _in_thread(work: Callable[[], T]) -> T:
         future.set_running_or_notify_cancel()
         try:
             future.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is awaited
+        except BaseException as error:  # noqa: BLE001 - it is raised at the await
             future.set_exception(error)
 
     threading.Thread(target=run, name="kiln", daemon=True).start()
@@ -231,10 +231,10 @@ class Sent(NamedTuple):
 
 
 def cloud_event(record: logging.LogRecord, source: str) -> Sent | None:
-    """What the Hub's event log has recorded, as an event; `None` for all but servers that were started or stopped.
+    """Convert a record of the Hub's event log to an event; `None` unless a server started or stopped.
 
-    The time is the log record's: the Hub's own `__timestamp__` has two offsets, and nobody can read it. The id comes
-    of what has happened, so it is the same however often the record is read.
+    The time is the log record's, because the Hub's `__timestamp__` has two offsets, which no parser accepts. The id is
+    a digest of the content, so it is the same at each reading.
     """
     entry = record.msg
     if not isinstance(entry, Mapping) or not str(entry.get("__schema__", "")).endswith("/server-action"):
@@ -257,25 +257,25 @@ def cloud_event(record: logging.LogRecord, source: str) -> Sent | None:
 
 
 _PLAIN = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-"""What stays as it is in a header (CloudEvents' HTTP binding, §3.1.3.2)."""
+"""Characters without an escape in a header (CloudEvents' HTTP binding, §3.1.3.2)."""
 
 
 def hub_url() -> str:
-    """Of the Hub that runs here: its public address where it knows that, else what its proxy listens on."""
+    """Return the URL of this Hub: its public URL if known, else the address of its proxy."""
     app = sys.modules["jupyterhub.app"].JupyterHub.instance()
     return str(getattr(app, "public_url", "") or app.bind_url)
 
 
 class KilnHandler(logging.Handler):
-    """Sends the Hub's events: an element of `c.EventLogger.handlers`.
+    """Send the Hub's events: an element of `c.EventLogger.handlers`.
 
-    `source` names this Hub in them; without it that is its address. Events wait in memory, at most `size` of them and
-    none for longer than `period` seconds, in their order: what Kiln has not taken by then is dropped, logged and
-    counted (`dropped`). When the Hub stops, each that is left is tried once more, for five seconds in all.
+    `source` names this Hub in the events; the default is its URL. At most `size` events wait in memory, in order, for
+    at most `period` seconds. Later ones are dropped, logged and counted (`dropped`). When the Hub stops, each remaining
+    event is tried once more, for five seconds in all.
     """
 
     LONGEST_PAUSE = 60.0
-    """Seconds between two tries, and between two lines in the log about what was dropped."""
+    """Seconds between two tries, and between two log lines about dropped events."""
     LAST_WORDS = 5.0
 
     def __init__(
@@ -292,14 +292,14 @@ class KilnHandler(logging.Handler):
         self._sender: threading.Thread | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """In the Hub's event loop, so it waits for nothing; and it raises nothing, as that would fail the start."""
+        """Runs in the Hub's event loop, so it never blocks; it never raises, because an error would fail the start."""
         try:
             event = cloud_event(record, self._source or hub_url())
             if event is not None:
                 self._begin()
                 self._queue.put_nowait(event)
         except queue.Full:
-            self._drop("as many wait as may")
+            self._drop("the queue is full")
         except Exception:  # noqa: BLE001
             self.handleError(record)
 
@@ -315,7 +315,7 @@ class KilnHandler(logging.Handler):
         super().close()
 
     def _begin(self) -> None:
-        """With the first event: a configuration may be read where nothing is ever sent."""
+        """Start at the first event: a configuration may be read in a process that sends nothing."""
         if self._sender is None:
             self._sender = threading.Thread(target=self._run, name="kiln-events", daemon=True)
             self._sender.start()
@@ -327,7 +327,7 @@ class KilnHandler(logging.Handler):
                 self._deliver(event)
 
     def _deliver(self, event: Sent) -> None:
-        """Until Kiln has taken it, refused it for good, or it is too old."""
+        """Retry until Kiln accepts it, refuses it permanently, or it is too old."""
         for tries in itertools.count():
             last = self._closing.is_set()
             try:
@@ -357,26 +357,26 @@ FALLBACKS = ("own", "last", "none")
 NAMES = {"reference": "{repository}:{tag}@{digest}", "tag": "{repository}:{tag}"}
 
 PROGRESS = {"fetch": 5, "build": 10, "push": 25}
-"""Percent of the way to a server, by the phase of the build: the rest is the spawner's."""
+"""Percent of the way to a server, by the phase of the build: the spawner has the rest."""
 MOST_LINES = 1000
-"""Of a log, kept for who opens the page late."""
+"""Lines of a log for late viewers of the page."""
 LOOK = 0.3
-"""Seconds between two looks for what is new to show."""
+"""Seconds between two checks for news to show."""
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
-"""All that a line of the log has beside text."""
+"""The escape sequences that a line of the log may contain."""
 LOOK_AGAIN = 2.0
-"""Seconds after which a build that has not ended is looked at again, where its log has ended or is not to be had."""
+"""Seconds after which an active build is checked again if its log has ended or is unavailable."""
 
 
 class Wanted(NamedTuple):
-    """What a user has chosen."""
+    """The choice of a user."""
 
     repository: str
     ref: str | None
 
 
 def wanted_of(options: Mapping[str, Any] | None) -> Wanted | None:
-    """The repository and ref in `user_options`, as JSON or a form gives them; `None` where there is no repository."""
+    """Return the repository and ref in `user_options`, as JSON or a form sends them; `None` without a repository."""
     repository, ref = (_text((options or {}).get(name)) for name in ("repository", "ref"))
     return Wanted(repository, ref or None) if repository else None
 
@@ -388,7 +388,7 @@ def _text(value: Any) -> str:
 
 
 def image_of(build: Build, name: str = "reference") -> str:
-    """The image of a build that has ended, with its digest, or by its tag alone. Raises Refused."""
+    """Return the image of an ended build, with its digest, or by its tag alone. Raises Refused."""
     if build["state"] == "succeeded":
         return NAMES[name].format_map(build["image"])
     how = "failed" if build["state"] == "failed" else "was cancelled"
@@ -405,15 +405,15 @@ def image_hook(
     fallback: str = "own",
     name: str = "reference",
 ) -> Callable[[Any], Awaitable[None]]:
-    """A `pre_spawn_hook`: a server whose `user_options` name a `repository` (and a `ref`) starts from its image.
+    """Return a `pre_spawn_hook`: a server whose `user_options` name a `repository` (and a `ref`) starts from its image.
 
-    Kiln is asked for it, the build's log is shown while the server starts, and `spawner.image` is set. A start that
-    names no repository is left alone. One whose build fails, or takes longer than `time_limit` seconds, fails with a
-    sentence that says so; the build goes on, and the next start joins it.
+    The hook requests the image from Kiln, shows the build's log while the server starts, and sets `spawner.image`. A
+    start without a repository is unchanged. If the build fails, or takes longer than `time_limit` seconds, the start
+    fails with the reason; the build continues, and the next start joins it.
 
-    Where Kiln has not answered for `patience` seconds, the server starts from the image that it has without this hook
-    (`fallback="own"`), or from the last one that this Hub has had for the same repository and ref, if any (`"last"`);
-    with `"none"` the start fails. `name="tag"` leaves the digest out, for spawners that cannot pull by it.
+    `fallback` applies if Kiln has not answered for `patience` seconds. With `"own"`, the server starts from its default
+    image. With `"last"`, it starts from the last image that this Hub received for the same repository and ref, if any.
+    With `"none"` the start fails. `name="tag"` omits the digest, for spawners that cannot pull by it.
     """
     if fallback not in FALLBACKS or name not in NAMES:
         raise ValueError(f"fallback is one of {', '.join(FALLBACKS)}, name one of {', '.join(NAMES)}")
@@ -439,7 +439,7 @@ def image_hook(
             last = known.get(wanted) if fallback == "last" else None
             if last:
                 _set(spawner, last)
-            which = "the last image that there was of it" if last else "the image that it has by default"
+            which = "the last known image" if last else "its default image"
             story.tell(f"Kiln is away ({away}), so the server starts from {which}.")
         except Refused as refused:
             raise _for_the_user(str(refused)) from None
@@ -454,12 +454,12 @@ def image_hook(
 
 
 def _built(kiln: Kiln, wanted: Wanted, patience: Patience, story: Story) -> Build:
-    """The build at its end. Raises Away, Refused."""
+    """Return the ended build. Raises Away, Refused."""
     build = _asked(kiln, wanted, patience)
     story.tell(f"Kiln has the image of {wanted.repository} built, as {build['name']}.")
     last: str | None = None
     while build["state"] not in ENDED and not patience.stop.is_set():
-        with suppress(Away):  # a log is only shown: whether Kiln is there, and how the build ends, is asked for below
+        with suppress(Away):  # for display only: the code below checks the availability of Kiln and the result
             for message in kiln.follow(build["name"], last, patience.stop):
                 patience.heard()
                 last = message.id or last
@@ -476,7 +476,7 @@ def _built(kiln: Kiln, wanted: Wanted, patience: Patience, story: Story) -> Buil
 
 
 def _asked(kiln: Kiln, wanted: Wanted, patience: Patience) -> Build:
-    """The build that was asked for; asking twice is asking once. Raises Away, Refused."""
+    """Request the build; repeating the request has no effect. Raises Away, Refused."""
     body = json.dumps(wanted._asdict()).encode()
     tries = 0
     while True:
@@ -494,14 +494,14 @@ def _asked(kiln: Kiln, wanted: Wanted, patience: Patience) -> Build:
 
 def _accepted(answer: Answer, wanted: Wanted) -> Build:
     if answer.status in FOR_THE_USER:
-        raise Refused(f"There is no image of {wanted.repository}. {answer.detail}")
+        raise Refused(f"No image of {wanted.repository}. {answer.detail}")
     if answer.status != http.client.ACCEPTED:
         raise Away(str(answer))
     return answer.build
 
 
 class Patience:
-    """How long somebody waits for who does not answer, and whether they still wait (`stop`)."""
+    """How long a start waits for Kiln, and whether it still waits (`stop`)."""
 
     def __init__(self, seconds: float, stop: threading.Event) -> None:
         self.stop = stop
@@ -512,14 +512,14 @@ class Patience:
         self._since = time.monotonic()
 
     def wait(self, seconds: float, why: str) -> None:
-        """Before the next try. Raises Away where there is to be none."""
+        """Wait before the next try. Raises Away if no further try is allowed."""
         left = self._seconds - (time.monotonic() - self._since)
         if left <= 0 or self.stop.wait(min(seconds, left)):
             raise Away(why)
 
 
 class Story:
-    """What is shown of a start. Told in a thread, read in the Hub's event loop by as many as have the page open."""
+    """The progress of a start. A thread writes it, and each open page reads it in the Hub's event loop."""
 
     def __init__(self) -> None:
         self._events: deque[dict[str, Any]] = deque(maxlen=MOST_LINES)
@@ -530,7 +530,7 @@ class Story:
         self._lock = threading.Lock()
 
     def take(self, message: Message) -> None:
-        """A line of the log, or a new reason why the build waits."""
+        """Add a line of the log, or a new reason why the build waits."""
         if message.kind == "log":
             self._progress = max(self._progress, PROGRESS.get(message.data.get("phase") or "", 0))
             self.tell(_COLOURS.sub("", str(message.data.get("line"))))
@@ -547,7 +547,7 @@ class Story:
         self._over = True
 
     async def told(self) -> AsyncIterator[dict[str, Any]]:
-        """As the Hub's progress wants it, from the beginning (or what is kept of it) to the end."""
+        """Yield the Hub's progress events from the beginning (or the kept part) to the end."""
         seen = 0
         while True:
             over = self._over
@@ -562,10 +562,10 @@ class Story:
 
 
 def _show(spawner: Any, story: Story) -> None:
-    """The story before what the spawner itself tells of its start.
+    """Show the progress before that of the spawner itself.
 
-    The Hub calls `spawner.progress()` for each page that is opened. An attribute of the object comes before the method
-    of its class, whatever class that is.
+    The Hub calls `spawner.progress()` for each open page. An attribute of the object takes precedence over the method
+    of any class.
     """
 
     async def progress() -> AsyncIterator[dict[str, Any]]:
@@ -587,17 +587,17 @@ def _set(spawner: Any, image: str) -> None:
 
 
 def _unset(spawner: Any) -> None:
-    """The Hub keeps the spawner of a start that failed: what was set for that start is not its own image."""
+    """Remove the image of a failed start: the Hub keeps the spawner, and that image is not its default."""
     image, own = vars(spawner).pop("_kiln_image", (None, None))
     if image is not None and spawner.image == image:
         spawner.image = own
 
 
 def _for_the_user(sentence: str) -> Exception:
-    """What makes the Hub show the sentence.
+    """Return the exception that makes the Hub show the sentence.
 
-    It is tornado's, which is there where a Hub is. Any other exception, or one of 500 and above, would count as the
-    Hub's own fault, and after `consecutive_failure_limit` of them it ends itself: a user's repository must not do that.
+    It is tornado's, which every Hub has. Any other exception, or a status of 500 and above, would count as the Hub's
+    own fault. After `consecutive_failure_limit` faults the Hub exits, which a user's repository must not cause.
     """
     error: Exception = import_module("tornado.web").HTTPError(424, "%s", sentence)
     error.jupyterhub_message = sentence  # type: ignore[attr-defined]
@@ -608,19 +608,19 @@ def _for_the_user(sentence: str) -> Exception:
 
 OWN: Sequence[Profile] = ({"slug": "default", "display_name": "The image of this Hub", "default": True},)
 OURS = "kiln-"
-"""What the slugs of profiles that are made here start with."""
+"""Prefix of the slugs of these profiles."""
 MOST_PAGES = 5
-"""Of the list of builds, two hundred each: older ones are not offered."""
+"""Pages of the list of builds, two hundred each: older builds have no profile."""
 
 
 def profile_list(
     url: str, token: str | None, *, own: Sequence[Profile] = OWN, only: Sequence[str] = ("*",), fresh: float = 60.0
 ) -> Callable[[Any], Awaitable[list[Profile]]]:
-    """A `profile_list` for KubeSpawner: the profiles of `own`, then one for each repository that Kiln has an image of.
+    """Return a `profile_list` for KubeSpawner: the profiles of `own`, then one for each repository with an image.
 
-    That is the newest image; `only` are patterns of repositories to offer. The list is asked for once in `fresh`
-    seconds. While Kiln is away it stays what it was, and who starts from a profile that is not in it (the Hub was
-    restarted, say) gets one without an image: what the spawner has by default.
+    A profile uses the newest image; `only` are patterns of repositories to offer. The list is refreshed once in `fresh`
+    seconds. While Kiln is away the list stays unchanged. A start from a profile that is no longer listed, for example
+    after a restart of the Hub, uses the spawner's default image.
     """
     catalogue = Catalogue(Kiln(url, token), only, fresh)
 
@@ -636,7 +636,7 @@ def profile_list(
 
 
 def profiles_of(builds: Iterable[Build], only: Sequence[str]) -> list[Profile]:
-    """One for each repository and subdir, of its newest image, by name."""
+    """Return a profile for each repository and subdir, of its newest image, by name."""
     newest: dict[tuple[str, str], Build] = {}
     for build in builds:
         key = build["repository"], build["subdir"] or ""
@@ -662,7 +662,7 @@ def _profile(build: Build) -> Profile:
 
 
 class Catalogue:
-    """The profiles, asked for by one at a time, however many wait."""
+    """The profiles; one refresh at a time, for any number of waiting users."""
 
     def __init__(self, kiln: Kiln, only: Sequence[str], fresh: float) -> None:
         self.reached = False
@@ -690,7 +690,7 @@ class Catalogue:
             self._look = None
 
     def _builds(self) -> list[Build]:
-        """Those that succeeded, newest first. Raises Away."""
+        """Return the successful builds, newest first. Raises Away."""
         found: list[Build] = []
         query = {"state": "succeeded", "limit": "200"}
         for _ in range(MOST_PAGES):

@@ -120,6 +120,6 @@ def test_one_that_web_has_had_replaced_is_not_used(installed: Installed) -> None
         except MachineError:  # not started yet
             return ""
 
-    until(lambda: "is not the file of KILN_POD_TEMPLATE_SHA256" in said(), 90)
+    until(lambda: "does not match KILN_POD_TEMPLATE_SHA256" in said(), 90)
     pods = installed.cluster.get("pods", installed.namespace, selector)
     assert not any(one["ready"] for pod in pods for one in pod["status"].get("containerStatuses", []))

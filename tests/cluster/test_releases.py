@@ -198,7 +198,7 @@ def test_sync_in_a_pod_of_the_controller_asks_for_what_is_missing(neighbours: Ne
     release = neighbours.other
     pod = release.objects("pods", "controller")[0]
     said = within(release.cluster, pod, "kiln", "sync", neighbours.synced).splitlines()
-    assert said[0] == f"{neighbours.synced}: 1 asked for, 0 known already"
+    assert said[0] == f"{neighbours.synced}: 1 requested, 0 known already"
     build = release.ended(said[1].split()[0])
     assert (build["state"], [cause["by"] for cause in build["causes"]]) == ("succeeded", ["sync"])
     assert build["image"]["digest"] == release.digest(build["image"]["repository"], build["commit"])

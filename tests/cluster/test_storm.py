@@ -160,7 +160,7 @@ def test_an_api_server_that_hangs_in_a_storm(hanging: tuple[Release, Proxy]) -> 
     url = release.host.url("storm/hangs")
     until(release.leader)
     said = within(release.cluster, release.leader() or {}, "kiln", "sync", url).splitlines()
-    assert said[0] == f"{url}: {500 - len(there)} asked for, {len(there)} known already"
+    assert said[0] == f"{url}: {500 - len(there)} requested, {len(there)} known already"
     until(lambda: len(everything(release)) == 500)
     builds = everything(release)
     assert {build["commit"] for build in builds} == {*branches.values()}

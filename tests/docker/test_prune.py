@@ -195,7 +195,7 @@ def test_without_a_rule_images_are_listed_and_none_is_deleted(shop: Shop, old: t
     assert (listed.returncode, listed.stdout) == (0, f"{image}:{1:040x}@{digest}\n")
     assert (refused.returncode, refused.stderr) == (
         1,
-        "kiln: error: No rule: set `keep: {for: 30d}` in the YAML file\n",
+        "kiln: error: No retention rule. Set `keep: {for: 30d}` in the YAML file\n",
     )
     assert shop.there(image, digest)
 

@@ -131,7 +131,7 @@ class House:
     def ask(self, **changes: object) -> Build:
         answer = self.client.post("/api/v1/builds", json=body(**changes))
         assert answer.status_code == 202, answer.text
-        return self.engine.get(answer.json["name"])
+        return self.engine.get(answer.get_json()["name"])
 
     def run(self, name: str) -> Build:
         """Starts the attempt that the build waits for, as a controller would."""

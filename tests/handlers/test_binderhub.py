@@ -197,7 +197,7 @@ def test_the_use_of_an_image_that_may_be_deleted_is_noted(
 def test_it_never_launches_and_says_so(houses: Callable[..., House], query: str) -> None:
     said = everything(houses(find_image=there), f"{SPEC}{query}")
     assert phases(said)[-1] == "ready"
-    assert ("launches nothing" in said[0]["message"]) == ("true" not in query.lower())
+    assert ("JupyterHub launches it" in said[0]["message"]) == ("true" not in query.lower())
 
 
 def test_two_viewers_see_one_build(house: House) -> None:
@@ -277,7 +277,7 @@ def test_a_default_branch_by_its_old_name_is_built_with_advice(houses: Callable[
     house = houses(allowed=[f"{host.base}/**"], find_image=there)
     note, end = everything(house, f"{spec_of(host, 'master')}?build_only=true")
     assert note["phase"] == "waiting"
-    assert all(word in note["message"] for word in ("'master'", "HEAD", "update your links"))
+    assert all(word in note["message"] for word in ("'master'", "HEAD", "Update your links"))
     assert end["phase"] == "ready"
 
 
@@ -379,7 +379,7 @@ def test_when_web_ends_the_build_goes_on_and_the_viewer_is_told(house: House) ->
         house.services.stopping.set()
         (end,) = said
     assert (end["phase"], end["status_code"]) == ("failed", 503)
-    assert "goes on" in end["message"]
+    assert "build continues" in end["message"]
     assert house.builds()[0].cancel is None
 
 

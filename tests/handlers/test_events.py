@@ -92,7 +92,7 @@ def test_a_batch_that_takes_too_long_is_put_off_whole(house: House, monkeypatch:
     monkeypatch.setattr(events, "CHECKING", -1.0)
     answer = house.client.post("/events", **structured([event(), event(id="e-2")], "cloudevents-batch"))
     assert answer.status_code == 503
-    assert "fewer events" in answer.json["detail"]
+    assert "smaller batches" in answer.json["detail"]
     assert int(answer.headers["Retry-After"]) > 0
     assert not house.builds()
 

@@ -56,7 +56,7 @@ def test_a_log_that_cannot_be_read_is_503_and_is_read_again(house: House, runnin
         answer = house.client.get(f"/api/v1/builds/{running.name}/log", headers={"Accept": accept})
         assert (answer.status_code, answer.mimetype) == (503, "application/problem+json")
         assert (answer.json["detail"], "Retry-After" in answer.headers) == (
-            "The log cannot be read just now. Try again.",
+            "The log is unavailable. Retry.",
             True,
         )
     page = house.client.get(f"/builds/{running.name}", headers={"Accept": "text/html"})

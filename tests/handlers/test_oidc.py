@@ -211,7 +211,7 @@ def test_api_tokens_beside_it_are_shown_to_nobody(behind: Behind, issuer: Issuer
     assert issuer.asked == []
     assert house.client.get("/api/v1/builds", headers=bearer(issuer.token())).status_code == 200
     wrong = house.client.get("/api/v1/builds", headers=bearer("nobody's"))
-    assert re.search("API tokens> or <a token of http", wrong.json["detail"])
+    assert re.search("API token> or <a token of http", wrong.json["detail"])
 
 
 def test_a_token_in_an_address_where_that_is_allowed(houses: Behind, issuer: Issuer) -> None:

@@ -132,7 +132,7 @@ def test_a_token_is_exchanged_for_a_cookie_that_is_not_the_token(houses: Callabl
     assert client.get("/").mimetype == "application/problem+json"
     wrong = sign_in(client, "wrong")
     assert wrong.status_code == 401
-    assert "There is no such token" in wrong.text
+    assert "Unknown token" in wrong.text
     answer = sign_in(client)
     assert (answer.status_code, answer.headers["Location"]) == (303, "/")
     cookie = answer.headers["Set-Cookie"]

@@ -98,7 +98,7 @@ def test_misuse_is_status_2(kiln: Kiln, arguments: list[str]) -> None:
 def test_a_typo_is_told_before_anything_starts(kiln: Kiln, command: str) -> None:
     done = kiln.run(command, KILN_IMAGE_PREFX="x")
     assert done.returncode == 1
-    assert "KILN_IMAGE_PREFX: there is no such setting; did you mean KILN_IMAGE_PREFIX?" in done.stdout + done.stderr
+    assert "KILN_IMAGE_PREFX: unknown setting; did you mean KILN_IMAGE_PREFIX?" in done.stdout + done.stderr
 
 
 def test_rules_for_which_a_builds_pod_has_no_room_are_told_before_anything_starts(kiln: Kiln) -> None:
@@ -153,7 +153,7 @@ def test_check_tells_all_that_is_wrong_in_file_and_folder(kiln: Kiln, tmp_path: 
     assert done.returncode == 1
     for told in (
         "KILN_REGISTRY_CONFIG: ",
-        "sink: there is no such section",
+        "sink: unknown section",
         "triggers[0]: ",
         "api-tokens/ci: is empty",
         "K_CE_OVERRIDES",
@@ -362,7 +362,7 @@ def test_a_state_folder_that_cannot_be_used_is_told_in_a_sentence(kiln: Kiln, tm
     (tmp_path / "file").touch()
     web = kiln.start("web", ready=False, KILN_STATE_DIR=str(tmp_path / "file" / "state"))
     assert web.popen.wait(timeout=30) != 0
-    assert "(KILN_STATE_DIR) cannot be used" in web.log.read_text()
+    assert "(KILN_STATE_DIR) is not usable" in web.log.read_text()
     assert "Traceback" not in web.log.read_text()
     done = kiln.run("controller", KILN_STATE_DIR=str(tmp_path / "file" / "state"), KILN_OPS_PORT="0")
     assert done.returncode == 1

@@ -78,11 +78,11 @@ def test_an_empty_value_is_an_unset_one() -> None:
     ],
 )
 def test_an_unknown_name_is_an_error_that_suggests_the_nearest(typo: str, meant: str) -> None:
-    assert problems(**{typo: "x"}) == (f"{typo}: there is no such setting; did you mean {meant}?",)
+    assert problems(**{typo: "x"}) == (f"{typo}: unknown setting; did you mean {meant}?",)
 
 
 def test_a_name_like_no_other_suggests_nothing() -> None:
-    assert problems(KILN_ZZZZZZZZZZZZ="x") == ("KILN_ZZZZZZZZZZZZ: there is no such setting",)
+    assert problems(KILN_ZZZZZZZZZZZZ="x") == ("KILN_ZZZZZZZZZZZZ: unknown setting",)
 
 
 def test_what_kubernetes_injects_for_services_is_not_ours() -> None:

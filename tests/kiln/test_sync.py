@@ -53,12 +53,12 @@ def test_sync_asks_for_what_is_missing_and_then_for_nothing(kiln: Installation) 
     dry = kiln.run("sync", "--dry-run")
     first, second = kiln.run("sync"), kiln.run("sync")
     assert (dry.returncode, first.returncode, second.returncode) == (0, 0, 0), first.stderr
-    assert dry.stdout.splitlines()[0] == f"{kiln.url}: 1 would be asked for, 0 known already"
-    assert first.stdout.splitlines()[0] == f"{kiln.url}: 1 asked for, 0 known already"
+    assert dry.stdout.splitlines()[0] == f"{kiln.url}: 1 would be requested, 0 known already"
+    assert first.stdout.splitlines()[0] == f"{kiln.url}: 1 requested, 0 known already"
     assert dry.stdout.splitlines()[1] == first.stdout.splitlines()[1]
     assert first.stdout.splitlines()[1].startswith("  build-ada-page-")
     assert first.stdout.endswith(f" refs/heads/main {kiln.head[:12]}\n")
-    assert second.stdout == f"{kiln.url}: 0 asked for, 1 known already\n"
+    assert second.stdout == f"{kiln.url}: 0 requested, 1 known already\n"
     (build,) = kiln.builds(kiln.start("web"))
     assert build["commit"] == kiln.head
     assert [(cause["by"], cause["type"], cause["ref"]) for cause in build["causes"]] == [
@@ -71,7 +71,7 @@ def test_what_cannot_be_looked_at_is_named_and_the_rest_is_done(kiln: Installati
     kiln.list({"url": gone}, {"url": kiln.url})
     done = kiln.run("sync")
     assert done.returncode == 1
-    assert done.stdout.startswith(f"{kiln.url}: 1 asked for")
+    assert done.stdout.startswith(f"{kiln.url}: 1 requested")
     assert done.stderr.startswith(f"kiln: error: {gone}: The Git host has no such repository.")
 
 
@@ -94,7 +94,7 @@ def test_sync_of_nothing_is_an_error(kiln: Installation) -> None:
     kiln.list()
     done = kiln.run("sync")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "There is nothing to look at" in done.stderr
+    assert "No repositories." in done.stderr
 
 
 def test_what_is_left_out_and_what_is_not_built_are_said(kiln: Installation) -> None:
@@ -104,8 +104,8 @@ def test_what_is_left_out_and_what_is_not_built_are_said(kiln: Installation) -> 
     kiln.list({"url": kiln.url}, triggers=[{"name": "t", "push": {"branches": ["a", "b"]}}])
     done = kiln.run("sync", KILN_MAX_QUEUED="2")
     assert done.returncode == 1
-    assert done.stdout.startswith(f"{kiln.url}: 1 asked for")
-    assert "1 left out, because too many builds wait already" in done.stderr
+    assert done.stdout.startswith(f"{kiln.url}: 1 requested")
+    assert "1 skipped, because too many builds wait already" in done.stderr
     kiln.list({"url": kiln.url}, triggers=[{"name": "t", "build": {"subdir": "{data.pusher.name}"}}])
     done = kiln.run("sync")
     assert done.returncode == 0
