@@ -6,7 +6,7 @@ BIN := .venv/bin
 IMAGE ?= kiln:dev
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports prose docs bench fuzz mutants chart troubleshooting locks clean
+.PHONY: help venv demo cluster cluster-down image test test-quick lint style format types imports prose docs reference bench fuzz mutants chart troubleshooting locks clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' Makefile
@@ -71,6 +71,9 @@ prose: venv  ## plain English, by the rules in styles/Kiln
 docs: venv  ## the documentation as a site, in .cache/site; a warning is an error
 	@$(BIN)/python -m sphinx -q -W -n -c docs -d .cache/doctrees -b html . .cache/site
 	@echo "The documentation is .cache/site/index.html"
+
+reference: venv  ## the pages of docs/ that are made from the code: routes and event types
+	$(BIN)/python -m tools.reference
 
 bench: venv  ## figures, each beside what it is compared with
 	@$(BIN)/python -m tests.bench

@@ -397,7 +397,7 @@ class Web(BaseApplication):  # type: ignore[misc]
             raise AppImportError(str(error)) from error  # gunicorn's exit status for "do not restart"
 
     def _announce(self, address: str) -> object:
-        """For the commands of this machine, which look into the state folder. What is returned is kept open."""
+        """Announce web to commands of this machine in the state folder. The caller keeps the returned object open."""
         if self._settings.engine != "local":
             return None
         path = self._settings.base_path.removeprefix("/")

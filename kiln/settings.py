@@ -370,8 +370,8 @@ SETTINGS: tuple[Setting, ...] = (
         name="KILN_IMAGE_PREFIX",
         read=_image_prefix,
         default=None,
-        says="Required. The prefix of every image's name, registry first: `registry.example/org/`. Images under `localhost/` "
-        "stay with this machine's daemon and are never pushed (engine `local`).",
+        says="Required. The prefix of every image's name, registry first: `registry.example/org/`. Images under "
+        "`localhost/` stay with this machine's daemon and are never pushed (engine `local`).",
     ),
     Setting(name="KILN_CONFIG", read=_path, default=None, says="The YAML file with triggers, sinks and hosts."),
     Setting(

@@ -665,7 +665,7 @@ def run_controller(kiln: Kiln) -> None:
 
 
 class Stop(threading.Event):
-    """Ends a controller when it is called, from any thread: it sets itself, and wakes whoever waits."""
+    """Stop a controller, from any thread: set the event, and wake the waiting threads."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,7 +24,7 @@ from handlers.app import create_app
 from kiln import cli, vitals
 from kiln.cli import commands
 from tests.handlers.test_asyncapi import sent
-from tools import sentences
+from tools import reference, sentences
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -231,6 +231,11 @@ def test_every_exit_status_is_explained(status: int) -> None:
 @pytest.mark.parametrize("command", sorted(commands.commands))
 def test_every_command_is_documented(command: str) -> None:
     assert f"`kiln {command}" in document("cli.md")
+
+
+@pytest.mark.parametrize("name", sorted(reference.PAGES))
+def test_a_page_made_from_the_code_is_up_to_date(name: str) -> None:
+    assert document(name) == reference.page(name), "run `make reference`"
 
 
 def metrics() -> set[str]:
