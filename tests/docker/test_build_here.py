@@ -44,6 +44,15 @@ class Here:
         self.host.create(f"test/{name}", content)
         return self.host.url(f"test/{name}")
 
+    def remove_images(self) -> None:
+        """Those that were left with the daemon: nothing else deletes them."""
+        found = json.loads(self.kiln.run("ls", "--json", "--limit", "1000").stdout)["items"]
+        for repository in {build["image"]["repository"] for build in found}:
+            listing = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository]
+            names = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.split()
+            if names:
+                subprocess.run(["docker", "image", "rm", *names], capture_output=True, check=True)
+
     def build_of(self, url: str) -> dict[str, Any]:
         (found,) = json.loads(self.kiln.run("ls", "--json", "--repository", url).stdout)["items"]
         return dict(found)
@@ -105,7 +114,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
     folder = tmp_path_factory.mktemp("here")
     with machine.daemon(), GitHost(folder / "git") as host:
         settings = {"KILN_IMAGE_PREFIX": "", "KILN_ALLOWED_REPOSITORIES": f"{host.base}/**"}
-        yield Here(Kiln(folder, **settings), host, folder)
+        made = Here(Kiln(folder, **settings), host, folder)
+        yield made
+        made.remove_images()
 
 
 def inspected(image: str) -> dict[str, Any]:
