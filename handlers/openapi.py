@@ -193,7 +193,7 @@ def _events() -> Object:
     }
     post = _operation("postEvent", "Post CloudEvents, in any mode.", done, (*BODY, *KNOWN, 422), body=body)
     shake = _operation(
-        "", "Answer the handshake of CloudEvents webhooks.", {200: {"description": "Who may post."}}, (401, 403)
+        "", "Answer the handshake of CloudEvents webhooks.", {200: {"description": "Permission to post."}}, (401, 403)
     )
     hook = _operation(
         "postWebhook",
