@@ -579,7 +579,7 @@ def test_of_very_many_lfs_files_some_are_fetched(host: GitHost, own: Git, monkey
     monkeypatch.setattr("builds.builder.lfs.MAX_FILES", 2)
     files = {name: data for one in "abc" for name, data in lfs_file(one.encode(), host, f"{one}.bin").items()}
     said = looked_through(own, host.url("ada/page"), make(host, "ada/page", files))
-    assert "only the first 2 are looked at" in said
+    assert "Only the first 2 LFS files are fetched" in said
     assert "Fetching 2 LFS objects" in said
 
 

@@ -268,7 +268,7 @@ def test_refs_are_looked_up(houses: Callable[..., House], host: GitHost) -> None
         assert phases(everything(house, f"{spec_of(host, ref)}?build_only=true")) == ["ready"]
     assert "no branch or tag 'nowhere'" in the_refusal(house, spec_of(host, "nowhere"))["message"]
     assert "HEAD" in the_refusal(house, spec_of(host, "nowhere"))["message"]
-    assert "whole" in the_refusal(house, spec_of(host, "abc1234"))["message"]
+    assert "complete" in the_refusal(house, spec_of(host, "abc1234"))["message"]
     missing = the_refusal(house, spec_of(host, "main", path="team/none"))
     assert (missing["status_code"], "no such repository" in missing["message"]) == (422, True)
 
