@@ -74,7 +74,7 @@ def test_no_triggers_is_not_the_default_trigger() -> None:
         ("triggers: [{name: a, psh: {}}]", "triggers[0]: Object contains unknown field `psh`"),
         ("triggers: [{name: a}, {name: b, push: {branches: main}}]", "triggers[1].push.branches: Expected `array "),
         ("triggers: [{name: a, push: {branches: [main, 1.0]}}]", "triggers[0].push.branches[1]: Expected `str`"),
-        ("triggers: [{name: a}, {name: a}]", "triggers: There are two triggers called 'a'"),
+        ("triggers: [{name: a}, {name: a}]", "triggers: Two triggers have the name 'a'"),
         ("triggers: [{name: a, filters: [{exct: {type: x}}]}]", "triggers: Trigger 'a', filters[0].exct: "),
         ("triggers: [{name: a, build: {image: '{x'}}]", "triggers: Trigger 'a', build.image: A single '{'"),
         ("sinks: [{name: a, url: 'ftp://x/'}]", "sinks[0]: the URL of sink a must be http"),
@@ -92,7 +92,7 @@ def test_no_triggers_is_not_the_default_trigger() -> None:
         ("repositories: {}", "repositories: must be a list"),
         ("repositories: [{}]", "repositories[0]: Object missing required field `url`"),
         ("repositories: [{url: 'https://a.example/b', every: 10m}]", "repositories[0]: Object contains unknown field"),
-        ("repositories: [{url: 'git@a.example:b'}]", "repositories[0].url: This is an SSH address"),
+        ("repositories: [{url: 'git@a.example:b'}]", "repositories[0].url: Kiln does not fetch over SSH"),
         (
             "repositories: [{url: 'https://a.example/b', poll: soon}]",
             "repositories[0].poll: must be a duration such as",
@@ -105,11 +105,11 @@ def test_no_triggers_is_not_the_default_trigger() -> None:
         ),
         (
             f"{PREFIX}private: [{{match: 'a.example/*'}}]",
-            "private[0]: The pattern 'a.example/*' does not begin with a scheme",
+            "private[0]: The pattern 'a.example/*' has no scheme",
         ),
         (
             f"{PREFIX}private: [{{match: 'https://a.example/*', use_by: [ada]}}]",
-            "private[0]: 'ada' is nobody: use_by takes",
+            "private[0]: 'ada' is not a user. use_by takes",
         ),
         (
             f"{PREFIX}private: [{{match: 'https://a.example/*', used_by: []}}]",
@@ -126,7 +126,10 @@ def test_no_triggers_is_not_the_default_trigger() -> None:
         ("repo2docker: {buildpacks: []}", "repo2docker.buildpacks: Expected `array` of length >= 1"),
         ("repo2docker: {pull: 1}", "repo2docker.pull: Expected `bool`"),
         ("repo2docker: {base_image: 'https://a.example/b'}", "repo2docker.base_image: must be an image such as"),
-        ("repo2docker: {build_args: {http_proxy: a}}", "repo2docker.build_args: The build argument http_proxy cannot"),
+        (
+            "repo2docker: {build_args: {http_proxy: a}}",
+            "repo2docker.build_args: The build argument http_proxy is reserved",
+        ),
         (
             f"{PREFIX}repo2docker: {{base_image: registry.example/private/base}}",
             "repo2docker.base_image: must not be under private_image_prefix",

@@ -86,7 +86,7 @@ def test_sync_of_those_given(kiln: Installation) -> None:
         other,
     ]
     assert done.stderr == (
-        "kiln: error: no-url: The repository must be a whole address such as https://github.com/owner/name.\n"
+        "kiln: error: no-url: The repository's address is incomplete. Give one such as https://github.com/owner/name.\n"
     )
 
 
@@ -109,7 +109,7 @@ def test_what_is_left_out_and_what_is_not_built_are_said(kiln: Installation) -> 
     kiln.list({"url": kiln.url}, triggers=[{"name": "t", "build": {"subdir": "{data.pusher.name}"}}])
     done = kiln.run("sync")
     assert done.returncode == 0
-    assert "  not built: refs/heads/a: The trigger's template needs {data.pusher.name}" in done.stdout
+    assert "  not built: refs/heads/a: The event has no value for {data.pusher.name}" in done.stdout
 
 
 def test_records_that_cannot_be_used_are_told_in_a_sentence(kiln: Installation) -> None:
@@ -128,7 +128,7 @@ def test_check_lists_repositories_and_refuses_those_that_are_not_allowed(kiln: I
     kiln.list({"url": kiln.url, "poll": "10m"}, {"url": "https://github.com/a/b"})
     done = kiln.run("check")
     assert done.returncode == 1
-    assert "repositories[1].url: https://github.com/a/b is not among the repositories that are allowed" in done.stdout
+    assert "repositories[1].url: https://github.com/a/b is not allowed here" in done.stdout
 
 
 def test_the_controller_that_leads_looks_by_itself(kiln: Installation) -> None:
