@@ -122,7 +122,7 @@ def test_what_is_refused_is_told_once_until_it_changes(looks: Looks, caplog: pyt
     go_on(polled, looks, 60 * MINUTE)
     assert [record.getMessage() for record in caplog.records] == [
         "Repository a: refs/heads/main: no.",
-        "Repository a is in order again",
+        "Repository a: polling works again",
     ]
 
 

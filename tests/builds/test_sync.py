@@ -195,7 +195,7 @@ def test_no_more_is_asked_for_than_there_is_room_and_the_rest_follows(house: Hou
     for branch in ("release/1", "release/2", "release/3"):
         house.commit(branch)
     house.engine.accept([ask("somebody-elses")])
-    sync = house.sync([RULE], max_waiting=3)
+    sync = house.sync([RULE], most_waiting=3)
     looked = house.look(sync)
     assert (len(looked.asked), looked.left, looked.complete) == (2, 2, False)
     assert [build.causes[0].ref for build in house.builds(looked)] == [MAIN, "refs/heads/release/1"]

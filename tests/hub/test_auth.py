@@ -276,7 +276,7 @@ def test_a_sign_in_that_was_begun_elsewhere_ends_nowhere(world: World) -> None:
     state = re.search(r"state=([^&]+)", begun.headers["Location"])
     assert state
     back = browser.get(f"{world.url}oauth_callback?code=x&state={state[1]}", headers=HTML, timeout=30)
-    assert (back.status_code, "begun elsewhere" in back.text) == (403, True)
+    assert (back.status_code, "began in another browser" in back.text) == (403, True)
     own = requests.Session()
     begun = own.get(world.url, headers=HTML, timeout=30, allow_redirects=False)
     state = re.search(r"state=([^&]+)", begun.headers["Location"])

@@ -192,7 +192,7 @@ def test_check_shows_what_no_trigger_wants_and_what_policy_refuses(kiln: Kiln) -
     stranger = PUSH | {"repository": PUSH["repository"] | {"clone_url": "https://gitlab.com/our-org/course.git"}}
     refused = kiln.run("check", "--event", "-", stdin=webhook(stranger))
     assert refused.returncode == 1
-    assert "error: The repository is on no github host" in refused.stdout
+    assert "error: The repository is not on a known github host" in refused.stdout
 
 
 def test_check_shows_a_batch_and_what_would_be_looked_up(kiln: Kiln) -> None:

@@ -232,7 +232,7 @@ LINES = [
     "[queued: No slot is free.]",
     "[running]",
     "Cloning",
-    "Step ]0;title[bold]1[/bold] :boom:",
+    "Step [bold]1[/bold] :boom:",
     "[fetch 1.2 s, build 4.0 s]",
     "[succeeded]",
 ]

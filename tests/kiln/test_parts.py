@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
-import pty
 import urllib.request
 
 import pytest
@@ -97,16 +95,3 @@ def test_without_a_terminal_progress_is_plain_lines() -> None:
         progress.show(Message(kind="log", data={"line": "one\x1b[2J"}))
         progress.show(Message(kind="state", data={"state": "succeeded"}))
     assert out.getvalue() == "[queued: All nodes are busy.]\none\n[succeeded]\n"
-
-
-def test_on_a_terminal_the_last_line_says_how_it_stands() -> None:
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "w") as out:
-        with Progress(out) as progress:
-            progress.show(Message(kind="state", data={"state": "running"}))
-            progress.show(Message(kind="log", data={"line": "one"}))
-        shown = b""  # the kernel hands it over in pieces of its own
-        while not (b"one\r\n" in shown and shown.endswith(b"\r\x1b[K")):
-            shown += os.read(ours, 4096)
-    os.close(ours)
-    assert b" 0 s, running" in shown

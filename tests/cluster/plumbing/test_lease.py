@@ -225,7 +225,7 @@ def test_it_stops_when_nothing_can_be_released(proxy: Proxy, proxied: Api, caplo
     until(lambda: lease.leading)
     proxy.refuse()
     lease.stop()
-    assert "The Lease kiln is not released and will be free in 4 s" in caplog.text
+    assert "Lease kiln not released, it expires in 4 s" in caplog.text
 
 
 def test_a_lease_that_is_deleted_leads_nobody_and_is_named(
@@ -235,7 +235,7 @@ def test_a_lease_that_is_deleted_leads_nobody_and_is_named(
     until(lambda: lease.leading)
     api.delete("leases", "kiln")
     until(lambda: not lease.leading, RETRY + 0.5)
-    sentence = f"The Lease kiln in the namespace {api.namespace} is not there."
+    sentence = f"Lease kiln not found in namespace {api.namespace}."
     until(lambda: sentence in (lease.trouble or ""))
     told = [record for record in caplog.records if sentence in record.getMessage()]
     assert len(told) == 1

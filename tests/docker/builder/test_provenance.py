@@ -179,7 +179,7 @@ def test_a_statement_is_found_by_tag_and_by_digest_and_says_what_was_built(
         assert status == 0, said
         assert image.digest in said
         assert "com.github.push d-1 https://github.com" in said
-        assert "whoever may push to the registry can have written this" in said
+        assert "any client with push access to the registry can have written this" in said
     statement = json.loads(verify(image.reference, "--json")[1])
     assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
 

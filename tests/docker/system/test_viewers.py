@@ -76,7 +76,7 @@ def test_three_hundred_look_at_one_build_and_the_next_is_told_to_come_back(crowd
         ]
         assert '"phase": "failed"' in told
         assert '"status_code": 503' in told
-        assert "As many logs are being followed as can be" in told
+        assert "Too many logs are being followed" in told
         commit = crowded.commit("ada/meanwhile", {"Dockerfile": SMALL})
         assert crowded.deliver(crowded.push("ada/meanwhile", commit)).status_code == 202
         grown = megabytes(process) - before
