@@ -40,7 +40,7 @@ def pages(site: Site) -> Mapping[str, str]:
     """Paths by name. Each state has a build."""
     house = site.house
     site.house.ask(subdir="waits", ref="refs/heads/main")
-    paths = {"builds": "", "nothing-found": "?q=nothing-of-that-name", "missing": "builds/none"}
+    paths = {"builds": "", "nothing-found": "?search=nothing-of-that-name", "missing": "builds/none"}
     paths |= {"new": "new", "triggers": "triggers", "nodes": "nodes"}
     paths["repository"] = f"repository?repository={quote(REPOSITORY, safe='')}"
     running = house.run(house.ask(subdir="course/week-1").name)
