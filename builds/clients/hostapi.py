@@ -12,12 +12,12 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from typing import NamedTuple, TypeVar
 
 import msgspec
 import requests
+from cachetools import LRUCache
 
 from builds.clients.responses import TooLarge, read_body
 
@@ -52,7 +52,7 @@ class HostApi:
     def __init__(self, *, limit: float = TIMEOUT) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        self._cache: OrderedDict[bytes, tuple[str, bytes]] = OrderedDict()
+        self._cache: LRUCache[bytes, tuple[str, bytes]] = LRUCache(MAX_CACHED)
         self._suspended: dict[tuple[str, bool], float] = {}
 
     def get(
@@ -128,13 +128,10 @@ class HostApi:
 
     def _store(self, key: bytes, etag: str, content: bytes) -> None:
         with self._lock:
-            if not etag or len(content) > MAX_RESPONSE:
+            if etag and len(content) <= MAX_RESPONSE:
+                self._cache[key] = (etag, content)
+            else:
                 self._cache.pop(key, None)
-                return
-            self._cache[key] = (etag, content)
-            self._cache.move_to_end(key)
-            while len(self._cache) > MAX_CACHED:
-                self._cache.popitem(last=False)
 
     def _suspend(self, counted: tuple[str, bool], seconds: float, why: str) -> None:
         self._suspended[counted] = time.monotonic() + seconds

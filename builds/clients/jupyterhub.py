@@ -16,13 +16,14 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 import msgspec
 import requests
+from cachetools import TTLCache
 
 from builds.clients.pool import BoundedPool
 from builds.clients.responses import read_body
@@ -72,10 +73,9 @@ class HubClient:
         self, url: str, *, limit: float = TIMEOUT, max_waiting: int = MAX_WAITING, kept: float = CACHE_TTL
     ) -> None:
         self._url = url.rstrip("/")
-        self._kept = kept
         self._pool = BoundedPool("hub", most=max_waiting, limit=limit)
         self._lock = threading.Lock()
-        self._known: OrderedDict[bytes, tuple[float, Holder | None]] = OrderedDict()
+        self._known: TTLCache[bytes, Holder | None] = TTLCache(MAX_CACHED, kept)
         self._asked: dict[bytes, Future[Holder | None]] = {}
         self._failed_at = -BACKOFF
 
@@ -84,10 +84,8 @@ class HubClient:
         if not _TOKEN.fullmatch(token):
             return None
         key = hashlib.sha256(token.encode()).digest()  # the cache must not contain usable tokens
-        with self._lock:
-            until, holder = self._known.get(key, (0.0, None))
-            if time.monotonic() < until:
-                return holder
+        with self._lock, suppress(KeyError):
+            return self._known[key]
         with self._pool.place(HubAway(CROWDED)):
             return self._wait(self._asking(key, token))
 
@@ -117,10 +115,7 @@ class HubClient:
         answer = self._call("GET", "user", headers={"Authorization": f"token {token}"})
         holder = None if answer is None else _decoded(answer, Holder)
         with self._lock:
-            self._known[key] = (time.monotonic() + self._kept, holder)
-            self._known.move_to_end(key)
-            while len(self._known) > MAX_CACHED:
-                self._known.popitem(last=False)
+            self._known[key] = holder
         return holder
 
     def _rest(self) -> None:
