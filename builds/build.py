@@ -1,7 +1,8 @@
 """The core values, all immutable: the request, its causes, and the state of the build.
 
-A `Build` is the complete durable record. It has two writers with separate parts: web adds causes and the cancel mark,
-the controller owns `status`. Every engine stores exactly this value, so everything that must survive a restart is here.
+A `Build` is the complete durable record. It has two writers with separate parts: web adds causes and the marks to
+cancel and to resend, the controller owns `status`. Every engine stores exactly this value, so everything that must
+survive a restart is here.
 """
 
 from __future__ import annotations
@@ -283,6 +284,18 @@ class Cancel(msgspec.Struct, frozen=True, kw_only=True):
     at: Time
 
 
+class Resend(msgspec.Struct, frozen=True, kw_only=True):
+    """The mark to send the terminal event to one sink once more. Web sets it; the controller acts on it once."""
+
+    sink: str
+    by: str | None
+    at: Time
+
+    @property
+    def key(self) -> str:
+        return f"{self.at.isoformat()} {self.sink}"
+
+
 class DeliveryState(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -345,6 +358,8 @@ class BuildStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Announced events that are still pending at some sink."""
     deliveries: tuple[Delivery, ...] = ()
     """Results of earlier deliveries; bounded."""
+    resent: tuple[str, ...] = ()
+    """Keys of the resend marks that need no further action."""
     log_tail: str = ""
 
 
@@ -373,6 +388,8 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Time
     status: BuildStatus = BuildStatus()
     cancel: Cancel | None = None
+    resends: tuple[Resend, ...] = ()
+    """Resend marks, the latest of each sink."""
     open: bool = True
     version: int = VERSION
     revision: str = ""
@@ -388,6 +405,13 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
         """Causes without a terminal event so far."""
         answered = self.status.answered
         return tuple(cause for cause in self.causes if cause.key not in answered) if answered else self.causes
+
+    @property
+    def resending(self) -> tuple[str, ...]:
+        """The sinks that wait for the terminal event once more; none before the build's end."""
+        if not self.status.state.ended or self.reopened:
+            return ()
+        return tuple(mark.sink for mark in self.resends if mark.key not in self.status.resent)
 
     def apart(self, causes: Iterable[Cause]) -> str | None:
         """A key that keeps builds of a fork's pull request apart from the repository's other builds: the request's ref,

@@ -265,6 +265,10 @@ class DeadLetter(Action, frozen=True, kw_only=True):
     sink: str
 
 
+class Repeat(Action, frozen=True, kw_only=True):
+    """Announce the terminal event once more, with the same id, to the sinks that web has marked."""
+
+
 class Settle(Action, frozen=True, kw_only=True):
     """Close the build: all requests are answered and all events settled."""
 
@@ -317,6 +321,7 @@ def opened(build: Build, attempt: int, at: datetime) -> Build:
         answered=kept.answered,
         outbox=kept.outbox,
         deliveries=kept.deliveries,
+        resent=tuple(mark.key for mark in build.resends),  # the next terminal event goes to every sink
     )
     return msgspec.structs.replace(build, status=status)
 
@@ -338,7 +343,8 @@ def expired(build: Build, limits: Limits, now: datetime) -> Action | None:
 
 def done_and_told(build: Build) -> bool:
     """Whether no request and no event of a build is pending."""
-    return build.status.state.ended and not (build.live or build.unanswered or build.status.outbox)
+    pending = build.live or build.unanswered or build.status.outbox or build.resending
+    return build.status.state.ended and not pending
 
 
 def deleted(build: Build) -> Report | None:
@@ -389,6 +395,8 @@ def _next(build: Build, snapshot: _Snapshot) -> Action | None:
         return _cancelled(build, build.status.attempt, reason) if reason else None
     if build.unanswered:
         return _answer(build, snapshot.facts)
+    if build.resending:
+        return Repeat(build=build.name)
     return Settle(build=build.name) if done_and_told(build) else None
 
 

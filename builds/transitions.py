@@ -27,7 +27,7 @@ from builds.build import (
     State,
     shortened,
 )
-from builds.plan import Action, DeadLetter, Explain, Report, Settle, Start, Stop, Word, first_trace, opened
+from builds.plan import Action, DeadLetter, Explain, Repeat, Report, Settle, Start, Stop, Word, first_trace, opened
 from eventing.event import Event
 
 change = msgspec.structs.replace
@@ -37,7 +37,7 @@ Announce = Callable[[Build, Word, int, Cause | None], Sequence[tuple[Event, tupl
 attempt, and the answered cause or `None`."""
 
 
-def advance(build: Build, action: Action, now: datetime, announce: Announce) -> Build:
+def advance(build: Build, action: Action, now: datetime, announce: Announce) -> Build:  # noqa: PLR0911  (one for each action)
     """The record after the action. Raises TypeError for an action that does not change records."""
     match action:
         case Report():
@@ -50,6 +50,8 @@ def advance(build: Build, action: Action, now: datetime, announce: Announce) -> 
             return _status(build, waiting=_said(action.waiting))
         case DeadLetter():
             return delivered(build, action.event, action.sink, now, error=None, dead=True)
+        case Repeat():
+            return _repeated(build, now, announce)
         case Settle():
             return change(build, open=False)
         case _:
@@ -184,6 +186,15 @@ def _answered(build: Build, report: Report, now: datetime, announce: Announce) -
     after = _status(build, image=image or build.status.image, answered=_keys(build, joined))
     events = [made for cause in joined for made in announce(after, report.word, report.attempt, cause)]
     return _announced(after, now, events)
+
+
+def _repeated(build: Build, now: datetime, announce: Announce) -> Build:
+    """Puts the terminal event into the outbox once more, for the marked sinks alone. A sink that is no longer
+    configured for it gets nothing."""
+    waiting = build.resending
+    events = announce(build, Word(build.status.state.value), build.status.attempt, None)
+    after = _announced(build, now, [(event, tuple(one for one in sinks if one in waiting)) for event, sinks in events])
+    return _status(after, resent=tuple(mark.key for mark in build.resends))
 
 
 def _close_attempt(build: Build, report: Report, at: datetime) -> Build:

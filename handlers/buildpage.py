@@ -15,11 +15,23 @@ from typing import Any
 from flask import Response, request, url_for
 
 from builds.build import Build, State
-from builds.engines import AlreadyEnded, LogLine, Unavailable
+from builds.engines import AlreadyEnded, LogLine, NothingToSend, Unavailable
 from eventing.terminal import Run, styled
 from handlers import html, signin
 from handlers.auth import Identity
-from handlers.builds import as_text, attempt_asked, cancel, followed, follows, look, may_cancel, rebuild, shape
+from handlers.builds import (
+    as_text,
+    attempt_asked,
+    cancel,
+    followed,
+    follows,
+    look,
+    may_cancel,
+    may_resend,
+    rebuild,
+    resend,
+    shape,
+)
 from handlers.explained import explained
 from handlers.services import services
 
@@ -73,6 +85,7 @@ def build(name: str) -> Response:
         live=not found.state.ended,
         may_cancel=may_cancel(found, identity),
         may_rebuild=_may_rebuild(found, identity),
+        resendable=_resendable(shown) if may_resend(found, identity) else {},
         hub=signin.hub_page("spawn"),
     )
 
@@ -102,6 +115,20 @@ def rebuild_build(name: str) -> Response:
     identity = services().auth.admit(request)
     html.check_form(identity)
     return html.to(url_for("pages.build", name=rebuild(name, identity, via="pages").name))
+
+
+def resend_event(name: str) -> Response:
+    identity = services().auth.admit(request)
+    html.check_form(identity)
+    with suppress(NothingToSend):  # the page shows the deliveries
+        resend(name, request.form.get("sink", ""), identity)
+    return html.to(url_for("pages.build", name=name))
+
+
+def _resendable(build: Mapping[str, Any]) -> Mapping[str, int]:
+    """By sink, the place of its latest delivery, unless that is pending: the row with the button."""
+    latest = {delivery["sink"]: place for place, delivery in enumerate(build["deliveries"])}
+    return {sink: place for sink, place in latest.items() if build["deliveries"][place]["state"] != "pending"}
 
 
 def _may_rebuild(build: Build, identity: Identity) -> bool:

@@ -134,6 +134,20 @@ def rebuild(name: str, identity: Identity, via: str = "api") -> Build:
     return builds[0]
 
 
+def may_resend(build: Build, identity: Identity) -> bool:
+    """Whether the last event of an ended build may be sent again: by admins alone, as sinks are theirs."""
+    return identity.admin and build.state.ended
+
+
+def resend(name: str, sink: str, identity: Identity) -> Build:
+    """Sets the mark to send the build's last event to the sink once more. Raises Problem 403, EngineError."""
+    build = look(name, identity)
+    if not identity.admin:
+        raise Problem(403, "Only an admin may send an event again.")
+    asking.note(build=build.name)
+    return services().records.resend(name, sink, identity.by)
+
+
 def _event() -> Event:
     """The event of a request that came without one."""
     return Event(source=url_for("builds.ask"), id=str(uuid.uuid4()), type=REQUESTED)
@@ -154,6 +168,16 @@ def rebuilt(name: str) -> Response:
         raise Problem(400, "The body must be {}: a rebuild is of the same request. Another one is a POST to the list.")
     build = rebuild(name, identity)
     return answer(shape(build), 202, {"Location": location(build.name)})
+
+
+@routes.post("/<name>/resend")
+def resent(name: str) -> Response:
+    identity = services().auth.admit(request)
+    body = load_json(bodies.read_json(services().max_body))
+    sink = body.get("sink") if isinstance(body, dict) and len(body) == 1 else None
+    if not isinstance(sink, str):
+        raise Problem(400, 'The body must be {"sink": "<name>"}, with the name of a sink in the build\'s deliveries.')
+    return answer(shape(resend(name, sink, identity)), 202)
 
 
 @routes.get("")

@@ -124,6 +124,12 @@ def document(*, version: str, base_path: str) -> Object:
 
 
 _REFERENCE = "#/components/schemas/{name}"
+_SINK = {
+    "type": "object",
+    "properties": {"sink": {"type": "string", "description": "Name of a sink in the build's `deliveries`."}},
+    "required": ["sink"],
+    "additionalProperties": False,
+}
 
 
 def _api() -> Object:
@@ -169,6 +175,16 @@ def _api() -> Object:
                 {202: {**build, "headers": location}},
                 (*BODY, *KNOWN, 404, 422),
                 body={JSON: {"schema": {"type": "object", "maxProperties": 0}}},
+            ),
+        },
+        "/api/v1/builds/{name}/resend": {
+            "parameters": [_path("name")],
+            "post": _operation(
+                "resend",
+                "Send the last event of an ended build to a sink once more.",
+                {202: build},
+                (*BODY, *KNOWN, 404, 409),
+                body={JSON: {"schema": _SINK}},
             ),
         },
         "/api/v1/builds/{name}/log": {

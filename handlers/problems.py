@@ -16,7 +16,7 @@ import msgspec
 from flask import Flask, Response, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from builds.engines import AlreadyEnded, EngineError, NotFound, QueueFull
+from builds.engines import AlreadyEnded, EngineError, NotFound, NothingToSend, QueueFull
 from builds.errors import RequestError, TryAgain
 from eventing.errors import EventError
 
@@ -69,6 +69,8 @@ def _of_engine(error: EngineError) -> Problem:
             return Problem(404, "Build not found.")
         case AlreadyEnded():
             return Problem(409, "The build has already ended.")
+        case NothingToSend():
+            return Problem(409, str(error))
         case QueueFull():
             return Problem(429 if error.per_user else 503, str(error), {"Retry-After": str(BUSY)})
     return Problem(503, "The records are unavailable. Retry.", {"Retry-After": str(AWAY)})

@@ -23,6 +23,7 @@ class EngineError(Exception):
     EngineError
      ├── NotFound       no such build
      ├── AlreadyEnded   the build has ended, so it cannot be cancelled
+     ├── NothingToSend  the build has sent that sink no terminal event, so none can be sent again
      ├── QueueFull      KILN_MAX_QUEUED, or the requester's share of it, is exhausted (.per_user)
      ├── Conflict       the record has changed since the revision that the write was based on
      └── Unavailable    the store cannot be reached, or did not answer in time: try again
@@ -35,6 +36,10 @@ class NotFound(EngineError):
 
 
 class AlreadyEnded(EngineError):
+    pass
+
+
+class NothingToSend(EngineError):
     pass
 
 
@@ -115,6 +120,10 @@ class Records(Protocol):
 
     def cancel(self, name: str, by: str | None) -> Build:
         """Sets the cancel mark. Raises NotFound, AlreadyEnded, Unavailable."""
+
+    def resend(self, name: str, sink: str, by: str | None) -> Build:
+        """Sets the mark to send the terminal event to the sink once more. Raises NotFound, NothingToSend,
+        Unavailable."""
 
     def withdraw(self, name: str, ref: str) -> Build:
         """Withdraws the causes of that ref's pull request. Raises NotFound, Unavailable."""

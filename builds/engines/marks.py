@@ -1,4 +1,4 @@
-"""Web's part of a record: its causes, and the cancel mark. Pure; every engine stores the result.
+"""Web's part of a record: its causes, and the marks to cancel and to resend. Pure; every engine stores the result.
 
 The controller owns the rest and acts on these marks. Nothing here starts, stops or announces anything.
 """
@@ -12,8 +12,8 @@ from datetime import datetime
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, MAX_CAUSES_BYTES, MAX_OUTBOX, Build, Cancel, Cause, State
-from builds.engines import AlreadyEnded, QueueFull, Submission
+from builds.build import MAX_CAUSES, MAX_CAUSES_BYTES, MAX_OUTBOX, Build, Cancel, Cause, Resend, State
+from builds.engines import AlreadyEnded, NothingToSend, QueueFull, Submission
 
 Causes = tuple[Cause, ...]
 
@@ -54,6 +54,20 @@ def cancelled(build: Build, by: str | None, now: datetime) -> Build:
     if build.cancel is not None and build.cancel.round == current:
         return build
     return replace(build, cancel=Cancel(round=current, by=by, at=now))
+
+
+def resent(build: Build, sink: str, by: str | None, now: datetime) -> Build:
+    """The build with a mark to send its terminal event to the sink once more; the identical value if that event is
+    pending there. Raises NothingToSend."""
+    if not build.state.ended:
+        raise NothingToSend(f"The build {build.name} has not ended, so it has no last event yet. Send it again later.")
+    pending = {one.sink for announcement in build.status.outbox for one in announcement.deliveries}
+    if sink in pending or sink in build.resending:
+        return build
+    if sink not in {delivery.sink for delivery in build.status.deliveries}:
+        raise NothingToSend(f"The build {build.name} has sent no event to a sink {sink}.")
+    others = tuple(mark for mark in build.resends if mark.sink != sink)
+    return replace(build, resends=(*others, Resend(sink=sink, by=by, at=now)), open=True)
 
 
 def withdrawn(build: Build, ref: str) -> Build:

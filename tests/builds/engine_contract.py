@@ -16,8 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from builds.build import MAX_CAUSES, MAX_OUTBOX, Announcement, Build, BuildStatus, Delivery, Kind, Push, State
-from builds.engines import AlreadyEnded, Conflict, Engine, NotFound, QueueFull, Submission
+from builds.build import (
+    MAX_CAUSES,
+    MAX_OUTBOX,
+    Announcement,
+    Build,
+    BuildStatus,
+    Delivery,
+    DeliveryState,
+    Kind,
+    Push,
+    State,
+)
+from builds.engines import AlreadyEnded, Conflict, Engine, NotFound, NothingToSend, QueueFull, Submission
 from eventing.event import Event
 from tests.builds.making import AT, ask, ended
 
@@ -252,6 +263,27 @@ class RecordsContract:
             records.cancel("b", None)
         with pytest.raises(NotFound):
             records.cancel("unknown", None)
+
+    # ---- Sending again ----------------------------------------------------------------------------------------------
+
+    def test_the_last_event_can_be_sent_again_to_a_sink_that_had_one(self, records: Engine) -> None:
+        records.accept([ask("b")])
+        with pytest.raises(NothingToSend):
+            records.resend("b", "hub", "user:root")
+        had = Delivery(sink="hub", event="1", type="t", state=DeliveryState.DEAD, due_at=AT)
+        over = ended(records.get("b"))
+        done = records.write(replace(over, status=replace(over.status, deliveries=(had,)), open=False))
+        with pytest.raises(NothingToSend):
+            records.resend("b", "other", "user:root")
+        marked = records.resend("b", "hub", "user:root")
+        assert (marked.resending, marked.open, marked.status) == (("hub",), True, done.status)
+        assert records.resend("b", "hub", "user:eve") == marked, "it waits already"
+        acted = records.write(
+            replace(marked, status=replace(marked.status, resent=tuple(mark.key for mark in marked.resends)))
+        )
+        assert acted.resending == ()
+        with pytest.raises(NotFound):
+            records.resend("unknown", "hub", None)
 
     # ---- Pull requests ----------------------------------------------------------------------------------------------
 

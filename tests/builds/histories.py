@@ -19,6 +19,7 @@ from builds.build import (
     Push,
     Reason,
     Request,
+    Resend,
     Result,
     Sighting,
     State,
@@ -55,6 +56,7 @@ def build(
     commit: str = "c" * 40,
     cancel: Cancel | None = None,
     created: float = 60,
+    resends: tuple[Resend, ...] = (),
     **status: object,
 ) -> Build:
     """A build in round 1 that waits for its first attempt, unless `status` says otherwise."""
@@ -67,6 +69,7 @@ def build(
         created_at=ago(created),
         status=BuildStatus(**fields),  # type: ignore[arg-type]
         cancel=cancel,
+        resends=resends,
     )
 
 

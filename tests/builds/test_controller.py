@@ -680,6 +680,23 @@ def test_that_a_sink_has_an_event_is_written_though_nothing_else_is(counted: Cou
     assert counted.get("b").state is State.QUEUED
 
 
+def test_the_last_event_goes_again_to_the_sink_that_was_marked_and_to_no_other(seen: Seen) -> None:
+    post = Post(DELIVERED, HUB, Sink(name="other", url="https://other.example/events"))
+    seen.accept([ask("b")])
+    seen.cancel("b", None)
+
+    def ends(sink: str) -> list[str]:
+        return [event.id for event in post.by_sink[sink] if event.type == "dev.kiln.build.cancelled.v1"]
+
+    with running(seen, Clock(), post=post):
+        until(lambda: not seen.get("b").open)
+        first = ends("hub")
+        seen.resend("b", "hub", "user:root")
+        until(lambda: len(ends("hub")) == 2 and not seen.get("b").open)
+    assert (ends("hub"), ends("other")) == (first * 2, first)
+    assert [one.sink for one in seen.get("b").status.deliveries if one.event == first[0]].count("hub") == 2
+
+
 def test_a_controller_that_ends_leaves_nothing_to_be_sent_again(counted: Counted) -> None:
     post = Post(DELIVERED)
     with running(counted, Clock(), post=post):

@@ -21,6 +21,7 @@ from builds.build import (
     Node,
     Phase,
     Reason,
+    Resend,
     Result,
     Sighting,
     State,
@@ -41,6 +42,7 @@ from builds.plan import (
     Inspect,
     Inspection,
     Limits,
+    Repeat,
     Report,
     Rotation,
     Settle,
@@ -155,6 +157,16 @@ def test_force_opens_a_round_on_what_succeeded() -> None:
 
 def test_what_has_ended_and_been_told_is_settled() -> None:
     assert only(decide(build(state=State.FAILED, answered=(cause().key,)))) == Settle(build="b")
+
+
+def test_a_terminal_event_is_announced_again_for_a_mark_and_once() -> None:
+    mark = Resend(sink="hub", by=None, at=NOW)
+    marked = build("b", state=State.FAILED, answered=(cause().key,), resends=(mark,))
+    assert only(decide(marked)) == Repeat(build="b")
+    acted = build("b", state=State.FAILED, answered=(cause().key,), resends=(mark,), resent=(mark.key,))
+    assert only(decide(acted)) == Settle(build="b")
+    again = build("b", cause("1"), state=State.FAILED, attempt=1, resends=(mark,))
+    assert not isinstance(only(decide(again)), Repeat), "the end of the next round goes to every sink"
 
 
 class TestJoiners:

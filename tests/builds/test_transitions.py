@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from builds.build import Build, Cancel, Cause, DeliveryState, Reason, State, Timings
-from builds.plan import AttemptOutcome, DeadLetter, Deliver, Explain, Report, Settle, Start, Stop, Word
+from builds.build import Build, Cancel, Cause, DeliveryState, Reason, Resend, State, Timings
+from builds.plan import AttemptOutcome, DeadLetter, Deliver, Explain, Repeat, Report, Settle, Start, Stop, Word
 from builds.transitions import advance, delivered, undelivered
 from eventing.event import Event
 from eventing.tracing import Trace
@@ -163,6 +163,16 @@ def test_the_end_answers_everybody_and_is_announced_in_the_same_write() -> None:
         ("hub", "uid-b.1.succeeded", NOW),
         ("broker", "uid-b.1.succeeded", NOW),
     ]
+
+
+def test_the_terminal_event_goes_again_to_the_marked_sinks_with_the_same_id() -> None:
+    marks = (Resend(sink="broker", by=None, at=NOW), Resend(sink="gone", by=None, at=NOW))
+    ended = build("b", cause("1"), state=State.FAILED, attempt=2, answered=(cause("1").key,), resends=marks)
+    after = advance(ended, Repeat(build="b"), NOW, announce)
+    [announcement] = after.status.outbox
+    assert [(one.sink, one.event) for one in announcement.deliveries] == [("broker", "uid-b.2.failed")]
+    assert after.resending == ()
+    assert advance(after, report(Word.QUEUED, 3), NOW, announce).resending == ()
 
 
 def test_who_joins_for_tags_that_the_attempt_does_not_know_is_answered_apart() -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bs4 import BeautifulSoup
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builds.build import Reason, State
+from builds.build import Delivery, DeliveryState, Reason, State
 from handlers.auth import Gate
 from handlers.buildpage import PHASES, steps
 from handlers.explained import MAX_QUOTED, decisive, explained
@@ -135,6 +136,26 @@ def test_building_again_takes_its_form_and_opens_the_next_round(house: House) ->
     answer = client.post(path, data={"form": form(page)}, headers=HTML)
     assert (answer.status_code, answer.headers["Location"]) == (303, f"/builds/{build.name}")
     assert house.engine.get(build.name).state is State.QUEUED
+
+
+def test_a_refused_event_is_sent_again_by_its_form(house: House) -> None:
+    client = house.client
+    build = house.run(house.ask().name)
+    at = house.services.now()
+    had = [Delivery(sink="hub", event="1", type="queued", state=DeliveryState.DELIVERED, due_at=at)]
+    had += [Delivery(sink="hub", event="2", type="end", state=DeliveryState.DEAD, due_at=at, error="answered 400")]
+    house.end(build.name, deliveries=tuple(had))
+    page = client.get(f"/builds/{build.name}", headers=HTML)
+    (button,) = BeautifulSoup(page.text, "html.parser").select("form[action$='/resend']")
+    data = {one["name"]: one["value"] for one in button.find_all("input")}
+    assert data["sink"] == "hub"
+    path = f"/builds/{build.name}/resend"
+    assert client.post(path, data={**data, "form": "x" * 43}, headers=HTML).status_code == 403
+    assert house.engine.get(build.name).resending == ()
+    for sink in ("hub", "unknown"):
+        answer = client.post(path, data={**data, "sink": sink}, headers=HTML)
+        assert (answer.status_code, answer.headers["Location"]) == (303, f"/builds/{build.name}")
+    assert house.engine.get(build.name).resending == ("hub",)
 
 
 def test_an_image_that_is_there_is_built_again_only_for_those_who_may(houses: Callable[..., House]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from werkzeug.test import TestResponse
 
-from builds.build import State
+from builds.build import Build, Delivery, DeliveryState, State
 from builds.engines import Submission, paging
 from builds.transitions import change
 from handlers.auth import Gate
@@ -276,6 +276,40 @@ def test_a_rebuild_of_a_fork_s_build_stays_a_stranger_s(house: House) -> None:
     assert again(house, made.name).status_code == 202
     cause = house.engine.get(build.name).causes[-1]
     assert (cause.foreign, cause.head, cause.tags, cause.credentials) == (True, "refs/heads/x", ("pr-1",), False)
+
+
+def told(house: House) -> Build:
+    """A build that has ended, whose last event the sink `hub` has refused."""
+    build = house.run(house.ask().name)
+    refused = Delivery(
+        sink="hub", event="e", type="t", state=DeliveryState.DEAD, due_at=house.services.now(), error="no"
+    )
+    return house.end(build.name, deliveries=(refused,))
+
+
+def test_the_last_event_is_sent_again(house: House) -> None:
+    waiting = house.ask(subdir="waiting")
+    build = told(house)
+
+    def again(name: str, asked: object) -> int:
+        return house.client.post(f"/api/v1/builds/{name}/resend", json=asked).status_code
+
+    assert again(build.name, {"sink": "hub"}) == 202
+    assert house.engine.get(build.name).resending == ("hub",)
+    assert again(build.name, {"sink": "other"}) == 409
+    assert again(waiting.name, {"sink": "hub"}) == 409
+    assert again("none", {"sink": "hub"}) == 404
+    for wrong in ({}, [], {"sink": 1}, {"sink": "hub", "more": 1}, "hub"):
+        assert again(build.name, wrong) == 400
+
+
+def test_only_an_admin_sends_again(houses: Callable[..., House]) -> None:
+    house = houses(auth_gate=Gate((Named("user:ada"),)))
+    build = told(house)
+    answer = house.client.post(f"/api/v1/builds/{build.name}/resend", json={"sink": "hub"})
+    assert answer.status_code == 403
+    assert house.engine.get(build.name).resending == ()
+    assert "Send again" not in house.client.get(f"/builds/{build.name}", headers={"Accept": "text/html"}).text
 
 
 def test_who_is_no_admin_cancels_only_what_is_theirs_alone(houses: Callable[..., House]) -> None:

@@ -48,7 +48,17 @@ from builds.engines.kubernetes.records import (
 )
 from builds.engines.kubernetes.shared import Joint, Shared, Turns
 from builds.engines.kubernetes.sightings import moment, nodes_of
-from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full, withdrawn
+from builds.engines.marks import (
+    asks_of,
+    cancelled,
+    gained,
+    joined,
+    newly_queued,
+    queue_full,
+    resent,
+    share_full,
+    withdrawn,
+)
 from builds.faults import Fault, crash_if_armed
 
 log = logging.getLogger(__name__)
@@ -203,6 +213,9 @@ class KubernetesRecords:
 
     def cancel(self, name: str, by: str | None) -> Build:
         return self._marked(name, lambda build: cancelled(build, by, self._now()))
+
+    def resend(self, name: str, sink: str, by: str | None) -> Build:
+        return self._marked(name, lambda build: resent(build, sink, by, self._now()))
 
     def withdraw(self, name: str, ref: str) -> Build:
         return self._marked(name, lambda build: withdrawn(build, ref))

@@ -99,6 +99,9 @@ class LocalEngine:
     def cancel(self, name: str, by: str | None) -> Build:
         return self._store.cancel(name, by)
 
+    def resend(self, name: str, sink: str, by: str | None) -> Build:
+        return self._store.resend(name, sink, by)
+
     def withdraw(self, name: str, ref: str) -> Build:
         return self._store.withdraw(name, ref)
 

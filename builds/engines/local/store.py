@@ -23,7 +23,17 @@ from msgspec.structs import replace
 
 from builds.build import VERSION, Build, State
 from builds.engines import UNREADABLE, Conflict, EngineError, NotFound, Page, Submission, Unavailable, paging
-from builds.engines.marks import asks_of, cancelled, gained, joined, newly_queued, queue_full, share_full, withdrawn
+from builds.engines.marks import (
+    asks_of,
+    cancelled,
+    gained,
+    joined,
+    newly_queued,
+    queue_full,
+    resent,
+    share_full,
+    withdrawn,
+)
 from builds.engines.paging import microseconds
 from builds.faults import Fault, crash_if_armed
 from builds.structs import make_ready
@@ -142,6 +152,9 @@ class Store:
 
     def cancel(self, name: str, by: str | None) -> Build:
         return self._marked(name, lambda build: cancelled(build, by, self._now()))
+
+    def resend(self, name: str, sink: str, by: str | None) -> Build:
+        return self._marked(name, lambda build: resent(build, sink, by, self._now()))
 
     def withdraw(self, name: str, ref: str) -> Build:
         return self._marked(name, lambda build: withdrawn(build, ref))
