@@ -25,7 +25,7 @@ class Challenge(msgspec.Struct, frozen=True):
 
 
 def challenges(header: str) -> list[Challenge]:
-    """All of them in their order, several headers being joined by commas. What is no challenge is passed over."""
+    """All challenges in order. Several headers are joined by commas. Text that is not a challenge is skipped."""
     found: list[tuple[str, dict[str, str]]] = []
     at = 0
     while (at := _end(_BETWEEN, header, at)) < len(header):

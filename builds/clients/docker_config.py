@@ -58,10 +58,10 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
     store: str = ""
 
     def login(self, host: str) -> RegistryLogin | None:
-        """Credentials for a registry (`host` or `host:port`), `None` where there are none.
+        """Credentials for a registry (`host` or `host:port`); `None` if the file has none.
 
-        A helper that answers decides alone: docker looks at `auths` only where there is none, or it fails. Raises
-        Unreachable for one that fails where nothing is in `auths`.
+        A credential helper that answers decides alone: docker reads `auths` only if no helper is configured, or the
+        helper fails. Raises Unreachable if a helper fails and `auths` has no entry.
         """
         key = DOCKER_HUB_KEY if host == DOCKER_HUB else host
         helper = self.helpers[key] if key in self.helpers else self._store()
@@ -75,7 +75,7 @@ class DockerConfig(msgspec.Struct, frozen=True, kw_only=True):
         return None if found == RegistryLogin() else found
 
     def _store(self) -> str:
-        """docker takes the platform's usual store where the file has no credentials at all."""
+        """The store of credentials: docker uses the platform's usual one if the file contains no credentials at all."""
         if self.store or self.helpers or self.auths or self.path == Path(NO_LOGIN):
             return self.store
         usual = "osxkeychain" if sys.platform == "darwin" else "pass" if shutil.which("pass") else "secretservice"
@@ -93,7 +93,7 @@ def folder() -> Path:
 
 
 def read(config: str | os.PathLike[str] | None) -> DockerConfig:
-    """A docker `config.json`, the user's own if none is named; an empty one where there is no such file.
+    """A docker `config.json`, by default the user's own; empty if the file does not exist.
 
     Raises RegistryUnreachable for a file that docker would not read.
     """
@@ -111,8 +111,8 @@ def read(config: str | os.PathLike[str] | None) -> DockerConfig:
 
 
 def for_tools(config: str | os.PathLike[str]) -> bytes:
-    """The same file for another client's use: without `null`, which docker-py does not take, without entries that
-    cannot be decoded, and without a context, whose address would not be there. Raises RegistryUnreachable."""
+    """The same file for another client. It has no `null` values, which docker-py rejects, no entries that cannot be
+    decoded, and no context, whose address the client could not reach. Raises RegistryUnreachable."""
     path = Path(config)
     content = _content(path)
     for name in list(content):
@@ -132,7 +132,7 @@ def secrets(config: str | os.PathLike[str] | None) -> Iterator[str]:
 
 
 def hostname(key: str) -> str:
-    """The registry that a key of `auths` is for, as docker's `ConvertToHostname` has it."""
+    """The registry of a key of `auths`, by the rules of docker's `ConvertToHostname`."""
     if "://" in key:
         try:
             return urlsplit(key).netloc.rpartition("@")[2] or key.partition("/")[0]
@@ -178,7 +178,7 @@ def _objects(value: Any, path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _login(entry: Mapping[str, Any], path: Path) -> RegistryLogin | None:
-    """An entry of `auths`; `None` for one whose `auth` cannot be decoded, which is no use to anybody."""
+    """An entry of `auths`; `None` if its `auth` cannot be decoded, so that it is of no use."""
     known = _lowered(entry)
     if not all(isinstance(known.get(name, ""), str) for name in ("auth", "username", "password", "identitytoken")):
         raise _not_docker(path)
@@ -196,7 +196,7 @@ def _login(entry: Mapping[str, Any], path: Path) -> RegistryLogin | None:
 
 def _decoded(auth: str) -> tuple[str, str] | None:
     try:
-        padded = re.sub(r"[\r\n]", "", auth)  # which Go's decoder skips as well
+        padded = re.sub(r"[\r\n]", "", auth)  # as Go's decoder does
         user, colon, password = base64.b64decode(padded, validate=True).decode().partition(":")
     except ValueError:
         return None
@@ -204,7 +204,8 @@ def _decoded(auth: str) -> tuple[str, str] | None:
 
 
 def _from_helper(helper: str, key: str) -> RegistryLogin | None:
-    """What a credential helper has, asked in this process's environment: helpers look for files of their own there."""
+    """The entry of a credential helper, which runs in this process's environment because it may read files of its
+    own."""
     program = f"docker-credential-{helper}"
     try:
         done = subprocess.run(

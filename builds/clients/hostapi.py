@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 3.0
-"""Seconds for one response; Git is asked afterwards, and needs time as well."""
+"""Seconds for one response. Git is asked afterwards, and needs time as well."""
 BACKOFF = 60.0
 """Seconds for which an API is suspended after a failure or too many requests."""
 MAX_BACKOFF = 3600.0
@@ -43,11 +43,11 @@ class _Answer(NamedTuple):
 
 
 class UnclearError(Exception):
-    """The API does not say."""
+    """The API gives no clear answer."""
 
 
 class HostApi:
-    """For any number of hosts. Safe for many threads."""
+    """Serves any number of hosts. Safe for many threads."""
 
     def __init__(self, *, limit: float = TIMEOUT) -> None:
         self._limit = limit
@@ -67,15 +67,15 @@ class HostApi:
         missing: Collection[int] = (404,),
         most: int = MAX_RESPONSE,
     ) -> T | None:
-        """The answer of `host`, of at most `most` bytes; `None` where its status is among `missing`. `deadline` is of
-        `time.monotonic`.
+        """The answer of `host`, of at most `most` bytes; `None` if its status is among `missing`. `deadline` is a time
+        of `time.monotonic`.
 
         Raises UnclearError.
         """
-        counted = (host, token is not None)  # GitHub gives strangers sixty requests an hour, all of them together
+        counted = (host, token is not None)  # without a token, GitHub allows sixty an hour
         if time.monotonic() < self._suspended.get(counted, 0.0):
             raise UnclearError
-        key = hashlib.sha256(f"{url} {token or ''}".encode()).digest()  # nobody is told what another's token was told
+        key = hashlib.sha256(f"{url} {token or ''}".encode()).digest()  # answers depend on the token
         with self._lock:
             etag, content = self._cache.get(key, ("", b""))
         condition = {"If-None-Match": etag} if etag else {}
@@ -103,12 +103,12 @@ class HostApi:
         seconds: float,
         most: int,
     ) -> _Answer:
-        """Raises UnclearError without a response."""
+        """Raises UnclearError if no response arrives."""
         if seconds <= 0:
             raise UnclearError
 
         def authorized(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            if token is not None:  # in place of what a netrc may have, as nothing is
+            if token is not None:  # otherwise nothing, not even a netrc's entry
                 request.headers["Authorization"] = f"Bearer {token}"
             return request
 
@@ -139,7 +139,7 @@ class HostApi:
 
 
 def _counted_out(answer: requests.Response) -> bool:
-    """Whether the host reports too many requests: GitHub reports both of its limits with either status."""
+    """Whether the host reports too many requests. GitHub reports both of its limits with either status."""
     told = "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
     return answer.status_code == requests.codes.too_many_requests or (
         answer.status_code == requests.codes.forbidden and told

@@ -140,7 +140,7 @@ class HubClient:
         """The body of a successful response, `None` for a refused credential. Raises HubAway."""
         try:
             with requests.Session() as session:
-                session.trust_env = False  # neither a proxy nor a netrc has a part in this
+                session.trust_env = False  # uses neither a proxy nor a netrc
                 with session.request(
                     method,
                     f"{self._url}/{path}",

@@ -1,14 +1,14 @@
-"""An OpenID Connect issuer: its keys, what its tokens say, and what a sign-in's code is worth.
+"""An OpenID Connect issuer: its keys, the claims of its tokens, and the exchange of a sign-in's code.
 
-Tokens are verified here, without asking anybody: only the issuer's keys are fetched, from the address that its
-discovery document names, and never from one that a token names. Keys that are known go on working while the issuer is
-away. A token that is signed with an unknown key has the issuer asked again, by one request for all who wait, on a
-thread of this module's own, after taking a place, and no more often than `Budget` allows: strangers can send such
-tokens, too.
+Tokens are verified locally. Only the issuer's keys are fetched, from the address in its discovery document, and never
+from an address in a token. Known keys keep working while the issuer is unavailable.
 
-PyJWT checks signatures and claims: it does that alone, on cryptography, where Authlib and joserfc bring the rest of
-OAuth. Its PyJWKClient is not used: that fetches on the caller's thread, with no bound on size or on how often. Which
-algorithms a key is good for is decided by the key, so a public key is never taken for a secret of HS256.
+A token signed with an unknown key causes the keys to be fetched. One request on a thread of this module serves all
+waiting callers. `Budget` limits the rate of such requests, because strangers can send such tokens, too.
+
+PyJWT checks signatures and claims. It depends on cryptography alone, whereas Authlib and joserfc bring the rest of
+OAuth. Its PyJWKClient is not used: it fetches on the caller's thread, with no limit on size or frequency. The key
+decides which algorithms it is good for, so a public key is never taken for a secret of HS256.
 
 https://openid.net/specs/openid-connect-core-1_0.html, https://openid.net/specs/openid-connect-discovery-1_0.html,
 RFC 7515 to 7519, RFC 8725 (best practices for JWTs), RFC 9068 (JWTs as access tokens)
@@ -42,21 +42,21 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 5.0
-"""Seconds after which nobody waits for the issuer any more."""
+"""Seconds that a caller waits for the issuer."""
 MAX_WAITING = 32
 REFRESH_AFTER = 300.0
-"""Seconds after which keys are fetched again while the known ones go on working: a key that was withdrawn is believed
-for no longer, unless its issuer is away."""
+"""Seconds after which keys are fetched again while the known ones keep working. A withdrawn key is accepted for no
+longer, unless its issuer is unavailable."""
 BACKOFF = 1.0
-"""Seconds for which nobody asks an issuer that has just failed to answer."""
+"""Seconds without requests after the issuer failed to answer."""
 FETCH_BURST, FETCH_PERIOD = 5, 5.0
-"""So many times may unknown keys have the issuer asked at once, and once more after so many seconds."""
+"""Unknown keys may cause so many requests in a row, and one more after each period in seconds."""
 SKEW = 60
-"""Seconds by which the issuer's clock may differ from ours."""
+"""Seconds by which the issuer's clock may differ from Kiln's."""
 MAX_RESPONSE = 512 * 2**10
-"""Bytes of an answer."""
+"""Bytes of a response."""
 MAX_TOKEN = 64 * 2**10
-"""Characters: somebody may be in hundreds of groups. (A header holds 8 KiB.)"""
+"""Characters of a token, whose holder may be in hundreds of groups. (A header holds 8 KiB.)"""
 MAX_KEYS = 100
 MIN_RSA = 2048
 """Bits (RFC 7518, §3.3)."""
@@ -64,27 +64,27 @@ MIN_RSA = 2048
 RSA = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
 CURVES = {"P-256": "ES256", "P-384": "ES384", "P-521": "ES512", "Ed25519": "EdDSA"}
 MEMBERS = {"RSA": ("n", "e"), "EC": ("crv", "x", "y"), "OKP": ("crv", "x")}
-"""Of a public key, by its type. Symmetric keys (`oct`) are nobody's public keys."""
+"""The members of a public key, by its type. Symmetric keys (`oct`) are never public."""
 TYPES = frozenset({"", "jwt", "at+jwt", "application/jwt", "application/at+jwt"})
-"""Of tokens that say who somebody is; others, such as `logout+jwt`, have another purpose (RFC 8725, §3.11)."""
+"""Types of tokens that identify a user. Others, such as `logout+jwt`, have another purpose (RFC 8725, §3.11)."""
 
 _JWS = re.compile(r"([\w-]+)\.([\w-]+)\.[\w-]*", re.ASCII)
 _SUBJECT = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
-"""At most 255 characters of ASCII (OpenID Connect Core, §2), as they can stand in a record and in `private`."""
+"""At most 255 characters of ASCII (OpenID Connect Core, §2), so that records and `private` can contain them."""
 
 
 CROWDED = "Too many wait for the issuer of tokens. Try again."
 
 
 class IssuerAway(TryAgain):
-    """Nobody can say whether a token is good. It is no reason to let anybody in."""
+    """The issuer cannot confirm that a token is valid, so the caller is not admitted."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, retry_after=BACKOFF)
 
 
 class Metadata(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the discovery document, what is used here."""
+    """The members of the discovery document that Kiln uses."""
 
     issuer: str
     jwks_uri: str
@@ -95,7 +95,7 @@ class Metadata(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """What a good token says. `all` are its claims as they are, of any type."""
+    """The claims of a valid token. `all` contains them unchanged, with values of any type."""
 
     subject: str
     all: Mapping[str, Any]
@@ -103,7 +103,7 @@ class Claims:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnCluster:
-    """How a pod reaches the API server as an issuer of service accounts' tokens: its keys are for service accounts."""
+    """How a pod reaches the API server as an issuer of service accounts' tokens. Its keys are for service accounts."""
 
     ca: Path
     token: Path
@@ -142,13 +142,13 @@ class _Known:
     keys: tuple[_Key, ...]
 
     def find(self, header: _Header) -> list[_Key]:
-        """A token need not name its key, and several keys may have one name."""
+        """The keys that may match the header: a token need not name its key, and several keys may have one name."""
         fits = [key for key in self.keys if header.alg in key.algorithms]
         return fits if header.kid is None else [key for key in fits if key.kid == header.kid]
 
 
 class Budget:
-    """`most` at once, and one more every so many seconds (a token bucket)."""
+    """A token bucket: `most` tokens, and one more every so many seconds."""
 
     def __init__(self, most: int, every: float) -> None:
         self._most, self._every = most, every
@@ -165,7 +165,7 @@ class Budget:
 
 
 class Issuer:
-    """Safe to use from many threads. `url` is the issuer's identifier, exactly as its tokens have it."""
+    """Safe to use from many threads. `url` is the issuer's identifier, exactly as in its tokens."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class Issuer:
         self._own = own_cluster
         self._fresh = fresh
         self._pool = BoundedPool("oidc", most=max_waiting, limit=limit)
-        self._lock = threading.RLock()  # a future that is done calls back at once
+        self._lock = threading.RLock()  # a completed future calls back on this thread
         self._budget = Budget(FETCH_BURST, FETCH_PERIOD)
         self._known: _Known | None = None
         self._flight: Future[_Known] | None = None
@@ -189,7 +189,7 @@ class Issuer:
     # Tokens
 
     def claims(self, token: str, audiences: Collection[str]) -> Claims | None:
-        """What a token says that is for one of these audiences; `None` where it is no JWT of this issuer.
+        """The claims of a token for one of these audiences; `None` if it is not a JWT of this issuer.
 
         Raises TokenRefused, IssuerAway.
         """
@@ -208,7 +208,7 @@ class Issuer:
         raise TokenRefused("The signature of the token is wrong.")
 
     def _decoded(self, token: str, alg: str, key: _Key, audiences: Collection[str]) -> Claims | None:
-        """`None` where this key has not signed it. Raises TokenRefused."""
+        """`None` if this key has not signed the token. Raises TokenRefused."""
         try:
             said = jwt.decode(
                 token,
@@ -223,7 +223,7 @@ class Issuer:
             return None
         except jwt.PyJWTError as error:
             raise TokenRefused(_why(error)) from None
-        except (ValueError, TypeError, ArithmeticError, RecursionError):  # of claims that are not what they should be
+        except (ValueError, TypeError, ArithmeticError, RecursionError):  # claims of unexpected types
             raise TokenRefused("The token is malformed.") from None
         if not isinstance(said["sub"], str) or not _SUBJECT.fullmatch(said["sub"]):
             raise TokenRefused("The subject of the token is not up to 255 printable characters of ASCII.")
@@ -239,7 +239,7 @@ class Issuer:
         return (known or self._fetched()).metadata
 
     def id_token(self, code: str, *, client_id: str, secret: str, redirect_uri: str, verifier: str) -> str | None:
-        """The ID token of a sign-in (OpenID Connect Core, §3.1.3; RFC 7636, §4.5); `None` for a code that is none.
+        """The ID token of a sign-in (OpenID Connect Core, §3.1.3; RFC 7636, §4.5); `None` for an invalid code.
 
         Raises IssuerAway.
         """
@@ -261,11 +261,11 @@ class Issuer:
     # Keys
 
     def reach(self) -> int:
-        """How many keys the issuer publishes that are good for something. Raises IssuerAway."""
+        """The number of usable keys that the issuer publishes. Raises IssuerAway."""
         return len(self._fetched().keys)
 
     def _keys(self, header: _Header) -> list[_Key]:
-        """Those that may have signed a token. Raises TokenRefused, IssuerAway."""
+        """The keys that may have signed a token. Raises TokenRefused, IssuerAway."""
         with self._lock:
             known = self._known
             self._renew()
@@ -275,7 +275,7 @@ class Issuer:
         return found
 
     def _renew(self) -> None:
-        """Has old keys fetched again, without waiting for that. With the lock."""
+        """Starts to fetch old keys again, without waiting. The caller holds the lock."""
         if self._known is None or self._flight is not None:
             return
         now = time.monotonic()
@@ -283,18 +283,22 @@ class Issuer:
             self._begin(now)
 
     def _fetched(self) -> _Known:
-        """What the issuer publishes now, or a moment ago where it may not be asked again yet. Raises IssuerAway."""
+        """The keys that the issuer publishes now, or the known ones while another request is not allowed. Raises
+        IssuerAway."""
         with self._pool.place(IssuerAway(CROWDED)):
             with self._lock:
                 flight = self._asking()
                 known = self._known
             if flight is not None:
                 return self._wait(flight)
-            assert known is not None  # noqa: S101 - or the budget would not have been asked
+            assert known is not None  # noqa: S101 - without known keys, the budget is not consulted
             return known
 
     def _asking(self) -> Future[_Known] | None:
-        """One request for all who wait; `None` where it may not be made yet. With the lock. Raises IssuerAway."""
+        """One request for all waiting callers; `None` while no request is allowed. The caller holds the lock.
+
+        Raises IssuerAway.
+        """
         now = time.monotonic()
         if self._flight is not None and now - self._began_at < self._pool.limit:
             return self._flight
@@ -374,10 +378,10 @@ class Issuer:
         return self._call("POST", url, data=form, auth=basic or _as_it_is)
 
     def _call(self, method: str, url: str, **sent: Any) -> bytes | None:
-        """The body of a good answer, `None` where the request is refused. Raises IssuerAway."""
+        """The body of a successful response, `None` for a refused request. Raises IssuerAway."""
         try:
             with requests.Session() as session:
-                session.trust_env = self._own is None  # the proxies; a netrc has no part in this, as there is an `auth`
+                session.trust_env = self._own is None  # proxies only; an explicit `auth` disables netrc
                 verify = True if self._own is None else str(self._own.ca)
                 with session.request(
                     method, url, timeout=self._pool.limit, allow_redirects=False, stream=True, verify=verify, **sent
@@ -394,17 +398,17 @@ class Issuer:
 
 
 def is_own_cluster(url: str) -> bool:
-    """Whether an issuer is the API server of the cluster that a pod is in, by the name that every pod knows it by."""
+    """Whether an issuer is the API server of the pod's own cluster, by the name that every pod uses."""
     return re.fullmatch(r"kubernetes\.default\.svc(?:\.[a-z0-9.-]+)?", urlsplit(url).hostname or "") is not None
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Adds no credential."""
+    """Adds no credential, so that `requests` does not read a netrc."""
     return request
 
 
 def _as_safe(endpoint: str, issuer: str) -> bool:
-    """Whether it is reached by https, or as its issuer is."""
+    """Whether the endpoint uses https, or the same scheme as its issuer."""
     try:
         found = urlsplit(endpoint)
         return bool(found.hostname) and found.scheme in ("https", urlsplit(issuer).scheme)
@@ -427,7 +431,7 @@ def _decoded_as(body: bytes, kind: type[T]) -> T | None:
 
 
 def _key(jwk: Mapping[str, Any]) -> _Key | None:
-    """A public key that signs tokens; `None` for what else a key set may hold (RFC 7517, §5)."""
+    """A public key that signs tokens; `None` for anything else that a key set may contain (RFC 7517, §5)."""
     kty, kid, usable = jwk.get("kty"), jwk.get("kid"), jwk.get("key_ops")
     algorithms = _algorithms(jwk)
     if jwk.get("use", "sig") != "sig" or (isinstance(usable, list) and "verify" not in usable) or not algorithms:
@@ -443,7 +447,7 @@ def _key(jwk: Mapping[str, Any]) -> _Key | None:
 
 
 def _algorithms(jwk: Mapping[str, Any]) -> frozenset[str]:
-    """Those that a key is good for, by its type and what it says itself."""
+    """The algorithms that a key is good for, by its type and its own members."""
     of_curve = CURVES.get(str(jwk.get("crv")))
     match jwk.get("kty"):
         case "RSA":

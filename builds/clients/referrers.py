@@ -1,8 +1,9 @@
-"""What belongs to an image in its registry: artifacts whose `subject` is the image (OCI Distribution 1.1, "Referrers").
+"""Artifacts of an image in its registry: manifests whose `subject` is the image (OCI Distribution 1.1, "Referrers").
 
-Registries that know subjects list them by the referrers API. For others whoever attaches something keeps the list, an
-index under the tag `sha256-<hex of the image>`. Registries have no conditional write in common, so two who change that
-index at once may undo each other's change: it is read again after some time, and written again where that has happened.
+Registries that support subjects list them by the referrers API. For other registries, clients that attach an artifact
+maintain the list themselves, as an index under the tag `sha256-<hex of the image>`. Registries have no conditional
+write in common, so two concurrent writers may undo each other's change. Therefore the index is read again after some
+time, and written again if the entry is missing.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from builds.clients.registry import INDEX, MANIFEST, Descriptor, Manifest, Regis
 
 EMPTY = "application/vnd.oci.empty.v1+json"
 NOTHING = b"{}"
-"""What an artifact has in place of an image's configuration (OCI image-spec 1.1, manifest.md, "Guidance for an empty
+"""An artifact's substitute for an image configuration (OCI image-spec 1.1, manifest.md, "Guidance for an empty
 descriptor")."""
 
 TRIES = 6
 SETTLED = 0.03
-"""Seconds, at least, after which the index is looked at again; more where the registry is slow."""
+"""Minimum seconds before the index is read again; more if the registry is slow."""
 RETRY_WITHIN = 5.0
-"""Seconds that a try may have taken which failed and is repeated."""
+"""A failed attempt is repeated only if it took at most so many seconds."""
 MAX_ARTIFACTS = 50
-"""Of one image, that are read."""
+"""Artifacts of one image that are read."""
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """One file to attach. `annotations` are the artifact's, `noted` the file's own."""
+    """One file to attach. `annotations` belong to the artifact, `noted` to the file itself."""
 
     media_type: str
     content: bytes
@@ -42,12 +43,12 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fallback_tag(digest: str) -> str:
-    """The tag of the list of what belongs to an image, where the registry keeps none."""
+    """The tag of the index of an image's artifacts, for registries that do not list them."""
     return digest.replace(":", "-")
 
 
 def referrers(registry: Registry, image: str, digest: str) -> tuple[Descriptor, ...]:
-    """What belongs to an image. Raises RegistryError."""
+    """The artifacts of an image. Raises RegistryError."""
     listed = registry.referrers(image, digest)
     if listed is None:
         listed = [msgspec.convert(one, Descriptor) for one in _entries(registry, image, fallback_tag(digest))]
@@ -57,7 +58,7 @@ def referrers(registry: Registry, image: str, digest: str) -> tuple[Descriptor, 
 def contents(registry: Registry, image: str, digest: str, kinds: Collection[str]) -> Iterator[tuple[str, bytes]]:
     """Media type and content of each attached file of these media types. Raises RegistryError.
 
-    Every part is held against the digest that names it: neither the registry nor its headers are trusted.
+    Every part is compared with the digest that names it: neither the registry nor its headers are trusted.
     """
     found = [one for one in referrers(registry, image, digest) if one.artifact_type in kinds]
     for descriptor in found[:MAX_ARTIFACTS]:
@@ -76,7 +77,7 @@ def attach(
 ) -> bytes:
     """Attaches a file to an image, in place of the artifacts with these digests. Returns the artifact's manifest.
 
-    `subject` has its body. Raises RegistryError, RegistryRefused where others change the list all the time.
+    `subject` includes its body. Raises RegistryError, and RegistryRefused if other clients keep changing the index.
     """
     registry.upload(image, NOTHING)
     registry.upload(image, artifact.content)
@@ -91,7 +92,7 @@ def attach(
     if registry.put(image, digest_of(manifest), MANIFEST, manifest) != subject.digest:
         _enter(registry, image, fallback_tag(subject.digest), entry, replaced)
     for digest in replaced:
-        with suppress(RegistryError):  # where that is forbidden, it stays
+        with suppress(RegistryError):  # if deletion is forbidden, the artifact stays
             registry.remove(image, digest)
     return manifest
 
@@ -116,9 +117,9 @@ def _manifest(subject: Manifest, artifact: Artifact) -> bytes:
 
 
 def _enter(registry: Registry, image: str, tag: str, entry: Mapping[str, Any], replaced: Collection[str]) -> None:
-    """Puts an entry into the list under the tag, and sees to it that it stays there. Raises RegistryError.
+    """Adds an entry to the index under the tag, and checks that it stays. Raises RegistryError.
 
-    The CNCF's registry 2.8 answers with status 500 where two write a tag at once.
+    The CNCF's registry 2.8 answers with status 500 to concurrent writes of a tag.
     """
     for number in range(TRIES):
         began = time.monotonic()
@@ -129,12 +130,12 @@ def _enter(registry: Registry, image: str, tag: str, entry: Mapping[str, Any], r
             if number + 1 == TRIES or time.monotonic() - began > RETRY_WITHIN:
                 raise
         took = time.monotonic() - began
-        time.sleep(max(SETTLED, 3 * took) * (1 + number * random.random()))  # noqa: S311 (so that two do not meet again)
+        time.sleep(max(SETTLED, 3 * took) * (1 + number * random.random()))  # noqa: S311 (avoids a new collision)
     raise RegistryRefused(f"The list of what belongs to the image (tag {tag}) is changed by others all the time.")
 
 
 def _is_entered(registry: Registry, image: str, tag: str, entry: Mapping[str, Any], replaced: Collection[str]) -> bool:
-    """Whether the entry was in the list already; if not, it is put there. Raises RegistryError."""
+    """Whether the index already contained the entry; if not, the entry is added. Raises RegistryError."""
     known = _entries(registry, image, tag)
     digests = [one.get("digest") for one in known]
     if entry["digest"] in digests and not {*digests} & {*replaced}:
@@ -146,7 +147,7 @@ def _is_entered(registry: Registry, image: str, tag: str, entry: Mapping[str, An
 
 
 def _entries(registry: Registry, image: str, tag: str) -> list[dict[str, Any]]:
-    """Of the list under a tag, as they are: others may have written more into them than is known here."""
+    """The entries of the index under a tag, unchanged: other clients may add members that Kiln does not know."""
     manifest = registry.manifest(image, tag, body=True)
     if manifest is None:
         return []
