@@ -22,7 +22,7 @@ from eventing.statuses import APIS
 
 MAX_PAGES = 11
 MAX_PAGE = 4 << 20
-"""Bytes of a page: GitHub and GitLab send what has changed in each file along."""
+"""Bytes of a page: GitHub and GitLab include each file's changes."""
 
 _PLACES = {
     HostKind.GITHUB: "pulls/{number}/files?per_page=100&page={page}",
@@ -38,7 +38,7 @@ class _Path(msgspec.Struct):
 
 
 class _File(msgspec.Struct):
-    """By the names of GitHub and Gitea, of GitLab, and of Bitbucket: what it is called, and was before."""
+    """A changed file's current and former path, by the names of GitHub and Gitea, of GitLab, and of Bitbucket."""
 
     filename: str | None = None
     previous_filename: str | None = None
@@ -66,9 +66,9 @@ _LISTS = cast("type[list[_File] | _Changes]", list[_File] | _Changes)
 def changed_paths(
     api: HostApi, repository: Repository, number: int, token: str | None, deadline: float
 ) -> Sequence[str]:
-    """All of them, also what a file was called before, each once. `deadline` is of `time.monotonic`.
+    """All changed paths, also a file's former path, each once. `deadline` is a time of `time.monotonic`.
 
-    Raises UnclearError where the host does not say, or lists more than `MAX_PAGES` pages.
+    Raises UnclearError if the host gives no clear answer, or lists more than `MAX_PAGES` pages.
     """
     if repository.kind is None or repository.kind not in _PLACES:
         raise UnclearError
@@ -92,8 +92,8 @@ def changed_paths(
 
 
 def _page(found: list[_File] | _Changes | None, page: int) -> tuple[Sequence[_File], int | None]:
-    """The files, and where the next page begins, if there is one. A list ends with an empty page: how many fit on one,
-    the host's administrator decides. Raises UnclearError."""
+    """The files, and where the next page begins, if the list continues. A list ends with an empty page, because the
+    host's administrator decides how many files fit on one. Raises UnclearError."""
     if found is None:
         raise UnclearError
     if isinstance(found, _Changes):

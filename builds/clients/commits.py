@@ -16,7 +16,7 @@ from builds.repository import HostKind, Repository, is_commit
 
 
 class _Commit(msgspec.Struct):
-    """By one of three names: GitHub's and Gitea's, GitLab's, Bitbucket's."""
+    """A commit by one of three names: GitHub's and Gitea's, GitLab's, Bitbucket's."""
 
     sha: str = ""
     id: str = ""
@@ -36,13 +36,13 @@ def whole_commit(api: HostApi, repository: Repository, digits: str, token: str |
     commit = found and (found.sha or found.id or found.hash)
     if not commit:
         return None
-    if not is_commit(commit) or not commit.startswith(digits):  # GitHub's API takes a branch as well
+    if not is_commit(commit) or not commit.startswith(digits):  # GitHub's API also accepts a branch
         raise UnclearError
     return commit
 
 
 def _url(repository: Repository, digits: str) -> str | None:
-    """Where a host tells about a commit; `None` for kinds of hosts that have no such place."""
+    """The API address of a commit; `None` for kinds of hosts without such an address."""
     base = repository.url.removesuffix(repository.path).rstrip("/")
     match repository.kind:
         case HostKind.GITHUB:

@@ -1,10 +1,10 @@
 """The exceptions of registry clients. Messages name the registry, never a credential.
 
 RegistryError
- ├── Refused           it has understood, and will not do that
- │    └── Unauthorized   it knows no such user, or does not let this one do that
- │         └── Denied    it has let this user in, and does not let this one do that
- └── Unreachable       no answer, or none that makes sense: try again
+ ├── RegistryRefused       the registry has understood the request, and refuses it
+ │    └── Unauthorized     unknown account, or one without the permission
+ │         └── Denied       accepted credential without the permission
+ └── RegistryUnreachable   no answer, or no valid one; retryable
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """A forward proxy on loopback, through which git and all other tools of a build reach the network.
 
-A list of known URLs does not hold a tool: `.gitmodules` can be read otherwise than Kiln read it, a server can redirect,
-and a name can resolve to another address a moment later. Therefore the tools are given no way out but this proxy. It
-resolves each name itself, holds the host, the port and every address against the policy, and connects to the address
-that it checked. Where Kiln's own environment names a proxy for the host, the connection goes through that one.
+A list of known URLs does not confine a tool. The tool can read `.gitmodules` differently from Kiln, a server can
+redirect, and a name can resolve to another address a moment later. Therefore this proxy is the tools' only access to
+the network. It resolves each name itself, checks the host, the port and every address against the policy, and connects
+to the address that it checked. If Kiln's own environment names a proxy for the host, the connection goes through that
+proxy.
 
-A user name in the proxy's URL says what a connection is for: one permitted repository (its host and port only), one
-that git reaches without HTTP (`DIRECT`), or anything else that a build fetches (`ANYTHING`). The password is random, so
-that neither a `RUN` step that reaches this machine's loopback nor another user of the machine can use the proxy.
+A user name in the proxy's URL gives the purpose of a connection. It is one permitted repository (its host and port
+only), a repository that git reaches without HTTP (`DIRECT`), or anything else that a build fetches (`ANYTHING`). The
+password is random, so that neither a `RUN` step that reaches this machine's loopback nor another user of the machine
+can use the proxy.
 
-Own code, because the maintained proxies (proxy.py, mitmproxy) bring an event loop or a TLS interceptor, and their
-plugins see the name of a host but do not choose the address that is connected to. CONNECT (RFC 9110 §9.3.6) and
-absolute-form (RFC 9112 §3.2.2) are all that is needed: TLS stays between the tool and the host.
+The maintained proxies (proxy.py, mitmproxy) do not suit: they bring an event loop or a TLS interceptor. Their plugins
+see the name of a host but do not choose the address to connect to. CONNECT (RFC 9110 §9.3.6) and absolute-form (RFC
+9112 §3.2.2) suffice: TLS stays between the tool and the host.
 """
 
 from __future__ import annotations
@@ -38,41 +40,42 @@ from builds.repository import Policy, Repository, canonical
 log = logging.getLogger(__name__)
 
 ANYTHING = "anything"
-"""The user name for connections that are no repository's: objects of Git LFS, a language's list of versions."""
+"""The user name for connections that do not belong to a repository: objects of Git LFS, a language's list of
+versions."""
 
 DIRECT = "direct"
 """The user name for permitted repositories at `ssh://` and `git://`."""
 
 UNKNOWN = "unknown"
-"""The user name that may connect to nothing. git uses it for every URL that was not permitted."""
+"""The user name that may not connect to anything. git uses it for every URL that is not permitted."""
 
 CONNECT_TIMEOUT = 8.0
-"""Seconds for resolving a name, and for each address of it that is tried."""
+"""Seconds for resolving a name, and for each of its addresses."""
 
 CHAINED_TIMEOUT = 2.0
-"""Seconds for resolving a name that the site's proxy will resolve as well: it may be the only one that can."""
+"""Seconds for resolving a name that the site's proxy resolves as well: the proxy may be the only one that can."""
 
 MAX_HEAD = 64 << 10
 """Bytes of a request line or status line with its fields."""
 
 HEAD_TIMEOUT = 3.0
-"""Seconds for a whole head, however it is sent: the tools are on this machine."""
+"""Seconds for a whole head, even if it arrives in pieces: the tools are on this machine."""
 
 ENDED_TIMEOUT = 60.0
-"""Seconds of silence after which a server is not waited for any more, once its client has nothing more to say."""
+"""Seconds of silence after which a server's connection is closed, if its client has ended its own side."""
 
 MAX_READERS = 256
-"""Connections at the same time whose head, with the password, has not been read."""
+"""Concurrent connections whose head, with the password, has not been read."""
 
 MAX_CONNECTIONS = 64
-"""Connections at the same time with the password: a build's tools use a few."""
+"""Concurrent connections with the password: a build's tools use a few."""
 
 _UNKNOWN_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
 class _Request(NamedTuple):
-    """`target` is where it wants to go, as a repository's address with a path that means nothing; `uri` is in
-    absolute-form, `head` ends with an empty line, and `rest` is what came after it."""
+    """`target` is the destination, as a repository's address with a meaningless path. `uri` is in absolute-form, `head`
+    ends with an empty line, and `rest` holds the bytes that followed."""
 
     method: str
     uri: str
@@ -83,7 +86,7 @@ class _Request(NamedTuple):
 
 
 class _Refused(Exception):
-    """The request is answered with this status and not carried out."""
+    """The request is answered with this status and not forwarded."""
 
     def __init__(self, status: str) -> None:
         super().__init__(status)
@@ -101,7 +104,7 @@ class Guard:
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.error: RequestError | None = None
-        """Why a connection was not made: the first since this was last set to `None`."""
+        """Why a connection was refused or failed: the first reason since this was last set to `None`."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Guard:
@@ -113,7 +116,7 @@ class Guard:
         self.close()
 
     def close(self) -> None:
-        """Takes no further connection; those that are open end with the tools that hold them."""
+        """Accepts no further connections; open ones end with the tools that hold them."""
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which `close` alone does not
         self._listener.close()
@@ -123,7 +126,7 @@ class Guard:
         return f"http://{user}:{self._secret}@127.0.0.1:{self._listener.getsockname()[1]}"
 
     def proxy_for(self, repository: Repository) -> str:
-        """The proxy's URL for connections to this repository's host and port. The policy has been asked already."""
+        """The proxy's URL for connections to this repository's host and port. The caller has checked the policy."""
         known = next((user for user, one in self._repositories.items() if one == repository), None)
         user = known or f"r{len(self._repositories)}"
         self._repositories[user] = repository
@@ -142,7 +145,7 @@ class Guard:
         try:
             with client, suppress(OSError):
                 self._answer(client)
-        except Exception:  # a fault in one connection is no reason to end the process, as that of a thread would be
+        except Exception:  # a fault in one connection must not end the process
             log.exception("A connection through the guard failed")
 
     def _answer(self, client: socket.socket) -> None:
@@ -161,7 +164,8 @@ class Guard:
             client.sendall(_response(status, str(error)))
 
     def _admitted(self, client: socket.socket) -> _Request:
-        """The request of a client that has the password, which no longer counts as a reader. Raises as `_read`."""
+        """The request of a client with the password. The client then no longer counts as a reader. Raises as
+        `_read`."""
         try:
             return self._read(client)
         finally:
@@ -186,7 +190,7 @@ class Guard:
         return _Request(method, named + path, target, user, "\r\n".join(lines).encode("latin-1"), rest)
 
     def _user(self, fields: Sequence[str]) -> str:
-        """Whom the request is from. Raises _Refused where the password is wrong."""
+        """The user name of the request. Raises _Refused for a wrong password."""
         for field in fields:
             if given := re.fullmatch(r"(?i)proxy-authorization: *basic +([A-Za-z0-9+/=]+) *", field):
                 with suppress(ValueError):
@@ -196,13 +200,13 @@ class Guard:
         raise _Refused("407 Proxy Authentication Required")
 
     def _connected(self, request: _Request) -> socket.socket:
-        """A connection to the target; a request in absolute-form has been sent on it. Raises RequestError."""
+        """A connection to the target, on which a request in absolute-form has been sent. Raises RequestError."""
         target = request.target
         repository = self._checked(request.user, target)
         upstream = "" if request.user == DIRECT else _site_proxy(target)
         try:
             if upstream:
-                with suppress(TryAgain, CannotBuild):  # who cannot resolve it here leaves that to the site's proxy
+                with suppress(TryAgain, CannotBuild):  # if this fails, the site's proxy resolves the name
                     self._addresses(repository, target, CHAINED_TIMEOUT)
                 return _through(upstream, request)
             return _direct(self._addresses(repository, target), request)
@@ -210,7 +214,7 @@ class Guard:
             raise Unreachable(f"{_place(target)} could not be reached: {error.strerror or error}.") from None
 
     def _checked(self, user: str, target: Repository) -> Repository | None:
-        """The repository that is there; `None` for `ANYTHING`. Raises RepositoryRefused."""
+        """The permitted repository at the target; `None` for `ANYTHING`. Raises RepositoryRefused."""
         if user == ANYTHING:
             self._policy.check_host(target)
             return None
@@ -242,7 +246,7 @@ class Guard:
 
 
 def _received(client: socket.socket) -> bytes:
-    """All that came with the head. Raises _Refused, TimeoutError after `HEAD_TIMEOUT`."""
+    """The head and all bytes that came with it. Raises _Refused, and TimeoutError after `HEAD_TIMEOUT`."""
     deadline = time.monotonic() + HEAD_TIMEOUT
     received = b""
     while b"\r\n\r\n" not in received:
@@ -261,7 +265,7 @@ def _received(client: socket.socket) -> bytes:
 def addresses(host: str, seconds: float = CONNECT_TIMEOUT) -> list[str]:
     """The addresses of a name, within so many seconds. Raises CannotBuild for an unknown name, Unreachable.
 
-    In a thread: the C library's look-up can be neither interrupted nor limited.
+    A thread resolves the name, because the C library's look-up can be neither interrupted nor limited.
     """
     found: list[str] = []
     trouble: list[OSError | UnicodeError] = []
@@ -284,7 +288,7 @@ def addresses(host: str, seconds: float = CONNECT_TIMEOUT) -> list[str]:
 
 
 def _direct(found: Sequence[str], request: _Request) -> socket.socket:
-    """A connection to one of the addresses; a request in absolute-form has been sent on it. Raises OSError."""
+    """A connection to one of the addresses, on which a request in absolute-form has been sent. Raises OSError."""
     server = _connect(found, request.target.port or 0)
     if request.method != "CONNECT":
         server.sendall(request.head + request.rest)
@@ -292,7 +296,7 @@ def _direct(found: Sequence[str], request: _Request) -> socket.socket:
 
 
 def _connect(found: Sequence[str], port: int) -> socket.socket:
-    """Raises OSError: the last address's."""
+    """A connection to the first address that accepts it. Raises OSError, the one of the last address."""
     trouble: OSError = OSError("it has no address")
     for address in found:
         try:
@@ -306,7 +310,7 @@ def _connect(found: Sequence[str], port: int) -> socket.socket:
 
 
 def _site_proxy(target: Repository) -> str:
-    """The proxy that Kiln's environment names for this host; empty where the host is connected to directly."""
+    """The proxy that Kiln's environment names for this host; empty for a direct connection."""
     if proxy_bypass(target.host):
         return ""
     proxies = getproxies()
@@ -314,7 +318,7 @@ def _site_proxy(target: Repository) -> str:
 
 
 def _through(upstream: str, request: _Request) -> socket.socket:
-    """A connection through the site's proxy, which resolves names by itself. Raises OSError, Unreachable."""
+    """A connection through the site's proxy, which resolves names itself. Raises OSError, Unreachable."""
     parts = urlsplit(upstream if "://" in upstream else f"http://{upstream}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise Unreachable("The proxy that Kiln's environment names is of another kind than http and https.")
@@ -332,7 +336,7 @@ def _through(upstream: str, request: _Request) -> socket.socket:
     server.sendall(b"CONNECT " + authority + b" HTTP/1.1\r\nHost: " + authority + b"\r\n" + field + b"\r\n")
     answer = b""
     while not answer.endswith(b"\r\n\r\n"):
-        piece = server.recv(1)  # nothing of what comes after the head may be taken
+        piece = server.recv(1)  # must not consume bytes after the head
         if not piece or len(answer) > MAX_HEAD:
             raise Unreachable(f"The proxy {parts.hostname} closed the connection to {_place(request.target)}.")
         answer += piece
@@ -345,11 +349,11 @@ def _through(upstream: str, request: _Request) -> socket.socket:
 _PORTS = {"http": 80, "https": 443}
 
 _FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\0]*")
-"""RFC 9112 §5: no folded lines, and no line breaks that only some take for one."""
+"""RFC 9112 §5: no folded lines, and no line breaks that only some parsers recognize."""
 
 _DROPPED = re.compile(r"(?i)(proxy-[a-z]+|connection|keep-alive|host):")
-"""Fields that are for this proxy, and `Host`, which is made from the target (RFC 9112 §3.2.2): a client could name
-another host there than the one that was checked."""
+"""Fields that are meant for this proxy, and `Host`, which is derived from the target (RFC 9112 §3.2.2): a client could
+name another host in it than the checked one."""
 
 
 def _absolute(uri: str) -> tuple[str, str, str]:
@@ -376,9 +380,9 @@ def _response(status: str, sentence: str) -> bytes:
 
 
 class _Closing:
-    """Adds `Connection: close` to a response (after any of status 1xx) as it passes: a connection is for one request.
+    """Adds `Connection: close` to a response (after any of status 1xx) as it passes: a connection serves one request.
 
-    A tool would otherwise use it for its next request, to whatever host.
+    A tool would otherwise reuse it for its next request, which may be for another host.
     """
 
     def __init__(self, *, done: bool) -> None:
@@ -386,7 +390,7 @@ class _Closing:
         self._held = b""
 
     def __call__(self, data: bytes) -> bytes:
-        """What may be passed on. Raises ConnectionAbortedError for a head that does not end."""
+        """The bytes to pass on. Raises ConnectionAbortedError for a head that does not end."""
         if self._done:
             return data
         self._held += data
@@ -401,7 +405,7 @@ class _Closing:
 
 
 def _relay(client: socket.socket, server: socket.socket, closing: _Closing) -> None:
-    """Passes bytes on in both directions until the server ends, or says nothing more to a client that has ended."""
+    """Passes bytes on in both directions, until the server ends or stays silent to a client that has ended."""
     client.settimeout(None)
     server.settimeout(None)
     patience: float | None = None
@@ -418,7 +422,7 @@ def _relay(client: socket.socket, server: socket.socket, closing: _Closing) -> N
                     client.sendall(closing(data))
                 elif data:
                     server.sendall(data)
-                else:  # git has asked for all that it wants (`git://`), or is no longer there
+                else:  # git has sent its whole request (`git://`) or has ended
                     selector.unregister(client)
                     server.shutdown(socket.SHUT_WR)
                     patience = ENDED_TIMEOUT

@@ -1,8 +1,8 @@
 """Checks whether an image exists in the registry, with a time limit for waiting callers.
 
 The registry's response time depends on name servers, logins and disks. So requests run on a few threads of this module,
-and callers get an answer within the limit: the digest, that the image is missing, or that the registry did not answer
-in time. The last one is no reason to refuse a build.
+and callers get an answer within the limit. It is the digest, that the image is missing, or that the registry did not
+answer in time. The last one is no reason to refuse a build.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEALTH_TTL = 15.0
 
 
 class Images:
-    """Safe for many threads. `registry` makes a client for an image; a client is for one thread at a time."""
+    """Safe for many threads. `store` makes a client for an image; a client is for one thread at a time."""
 
     def __init__(self, store: Callable[[str], ImageStore], limit: float = TIMEOUT) -> None:
         self._store = store
@@ -66,7 +66,7 @@ class Images:
         try:
             return asked.result(self._limit)
         except TimeoutError:
-            asked.cancel()  # unless it has begun; then the registry client's own limits end it
+            asked.cancel()  # a request that has begun ends by its own limits
             log.warning("The registry did not answer within %g s", self._limit)
         except RegistryError as error:
             log.warning("%s", error)

@@ -23,8 +23,8 @@ MAX_KNOWN = 50_000
 """Manifests whose content is cached."""
 
 REFERRERS = re.compile(r"sha256-[0-9a-f]{64}(?:\..*)?")
-"""The tag under which artifacts lie that belong to an image: the index of a registry without the referrers API (OCI
-Distribution 1.1, "Referrers Tag Schema"), and cosign's own. It says nothing of who needs the image."""
+"""The tag of the artifacts that belong to an image: the index of a registry without the referrers API (OCI Distribution
+1.1, "Referrers Tag Schema"), or cosign's own. The tag does not show which build needs the image."""
 
 
 class _Index(msgspec.Struct):
@@ -102,9 +102,9 @@ def _descriptors(manifest: Manifest | None) -> list[Descriptor]:
 
 
 def artifacts(registry: Registry, repository: str, digest: str) -> list[str]:
-    """The digests of what belongs to an image (provenance, signatures), and of the index that lists it.
+    """The digests of an image's artifacts (provenance, signatures), and of the index that lists them.
 
-    By the referrers API, and by the tag that stands in for it (OCI Distribution 1.1). Raises RegistryError.
+    Found by the referrers API and by the tag that replaces it (OCI Distribution 1.1). Raises RegistryError.
     """
     found = [one.digest for one in registry.referrers(repository, digest) or ()]
     fallback = registry.manifest(repository, fallback_tag(digest), body=True)

@@ -42,7 +42,7 @@ class BoundedPool:
         try:
             return asked.result(self.limit)
         except (TimeoutError, CancelledError):
-            asked.cancel()  # unless it has begun; then the limits of its own requests end it
+            asked.cancel()  # a request that has begun ends by its own limits
             raise TimeoutError(f"no answer within {self.limit:g} s") from None
 
     def close(self) -> None:

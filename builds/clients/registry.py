@@ -1,13 +1,13 @@
-"""A container registry, as far as an image is looked for there and tagged (OCI Distribution 1.1).
+"""A client for a container registry: it reads, tags, attaches and deletes manifests (OCI Distribution 1.1).
 
-`docker` has no command that reads a label or sets a tag without the image itself, and libraries for it are heavier than
-the few requests (oras takes 0.5 s to import, and knows one challenge per answer). Only what the specification says with
-MUST is relied upon.
+`docker` has no command that reads a label or sets a tag without pulling the image. Libraries for it are heavier than
+the few requests (oras takes 0.5 s to import, and supports one challenge per answer). The module relies only on the
+requirements that the specification marks with MUST.
 
-Credentials come from a docker `config.json`. They go to the registry, and to the token service that it names, as those
-of docker do: a registry that is not to have the password could ask for it itself. But they never travel with less
-protection than the registry has: over plain HTTP only to a token service on the registry's own host, where that one is
-spoken to over plain HTTP as well.
+Credentials come from a docker `config.json`. As with docker, they are sent to the registry and to the token service
+that it names: a registry that must not have the password could ask for it itself. But they never travel with less
+protection than the registry itself has. Plain HTTP is used only for a token service on the registry's own host, and
+only if that registry uses plain HTTP as well.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 ACCEPT = ", ".join((MANIFEST, INDEX, DOCKER_MANIFEST, DOCKER_LIST))
-"""All four: a registry that keeps one of a kind that is not named says 404."""
+"""All four media types: a registry answers 404 if it stores a type that the header does not name."""
 
 TIMEOUT = (5.0, 20.0)
 MAX_BODY = 8 << 20
 PAGE = 1000
-"""Tags or repositories that are asked for at a time; a registry may give fewer."""
+"""Tags or repositories that are requested at a time; a registry may return fewer."""
 MAX_PAGES = 20
-"""Of a list of referrers."""
+"""Pages of a list of referrers."""
 MAX_GRANTS = 4
 """Authorizations that are tried for one request."""
 MAX_WORDS = 300
-"""Characters of what a registry says that get into a message."""
+"""Characters of a registry's error message that Kiln quotes."""
 
 
 T = TypeVar("T")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a tag or digest stands for. `body` is `None` where only the head was asked for."""
+    """The manifest of a tag or digest. `body` is `None` if only the head was requested."""
 
     digest: str
     media_type: str
@@ -64,7 +64,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a list or a manifest says of something that lies in the registry (OCI image-spec 1.1, descriptor.md)."""
+    """The description of a blob or manifest in an index or manifest (OCI image-spec 1.1, descriptor.md)."""
 
     digest: str
     media_type: str = ""
@@ -73,7 +73,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class _Contents(msgspec.Struct):
-    """Of a manifest (`config`) or of a list of manifests."""
+    """The contents of a manifest (`config`) or of a list of manifests."""
 
     config: Descriptor | None = None
     manifests: list[Descriptor] = []
@@ -84,7 +84,7 @@ class _RootFS(msgspec.Struct):
 
 
 class Configuration(msgspec.Struct):
-    """Of an image (https://github.com/opencontainers/image-spec/blob/v1.1.0/config.md)."""
+    """The configuration of an image (https://github.com/opencontainers/image-spec/blob/v1.1.0/config.md)."""
 
     architecture: str = ""
     os: str = ""
@@ -96,14 +96,14 @@ class Configuration(msgspec.Struct):
         return (self.config or {}).get("Labels") or {}
 
     def describes(self, inspected: Mapping[str, Any], *, but_for: str) -> bool:
-        """Whether `docker image inspect` tells of the same layers and settings, whatever the label `but_for` says."""
+        """Whether `docker image inspect` shows the same layers and settings, except for the label `but_for`."""
         here = (inspected["Architecture"], inspected["Os"], inspected["RootFS"].get("Layers") or [])
         there = (self.architecture, self.os, self.rootfs.diff_ids)
         return here == there and _told(inspected["Config"], but_for) == _told(self.config or {}, but_for)
 
 
 def _told(config: Mapping[str, Any], but_for: str) -> Mapping[str, Any]:
-    """What an image's settings say, without what is empty: Docker shows that, and the image need not."""
+    """An image's settings without empty values, which Docker shows even if the image does not contain them."""
     labels = {name: text for name, text in (config.get("Labels") or {}).items() if name != but_for}
     return {name: value for name, value in {**config, "Labels": labels}.items() if value}
 
@@ -126,13 +126,13 @@ class _Error(msgspec.Struct):
 
 
 class _Errors(msgspec.Struct):
-    """Why a registry refuses (Distribution 1.1, "Error codes")."""
+    """The reasons of a registry's refusal (Distribution 1.1, "Error codes")."""
 
     errors: list[_Error] = []
 
 
 class _Grant(msgspec.Struct, frozen=True):
-    """One way to be let in: what a challenge asks for, and the scope to ask the token service for (if it is one)."""
+    """One way to get access: a challenge's scheme and, for a token service, the scope to request."""
 
     scheme: str
     realm: str = ""
@@ -143,9 +143,9 @@ class _Grant(msgspec.Struct, frozen=True):
 class Registry:
     """The registries that a docker `config.json` has credentials for. One thread at a time.
 
-    `insecure` are `host:port` to be spoken to over plain HTTP; loopback always is. `timeout` is in seconds: to connect,
-    and between two bytes of an answer. With `pushes`, leave to push is asked for from the start: there are registries
-    that let nobody look for an image that is not there but those who may make it.
+    `insecure` lists the `host:port` of registries to reach over plain HTTP; loopback always is. `timeout` is in
+    seconds: to connect, and between two bytes of an answer. With `pushes`, the client requests permission to push from
+    the start. Some registries admit a question about a missing image only from an account that may create it.
     """
 
     def __init__(
@@ -166,14 +166,14 @@ class Registry:
         self._services: dict[str, _Grant] = {}
 
     def manifest(self, image: str, reference: str, *, body: bool = False) -> Manifest | None:
-        """What `reference` (a tag or digest) is in the repository `image`; `None` if it is not there.
+        """The manifest of `reference` (a tag or digest) in the repository `image`; `None` if it does not exist.
 
-        Raises Unauthorized where the registry does not let us know, RegistryRefused, RegistryUnreachable.
+        Raises Unauthorized if the registry denies access, RegistryRefused, RegistryUnreachable.
         """
         path, headers = f"manifests/{reference}", {"Accept": ACCEPT}
         answer = self._ask("GET" if body else "HEAD", image, path, headers)
         if not body and answer.status_code != HTTPStatus.NOT_FOUND and not (answer.ok and _told_digest(answer)):
-            # HEAD may lack the digest, be unknown, or be refused, which is explained in a body only.
+            # A registry may not support HEAD, or omit the digest. Only a body explains a refusal.
             answer = self._ask("GET", image, path, headers)
         if answer.status_code == HTTPStatus.NOT_FOUND:
             return None
@@ -183,15 +183,15 @@ class Registry:
         return Manifest(digest=digest, media_type=media_type, body=answer.content if body else None)
 
     def labels(self, image: str, reference: str) -> Mapping[str, str] | None:
-        """The labels of an image (of its first platform, where it has several); `None` if it is not there.
+        """The labels of an image (of its first platform, if it has several); `None` if it does not exist.
 
-        Raises Unauthorized where the registry does not let us know, RegistryRefused, RegistryUnreachable.
+        Raises Unauthorized if the registry denies access, RegistryRefused, RegistryUnreachable.
         """
         found = self.configuration(image, reference)
         return None if found is None else found.labels
 
     def configuration(self, image: str, reference: str) -> Configuration | None:
-        """The same for all of its configuration; an empty one where what is there is no image."""
+        """The configuration of an image, found as by `labels`; empty if the manifest is not an image's."""
         manifest = self.manifest(image, reference, body=True)
         if manifest is None:
             return None
@@ -206,9 +206,10 @@ class Registry:
         return _decoded(answer.content, Configuration, image)
 
     def tag(self, image: str, reference: str, tag: str) -> None:
-        """Makes `tag` the same manifest, byte for byte; one that is refused, but is that manifest already, will do.
+        """Points `tag` to the same manifest, byte for byte. A refusal is ignored if the tag already points to that
+        manifest.
 
-        Raises RegistryRefused (a tag that may not be moved is), RegistryUnreachable.
+        Raises RegistryRefused (for example for a tag that may not be moved), RegistryUnreachable.
         """
         manifest = self.manifest(image, reference, body=True)
         if manifest is None:
@@ -221,9 +222,9 @@ class Registry:
                 raise
 
     def upload(self, image: str, content: bytes) -> None:
-        """Puts a blob there, in one piece (Distribution 1.1, "Pushing a blob monolithically").
+        """Uploads a blob in one piece (Distribution 1.1, "Pushing a blob monolithically").
 
-        Raises RegistryError, also for a place to put it that would give the credential or the blob to the open network.
+        Raises RegistryError, also for an upload address that would expose the credential or the blob on the network.
         """
         begun = self._ask("POST", image, "blobs/uploads/", {"Content-Type": "application/octet-stream"}, b"")
         self._expect(begun, image)
@@ -238,9 +239,9 @@ class Registry:
         self._expect(answer, image)
 
     def put(self, image: str, reference: str, media_type: str, manifest: bytes) -> str | None:
-        """Makes a tag or digest this manifest. Raises RegistryError.
+        """Stores a manifest under a tag or digest. Raises RegistryError.
 
-        The digest of its subject, where the registry has taken note of that and will list it (`referrers`).
+        Returns the digest of its subject if the registry has recorded it and will list it (`referrers`).
         """
         answer = self._ask("PUT", image, f"manifests/{reference}", {"Content-Type": media_type}, manifest)
         self._expect(answer, image)
@@ -248,7 +249,7 @@ class Registry:
         return subject
 
     def blob(self, image: str, digest: str) -> bytes:
-        """The content with that digest, which is held against it. Raises RegistryError."""
+        """The content with that digest, which is verified. Raises RegistryError."""
         answer = self._ask("GET", image, f"blobs/{digest}", {})
         self._expect(answer, image)
         if digest_of(answer.content) != digest:
@@ -256,7 +257,7 @@ class Registry:
         return answer.content
 
     def referrers(self, image: str, digest: str) -> list[Descriptor] | None:
-        """The manifests that have this one for their subject; `None` where the registry does not list them.
+        """The manifests whose subject is this manifest; `None` if the registry does not list them.
 
         Raises RegistryError.
         """
@@ -274,9 +275,9 @@ class Registry:
         raise RegistryRefused(f"The registry {_host(image)} lists more for {digest} than can be read.")
 
     def remove(self, image: str, digest: str) -> bool:
-        """Deletes a manifest with all its tags; `False` where there is none (Distribution 1.1, "Deleting manifests").
+        """Deletes a manifest with all its tags; `False` if it does not exist (Distribution 1.1, "Deleting manifests").
 
-        Raises RegistryRefused, also where the registry has no way to delete, RegistryUnreachable.
+        Raises RegistryRefused, also if the registry does not support deletion, RegistryUnreachable.
         """
         answer = self._ask("DELETE", image, f"manifests/{digest}", {})
         if answer.status_code in _UNSUPPORTED and self.manifest(image, digest) is None:
@@ -287,13 +288,13 @@ class Registry:
         return True
 
     def tags(self, image: str) -> list[str]:
-        """All tags of a repository, none of one that is not there. Raises RegistryError."""
+        """All tags of a repository, none if it does not exist. Raises RegistryError."""
         return [tag for page in self._pages(image, self._url(image, "tags/list"), _Tags) for tag in page.tags or ()]
 
     def catalog(self, image: str) -> list[str]:
-        """The repositories of an image's registry, with its name before them, as far as it tells them.
+        """The repositories of an image's registry, with its name before them, as far as the registry lists them.
 
-        `GET /v2/_catalog` is of the CNCF's registry and no part of OCI's specification. Raises RegistryError.
+        `GET /v2/_catalog` belongs to the CNCF's registry and not to OCI's specification. Raises RegistryError.
         """
         host = _host(image)
         pages = self._pages(image, f"{origin(image, self._insecure)}/v2/_catalog", _Catalog)
@@ -309,7 +310,8 @@ class Registry:
         return f"{origin(image, self._insecure)}/v2/{split(image)[1]}/{path}"
 
     def _pages(self, image: str, url: str, kind: type[T]) -> Iterator[T]:
-        """Follows `Link: <…>; rel="next"` (RFC 8288), of which only the query is taken. None of what is not there."""
+        """Follows `Link: <…>; rel="next"` (RFC 8288), of which only the query is used. Yields nothing for a missing
+        resource."""
         query, seen = f"n={PAGE}", set[str]()
         while query and query not in seen:
             seen.add(query)
@@ -328,7 +330,7 @@ class Registry:
     def _request(
         self, method: str, image: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> requests.Response:
-        """One request, and again with each authorization that the registry asks for, until one serves."""
+        """Sends a request, and repeats it with each authorization that the registry asks for until one succeeds."""
         host, name = split(image)
         answer = self._send(method, url, {**headers, **self._authorized(image)}, body, host)
         tried: set[_Grant] = set()
@@ -353,7 +355,7 @@ class Registry:
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, host: str
     ) -> requests.Response:
-        none = dict.fromkeys(("http", "https", "all")) if _is_loopback(host) else None  # of the environment's proxies
+        none = dict.fromkeys(("http", "https", "all")) if _is_loopback(host) else None  # loopback needs no proxy
         try:
             answer = self._session.request(
                 method,
@@ -371,9 +373,11 @@ class Registry:
         return answer
 
     def _next(self, answer: requests.Response, host: str, name: str, tried: set[_Grant]) -> _Grant | None:
-        """The next way to be let in that the registry names and nobody has tried. Raises Unauthorized for strange ones.
+        """The next authorization that the registry names and that has not been tried. Raises Unauthorized for unknown
+        schemes.
 
-        A token that has too little in it is answered with 401, or with 403 and `insufficient_scope` (RFC 6750, §3.1).
+        A registry rejects a token with too few permissions with 401, or with 403 and `insufficient_scope` (RFC 6750,
+        §3.1).
         """
         if len(tried) == MAX_GRANTS or answer.status_code not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return None
@@ -399,7 +403,7 @@ class Registry:
         yield _Grant("bearer", realm, service, named or f"repository:{name}:pull")
 
     def _authorize(self, host: str, grant: _Grant) -> str:
-        """The header's value (RFC 9110 §11; Distribution's token authentication).
+        """The value of the header (RFC 9110 §11; Distribution's token authentication).
 
         Raises Unauthorized, RegistryUnreachable.
         """
@@ -430,7 +434,7 @@ class Registry:
         return given.token or given.access_token
 
     def _service(self, host: str, realm: str, login: RegistryLogin | None) -> SplitResult:
-        """The address of a token service that may have the password, if there is one. Raises Unauthorized."""
+        """The address of the token service, if it may receive the password. Raises Unauthorized."""
         try:
             parts = urlsplit(realm)
             name = (parts.hostname or "").lower()
@@ -451,7 +455,7 @@ class Registry:
         return str(self._config or docker_config.folder() / "config.json")
 
     def _expect(self, answer: requests.Response, image: str) -> None:
-        """Raises Unauthorized, RegistryRefused or RegistryUnreachable for an answer that is no success."""
+        """Raises Unauthorized, RegistryRefused or RegistryUnreachable for an unsuccessful answer."""
         status = answer.status_code
         if answer.ok and status < HTTPStatus.MULTIPLE_CHOICES:
             return
@@ -469,13 +473,14 @@ class Registry:
 
 
 _PASSES = (HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
-"""Of the client's errors, those that may be otherwise next time."""
+"""Client errors that may be temporary."""
 
 
 _UNSUPPORTED = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
-"""What a registry answers that has no such method: some say 404 instead of 405."""
+"""A registry's answers if it lacks a method: some send 404 instead of 405."""
 _NO_REFERRERS = (*_UNSUPPORTED, HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_IMPLEMENTED)
-"""404 by the specification (Distribution 1.1, "Listing Referrers"); the others where an unknown path gets them."""
+"""404 by the specification (Distribution 1.1, "Listing Referrers"); the others if that is the answer to an unknown
+path."""
 
 
 def _is_index(answer: requests.Response) -> bool:
@@ -484,7 +489,8 @@ def _is_index(answer: requests.Response) -> bool:
 
 
 def _widened(scope: str, name: str) -> str:
-    """A scope with leave to pull and push `name` in it: `repository:<name>:pull,push`, after what else is asked for."""
+    """A scope that includes permission to pull and push `name`: `repository:<name>:pull,push`, before the other
+    scopes."""
     others = [one for one in scope.split() if not one.startswith(f"repository:{name}:")]
     own = [one.rpartition(":")[2].split(",") for one in scope.split() if one.startswith(f"repository:{name}:")]
     actions = dict.fromkeys(("pull", "push", *(action for actions in own for action in actions)))
@@ -492,7 +498,7 @@ def _widened(scope: str, name: str) -> str:
 
 
 def digest_of(content: bytes) -> str:
-    """As registries name content (OCI image-spec 1.1, descriptor.md)."""
+    """The digest by which registries name content (OCI image-spec 1.1, descriptor.md)."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
@@ -502,7 +508,7 @@ def _told_digest(answer: requests.Response) -> str | None:
 
 
 def _said(answer: requests.Response) -> str:
-    """The registry's own words, as the end of a sentence: `: repository not found.`"""
+    """The registry's own message, as the end of a sentence: `: repository not found.`"""
     try:
         found = msgspec.json.decode(answer.content, type=_Errors).errors
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -532,7 +538,7 @@ def origin(image: str, insecure: Collection[str] = ()) -> str:
 
 
 def _with_token(answer: requests.Response) -> bool:
-    """Whether it refuses a token of its own token service, which has accepted the password."""
+    """Whether the registry refuses a token from its own token service, which has accepted the password."""
     return str(answer.request.headers.get("Authorization", "")).startswith("Bearer ")
 
 
@@ -541,7 +547,7 @@ def _basic(login: RegistryLogin) -> str:
 
 
 def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Without an `auth` of its own, a session looks into ~/.netrc."""
+    """Keeps the session from reading ~/.netrc, as it does without an `auth` of its own."""
     return request
 
 
@@ -557,7 +563,7 @@ def _host(image: str) -> str:
 
 
 def is_plain(host: str, insecure: Collection[str]) -> bool:
-    """Whether a registry (`host` or `host:port`) is spoken to over plain HTTP: on loopback, or named as `insecure`."""
+    """Whether a registry (`host` or `host:port`) uses plain HTTP: on loopback, or because `insecure` names it."""
     return host in insecure or _is_loopback(host)
 
 
@@ -567,7 +573,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, which is the one that says something."""
+    """The innermost exception's reason, which is the most specific."""
     inner = getattr(error, "reason", None) or (error.args[0] if error.args else None)
     if isinstance(inner, BaseException) and inner is not error:
         return _cause(inner)

@@ -1,4 +1,4 @@
-"""Where an image lies: what is asked of a registry, and of a daemon about the images that stay with it."""
+"""The interface of an image store: a registry, or a daemon for images that stay with it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from builds.clients.registry import Manifest
 
 
 class ImageStore(Protocol):
-    """`Registry` is one, `builds.builder.daemons.images.DaemonImages` the other. One thread at a time.
+    """An image store: `Registry` or `builds.builder.daemons.images.DaemonImages`. One thread at a time.
 
     All methods raise `builds.clients.errors.RegistryError`. `reference` is a tag or digest in the repository `image`.
     """
 
     def manifest(self, image: str, reference: str) -> Manifest | None:
-        """`None` where it is not there."""
+        """The manifest; `None` if it does not exist."""
 
     def labels(self, image: str, reference: str) -> Mapping[str, str] | None:
-        """The image's labels; `None` where it is not there."""
+        """The image's labels; `None` if the image does not exist."""
 
     def tag(self, image: str, reference: str, tag: str) -> None:
-        """Gives the image one more tag. Raises RegistryRefused where the store does not let it be set."""
+        """Adds a tag to the image. Raises RegistryRefused if the store refuses the tag."""
 
     def answers(self, image: str) -> bool:
-        """Whether the store is up."""
+        """Whether the store answers."""

@@ -1,7 +1,7 @@
-"""Further tags of an image that is in its store.
+"""Sets further tags on an image that is in its store.
 
-Registries may forbid that a tag is moved (the immutable tags of ECR and Harbor). Such a tag is told of and fails
-nothing: the image is there under its own tag and digest.
+Registries may forbid moving a tag (the immutable tags of ECR and Harbor). Such a refusal is reported and fails nothing:
+the image is available under its own tag and digest.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ log = logging.getLogger(__name__)
 MAX_TAGS = 100
 MAX_REFUSED = 10
 MAX_MESSAGE = 400
-"""Tags (the latest) and refusals that are kept with an image, and bytes of each message as JSON. All are logged."""
+"""Limits on the record of an image: tags (the latest) and refusals, and bytes of each message as JSON. All are
+logged."""
 
 
 def with_tags(store: ImageStore, image: Image, names: Iterable[str]) -> Image:
-    """The image with those of the tags that the store would set now, and those that it refused.
+    """The image with the tags that the store set, and those that it refused.
 
-    Raises RegistryError where the store does not answer.
+    Raises RegistryError if the store does not answer.
     """
     tags = dict.fromkeys(image.tags)
     refused = {one.name: one for one in image.refused_tags}

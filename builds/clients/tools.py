@@ -1,4 +1,4 @@
-"""Programs that builds need on this machine: whether they are there, and which."""
+"""The programs that builds need on this machine: whether they are installed, and in which version."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 TIMEOUT = 20.0
-"""Seconds for a program to say its version: repo2docker's takes some on a busy machine."""
+"""Seconds for a program to print its version: repo2docker takes several on a busy machine."""
 LONGEST = 200
 PODMAN_CLIENTS = ("podman-remote", "podman")
 
 
 class ToolError(Exception):
-    """Why a program is of no use, in a sentence."""
+    """Why a program cannot be used, as a sentence."""
 
 
 def version(program: str, *arguments: str) -> str:
-    """The first line that a program prints of itself, started as the builder starts it. Raises ToolError."""
+    """The first line that a program prints about itself, started as the builder starts it. Raises ToolError."""
     command = " ".join([program, *arguments])
     try:
         done = subprocess.run(
@@ -42,11 +42,11 @@ def version(program: str, *arguments: str) -> str:
 
 
 def path_of(program: str) -> str:
-    """Beside this interpreter, where an environment's own programs are, or else on the path."""
+    """The program beside this interpreter, where an environment's own programs are, or else the one on the path."""
     beside = Path(sys.executable).with_name(program)
     return str(beside) if beside.is_file() else shutil.which(program) or program
 
 
 def podman_client() -> str:
-    """The program that speaks to a Podman service: `podman` itself is one where CONTAINER_HOST is set."""
+    """A client of the Podman service: `podman` itself is one if CONTAINER_HOST is set."""
     return next((name for name in PODMAN_CLIENTS if shutil.which(name)), PODMAN_CLIENTS[0])

@@ -1,9 +1,9 @@
-"""Tries a registry out: a tiny image of Kiln's own is pushed, pulled and removed.
+"""Tests a registry: pushes, pulls and removes a tiny image of Kiln's own.
 
-Looking whether somebody is let in tells nothing: registries answer `GET /v2/` to everybody, and only a push shows that
-a credential may push. So it is a whole image, of one layer with nothing in it, and each time another. It is put there
-by its digest and without a tag, so no rule about tags is in its way, and what cannot be removed is garbage to the
-registry.
+A request for access proves nothing: registries answer `GET /v2/` to all clients, and only a push proves that a
+credential may push. So the test pushes a whole image with one empty layer, and a different one each time. The image is
+pushed by its digest and without a tag, so rules about tags do not apply. The registry treats an image that could not be
+removed as garbage.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from builds.clients.errors import RegistryError, RegistryUnreachable
 from builds.clients.registry import MANIFEST, Registry, digest_of
 
 NAME = "kiln-check"
-"""The image repository under a prefix; no repository's own image is called so, for those end in a hash."""
+"""The name of the image repository under a prefix. It cannot collide with a repository's own image, whose name ends in
+a hash."""
 LABEL = "dev.kiln.check"
 
 _LAYER = bytes(1024)  # a tar archive without members
 
 
 def push_and_pull(pushes: Registry, pulls: Registry, image: str) -> bool:
-    """Whether what was pushed and pulled could be removed again. `pushes` asks for leave to push, `pulls` does not.
+    """Whether the pushed image could be removed again. `pushes` requests permission to push, `pulls` does not.
 
     Raises RegistryError.
     """

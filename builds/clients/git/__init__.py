@@ -1,4 +1,5 @@
-"""The Git client: running git (`process`), refs (`refs`), how many ask (`lookups`), credentials, error messages."""
+"""The Git client: running git (`process`), refs (`refs`), limits on look-ups (`lookups`), credentials, error
+messages."""
 
 from builds.clients.git.credentials import (
     Credential,

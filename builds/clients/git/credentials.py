@@ -1,4 +1,4 @@
-"""Stored credentials for Git hosts, and which of them serves a repository."""
+"""Stored credentials for Git hosts, and the choice of the one for a repository."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from builds.repository import Repository, canonical
 
 
 class Credential(NamedTuple):
-    """A user name and password for one host, or for what is below one path there (`path` is empty or canonical)."""
+    """A user name and password for one host, or for the repositories below one path (`path` is empty or canonical)."""
 
     origin: str
     path: str
@@ -33,7 +33,8 @@ class Credential(NamedTuple):
 
 
 def credentials(place: str | os.PathLike[str] | None) -> tuple[Credential, ...]:
-    """What is in a file in the format of git-credential-store(1), or a folder of them. Other lines are passed over."""
+    """The credentials in a file in the format of git-credential-store(1), or in a folder of such files. Other lines are
+    skipped."""
     if place is None or not Path(place).exists():
         return ()
     inside = sorted(Path(place).iterdir()) if Path(place).is_dir() else [Path(place)]
@@ -42,13 +43,13 @@ def credentials(place: str | os.PathLike[str] | None) -> tuple[Credential, ...]:
 
 
 def credentials_in(text: str) -> tuple[Credential, ...]:
-    """What is in the content of such a file."""
+    """The credentials in the content of such a file."""
     lines = (line.strip() for line in text.splitlines())
     return tuple(credential for line in lines if (credential := _credential(line)))
 
 
 class Stored:
-    """What is stored, read again every second: whoever lists builds asks for each of them."""
+    """The stored credentials, cached for a second, because a list of builds asks for them once per build."""
 
     def __init__(self, place: str | os.PathLike[str] | None) -> None:
         self._place = place
@@ -62,17 +63,17 @@ class Stored:
         return known
 
     def fits(self, repository: Repository) -> bool:
-        """Whether there is one for this repository."""
+        """Whether a credential applies to this repository."""
         return credential_for(repository, self()) is not None
 
 
 def credential_for(repository: Repository, known: Sequence[Credential]) -> Credential | None:
-    """The one with the longest path among those for this host and path."""
+    """The credential with the longest path among those for this host and path."""
     return max((one for one in known if one.fits(repository)), key=lambda one: len(one.path), default=None)
 
 
 def is_credential(line: str) -> bool:
-    """Whether a line of such a file is one."""
+    """Whether a line of such a file is a credential."""
     return _credential(line) is not None
 
 
@@ -84,7 +85,7 @@ def _credential(line: str) -> Credential | None:
     if parts.scheme not in ("http", "https") or not parts.username or parts.password is None:
         return None
     base, asked = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", parts.path.strip("/")
-    for added in range(3):  # what is no repository's address (a host, an owner) may become one with further parts
+    for added in range(3):  # with more parts, the address of a host or an owner may become a repository's
         try:
             found = canonical("/".join([base, *([asked] if asked else []), *["x"] * added]))
         except RepositoryError:

@@ -1,4 +1,4 @@
-"""How many may wait for a Git host at the same time: each holds a thread of web while the host is silent."""
+"""Limits how many callers wait for a Git host concurrently: each holds a thread of web while the host is silent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from builds.build import is_person
 from builds.errors import TryAgain
 
 SHARE = 8
-"""Of one person."""
+"""Concurrent look-ups of one person."""
 RETRY_AFTER = 10.0
-"""Seconds: a look-up is given up before that."""
+"""Seconds. A resolution times out earlier."""
 
 
 class LookupLimiter:
-    """Places for those whose ref is being looked up. Safe to use from many threads."""
+    """Places for callers whose ref is being looked up. Safe to use from many threads."""
 
     def __init__(self, limit: int, share: int = SHARE) -> None:
         self._limit = limit
@@ -27,7 +27,7 @@ class LookupLimiter:
 
     @contextmanager
     def place(self, by: str | None) -> Iterator[None]:
-        """A place, without waiting for one. Raises TryAgain where there is none, or a person has their share."""
+        """Reserves a place without waiting. Raises TryAgain if none is free, or the person already has their share."""
         who = by or ""
         with self._lock:
             self._check(who)
@@ -37,7 +37,7 @@ class LookupLimiter:
         finally:
             with self._lock:
                 self._here[who] -= 1
-                self._here += Counter()  # without those who have left
+                self._here += Counter()  # drops zero counts
 
     def _check(self, who: str) -> None:
         if self._here.total() >= self._limit:

@@ -1,4 +1,4 @@
-"""What an error message of git means: whose fault it is, and a sentence that says so."""
+"""Classifies git's error messages: the kind of error, and a sentence for the user."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Redirected(RepositoryRefused):
 
 
 class NotShown(CannotBuild):
-    """The host lets nobody see it, or not without another credential."""
+    """The host denies access, at least without another credential."""
 
 
 class NoSuchRepository(CannotBuild):
-    """The host has no such repository, and says so to who asks."""
+    """The host reports that it has no such repository."""
 
 
 MESSAGES: Sequence[tuple[str, type[RequestError], str]] = (
@@ -50,11 +50,11 @@ MESSAGES: Sequence[tuple[str, type[RequestError], str]] = (
         "The Git host could not be reached.",
     ),
 )
-"""What git complains of, matched in this order. All else is the repository's fault."""
+"""Patterns in git's messages, matched in this order. Any other message is the repository's fault."""
 
 
 def diagnosis(complaint: str) -> RequestError:
-    """The error that a complaint of git's stands for, with git's own last words in its message."""
+    """The error that a message of git's means, with git's own last words."""
     said = [line.partition(": ")[2] for line in complaint.splitlines() if line.startswith(("fatal: ", "error: "))]
     words = f" git says: {said[0][:300]}" if said else ""
     for pattern, kind, sentence in MESSAGES:

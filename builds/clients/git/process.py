@@ -1,11 +1,11 @@
-"""git as a client of hosts that are not trusted.
+"""git as a client of untrusted hosts.
 
-Everything that git reads by itself (system and user configuration, hooks, templates, netrc, prompts) is shut off, and
-one private configuration file takes its place. Its only way out is a guard (`builds.clients.guard`), which lets nothing
-through by default. `Git.permit` opens it for one repository at a time, after its URL was held against the policy. git
-follows no redirect itself: `Git.reach` follows them, and holds each new URL against the policy. Credentials are in the
-private file too: not in an environment, not in an argument. `ssh://` and `git://`, which no policy permits unless a
-pattern names them, go through the guard by a program of its own (`tunnel`).
+Everything that git reads by itself (system and user configuration, hooks, templates, netrc, prompts) is disabled, and
+one private configuration file takes its place. Its only access to the network is a guard (`builds.clients.guard`),
+which permits nothing by default. `Git.permit` opens the guard for one repository at a time, after a check of its URL
+against the policy. git follows no redirect itself: `Git.reach` follows them, and checks each new URL against the
+policy. Credentials are in the private file too, and never in an environment or an argument. `ssh://` and `git://`,
+which a policy permits only if a pattern names them, reach the guard through a program of Kiln's own (`tunnel`).
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ from builds.repository import Policy, Repository, canonical, is_commit
 Returned = TypeVar("Returned")
 
 MAX_OUTPUT, MAX_REFS, MAX_COMPLAINT = 64 << 20, 1 << 20, 16 << 10
-"""Bytes that git may print: at all (the names of half a million files), of refs, and of a complaint. More is a host or
-a repository that wants our memory."""
+"""Bytes that git may print: in total (the names of half a million files), of refs, and of an error message. More output
+means a host or a repository that tries to exhaust memory."""
 
 MAX_REDIRECTS = 5
-"""Of one repository."""
+"""Redirects per repository."""
 
 TRUST = "GIT_SSL_CAINFO"
-"""The one variable of git's own that is taken over: whose certificates count is for those to say who run us."""
+"""The only variable of git's own that is kept: the operator decides which certificates to trust."""
 
 
 def trusted_certificates() -> str | None:
-    """The certificates (PEM) in the file that `TRUST` names, for those who speak to Git hosts without git."""
+    """The certificates (PEM) in the file that `TRUST` names, for clients of Git hosts that do not use git."""
     path = os.environ.get(TRUST)
     return Path(path).read_bytes().decode("ascii", "ignore") if path else None
 
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-"""Variables of the environment by which tools choose a proxy, in lower and upper case."""
+"""Environment variables by which tools choose a proxy, in lower and upper case."""
 
 SETTINGS = """\
 [core]
@@ -90,15 +90,16 @@ SETTINGS = """\
 [safe]
 	bareRepository = explicit
 """
-"""`active` as `git clone --recursive` sets it, so that links without an entry in .gitmodules are passed over. The last
-one because files of a repository can look like a Git directory, with a configuration that runs commands."""
+"""`active` is as `git clone --recursive` sets it, so that links without an entry in .gitmodules are skipped.
+`bareRepository` protects against files of a repository in the form of a Git directory, whose configuration could run
+commands."""
 
 
 class Git:
     """Runs git with a private configuration, in which only permitted repositories can be reached.
 
-    A context manager: its folder (`home`) and all that was put there is gone afterwards. `guard` is what everything
-    else that a build runs has to reach the network through.
+    A context manager: on exit, its folder (`home`) and all contents are removed. All other programs of a build must
+    reach the network through `guard`.
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class Git:
         folder: Path | None = None,
         stdin: int | None = subprocess.DEVNULL,
     ) -> None:
-        """`lent` says for which repositories a credential may be used. `home` is made in `folder`; `stdin` is git's
-        standard input, as `subprocess` takes it."""
+        """`lent` decides for which repositories a credential may be used. `home` is created in `folder`. `stdin` is
+        git's standard input, in the form that `subprocess` accepts."""
         self.policy = policy
         self._credentials = credentials
         self._lent = lent
@@ -136,7 +137,8 @@ class Git:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For git, and for every program that runs git. What else such a program fetches goes through the guard."""
+        """The environment of git, and of every program that runs git. Other requests of such a program go through the
+        guard."""
         barred = ("GIT_", "XDG_CONFIG")
         kept = {
             name: value
@@ -150,24 +152,24 @@ class Git:
             **{name: proxy for lower in PROXIES[:3] for name in (lower, lower.upper())},
             "HOME": str(self.home),  # curl reads ~/.netrc
             "LC_ALL": "C.UTF-8",
-            "GIT_ALLOW_PROTOCOL": ":".join(sorted({"http", "https", *schemes})),  # the guard judges plain http
+            "GIT_ALLOW_PROTOCOL": ":".join(sorted({"http", "https", *schemes})),  # the guard checks plain http
             "GIT_ASKPASS": "",
             "SSH_ASKPASS": "",
             "GIT_CONFIG_GLOBAL": str(self._config),
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
-            "BUILDX_GIT_INFO": "false",  # or buildx runs git in the folder that it builds
+            "BUILDX_GIT_INFO": "false",  # otherwise buildx runs git in the folder that it builds
         }
 
     @property
     def lfs(self) -> Path:
-        """The folder of LFS objects, each named by its SHA-256; its `smudge` is git's filter for their pointers."""
+        """The folder of LFS objects, each named by its SHA-256. Its `smudge` is git's filter for their pointers."""
         return self.home / "lfs"
 
     def permit(self, url: str, named: str | None = None) -> Repository:
-        """Lets git fetch from there from now on. `named` is how git will be given the URL, if not so.
+        """Permits git to fetch from this URL from now on. `named` is the URL that git will be given, if it differs.
 
-        Raises RepositoryError (RepositoryRefused for what the policy does not permit).
+        Raises RepositoryError (RepositoryRefused if the policy does not permit the URL).
         """
         named = named or url
         if named not in self._permitted:
@@ -178,10 +180,10 @@ class Git:
         return self._permitted[named]
 
     def reach(self, url: str, action: Callable[[], Returned], deadline: float | None = None) -> Returned:
-        """What `action`, which asks the host of a permitted URL, returns. Redirects are followed one by one.
+        """Returns the result of `action`, which sends a request to the host of a permitted URL, and follows redirects.
 
-        Each target is held against the policy and replaces the URL for everything that git does from then on. Raises
-        what `action` raises, RepositoryError, CannotBuild.
+        Each target is checked against the policy and replaces the URL for everything that git does from then on. Raises
+        the exceptions of `action`, RepositoryError, CannotBuild.
         """
         for _ in range(MAX_REDIRECTS):
             try:
@@ -193,10 +195,10 @@ class Git:
     def run(
         self, *arguments: str, at: Path | None = None, deadline: float | None = None, most: int = MAX_OUTPUT
     ) -> bytes:
-        """What git printed, at most so many bytes; `at` is the bare repository that it works on.
+        """The output of git, of at most so many bytes; `at` is the bare repository that it works on.
 
-        Raises what the guard refused, else what `diagnosis` makes of git's complaint; CannotBuild for more output,
-        Unreachable at the deadline.
+        Raises the guard's refusal, else the `diagnosis` of git's message; CannotBuild for more output, Unreachable at
+        the deadline.
         """
         done = self._run([*([f"--git-dir={at}"] if at else []), *arguments], deadline, most)
         if done.status < 0:
@@ -206,26 +208,26 @@ class Git:
         return done.output
 
     def trouble(self) -> RequestError | None:
-        """Why a connection of git's, or of a tool with `environment`, was not made since this was last asked."""
+        """Why a connection of git's, or of a tool with `environment`, failed since the last call."""
         error, self.guard.error = self.guard.error, None
         return error
 
     def authorization(self, repository: Repository) -> str | None:
-        """The `Authorization` header for a repository, if there is a credential that may be used for it."""
+        """The `Authorization` header for a repository, if a credential may be used for it."""
         credential = credential_for(repository, self._credentials)
         return credential.authorization if credential and self._lent(repository) else None
 
     def refs(self, url: str, *wanted: str, deadline: float | None = None) -> dict[str, str]:
-        """Of the full ref names asked for, those the repository has, with what they point at; `^{}` peels tags.
+        """The requested full ref names that the repository has, with their objects; `^{}` peels tags.
 
-        `HEAD` may be asked for; where it is a branch, that is added under the name `HEAD:`. git-ls-remote(1) matches by
-        suffix, so its answer is filtered here.
+        `HEAD` may be requested; if it is a branch, that branch is added under the name `HEAD:`. git-ls-remote(1)
+        matches by suffix, so its answer is filtered here.
         """
         told = self._ls_remote(url, wanted, deadline)
         return {name: value for name, value in told.items() if name in wanted or name == "HEAD:"}
 
     def all_refs(self, url: str, deadline: float | None = None) -> dict[str, str]:
-        """All branches and tags, with what they point at, and `HEAD` and `HEAD:`, as `refs` has them."""
+        """All branches and tags with their objects, and `HEAD` and `HEAD:`, as in `refs`."""
         told = self._ls_remote(url, ("HEAD", "refs/heads/*", "refs/tags/*"), deadline)
         return {name: value for name, value in told.items() if name.startswith(("HEAD", "refs/heads/", "refs/tags/"))}
 
@@ -233,7 +235,7 @@ class Git:
         command = ("ls-remote", "--symref", "--", url, *patterns)
         output = self.reach(url, lambda: self.run(*command, deadline=deadline, most=MAX_REFS), deadline)
         told = {}
-        for line in output.decode(errors="surrogateescape").split("\n"):  # a name may hold any other line end
+        for line in output.decode(errors="surrogateescape").split("\n"):  # a name may contain other line ends
             value, _, name = line.partition("\t")
             if value.startswith("ref: ") and name == "HEAD":
                 told["HEAD:"] = value.removeprefix("ref: ")
@@ -242,11 +244,11 @@ class Git:
         return told
 
     def _follow(self, url: str, deadline: float | None) -> None:
-        """Replaces the target of a permitted URL by where its host redirects to."""
+        """Replaces the target of a permitted URL by the target of its host's redirect."""
         now = self._permitted[url]
         where = urljoin(f"{now.clone_url}/info/refs", self._location(url, deadline))
         base, found, _ = where.partition("/info/refs?service=git-upload-pack")
-        if not found:  # most likely a page to sign in on
+        if not found:  # most likely a sign-in page
             raise CannotBuild(
                 f"{now.url} redirects to what is no repository: it is not there, or not without a credential."
             )
@@ -260,7 +262,8 @@ class Git:
         self._write()
 
     def _location(self, url: str, deadline: float | None) -> str:
-        """The `Location` of the answer, from git's own trace: what asks is git, with its certificates and fields."""
+        """The `Location` of the answer, from git's own trace: git itself sends the request, with its certificates and
+        headers."""
         trace = {"GIT_TRACE_CURL": "1", "GIT_TRACE_CURL_NO_DATA": "1"}
         done = self._run(["ls-remote", "--", url, "HEAD"], deadline, MAX_REFS, trace)
         told = re.findall(r"(?im)<= Recv header: location: *(\S+)", done.complaint)
@@ -282,7 +285,7 @@ class Git:
                 output, complaint = _heard(child, deadline, most)
                 child.wait()
             finally:
-                if child.returncode is None:  # its transport helpers have to end as well
+                if child.returncode is None:  # its transport helpers must end as well
                     os.killpg(child.pid, signal.SIGKILL)
         return _Done(child.returncode, output, complaint.decode(errors="replace"))
 
@@ -303,7 +306,7 @@ class Git:
         self._tunnel.chmod(0o700)
 
     def _ssh(self) -> str:
-        """ssh-configuration(5): what the user's own file says of these is not taken."""
+        """The ssh command with options that override the user's ssh_config(5)."""
         through = f"{shlex.quote(str(self._tunnel)).replace('%', '%%')} %n %p"
         options = ("ControlPath=none", "ProxyUseFdpass=no", f"ProxyCommand={through}")
         return shlex.join(["ssh", *(word for option in options for word in ("-o", option))])
@@ -317,9 +320,9 @@ class Git:
             file.write("".join(sections))
 
     def _section(self, named: str, repository: Repository) -> str:
-        """What git needs for one permitted URL. The longest `insteadOf` wins, so each URL has one, be it its own.
+        """The configuration for one permitted URL. The longest `insteadOf` wins, so each URL has one, even for itself.
 
-        git adds up the `extraHeader` of all sections whose URL begins this one; an empty one takes those before away.
+        git collects the `extraHeader` of all sections whose URL is a prefix; an empty value removes the earlier ones.
         """
         target, proxy = _quoted(repository.clone_url), self.guard.proxy_for(repository)
         section = f'[url "{target}"]\n\tinsteadOf = "{_quoted(named)}"\n'
@@ -337,10 +340,10 @@ class _Done(NamedTuple):
 
 
 def _heard(child: subprocess.Popen[bytes], deadline: float | None, most: int) -> tuple[bytes, bytes]:
-    """Output and complaint to their end; of the complaint the last part, where git says what is wrong.
+    """Complete output and error message. Only the end of the message is kept, which contains the reason.
 
-    `communicate` takes whatever a host sends. When git has ended, the helpers that it left are ended: where it was
-    killed, they still hold its pipes and wait for the host. Raises CannotBuild, Unreachable.
+    `communicate` has no limit on the bytes that it reads. When git has ended, its remaining helpers are killed: if git
+    was killed, they still hold its pipes and wait for the host. Raises CannotBuild, Unreachable.
     """
     assert child.stdout is not None  # noqa: S101 (it is a pipe)
     assert child.stderr is not None  # noqa: S101
@@ -356,7 +359,7 @@ def _heard(child: subprocess.Popen[bytes], deadline: float | None, most: int) ->
             for key, _ in ready:
                 if key.fileobj is end:
                     selector.unregister(end)
-                    os.killpg(child.pid, signal.SIGKILL)  # not waited for yet, so nobody else has its number
+                    os.killpg(child.pid, signal.SIGKILL)  # not yet reaped, so its number is not reused
                     continue
                 piece = os.read(key.fd, 1 << 16)
                 if not piece:

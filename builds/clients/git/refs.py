@@ -1,4 +1,4 @@
-"""The commit that a ref of a repository stands for."""
+"""Resolves a ref of a repository to a commit."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from builds.errors import CannotBuild, Malformed, UnknownRef, Unreachable
 from builds.repository import COMMITS, Policy, Refs, Repository, checked_ref, full_names, is_abbreviated, is_commit
 
 RESOLVE_TIMEOUT = 8.0
-"""Seconds that a look-up and all it asks of a host may take: GitHub gives a webhook 10."""
+"""Seconds for the whole of a resolution, including all requests to a host: GitHub gives a webhook 10."""
 
 LIST_TIMEOUT = 30.0
-"""Seconds for all refs of a repository: nobody waits for them, and there may be many."""
+"""Seconds to list all refs of a repository, which may be many; no client waits for the list."""
 
 LOOKUPS_PER_HOST = 4
-"""How many `RefResolver` look-ups ask one host at the same time."""
+"""Concurrent look-ups of one host by a `RefResolver`."""
 
 
 class ResolvedRef(NamedTuple):
-    """A commit, and the full name of the ref that led to it; `None` where it was asked for by itself."""
+    """A commit, and the full name of its ref; `None` if the caller named the commit itself."""
 
     ref: str | None
     commit: str
 
 
 class RefResolver:
-    """Finds the commit that a ref stands for. Safe to use from many threads; asks a host a few things at once.
+    """Resolves refs to commits. Safe to use from many threads. Limits the concurrent requests to one host.
 
-    Where there is a credential for a repository on GitHub, its API is asked first.
+    For a repository on GitHub with a credential, its API is asked first.
     """
 
     def __init__(self, policy: Policy, credentials: Callable[[], Sequence[Credential]] = tuple) -> None:
@@ -45,13 +45,14 @@ class RefResolver:
         self._credentials = credentials
         self._api = HostApi()
         self._github = GitHubClient(self._api)
-        # Hosts that share one wait for each other now and then; one for each would grow with what strangers name.
+        # Hosts that share a slot occasionally wait for each other. One slot per host would grow with the hosts that
+        # strangers name.
         self._slots = [threading.BoundedSemaphore(LOOKUPS_PER_HOST) for _ in range(64)]
 
     def resolve(self, repository: Repository, ref: str | None) -> ResolvedRef:
         """`ref` is a full ref, one of its short names (`full_names`), a commit id, or `None` for HEAD.
 
-        Raises UnknownRef, CannotBuild, RepositoryRefused, Unreachable: after at most `RESOLVE_TIMEOUT` seconds.
+        Raises UnknownRef, CannotBuild, RepositoryRefused, Unreachable, after at most `RESOLVE_TIMEOUT` seconds.
         """
         if ref and is_commit(ref):
             return ResolvedRef(None, ref.lower())
@@ -69,7 +70,7 @@ class RefResolver:
             return self._whole(repository, digits, deadline)
 
     def _whole(self, repository: Repository, digits: str, deadline: float, said: str = "") -> str:
-        """`said` begins the sentence where there is none. Raises UnknownRef."""
+        """The commit that begins with these digits. `said` is the beginning of the error message. Raises UnknownRef."""
         credential = credential_for(repository, self._credentials())
         token = credential.password if credential else None
         try:
@@ -81,7 +82,7 @@ class RefResolver:
         return found
 
     def _from_api(self, repository: Repository, ref: str | None, deadline: float) -> ResolvedRef | None:
-        """What GitHub's API says, if it does."""
+        """The answer of GitHub's API; `None` without a credential or a clear answer."""
         credential = credential_for(repository, self._credentials())
         if credential is None:
             return None
@@ -91,7 +92,7 @@ class RefResolver:
         return ResolvedRef(_branch(found[0]), found[1]) if found else None
 
     def changed(self, repository: Repository, number: int) -> Sequence[str] | None:
-        """The paths that a pull request changes; `None` where the host's API does not say. Raises RepositoryRefused,
+        """The paths that a pull request changes; `None` if the host's API does not list them. Raises RepositoryRefused,
         Unreachable."""
         credential = credential_for(repository, self._credentials())
         token = credential.password if credential else None
@@ -102,7 +103,7 @@ class RefResolver:
                 return None
 
     def refs(self, repository: Repository) -> Refs:
-        """All branches and tags. Raises CannotBuild, RepositoryRefused, Unreachable: after at most `LIST_TIMEOUT`
+        """All branches and tags. Raises CannotBuild, RepositoryRefused, Unreachable, after at most `LIST_TIMEOUT`
         seconds."""
         with self._asking(repository, LIST_TIMEOUT) as (git, deadline):
             told = git.all_refs(repository.clone_url, deadline)
@@ -113,7 +114,7 @@ class RefResolver:
 
     @contextmanager
     def _asking(self, repository: Repository, seconds: float) -> Iterator[tuple[Git, float]]:
-        """A git that may ask this repository, when it is its turn, and until when."""
+        """Waits for a slot of the host. Yields a git that may access this repository, and its deadline."""
         deadline = time.monotonic() + seconds
         slot = self._slots[hash(repository.host) % len(self._slots)]
         if not slot.acquire(timeout=seconds):
@@ -142,7 +143,8 @@ def look_up(git: Git, url: str, ref: str | None, deadline: float | None = None) 
 
 
 def _branch(name: str | None) -> str | None:
-    """What a host says that its HEAD is: git believes anything. `None` where it cannot be said in UTF-8.
+    """The branch that a host reports as its HEAD, checked because git accepts any name. `None` if it is not valid
+    UTF-8.
 
     Raises CannotBuild.
     """

@@ -1,8 +1,8 @@
-"""`python tunnel.py FILE HOST PORT`: joins standard input and output to a host, through the guard.
+"""`python tunnel.py FILE HOST PORT`: connects standard input and output to a host, through the guard.
 
-git runs it for `git://` (`core.gitProxy`), and ssh for `ssh://` (`ProxyCommand`). FILE holds the guard's URL, with its
-password, which is in no argument. It ends when the host does; why no connection was made, the guard knows.
-It runs by its path, so it imports nothing of Kiln.
+git runs it for `git://` (`core.gitProxy`), and ssh for `ssh://` (`ProxyCommand`). FILE contains the guard's URL with
+its password, so no argument contains it. The program ends when the host closes the connection. The guard knows why a
+connection failed. Kiln runs it by its path, so it imports nothing of Kiln.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(file: str, host: str, port: str) -> int:
         server.sendall(f"CONNECT {authority} HTTP/1.1\r\nProxy-Authorization: Basic {login}\r\n\r\n".encode())
         answer = b""
         while not answer.endswith(b"\r\n\r\n"):
-            piece = server.recv(1)  # nothing of what comes after the head may be taken
+            piece = server.recv(1)  # must not consume bytes after the head
             if not piece:
                 return 1
             answer += piece
