@@ -290,7 +290,7 @@ class AttemptRun:
         """Pushes an image that was built under an unguessable name: a `FROM` uses the daemon's images without asking
         the registry. A private repository's image is pushed with a credential that the build's steps do not have.
 
-        With `force`, an image that the registry has already is not pushed again, so it keeps its digest.
+        With `force`, an image that already exists in the registry is not pushed again, so it keeps its digest.
         """
         if self.spec.force and self._is_there(built):
             self.log.say(f"The registry has this image already as {image}: nothing to push.")
@@ -304,9 +304,9 @@ class AttemptRun:
         return connect(around, around.private_registry_config or NO_LOGIN, self.folder / "private")
 
     def _is_there(self, built: str) -> bool:
-        """Whether the registry's image differs from the new one in nothing but the label of its attempt.
+        """Whether the registry's image differs from the new one only in the label of its attempt.
 
-        False if the registry does not permit the question.
+        False if the registry denies access.
         """
         with suppress(RegistryRefused):
             there = self._registry.configuration(self.spec.request.image, self.tag)
@@ -382,7 +382,7 @@ _GITS = ("HOME", "XDG_CONFIG", "GIT_")
 
 
 def _outside(env: Mapping[str, str]) -> dict[str, str | None]:
-    """The variables that docker and its credential helpers have otherwise than git: `None` is not set.
+    """The variables whose values for docker and its credential helpers differ from git's: `None` means unset.
 
     They reach the registry with the home and proxy of the user who runs Kiln, and not through the guard.
     """

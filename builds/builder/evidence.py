@@ -39,8 +39,8 @@ _TROUBLE = re.compile(
 _ADVICE = re.compile(r"(?i)\b(see|visit|docs?|documentation|discussions?|more (information|details|about))\b")
 """A line with a link to documentation, which no step needs."""
 PYPI, PYPI_FILES = "https://pypi" + ".org/simple", "https://files.python" + "hosted.org"
-"""pip's default index, and the host of its files: pip names them nowhere. In parts here, as nothing in this tree may be
-mistaken for where its own packages come from."""
+"""pip's default index, and the host of its files, which pip never prints. Split here, so that no scan of the source
+tree takes them for the origin of its own packages."""
 _NO_PACKAGE = re.compile(
     r"(?:No matching distribution found for|Could not find a version that satisfies the requirement)"
     r" ([A-Za-z0-9][\w.-]*)"
@@ -48,7 +48,7 @@ _NO_PACKAGE = re.compile(
 _BROKEN = re.compile(
     r"Connection(ResetError| broken| aborted)|IncompleteRead|(Read|Connect)TimeoutError|incomplete-download"
 )
-"""Of pip's and its libraries' complaints: a connection that did not hold."""
+"""Messages of pip and its libraries about an unreliable connection."""
 _DOWNLOADS = re.compile(r"\b(wget|curl)\b")
 _TRACED = 10
 """Last lines among which a download traced by the shell (`set -x`) may be the failed command."""
@@ -148,9 +148,8 @@ def oom_kills() -> int:
 
 
 def needed(step: Step) -> list[str]:
-    """The addresses that a step needed, as its output and its command tell: of each service one, those that it
-    complains of first.
-    """
+    """The addresses that a step needed, according to its output and its command: one per service, and first those of
+    which the output complains."""
     lines = [line[-_LONGEST:] for line in reversed(step.output)]
     complaints = [line for line in lines if _TROUBLE.search(line) and not _ADVICE.search(line)]
     traced = [line for line in lines[:_TRACED] if line.startswith("+") and _DOWNLOADS.search(line)]
@@ -166,16 +165,16 @@ _LONGEST = 4096
 
 
 def _of_pip(lines: Sequence[str]) -> Iterator[str]:
-    """Where pip looked for what it did not find.
+    """Where pip looked for a package that it did not find.
 
-    Of an index that answers 429, 5xx, or resets the connection it says no more than of a package that is not there.
-    It names its indexes only where they are not the default one.
+    If an index answers 429, 5xx, or resets the connection, pip prints the same message as for a missing package. It
+    names its indexes only if they differ from the default one.
     """
     looking = [line for line in lines if line.startswith(LOOKING)]
     package = next((found[1] for line in lines if (found := _NO_PACKAGE.search(line))), "")
     broken = any(map(_BROKEN.search, lines))
     default = [PYPI] * bool(package or broken) + [PYPI_FILES] * broken
-    page = f"{re.sub(r'[-_.]+', '-', package).lower()}/" if package else ""  # as PEP 503 has it
+    page = f"{re.sub(r'[-_.]+', '-', package).lower()}/" if package else ""  # normalized as in PEP 503
     for index in _named(looking) if looking else default:
         yield f"{index.rstrip('/')}/{page}"
 

@@ -31,7 +31,7 @@ from builds.errors import CannotBuild, RepositoryError, RepositoryRefused, Reque
 from builds.repository import Repository, canonical
 
 MAX_BYTES = 4 << 30
-"""Of all objects of an attempt. Objects beyond that are not fetched."""
+"""Bytes of all objects of an attempt. Objects beyond that are not fetched."""
 
 MAX_FILES = 10_000
 """Pointer files of one repository that are processed."""

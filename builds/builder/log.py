@@ -1,10 +1,10 @@
 """The log of an attempt: numbered lines of JSON on stdout, bounded, without secrets.
 
-A line is what a terminal would show of it, with the codes of its colours and no other control character.
+A line contains the text that a terminal would show, with color codes and no other control characters.
 
-A line is `{"n":<int from 1>,"phase":<str|null>,"text":<str>}`, written at once, so that whoever follows the log sees it
-and every reader has the same numbers. A log ends at 8 MiB; then the last lines are kept until the end is known, and
-one line says how many are missing.
+A line is `{"n":<int from 1>,"phase":<str|null>,"text":<str>}`. It is written immediately, so that a client that follows
+the log sees it and every reader has the same numbers. A log ends at 8 MiB. Then the last lines are kept until the end
+is known, and one line gives the number of omitted ones.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Log:
 
 def lines_of(text: str) -> list[str]:
     """A text's lines. Only a newline ends one. With other separators (a lone carriage return, U+2028) a step of a
-    Dockerfile could print text that looks like BuildKit's own lines."""
+    Dockerfile could imitate BuildKit's own lines."""
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
 

@@ -64,13 +64,13 @@ class Idiom(NamedTuple):
     daemon: str
     client: str
     lost: str
-    """The connection to the daemon was lost."""
+    """Forms of errors after the connection to the daemon was lost."""
     helper: str
-    """A credential helper failed."""
+    """Forms of errors of a credential helper."""
     missing: str
-    """Of repo2docker's complaints: the client is missing."""
+    """Forms of repo2docker's message if the client is missing."""
     unready: str = r"(?!)"
-    """The daemon's configuration is incomplete."""
+    """Forms of errors if the daemon's configuration is incomplete."""
 
 
 DOCKER = Idiom(
@@ -127,7 +127,7 @@ class Evidence(NamedTuple):
     """The findings of the probes after the failure."""
 
     daemon: str = ""
-    """Why the daemon does not answer, or is not the one that the build began with."""
+    """Why the daemon does not answer, or differs from the one at the start of the build."""
     disk_full: bool = False
     out_of_memory: bool = False
     """Whether the kernel killed a process for lack of memory during the build."""
@@ -377,7 +377,7 @@ _EXCEPTION = re.compile(r"(\w+\.)*\w+(Error|Exception): ")
 def telling(output: Sequence[str]) -> str:
     """The line of a step's output that explains its failure, or else its last meaningful line.
 
-    A Python exception is followed by its place.
+    If that line is a Python exception, its place is appended.
     """
     lines = [line.strip() for line in output if not _NOISE.search(line.strip())]
     reasons = [line for line in lines if not _SUMMARY.search(line)]

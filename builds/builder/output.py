@@ -1,4 +1,4 @@
-"""What a step of a build has printed, as far as its failure may need it."""
+"""The output of a build's step, reduced to the lines that may explain a failure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ KEPT = 100
 """Last lines of each step's output."""
 
 LOOKING = "Looking in "
-"""How the lines begin in which pip names its indexes and links, before all others:
+"""The beginning of the lines in which pip names its indexes and links, before all others:
 https://pip.pypa.io/en/stable/cli/pip_install/#finding-packages"""
 
 
 class Output:
-    """The last lines, and of those before them the ones in which pip last named its indexes and links."""
+    """The last lines, and the earlier ones in which pip last named its indexes and links."""
 
     def __init__(self) -> None:
         self._looking: deque[str] = deque(maxlen=2)

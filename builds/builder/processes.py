@@ -1,8 +1,8 @@
 """The builder's child processes, and how all of them end.
 
-Tools leave children behind when they are stopped (`docker buildx` does). So the processes of an attempt are identified
-by the session, which every child inherits and no tool leaves. SIGTERM and the time limit arrive as exceptions in the
-main thread, in any blocking call.
+Tools leave children behind when they are stopped (`docker buildx` does). So the session, which every child inherits and
+no tool leaves, identifies the processes of an attempt. SIGTERM and the time limit arrive as exceptions in the main
+thread, in any blocking call.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ KILL_AFTER = 4.0
 
 
 class Stopped(BaseException):
-    """The attempt has to end now. It derives from BaseException, so that handlers of Exception do not catch it."""
+    """The attempt must end now. It derives from BaseException, so that handlers of Exception do not catch it."""
 
 
 class Cancelled(Stopped):
-    """By SIGTERM."""
+    """Raised on SIGTERM."""
 
 
 class TimedOut(Stopped):
-    """By the time limit."""
+    """Raised at the time limit."""
 
 
 def own_session() -> bool:
@@ -41,7 +41,8 @@ def own_session() -> bool:
 
 
 def listen() -> None:
-    """From now on SIGTERM (or SIGINT) raises Cancelled, and the time limit TimedOut: whichever comes first, once."""
+    """From now on SIGTERM (or SIGINT) raises Cancelled, and the time limit TimedOut. Only the first of them raises,
+    once."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, _stop)
 
@@ -100,7 +101,7 @@ def _send(pids: list[int], number: int) -> None:
 
 
 def _reap() -> None:
-    """If the builder is process 1 of a container, orphans become its children."""
+    """Reaps ended children. If the builder is process 1 of a container, orphans become its children."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

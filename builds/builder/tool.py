@@ -46,10 +46,10 @@ OTHER_FRONTEND = re.compile(
 )
 """Matches a Dockerfile that selects another BuildKit frontend than Docker's own.
 
-A frontend is a program that decides what is done, including which cache mounts are used. Only Docker's own puts a
-repository's namespace before their names. (Its versions of before 2019 put only `/` in front, which begins no
-namespace.) The forms are those of BuildKit's `DetectSyntax` (`frontend/dockerfile/parser/directives.go`, v0.8 to
-v0.24): after `#` or `//`, or in a file of JSON. Any line of the first comments counts, so that no version finds more.
+A frontend is a program that decides what is done, including which cache mounts are used. Only Docker's own prefixes
+their names with a repository's namespace. (Its versions from before 2019 prefix only `/`, which begins no namespace.)
+The forms are those of BuildKit's `DetectSyntax` (`frontend/dockerfile/parser/directives.go`, v0.8 to v0.24): after `#`
+or `//`, or in a JSON file. Any line of the first comments counts, so that no version finds more.
 """
 
 CONFIG = """\
@@ -212,20 +212,25 @@ if APPENDIX:
 if FOLDER:
     c.Repo2Docker.target_repo_dir = FOLDER
 """
-"""The other providers ask hosts of their own about every address, before they say that it is not theirs. And the tool
-reads its files (`READ`), and takes the folder to build, on this machine and wherever a link leads: to our secrets. What
-the tool itself fetches goes through the guard; docker, which it starts, has the environment that Kiln was started with.
+"""repo2docker's configuration file.
 
-A clone has what branches and tags lead to. Another commit (of a pull request, or of a branch that was moved since) is
-fetched by itself, or from a host that gives none by itself by one of the refs that have led to it (`REFS`).
+Only Git repositories are accepted, because the other content providers query hosts of their own about every address
+before they reject it. The tool reads its files (`READ`) and the folder to build on this machine, and follows links,
+which could lead to Kiln's secrets. So links out of the repository are refused. The tool's own requests go through the
+guard; docker, which it starts, has the environment that Kiln was started with.
 
-What repo2docker's entrypoint cannot run (`start`) would be found by whoever starts a server, and by nobody before.
+A clone contains the commits of branches and tags. Another commit (of a pull request, or of a branch that has moved
+since) is fetched by its ID. If the host refuses that, it is fetched by one of the refs that have led to it (`REFS`).
 
-An error is told with its class, which is not in its text: the text may quote the repository. It begins with the name of
-the file of the repository that was being read, which parsers of TOML do not know. Git's index and logs hold
-times. Without them, checkouts of a commit are equal, and the daemon finds again what follows their copy.
+A script that repo2docker's entrypoint cannot run (`start`) is refused. Otherwise the first user to start a server would
+discover the fault.
 
-`Engine` is the daemon's (`builds.builder.daemons`), and comes before."""
+An error is reported with its class as a separate field, because the text may quote the repository. The text begins with
+the name of the repository's file that was being read, which TOML parsers do not know. Git's index and logs contain
+times. Without them, checkouts of a commit are equal, and the daemon reuses the layers after the copy.
+
+`Engine` is defined before this text, by the daemon (`builds.builder.daemons`).
+"""
 
 READ = (
     *(".containerignore", ".dockerignore", "DESCRIPTION", "Dockerfile", "Dockerfile.dockerignore", "JuliaProject.toml"),
@@ -233,8 +238,8 @@ READ = (
     *("environment.yml", "install.R", "postBuild", "pyproject.toml", "requirements.txt", "requirements3.txt"),
     *("runtime.txt", "setup.py", "start"),
 )
-"""Files that repo2docker or buildx read on this machine: of a folder, and of `binder` or `.binder` in it. All other
-files go to the daemon unchanged, a link as a link."""
+"""Files that repo2docker or buildx read on this machine, in a folder, and in its `binder` or `.binder`. All other files
+go to the daemon unchanged, a link as a link."""
 
 _LAYER = re.compile(r"([0-9a-f]{12}): (\w.*)")
 """A line of `docker push` about one layer."""
@@ -425,9 +430,9 @@ def command(
 ) -> list[str]:
     """The command line that builds the commit as `image` (with its tag), and pushes it.
 
-    `outside` are the variables that docker has otherwise than the tool; `None` is not set. `engine` as in `Daemon`.
-    `refs` and `apart` as in `Spec`. With `cache_from` the image gets cache metadata, and the build reuses the layers of
-    these images. The request's build arguments override those of `options`.
+    `outside` contains the variables whose values for docker differ from the tool's; `None` means unset. `engine` is as
+    in `Daemon`. `refs` and `apart` are as in `Spec`. With `cache_from` the image gets cache metadata, and the build
+    reuses the layers of these images. The request's build arguments override those of `options`.
     """
     whose = request.repository if apart is None else f"{request.repository} {apart}"  # no repository's URL has a space
     namespace = hashlib.sha256(whose.encode()).hexdigest()

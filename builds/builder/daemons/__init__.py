@@ -25,7 +25,7 @@ PROBE_TIMEOUT = 60.0
 
 
 class Findings(NamedTuple):
-    """What a daemon's client has reported of a build so far; the fields are those of `Account`."""
+    """A daemon's reports about a build so far; the fields are those of `Account`."""
 
     error: str = ""
     step: Step | None = None
@@ -58,7 +58,8 @@ class DaemonWatch(Protocol):
         """Notes that the build has succeeded."""
 
     def close(self) -> None:
-        """The build or its client has ended, or is about to: from now on, nothing of it may run in the daemon."""
+        """The build or its client has ended, or is about to. From now on, nothing of the build may run in the
+        daemon."""
 
 
 class Daemon(ABC):

@@ -14,14 +14,15 @@ from builds.clients.registry import Manifest
 
 
 class DaemonImages:
-    """Those of one daemon. What stands for a manifest's digest is the image's ID."""
+    """The images of one daemon. The image's ID takes the place of a manifest's digest."""
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
     @classmethod
     def of(cls, around: Surroundings) -> DaemonImages:
-        """Of the daemon of these surroundings, asked as this user: nothing here needs a registry's credential."""
+        """The images of the daemon in these surroundings, with this user's access: no method needs a registry's
+        credential."""
         return cls(connect(around, None, Path()))
 
     def manifest(self, image: str, reference: str) -> Manifest | None:
@@ -44,7 +45,7 @@ class DaemonImages:
             return False
 
     def _inspected(self, image: str, reference: str) -> Mapping[str, Any] | None:
-        """Raises RegistryUnreachable where the daemon does not answer."""
+        """Raises RegistryUnreachable if the daemon does not answer."""
         try:
             found = self._daemon.inspected(_name(image, reference))
             trouble = None if found else self._daemon.trouble()
@@ -57,10 +58,10 @@ class DaemonImages:
 
 
 def _name(image: str, reference: str) -> str:
-    """An ID names an image by itself."""
+    """The name for the daemon: an ID names an image without its repository."""
     return reference if reference.startswith("sha256:") else f"{image}:{reference}"
 
 
 def _id(found: Mapping[str, Any]) -> str:
-    """Podman leaves out the algorithm."""
+    """The ID with its algorithm, which Podman omits."""
     return f"sha256:{found['Id'].removeprefix('sha256:')}"

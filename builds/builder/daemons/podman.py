@@ -5,7 +5,7 @@ output only, the final error standard error only.
 
 A service continues a step after its client has gone (https://github.com/containers/podman/issues/28502). So a guard
 runs beside each build: a container, started by the service itself, that sees the service's processes. It kills the
-processes in the build's control group as soon as the builder closes the guard's standard input, or dies.
+processes in the build's control group as soon as the guard's standard input is closed, by the builder or by its end.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Podman(Daemon):
         super().__init__(_variables(around, config, copy))
         self.program = podman_client()
         self._insecure = around.insecure_registries
-        self._group = f"kiln-{uuid.uuid4().hex}.slice"  # as systemd wants a name, where it is the one who makes groups
+        self._group = f"kiln-{uuid.uuid4().hex}.slice"  # systemd's form of a name, if it manages the groups
 
     @property
     def engine(self) -> str:
@@ -147,7 +147,7 @@ class Podman(Daemon):
 
 
 class _Guard:
-    """The container that ends a build's processes. Raises Failure if it cannot be started."""
+    """The container that kills a build's processes. Raises Failure if it cannot be started."""
 
     def __init__(self, daemon: Podman, group: str) -> None:
         options = ["--rm", "--interactive", "--sig-proxy=false", "--network=none", "--pid=host", "--privileged"]
@@ -203,7 +203,7 @@ class _Line(msgspec.Struct, frozen=True):
 class Steps:
     """The parser for `podman build`, each line with its stream.
 
-    Only standard error counts as evidence. On standard output, a line that looks like a step's title may come from the
+    Only standard error counts as evidence. On standard output, a line in the form of a step's title may come from the
     previous step, so it is used for quotation only.
     """
 
