@@ -29,7 +29,7 @@ from builds.errors import Malformed
 
 MAX_ARGUMENTS = 50
 MAX_BYTES = 32 * 1024
-"""Of all names and values together, as JSON, because a record and each item of a list are limited in size."""
+"""Bytes of all names and values together, as JSON, because a record and each item of a list are limited in size."""
 MAX_VALUE = 4096
 """Characters of a name or of a value."""
 

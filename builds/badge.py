@@ -18,7 +18,7 @@ class Standing(StrEnum):
     FAILED = "failed"
     RUNNING = "running"
     QUEUED = "queued"
-    UNKNOWN = "unknown"  # nothing was built, or nothing that everybody may see
+    UNKNOWN = "unknown"  # no build exists, or none is public
 
 
 def standing(builds: Iterable[Build], ref: str | None) -> Standing:

@@ -28,11 +28,13 @@ Time = Annotated[datetime, msgspec.Meta(tz=True)]
 """A record with a naive time is invalid: such a time could not be compared with any other."""
 
 LOCAL_IMAGES = "localhost/"
-"""How the names of images begin that stay where they were built. Without a port `localhost` is no registry's address;
-Podman names its own images so (https://docs.podman.io/en/v5.4.2/markdown/podman-build.1.html, `--tag`)."""
+"""The beginning of the names of images that stay where they were built. Without a port `localhost` is not a registry's
+address. Podman names its own images this way (https://docs.podman.io/en/v5.4.2/markdown/podman-build.1.html,
+`--tag`)."""
 
 MAX_OUTBOX = 50
-"""Events of one build that may wait for a sink, each stored whole. Further requests get 429 and may try again later."""
+"""Events of one build that may wait for a sink, each stored whole. Further requests get 429 and may be repeated
+later."""
 
 MAX_SENTENCE = 1024
 """Bytes, as JSON, of each sentence in a record, and of other outside text that has no limit of its own."""
@@ -341,7 +343,7 @@ class BuildStatus(msgspec.Struct, frozen=True, kw_only=True):
     """0: no controller has seen the build yet."""
     attempt: int = 1
     attempts: tuple[Attempt, ...] = ()
-    """Of all rounds, oldest first; bounded by `MAX_ATTEMPTS_KEPT`."""
+    """Attempts of all rounds, oldest first; bounded by `MAX_ATTEMPTS_KEPT`."""
     round_began_with: int = 1
     """The number of the round's first attempt."""
     image: Image | None = None
@@ -420,7 +422,8 @@ class Build(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reopened(self) -> bool:
-        """Ended, and requested again in a way that needs a new attempt. From that moment it counts as queued."""
+        """Whether the build has ended and was requested again in a way that needs a new attempt. It then counts as
+        queued."""
         if not self.status.state.ended:
             return False
         return any(cause.force or self.status.state is not State.SUCCEEDED for cause in self.unanswered)
@@ -457,7 +460,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     why: str | None = None
     """Why it is not ready, in a sentence."""
     disk: Disk | None = None
-    """`None` where nobody here can see it."""
+    """`None` if Kiln cannot inspect it."""
 
 
 class Phase(StrEnum):

@@ -23,7 +23,8 @@ from builds.repository import HostKind, canonical
 
 
 class RegistryConfirmer:
-    """`store` makes a client for an image: one is for one thread at a time, and this may be called from several."""
+    """`store` makes a client for an image. A client serves one thread at a time; this class may be called from
+    several."""
 
     def __init__(
         self, *, store: Callable[[str], ImageStore], resolver: Resolver, hosts: Mapping[str, HostKind] | None = None
@@ -66,7 +67,7 @@ class RegistryConfirmer:
         return self._tagged(store, build, image, build.causes)
 
     def _tagged(self, store: ImageStore, build: Build, image: Image, causes: Sequence[Cause]) -> Image:
-        """The image with the tags that these causes want as well, as far as they may be set."""
+        """The image with the tags that these causes request, as far as they may be set."""
         for cause in causes:
             if {*cause.tags} - {*image.tags} and self._is_current(build, cause):
                 image = with_tags(store, image, cause.tags)

@@ -41,7 +41,7 @@ class PublicKey:
     @classmethod
     def read(cls, pem: bytes) -> PublicKey:
         """Reads PEM, as in `cosign.pub`. Raises ProvenanceError."""
-        from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415  # 30 ms, and only where there are keys
+        from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415  # 30 ms, only for keys
         from cryptography.hazmat.primitives.serialization import load_pem_public_key  # noqa: PLC0415
 
         try:

@@ -125,7 +125,7 @@ class Intake:
         self._lookups = lookups or _Unlimited()
 
     def asking(self, resolver: Resolver) -> Intake:
-        """Return an intake with the same policy that resolves refs with `resolver`, for everybody."""
+        """Return an intake with the same policy that resolves refs with `resolver` for all requesters."""
         other = copy.copy(self)
         other._resolver = other._entitled = resolver
         other._lookups = _Unlimited()
@@ -203,11 +203,11 @@ class Intake:
         trace: Trace | None = None,
         hops_left: int | None = None,
     ) -> Submission:
-        """The value for `Records.accept`. `groups` are the requester's; the other arguments are of the event, as in
+        """The value for `Records.accept`. `groups` are the requester's; the other arguments belong to the event, as in
         `builds.build.Cause`.
 
-        A requester who neither `chooses` nor comes by a trigger may say what to build, but not how: image, tags and
-        build arguments are refused, and `force` is ignored.
+        A requester who neither `chooses` nor comes by a trigger may decide which commit to build, but not how. Image,
+        tags and build arguments are refused, and `force` is ignored.
 
         Raises any RequestError of `builds.errors`. Looks up the ref only if the event names no commit, or if the
         requester still has to prove access at the host.
@@ -262,8 +262,8 @@ class Intake:
     def again(self, build: Build, *, chooses: bool) -> list[RequestedBuild]:
         """The requested builds that repeat a build: the same image of the same commit.
 
-        Each ref of its causes gives one `RequestedBuild`, because a tag belongs to its ref. Tags are left out for
-        those who may not choose them: the build is the same without. Raises RepositoryError.
+        Each ref of its causes gives one `RequestedBuild`, because a tag belongs to its ref. Tags are omitted for
+        requesters who may not choose them; the image is the same without. Raises RepositoryError.
         """
         request = build.request
         image = None if request.image == self._images.own(self.repository(request.clone_url)) else request.image

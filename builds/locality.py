@@ -1,6 +1,6 @@
-"""Cache locality: the nodes and images that have the layers of a repository, as far as records tell. Pure.
+"""Cache locality: the nodes and images that have the layers of a repository, according to the records. Pure.
 
-A node keeps the layers of its builds, and a registry those of pushed images. The memory is bounded and only a hint: a
+A node keeps the layers of its builds, and a registry those of pushed images. The memory is bounded and only a hint. A
 build on a node without the layers, or with images that lack them, takes longer, and gives the same image.
 """
 
@@ -16,12 +16,12 @@ from builds.build import Build, State
 
 MAX_REPOSITORIES = 1000
 MAX_SUCCESSES = 10
-"""The latest ones of one repository."""
+"""The latest successes of one repository."""
 MAX_IMAGES = 2
 """Images that a build may reuse: BuildKit first queries the registry for each of them."""
 LAYERS_KEPT = timedelta(hours=1)
-"""How long a node is assumed to have the layers of its builds; afterwards its cache may have been cleaned. Images given
-in vain cost a few requests, images not given cost the build time of their layers."""
+"""How long a node is assumed to have the layers of its builds; afterwards its cache may have been cleaned. A
+superfluous image costs a few requests, a missing image costs the build time of its layers."""
 
 
 class Success(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,16 +92,24 @@ class Locality:
         self._successes = successes
 
     def distance(self, build: Build) -> Callable[[str], int]:
-        """The distance of each node, lower is better: 0 for the node of the ref's last build, 1 for a node with another
-        build of the repository, 2 for a node with any build and so most base images, 3 for other nodes."""
+        """The distance of each node; lower is better.
+
+        - 0: the node of the ref's last build
+        - 1: a node with another build of the repository
+        - 2: a node with any build, and so with most base images
+        - 3: other nodes
+        """
         mine, refs = self._successes.get(build.request.repository, ()), _refs(build)
         nodes = {one.node for one in mine}
         last = next((one.node for one in mine if one.refs & refs), mine[0].node if mine else None)
         return lambda node: 0 if node == last else 1 if node in nodes else 2 if node in self._used else 3
 
     def images(self, build: Build, node: str | None, now: datetime) -> tuple[str, ...]:
-        """Digests of images whose layers a build on that node may reuse: the last of the same ref, then of the default
-        branch, then of any; none where the node has the layers of the best of them."""
+        """Digests of images whose layers a build on that node may reuse.
+
+        The order is the last image of the same ref, then of the default branch, then of any ref. None are needed if the
+        node has the layers of the best of them.
+        """
         found = list(self._candidates(build))
         if found and found[0].node == node is not None and timedelta() <= now - found[0].at < LAYERS_KEPT:
             return ()
@@ -112,7 +120,7 @@ class Locality:
         return frozenset(one.node for each in self._successes.values() for one in each)
 
     def _candidates(self, build: Build) -> Iterator[Success]:
-        """The best first, some of them twice. A fork's image is for builds of that same request alone."""
+        """The candidates, best first, some of them twice. Only builds of the same request may use a fork's image."""
         apart = build.apart(build.unanswered)
         request, refs = build.request, _refs(build)
         mine = [one for one in self._successes.get(request.repository, ()) if one.image == request.image]

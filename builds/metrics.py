@@ -31,7 +31,7 @@ DEAD_LETTERS = Counter(
     "kiln_dead_letters",
     "Events that a sink refused permanently, did not accept in time, or lacked when the record was deleted.",
 )
-"""Each is also logged, with its event id and sink."""
+"""Each failure is also logged, with its event id and sink."""
 SYNC_RUNS = Counter("kiln_sync_looks", "Rounds over listed repositories, by outcome.", ["outcome"])
 SYNC_ASKED = Counter("kiln_sync_asked", "Builds that synchronisation requested because a webhook was missing.")
 SYNC_FAILING = Gauge("kiln_sync_failing", "Polled repositories whose last round failed.")

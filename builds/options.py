@@ -18,7 +18,7 @@ from builds.build import fingerprint
 from builds.errors import Malformed
 
 MAX_APPENDIX = 16 * 1024
-"""Characters: a build's pod carries them in an annotation."""
+"""Characters; an annotation of a build's pod contains them."""
 
 BuildPack = Literal["dockerfile", "julia", "nix", "r", "conda", "pipfile", "python"]
 
@@ -40,7 +40,7 @@ _FOLDER = re.compile(r"(?:/[\w.-]+)+")
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """`None` and empty values stand for repo2docker's defaults."""
+    """repo2docker's options. `None` and empty values stand for its defaults."""
 
     base_image: str | None = None
     """The base image of all build packs but `dockerfile`."""

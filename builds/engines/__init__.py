@@ -150,8 +150,8 @@ class Engine(Records, Protocol):
     def observe(self, in_flight: Collection[str] = ()) -> World:
         """The present state of the world. Raises Unavailable.
 
-        `in_flight` names builds with another call of this process in progress. Their attempts are not observed, and the
-        deletion of such a record is reported by a later call.
+        `in_flight` names builds with another call of this process in progress. Their attempts are not observed, and a
+        later call reports the deletion of such a record.
         """
 
     def write(self, build: Build) -> Build:

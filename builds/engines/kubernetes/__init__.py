@@ -1,15 +1,15 @@
 """The engine of a cluster: records in ConfigMaps, attempts as Jobs beside the Docker daemons of a DaemonSet.
 
-    store                     web's half: create, get, list and patch records
-    engine                    the controller's half: watches, Jobs, the Lease
-    records, jobs, sightings  a build as a ConfigMap, an attempt as a Job, what pods and Events say: pure
-    sessions                  the signed-out sessions of the pages
-    logs, archive             the logs of pods, and where they stay
-    shared, circuit           single flight, write coalescing and the circuit breaker of web's calls
-    api, watch, lease         the Kubernetes API
+- `store`: web's half, which creates, gets, lists and patches records
+- `engine`: the controller's half with its watches, the Jobs and the Lease
+- `records`, `jobs`, `sightings`: a build as a ConfigMap, an attempt as a Job, and the state of pods and Events; pure
+- `sessions`: the signed-out sessions of the pages
+- `logs`, `archive`: the logs of pods, and their storage
+- `shared`, `circuit`: single flight, write coalescing and the circuit breaker of web's calls
+- `api`, `watch`, `lease`: the Kubernetes API
 
-Web and controller meet only in the records. The holder of the Lease acts on them. Nothing here needs more than a
-namespace: no object of the cluster is read or made.
+Web and controller share only the records. The holder of the Lease acts on them. The engine needs access to one
+namespace only: it neither reads nor creates cluster-scoped objects.
 """
 
 from builds.engines.kubernetes.circuit import Circuit

@@ -1,12 +1,13 @@
-"""A build as a ConfigMap, and back: pure.
+"""Converts a build to a ConfigMap, and back. Pure.
 
-    metadata.labels        what selects: state, repository (hashed), open
-    metadata.annotations   `kiln.dev/summary`: the build as a list shows it, so that lists need no data
-    data.record            the build, whole but for its outbox
-    binaryData.outbox      events that wait for a sink, compressed: fifty nearly equal ones take the room of one
+- `metadata.labels`: the values of selectors, which are state, repository (hashed) and open
+- `metadata.annotations`: `kiln.dev/summary`, the build as in a list, so that lists need no data
+- `data.record`: the complete build without its outbox
+- `binaryData.outbox`: the events that wait for a sink, compressed, because fifty similar ones take the space of one
 
-The uid is the ConfigMap's own, and so is the revision (`resourceVersion`): both are known only once it has been stored.
-A ConfigMap holds 1 MiB and its annotations 256 KiB; what could grow is bounded where it is made (`builds.build.MAX_…`).
+Kubernetes assigns the uid and the revision (`resourceVersion`), so both are known only after the build has been stored.
+A ConfigMap is limited to 1 MiB and its annotations to 256 KiB. Values that could grow are bounded where they are
+created (`builds.build.MAX_…`).
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ LABEL_OPEN = "kiln.dev/open"
 SUMMARY = "kiln.dev/summary"
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-"""Of a record, as `builds.build.build_name` makes it."""
+"""The form of a record's name, as `builds.build.build_name` makes it."""
 
 UNPACKED = 64 << 20
-"""Bytes that an outbox, and reading it, may take in memory."""
+"""Bytes of memory that an outbox, and its decompression, may take."""
 
 WINDOW = 1 << 20
-"""Bytes that a compressed outbox looks back, at most: so far that two of the largest events are in sight."""
+"""Maximum bytes of the compressor's window: enough for two of the largest events."""
 LEAST_WINDOW = 4 << 10
-"""https://tukaani.org/xz/xz-file-format.txt: the smallest dictionary of LZMA2."""
+"""The smallest dictionary of LZMA2, https://tukaani.org/xz/xz-file-format.txt."""
 
 Manifest = Mapping[str, Any]
 """A Kubernetes object as plain JSON values."""
@@ -54,7 +55,8 @@ class Unreadable(Unavailable):
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """The owner of objects: several releases share a namespace, or a node, and must never see each other's."""
+    """The owner of objects. Several releases may share a namespace, or a node, and must never see each other's
+    objects."""
 
     name: str
 
@@ -76,13 +78,13 @@ class _Made(msgspec.Struct):
 
 
 class _Versioned(msgspec.Struct):
-    """All that may be assumed of a record before its version is known."""
+    """The only field that may be assumed before a record's version is known."""
 
     version: int
 
 
 def manifest(build: Build, release: Release, owner: Manifest | None) -> dict[str, Any]:
-    """The ConfigMap to create. `owner` is the ConfigMap with which all of the release goes away."""
+    """The ConfigMap to create. `owner` is the ConfigMap whose deletion removes the whole release."""
     changes = patch(build)
     owners = [] if owner is None else [owner_reference(owner, "v1", "ConfigMap")]
     labels = {name: value for name, value in changes["metadata"]["labels"].items() if value is not None}
@@ -101,7 +103,7 @@ def manifest(build: Build, release: Release, owner: Manifest | None) -> dict[str
 
 
 def patch(build: Build) -> dict[str, Any]:
-    """The merge patch (RFC 7386) that makes the stored record this one, if it is still of this one's revision."""
+    """The merge patch (RFC 7386) that replaces the stored record, if the revision is still the same."""
     outbox = build.status.outbox
     return {
         "metadata": {
@@ -133,12 +135,13 @@ def build_of(stored: Manifest) -> Build:
 
 
 def summary_of(metadata: Manifest) -> Build:
-    """The build as a list shows it, from the object's metadata alone. Raises Unreadable."""
+    """The build as in a list, from the object's metadata alone. Raises Unreadable."""
     return _decoded(metadata, (metadata.get("annotations") or {}).get(SUMMARY, ""))
 
 
 def made_at(metadata: Manifest) -> datetime:
-    """When the build was asked for, from its metadata, at a fifth of the price. Raises Unreadable."""
+    """The time of the build's first request, from its metadata, at a fifth of the cost of `summary_of`. Raises
+    Unreadable."""
     try:
         return msgspec.json.decode(metadata["annotations"][SUMMARY], type=_Made).created_at
     except (KeyError, TypeError, *UNREADABLE) as error:
@@ -146,23 +149,23 @@ def made_at(metadata: Manifest) -> datetime:
 
 
 def owner_reference(owner: Manifest, api_version: str, kind: str) -> dict[str, Any]:
-    """https://kubernetes.io/docs/concepts/overview/working-with-objects/owners-dependents/"""
+    """The owner reference, https://kubernetes.io/docs/concepts/overview/working-with-objects/owners-dependents/."""
     metadata = owner["metadata"]
     return {"apiVersion": api_version, "kind": kind, "name": metadata["name"], "uid": metadata["uid"]}
 
 
 def selector(labels: Mapping[str, str]) -> str:
-    """Labels as lists and watches are asked for them."""
+    """Labels as the selector of a list or watch."""
     return ",".join(f"{name}={value}" for name, value in labels.items())
 
 
 def hashed(repository: str) -> str:
-    """A URL as the value of a label, which holds neither its characters nor its length."""
+    """A URL as a label's value, which allows neither its characters nor its length."""
     return hashlib.sha256(repository.encode()).hexdigest()[:40]
 
 
 def _summary(build: Build) -> Build:
-    """Without what a list does not show; the deliveries that wait are kept, their events are not."""
+    """The build without the fields that a list does not show. Pending deliveries remain, their events do not."""
     status = build.status
     waiting = (delivery for announcement in status.outbox for delivery in announcement.deliveries)
     shown = (*status.deliveries, *waiting)[-MAX_DELIVERIES_SHOWN:]
@@ -186,7 +189,8 @@ def _encoded(build: Build) -> str:
 
 
 def _packed(outbox: tuple[Announcement, ...]) -> str:
-    """With a window no larger than the content: to set up one of a megabyte takes longer than to write the record."""
+    """The compressed outbox. The window is no larger than the content: setting up a megabyte takes longer than the
+    write."""
     content = msgspec.json.encode(outbox)
     window = min(max(len(content), LEAST_WINDOW), WINDOW)
     packing = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": window}]
@@ -194,7 +198,8 @@ def _packed(outbox: tuple[Announcement, ...]) -> str:
 
 
 def _unpacked(packed: str) -> bytes:
-    """Raises LZMAError, EOFError, ValueError. A megabyte could unpack to more than a process may have."""
+    """Raises LZMAError, EOFError, ValueError. The limit is needed because a megabyte could decompress to more than the
+    memory."""
     decompressor = lzma.LZMADecompressor(memlimit=UNPACKED)
     content = decompressor.decompress(base64.b64decode(packed), UNPACKED)
     if not decompressor.eof:

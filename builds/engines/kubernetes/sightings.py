@@ -1,8 +1,9 @@
-"""What pods, Jobs and Events say of an attempt or a node: pure readings of Kubernetes' objects.
+"""Reads the state of an attempt or a node from pods, Jobs and Events. Pure.
 
-An end is read from the Pod: the Job says so seconds later, and not why. Why something does not begin is said in three
-places: a pod's conditions (no node takes it), its container's state (the image), and only in Events where a volume
-cannot be mounted, or where the pod is refused and does not exist at all.
+The end of an attempt is read from the Pod: the Job reports it seconds later, and without the reason. Kubernetes reports
+the obstacles to a start in three places. A pod's conditions report that no node fits, and its container's state reports
+problems with the image. Only Events report a volume that cannot be mounted, or a pod that was refused and does not
+exist.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from builds.engines.kubernetes.jobs import CONTAINER, LABEL_ATTEMPT, LABEL_BUILD
 from builds.engines.kubernetes.records import Manifest
 
 LABEL_DAEMON = "kiln.dev/daemon"
-"""Of a daemon's pod: which kind it is, if it is not Docker's."""
+"""The label of a daemon's pod: its kind, unless it is Docker's."""
 BEING_MADE = "Its pod is being made."
 
 PRIVILEGED = "pod-security.kubernetes.io/enforce=privileged"
-"""Because of the folder of the node that a build pod mounts."""
+"""The required policy, because a build pod mounts a folder of its node."""
 GONE_AFTER = timedelta(seconds=30)
-"""Past the time at which a pod that is deleted, or evicted, should have ended: then its node will not say any more."""
+"""The time after which a deleted or evicted pod should have ended. Its node will not report anything after that."""
 
 
 def attempt_of(pod: Manifest) -> tuple[str, int] | None:
@@ -43,12 +44,12 @@ def terminal(pod: Manifest) -> bool:
 
 
 def began(pod: Manifest) -> bool:
-    """Whether its builder has run: then there is a log, and perhaps a result, to lose."""
+    """Whether its builder has run. It then has a log, and perhaps a result, that could be lost."""
     return any(state in _state(pod) for state in ("running", "terminated"))
 
 
 def of_pod(build: Build, number: int, pod: Manifest, events: Iterable[Manifest], now: datetime) -> Sighting:
-    """What is seen of an attempt that has a pod."""
+    """The sighting of an attempt that has a pod."""
     state = _state(pod)
     run = state.get("running") or state.get("terminated") or {}
     seen = Sighting(
@@ -71,7 +72,7 @@ def of_pod(build: Build, number: int, pod: Manifest, events: Iterable[Manifest],
 
 
 def of_job(build: Build, number: int, job: Manifest, events: Iterable[Manifest], *, started: bool) -> Sighting:
-    """What is seen of an attempt that has a Job and no pod."""
+    """The sighting of an attempt that has a Job and no pod."""
     seen = Sighting(build=build.name, attempt=number, phase=Phase.PENDING)
     status = job.get("status", {})
     over = [one for one in status.get("conditions", []) if one["type"] in ("Failed", "Complete") and _true(one)]
@@ -86,7 +87,7 @@ def of_job(build: Build, number: int, job: Manifest, events: Iterable[Manifest],
 
 
 def had_pod(job: Manifest) -> bool:
-    """Whether the Job's status tells of any pod, that there is or was."""
+    """Whether the Job's status counts a pod, present or past."""
     status = job.get("status", {})
     told = ("active", "succeeded", "failed", "terminating", "conditions")
     return any(status.get(name) for name in told) or any((status.get("uncountedTerminatedPods") or {}).values())
@@ -101,7 +102,7 @@ def _refusal(message: str) -> str:
 
 
 def nodes_of(daemons: Iterable[Manifest]) -> tuple[Node, ...]:
-    """The nodes on which a daemon of this release is placed, with the best of what its pods there say."""
+    """The nodes that run a daemon of this release. If a node has several pods, the best state counts."""
     found: dict[str, Node] = {}
     for pod in daemons:
         name = pod["spec"].get("nodeName")
@@ -114,7 +115,7 @@ def nodes_of(daemons: Iterable[Manifest]) -> tuple[Node, ...]:
 
 
 def moment(text: str | None) -> datetime | None:
-    """RFC 3339, as Kubernetes writes it."""
+    """Parses RFC 3339 in Kubernetes' form."""
     return None if text is None else datetime.fromisoformat(text)
 
 
@@ -141,7 +142,7 @@ _REFUSED_BY_NODE = {
     *("Evicted", "NodeAffinity", "NodeLost", "NodeShutdown", "Terminated", "UnexpectedAdmissionError"),
     *("OutOfcpu", "OutOfmemory", "OutOfpods", "OutOfephemeral-storage"),
 }
-"""`status.reason` of a pod that the kubelet would not run, or not any longer."""
+"""`status.reason` of a pod that the kubelet refused or ended."""
 
 
 def _last_words(terminated: dict[str, Any]) -> str | None:
@@ -153,7 +154,7 @@ def _last_words(terminated: dict[str, Any]) -> str | None:
 
 
 def _result(message: str | None) -> Result | None:
-    """What the builder said at its end; `None` where it said nothing that can be understood."""
+    """The builder's result; `None` if it is missing or invalid."""
     if not message:
         return None
     try:
@@ -164,13 +165,13 @@ def _result(message: str | None) -> Result | None:
 
 
 def _log_tail(message: str | None) -> str:
-    """The end of the log, which the kubelet has put in the place of a result that was not written."""
+    """The end of the log, which the kubelet stores in place of a missing result."""
     lines = BytesIO(f"{message or ''}\n".encode())
     return "\n".join(line.text for line in logfile.lines(lines, attempt=0, after=0))
 
 
 def _taken_away(pod: Manifest, now: datetime) -> str | None:
-    """Why a pod that has not ended never will, as far as anybody can know; `None` while it may."""
+    """Why a pod that has not ended never will, as far as its state tells; `None` while it may."""
     disrupted = _condition(pod, "DisruptionTarget")
     since = moment(disrupted.get("lastTransitionTime")) if disrupted else None
     deleted = moment(pod["metadata"].get("deletionTimestamp"))
@@ -239,7 +240,7 @@ def _getting_ready(pod: Manifest) -> str:
 
 
 def _not_ready(pod: Manifest) -> str | None:
-    """Why builds cannot be placed beside this daemon; `None` where they can."""
+    """Why builds cannot be placed beside this daemon; `None` if they can."""
     name = pod["metadata"]["name"]
     daemon = DAEMON_NAMES[pod["metadata"].get("labels", {}).get(LABEL_DAEMON, "docker")]
     if pod["metadata"].get("deletionTimestamp"):
@@ -258,7 +259,7 @@ def _not_ready(pod: Manifest) -> str | None:
 
 
 def _state(pod: Manifest) -> dict[str, Any]:
-    """The builder's container state: `waiting`, `running` or `terminated`, or nothing yet."""
+    """The builder's container state: `waiting`, `running` or `terminated`; empty before the first report."""
     for status in pod.get("status", {}).get("containerStatuses", []):
         if status["name"] == CONTAINER:
             state: dict[str, Any] = status.get("state", {})
@@ -277,13 +278,14 @@ def _true(condition: Manifest) -> bool:
 
 
 def _changed(pod: Manifest) -> datetime | None:
-    """When it came to its present phase, where no container says so."""
+    """When the pod entered its present phase, if no container reports a time."""
     times = (one.get("lastTransitionTime") for one in pod.get("status", {}).get("conditions", []))
     return max((at for at in map(moment, times) if at is not None), default=None)
 
 
 def _latest(events: Iterable[Manifest]) -> Manifest | None:
-    """https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/: three places for a time."""
+    """The latest Event. Each may have its time in three places:
+    https://kubernetes.io/docs/reference/kubernetes-api/cluster-resources/event-v1/"""
 
     def at(event: Manifest) -> str:
         series = event.get("series") or {}
@@ -293,5 +295,5 @@ def _latest(events: Iterable[Manifest]) -> Manifest | None:
 
 
 def _said(event: Manifest) -> str:
-    """An Event's message on one line, at a length that people read."""
+    """An Event's message on one line, shortened to a readable length."""
     return " ".join(str(event.get("message", "")).split())[:500]

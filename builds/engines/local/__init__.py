@@ -184,7 +184,7 @@ class LocalEngine:
     def _deleted(
         self, builds: Mapping[str, Build], unreadable: Mapping[str, str], in_flight: Collection[str]
     ) -> tuple[Build, ...]:
-        """The builds that were open at the last observation and whose record is gone, or was replaced by a new one."""
+        """The builds that were open at the last observation and whose record is gone, or belongs to a new build."""
         known = [one for name, one in self._open.items() if name not in unreadable]
         left = [one for one in known if not _same(builds.get(one.name), one)]
         later = {one.name: one for one in left if one.name in in_flight}

@@ -1,17 +1,17 @@
 """The attempts: each is a process in its own session, with a folder that describes its state to any reader.
 
     attempts/<build>-<number>/
-        lock            locked by the builder and its children: held means that a process of the attempt is alive
-        builder.lock    locked by the builder alone: free while `lock` is held means that the builder crashed
-        spec.json       the builder's task, and the identity of the attempt
-        spawned, group  its session, as recorded by its starter and then by the builder itself
-        stopping        created when the attempt is first stopped
-        log, errors     its standard output and error
-        log.gz          the compressed log, later; then only `lock` is left beside it
-        result.json     the builder's own result
+    ├── lock            locked by the builder and its children: held means that a process of the attempt is alive
+    ├── builder.lock    locked by the builder alone: free while `lock` is held means that the builder crashed
+    ├── spec.json       the builder's task, and the identity of the attempt
+    ├── spawned, group  its session, as recorded by its starter and then by the builder itself
+    ├── stopping        created when the attempt is first stopped
+    ├── log, errors     its standard output and error
+    ├── log.gz          the compressed log, later; then only `lock` remains beside it
+    └── result.json     the builder's own result
 
-Liveness is derived from the locks, which the kernel releases with the last process that holds them. Process ids are
-not used, because they are reused. The folder is read while holding `lock`, so the attempt cannot start meanwhile.
+Liveness is derived from the locks, which the kernel releases with the last process that holds them. Process ids are not
+used, because they are reused. The folder is read while holding `lock`, so the attempt cannot start meanwhile.
 """
 
 from __future__ import annotations

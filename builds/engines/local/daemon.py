@@ -19,7 +19,7 @@ from builds.engines import UNREADABLE
 DEFAULT = "unix:///var/run/docker.sock"
 TIMEOUT = 2.0
 MAX_INFO = 1 << 20
-"""Bytes of what a daemon says of itself."""
+"""Bytes of a daemon's description of itself."""
 CACHE_TTL = 1.0
 """Seconds for which an answer is cached."""
 
