@@ -255,7 +255,7 @@ def _read(media_type: str, content: bytes, key: PublicKey | None) -> _Found | No
 
 
 def _held(content: bytes, expected: Expected) -> Statement:
-    """Raises ProvenanceError if the statement differs from what is expected."""
+    """Raises ProvenanceError if the statement does not meet the expectations."""
     statement = _decoded(content)
     if problems := list(_problems(statement, expected)):
         raise ProvenanceError(" ".join(problems))

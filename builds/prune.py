@@ -95,7 +95,7 @@ class Pruner:
         try:
             images = self._inventory.images(self._registry(repository), repository, named)
         except RegistryError as error:
-            absent = isinstance(error, Unauthorized) and not records  # some registries answer so for a missing one
+            absent = isinstance(error, Unauthorized) and not records  # also the answer for a missing one
             return ImageReview(repository=repository, error=None if absent else str(error))
         allowed = any(glob_match(pattern, repository) for pattern in self._allowed)
         verdicts = judge(images, records, self._rule, self._clock(), allowed=allowed)

@@ -40,15 +40,15 @@ class PullRequestRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 def asks_for(
     rule: PullRequestRule, request: RequestFacts, paths: Callable[[], Collection[str] | None] = lambda: None
 ) -> bool:
-    """Whether a rule wants a build for what has happened to a request. `paths`, those that it changes, are asked for
-    only if all else holds."""
+    """Whether a rule requests a build for a change of a pull request. `paths` returns the changed paths, and is called
+    only if all other conditions hold."""
     return objection(rule, request, paths) is None
 
 
 def objection(
     rule: PullRequestRule, request: RequestFacts, paths: Callable[[], Collection[str] | None] = lambda: None
 ) -> str | None:
-    """Return why the rule asks for no build, as a phrase; `None` if it asks for one. `paths` as in `asks_for`."""
+    """Return why the rule requests no build, as a phrase; `None` if it requests one. `paths` is as in `asks_for`."""
     return next(_objections(rule, request, paths), None)
 
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 DELETING = 600.0
-"""Seconds for the deletion of a folder with a large repository."""
+"""Seconds that the deletion of a folder with a large repository may take."""
 
 
 def remove(folder: Path) -> None:

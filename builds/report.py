@@ -53,8 +53,9 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 class ImageView(msgspec.Struct, frozen=True, kw_only=True):
     """The image of the build. `repository` and `tag` are known from the start, the other fields after the push.
 
-    `reference` is `repository:tag@digest`, or `repository:tag` where it stays with its daemon; `tags` are further tags
-    that were set on the same manifest, `refused_tags` those that the registry would not set, each with its words.
+    `reference` is `repository:tag@digest`, or `repository:tag` for an image that stays with its daemon. `tags` are
+    further tags that were set on the same manifest. `refused_tags` are those that the registry refused, with its
+    messages.
     """
 
     reference: str | None
@@ -206,7 +207,7 @@ def schemas(public_url: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def _plain(view: BuildView) -> dict[str, Any]:
-    """Values after a round trip through JSON, so that a sent event equals the one that a record returns later."""
+    """Values after a round trip through JSON, so that a sent event equals the event that a record returns later."""
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(view))
     return plain
 

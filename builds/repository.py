@@ -623,7 +623,7 @@ def checked_ref(text: str) -> str:
     """Returns the ref unchanged: a full ref (`refs/…`), or the name of a branch or tag. Raises Malformed.
 
     The rules are those of git-check-ref-format(1), in UTF-8, without a leading `-`. git accepts all other Unicode
-    (other spaces, joiners, bidirectional marks). Two names that look alike are two refs.
+    (other spaces, joiners, bidirectional marks). Two names of equal appearance may be two refs.
     """
     if len(text.encode(errors="replace")) > MAX_REF:
         raise Malformed(f"The ref is too long. Give at most {MAX_REF} bytes.")

@@ -1,9 +1,14 @@
 """The retention policy for images: facts in, a verdict for each image out.
 
-An image is deleted only if Kiln pushed it for a build that still has a record. Each of the following keeps it: a tag
-other than its commit's; an index that refers to it; a build that waits, runs or is being announced; a request within
-the rule's period; a place among the newest images of a ref. So unknown facts keep an image: without a record, the refs
-that it was built for are unknown.
+An image is deleted only if Kiln pushed it for a build that still has a record, and if none of the following keeps it:
+
+- a tag other than its commit's
+- an index that refers to it
+- a build that waits, runs or is being announced
+- a request within the rule's period
+- a place among the newest images of a ref
+
+So unknown facts keep an image: without a record, the refs that it was built for are unknown.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Triggers: which events ask for which builds.
+"""Triggers: which events request which builds.
 
 A trigger consists of filters and a template. It produces a `RequestedBuild` in the sender's words; `builds.intake`
 decides whether it may be built, and under which name. Templates contain no expressions: a field names a value, and a
+value is text.
+
 Some values are known only after the ref has been looked up (`{slug}`, and `{commit}` for events other than pushes). So
 a template is filled in two steps, and inserted text is never interpreted as a template.
 
@@ -199,7 +201,7 @@ class Template(msgspec.Struct, frozen=True):
 
 
 def template(text: str, *, braces: bool = True) -> Template:
-    """Parses `{name}`, with `{{` and `}}` for literal braces where they are of use.
+    """Parses `{name}`, with `{{` and `}}` for literal braces in fields that may need them.
 
     Raises RuleError, naming the invalid part.
     """
@@ -504,7 +506,7 @@ def _no_subject(trigger: Trigger, subject: str) -> str | None:
 
 
 def _starred(filters: Sequence[Filter]) -> Iterator[str]:
-    """The problems of texts that look like globs, which filters do not support."""
+    """The problems of texts in the form of globs, which filters do not support."""
     for name, dialect in itertools.product(("type", "source", "subject"), ("exact", "prefix", "suffix")):
         for text in sorted(values(filters, name, dialect)):
             if text.startswith("*") or text.endswith("*"):
@@ -589,7 +591,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 def explain(triggers: Sequence[Trigger], event: Event, default_branch: DefaultBranch) -> list[Verdict]:
     """Evaluate every trigger as `requested_builds` does, with all reasons. Changed paths count as unknown.
 
-    Raises what `requested_builds` raises, except CannotBuild for a missing value.
+    Raises the exceptions of `requested_builds`, except CannotBuild for a missing value.
     """
     if event.type == REQUESTED:
         return []
@@ -726,7 +728,7 @@ def from_event_data(data: object) -> RequestedBuild:
 
 
 def from_body(body: BuildRequestBody) -> RequestedBuild:
-    """The build that a request body asks for; braces have no special meaning in it."""
+    """The build that a request body describes; braces have no special meaning in it."""
     return RequestedBuild(
         repository=body.repository,
         ref=body.ref,

@@ -1,4 +1,4 @@
-"""Writes the schemas anew."""
+"""Writes the schemas of `builds.report` to this folder."""
 
 from __future__ import annotations
 

@@ -2,14 +2,14 @@
 
 Git hosts do not repeat a lost webhook, and some can never reach Kiln. So each ref is treated as the push that made it:
 an event as its host would have sent it. The event passes the same triggers and the same intake, and becomes a request
-with the same name. The records then tell whether that push was received.
+with the same name. The records then show whether that push was received.
 
 A cause that is made here replaces a lost webhook and nothing else: failed and cancelled builds stay as they are. The
 exception is a build that failed because its host did not serve the commit, as the host lists the commit now.
 
-Superseding follows the hosts' reports. A cause that begins a record is a push like any other: later pushes supersede
-it, and it supersedes the commit that the ref had at the previous round, if known. Nothing is guessed; the cost is at
-most one build too many. A cause that joins a record is not a push: it is made for a ref that returned to an old commit.
+Superseding follows the hosts' reports. A cause that begins a record is a push like any other, so later pushes supersede
+it. It supersedes the commit that the ref had at the previous round, if known. Nothing is guessed; the cost is at most
+one build too many. A cause that joins a record is not a push: it is made for a ref that returned to an old commit.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class Lister(Protocol):
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """A repository's refs, compared with the records.
 
-    `known` counts the requests that exist already. `refused` has sentences about requests that will never be built;
-    `unanswered` about those that may be built after a look-up that failed for now.
+    `known` counts the requests that exist already. `refused` has sentences about requests that will never be built.
+    `unanswered` has sentences about requests that may be built later, because the host did not answer.
     """
 
     repository: str
