@@ -1,12 +1,13 @@
-"""The reconcile loop: observe, plan, act, and again.
+"""The reconcile loop: observe, plan, act, repeat.
 
 The process may be killed at any instant. Each decision is in the record before the controller acts on it, so its
-successor does the rest: it completes written starts, sends announced events, adopts running attempts. The loop is
+successor completes the work: it completes written starts, sends announced events, adopts running attempts. The loop is
 level-based: every round observes all open builds, and the order of events does not matter.
 
-Writer threads write records side by side, one thread per record, under the revision that the plan saw. The next round
-does not wait for them: `Facts.in_flight` names their records, which the plan leaves alone and whose starts have their
-slots. Only the loop's thread changes the controller's own state, when it collects the results of the writers.
+Writer threads write records concurrently, one thread per record, under the revision that the plan saw. The next round
+does not wait for them. `Facts.in_flight` names their records, about which the plan decides nothing, and whose starts
+already occupy their slots. Only the loop's thread changes the controller's own state, when it collects the results of
+the writers.
 """
 
 from __future__ import annotations
@@ -74,22 +75,23 @@ IDLE = 5.0
 BUSY = 1.0
 """Seconds between two rounds while builds are open: the precision of backoff and time limits."""
 MOMENT, URGENT_MOMENT = 0.5, 2.0
-"""Seconds after which the writers drop a decision that has waited for a free thread, and the plan decides again. Starts
-and stops may be older: no later decision comes before them."""
+"""Seconds after which the writers drop a decision that has waited for a free thread, and the plan decides again. The
+longer limit is for starts and stops, because no later decision precedes them."""
 REST, BACKLOG_REST = 1, 4
-"""The loop rests for so many times the processor time of its last round; longer while decisions wait for a thread."""
+"""After each round, the loop rests for so many times the round's processor time; longer while decisions wait for a
+thread."""
 WRITERS = 8
 """Records written at a time. More did not raise the throughput of an API server on two cores."""
 HOUSEKEEPING = timedelta(minutes=10)
-"""Between two sweeps of ended builds; less where the history is shorter."""
+"""Interval between two sweeps of ended builds; shorter if the history is shorter."""
 SWEEP = 20
-"""Builds that the sweep deletes from between two rounds: thousands may be due, and new builds must not wait."""
+"""Builds that the sweep processes between two rounds: thousands may be due, and new builds must not wait."""
 SWEEP_SHARE = 10
-"""While builds are open, the sweep takes one part in so many of the time."""
+"""While builds are open, the sweep uses at most one part in so many of the time."""
 EXPLAINED_WITHIN = 3.0
 """Seconds for which urgent writes may delay those of `Status.waiting`."""
 RECORDED_WITHIN = timedelta(seconds=1)
-"""For so long the result of a delivery may wait for another write of its record."""
+"""The result of a delivery may wait for so long for another write of its record."""
 
 NO_SINK = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
 
@@ -101,13 +103,13 @@ class Courier(Protocol):
 
 
 class Confirmer(Protocol):
-    """Looks a build's image up in its registry. Raises any exception where the registry does not answer."""
+    """Looks up a build's image in its registry. Raises any exception if the registry does not answer."""
 
     def __call__(self, build: Build, /) -> Image | None: ...
 
 
 class Inspector(Protocol):
-    """Looks up the image that an attempt has pushed. Raises any exception where the registry does not answer."""
+    """Looks up the image that an attempt has pushed. Raises any exception if the registry does not answer."""
 
     def __call__(self, build: Build, attempt: Attempt, /) -> Image | None: ...
 
@@ -228,7 +230,7 @@ class Controller:
         self._unavailable = ""
 
     def run(self, over: Callable[[], bool]) -> None:
-        """Runs rounds until it is `over`. Running attempts go on, and the next controller adopts them."""
+        """Runs rounds until `over` returns true. Running attempts continue, and the next controller adopts them."""
         try:
             while not over():
                 self._engine.wait(self._turn())
@@ -238,10 +240,10 @@ class Controller:
             self._writers.close()
             self._keepers.shutdown(wait=False, cancel_futures=True)
             self._count(None)
-            metrics.RECORDS_PUT_ASIDE.set(0)  # another one counts them from now on
+            metrics.RECORDS_PUT_ASIDE.set(0)  # from now on, another controller counts them
 
     def _turn(self) -> float:
-        """One round, and some of the sweep. Returns the seconds until the next round without an event."""
+        """One round, and part of the sweep. Returns the seconds until the next round, unless an event comes earlier."""
         if self._writers.blocked:
             return BUSY  # without a beat, so that the process ends when the pulse is late
         try:
@@ -259,7 +261,7 @@ class Controller:
         return min(tidy_again, BUSY if self._open else IDLE)
 
     def _look_and_rest(self) -> None:
-        """One round, and a rest in proportion to it: the writers and the courier need the processor as well."""
+        """One round, and a rest in proportion to its cost: the writers and the courier need the processor as well."""
         began = time.thread_time()
         self.look()
         spent = time.thread_time() - began
@@ -305,7 +307,7 @@ class Controller:
             self._carry_out(self._planned(facts, now), builds)
 
     def _planned(self, facts: Facts, now: datetime) -> Sequence[Action]:
-        """The plan. Records that make it raise go to quarantine."""
+        """The plan. Records that cause an exception go to quarantine."""
         try:
             return plan(facts, self._limits, now)
         except Exception:
@@ -320,12 +322,12 @@ class Controller:
     def _unplannable(self, build: Build, facts: Facts, now: datetime) -> Exception | None:
         try:
             plan(msgspec.structs.replace(facts, builds=(build,)), self._limits, now)
-        except Exception as error:  # noqa: BLE001  (whatever it is, it is this record's)
+        except Exception as error:  # noqa: BLE001  (any error belongs to this record)
             return error
         return None
 
     def _carry_out(self, actions: Sequence[Action], builds: Mapping[str, Build]) -> None:
-        """Hands the actions to the writers: those on one record to one thread, in order."""
+        """Gives the actions to the writers: those on one record to one thread, in order."""
         idle = [name for name in self._unrecorded if name not in self._held and name not in self._in_flight]
         work: dict[str, list[Action]] = {name: [] for name in idle if self._to_record(builds[name])}
         for action in sorted(self._without_early_words(actions), key=_urgency):
@@ -344,13 +346,13 @@ class Controller:
         self._writers.submit(urgency, partial(self._act_on, work))
 
     def _worked(self, work: _Work) -> None:
-        """In a writer's thread."""
+        """Runs in a writer's thread."""
         if work.to_decide:
             self._to_collect = True
             self._engine.wake()
 
     def _collect_work(self) -> None:
-        """Takes the results of the writers since the last round. Raises Unavailable where no record can be written."""
+        """Collects the writers' results since the last round. Raises Unavailable if no record can be written."""
         self._to_collect = False
         ended = self._writers.results()
         for work in ended:
@@ -371,7 +373,7 @@ class Controller:
         if work.changed and work.error is None:
             self._quarantine.pop(build.name, None)
         if not build.open:
-            # Its nodes stay left out: the next build must not find out again what this one has.
+            # Its nodes stay in quarantine, so that the next build does not repeat the failure.
             self._quarantining += [attempt for attempt in build.status.attempts if attempt.quarantine]
 
     def _remember_done(self, build: Build, action: Action) -> None:
@@ -397,9 +399,10 @@ class Controller:
         self._troubles[work.build.name, live.number] = work.trouble
 
     def _without_early_words(self, actions: Sequence[Action]) -> Sequence[Action]:
-        """Without `Explain`, unless nothing else is due or the last ones were written `EXPLAINED_WITHIN` ago.
+        """The actions without `Explain`, unless no other action is due or the last ones were written `EXPLAINED_WITHIN`
+        ago.
 
-        Of two hundred builds asked for in the same second, most have started by then and need no explanation.
+        If two hundred builds are requested in the same second, most start within that time and need no explanation.
         """
         words = [action for action in actions if isinstance(action, Explain)]
         now = self._monotonic()
@@ -409,8 +412,8 @@ class Controller:
         return [action for action in actions if not isinstance(action, Explain)]
 
     def _judge(self, failed: Sequence[_Work]) -> None:
-        """Quarantines records whose writes failed. Raises Unavailable where the engine failed: no other write has
-        succeeded since that one began."""
+        """Quarantines records whose writes failed. Raises Unavailable if the engine failed: no other write has
+        succeeded since the failed one began."""
         down = [one for one in failed if one.unavailable and (one.began or 0.0) >= self._wrote]
         for one in failed:
             if one not in down:
@@ -421,7 +424,7 @@ class Controller:
     # ---- Quarantine -----------------------------------------------------------------------------------------------
 
     def _put_aside(self, build: Build, why: str) -> None:
-        """Retries one bad record with exponential backoff, so that it delays no other."""
+        """Quarantines a record, and retries it with exponential backoff, so that it delays no other."""
         before = self._quarantine.get(build.name)
         failures = before.failures + 1 if before else 1
         pause = min(BACKOFF * 2 ** (failures - 1), MAX_BACKOFF).total_seconds()
@@ -446,13 +449,13 @@ class Controller:
         return [build for build in builds if build.name not in self._held]
 
     def _with_trouble(self, sighting: Sighting) -> Sighting:
-        """With the error of the last start: only the controller knows it."""
+        """The sighting with the error of the last start, which only the controller knows."""
         if sighting.waiting or sighting.phase is not Phase.ABSENT:
             return sighting
         return msgspec.structs.replace(sighting, waiting=self._troubles.get((sighting.build, sighting.attempt)))
 
     def _watched(self, world: World) -> dict[tuple[str, int], timedelta]:
-        """The time for which each attempt has been in its present phase, as observed."""
+        """The observed duration of each attempt's present phase."""
         now = self._monotonic()
         seen = {(sighting.build, sighting.attempt, sighting.phase) for sighting in world.sightings}
         seen |= {key for key in self._first_seen if key[0] in self._in_flight}
@@ -460,7 +463,7 @@ class Controller:
         return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_seen.items()}
 
     def _troubled(self, world: World) -> dict[tuple[str, int], timedelta]:
-        """The time for which trouble of the present kind has kept each attempt from running, as observed."""
+        """The observed duration for which the present kind of trouble has kept each attempt from running."""
         now = self._monotonic()
         seen = {(one.build, one.attempt, one.trouble.elsewhere) for one in world.sightings if one.trouble}
         seen |= {key for key in self._first_troubled if key[0] in self._in_flight}
@@ -468,7 +471,7 @@ class Controller:
         return {key[:2]: timedelta(seconds=now - since) for key, since in self._first_troubled.items()}
 
     def _drop(self, open_: set[str]) -> None:
-        """Forgets the builds that are not open: the record of some was deleted."""
+        """Drops the state of builds that are not open, for example because their record was deleted."""
         self._stopped = {key for key in self._stopped if key[0] in open_}
         self._troubles = {key: why for key, why in self._troubles.items() if key[0] in open_}
         for name in {*self._confirmations} - open_:
@@ -481,7 +484,7 @@ class Controller:
     # ---- Actions --------------------------------------------------------------------------------------------------
 
     def _act_on(self, work: _Work) -> _Work:
-        """Carries out the actions on one record, in a writer's thread, unless it is later than `until`."""
+        """Carries out the actions on one record, in a writer's thread, unless `until` has passed."""
         now = self._monotonic()
         if now > work.until:
             return work
@@ -610,7 +613,8 @@ class Controller:
                 tell(self._spans, stages, trace)
 
     def _start(self, work: _Work, start: Start) -> None:
-        """The start is in the record before the attempt exists: any leader completes it under the same name."""
+        """Runs an attempt that the record already contains, so that any leader completes the start under the same
+        name."""
         if work.build.live is None:
             self._write(work, start)
             if start.opens:
@@ -643,7 +647,7 @@ class Controller:
         self._engine.wake()
 
     def _ask_registry(self, build: Build, action: Confirm | Inspect) -> None:
-        """On a thread of its own: a registry may answer slowly, and no round waits for it."""
+        """Asks on a separate thread, because a registry may answer slowly, and no round waits for it."""
         if isinstance(action, Inspect):
             self._ask(build, self._inspecting, (build.name, action.attempt), self._inspect)
         else:
@@ -663,9 +667,9 @@ class Controller:
         def ask() -> None:
             try:
                 question(build)
-            except Exception as error:  # noqa: BLE001  (whatever it is, the question stays open and is asked again)
+            except Exception as error:  # noqa: BLE001  (after any error, the question stays open and is repeated)
                 log.warning("Registry lookup failed, retrying: %s", error, extra={"build": build.name})
-                time.sleep(BUSY)  # the next round would ask again immediately
+                time.sleep(BUSY)  # otherwise the next round would repeat it immediately
             finally:
                 asking.discard(key)
                 self._engine.wake()
@@ -723,8 +727,8 @@ class Controller:
                 self._recorded([told], gone=True)
 
     def _to_record(self, build: Build) -> bool:
-        """Whether to write the results of its deliveries now. While a build goes on, and no later event waits for them,
-        they wait `RECORDED_WITHIN` for another write of the record."""
+        """Whether to write the results of its deliveries now. While a build is in progress, and no later event waits
+        for the results, they wait `RECORDED_WITHIN` for another write of the record."""
         told = self._unrecorded[build.name]
         if build.status.state.ended or not all(one.outcome.delivered for one in told):
             return True
@@ -735,7 +739,7 @@ class Controller:
         return later or self._monotonic() - told[0].at >= RECORDED_WITHIN.total_seconds()
 
     def _record_rest(self) -> None:
-        """Writes the results of deliveries that wait, so that the next controller does not send those events again."""
+        """Writes the pending results of deliveries, so that the next controller does not send those events again."""
         self._writers.close()
         try:
             self._collect_work()
@@ -749,7 +753,7 @@ class Controller:
             log.warning("Results of deliveries not recorded, their events will be sent again: %s", error)
 
     def _recorded(self, told: Sequence[Told], *, gone: bool = False) -> None:
-        """Counts results that the record has, or that were the last because the record was deleted (`gone`)."""
+        """Counts the results that are now in the record, or whose record was deleted (`gone`)."""
         for one in told:
             self._sending.discard((one.event, one.sink))
             self._count_try(one, last=gone)
@@ -786,7 +790,7 @@ class Controller:
     # ---- Housekeeping ---------------------------------------------------------------------------------------------
 
     def _tidy(self) -> float:
-        """Sweeps some ended builds, if that is due. Returns the seconds until it is due again."""
+        """Sweeps some ended builds, if a sweep is due. Returns the seconds until the next one."""
         rest = self._sweeps_again - self._monotonic()
         if self._open and rest > 0:
             return rest
@@ -799,7 +803,7 @@ class Controller:
     def _tidy_some(self) -> bool:
         """Sweeps up to `SWEEP` ended builds, and returns whether more are due. A clock set back starts a new sweep.
 
-        The first sweep reads all ended builds, for what their attempts say of nodes and images.
+        The first sweep reads all ended builds, because their attempts contain facts about nodes and images.
         """
         now = self._clock()
         kept = min(self._limits.history, self._limits.log_history)
@@ -832,7 +836,7 @@ class Controller:
             log.warning("Deletion refused, retrying at the next sweep: %s", error, extra={"build": build.name})
 
     def _count(self, world: World | None) -> None:
-        """Sets the gauges of open builds and slots; to zero where this controller does not lead (`None`)."""
+        """Sets the gauges of open builds and slots; to zero if this controller does not lead (`None`)."""
         builds = world.builds if world else ()
         states = [build.state for build in builds]
         for state in (State.QUEUED, State.RUNNING):
@@ -847,12 +851,12 @@ class Controller:
 
 
 def _built_nothing(build: Build, number: int) -> bool:
-    """Whether an attempt found its image in the registry, and neither fetched nor built anything."""
+    """Whether an attempt found its image in the registry, and so neither fetched nor built."""
     return any(attempt.number == number and attempt.timings == Timings() for attempt in build.status.attempts)
 
 
 def _word(outcome: Outcome) -> str:
-    """As the metric has it."""
+    """The outcome as a label value of the metric."""
     return "delivered" if outcome.delivered else "refused" if outcome.final else "failed"
 
 

@@ -1,11 +1,11 @@
-"""The Kubernetes API as far as Kiln speaks it: JSON over HTTP, in one namespace.
+"""A client for the parts of the Kubernetes API that Kiln uses: JSON over HTTP, in one namespace.
 
-From the official client come the parts that are hard to get right: finding the cluster, its certificates and tokens,
-and the pool of connections. The models are left out: they take 1.2 s to import (0.3 s for the parts in use), and 0.25 s
-to read a list of 500 objects. Dictionaries hold the same. None of it is imported before `connect`, which a server
-calls when its socket already listens.
+The official client provides the parts that are hard to get right: finding the cluster, its certificates and tokens, and
+the pool of connections. The models are not used. They take 1.2 s to import (0.3 s for the parts in use), and 0.25 s to
+read a list of 500 objects; dictionaries contain the same data. No part of that client is imported before `connect`,
+which a server calls after its socket has begun to listen.
 
-Nothing here waits for ever: every exchange has a limit in all, from the connection to the last byte of the answer.
+No call waits indefinitely: every exchange has a total time limit, from the connection to the last byte of the answer.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
     from kubernetes.client.configuration import Configuration
 
 TIMEOUT = 5.0
-"""Seconds for one exchange: the senders of webhooks wait ten for an answer of which this is a part."""
+"""Seconds for one exchange. The senders of webhooks wait ten for a response that may need several exchanges."""
 SILENCE = 90.0
-"""Default of the seconds without a byte after which a stream counts as broken."""
+"""Default number of seconds without a byte after which a stream counts as broken."""
 CONNECTIONS = 32
-"""That are kept for the next request; there can be more at a time."""
+"""Connections that are kept for later requests; more may be open at a time."""
 KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
-"""Seconds and probes: a peer that is gone without a word is missed after 25 s."""
+"""Seconds and probes: the loss of a peer is detected after 25 s."""
 CHUNK = 64 << 10
 EXCERPT = 256
-"""Characters that are kept of an answer that is not the API server's own, but of something before it."""
+"""Characters that are kept of an answer from a proxy or load balancer instead of the API server."""
 
 GROUPS = {
     "configmaps": "/api/v1",
@@ -57,7 +57,7 @@ GROUPS = {
     "leases": "/apis/coordination.k8s.io/v1",
     "pods": "/api/v1",
 }
-"""The kinds of objects, and where they are served."""
+"""The kinds of objects, and their paths in the API."""
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -67,24 +67,25 @@ ANY = {"Accept": "*/*"}
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 Object = dict[str, Any]
-"""As the API server writes it."""
+"""An object in the API server's form."""
 T = TypeVar("T")
 
 Propagation = Literal["Background", "Foreground"]
-"""When what an object owns is deleted: after it, or before (https://kubernetes.io/docs/concepts/architecture/garbage-collection/)."""
+"""Whether an object's dependents are deleted after the object, or before it
+(https://kubernetes.io/docs/concepts/architecture/garbage-collection/)."""
 
 
 class ApiError(Exception):
-    """Root of what is raised here. The sentence is the API server's own where it gave one.
+    """Root of this module's exceptions. The message is the API server's own if it sent one.
 
     ApiError
      ├── Absent         404  no such object, or no such namespace
-     ├── AlreadyExists  409  the name is taken
-     ├── Conflict409    409  the object is not the one, or no longer as, the request was made for
+     ├── AlreadyExists  409  an object of that name exists
+     ├── Conflict409    409  the object was replaced, or changed since the revision in the request
      ├── Forbidden      401, 403  the roles, a policy or a quota do not permit it
-     ├── Invalid        400, 413, 422  no such object can be
-     ├── Gone           410  that resourceVersion or continue token is too old (.token goes on with the list)
-     └── Busy           429, 5xx, no whole answer: try again (.retry_after, in seconds, where it was said)
+     ├── Invalid        400, 413, 422  the object is not valid
+     ├── Gone           410  the resourceVersion or continue token is too old (.token continues the list)
+     └── Busy           429, 5xx, no complete answer: retryable (after .retry_after seconds, if the server named a time)
     """
 
     def __init__(self, message: str, *, status: int | None = None) -> None:
@@ -154,7 +155,7 @@ class Status(msgspec.Struct):
     metadata: _ListMeta | None = None
 
     def error(self, code: int, retry_after: float | None = None) -> ApiError:
-        """The error for it; `code` and `retry_after` are those of the HTTP answer."""
+        """The corresponding error; `code` and `retry_after` are those of the HTTP answer."""
         message = self.message or f"The Kubernetes API server answered {code}."
         if code == 401:  # noqa: PLR2004
             message = f"The Kubernetes API server rejected the credentials: {message}"
@@ -169,22 +170,22 @@ class Status(msgspec.Struct):
 
 
 class ListPage(msgspec.Struct):
-    """A part of a list, and the resourceVersion of the list: a watch from there on misses nothing."""
+    """A part of a list, and the resourceVersion of the list: a watch from that version misses nothing."""
 
     metadata: _ListMeta
     found: list[Object] | None = msgspec.field(name="items")
 
     @property
     def items(self) -> list[Object]:
-        """An empty list of metadata is `null`."""
+        """The objects. An empty list of metadata is `null`."""
         return self.found or []
 
 
 def failure(code: int, body: bytes, retry_after: str | None = None) -> ApiError:
-    """The error for a response that is no success."""
+    """The error for an unsuccessful response."""
     try:
         status = msgspec.json.decode(body, type=Status)
-    except msgspec.MsgspecError:  # of a proxy or load balancer: a page, or nothing
+    except msgspec.MsgspecError:  # a proxy's or load balancer's page, or an empty body
         said = " ".join(body.decode(errors="replace").split())[:EXCERPT]
         status = Status(message=f"The Kubernetes API server answered {code}" + (f": {said}" if said else "."))
     seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
@@ -192,7 +193,7 @@ def failure(code: int, body: bytes, retry_after: str | None = None) -> ApiError:
 
 
 class Stream:
-    """A response that goes on. `close`, from any thread, ends it immediately."""
+    """A streamed response. `close`, from any thread, ends it immediately."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse, host: str, silence: float) -> None:
         self._response = response
@@ -222,7 +223,7 @@ class Stream:
     def _chunks(self) -> Iterator[bytes]:
         try:
             while chunk := self._response.read1(CHUNK):
-                if self._closed:  # what is read then was never decrypted
+                if self._closed:  # data read after that was never decrypted
                     return
                 yield chunk
         except (HTTPError, OSError, ValueError) as error:
@@ -231,10 +232,10 @@ class Stream:
 
 
 class Api:
-    """The API server of `configuration`, in one namespace. For any number of threads.
+    """The API server of `configuration`, in one namespace. Safe for any number of threads.
 
-    `timeout` are the seconds that one exchange may take in all; each call can have its own. With a `circuit`,
-    requests raise Busy immediately while the server does not answer.
+    `timeout` is the total time in seconds for one exchange; each call can have its own. With a `circuit`, requests
+    raise Busy immediately while the server does not answer.
     """
 
     def __init__(
@@ -256,9 +257,9 @@ class Api:
 
     @classmethod
     def connect(cls, *, namespace: str | None = None, timeout: float = TIMEOUT, circuit: Circuit | None = None) -> Api:
-        """As the service account in a pod, elsewhere as kubectl would. Raises ApiError if there is neither.
+        """Connects as the service account in a pod, elsewhere as kubectl would. Raises ApiError without either.
 
-        Without `namespace`: the pod's own, or that of kubectl's current context.
+        The default `namespace` is the pod's own, or that of kubectl's current context.
         """
         from kubernetes.client.configuration import Configuration  # noqa: PLC0415 (see above)
 
@@ -270,13 +271,13 @@ class Api:
         self._pool.clear()
 
     def path(self, kind: str, *parts: str) -> str:
-        """Of the kind's objects, of one of them by name, or of what it has (`path("pods", name, "log")`)."""
+        """The path of the kind's objects, of one of them by name, or of a subresource (`path("pods", name, "log")`)."""
         return "/".join((GROUPS[kind], "namespaces", self.namespace, kind, *(quote(part, safe="") for part in parts)))
 
     # Objects. --------------------------------------------------------------------------------------------------------
 
     def create(self, kind: str, body: Object) -> Object:
-        """Raises AlreadyExists, and all that any call here raises: Forbidden, Invalid, Busy."""
+        """Raises AlreadyExists, and the errors of all calls: Forbidden, Invalid, Busy."""
         return _decoded(self.request("POST", self.path(kind), body=body))
 
     def read(self, kind: str, name: str, *, metadata_only: bool = False, timeout: float | None = None) -> Object:
@@ -285,7 +286,7 @@ class Api:
         return _decoded(self.request("GET", self.path(kind, name), accept=accept, timeout=timeout))
 
     def patch(self, kind: str, name: str, body: Object, *, timeout: float | None = None) -> Object:
-        """A merge patch (RFC 7386). Raises Absent, and Conflict409 if it names another `resourceVersion`."""
+        """Applies a merge patch (RFC 7386). Raises Absent, and Conflict409 if it names another `resourceVersion`."""
         path = self.path(kind, name)
         return _decoded(self.request("PATCH", path, body=body, content_type=MERGE_PATCH, timeout=timeout))
 
@@ -300,7 +301,7 @@ class Api:
     ) -> None:
         """Deletes the object, and then its dependents; with `Foreground` the dependents first, then the object.
 
-        Raises Absent, Conflict409 if `uid` or `resource_version` are not the object's.
+        Raises Absent, and Conflict409 if `uid` or `resource_version` does not match the object's.
         """
         given = {"uid": uid, "resourceVersion": resource_version}
         preconditions = {what: value for what, value in given.items() if value is not None}
@@ -316,7 +317,7 @@ class Api:
         metadata_only: bool = False,
         limit: int = 500,
     ) -> Iterator[Object]:
-        """In order of their names, each once."""
+        """Yields each object once, in order of the names."""
         for page in self.pages(kind, labels=labels, fields=fields, metadata_only=metadata_only, limit=limit):
             yield from page.items
 
@@ -329,10 +330,10 @@ class Api:
         metadata_only: bool = False,
         limit: int = 500,
     ) -> Iterator[ListPage]:
-        """A list in parts, as of the moment of the first one.
+        """A list in parts, in the state at the time of the first part.
 
-        A reader that takes minutes gets the later parts as they are by then: the API server has forgotten how they
-        were, and says from where to go on.
+        A reader that takes minutes gets the later parts in their present state: the API server has dropped the earlier
+        one, and names a token to continue.
         """
         accept = METADATA_LIST if metadata_only else JSON
         query: dict[str, object] = {"labelSelector": labels, "fieldSelector": fields, "limit": limit, "continue": None}
@@ -366,10 +367,10 @@ class Api:
         query: Mapping[str, object] | None = None,
         timeout: float | None = None,
     ) -> bytes:
-        """The body of the answer. Raises the error that any other answer, or none, means.
+        """The body of the answer. Raises the corresponding error for an unsuccessful or missing answer.
 
-        A GET whose connection breaks is sent once more: connections are kept, and the other side may just have ended
-        one. Anything else might be done twice by that.
+        A GET whose connection breaks is sent once more, because the other side may just have closed a kept connection.
+        Any other method might take effect twice.
         """
         limit = self._allowance(timeout)
         headers = {"Accept": accept or JSON, "Content-Type": content_type or JSON}
@@ -379,7 +380,7 @@ class Api:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Bounds all exchanges that this thread makes inside by `seconds` in total, each by its own limit as before."""
+        """Limits all exchanges of this thread inside to `seconds` in total, in addition to the limit of each."""
         before = self._deadline
         self._budget.deadline = time.monotonic() + seconds
         try:
@@ -398,17 +399,17 @@ class Api:
             raise self._silence()
 
     def missed(self, error: Exception) -> None:
-        """Counts a caller that waited for another's call, which ended with `error`."""
+        """Counts a caller that waited for another caller's request, which ended with `error`."""
         if self._circuit is not None and isinstance(error, ApiError) and error.status is None:
             self._circuit.missed()
 
     @property
     def failing(self) -> bool:
-        """Whether calls had no answer lately (`Circuit.failing`)."""
+        """Whether calls were unanswered lately (`Circuit.failing`)."""
         return self._circuit is not None and self._circuit.failing
 
     def _allowance(self, timeout: float | None = None) -> float:
-        """Seconds for the next exchange. Raises Busy where none are left (`within`)."""
+        """Seconds for the next exchange. Raises Busy if none are left (`within`)."""
         limit = self._timeout if timeout is None else timeout
         left = self._deadline - time.monotonic()
         if left <= 0:
@@ -420,7 +421,7 @@ class Api:
 
     @contextmanager
     def _guarded(self, limit: float) -> Iterator[float]:
-        """The seconds that an exchange may take. Raises Busy while the server does not answer."""
+        """The time limit of an exchange in seconds. Raises Busy while the server does not answer."""
         circuit = self._circuit
         if circuit is None:
             yield limit
@@ -450,7 +451,7 @@ class Api:
     def stream(
         self, path: str, query: Mapping[str, object] | None = None, *, silence: float = SILENCE
     ) -> Iterator[Stream]:
-        """An answer that goes on: a watch, or a log that is followed. Raises as `request` does.
+        """A streamed answer, such as a watch or a followed log. Raises as `request` does.
 
         After `silence` seconds without a byte it counts as broken.
         """
@@ -471,7 +472,8 @@ class Api:
     def _open(
         self, method: str, url: str, deadline: float, *, headers: Mapping[str, str], body: bytes | None = None
     ) -> urllib3.BaseHTTPResponse:
-        """The answer up to its head, if it is a success. Raises ApiError for any other; HTTPError, OSError for none."""
+        """The answer up to its head, if successful. Raises ApiError for an unsuccessful one; HTTPError, OSError without
+        an answer."""
         response = self._pool.request(
             method,
             url,
@@ -487,7 +489,7 @@ class Api:
         return response
 
     def _authorization(self) -> dict[str, str]:
-        """For this request: a service account's token is another one every hour, and is read again every minute."""
+        """The header for this request. A service account's token changes every hour, and is read again every minute."""
         try:
             settings = self._configuration.auth_settings()
         except Exception as error:  # noqa: BLE001 (a file, or a program that a kubeconfig names)
@@ -497,7 +499,7 @@ class Api:
 
 
 def _configure(configuration: Configuration) -> Callable[[], str]:
-    """Fills it in; what it returns tells the namespace that goes with it."""
+    """Sets up the configuration. The returned function gives the namespace that belongs to it."""
     from kubernetes import config  # noqa: PLC0415 (see above)
 
     try:
@@ -517,7 +519,7 @@ def _configure(configuration: Configuration) -> Callable[[], str]:
 
 
 def _whole(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
-    """The body. It may trickle: the limit is on all of it, not on each piece."""
+    """The body. The limit applies to the whole of it, because it may arrive in pieces."""
     chunks = []
     try:
         while chunk := response.read1(CHUNK):
@@ -530,7 +532,7 @@ def _whole(response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
 
 
 def _left(deadline: float) -> float:
-    """Seconds; never none, for that would be no limit."""
+    """Seconds until the deadline; never zero, which would mean no limit."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -538,7 +540,7 @@ def _left(deadline: float) -> float:
 
 
 def _limit(response: urllib3.BaseHTTPResponse, seconds: float) -> None:
-    """The seconds that the next piece may take. (Without a connection it has been read, or keeps the limit it has.)"""
+    """Sets the time limit for the next piece. (Without a connection the response has been read, or keeps its limit.)"""
     sock = getattr(response.connection, "sock", None)
     if sock is not None:
         sock.settimeout(seconds)
@@ -563,7 +565,7 @@ def _why(error: Exception, limit: float) -> str:
     match error:
         case NameResolutionError():
             why = "cannot be reached: its name cannot be resolved"
-        case NewConnectionError():  # to urllib3 that is a timeout too
+        case NewConnectionError():  # urllib3 counts it as a timeout, too
             cause = error.__cause__ or error.__context__
             why = f"cannot be reached: {getattr(cause, 'strerror', None) or 'no connection'}"
         case ConnectTimeoutError() | ReadTimeoutError() | TimeoutError():
@@ -578,7 +580,7 @@ def _why(error: Exception, limit: float) -> str:
 
 
 def _broke(error: Exception) -> bool:
-    """Whether a connection that there was has ended; over TLS that can be an error of TLS."""
+    """Whether an existing connection has ended; over TLS that can be a TLS error."""
     match error:
         case SSLError(args=[ssl.SSLEOFError() | ssl.SSLZeroReturnError(), *_]):
             return True

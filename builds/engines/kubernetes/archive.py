@@ -1,7 +1,8 @@
 """Logs that outlive their pods: compressed, in ConfigMaps that the record owns.
 
-docs/decisions/010-logs-outlive-pods.md says why there. A log that is larger than a ConfigMap is kept in parts; the
-first is written last, so where it is the log is whole. All of them are immutable: web may patch records, and no log.
+docs/decisions/010-logs-outlive-pods.md gives the reasons. A log that is larger than a ConfigMap is stored in parts. The
+first part is written last, so its presence proves that the log is complete. All parts are immutable: web may patch
+records, but no logs.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ from builds.engines.kubernetes.records import Manifest, Release, owner_reference
 log = logging.getLogger(__name__)
 
 COMPONENT, REST = "log", "log-rest"
-"""Of the first part of each log, by which logs are listed, and of its other parts."""
+"""Components of the first part of each log, by which logs are listed, and of the other parts."""
 SIZE, PARTS = "kiln.dev/bytes", "kiln.dev/parts"
 CONTENT = "log.gz"
 
 PART = 900 << 10
-"""Bytes of a log in one ConfigMap, which holds 1 MiB."""
+"""Bytes of a log in one ConfigMap, which is limited to 1 MiB."""
 LARGEST = 32 << 20
-"""Bytes of a log when it is unpacked: a builder writes no more than a third of that."""
+"""Bytes of a decompressed log: a builder writes at most a third of that."""
 SPACE = 256 << 20
-"""Bytes, compressed, of all logs of a release: an etcd has 2 GiB for all of its cluster by default."""
+"""Compressed bytes of all logs of a release. By default, an etcd has 2 GiB for its whole cluster."""
 FEW = 100
 GZIP = 16 + zlib.MAX_WBITS
 
 
 class Archive:
-    """Of a release; safe to use from many threads. Its methods raise ApiError."""
+    """The archive of a release; safe to use from many threads. Its methods raise ApiError."""
 
     def __init__(self, api: Api, release: Release, space: int = SPACE) -> None:
         self._api = api
@@ -50,7 +51,7 @@ class Archive:
         return False
 
     def keep(self, build: Build, attempt: int, content: bytes) -> None:
-        """Keeps the whole log of an attempt that has ended. Doing so twice keeps it once."""
+        """Stores the complete log of an ended attempt. Idempotent."""
         packer = zlib.compressobj(wbits=GZIP)
         packed = packer.compress(content) + packer.flush()
         sizes = {SIZE: str(len(packed)), PARTS: str(-(-len(packed) // PART))}
@@ -60,7 +61,7 @@ class Archive:
                 self._api.create("configmaps", part)
 
     def read(self, build: Build, attempt: int) -> bytes | None:
-        """The log; `None` where it was not kept, or is no log of this record's."""
+        """The log; `None` if it was not stored, or belongs to another record."""
         content = b""
         try:
             first = self._api.read("configmaps", _name(build.name, attempt))
@@ -78,7 +79,7 @@ class Archive:
             return None
 
     def make_room(self) -> Iterator[None]:
-        """Deletes the oldest logs while all of them take more than the space that there is; one page at a step."""
+        """Deletes the oldest logs while the total size exceeds the space; one page per step."""
         labels = selector(self._release.of(COMPONENT))
         found: list[tuple[str, str, int, int]] = []
         for page in self._api.pages("configmaps", labels=labels, metadata_only=True, limit=FEW):
@@ -139,7 +140,7 @@ def _listed(metadata: Manifest) -> tuple[str, str, int, int]:
 
 
 def _unpacked(packed: bytes) -> bytes:
-    """Raises zlib.error, ValueError: the content may unpack to more than a process may have."""
+    """Raises zlib.error, ValueError. The limit is needed because the content may decompress to more than the memory."""
     unpacker = zlib.decompressobj(wbits=GZIP)
     content = unpacker.decompress(packed, LARGEST)
     if not unpacker.eof:

@@ -1,4 +1,4 @@
-"""A circuit breaker: calls of a server that does not answer fail immediately, and not after a time-out each.
+"""A circuit breaker: calls to a server that does not answer fail immediately, instead of after a timeout each.
 
 https://learn.microsoft.com/en-us/azure/architecture/patterns/circuit-breaker
 
@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 
 FAILURES = 3
-"""Failures in a row that open it."""
+"""Consecutive failures that open the circuit."""
 REST = 2.0
-"""Seconds for which it stays open. Then one call, the probe, tries whether it can close."""
+"""Seconds for which the circuit stays open. Then one call, the probe, decides whether it closes."""
 SILENCE = 3.0
-"""Seconds without any answer to so many calls under way, after which it is open as well. Later calls need not wait for
-the time-out of those."""
+"""Seconds without any answer to so many calls in progress, after which the circuit opens as well. Later calls need not
+wait for the timeout of those."""
 FAILING = 10.0
 """Seconds after an unanswered call for which the server counts as failing. Some calls may be answered then: one of
 several API servers behind a load balancer hangs."""
@@ -98,6 +98,6 @@ class Circuit:
             self._next_try = self._failed + self._rest
 
     def missed(self) -> None:
-        """Counts a caller that waited for another's unanswered call, as if it had made the call itself."""
+        """Counts a caller that waited for another caller's unanswered call, as if it had made the call itself."""
         with self._lock:
             self._failures += 1

@@ -1,7 +1,7 @@
-"""An attempt as a Job: pure.
+"""An attempt as a Job. Pure.
 
-The operator's pod template sets resources, tolerations, volumes and the like. This module adds the parts by which a
-build is safe, pinned and found again, and no template can remove them. The same record gives the same Job, so that any
+The operator's pod template sets resources, tolerations, volumes and the like. This module adds the parts that make a
+build safe, pin it and identify it, and no template can remove them. The same record gives the same Job, so that any
 leader can complete a start that another one wrote.
 """
 
@@ -22,16 +22,16 @@ from eventing.tracing import Trace
 LABEL_BUILD = "kiln.dev/build"
 LABEL_ATTEMPT = "kiln.dev/attempt"
 LABEL_UID = "kiln.dev/uid"
-"""The record's: another record of the same name, made after the first was deleted, has other attempts."""
+"""The label with the record's uid. A record created under the name of a deleted one has other attempts."""
 
 CONTAINER = "builder"
 SPEC = "kiln.dev/spec"
 TRACE = "kiln.dev/traceparent"
-"""Of the Job, for who reads it; the builder has it in its environment."""
+"""The Job's annotation for readers; the builder gets the trace in its environment."""
 SPEC_FOLDER = "/etc/kiln/build"
 RESULT = "/dev/termination-log"
 
-# Where the chart's template mounts things in the build pod.
+# The mount points of the chart's template in the build pod.
 SOCKET_FOLDER = "/run/kiln"
 DOCKER_HOST = f"unix://{SOCKET_FOLDER}/docker.sock"
 IN_USE = f"{SOCKET_FOLDER}/builds.lock"
@@ -45,7 +45,7 @@ SIGNING_KEY = f"{SIGNING}/cosign.key"
 
 
 class TemplateError(ValueError):
-    """The pod template cannot be used, with a sentence that says why."""
+    """Why the pod template cannot be used, as a sentence."""
 
 
 def job_name(build: str, attempt: int) -> str:
@@ -53,7 +53,7 @@ def job_name(build: str, attempt: int) -> str:
 
 
 def labels(build: Build, attempt: Attempt) -> dict[str, str]:
-    """By which an attempt's Job and pod are found."""
+    """The labels by which an attempt's Job and pod are found."""
     return {LABEL_BUILD: build.name, LABEL_ATTEMPT: str(attempt.number), LABEL_UID: build.uid}
 
 
@@ -69,7 +69,7 @@ def checked(template: object) -> Manifest:
 
 
 def mounted(surroundings: Surroundings, template: Manifest, *, docker_host: str | None) -> Surroundings:
-    """The surroundings as they are in a pod of this template: its own paths, and only what it mounts."""
+    """The surroundings inside a pod of this template: its own paths, and only the mounted files."""
     folders = [mount.get("mountPath", "").rstrip("/") for mount in _builder(template).get("volumeMounts", [])]
     return msgspec.structs.replace(
         surroundings,
@@ -135,11 +135,11 @@ def job(
 
 
 def pinned(affinity: Manifest, node: str) -> dict[str, Any]:
-    """The affinity with one node required beside all that it requires.
+    """The affinity with one node required in addition to its own requirements.
 
-    Terms are alternatives, and what is in one term must hold together, so the node goes into each of them
-    (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#NodeSelectorTerm). By
-    `metadata.name`, which is the node's own, and not by a label that may say something else.
+    Terms are alternatives, and all requirements of one term must hold, so each term gets the node
+    (https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/#NodeSelectorTerm). The requirement
+    is by `metadata.name`, which identifies the node, and not by a label, which may have another value.
     """
     required = "requiredDuringSchedulingIgnoredDuringExecution"
     here = {"key": "metadata.name", "operator": "In", "values": [node]}
@@ -165,7 +165,7 @@ def _container(container: dict[str, Any], image: str, trace: Trace | None) -> di
         "command": ["python", "-m", "builds.builder"],
         "args": [f"{SPEC_FOLDER}/spec.json", RESULT],
         "terminationMessagePath": RESULT,
-        # One that is killed says nothing; then the kubelet puts the end of its log there.
+        # A killed builder writes no message, so the kubelet uses the end of its log instead.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             *container.get("volumeMounts", []),
@@ -175,7 +175,7 @@ def _container(container: dict[str, Any], image: str, trace: Trace | None) -> di
 
 
 def _lend(pod: dict[str, Any], path: str, keys: Sequence[str] | None) -> None:
-    """Leaves of the Secret that the builder mounts at a path only these keys; `None` is all as the template has it."""
+    """Reduces the Secret that the builder mounts at a path to these keys; `None` leaves the template's selection."""
     builder = _builder({"spec": pod})
     mounts = builder.get("volumeMounts", [])
     names = {mount["name"] for mount in mounts if mount.get("mountPath", "").rstrip("/") == path}
@@ -193,6 +193,6 @@ def _lend(pod: dict[str, Any], path: str, keys: Sequence[str] | None) -> None:
 
 
 def _spec_volume() -> dict[str, Any]:
-    """The spec is in the pod itself, so there is no second object that could be missing."""
+    """The volume with the spec, which is part of the pod, so that no second object can be missing."""
     item = {"path": "spec.json", "fieldRef": {"fieldPath": f"metadata.annotations['{SPEC}']"}}
     return {"name": "kiln-spec", "downwardAPI": {"items": [item]}}

@@ -1,13 +1,13 @@
-"""Which one of several controllers acts: the holder of a Lease that renews it.
+"""Leader election: of several controllers, only the holder of a renewed Lease acts.
 
 https://kubernetes.io/docs/concepts/architecture/leases/#leader-election
 
-The rules are client-go's, and no rule compares the clocks of two machines. A candidate counts the seconds for which the
-record has stood still *as it sees it*. The leader counts from *before* it sent the renewal that succeeded. So it
-stops `duration - stop_after` seconds before another may follow it, even if it cannot reach the API server. Each write
-carries the resourceVersion it was decided on: of two candidates that see an expired Lease, one gets it.
+The rules are client-go's, and no rule compares the clocks of two machines. A candidate counts the seconds for which it
+has observed no change of the record. The leader counts from *before* it sent the renewal that succeeded. So it stops
+`duration - stop_after` seconds before another may follow it, even if it cannot reach the API server. Each write carries
+the resourceVersion it was decided on: of two candidates that see an expired Lease, one gets it.
 
-The Lease itself is the installation's. It is never created here, so that no role needs to.
+The installation creates the Lease. This module never does, so no role needs the permission.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from eventing.pulse import Pulse
 log = logging.getLogger(__name__)
 
 AFTER_CONFLICT = 0.1
-"""Seconds after another candidate's write, until the Lease is read again."""
+"""Seconds between another candidate's write and the next read of the Lease."""
 NEVER = -math.inf
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """The Lease's `spec`. An empty holder has let go of it."""
+    """The Lease's `spec`. An empty holder means that the Lease was released."""
 
     holder_identity: str | None = None
     lease_duration_seconds: int | None = None
@@ -57,14 +57,15 @@ def held(record: Record, identity: str, duration: float, now: datetime) -> Recor
 
 
 def released(record: Record, now: datetime) -> Record:
-    """The record that lets the next one take it without waiting."""
+    """The record that allows the next candidate to take the Lease without waiting."""
     return msgspec.structs.replace(record, holder_identity="", lease_duration_seconds=1, renew_time=_micro(now))
 
 
 def remaining(record: Record, identity: str, seen: float, now: float, duration: float) -> float:
-    """Seconds until `identity` may take it: none if it is free or its own, else as long as the holder said it holds.
+    """Seconds until `identity` may take it: none if it is free or its own, otherwise as long as the holder has claimed
+    it.
 
-    `seen` is when, on the clock of `now`, the record was first seen as it is.
+    `seen` is the time, on the clock of `now`, at which the record was first observed in its present form.
     """
     if not record.holder_identity or record.holder_identity == identity:
         return 0.0
@@ -72,10 +73,10 @@ def remaining(record: Record, identity: str, seen: float, now: float, duration: 
 
 
 class Lease:
-    """The Lease `name`, for the candidate `identity`, which must be a new one for every process.
+    """The Lease `name`, for the candidate `identity`, which must be unique to each process.
 
     It is renewed every `retry` seconds and is free `duration` seconds after the last renewal. `changed` is called from
-    the Lease's thread when leadership begins, or is seen to have ended.
+    the Lease's thread when leadership begins, or is found to have ended.
     """
 
     def __init__(
@@ -94,18 +95,18 @@ class Lease:
             raise ValueError("A Lease is renewed before its leader must stop, and that is before it expires.")
         self.name = name
         self.term = 0
-        """Grows each time that leadership begins: a new leader must read everything again."""
+        """The number of terms of leadership: a new leader must read everything again."""
         self._api = api
         self._identity = identity
         self._duration = duration
         self._stop_after = stop_after
         self._retry = retry
-        self._patience = (stop_after - retry) / 2  # for one exchange: a second one still fits in before it must stop
+        self._patience = (stop_after - retry) / 2  # for one exchange: a second one fits before the end
         self._monotonic = monotonic
         self._changed = changed
         self._until = NEVER
         self._led = False
-        self._record: Record | None = None  # as last seen; to be looked at before anything else if there is none
+        self._record: Record | None = None  # as last read; read first if missing
         self._version = ""
         self._seen = NEVER
         self._trouble: str | None = None
@@ -134,7 +135,7 @@ class Lease:
 
     @property
     def trouble(self) -> str | None:
-        """Why the last exchange about the Lease failed; `None` after one that succeeded."""
+        """Why the last exchange about the Lease failed; `None` after a successful one."""
         return self._trouble
 
     # In its thread. --------------------------------------------------------------------------------------------------
@@ -222,5 +223,5 @@ def _record_of(lease: Object) -> Record:
 
 
 def _micro(moment: datetime) -> str:
-    """A `MicroTime`."""
+    """A time as a `MicroTime`."""
     return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
