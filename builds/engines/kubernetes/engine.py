@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 UNENDED = "status.phase!=Succeeded,status.phase!=Failed"
 """Pods that may still change. The engine reads an ended pod once more, and no longer watches it."""
 SETTLING = 2.0
-"""Seconds that the Job controller and the watch usually need to show the pod of a new Job."""
+"""Seconds that the Job controller and the watch usually need until the pod of a new Job appears."""
 LATE_POD = 10.0
 """Seconds for which a closed attempt keeps its slot if none of its pods was ever seen. The Job controller reads a Job,
 waits for its own rate limit, and then creates the pod, even if the Job was deleted meanwhile."""
@@ -54,20 +54,20 @@ LATE_JOB = 60.0
 """Seconds for which the API server may still carry out a request to create a Job that it has not answered: the default
 of its `--request-timeout`."""
 STRAY_AFTER = 30.0
-"""Seconds after which the engine ends a pod of no live attempt."""
+"""Seconds after which the engine ends a pod that belongs to no live attempt."""
 ASK_AGAIN = 3.0
 """Seconds between two searches for the Events of an attempt that does not begin."""
 SHARE = 20
-"""Such searches may take one part in so many of the leader's time. The API server searches all Events of the namespace
-for those of one object, and all pods for those of one Job; others may have left thousands."""
+"""Such searches may use one part in so many of the leader's time. For one object's Events, the API server searches all
+Events of the namespace, and for one Job's pods all pods. Other users may have left thousands."""
 ONE_BY_ONE = 5
-"""Unknown attempts that are read one by one; a single list is cheaper for more of them."""
+"""Maximum number of unknown attempts to read separately; a single list is cheaper for more of them."""
 READERS = 8
-"""Pods that are read at a time."""
+"""Pods that are read concurrently."""
 MOST_ENDED = 1000
-"""Pods that have ended whose names are remembered until their logs are archived."""
+"""Ended pods whose names are remembered until their logs are archived."""
 FEW = 100
-"""Objects in a page of a list that may have thousands."""
+"""Objects per page of a list that may have thousands."""
 
 Key = tuple[str, int]
 
@@ -75,7 +75,7 @@ Key = tuple[str, int]
 class KubernetesEngine(KubernetesRecords):
     """An `Engine` in a namespace. `template` is the operator's pod template, `image` the builder's.
 
-    `lease` names the Lease by which one of several controllers leads; `identity` is this one's.
+    `lease` names the Lease that elects the leading controller; `identity` is this controller's.
     """
 
     def __init__(
@@ -96,11 +96,8 @@ class KubernetesEngine(KubernetesRecords):
         pulse: Pulse | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """`refusal` says why a record must not be built as it stands there, and `git_keys` which keys of the Secret
-        with Git credentials a build's pod has. `pulse` is that of the loop that leads, or waits to.
-
-        Raises TemplateError.
-        """
+        """`refusal` returns why a stored record must not be built, and `git_keys` the keys of the Secret with Git
+        credentials for a build's pod. `pulse` belongs to the loop that leads, or waits to lead."""
         super().__init__(
             api, release, anchor=anchor, max_queued=max_queued, max_queued_per_user=max_queued_per_user, now=now
         )
@@ -137,7 +134,7 @@ class KubernetesEngine(KubernetesRecords):
 
     @contextmanager
     def leading(self, stop: threading.Event) -> Iterator[Callable[[], bool]]:
-        """Waits for leadership, or for `stop`. Yields a function that tells whether leadership is over.
+        """Waits for leadership, or for `stop`. Yields a function that returns whether leadership is over.
 
         The watches run meanwhile, and list everything again before the first round.
         """
@@ -148,13 +145,13 @@ class KubernetesEngine(KubernetesRecords):
         yield lambda: stop.is_set() or not self._leads
 
     def begin(self) -> None:
-        """Starts the watches and stands for the lease."""
+        """Starts the watches, and becomes a candidate for the Lease."""
         for watch in self._watches:
             watch.start()
         self._lease.start()
 
     def close(self) -> None:
-        """Releases the Lease. Running attempts go on."""
+        """Releases the Lease. Running attempts continue."""
         self._lease.stop()
         for watch in self._watches:
             watch.stop()
@@ -163,11 +160,13 @@ class KubernetesEngine(KubernetesRecords):
 
     @property
     def _leads(self) -> bool:
-        """Still in the term in which everything was read: leadership may have been lost and won again unnoticed."""
+        """Whether this is still the term in which everything was read: leadership may have been lost and regained
+        unnoticed."""
         return self._lease.leading and self._lease.term == self._term
 
     def _anew(self) -> bool:
-        """If this one leads: forgets what it knew of an earlier term, and reads what is. Whether that could be done."""
+        """If this controller leads, drops the state of an earlier term and reads the present one. Returns whether that
+        succeeded."""
         self._term = self._lease.term
         if not self._lease.leading:
             return False
@@ -192,7 +191,7 @@ class KubernetesEngine(KubernetesRecords):
         with translated():
             self._look_for_the_deleted(in_flight)
             pods = {key: pod for pod in self._pods.objects().values() if (key := sightings.attempt_of(pod))}
-            builds = self._open()  # after the pods: each of those has its record then
+            builds = self._open()  # after the pods, so that each of them has its record
             live = {(build.name, build.live.number): (build, build.live) for build in builds if build.live}
             self._know(live.keys(), in_flight)
             self._note_left(live)
@@ -224,7 +223,7 @@ class KubernetesEngine(KubernetesRecords):
                 raise
         self._own.wrote(build.revision, written)
         self._queues.clear()
-        self._must_lead()  # or nothing may follow from it here: who leads now will see it
+        self._must_lead()  # otherwise only the present leader may act on the write
         return written
 
     def start(self, build: Build, attempt: Attempt) -> None:
@@ -261,10 +260,10 @@ class KubernetesEngine(KubernetesRecords):
             if pod is not None and sightings.terminal(pod):
                 return
             if pod is not None and sightings.began(pod):
-                # Not the Job's, nor its deletion: those would take the log and the result with them.
+                # The pod's deadline, not the Job's, nor a deletion: those would also remove the log and the result.
                 self._patch_away(pod)
             else:
-                # Its pod may be on the way: the Job, and with it the attempt's slot, stays until the pod is gone.
+                # The pod may still be created. The Job, and with it the attempt's slot, stays until the pod is gone.
                 self._delete_job(jobs.job_name(build.name, attempt.number), "Foreground")
 
     def forget(self, build: Build) -> None:
@@ -289,7 +288,7 @@ class KubernetesEngine(KubernetesRecords):
             self.keep_log(build, attempt)
 
     def clear_attempts(self, build: Build) -> None:
-        """Of a log that cannot be kept even now, its tail is in the record."""
+        """Deletes the attempts' objects even if a log could not be archived: the record contains the log's tail."""
         self._must_lead()
         for name in self._with_jobs.pop(build.name, ()):
             number = name.rpartition("-")[2]
@@ -299,9 +298,9 @@ class KubernetesEngine(KubernetesRecords):
                 self._delete_job(name)
 
     def closed(self, before: datetime) -> Iterator[Build | None]:
-        """As lists show them: with all that housekeeping asks for.
+        """The builds as in lists, which is sufficient for housekeeping.
 
-        A few at a time: what a process has once held, its memory keeps the size of.
+        They come in small pages, because a process keeps the memory that it has once used.
         """
         labels = f"{selector(self._release.of(COMPONENT))},!{LABEL_OPEN}"
         with translated():
@@ -323,7 +322,7 @@ class KubernetesEngine(KubernetesRecords):
     # ---- What is ----------------------------------------------------------------------------------------------------
 
     def _open(self) -> tuple[Build, ...]:
-        """The open records, oldest first, with what this process has written over what the watch has seen."""
+        """The open records, oldest first: the watch's state, overlaid with this process's own writes."""
         decoded: dict[str, Build] = {}
         unreadable: dict[str, tuple[str, str]] = {}
         for name, stored in self._records.objects().items():
@@ -343,8 +342,8 @@ class KubernetesEngine(KubernetesRecords):
         return tuple(sorted(builds, key=lambda build: (build.created_at, build.name)))
 
     def _know(self, live: Collection[Key], in_flight: Collection[str]) -> None:
-        """Keeps what is known of live attempts, and of those that a start in flight is just adding to. In place: a
-        writer's thread adds as well."""
+        """Keeps the knowledge of live attempts, and of those that a start in progress is adding. It changes the
+        dictionary in place, because a writer's thread adds to it as well."""
         for key in [*self._attempts]:
             if key not in live:
                 self._note_late(key)
@@ -354,23 +353,24 @@ class KubernetesEngine(KubernetesRecords):
             self._attempts.setdefault(key, _Attempt())
 
     def _note_left(self, live: Mapping[Key, tuple[Build, Attempt]]) -> None:
-        """Notes the pods that have left the watch, some of which came and ended between two rounds."""
+        """Notes the pods that have left the watch, some of which began and ended between two rounds."""
         for pod in self._pods.take_deleted():
             key = sightings.attempt_of(pod)
             if key is not None and key in live and pod["metadata"]["labels"].get(jobs.LABEL_UID) == live[key][0].uid:
                 self._attempts[key].pod = pod["metadata"]["name"]
 
     def _note_late(self, key: Key) -> None:
-        """That the attempt is closed, if its pod may yet be made."""
+        """Notes that the attempt is closed, if its pod may still be created."""
         known, now = self._attempts[key], time.monotonic()
         until = known.late_until(now)
         if until > now and key not in self._late:
             self._late[key] = _Late(known.node, until)
 
     def _look_for_the_deleted(self, in_flight: Collection[str]) -> None:
-        """Notes open records that have gone, by the word of the API server: to leave the watch means settled, mostly.
+        """Notes open records that the API server confirms as deleted: a record usually leaves the watch because it is
+        settled.
 
-        Each is kept until the API server has answered about it. `World.deleted` has it once.
+        Each is kept until the API server has answered about it. `World.deleted` contains it once.
         """
         self._gone += self._records.take_deleted()
         for _ in range(len(self._gone)):
@@ -390,8 +390,8 @@ class KubernetesEngine(KubernetesRecords):
                 self._own.forget(name)
 
     def _still_ours(self, name: str, uid: str) -> bool:
-        """Whether a record that has left the watch still exists. An open one without its label gets the label back:
-        otherwise no controller would see it again."""
+        """Whether a record that has left the watch still exists. An open record that has lost its label gets the label
+        back; otherwise no controller would see it again."""
         try:
             metadata = self._api.read("configmaps", name, metadata_only=True)["metadata"]
         except Absent:
@@ -444,7 +444,7 @@ class KubernetesEngine(KubernetesRecords):
     def _adopt(self, live: Mapping[Key, tuple[Build, Attempt]], pods: Mapping[Key, Manifest]) -> None:
         """Reads from one list which attempts of an earlier leader have no pod yet.
 
-        A search for each of them has the API server go through all pods of the namespace.
+        With a search for each of them, the API server would search all pods of the namespace each time.
         """
         strange = {jobs.job_name(*key): key for key in live if key not in pods and self._attempts[key].strange}
         if len(strange) <= ONE_BY_ONE:
@@ -461,16 +461,16 @@ class KubernetesEngine(KubernetesRecords):
 
     def _due(self, known: _Attempt) -> bool:
         """Whether to search for its pod: immediately if nothing is known of it, otherwise every `ASK_AGAIN`. The pod of
-        a Job of this process has `SETTLING` to appear in the watch first."""
+        a Job of this process first gets `SETTLING` to appear in the watch."""
         if known.strange:
             return True
         young = known.made_at is not None and time.monotonic() - known.made_at < SETTLING
         return not young and self._searches.free(known.searched_at)
 
     def _left_watch(self, keys: Sequence[Key]) -> dict[str, Manifest | None]:
-        """Pods by name that the watch has shown and shows no longer: each has ended, or is gone (`None`).
+        """Pods by name that the watch has shown and no longer shows: each has ended, or is gone (`None`).
 
-        Read side by side: many end in the same second, and the loop waits for all of them.
+        They are read concurrently, because many end in the same second, and the loop waits for all of them.
         """
         known = (self._attempts[key] for key in keys)
         names = [one.pod for one in known if one.pod is not None and one.ended is None]
@@ -487,7 +487,7 @@ class KubernetesEngine(KubernetesRecords):
             return None
 
     def _still_to_come(self, live: Collection[Key], pods: Collection[Key]) -> Iterator[Sighting]:
-        """Closed attempts whose pods may yet be made: they keep their slots for a while."""
+        """Closed attempts whose pods may still be created. They keep their slots for a while."""
         now = time.monotonic()
         self._late = {key: late for key, late in self._late.items() if late.until > now and key not in live}
         for key, late in self._late.items():
@@ -495,10 +495,10 @@ class KubernetesEngine(KubernetesRecords):
                 yield Sighting(build=jobs.job_name(*key), attempt=key[1], phase=Phase.PENDING, node=late.node)
 
     def _left_over(self, pods: Mapping[Key, Manifest], live: Mapping[Key, str]) -> Iterator[Sighting]:
-        """Pods that run though no record has them for its live attempt: they have their slots until they have ended.
+        """Running pods that belong to no record's live attempt: they occupy their slots until they have ended.
 
-        They go by the pod's own name, which is no build's. A paused leader may have started one after its attempt was
-        closed. Watches lag, so a pod has `STRAY_AFTER` to be seen as ended.
+        Each is reported under the pod's own name, which is not a build's. A paused leader may have started one after
+        its attempt was closed. Watches lag, so a pod gets `STRAY_AFTER` to be seen as ended.
         """
         known, self._strays = self._strays, {}
         for key, pod in pods.items():
@@ -507,7 +507,7 @@ class KubernetesEngine(KubernetesRecords):
                 continue
             phase = Phase.RUNNING if sightings.began(pod) else Phase.PENDING
             yield Sighting(build=metadata["name"], attempt=key[1], phase=phase, node=pod["spec"].get("nodeName"))
-            if key[0] in self._unreadable:  # a newer Kiln may have written the record, and be back
+            if key[0] in self._unreadable:  # a newer version of Kiln may have written the record, and may return
                 continue
             since = self._strays[metadata["name"]] = known.get(metadata["name"], time.monotonic())
             if time.monotonic() - since > STRAY_AFTER and "deletionTimestamp" not in metadata:
@@ -535,7 +535,8 @@ class KubernetesEngine(KubernetesRecords):
         return sightings.of_job(build, attempt.number, job, self._events_of(known, job, "Job"), started=started)
 
     def _events_of(self, known: _Attempt, thing: Manifest, kind: str) -> Sequence[Manifest]:
-        """The Events of an attempt that has not begun, searched for every `ASK_AGAIN` after `SETTLING`."""
+        """The Events of an attempt that has not begun. They are searched for every `ASK_AGAIN`, first after
+        `SETTLING`."""
         if kind == "Pod" and (sightings.terminal(thing) or sightings.began(thing)):
             return []
         if time.monotonic() - known.seen_at > SETTLING and self._searches.free(known.asked_at):
@@ -547,7 +548,7 @@ class KubernetesEngine(KubernetesRecords):
         return known.said
 
     def _asked_pod(self, build: Build, attempt: Attempt) -> Manifest | None:
-        """The attempt's pod by the word of the API server."""
+        """The attempt's pod, read from the API server."""
         found = list(self._api.list("pods", labels=selector(jobs.labels(build, attempt))))
         return max(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
@@ -558,7 +559,7 @@ class KubernetesEngine(KubernetesRecords):
             raise Unavailable("This controller does not lead.")
 
     def _stored(self, build: Build) -> Build:
-        """The record as it was stored under the build's revision: web's part of it is not ours to change."""
+        """The stored record at the build's revision, because the controller must not change web's part of it."""
         for known in (self._own.latest(build.name), self._decoded.get(build.name)):
             if known is not None and known.revision == build.revision:
                 return known
@@ -570,7 +571,7 @@ class KubernetesEngine(KubernetesRecords):
     def _reread(self, build: Build, conflict: Conflict) -> None:
         """Reads the record after a conflict. Otherwise the next round would plan from the same old revision.
 
-        Raises Refused where nothing has changed: then it is a policy that answers so.
+        Raises Refused if the record has not changed, because then a policy has caused the answer.
         """
         now = self._find(build.name)
         if now is not None and now.revision == build.revision:
@@ -586,7 +587,7 @@ class KubernetesEngine(KubernetesRecords):
             raise Unavailable(f"The Job {name} belongs to an earlier record of that name, and is still being deleted.")
 
     def _patch_away(self, pod: Manifest) -> None:
-        """SIGTERM now; the kubelet keeps the pod, its log and its result."""
+        """Sends SIGTERM by a deadline in the past; the kubelet keeps the pod, its log and its result."""
         with suppress(Absent):
             self._api.patch("pods", pod["metadata"]["name"], {"spec": {"activeDeadlineSeconds": 1}})
 
@@ -595,7 +596,7 @@ class KubernetesEngine(KubernetesRecords):
             self._api.delete("jobs", name, policy=policy)
 
     def _find_jobs(self) -> Iterator[None]:
-        """Reads which builds have Jobs, a page at a time."""
+        """Reads which builds have Jobs, one page at a time."""
         self._with_jobs = {}
         ours = selector(self._release.of(COMPONENT))
         for page in self._api.pages("jobs", labels=ours, metadata_only=True, limit=FEW):
@@ -623,17 +624,18 @@ class _Attempt:
 
     @property
     def strange(self) -> bool:
-        """Whether nothing is known of it: another leader started it, or wrote that it is to be started."""
+        """Whether nothing is known of it: another leader started it, or recorded its start."""
         return self.made_at is None and self.without is None and self.pod is None
 
     def late_until(self, now: float) -> float:
-        """Until when a pod of it may be made though the attempt is closed (`now`, monotonic); past if none may."""
+        """The time until which its pod may be created although the attempt is closed (`now`, monotonic); past if it
+        cannot be."""
         may_come = self.had_job and self.pod is None
         return max(now + LATE_POD if may_come else now, self.unanswered_at + LATE_JOB)
 
 
 class _Late(NamedTuple):
-    """Where the pod of a Job that has gone would run, and until when (monotonic) it may come."""
+    """The node of a deleted Job's pod, and the time (monotonic) until which the pod may be created."""
 
     node: str | None
     until: float
@@ -647,7 +649,7 @@ class _Budget:
         self._next = float("-inf")
 
     def free(self, last: float) -> bool:
-        """Whether there is time for one more, about something that was asked about at `last`."""
+        """Whether another search is permitted, for an object that was last searched for at `last`."""
         now = time.monotonic()
         return now >= self._next and now - last > ASK_AGAIN
 
@@ -662,14 +664,14 @@ class _Budget:
 
 
 class _Own:
-    """This process's own writes, for as long as the watch shows older revisions."""
+    """This process's own writes, kept while the watch shows older revisions."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._written: dict[str, tuple[Build, set[str]]] = {}
 
     def wrote(self, before: str, written: Build) -> None:
-        """`before` is the revision that it was decided on."""
+        """Notes a write; `before` is the revision that it was based on."""
         with self._lock:
             _, older = self._written.get(written.name, (written, set()))
             self._written[written.name] = (written, older | {before})
@@ -682,9 +684,9 @@ class _Own:
         self._written.pop(name, None)
 
     def over(self, seen: Mapping[str, Build]) -> list[Build]:
-        """The open builds as they are now, as far as is known here."""
+        """The open builds in their latest known state."""
         now = dict(seen)
-        with self._lock:  # or a write that is just added could be taken for an older one, and dropped
+        with self._lock:  # otherwise a concurrent write could count as an older one and be dropped
             for name, (written, older) in list(self._written.items()):
                 shown = seen.get(name)
                 if shown is None or shown.revision not in older:

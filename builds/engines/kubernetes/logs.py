@@ -1,8 +1,8 @@
-"""The logs of attempts, as the kubelet serves them, for any number of readers at the price of one.
+"""The logs of attempts, as the kubelet serves them, for any number of readers at the cost of one.
 
 While a log has readers, it is copied into a file as it grows: first the present content, then each new line. Readers
 read the file. When an attempt has ended, its log is read once more to the end, so that the copy is complete. A log
-without readers is dropped after a while. Where the pod is gone, the log comes from the archive (`archive`).
+without readers is dropped after a while. If the pod is gone, the log comes from the archive (`archive`).
 
 The builder numbers its lines, so the copy skips lines that the kubelet serves twice.
 """
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 IDLE = 30.0
 """Seconds without a reader after which a copy is dropped."""
 AGAIN = 1.0
-"""Seconds between two tries to read a log that does not exist yet, or whose stream broke."""
+"""Seconds between two attempts to read a log that does not exist yet, or whose stream broke."""
 OVERLAP = 3
-"""Seconds that a stream reads again of the copied content, because clocks may differ."""
+"""Seconds by which a stream overlaps the copied content, because clocks may differ."""
 
 Key = tuple[str, int]
 Kept = Callable[[], bytes | None]
-"""Gives the log that was kept of an attempt that has ended. Raises ApiError."""
+"""Returns the archived log of an ended attempt. Raises ApiError."""
 
 
 class Logs:
-    """Of all builds; safe to use from many threads."""
+    """The logs of all builds; safe to use from many threads."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -46,13 +46,13 @@ class Logs:
         self._copies: dict[Key, _Copy] = {}
 
     def lines(self, build: str, attempt: int, after: int, *, ended: Kept | None) -> Iterator[LogLine]:
-        """The present lines after line `after`; the whole log where the attempt has `ended`. Raises Unavailable."""
+        """The present lines after line `after`; the complete log if the attempt has `ended`. Raises Unavailable."""
         copy = self._copy((build, attempt))
         copy.refresh(ended=ended)
         yield from copy.lines(after)
 
     def content(self, build: str, attempt: int, pod: str | None = None) -> bytes:
-        """The whole log of an attempt that has ended, as its pod (`pod`, if known) serves it. Raises Unavailable."""
+        """The complete log of an ended attempt, as its pod (`pod`, if known) serves it. Raises Unavailable."""
         copy = self._copy((build, attempt))
         copy.pod = pod
         try:
@@ -88,7 +88,7 @@ class Logs:
 
 
 class _Copy:
-    """One attempt's log. `refresh` is called by readers, and is where it is decided what has to be asked."""
+    """The copy of one attempt's log. Readers call `refresh`, which decides which requests are needed."""
 
     def __init__(self, api: Api, key: Key, path: Path) -> None:
         self._api = api
@@ -106,7 +106,7 @@ class _Copy:
         self._follower: threading.Thread | None = None
         self._closed = False
         self.pod: str | None = None
-        """The name of its pod, where that is known: a list searches all pods of the namespace."""
+        """The name of its pod, if known, because a list searches all pods of the namespace."""
 
     @property
     def idle(self) -> float:
@@ -140,7 +140,7 @@ class _Copy:
             try:
                 pod = self._take(ended)
             except Unavailable as error:
-                self._failure, self._asked = error, time.monotonic()  # who has waited for this need not wait again
+                self._failure, self._asked = error, time.monotonic()  # callers that waited for this need not wait again
                 raise
             self._failure = None
             if ended:
@@ -164,7 +164,7 @@ class _Copy:
         return None
 
     def _take_kept(self, kept: Kept) -> bool:
-        """Whether there was any. Raises Unavailable."""
+        """Whether the archive had the log. Raises Unavailable."""
         try:
             content = kept()
             self._append((content or b"").splitlines(keepends=True))
@@ -173,7 +173,7 @@ class _Copy:
         return content is not None
 
     def _asked_just_now(self, *, ended: bool) -> bool:
-        """Whether it is too soon to ask again. Raises Unavailable where it could not be read then."""
+        """Whether it is too soon for another request. Raises Unavailable if the last one failed."""
         if time.monotonic() - self._asked >= AGAIN:
             return False
         if self._failure is not None:
@@ -207,7 +207,7 @@ class _Copy:
             content = self._api.request("GET", path, query={"container": CONTAINER})
             self._append(content.splitlines(keepends=True))
         except (Absent, Invalid):
-            return False  # it has gone, or its container waits to start
+            return False  # the pod is gone, or its container waits to start
         except (ApiError, OSError) as error:
             raise Unavailable(f"The log of {pod} cannot be read: {error}") from error
         return True
@@ -240,7 +240,7 @@ class _Copy:
             stream.close()
 
     def _append(self, lines: list[bytes]) -> None:
-        """Those that are new, in order; the follower may still be at it while the last snapshot is taken."""
+        """Appends the new lines, in order. The follower may still append while the last snapshot is taken."""
         with self._appending:
             new, last = [], self._last
             for line in lines:
@@ -254,7 +254,7 @@ class _Copy:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """All of it at the end of the file, or nothing. Raises OSError."""
+    """Writes the complete content at the end of the file, or nothing. Raises OSError."""
     with path.open("ab", buffering=0) as file:
         before, view = file.tell(), memoryview(content)
         try:

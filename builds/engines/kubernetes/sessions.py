@@ -1,7 +1,7 @@
-"""The sessions of the pages that were signed out of, for all replicas: one ConfigMap, `<release>-signed-out`.
+"""The signed-out sessions of the pages, for all replicas: one ConfigMap, `<release>-signed-out`.
 
-Its keys are digests that open nothing, its values when each would have expired by itself (Unix time). Each addition
-removes the expired ones, so it holds as many as people sign out in half a day.
+Its keys are digests, which cannot be used to sign in; its values are the sessions' expiry times (Unix time). Each
+addition removes the expired ones, so its size is the number of sign-outs in half a day.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from builds.engines.kubernetes.shared import Shared
 from builds.engines.kubernetes.store import translated
 
 FRESH = 2.0
-"""Seconds for which another replica may not know of it."""
+"""Seconds for which another replica may not know of a sign-out."""
 
 
 class KubernetesSessions:
-    """`anchor` names the ConfigMap that owns all of the release."""
+    """`anchor` names the ConfigMap that owns the whole release."""
 
     def __init__(self, api: Api, release: Release, *, anchor: str | None) -> None:
         self._api, self._release, self._anchor = api, release, anchor

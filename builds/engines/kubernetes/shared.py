@@ -34,9 +34,9 @@ class _Answer(Generic[T]):
 
 
 class Shared(Generic[T]):
-    """Single flight: answers by key. An exception of `ask` reaches its caller and all that waited for it, which would
-    otherwise wait as long, one after the other. The next caller asks again. Each that waited calls `missed` with the
-    exception."""
+    """Single flight: answers by key. An exception of `ask` reaches its caller and all waiting callers, which would
+    otherwise repeat the wait one after the other. The next caller asks again. Each waiting caller calls `missed` with
+    the exception."""
 
     def __init__(self, max_age: float, missed: Callable[[Exception], object] = lambda _: None) -> None:
         self._max_age = max_age
@@ -109,7 +109,7 @@ class _Batch(Generic[W, T]):
 
 
 class _Lane(Generic[W, T]):
-    """The callers of one key: one writes, and the others' wishes form the next batch."""
+    """The callers of one key: one of them writes, and the others' items form the next batch."""
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
@@ -118,11 +118,12 @@ class _Lane(Generic[W, T]):
 
 
 class Joint(Generic[W, T]):
-    """Write coalescing: one write at a time for each key, of all wishes so far. Its result or exception is for all.
+    """Write coalescing: one write at a time for each key, of all items so far. Its result or exception is for all
+    callers.
 
-    A write begins within `turn`: a caller that waits for its turn takes the wishes along that come meanwhile. An
-    exception of `turn` is for all of them too. A caller that waits for another's write calls `check` every half second,
-    and gives up with its exception; its own wishes may be written all the same.
+    A write begins within `turn`: a caller that waits for its turn also writes the items that arrive meanwhile. An
+    exception of `turn` is for all of them too. A caller that waits for another caller's write calls `check` every half
+    second, and stops waiting with its exception. Its own items may be written all the same.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Joint(Generic[W, T]):
                     del self._lanes[key]
         if batch.error is not None:
             raise batch.error
-        return batch.value  # type: ignore[return-value]  # what the write has returned
+        return batch.value  # type: ignore[return-value]  # the result of the write
 
     @contextmanager
     def _in(self, lane: _Lane[W, T]) -> Iterator[None]:
@@ -170,7 +171,7 @@ class Joint(Generic[W, T]):
             with self._turn():
                 self._close(lane)
                 batch.value = self._write(key, batch.wanted)
-        except Exception as error:  # noqa: BLE001  (all who wanted it are told)
+        except Exception as error:  # noqa: BLE001  (all waiting callers get it)
             batch.error = error
             if lane.next is batch:
                 self._close(lane)
@@ -212,7 +213,7 @@ class Turns:
             while not mine.wait(min(CHECK, max(deadline - time.monotonic(), 0))):
                 check()
                 if time.monotonic() >= deadline:
-                    raise TimeoutError  # noqa: TRY301  (as what `check` raises)
+                    raise TimeoutError  # noqa: TRY301  (like the exceptions of `check`)
         except BaseException:
             with self._lock:
                 if mine.is_set():  # just now

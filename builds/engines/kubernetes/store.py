@@ -1,10 +1,10 @@
-"""Web's half of the engine: records as ConfigMaps, by nothing but create, get, list and patch.
+"""Web's half of the engine: records as ConfigMaps, with the verbs create, get, list and patch only.
 
-Asking for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Web
-reads an existing record, adds the cause and patches it under the revision that it read, or wrote a moment ago. Requests
-for the same build that arrive meanwhile go into the next write. Lists and the length of the queue
-come from answers that all requests of this process share for two seconds, so `KILN_MAX_QUEUED` is kept to within what
-two seconds bring. A queue that is far from its limit is not counted that often: that takes longer the more there are.
+A request for a build is one POST, and its 409 is the deduplication: across replicas, senders and restarts. Web reads an
+existing record, adds the cause and patches it under the revision that it read, or wrote a moment ago. Requests for the
+same build that arrive meanwhile go into the next write. All requests of this process share the lists and the length of
+the queue for two seconds. So the queue may exceed `KILN_MAX_QUEUED` by the requests of two seconds. If the queue is far
+from its limit, it is counted less often, because the cost grows with its length.
 """
 
 from __future__ import annotations
@@ -66,40 +66,40 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FRESH = 2.0
-"""Seconds for which a list is believed."""
+"""Seconds for which a list is cached."""
 LOOK = 0.5
-"""Seconds between two reads of a record whose changes a request waits for."""
+"""Seconds between two reads of a record while a request waits for its change."""
 FAR = 20.0
-"""Seconds for which the length of a queue is believed that is far from its limit."""
+"""Seconds for which the length of a queue is cached that is far from its limit."""
 SHARE = 8
-"""This part of the limit may be added before the queue is near it: as much may be added by others whom we don't see."""
+"""A queue counts as near its limit after this part of the limit was added: unseen replicas may have added as much."""
 CERTAIN = 0.2
-"""Seconds for which the length of the queue is believed where it refuses a request."""
+"""Seconds for which the length of the queue is cached if it leads to a refusal."""
 UNSEEN = timedelta(seconds=20)
-"""After which web reports a record that no controller has touched, or a Lease that none renews."""
+"""Time after which web reports a record that no controller has touched, or a Lease that no controller renews."""
 WRITERS = 16
-"""Records written at a time. More do not raise the API server's throughput, and each write takes longer."""
+"""Concurrent writes of records. More do not raise the API server's throughput, and each write takes longer."""
 TURN = 20.0
-"""Seconds to wait for a turn to write while the API server answers. Git hosts wait ten for a response and do not
-retry: a late write is better than none."""
+"""Seconds to wait for a turn to write while the API server answers. Git hosts wait ten for a response and do not retry:
+a late write is better than none."""
 LATE = 4.0
-"""Seconds after which a request waits no longer for its turn while calls of the API server fail. A write may take
+"""Seconds after which a request no longer waits for its turn while calls of the API server fail. A write may take
 `TIMEOUT` of the ten seconds of Git hosts."""
 TRANSIENT = frozenset({401, 408, 429})
-"""Answers of 4xx that are about who asks, or about now, and not about one object. (A policy may refuse with any.)"""
+"""4xx answers about the client or a temporary condition, and not about one object. (A policy may refuse with any.)"""
 PATIENCE = 8.0
-"""Seconds for which a write that met another one is retried; the limit of all exchanges of one request."""
+"""Seconds for which a write is retried after conflicts; the limit of all exchanges of one request."""
 
 
 _ALL = "all"
 _KEPT = ("name", "uid", "resourceVersion", "annotations")
-"""Of an object's metadata, for as long as a list is believed."""
+"""The members of an object's metadata that a cached list keeps."""
 
 
 def connect(namespace: str | None, circuit: Circuit | None = None) -> Api:
-    """The API server of the cluster that this runs in, or that kubectl would speak to. Raises Unavailable.
+    """The API server of the present cluster, or of kubectl's configuration. Raises Unavailable.
 
-    With a `circuit` for who is waited for: senders of webhooks have ten seconds.
+    Processes whose callers wait use a `circuit`: senders of webhooks have ten seconds.
     """
     try:
         return Api.connect(namespace=namespace, circuit=circuit)
@@ -108,14 +108,15 @@ def connect(namespace: str | None, circuit: Circuit | None = None) -> Api:
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """A build in a list: its place, and its metadata to make the rest of."""
+    """A build in a list: its place, and the metadata from which it can be decoded."""
 
     place: paging.Place
     metadata: Manifest
 
 
 class _Queue:
-    """The numbers of waiting builds and of each person's submissions: as counted, plus this process's own since."""
+    """The numbers of waiting builds and of each person's submissions: the last count, and this process's additions
+    since."""
 
     def __init__(self, waiting: Iterable[Build]) -> None:
         self.length = 0
@@ -126,7 +127,7 @@ class _Queue:
         self._counted = self.length
 
     def far(self, limit: int) -> bool:
-        """Whether it is not half full, as far as it was counted, and few were added since then."""
+        """Whether the queue was less than half full when it was counted, and few builds were added since then."""
         return self.length < limit // 2 and self.length - self._counted < limit // SHARE
 
     def add(self, submissions: Counter[str], builds: int = 1) -> None:
@@ -136,9 +137,9 @@ class _Queue:
 
 
 class KubernetesRecords:
-    """`Records` in a namespace. `anchor` names the ConfigMap that owns all of the release; without one records stay.
+    """`Records` in a namespace. `anchor` names the ConfigMap that owns the whole release; without one, records stay.
 
-    Raises Unavailable where the API server does not answer, or refuses a request.
+    Raises Unavailable if the API server does not answer, or refuses a request.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class KubernetesRecords:
         self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH, api.missed)
         self._queues: Shared[_Queue] = Shared(FRESH, api.missed)
         self._seen: Shared[Build] = Shared(LOOK, api.missed)
-        self._last_written: Shared[Build] = Shared(FRESH)  # records as this process wrote them last
+        self._last_written: Shared[Build] = Shared(FRESH)  # the last writes of this process
         self._turns = Turns(WRITERS)
         self._joint: Joint[Submission, Build] = Joint(self._join, self._in_turn, self._check_hope)
         self._asked_at = threading.local()
@@ -261,7 +262,7 @@ class KubernetesRecords:
     def _asked(self, name: str, submissions: Sequence[Submission]) -> Build:
         try:
             return self._joint(name, submissions)
-        except QueueFull:  # maybe for what others asked in the same write
+        except QueueFull:  # possibly because of other requests in the same write
             with self._in_turn():
                 return self._join(name, submissions)
 
@@ -276,7 +277,7 @@ class KubernetesRecords:
             yield
 
     def _check_hope(self) -> None:
-        """Raises Busy where the request cannot be answered in time."""
+        """Raises Busy if the request cannot be answered in time."""
         self._api.check()
         if self._api.failing and time.monotonic() - self._asked_at.value > LATE:
             raise Busy("The Kubernetes API server does not answer all calls. Try again in a moment.")
@@ -294,8 +295,8 @@ class KubernetesRecords:
         raise AssertionError("tenacity returns or raises")
 
     def _joined_unread(self, name: str, submissions: Sequence[Submission]) -> Build | None:
-        """Creates the record, or patches the revision that this process wrote a moment ago. `None` where a read is
-        needed. Raises Conflict, NotFound or QueueFull where that revision is out of date."""
+        """Creates the record, or patches the revision that this process wrote a moment ago. `None` if a read is needed.
+        Raises Conflict, NotFound or QueueFull if that revision is out of date."""
         before = self._last_written.known(name, max_age=FRESH)
         if before is None and self._last_written.known(name) is not None:
             return None  # it exists, and may have changed since
@@ -315,7 +316,7 @@ class KubernetesRecords:
         return after
 
     def _create(self, build: Build) -> Build:
-        """Raises Conflict where there is a record of that name."""
+        """Raises Conflict if a record of that name exists."""
         try:
             stored = self._api.create("configmaps", manifest(build, self._release, self._owned_by()))
         except AlreadyExists as error:
@@ -323,7 +324,7 @@ class KubernetesRecords:
         return self._written(build, stored)
 
     def _put(self, build: Build) -> Build:
-        """Raises Conflict where the record is not of the build's revision any more, NotFound where it has gone."""
+        """Raises Conflict if the record no longer has the build's revision, NotFound if it was deleted."""
         try:
             stored = self._api.patch("configmaps", build.name, patch(build))
         except Conflict409 as error:
@@ -340,7 +341,7 @@ class KubernetesRecords:
         return written
 
     def _owned_by(self) -> Manifest | None:
-        """The anchor, read once: without its uid nothing would go away with the release."""
+        """The anchor, read once: its uid is needed so that records are deleted with the release."""
         if self._anchor is not None and self._owner is None:
             try:
                 self._owner = self._api.read("configmaps", self._anchor, metadata_only=True)
@@ -352,8 +353,8 @@ class KubernetesRecords:
         return self._owner
 
     def _leaderless(self) -> str:
-        """Why no controller reads the records, as far as web can know; empty where one does."""
-        assert self._anchor is not None  # noqa: S101  (or nobody asks)
+        """Why no controller reads the records, as far as web can know; empty if one does."""
+        assert self._anchor is not None  # noqa: S101  (callers check that)
         try:
             spec = self._api.read("leases", self._anchor).get("spec") or {}
         except Absent:
@@ -421,12 +422,12 @@ class KubernetesRecords:
         return build
 
     def _recent(self, name: str) -> Build:
-        """The record as all who wait for it share it."""
+        """The record, shared by all requests that wait for it."""
         with translated():
             return self._seen.get(name, lambda: self._require(name))
 
     def _listed(self, repository: str | None, state: State | None) -> tuple[_Entry, ...]:
-        """All of them, newest first: the API server lists by name, so what comes first is known only at the end."""
+        """All matching builds, newest first. The API server lists by name, so the order is known only at the end."""
         wanted = {LABEL_STATE: state and str(state), LABEL_REPOSITORY: repository and hashed(repository)}
         labels = {**self._release.of(COMPONENT), **{name: value for name, value in wanted.items() if value}}
         found = []
@@ -438,7 +439,8 @@ class KubernetesRecords:
         return tuple(sorted(found, key=lambda entry: entry.place, reverse=True))
 
     def _readable(self, stored: Manifest, read: Callable[[Manifest], T]) -> T | None:
-        """`None`, and one line in the log, for a record that a newer version of Kiln may have written."""
+        """The decoded object; `None`, with one line in the log, for a record that a newer version of Kiln may have
+        written."""
         try:
             return read(stored)
         except Unreadable as error:
@@ -451,7 +453,7 @@ class KubernetesRecords:
 
 
 def _meeting_others() -> Retrying:
-    """Retries a change that met another one, from the record as it is then."""
+    """Retries a change after a conflict, based on the record's new state."""
     return Retrying(
         retry=retry_if_exception_type(Conflict),
         wait=wait_random_exponential(multiplier=0.02, max=0.5),

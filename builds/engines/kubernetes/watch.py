@@ -1,11 +1,11 @@
-"""A copy of all objects of a kind that a selector takes in, kept up to date by a thread: list once, then watch.
+"""A copy of all objects of a kind that a selector matches, updated by a thread: list once, then watch.
 
 https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 
-The official client has such a thing too, which asks a server that is in trouble a thousand times a second. Here the
-policy is one list of waits. A watch that held for a while resumes immediately from the last resourceVersion. One that
-ends sooner (an error, a broken connection, a server that closes) is retried after a random wait that grows. The watch
-lists only without a version to resume from (at first, and after "410 Gone"), and on request (`fresh`).
+The official client's equivalent sends a failing server a thousand requests per second. Here the policy is one list of
+waits. A watch that has lasted for a while resumes immediately from the last resourceVersion. One that ends sooner (an
+error, a broken connection, a server that closes) is retried after a random wait that grows. The watch lists only
+without a version to resume from (initially, and after "410 Gone"), and on request (`fresh`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from eventing.pulse import ROUND, Pulse
 log = logging.getLogger(__name__)
 
 SECONDS = (240.0, 300.0)
-"""For which a watch is asked for. The server ends it then; not all at the same time after a restart."""
+"""The range of a watch's requested duration, after which the server ends it. It is random, so that watches do not end
+at the same time after a restart."""
 HELD = 5.0
 """Seconds that a watch must have lasted to be resumed without a wait."""
 FIRST, MOST = 0.5, 10.0
-"""Seconds that the first wait is at most, and the longest."""
+"""Maximum seconds of the first wait, and of any wait."""
 LEAST = 0.1
 REMEMBERED = 300.0
 """Seconds for which deleted objects are kept for `take_deleted`, which a standby never calls."""
@@ -65,8 +66,8 @@ class _Trouble(NamedTuple):
 class Watch:
     """`changed` is called from the watch's thread after each change; it must not block.
 
-    After `silence` seconds without a word from the API server, which sends a bookmark every minute, the connection
-    counts as broken.
+    After `silence` seconds without data from the API server, which sends a bookmark every minute, the connection counts
+    as broken.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Watch:
         silence: float = SILENCE,
     ) -> None:
         self.synced = threading.Event()
-        """Set once it has listed."""
+        """Set after the first list."""
         self._api = api
         self._kind = kind
         self._labels = labels
@@ -103,27 +104,27 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Returns when its thread has ended, after the exchange under way, if any."""
+        """Returns when its thread has ended, after the exchange in progress, if any."""
         self._stopping.set()
         self._interrupt()
         self._thread.join()
 
     def objects(self) -> dict[str, Object]:
-        """By name, as they are now. The dictionary is the caller's. The objects are shared: do not change them."""
+        """The present objects by name. The dictionary is the caller's. The objects are shared: do not change them."""
         with self._lock:
             return dict(self._objects)
 
     def take_deleted(self) -> list[Object]:
-        """Those that left the watch since it was last asked, as they were last seen.
+        """Objects that left the watch since the last call, in their last known state.
 
-        Deleted, or no longer what the selectors select: only a GET can tell.
+        Each was deleted, or no longer matches the selectors: only a GET can distinguish the two.
         """
         with self._lock:
             taken, self._deleted = self._deleted, deque()
         return [each for _, each in taken]
 
     def fresh(self, timeout: float) -> None:
-        """Returns once it has listed again, so that it shows at least all writes before the call.
+        """Returns after another list, so that the copy shows at least all writes before the call.
 
         Raises Busy if that took longer than `timeout` seconds.
         """
@@ -138,7 +139,7 @@ class Watch:
 
     @property
     def trouble(self) -> str | None:
-        """Why it does not follow the API server now, and since when; `None` while it does."""
+        """Why it does not follow the API server now, and since when; `None` while it follows."""
         trouble = self._trouble
         if trouble is None:
             return None
@@ -166,11 +167,11 @@ class Watch:
                 patiently(self._once)
             self.pulse.rest()
         finally:
-            if not self._stopping.is_set():  # its objects are out of date from now on
+            if not self._stopping.is_set():  # from now on, its objects are out of date
                 self._failed("its thread ended by an internal error. See the log.")
 
     def _once(self) -> bool:
-        """Whether the watch held."""
+        """Returns whether the watch lasted for `HELD`."""
         self.pulse.beat()
         self._wake.clear()
         began = time.monotonic()
@@ -191,7 +192,8 @@ class Watch:
         self.pulse.beat((state.next_action.sleep if state.next_action else 0.0) + ROUND)
 
     def _list(self) -> None:
-        """All of them, as of now: without a resourceVersion the answer is no older than the question."""
+        """Lists all objects in their present state: without a resourceVersion the answer is no older than the
+        request."""
         asked = self._asked
         objects: dict[str, Object] = {}
         version = ""
@@ -230,7 +232,8 @@ class Watch:
         self._stream = None
 
     def _hold(self, stream: Stream) -> bool:
-        """Lets `_interrupt` end the stream, unless it has been called already: then it is not wanted."""
+        """Allows `_interrupt` to end the stream. Returns `False` if it was called already, so that the stream is not
+        needed."""
         with self._lock:
             self._stream = stream
             return not self._wake.is_set() and not self._stopping.is_set()
@@ -284,7 +287,7 @@ class Watch:
 
 
 def _wait(state: tenacity.RetryCallState) -> float:
-    """Seconds until the next try: what the policy says, or longer if the API server asked for that."""
+    """Seconds until the next attempt: the policy's wait, or longer if the API server requested that."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, Busy) else None
     return max(WAIT(state), asked or 0.0)
