@@ -102,10 +102,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Push(msgspec.Struct, frozen=True, kw_only=True):
-    """A Git host's account of the push that requested the build. It tells what the push replaced, without a clock."""
+    """A Git host's report of the push that requested the build. It names the replaced commit, so no clock is needed."""
 
     before: str | None
-    """The previous commit of the ref; `None` if the push created the ref or the host did not say."""
+    """The previous commit of the ref; `None` if the push created the ref or the host did not report it."""
     at: Time | None = None
     """Time of the push by the host's clock."""
 
@@ -139,7 +139,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
     push: Push | None = None
     force: bool = False
     head: str | None = None
-    """The branch (`refs/heads/…`) that points at the commit, where the host has no ref named `ref`."""
+    """The branch (`refs/heads/…`) that points at the commit, if the host has no ref named `ref`."""
     foreign: bool = False
     """Whether the event is a pull request from a fork, whose commit is not trusted."""
     default: bool = False
@@ -222,7 +222,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds spent in each stage; `None` where the stage was not reached."""
+    """Seconds spent in each stage; `None` if the stage was not reached."""
 
     fetch: float | None = None
     build: float | None = None
@@ -492,7 +492,7 @@ class Sighting(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: Time | None = None
     result: Result | None = None
     result_lost: bool = False
-    """Its result cannot be read, though it may have succeeded: ask the registry."""
+    """Its result cannot be read, though it may have succeeded: the registry must be queried."""
     log_tail: str = ""
     """The end of the log, if there is no result to contain it."""
     overdue: bool = False

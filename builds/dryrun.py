@@ -52,7 +52,8 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The result for one event. `why` says why no trigger is evaluated, `notes` what a real request would look up.
+    """The result for one event. `why` is the reason why no trigger is evaluated, `notes` lists the look-ups of a real
+    request.
 
     If a matching trigger lacks a value, the whole event is refused and `builds` is empty.
     """
@@ -65,7 +66,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DryRun(msgspec.Struct, frozen=True, kw_only=True):
-    """The result for a request. `ignored` says why a delivery contains no event."""
+    """The result for a request. `ignored` is the reason why a delivery contains no event."""
 
     ignored: str | None = None
     outcomes: tuple[Outcome, ...] = ()
@@ -74,7 +75,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
 def dry_run(request: Saved, triggers: Sequence[Trigger], intake: Intake, who: Who, now: datetime) -> DryRun:
     """Evaluate a request against the triggers and the policy of `intake`.
 
-    Raises EventError if it is no event, RequestError for a webhook that names a repository of another host.
+    Raises EventError if it is not an event, RequestError for a webhook that names a repository of another host.
     """
     found = _events(request)
     if isinstance(found, Ignored):

@@ -69,7 +69,7 @@ class Resolver(Protocol):
         """The full id of the commit that begins with these digits. Raises as `resolve`."""
 
     def changed(self, repository: Repository, number: int) -> Sequence[str] | None:
-        """The paths that a pull request changes; `None` if its host does not say. Raises as `resolve`."""
+        """The paths that a pull request changes; `None` if its host does not list them. Raises as `resolve`."""
 
 
 class Lookups(Protocol):
@@ -387,7 +387,7 @@ def _bytes(text: str) -> int:
 
 
 def _check_given(wanted: RequestedBuild) -> None:
-    """A person who is not an admin may say what to build, but not how. Raises Forbidden."""
+    """Checks that a person who is not an admin does not choose how to build. Raises Forbidden."""
     given = {"image": wanted.image, "tags": wanted.tags, "build_args": wanted.build_args}
     if named := [name for name, value in given.items() if value]:
         raise Forbidden(

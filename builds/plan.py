@@ -45,13 +45,13 @@ MAX_UNCOUNTED = 10
 BACKOFF = timedelta(seconds=10)
 MAX_BACKOFF = timedelta(minutes=5)
 BACKSTOP = timedelta(seconds=120)
-"""After the builder's own time limit, until the attempt is stopped from outside."""
+"""How long after the builder's own time limit the attempt is stopped from outside."""
 QUARANTINE = timedelta(minutes=5)
 """How long placement avoids a node that could not run an attempt."""
 SETTLING = timedelta(seconds=2)
-"""An attempt usually runs by then, so an earlier explanation is not worth a write."""
+"""Time within which an attempt usually runs, so an earlier explanation does not justify a write."""
 MAX_NODE_WAIT = timedelta(minutes=10)
-"""For an attempt without a node: a machine has to be ordered, to boot, and to pull the daemon's image."""
+"""How long an attempt may wait for a node: a machine must be ordered, boot, and pull the daemon's image."""
 FORMATS = 2
 """Event formats (`eventing.sinks.Format`): sinks may need one change in several of them."""
 OLDEST_EVERY = 4
@@ -206,7 +206,7 @@ class Start(Action, frozen=True, kw_only=True):
 class Stop(Action, frozen=True, kw_only=True):
     """Record the reason, then stop the attempt.
 
-    `infrastructure` evicts an attempt that does not start. `message` says why. `quarantine`: its node is the cause.
+    `infrastructure` evicts an attempt that does not start. `message` explains why. `quarantine`: its node is the cause.
     """
 
     attempt: int
@@ -353,7 +353,7 @@ def deleted(build: Build) -> Report | None:
 
 
 class _Snapshot:
-    """One observation of the world, with the questions that the rules ask about it."""
+    """One observation of the world, with the queries that the rules need."""
 
     def __init__(self, facts: Facts, limits: Limits, now: datetime) -> None:
         self.facts = facts
@@ -425,7 +425,7 @@ def _under_way(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snaps
 
 
 def _ended(build: Build, live: Attempt, sighting: Sighting, snapshot: _Snapshot) -> Action | None:
-    """Reads an end from the result. If the result is lost, the registry is asked first, however long it takes."""
+    """Reads an end from the result. If the result is lost, the registry is queried first, however long it takes."""
     attempt = (build.name, live.number)
     inspection = snapshot.facts.inspections.get(attempt)
     if sighting.phase is Phase.ENDED and sighting.result is None and sighting.result_lost and inspection is None:
@@ -715,7 +715,7 @@ def _deliveries(build: Build, snapshot: _Snapshot) -> Iterator[Action]:
 
 
 MAX_PAUSE = timedelta(hours=1)
-"""Between two tries of a delivery, regardless of the sink's `Retry-After`."""
+"""Maximum pause between two tries of a delivery, regardless of the sink's `Retry-After`."""
 
 
 def _due(at: datetime | None, now: datetime, longest: timedelta) -> bool:
@@ -766,10 +766,10 @@ def _take_first(left: dict[str, tuple[Build, _Place]], rotation: Rotation) -> Bu
 
 
 def queue(builds: Sequence[Build], now: datetime) -> Iterator[Build]:
-    """Yield the queued builds in the order in which they will start, as far as records tell.
+    """Yield the queued builds in the order in which they will start, according to the records.
 
-    The controller alone knows whose turn it was; the running builds stand for that. Builds that wait for a retry come
-    last.
+    Only the controller knows which requester was served last; the running builds are a substitute. Builds that wait for
+    a retry come last.
     """
     live = [build for build in builds if build.live]
     rotation = Rotation()

@@ -52,7 +52,7 @@ class Scope(Protocol):
 
 
 class Private:
-    """The access rules. `stored` says whether a repository has a credential; by default none has."""
+    """The access rules. `stored` returns whether a repository has a credential; by default none has."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Private:
     def may_lend(self, build: Repository, credential: Scope) -> bool:
         """Whether a build may use this credential for some repository that the credential fits.
 
-        The answer is yes if unsure: only the builder knows which repositories a build fetches, and it asks `lends`.
+        The answer is yes if unsure: only the builder knows which repositories a build fetches, and it calls `lends`.
         """
         if credential.fits(build):
             return True

@@ -42,7 +42,7 @@ NO_RULE = Rule(per_ref=1, period=timedelta.max)
 
 
 class ImageReview(msgspec.Struct, frozen=True, kw_only=True):
-    """The review of one image repository. `error` says why it failed; then it has no verdicts."""
+    """The review of one image repository. `error` is the reason of a failure; the review then has no verdicts."""
 
     repository: str
     verdicts: Sequence[Verdict] = ()
@@ -89,7 +89,7 @@ class Pruner:
             yield self._review(repository, records[repository])
 
     def _review(self, repository: str, records: Sequence[Recorded]) -> ImageReview:
-        if repository.startswith(LOCAL_IMAGES):  # which are not Kiln's to delete
+        if repository.startswith(LOCAL_IMAGES):  # Kiln does not delete these
             return ImageReview(repository=repository, records=records)
         named = {record.digest for record in records if record.digest}
         try:
@@ -188,7 +188,7 @@ def _remove(registry: Registry, repository: str, digests: Collection[str]) -> No
 class Retention:
     """Prunes periodically while this process leads, and forgets the records of deleted images.
 
-    It runs in a thread of its own beside the controller's, because a silent registry must not delay builds.
+    It runs in a separate thread beside the controller's, because a silent registry must not delay builds.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
 """The pull and merge requests that match a trigger, and the changes that request a build.
 
 A pull request is built when it is opened or reopened, and when its head moves. It is also built when a new label or a
-new base branch makes it match a rule. Other changes do not affect a build, so a failed build is not retried because of
-a comment. A draft is a request like any other.
+new base branch makes it match a rule. Other changes do not affect a build, so a comment does not cause the retry of a
+failed build. A draft is a request like any other.
 
-All readers of a repository can open a request from a fork, so a rule includes those only if it says so.
+All readers of a repository can open a request from a fork, so a rule includes those only if it explicitly permits them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _is_news(rule: PullRequestRule, request: RequestFacts) -> bool:
 
 
 def unasked(request: RequestFacts) -> str:
-    """The reason, as a sentence, why no trigger requests a build, as far as it is the same for all triggers."""
+    """The reason, as a sentence, why no trigger requests a build, if it is the same for all triggers."""
     if request.fork and not request.served:
         return "The host serves a fork's commits only in the fork itself, so this pull request is not built."
     if request.fork:

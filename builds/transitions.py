@@ -139,9 +139,11 @@ def _traced(build: Build) -> Build:
 
 
 def _terminal(build: Build, report: Report, at: datetime) -> Build:
-    """The end of a round. A request after the cancellation is not answered by it, and opens the next round. A request
-    that joined too late for its tags is not answered either: the image gets the tags, and the request its answer,
-    next."""
+    """The end of a round.
+
+    It does not answer a request that came after the cancellation: that request opens the next round. Nor does it answer
+    a request that joined too late for its tags. The image gets those tags next, and the request its answer.
+    """
     outcome = report.outcome
     assert outcome is not None  # noqa: S101  (every terminal report of the plan has one)
     answered = build.causes

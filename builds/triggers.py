@@ -576,7 +576,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of one trigger for an event: each condition, and if all hold the build, or the value that it lacks."""
+    """The result of one trigger for an event: each condition, and if all hold the build, or the missing value."""
 
     trigger: str
     checks: tuple[Check, ...]
@@ -699,7 +699,7 @@ def _facts(trigger: Trigger, push: PushFacts | None, request: RequestFacts | Non
 
 
 def skips(push: PushFacts) -> bool:
-    """Whether the author of a commit wants no build of it. Tags are exempt: release tools tag such commits.
+    """Whether the author of a commit has marked it to skip builds. Tags are exempt: release tools tag such commits.
 
     The marks are those of GitHub Actions and GitLab:
     https://docs.github.com/en/actions/how-tos/manage-workflow-runs/skip-workflow-runs,

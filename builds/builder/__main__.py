@@ -43,7 +43,7 @@ def main(spec: str, target: str) -> int:
 def _locked(folder: str | None) -> Iterator[str | None]:
     """Takes the builder's own lock, records the session, and makes the attempt's lock standard input.
 
-    repo2docker closes all other descriptors for its children, and each of them has to hold the lock.
+    repo2docker closes all other descriptors for its children, and each of them must hold the lock.
     """
     if folder is None:
         yield None

@@ -165,7 +165,7 @@ _LONGEST = 4096
 
 
 def _of_pip(lines: Sequence[str]) -> Iterator[str]:
-    """Where pip looked for a package that it did not find.
+    """Yields the pages at which pip searched for a package without success.
 
     If an index answers 429, 5xx, or resets the connection, pip prints the same message as for a missing package. It
     names its indexes only if they differ from the default one.

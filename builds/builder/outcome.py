@@ -55,7 +55,8 @@ class Step(NamedTuple):
     output: Sequence[str]
     """Its last lines, for quotation only."""
     of_tool: bool = False
-    """Whether repo2docker wrote the command: it is no line of the repository's Dockerfile, and no script of its own."""
+    """Whether repo2docker wrote the command, so that it is neither a line of the repository's Dockerfile nor one of its
+    scripts."""
 
 
 class Idiom(NamedTuple):

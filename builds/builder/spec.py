@@ -25,9 +25,10 @@ DAEMON_NAMES: Mapping[DaemonKind, str] = {"docker": "Docker daemon", "podman": "
 """Names of the kinds in sentences."""
 
 DAEMON_TIMEOUT = timedelta(seconds=30)
-"""For a daemon that does not answer: it may be restarting."""
+"""How long to wait for a daemon that does not answer: it may be restarting."""
 NEW_NODE_DAEMON_TIMEOUT = timedelta(minutes=10)
-"""For the daemon of a node that the attempt itself has brought: its image may still have to be pulled."""
+"""How long to wait for the daemon of a node that the attempt itself has brought: its image may still have to be
+pulled."""
 MAX_EVENTS = 10
 """Events in a provenance statement: the first ones."""
 REPLICATION = timedelta(minutes=5)
@@ -105,10 +106,10 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cached(self) -> bool:
-        """Whether its layers are for other daemons to reuse, by way of the registry.
+        """Whether other daemons may reuse its layers, through the registry.
 
-        Not a private repository's: BuildKit would read them with the credential that also serves each `FROM`. Nor those
-        of an image that is pushed nowhere.
+        A private repository's layers are excluded, because BuildKit would read them with the credential that also
+        serves each `FROM`. So are the layers of an image that is not pushed.
         """
         return self.surroundings.build_cache and not self.private and not self.request.stays
 

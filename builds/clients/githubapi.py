@@ -1,10 +1,12 @@
 """GitHub's REST API, used with a token: it resolves a ref in a request that may be free of charge.
 
 With a token GitHub counts requests by the hour, except for those that it answers with 304, Not Modified. Without a
-token, all clients behind one address share sixty requests an hour, so Kiln asks Git itself, which has no such limit.
-Git is also asked whenever the API gives no positive answer. So errors about repositories and refs have one source.
+token, all clients behind one address share sixty requests an hour, so Kiln queries Git instead, which has no such
+limit. Git is also queried whenever the API gives no positive answer. So errors about repositories and refs have one
+source.
 
-https://docs.github.com/en/rest/git/refs, https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api
+https://docs.github.com/en/rest/git/refs,
+https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api
 """
 
 from __future__ import annotations
@@ -38,13 +40,13 @@ class _About(msgspec.Struct):
 
 
 class GitHubClient:
-    """For github.com and every configured host of that kind."""
+    """A client for github.com and every configured GitHub Enterprise Server."""
 
     def __init__(self, api: HostApi) -> None:
         self._api = api
 
     def default_branch(self, repository: Repository, token: str, deadline: float) -> str | None:
-        """The full name of HEAD's branch; `None` if the API does not say. `deadline` is of `time.monotonic`."""
+        """The full name of HEAD's branch; `None` without a clear answer. `deadline` is a time of `time.monotonic`."""
         try:
             about = self._get(repository, "", token, deadline, _About)
         except UnclearError:
@@ -54,7 +56,7 @@ class GitHubClient:
     def commit(
         self, repository: Repository, refs: Sequence[str], token: str, deadline: float
     ) -> tuple[str, str] | None:
-        """The first of these full refs that exists, and its commit; `None` if the API does not say, or for an annotated
+        """The first of these full refs that exists, and its commit; `None` without a clear answer, or for an annotated
         tag."""
         try:
             for ref in refs:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMEOUT = 3.0
-"""Seconds for one response. Git is asked afterwards, and needs time as well."""
+"""Seconds for one response. Git is queried afterwards, and needs time as well."""
 BACKOFF = 60.0
 """Seconds for which an API is suspended after a failure or too many requests."""
 MAX_BACKOFF = 3600.0

@@ -103,8 +103,8 @@ def _is_missing(cause: Cause, build: Build, elsewhere: Seen | None) -> bool:
     if elsewhere is not None and not any(other.at > elsewhere.at for other in same):
         return True
     if build.state is State.CANCELLED:
-        closed = all(other.withdrawn for other in build.causes)  # only closed pull requests asked for it
-        return closed or build.status.reason is Reason.SUPERSEDED  # and yet the ref points there
+        closed = all(other.withdrawn for other in build.causes)  # only closed pull requests requested it
+        return closed or build.status.reason is Reason.SUPERSEDED  # although the ref points to the commit
     if build.state is State.FAILED:
         return any(attempt.unserved for attempt in build.status.attempts[-1:])
     return not {*cause.tags} <= {tag for other in same for tag in other.tags}

@@ -1,8 +1,8 @@
 """Polls the listed repositories, each at its own interval, while this process leads.
 
-It runs in a thread of its own beside the controller's, because a silent Git host must not delay builds. Repositories
-are polled one after the other, which bounds the load on hosts and records. Intervals vary by a tenth, so that
-repositories that began together spread out.
+It runs in a separate thread beside the controller's, because a silent Git host must not delay builds. Repositories are
+polled one after the other, which bounds the load on hosts and records. Intervals vary by a tenth, so that repositories
+that began together spread out.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEADER_CHECK_INTERVAL = 1.0
 
 
 class Poller:
-    """`reconcile` is `Sync.reconcile`; `leading` says whether this process leads."""
+    """`reconcile` is `Sync.reconcile`; `leading` returns whether this process leads."""
 
     def __init__(
         self,

@@ -45,7 +45,7 @@ class DaemonProbe:
         return self._trouble
 
     def disk(self) -> Disk | None:
-        """The disk of its images; `None` where the daemon does not say, or is on another machine.
+        """The disk of its images; `None` if the daemon does not report it, or is on another machine.
 
         https://docs.docker.com/reference/api/engine/version/v1.41/#tag/System/operation/SystemInfo
         """
