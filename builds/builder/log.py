@@ -1,6 +1,6 @@
 """The log of an attempt: numbered lines of JSON on stdout, bounded, without secrets.
 
-A line contains the text that a terminal would show, with color codes and no other control characters.
+A line contains the text that a terminal would show, with colour codes and no other control characters.
 
 A line is `{"n":<int from 1>,"phase":<str|null>,"text":<str>}`. It is written immediately, so that a client that follows
 the log sees it and every reader has the same numbers. A log ends at 8 MiB. Then the last lines are kept until the end

@@ -145,7 +145,7 @@ class Registry:
 
     `insecure` lists the `host:port` of registries to reach over plain HTTP; loopback always is. `timeout` is in
     seconds: to connect, and between two bytes of an answer. With `pushes`, the client requests permission to push from
-    the start. Some registries admit a question about a missing image only from an account that may create it.
+    the start. Some registries reveal that an image is missing only to an account that may create it.
     """
 
     def __init__(

@@ -97,7 +97,10 @@ class KubernetesEngine(KubernetesRecords):
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`refusal` returns why a stored record must not be built, and `git_keys` the keys of the Secret with Git
-        credentials for a build's pod. `pulse` belongs to the loop that leads, or waits to lead."""
+        credentials for a build's pod. `pulse` belongs to the loop that leads, or waits to lead.
+
+        Raises TemplateError.
+        """
         super().__init__(
             api, release, anchor=anchor, max_queued=max_queued, max_queued_per_user=max_queued_per_user, now=now
         )
@@ -115,7 +118,7 @@ class KubernetesEngine(KubernetesRecords):
         self._lease = Lease(api, lease, identity, changed=self.wake)
         self._pulse = pulse or Pulse("controller")
         self.pulses = (self._pulse, self._lease.pulse, *(watch.pulse for watch in self._watches))
-        """Of all threads that must come round."""
+        """The pulses of all threads whose liveness is monitored."""
         self._own = _Own()
         self._decoded: dict[str, Build] = {}
         self._unreadable: dict[str, tuple[str, str]] = {}

@@ -29,7 +29,7 @@ BEING_MADE = "Its pod is being made."
 PRIVILEGED = "pod-security.kubernetes.io/enforce=privileged"
 """The required policy, because a build pod mounts a folder of its node."""
 GONE_AFTER = timedelta(seconds=30)
-"""The time after which a deleted or evicted pod should have ended. Its node will not report anything after that."""
+"""Grace after the time by which a deleted or evicted pod should have ended. Its node will not report anything later."""
 
 
 def attempt_of(pod: Manifest) -> tuple[str, int] | None:
