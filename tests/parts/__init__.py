@@ -1,1 +1,1 @@
-"""Real parts that tests and the demo start on this machine, each stopped by whoever started it."""
+"""Real services that tests and the demo start on this machine. The code that starts one stops it."""

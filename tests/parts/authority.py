@@ -1,4 +1,4 @@
-"""A certificate authority of a test's own, that nobody knows."""
+"""A certificate authority of a test's own, which no client trusts by default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def make_authority(folder: Path, name: str) -> str:
-    """One with a certificate of it for `DNS:…` or `IP:…`: `ca.pem`, `host.pem`, `host.key`. Returns the first."""
+    """Makes an authority and a certificate of it for `DNS:…` or `IP:…`: `ca.pem`, `host.pem`, `host.key`. Returns the
+    first."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
     make = ["openssl", "req", "-x509", *key]
     for arguments in (

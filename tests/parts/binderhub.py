@@ -1,4 +1,4 @@
-"""What clients of BinderHub's API ask for, and what they may rely on in the answer."""
+"""Requests of clients of BinderHub's API, and the properties of the answer on which these clients rely."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def spec_of(system: System, path: str, ref: str) -> str:
 
 
 def check_order(said: Sequence[Message]) -> None:
-    """Phases come in order, and each message brings its own newline; the end is the last and the only one."""
+    """Checks that phases come in order, that each message brings its own newline, and that only the last ends the
+    stream."""
     order = ["waiting", "fetching", "building", "pushing", "ready", "failed"]
     phases = [message["phase"] for message in said]
     assert phases == sorted(phases, key=order.index)

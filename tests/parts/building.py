@@ -1,8 +1,8 @@
 """Runs the builder as an engine does, and the folders of `tests/repositories` as repositories.
 
-A case is `tests/repositories/<case>/`: the repository as a folder, and `expect.yaml`, what must come of it. In its
-files `@REGISTRY@` stands for the test's registry, `@UNIQUE@` for a text that no other run has (or the daemon would
-remember the step). A static busybox is put where `expect.yaml` says: binaries are not kept here.
+A case is `tests/repositories/<case>/`: the repository as a folder, and `expect.yaml` with the expected result. In its
+files, `@REGISTRY@` stands for the test's registry, and `@UNIQUE@` for a text that no other run has: otherwise the
+daemon would reuse the cached step. A static busybox is put where `expect.yaml` says, as no binaries are kept here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Attempt:
     status: int | None = None
 
     def wait(self, seconds: float = 50) -> Result:
-        """Its result, when it has ended."""
+        """Returns the result when the builder has ended."""
         self.status = self.process.wait(seconds)
         return self.result
 
@@ -62,11 +62,11 @@ class Attempt:
 
     @property
     def everything(self) -> str:
-        """All that it has written anywhere, for finding what should not be there."""
+        """All that it has written anywhere, to search for text that must not occur."""
         return "".join(path.read_text(errors="replace") for path in self.written)
 
     def until(self, pattern: str, seconds: float = 40) -> None:
-        """Waits for a line of the log that the pattern is found in."""
+        """Waits for a line of the log that matches the pattern."""
         until(lambda: self._holds(pattern) or self.process.poll() is not None, seconds)
         assert self._holds(pattern), self.text
 
@@ -108,8 +108,8 @@ class Builder:
         daemon_patience: float = DAEMON_TIMEOUT.total_seconds(),
         **around: Any,
     ) -> Attempt:
-        """Returns at once. `log` is where its output goes; `environment` is put over that of the tests; `around`
-        replaces parts of the surroundings."""
+        """Starts a builder and returns without waiting for it. `log` is the file for its output, `environment`
+        overrides that of the tests, and `around` replaces parts of the surroundings."""
         folder = self.folder / f"attempt-{secrets.token_hex(4)}"
         (folder / "tmp").mkdir(parents=True)
         surroundings = msgspec.structs.replace(self.surroundings, **around)
@@ -134,14 +134,14 @@ class Builder:
         return Attempt(process, folder)
 
     def run(self, request: Request, **options: Any) -> Attempt:
-        """Returns when it has ended."""
+        """Runs a builder and returns when it has ended."""
         attempt = self.start(request, **options)
         attempt.wait()
         return attempt
 
 
 def repository(case: str, target: Path, registry: str) -> dict[str, Any]:
-    """Copies a case's repository to `target`, which is made, and returns what is expected of it."""
+    """Copies a case's repository to `target`, which is created, and returns the expected result."""
     shutil.copytree(REPOSITORIES / case, target, ignore=shutil.ignore_patterns("expect.yaml"), symlinks=True)
     expected: dict[str, Any] = yaml.safe_load((REPOSITORIES / case / "expect.yaml").read_text())
     unique = secrets.token_hex(8)

@@ -5,11 +5,11 @@
             name = release.build("ada/page", release.commit("ada/page", {"Dockerfile": SMALL}))
             build = release.ended(name)
 
-What is around Kiln runs on this machine, at the gateway of Docker's network `kind`. That address means the same to a
-test, a node, a pod and a step of a build, so references of images and URLs are equal wherever they are read, and the
-parts are those of the tests on one machine: a sink can refuse, a registry fall silent, a proxy cut the wire.
+The parts around Kiln run on this machine, at the gateway of Docker's network `kind`. That address means the same to a
+test, a node, a pod and a step of a build, so references of images and URLs are equal everywhere. These parts are those
+of the tests on one machine: a sink can refuse, a registry fall silent, a proxy break connections.
 
-Web is reached by a port of the control plane's node, which no test stops.
+Tests reach web through a port of the control plane's node, which no test stops.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CHART = machine.ROOT / "chart"
 FOLDER = machine.CACHE / "cluster"
 BUSYBOX = "busybox:1.37"
 DAEMON = "docker:26.1-dind"
-"""In place of the chart's own, which is newer: this is the one that a machine without a registry has."""
+"""In place of the chart's newer image, because a machine without a registry has this version."""
 READY_SECONDS = 180
 GROUPS = {
     "deployments": "apis/apps/v1",
@@ -56,13 +56,13 @@ GROUPS = {
     "jobs": "apis/batch/v1",
     "leases": "apis/coordination.k8s.io/v1",
 }
-"""Where the API has kinds that are not in its core."""
+"""The API groups of kinds outside the core API."""
 
 Object = dict[str, Any]
 
 
 def absent() -> list[str]:
-    """The commands that are needed and not here."""
+    """The required commands that this machine lacks."""
     return [name for name in ("kind", "kubectl", "helm") if not shutil.which(name)]
 
 
@@ -73,9 +73,9 @@ def problem() -> str | None:
 
 
 class Cluster:
-    """One of its own, in place of what an interrupted run has left of it, with Kiln's image made anew on its workers.
-    With `keep` it is taken as it is where it is there, and left running. With `loaded` somebody has seen to the images.
-    """
+    """A cluster of its own, which replaces what an interrupted run has left, with Kiln's image built and loaded on its
+    workers. With `keep`, an existing cluster is used as it is and left running. With `loaded`, the caller has already
+    loaded the images."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class Cluster:
         run("kind", "delete", "cluster", f"--name={self.name}", f"--kubeconfig={self.kubeconfig}")
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    # What it consists of ----------------------------------------------------------------------------------------------
+    # Parts of the cluster ---------------------------------------------------------------------------------------------
 
     @cached_property
     def gateway(self) -> str:
@@ -148,10 +148,10 @@ class Cluster:
 
     @cached_property
     def api_server(self) -> tuple[str, int]:
-        """Where it listens for those inside, to put a proxy before it."""
+        """The address at which it listens for clients inside the cluster, to put a proxy before it."""
         return self.address(self.control_plane), 6443
 
-    # What can be done with it -----------------------------------------------------------------------------------------
+    # Operations -------------------------------------------------------------------------------------------------------
 
     def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
         return run("kubectl", f"--kubeconfig={self.kubeconfig}", *arguments, stdin=stdin)
@@ -206,14 +206,14 @@ class Cluster:
         return server
 
     def load(self, *images: str) -> None:
-        """Puts images on the workers, as a pull would; where they have them, nothing is done."""
+        """Puts images on the workers, as a pull would; a worker that has them is left alone."""
         for name in images:
             if subprocess.run(["docker", "image", "inspect", name], check=False, capture_output=True).returncode:
                 run("docker", "pull", "--quiet", name)
         run("kind", "load", "docker-image", *images, f"--name={self.name}", f"--nodes={','.join(self.workers)}")
 
     def signal(self, pod: Object, number: str, command: str) -> None:
-        """Sends a signal (`KILL`, `STOP`, `CONT`) to the pod's processes whose command line holds that."""
+        """Sends a signal (`KILL`, `STOP`, `CONT`) to the pod's processes whose command line contains `command`."""
         uid = pod["metadata"]["uid"].replace("-", "[-_]")
         script = f"""
             for file in $(grep -lE 'pod{uid}' /proc/[0-9]*/cgroup); do
@@ -228,8 +228,8 @@ SHARED, LOADED = "KILN_TEST_CLUSTER", "KILN_TEST_CLUSTER_LOADED"
 
 
 def chosen() -> Cluster:
-    """The one that `KILN_TEST_CLUSTER` names, which stays; without that one of its own. Where
-    `KILN_TEST_CLUSTER_LOADED` is set, as `make test` does for its workers, it has Kiln's image as it is now.
+    """The cluster that `KILN_TEST_CLUSTER` names, which stays; without that variable, a cluster of its own. Where
+    `KILN_TEST_CLUSTER_LOADED` is set, as `make test` does for its workers, its nodes have Kiln's current image already.
 
     Several processes may use it at a time: each has a folder, and its own copy of the kubeconfig there.
     """
@@ -245,10 +245,11 @@ def _image_for(cluster: str) -> str:
 
 
 class Release(Installation):
-    """One `helm install` of the chart in a namespace of its own, with what is around it; web is open.
+    """One `helm install` of the chart in a namespace of its own, with the parts around it; web is open.
 
-    `settings` are the chart's (`builds_per_node=1`), `config` the configuration file beside Git host, sinks and
-    registry, `values` whatever else. With `api_proxy`, web and controller reach the API server only through that.
+    `settings` are the chart's (`builds_per_node=1`). `config` is added to the configuration file beside Git host, sinks
+    and registry, and `values` are any further values. With `api_proxy`, web and controller reach the API server only
+    through that proxy.
     """
 
     def __init__(
@@ -292,14 +293,14 @@ class Release(Installation):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nobody waits: a daemon would, for builds that still run."""
+        """Deletes by force and without waiting: a daemon would wait for builds that still run."""
         self._seen.stop()
         self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false")
         self.cluster.kubectl("delete", "pods", f"--namespace={self.namespace}", "--all", "--force", "--wait=false")
         self.close()
 
     def upgrade(self, *, wait: bool = True, **values: object) -> None:
-        """`helm upgrade --install` with these values over those there were."""
+        """Runs `helm upgrade --install` with these values over the existing ones."""
         self.values.update(values)
         written = [self.cluster.folder / f"{self.namespace}-{self.name}.{part}.yaml" for part in ("own", "test")]
         for path, content in zip(written, (self._own_values, self.values), strict=True):
@@ -338,11 +339,11 @@ class Release(Installation):
             "networkPolicy": {"egress": {"allow": [{"to": [{"ipBlock": {"cidr": f"{self.cluster.gateway}/32"}}]}]}},
         }
 
-    # What can be seen of it -------------------------------------------------------------------------------------------
+    # State of the release ---------------------------------------------------------------------------------------------
 
     @property
     def labels(self) -> str:
-        """The selector of all that is its own."""
+        """The selector of all objects of the release."""
         return f"app.kubernetes.io/name=kiln,app.kubernetes.io/instance={self.name}"
 
     @cached_property
@@ -353,7 +354,7 @@ class Release(Installation):
         return f"http://{self.cluster.address(self.cluster.control_plane)}:{port}{base}"
 
     def one(self, name: str) -> dict[str, Any]:
-        """Asked again where web says that it cannot reach the API server just now, on a machine that does much else."""
+        """A build. The request is repeated where web cannot reach the API server just now, on a busy machine."""
         answers: list[requests.Response] = []
 
         def known() -> bool:
@@ -374,7 +375,7 @@ class Release(Installation):
         return self.objects("jobs", selector=f"kiln.dev/build={build}")
 
     def pods(self, build: str = "") -> list[Object]:
-        """The pods of a build, or of all, as they were last seen: those that are gone, too. Oldest first."""
+        """The pods of a build, or of all builds, as they were last seen, deleted ones included. Oldest first."""
         found = [pod for pod in self._seen.pods() if build in ("", pod["metadata"]["labels"].get("kiln.dev/build"))]
         return sorted(found, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
@@ -389,13 +390,14 @@ class Release(Installation):
         return next((pod for pod in pods for holder in holders if holder and pod["metadata"]["name"] in holder), None)
 
     def lease(self) -> Object:
-        """What the Lease by which a controller leads says: who holds it, and since when."""
+        """The spec of the Lease by which a controller leads: its holder, and since when."""
         (lease,) = self.objects("leases")
         spec: Object = lease.get("spec") or {}
         return spec
 
     def taken_over(self, since: datetime, seconds: float = 60.0) -> float:
-        """Waits until one leads who did not at that moment, and returns how many seconds later that began."""
+        """Waits until a controller leads that did not at that moment, and returns how many seconds later its lead
+        began."""
         took: list[float] = []
 
         def led_since() -> bool:
@@ -407,7 +409,7 @@ class Release(Installation):
         return took[-1]
 
     def recovered(self) -> None:
-        """Waits until all is ready again that the chart has installed."""
+        """Waits until every workload of the chart is ready again."""
         until(lambda: all(map(_whole, (*self.objects("deployments"), *self.objects("daemonsets")))), READY_SECONDS)
 
     def tails(self) -> str:
@@ -433,11 +435,11 @@ class Release(Installation):
 def most_at_once(
     pods: Iterable[Object], of: Callable[[Object], str | None] = lambda pod: pod["spec"].get("nodeName")
 ) -> dict[str, int]:
-    """By the pods' own times: one holds its node's slot from when it was made until its container has ended.
+    """Reads the pods' own times: a pod holds its node's slot from its creation until its container has ended.
 
-    `of` says what is shared, if not the node. A pod that was deleted before its container ran has taken nothing: the
-    controller of Jobs, which is late in a storm, makes some whose Job is gone already. Kubernetes writes whole seconds,
-    so where one ends in the second in which another is made, the end comes first.
+    `of` names the shared resource, if it is not the node. A pod that was deleted before its container ran has taken
+    nothing: the controller of Jobs, which is late in a storm, makes some whose Job is gone already. Kubernetes writes
+    whole seconds, so where one pod ends in the second in which another is made, the end comes first.
     """
     changes: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for pod in pods:
@@ -470,8 +472,9 @@ def _never_ran(pod: Object) -> bool:
 
 
 def _end(pod: Object) -> str:
-    """When its container ended, or the pod without one; where nobody could say so, when it was gone, or was to be:
-    one that is deleted before its container runs is gone long before its grace is over."""
+    """When its container ended, or the pod without one. Where no kubelet reported that, it is when the pod was gone, or
+    its deletion was due. A pod that is deleted before its container runs is gone long before its grace period is over.
+    """
     status = pod.get("status", {})
     for container in status.get("containerStatuses", []):
         if ended := container["state"].get("terminated"):
@@ -505,7 +508,7 @@ def _called_kubernetes(namespace: str, proxy: Proxy) -> list[Object]:
 
 
 GONE = "goneAt"
-"""Of a pod as it was last seen: when it was found to be gone, in whole seconds as Kubernetes writes them."""
+"""Of a pod as it was last seen: when its absence was noticed, in whole seconds as Kubernetes writes them."""
 
 
 def _now() -> str:
@@ -513,7 +516,7 @@ def _now() -> str:
 
 
 class _Seen:
-    """Pods as a watch last saw them: the API server forgets those that are deleted."""
+    """Pods as a watch last saw them: the API server forgets deleted pods."""
 
     def __init__(self, cluster: Cluster, namespace: str, selector: str) -> None:
         self._cluster, self._selector = cluster, selector
@@ -527,11 +530,12 @@ class _Seen:
         self._thread.start()
 
     def stop(self) -> None:
-        """The thread ends with its watch, which nobody has to wait for."""
+        """Asks the thread to end with its watch; the caller does not wait for that."""
         self._stopped.set()
 
     def pods(self) -> list[Object]:
-        """Those that the watch has told of, and, so that a caller sees what it has just caused, those there are now."""
+        """The pods that the watch has reported, and those that exist now, so that a caller sees the effect of its last
+        action."""
         with self._guard:
             before = {*self._pods}
         listed = self._cluster.api("GET", self._path, params={"labelSelector": self._selector})
@@ -592,13 +596,13 @@ def offer(registry: Registry, name: str, path: str) -> str:
 
 
 def image_values(reference: str) -> dict[str, str]:
-    """An image as the chart's values name it."""
+    """An image in the form of the chart's values."""
     repository, _, tag = reference.partition(":")
     return {"repository": repository, "tag": tag}
 
 
 def run(*command: str, stdin: str | None = None) -> str:
-    """Its output. Raises MachineError with what it said last."""
+    """Returns the command's output. Raises MachineError with its last lines."""
     done = subprocess.run(command, check=False, capture_output=True, text=True, input=stdin)
     if done.returncode:
         last = "\n".join(done.stderr.strip().splitlines()[-10:])

@@ -15,7 +15,7 @@ DOCKER = ("docker",)
 
 
 class Container:
-    """Started by entering, removed by leaving. `docker` is the command for the daemon that has it."""
+    """Started by entering, removed by leaving. `docker` is the command for the daemon that runs it."""
 
     def __init__(
         self, image: str, command: Sequence[str], *, env: Mapping[str, str] = {}, docker: Sequence[str] = DOCKER
@@ -32,11 +32,11 @@ class Container:
         self._said("rm", "--force", "--volumes", self._id)
 
     def user(self) -> int:
-        """The number of the user whose its first process is."""
+        """The id of the user that runs its first process."""
         return int(self._said("exec", self._id, "stat", "--format=%u", "/proc/1"))
 
     def until_served(self, url: str) -> None:
-        """Returns when that is answered with 200, inside: it needs curl."""
+        """Returns when the URL is answered with 200 inside the container, which needs curl."""
         until(lambda: self._status(url) == "200" or not self._runs(), START_SECONDS)
         assert self._runs(), self._said("logs", self._id)
 
@@ -52,7 +52,7 @@ class Container:
 
 
 def said(image: str, command: str, docker: Sequence[str] = DOCKER) -> str:
-    """What a shell's command says in a new container of the image."""
+    """The output of a shell command in a new container of the image."""
     return output(*docker, "run", "--rm", image, "bash", "-c", command)
 
 

@@ -18,7 +18,7 @@ from tests.parts import machine
 
 
 def problem() -> str | None:
-    """Why none can be started here, in a sentence; `None` where it can."""
+    """Why no daemon can be started here, in a sentence; `None` where it can."""
     if os.geteuid() != 0:
         return "a Docker daemon of its own needs root"
     if not Path("/sys/class/net/docker0").exists():
@@ -51,7 +51,7 @@ class Dockerd:
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(self.data)], check=True)
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Starts the daemon and returns when it answers."""
         config = self.folder / "daemon.json"
         config.write_text(json.dumps(self._settings))
         program = machine.program("dockerd", "docker.io")
@@ -67,7 +67,7 @@ class Dockerd:
             time.sleep(0.05)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Ends it, by SIGKILL as if it had crashed; its data stay. What it had running ends, too."""
+        """Ends it, by SIGKILL as if it had crashed; its data stay. Its containers end, too."""
         if self._process:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(number)

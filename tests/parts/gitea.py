@@ -37,7 +37,7 @@ START = "chmod -f u+w /etc/gitea/app.ini; exec /usr/bin/entrypoint"
 
 @dataclass(frozen=True)
 class Delivery:
-    """What Gitea sent, and what Kiln answered."""
+    """A delivery of Gitea, with Kiln's answer."""
 
     id: str
     event: str
@@ -51,7 +51,7 @@ class Delivery:
 
 
 def missing() -> str | None:
-    """Why there can be none here, if there cannot."""
+    """Why Gitea cannot run here; `None` where it can."""
     for command in (["docker", "image", "inspect", IMAGE], ["docker", "pull", "--quiet", IMAGE]):
         if subprocess.run(command, check=False, capture_output=True).returncode == 0:
             return None
@@ -108,16 +108,16 @@ class Gitea:
         self._between.shutdown()
         self._between.server_close()
 
-    # What people do ---------------------------------------------------------------------------------------------------
+    # Actions of people ------------------------------------------------------------------------------------------------
 
     def create(self, name: str, *, private: bool = False) -> str:
-        """A repository; returns its address."""
+        """Creates a repository and returns its address."""
         self._api("POST", "user/repos", {"name": name, "private": private, "default_branch": "main"})
         git("init", "--quiet", "--initial-branch=main", str(self.folder / name))
         return f"http://{self.host}/{OWNER}/{name}"
 
     def hook(self, repository: str, kind: str, secret: str, *, word: str = "gitea", form: bool = False) -> int:
-        """A webhook for everything, which comes to Kiln's route of that word. Raises requests.HTTPError."""
+        """Creates a webhook for all events, which posts to Kiln's route of that word. Raises requests.HTTPError."""
         port = self._between.server_address[1]
         config = {"url": f"http://127.0.0.1:{port}/webhooks/{word}", "content_type": "form" if form else "json"}
         requests = ["pull_request", "pull_request_label", "pull_request_sync"]
@@ -127,16 +127,16 @@ class Gitea:
         return int(made["id"])
 
     def guest(self, name: str) -> None:
-        """Somebody else, who may read what everybody may."""
+        """Creates another account, which may read only public repositories."""
         person = {"username": name, "email": f"{name}@example.com", "must_change_password": False}
         self._api("POST", "admin/users", {**person, "password": self._password})
 
     def fork(self, repository: str, name: str) -> None:
-        """That one's own copy."""
+        """Forks the owner's repository into the account `name`."""
         self._api("POST", f"repos/{OWNER}/{repository}/forks", {}, by=name)
 
     def request(self, repository: str, head: str, base: str = "main", *, by: str = OWNER) -> int:
-        """A pull request; returns its number. Gitea learns of a branch a moment after the push."""
+        """Opens a pull request and returns its number. Gitea learns of a branch a moment after the push."""
         until(lambda: self._has(f"repos/{by}/{repository}/branches/{head}"), 30)
         until(lambda: self._has(f"repos/{OWNER}/{repository}/branches/{base}"), 30)
         body = {"title": head, "head": head if by == OWNER else f"{by}:{head}", "base": base}
@@ -149,7 +149,7 @@ class Gitea:
         self._api("DELETE", f"repos/{OWNER}/{repository}/hooks/{number}")
 
     def test(self, repository: str, number: int) -> None:
-        """The button of a webhook."""
+        """Presses the test button of a webhook."""
         self._api("POST", f"repos/{OWNER}/{repository}/hooks/{number}/tests")
 
     def commit(self, repository: str, files: Mapping[str, str], *options: str) -> str:
@@ -164,7 +164,7 @@ class Gitea:
         git("push", "--quiet", self.credential(repository, by, to), *what, cwd=self.folder / repository)
 
     def credential(self, repository: str, by: str = OWNER, to: str = OWNER) -> str:
-        """The address of somebody's repository with what lets in."""
+        """The address of a repository of the account `to`, with the credential of `by` in it."""
         return f"http://{by}:{self._password}@{self.host}/{to}/{repository}.git"
 
     def token(self, *scopes: str) -> str:
@@ -173,11 +173,11 @@ class Gitea:
         return str(self._api("POST", f"users/{OWNER}/tokens", body)["sha1"])
 
     def status(self, repository: str, commit: str) -> dict[str, Any]:
-        """All statuses of a commit, and what they come to."""
+        """All statuses of a commit, and their combined state."""
         return self._api("GET", f"repos/{OWNER}/{repository}/commits/{commit}/status")
 
     def comments(self, repository: str, number: int) -> list[dict[str, Any]]:
-        """Of a pull request, oldest first."""
+        """The comments of a pull request, oldest first."""
         found: Any = self._api("GET", f"repos/{OWNER}/{repository}/issues/{number}/comments")
         return list(found)
 

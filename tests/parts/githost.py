@@ -1,8 +1,8 @@
-"""A Git host on loopback, or on another address: smart HTTP over git's own `http-backend`, and the bad manners that
-hosts can have.
+"""A Git host on loopback, or on another address: smart HTTP over git's own `http-backend`, with the faults that real
+hosts show.
 
-It is real git on both ends, so that what is refused, redirected or never answered in a test is so for the real client.
-The demo serves its sample repository with it: hooks in the bare repositories run as on any host.
+Both ends are real git, so a refusal, a redirect or a missing answer in a test has its effect on the real client. The
+demo serves its sample repository with it: hooks in the bare repositories run as on any host.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ AUTHOR = {
 class GitHost:
     """Serves the bare repositories under `root` at `http://<address>:<port>/<path>.git` until `close`.
 
-    What a path prefix has in `passwords` it takes to come in (`user`, `password`); what is in `redirects` is
-    answered with 302 to there; what is in `hanging` is accepted and never answered; what is in `old` is served by
-    protocol 0, which gives only what refs point at. All may be changed while it runs. `requests` are the targets
-    asked for so far, `credentials` those among them that came with one. `api` answers what is under `/api/` and
-    `/rest/api/`: it is given the target and the headers, and gives status, headers and content. `objects` are those
+    A path prefix in `passwords` requires that credential (`user`, `password`), and a prefix in `redirects` is answered
+    with 302 to its target. A prefix in `hanging` is accepted and never answered; a prefix in `old` is served by
+    protocol 0, which gives only commits that refs point at. All may be changed while it runs. `requests` are the
+    targets asked for so far, `credentials` those among them that came with one. `api` answers paths under `/api/` and
+    `/rest/api/`: it is given the target and the headers, and returns status, headers and content. `objects` are those
     of its LFS server (`<repository>/info/lfs`), by SHA-256; `download` is the base of their URLs, if not here. With
     `tls` it is also a proxy that takes itself for every host.
     """
@@ -77,7 +77,8 @@ class GitHost:
         return self.root / f"{path}.git"
 
     def create(self, path: str, content: Path | None = None) -> str:
-        """A bare repository that can be pushed to; with `content`, its first commit on `main`, whose id is returned."""
+        """Creates a bare repository that accepts pushes. With `content`, it gets a first commit on `main`, whose id is
+        returned."""
         bare = self.bare(path)
         git("init", "--quiet", "--bare", "--initial-branch=main", str(bare))
         git("config", "http.receivepack", "true", cwd=bare)
@@ -99,7 +100,7 @@ class GitHost:
 def git(
     *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, stdin: str | None = None
 ) -> str:
-    """Runs git as nobody in particular and returns what it printed. Raises CalledProcessError."""
+    """Runs git as a fixed author, without the caller's `GIT_*`, and returns its output. Raises CalledProcessError."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     environment = {**clean, **AUTHOR, **(env or {})}
     command = ["git", *arguments]
@@ -112,7 +113,7 @@ def commit(
 ) -> str:
     """Commits a folder as it is on top of `branch` and returns the commit's id.
 
-    `links` are submodules by path and commit: entries of the tree that `.gitmodules` says more about.
+    `links` are submodules by path and commit: entries of the tree that `.gitmodules` describes.
     """
     with tempfile.TemporaryDirectory() as work:
         index = {"GIT_DIR": str(bare), "GIT_WORK_TREE": str(content), "GIT_INDEX_FILE": f"{work}/index"}

@@ -60,11 +60,11 @@ contexts: [{name: none, context: {cluster: none, user: none}}]
 clusters: [{name: none, cluster: {server: "http://127.0.0.1:1"}}]
 users: [{name: none, user: {}}]
 """
-"""KubeSpawner wants to know of one; it is not spoken to."""
+"""KubeSpawner requires a kubeconfig; the address in it is never used."""
 
 
 def environment() -> Path:
-    """The Python of the Hub's environment, which is made by its lock file where it is not. Raises MachineError."""
+    """The Python of the Hub's environment, created from its lock file where it is missing. Raises MachineError."""
     folder = CACHE / "jupyterhub"
     folder.mkdir(parents=True, exist_ok=True)
     python, installed = folder / "venv/bin/python", folder / "installed"
@@ -82,8 +82,8 @@ def environment() -> Path:
 
 
 class Hub:
-    """Started by entering, stopped by leaving. `config` comes after what is above; `modules` are files put beside it,
-    from where it can import them."""
+    """Started by entering, stopped by leaving. `config` is appended to the configuration above; `modules` are files put
+    beside it, from where it can import them."""
 
     def __init__(self, folder: Path, *, config: str = "", modules: Mapping[str, Path] = {}) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ class Hub:
         self.stop()
 
     def start(self) -> None:
-        """Returns once it answers through its proxy."""
+        """Starts the Hub and returns once it answers through its proxy."""
         inherited = {name: os.environ[name] for name in KEPT if name in os.environ}
         python = environment()
         path = f"{python.parent}:{inherited['PATH']}"
@@ -143,7 +143,7 @@ class Hub:
             self._popen.wait(5)
 
     def api(self, verb: str, path: str, body: object = None, token: str | None = None) -> requests.Response:
-        """A call of the Hub's API, by its tests' service unless by another token."""
+        """Calls the Hub's API, as the tests' service unless another token is given."""
         headers = {"Authorization": f"token {token or self.token}"}
         data = None if body is None else json.dumps(body)
         return requests.request(verb, f"{self.url}hub/api/{path}", headers=headers, data=data, timeout=60)
@@ -152,7 +152,7 @@ class Hub:
         assert self.api("POST", f"users/{name}").status_code == 201
 
     def server(self, user: str, name: str = "") -> dict[str, Any] | None:
-        """What the Hub says of a server; `None` where there is none."""
+        """A server as the Hub's API describes it; `None` where the user has none."""
         servers: dict[str, dict[str, Any]] = self.api("GET", f"users/{user}").json()["servers"]
         return servers.get(name)
 
@@ -160,7 +160,7 @@ class Hub:
         until(lambda: (self.server(user, name) or {}).get("ready"), seconds)
 
     def progress(self, user: str, name: str = "", seconds: float = 50.0) -> list[dict[str, Any]]:
-        """What its page shows while a server starts, to the end."""
+        """The messages that the Hub's page shows while a server starts, to the end."""
         path = f"users/{user}/servers/{name}/progress" if name else f"users/{user}/server/progress"
         headers = {"Authorization": f"token {self.token}"}
         with requests.get(f"{self.url}hub/api/{path}", headers=headers, stream=True, timeout=seconds) as answer:

@@ -1,9 +1,11 @@
-"""What answers as a Hub's API does, and can do what no healthy Hub would; the real one is `tests.parts.hub`.
+"""A stand-in for a Hub's API that can fail as no healthy Hub would; the real one is `tests.parts.hub`.
 
-with HubApi() as api:
-    api.tokens["canary"] = {"kind": "user", "name": "ada", "scopes": ["access:services!service=binder"]}
-    api.stall = 2.0      # each answer takes that many seconds
-    api.says = (500, b"")
+Its attributes set its state and its faults:
+
+    with HubApi() as api:
+        api.tokens["canary"] = {"kind": "user", "name": "ada", "scopes": ["access:services!service=binder"]}
+        api.stall = 2.0      # each answer takes that many seconds
+        api.says = (500, b"")
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._say(403 if holder is None else 200, json.dumps(holder).encode())
 
     def _page(self) -> None:
-        """What a browser gets: where that path has moved, or its name."""
+        """Answers a browser: with a redirect where that path has moved, otherwise with its name."""
         there = self.api.moved.get(self.path)
         self.send_response(302 if there else 200)
         self.send_header("Location" if there else "Content-Type", there or "text/html")
@@ -84,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(piece)
                 time.sleep(0.1 if self.api.trickle else 0)
         except OSError:
-            pass  # nobody listens any more
+            pass  # the client has gone
 
     def log_message(self, *_: object) -> None:
         pass

@@ -1,7 +1,6 @@
-"""Kiln as those around it see it, wherever it runs: a Git host that pushes, a registry, sinks, and people over HTTP.
+"""Kiln as its neighbours see it, wherever it runs: a Git host that pushes, a registry, sinks, and people over HTTP.
 
-Made of it are those who start Kiln somewhere: `System` on this machine, `Release` in a cluster. Waiting is always for a
-condition.
+Its subclasses start Kiln: `System` on this machine, `Release` in a cluster. Every wait is for a condition.
 """
 
 from __future__ import annotations
@@ -36,12 +35,12 @@ PATIENCE = 90.0
 SMALL = "FROM scratch\nCOPY page /page\n"
 """A Dockerfile that needs nothing and runs nothing."""
 BROKEN = "FROM scratch\nCOPY nothing-of-that-name /\n"
-"""One that fails, and says that name."""
+"""A Dockerfile that fails with that name in its message."""
 RUNNING = 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sleep", "{seconds}"]\n'
-"""One whose step takes a while."""
+"""A Dockerfile whose step takes a while."""
 _TALK = "busybox sleep {seconds} & while kill -0 $!; do echo still here; busybox usleep 100000; done"
 TALKING = f'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sh", "-c", "{_TALK}"]\n'
-"""One that says something ten times a second meanwhile."""
+"""A Dockerfile whose step writes a line ten times a second meanwhile."""
 
 MANIFESTS = ", ".join(
     [
@@ -62,9 +61,9 @@ class Webhook:
 
 
 class Installation:
-    """`sinks` are the names of those to have; `through` is the registry's address, where there is something in between.
-    `sink_proxies` stand before the sinks of those names, and are told where to lead. Its images have a prefix of their
-    own. `token` is what people show who ask, where they must."""
+    """`sinks` are the names of the sinks. `through` is the registry's address, where a proxy stands before it.
+    `sink_proxies` stand before the sinks of those names, and get their targets here. Its images have a prefix of their
+    own. `token` is the credential that requests carry, where Kiln requires one."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class Installation:
 
     @property
     def url(self) -> str:
-        """Where web is, with a slash at its end."""
+        """The address of web, with a slash at its end."""
         raise NotImplementedError
 
     def tails(self) -> str:
@@ -95,7 +94,7 @@ class Installation:
 
     @property
     def config(self) -> dict[str, object]:
-        """The configuration file that knows those around it."""
+        """The configuration file, with the parts around this installation."""
         return {
             "hosts": {f"{self.host.address}:{self.host.port}": {"kind": "github"}},
             "sinks": [{"name": name, "url": self._way_to(name)} for name in self.sinks],
@@ -107,19 +106,20 @@ class Installation:
 
     @property
     def allowed(self) -> str:
-        """The setting that lets the Git host's repositories in."""
+        """The setting that allows the Git host's repositories."""
         return f"{self.host.base}/**,https://**"
 
     def close(self) -> None:
         for sink in self.sinks.values():
             sink.close()
 
-    # What is asked of it ----------------------------------------------------------------------------------------------
+    # Requests ---------------------------------------------------------------------------------------------------------
 
     def commit(self, path: str, files: Mapping[str, str | bytes], **options: Any) -> str:
-        """A new commit on `main` (or `branch`) that holds just these files; the repository is made where it is not.
+        """Makes a commit on `main` (or `branch`) that holds just these files; the repository is created where it is
+        missing.
 
-        What names a `page` and has none gets one of its own, so that two repositories never give the same image.
+        Files without a `page` get a unique one, so that two repositories never give the same image.
         """
         if not self.host.bare(path).exists():
             self.host.create(path)
@@ -132,25 +132,25 @@ class Installation:
             return commit(self.host.bare(path), Path(work), **options)
 
     def running(self, path: str, seconds: int, dockerfile: str = RUNNING) -> tuple[str, str]:
-        """A commit whose build has a step that sleeps for about that long, and for how long exactly: that tells its
-        process from all others, and the step from those that Docker has in its cache."""
+        """A commit whose build has a step that sleeps for about that long, and the exact duration. That figure
+        distinguishes its process from all others, and the step from those in Docker's cache."""
         exactly = f"{seconds}.{secrets.randbelow(10**9):09}"
         return self.with_busybox(path, dockerfile.format(seconds=exactly)), exactly
 
     def talking(self, path: str) -> str:
-        """A build that runs for minutes, and talks."""
+        """Starts a build that runs for minutes and writes to its log meanwhile."""
         commit, exactly = self.running(path, 500, TALKING)
         name = self.build(path, commit)
         self.step_runs(name, exactly)
         return name
 
     def with_busybox(self, path: str, dockerfile: str) -> str:
-        """A commit with a Dockerfile that copies `busybox`, to have something to run."""
+        """A commit with a Dockerfile that copies `busybox`, to have a program to run."""
         busybox = machine.program("busybox", "busybox-static").read_bytes()
         return self.commit(path, {"Dockerfile": dockerfile, "busybox": busybox})
 
     def push(self, path: str, commit: str, *, before: str = NONE, ref: str = "refs/heads/main") -> Webhook:
-        """What GitHub would send of that push."""
+        """The webhook that GitHub would send for that push."""
         with chdir(self.host.bare(path)):
             body = json.dumps(github.payload(self.host.url(path), before, commit, ref)).encode()
         return Webhook(github.delivery(self.webhook_secret.encode(), "push", body), body)
@@ -171,7 +171,7 @@ class Installation:
     def cancel(self, name: str) -> requests.Response:
         return http("DELETE", f"{self.url}api/v1/builds/{name}", headers=self.authorization)
 
-    # What can be seen of it -------------------------------------------------------------------------------------------
+    # State of the installation ----------------------------------------------------------------------------------------
 
     @property
     def authorization(self) -> dict[str, str]:
@@ -194,7 +194,7 @@ class Installation:
         return self.get(f"api/v1/builds/{name}/log").text
 
     def wait(self, name: str, what: Callable[[dict[str, Any]], object], seconds: float = PATIENCE) -> dict[str, Any]:
-        """The build, as soon as that holds for it."""
+        """The build, as soon as the condition holds for it."""
         found: dict[str, Any] = {}
 
         def holds() -> object:
@@ -208,7 +208,7 @@ class Installation:
         return found
 
     def ended(self, name: str, seconds: float = PATIENCE) -> dict[str, Any]:
-        """The build at its end, when every sink has had what it is to have."""
+        """The build at its end, when every sink has had all its events."""
         return self.wait(name, lambda build: build["state"] in ENDED and settled(build), seconds)
 
     def step_runs(self, name: str, seconds: str) -> None:
@@ -217,22 +217,22 @@ class Installation:
         assert build["state"] == "running", self.log(name)
 
     def events(self, sink: str, name: str, word: str | None = None) -> list[Event]:
-        """What a sink has taken of a build; the same event as often as it came."""
+        """The events of a build that a sink has accepted; repeated deliveries are repeated here."""
         kind = f"dev.kiln.build.{word}.v1"
         taken = [event for event in self.sinks[sink].events if event.subject == name]
         return [event for event in taken if word is None or event.type == kind]
 
     def taken(self, sink: str, name: str, word: str, number: int) -> None:
-        """Waits until the sink has taken so many different events of that kind."""
+        """Waits until the sink has accepted so many different events of that kind."""
         until(lambda: len({event.id for event in self.events(sink, name, word)}) == number)
 
     def arrived(self, sink: str, name: str, word: str, seconds: float = 10.0) -> Event:
-        """The event, as soon as the sink has taken it."""
+        """The event, as soon as the sink has accepted it."""
         self.sinks[sink].wait_for(lambda _: self.events(sink, name, word), seconds)
         return self.events(sink, name, word)[0]
 
     def digest(self, image: str, tag: str) -> str | None:
-        """What the registry says of it; `image` with or without the registry. `None` where it has no such tag."""
+        """The tag's digest in the registry; `image` with or without the registry. `None` where the tag is missing."""
         path = image.partition("/")[2]
         url = f"http://{self.registry.host}/v2/{path}/manifests/{tag}"
         answer = http("HEAD", url, headers={"Accept": MANIFESTS})
@@ -249,7 +249,7 @@ def settled(build: Mapping[str, Any]) -> bool:
 
 
 def sleepers(seconds: str) -> list[int]:
-    """Processes that sleep for exactly that long, in whatever container."""
+    """Processes that sleep for exactly that long, in any container."""
     command = f"sleep\0{seconds}\0"
     found = []
     for entry in Path("/proc").iterdir():

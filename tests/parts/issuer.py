@@ -1,10 +1,12 @@
-"""An OpenID Connect issuer that can do what no healthy one would; a real one is `tests.parts.provider`.
+"""An OpenID Connect issuer that can fail as no healthy one would; a real one is `tests.parts.provider`.
 
-with Issuer() as issuer:
-    token = issuer.token(sub="ada")          # signed with its key `issuer.key`
-    issuer.rotate("another")                 # publishes another key in place of the old one
-    issuer.stall = 2.0                       # each answer takes that many seconds
-    issuer.says = (500, b"")
+Its attributes and methods set its faults:
+
+    with Issuer() as issuer:
+        token = issuer.token(sub="ada")          # signed by `issuer.key`
+        issuer.rotate("another")                 # replaces the published key
+        issuer.stall = 2.0                       # seconds before each answer
+        issuer.says = (500, b"")
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ KINDS = {"EC": "ES256", "OKP": "EdDSA", "RSA": "RS256"}
 
 @functools.cache
 def private_key(name: str) -> Any:
-    """The key of that name: its beginning says of which kind it is, by default RSA."""
+    """The key of that name, whose beginning says its kind; the default is RSA."""
     if name.startswith("EC"):
         return ec.generate_private_key(ec.SECP256R1())
     if name.startswith("OKP"):
@@ -66,14 +68,14 @@ def segment(data: bytes | Mapping[str, object]) -> str:
 
 
 def hs256(header: Mapping[str, object], claims: Mapping[str, object], secret: bytes) -> str:
-    """Signed with a secret, whatever it is: libraries refuse to take a public key for one."""
+    """Signs with any secret: libraries refuse to use a public key as one."""
     signed = f"{segment(header)}.{segment(claims)}"
     return f"{signed}.{segment(hmac.digest(secret, signed.encode(), 'sha256'))}"
 
 
 class Issuer:
-    """`asked` are the paths that were asked for, `keys` what its key set holds, `user` the claims of who signs in.
-    `path` is a part of its identifier. Discovery says what `metadata` adds, too."""
+    """`asked` are the paths of requests so far, `keys` the content of its key set, `user` the claims of the user who
+    signs in. `path` is a part of its identifier. Discovery includes `metadata`, too."""
 
     def __init__(self, key: str = "first", *, path: str = "") -> None:
         self.key = key
@@ -105,7 +107,7 @@ class Issuer:
         self.origin = self.url = self.origin.replace("http:", "https:")
 
     def claims(self, **changes: object) -> dict[str, object]:
-        """`None` leaves a claim out."""
+        """The claims of a token; `None` leaves a claim out."""
         now = int(time.time())
         usual = {"iss": self.url, "aud": AUDIENCE, "sub": "ada", "iat": now, "exp": now + 3600}
         return {name: value for name, value in {**usual, **changes}.items() if value is not None}
@@ -136,7 +138,7 @@ class Issuer:
         return {"issuer": self.url, "jwks_uri": f"{self.origin}/keys", **endpoints, **self.metadata}
 
     def sign_in(self, address: str) -> str:
-        """Where it sends a browser back to that came to this address, after whatever its own pages ask."""
+        """The URL to which it redirects a browser that opened this address and passed its pages."""
         asked = {name: values[0] for name, values in parse_qs(urlsplit(address).query).items()}
         assert address.startswith(f"{self.origin}/authorization_endpoint?")
         assert (asked["response_type"], asked["code_challenge_method"]) == ("code", "S256")
@@ -189,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(piece)
                 time.sleep(0.1 if self.issuer.trickle else 0)
         except OSError:
-            pass  # nobody listens any more
+            pass  # the client has gone
 
     def log_message(self, *_: object) -> None:
         pass

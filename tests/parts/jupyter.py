@@ -15,7 +15,7 @@ from tests.parts.container import DOCKER, Container, output, said
 
 @contextmanager
 def hub_api(address: str) -> Iterator[str]:
-    """The URL of a Hub's API as far as a server asks for it before it serves anybody: its version."""
+    """The URL of a Hub's API with nothing but its version, which a server requests before it serves any user."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -36,9 +36,9 @@ def hub_api(address: str) -> Iterator[str]:
 
 
 def check_image(image: str, commands: Mapping[str, str], hub: str, docker: Sequence[str] = DOCKER) -> None:
-    """Runs commands in it (a pattern of what each says), and `jupyter lab` and `jupyterhub-singleuser`, as user 1000.
+    """Runs commands in it (a pattern of each output), and `jupyter lab` and `jupyterhub-singleuser`, as user 1000.
 
-    `docker` is the command for the daemon that is to run it, and then forgets it.
+    `docker` is the command for the daemon that runs the image and then removes it.
     """
     token = secrets.token_hex(8)
     lab = f"jupyter lab --ip=0.0.0.0 --port=8888 --ServerApp.token={token}"

@@ -20,29 +20,29 @@ ROOT = Path(__file__).resolve().parents[2]
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 START_SECONDS = 30.0
 QUICKEST, SLOWEST = 0.02, 0.5
-"""Seconds from one look at a condition to the next: the first for what costs nothing."""
+"""Seconds between two checks of a condition: the first for checks that cost nothing."""
 
 
 class Process:
-    """One that runs. `log` is the file of its lines."""
+    """A process that runs. `log` is the file of its lines."""
 
     def __init__(self, popen: subprocess.Popen[bytes], log: Path, url: str | None, ops: str) -> None:
         self.popen, self.log, self.url, self.ops = popen, log, url, ops
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """What it has logged."""
+        """The lines that it has logged."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
-        """Ends it and returns its exit status (negative: the signal it died of)."""
+        """Ends it and returns its exit status (negative: the number of the signal that ended it)."""
         if self.popen.poll() is None:
             self.popen.send_signal(how)
         return self.popen.wait(timeout=30)
 
 
 class Kiln:
-    """An installation: its state under `folder`, its settings as `KILN_*`. A context that stops it all."""
+    """An installation: its state under `folder`, its settings as `KILN_*`. A context that stops all its processes."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
@@ -62,7 +62,7 @@ class Kiln:
 
     @property
     def own_token(self) -> str | None:
-        """This machine's, as web makes it where `KILN_AUTH` is unset."""
+        """This machine's token, which web creates where `KILN_AUTH` is unset."""
         path = Path(self.settings["KILN_STATE_DIR"]) / "token"
         return path.read_text().strip() if "KILN_AUTH" not in self.settings and path.exists() else None
 
@@ -75,8 +75,8 @@ class Kiln:
         return {name: os.environ[name] for name in KEPT if name in os.environ} | self.settings
 
     def start(self, command: str, *, ready: bool = True, **settings: str) -> Process:
-        """Starts `web` or `controller`, with ports of its own unless they are given; returns once it is ready, unless
-        that is not awaited."""
+        """Starts `web` or `controller`, with ports of its own unless they are given. Returns once it is ready; with
+        `ready=False` it returns immediately."""
         port, ops = settings.get("PORT") or free_port(), settings.get("KILN_OPS_PORT") or free_port()
         environment = self.environment | {"PORT": str(port), "KILN_OPS_PORT": str(ops)} | settings
         log = self.folder / f"{command}-{len(self.processes)}.log"
@@ -95,7 +95,7 @@ class Kiln:
         return process
 
     def run(self, *arguments: str, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
-        """A command that ends by itself."""
+        """Runs a command that ends by itself."""
         done = subprocess.run(
             [sys.executable, "-m", "kiln", *arguments],
             cwd=ROOT,
@@ -109,7 +109,7 @@ class Kiln:
 
 
 def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
-    """Status and body; status 0 where nobody answers."""
+    """Status and body; status 0 where no server answers."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers or {}), timeout=10) as answer:
             return answer.status, answer.read()
@@ -121,7 +121,7 @@ def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
 
 
 def megabytes(pid: int) -> float:
-    """Of a process and its children; what they share with others counts in parts (PSS)."""
+    """The memory of a process and its children; shared pages count in parts (PSS)."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     own = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -129,9 +129,10 @@ def megabytes(pid: int) -> float:
 
 
 def until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
-    """Waits for a condition, which takes a tenth of that time at most: what asks others would keep them busy.
+    """Waits for a condition. Checks take a tenth of that time at most, so that they do not keep the process under test
+    busy.
 
-    Raises AssertionError where it does not come true in time.
+    Raises AssertionError where it does not become true in time.
     """
     deadline = time.monotonic() + seconds
     while True:

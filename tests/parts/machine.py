@@ -1,8 +1,8 @@
-"""What the demo and the tests need of the machine: Docker with buildx, and a few programs of Debian packages.
+"""The requirements of the demo and the tests: Docker with buildx, and a few programs of Debian packages.
 
-What is there is used. `missing()` says what is not, as steps that a person can read before agreeing to them: only these
-install anything. Programs that need no installation (a registry, a static busybox) are unpacked into `.cache/packages`
-and run from there, so that no service is left behind.
+Installed programs are used. `missing()` returns the others as steps that a person can read before agreeing to them:
+only these steps install anything. Programs that need no installation (a registry, a static busybox) are unpacked into
+`.cache/packages` and run from there, so that no service is left behind.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Step:
 
 
 def missing() -> list[Step]:
-    """What stands between this machine and `docker buildx`, in the order in which it has to be done. Read only.
+    """The steps from this machine's state to `docker buildx`, in the order of their execution. Read only.
 
-    Once these are done there may be more: look again. Raises MachineError for what no step here can cure.
+    Once these are done there may be more: call it again. Raises MachineError for a problem that no step here can cure.
     """
     absent = [name for name in ("docker", "dockerd", "git") if not _which(name)]
     steps = []
@@ -80,14 +80,15 @@ def daemon_answers() -> bool:
 
 
 def may_not_use_daemon() -> bool:
-    """Whether a daemon is there that lets only root and the group `docker` in, and we are neither."""
+    """Whether a daemon runs that admits only root and the group `docker`, and we are neither."""
     socket = Path("/var/run/docker.sock")
     return "DOCKER_HOST" not in os.environ and socket.is_socket() and not os.access(socket, os.R_OK | os.W_OK)
 
 
 @contextmanager
 def daemon() -> Iterator[None]:
-    """A Docker daemon that answers: the machine's, or, where none is running and no init system could, a child of ours.
+    """A Docker daemon that answers: the machine's, or a child of ours where none runs and no init system could start
+    one.
 
     The child is stopped at the end. Raises MachineError.
     """
@@ -140,7 +141,7 @@ def unpacked(package: str, suite: str | None = None) -> Path:
         _check(["dpkg", "-x", str(deb), str(contents)])
         try:
             contents.rename(folder)
-        except OSError:  # somebody else was first
+        except OSError:  # another process was first
             if not folder.is_dir():
                 raise
     return folder
@@ -164,7 +165,7 @@ def _download(package: str, suite: str | None, work: Path) -> Path:
 
 
 def _mirror(private: list[str]) -> str:
-    """The mirror that this machine's apt takes Debian itself from."""
+    """The mirror from which this machine's apt fetches Debian itself."""
     shape = "$(ORIGIN) $(REPO_URI)"
     listed = _check(["apt-get", *private, "indextargets", "--format", shape, "Created-By: Packages"])
     for line in listed.splitlines():
@@ -223,7 +224,7 @@ def _as_root() -> list[str]:
 
 
 def _which(name: str) -> str | None:
-    """Looks where root would, too: a person's PATH on Debian has no sbin."""
+    """Searches root's folders, too: a person's PATH on Debian has no sbin."""
     return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
@@ -236,7 +237,7 @@ def _runs(*command: str, cwd: Path | None = None) -> bool:
 
 
 def _check(command: list[str], cwd: Path | None = None) -> str:
-    """Runs a command to its end and returns its output. Raises MachineError with what it said last."""
+    """Runs a command to its end and returns its output. Raises MachineError with its last lines."""
     done = subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True)
     if done.returncode:
         last = " ".join(done.stderr.strip().splitlines()[-3:])

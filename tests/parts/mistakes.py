@@ -1,4 +1,4 @@
-"""What is missing or too narrow around an installation in a cluster, for as long as a context lasts."""
+"""Mistakes in a cluster around an installation (a missing object, a small quota), for as long as a context lasts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def without_push_secret(release: Release) -> Iterator[None]:
 
 @contextmanager
 def quota(release: Release, what: str) -> Iterator[str]:
-    """One that leaves room for none of that; its name."""
+    """A ResourceQuota that allows none of that resource; yields its name."""
     named = {"name": f"tight-{secrets.token_hex(3)}", "namespace": release.namespace}
     release.cluster.apply(
         {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": named, "spec": {"hard": {what: "0"}}}
@@ -43,7 +43,7 @@ def _counted(quota: Object) -> bool:
 
 @contextmanager
 def controller_with(release: Release, variable: str, value: str) -> Iterator[None]:
-    """With another value of a variable of the controller's environment."""
+    """Runs the controller with another value of a variable of its environment."""
     (deployment,) = release.objects("deployments", "controller")
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     (before,) = [one["value"] for one in container["env"] if one["name"] == variable]
@@ -55,7 +55,7 @@ def controller_with(release: Release, variable: str, value: str) -> Iterator[Non
 
 
 def _set_variable(release: Release, variable: str, value: str) -> None:
-    """Returns when the controllers with the old value have gone."""
+    """Sets the variable and returns when the controllers with the old value have gone."""
     there = f"--namespace={release.namespace}"
     release.cluster.kubectl("set", "env", there, "deployment/kiln-controller", f"{variable}={value}")
     release.cluster.kubectl("rollout", "status", there, "deployment/kiln-controller", "--timeout=60s")

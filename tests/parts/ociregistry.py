@@ -70,8 +70,8 @@ class Behaviour:
 
 
 class Stuck(Behaviour):
-    """One that tells what it has, and answers no push. What waits for one is cut off when the front is closed: a daemon
-    has few places for uploads, and keeps those whose builder has gone."""
+    """A registry that answers reads, and no push. Closing the front cuts off waiting requests: a daemon has few places
+    for uploads, and keeps those whose builder has gone."""
 
     def before(self, asked: Asked, front: OciFront) -> Answer | None:
         pushes = asked.method in ("POST", "PATCH", "PUT") or (asked.method == "HEAD" and "/blobs/" in asked.target)
@@ -88,9 +88,10 @@ def refusal(status: int, code: str, message: str, *challenges: str) -> Answer:
 
 
 class Tokens(Behaviour):
-    """Distribution's token authentication. `grants` gives the actions that USER has, by what is there and asked for.
+    """Distribution's token authentication. `grants` gives the actions that USER has, from whether the repository exists
+    and the actions of the request.
 
-    What is asked for without enough in its token is answered with the status `denied`.
+    A request beyond its token's scope is answered with the status `denied`.
     """
 
     def __init__(

@@ -27,8 +27,8 @@ c.JupyterHub.services += [{{"name": "binder", "url": {url!r}, "api_token": {toke
 
 
 class Paired:
-    """Both are made at once, so that more can be put beside them, and started by entering. `hub` comes after what is
-    above in the Hub's configuration, and may use its names; the other arguments are those of `System`."""
+    """Both are created together, so that more parts can be put beside them, and started by entering. `hub` is appended
+    to the Hub's configuration above, and may use its names; the other arguments are those of `System`."""
 
     def __init__(self, folder: Path, *, hub: str = "", **system: Any) -> None:
         self._port, token = free_port(), secrets.token_hex(16)
@@ -71,5 +71,5 @@ class Paired:
         return [build for build in self.system.listed() if build["commit"] == commit]
 
     def sign_as(self, user: str) -> None:
-        """From now on it is this user who asks."""
+        """From now on, requests are this user's."""
         self.system.token = self.token(user)

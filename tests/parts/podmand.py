@@ -51,7 +51,7 @@ CLIENT = '#!/bin/sh\nexec {loader} --library-path {libraries} --argv0 podman-rem
 
 
 def problem() -> str | None:
-    """Why none can be started here, in a sentence; `None` where it can."""
+    """Why no service can be started here, in a sentence; `None` where it can."""
     return "a Podman service of its own needs root" if os.geteuid() != 0 else None
 
 
@@ -70,14 +70,14 @@ def files() -> Path:
         subprocess.run(["sh", "-c", f"docker export {container} | tar -x -C {shlex.quote(draft)}"], check=True)
         try:
             Path(draft).rename(folder)
-        except OSError:  # somebody else was first
+        except OSError:  # another process was first
             shutil.rmtree(draft)
     subprocess.run(["docker", "rm", container], check=True, capture_output=True)
     return folder
 
 
 def client(folder: Path) -> Path:
-    """A folder with the program `podman-remote`, made in `folder` where it is not there."""
+    """A folder with the program `podman-remote`, created in `folder` where it is missing."""
     program = folder / "bin/podman-remote"
     if not program.exists():
         root = files()
@@ -113,7 +113,7 @@ class Podmand:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", str(self.data)], check=True)
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Starts the service and returns when it answers."""
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
         until(lambda: self._answers() or (self._process and self._process.poll() is not None), 40)
@@ -121,7 +121,7 @@ class Podmand:
             raise machine.MachineError(f"no Podman service: {(self.folder / 'log').read_text()[-2000:]}")
 
     def stop(self, number: int = signal.SIGTERM) -> None:
-        """Ends it, by SIGKILL as if it had crashed; its data stay. What it had running ends, too."""
+        """Ends it, by SIGKILL as if it had crashed; its data stay. Its containers end, too."""
         if self._process and self._process.poll() is None:
             pid = self._process.pid
             (service,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -135,7 +135,7 @@ class Podmand:
         self._short.cleanup()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """A command of podman's, asked of it."""
+        """Runs a command of podman's against the service."""
         environment = {**os.environ, "CONTAINER_HOST": self.host}
         command = [str(self.client / "podman-remote"), *arguments]
         return subprocess.run(command, env=environment, check=False, capture_output=True, text=True, timeout=30)

@@ -1,7 +1,7 @@
-"""Single pods of a release: a command in one, and each replica of web asked by itself.
+"""Single pods of a release: a command in one, and requests to each replica of web.
 
-A replica is reached through the API server's proxy for pods, which balances nothing: where the Service would answer by
-whichever replica, it is known here which one speaks.
+The API server's proxy for pods reaches a chosen replica, because it balances nothing. Through the Service, any replica
+could answer.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PATIENCE = 120
 
 
 def within(cluster: Cluster, pod: Object, *command: str, container: str = "") -> str:
-    """What a command prints that runs in the pod. Raises MachineError where it fails."""
+    """The output of a command in the pod. Raises MachineError where it fails."""
     metadata = pod["metadata"]
     chosen = [f"--container={container}"] if container else []
     return cluster.kubectl("exec", f"--namespace={metadata['namespace']}", metadata["name"], *chosen, "--", *command)
 
 
 class Pod:
-    """A pod's port over HTTP, whatever is before it."""
+    """A pod's port over HTTP, past the Services and proxies in front of it."""
 
     def __init__(self, cluster: Cluster, pod: Object, port: int) -> None:
         metadata = pod["metadata"]

@@ -1,8 +1,9 @@
-"""A real OpenID Connect provider: oidc-provider-mock, on Authlib, as a process. Whoever comes to it may sign in as
-whom they like; codes, tokens and keys are those of any other provider.
+"""A real OpenID Connect provider: oidc-provider-mock, on Authlib, as a process.
 
-with Provider(folder, {"sub": "ada", "groups": ["staff"]}) as provider:
-    back = provider.sign_in(session, address, "ada")     # where it sends the browser
+A browser may sign in as any user. Codes, tokens and keys are those of any other provider.
+
+    with Provider(folder, {"sub": "ada", "groups": ["staff"]}) as provider:
+        back = provider.sign_in(session, address, "ada")     # where it sends the browser
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Provider:
         self._process.wait(30)
 
     def sign_in(self, browser: requests.Session, address: str, sub: str) -> str:
-        """Where the browser is sent that came to this address and signed in as `sub`."""
+        """The URL to which it sends a browser that opened this address and signed in as `sub`."""
         assert address.startswith(f"{self.url}/oauth2/authorize?")
         assert browser.get(address, timeout=20).status_code == 200
         done = browser.post(address, data={"sub": sub}, allow_redirects=False, timeout=20)
@@ -46,7 +47,7 @@ class Provider:
         return done.headers["Location"]
 
     def id_token(self, client: str, sub: str) -> str:
-        """One for another client, by whatever way that has."""
+        """An ID token that another client obtains by a sign-in of its own."""
         asked = {"response_type": "code", "client_id": client, "redirect_uri": "http://127.0.0.1/x", "scope": "openid"}
         with requests.Session() as browser:
             back = self.sign_in(browser, f"{self.url}/oauth2/authorize?{urlencode({**asked, 'nonce': 'n'})}", sub)

@@ -1,11 +1,13 @@
 """A TCP proxy to put between two real parts, so that the network between them can fail.
 
-with Proxy(("127.0.0.1", registry_port)) as proxy:
-    use(proxy.port)
-    proxy.delay = 0.5       # each piece of data, in both directions, is that many seconds on its way
-    proxy.drop = True       # connections stay, nothing comes through any more
-    proxy.cut()             # the connections there are break (RST)
-    proxy.refuse()          # and new ones are refused, until proxy.accept()
+Its attributes and methods set its faults:
+
+    with Proxy(("127.0.0.1", registry_port)) as proxy:
+        use(proxy.port)
+        proxy.delay = 0.5       # seconds per piece, in each direction
+        proxy.drop = True       # keeps connections, loses data
+        proxy.cut()             # resets connections (RST)
+        proxy.refuse()          # refuses new ones until proxy.accept()
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from contextlib import suppress
 
 
 class Proxy:
-    """Passes everything on until told otherwise. It can be switched at any time and from any thread."""
+    """Passes everything on by default. It can be switched at any time and from any thread."""
 
     def __init__(self, target: tuple[str, int], listen: str = "127.0.0.1") -> None:
         self.target, self.listen = target, listen
         self.delay = 0.0
         self.drop = False
         self.connections = 0
-        """How many there have been."""
+        """The number of connections so far."""
         self._open: set[_Connection] = set()
         self._guard = threading.Lock()
         self._acceptor: threading.Thread | None = None
@@ -56,7 +58,7 @@ class Proxy:
         self._listener = self._bound(self.port)
 
     def cut(self) -> None:
-        """Breaks the connections there are; new ones are passed on."""
+        """Breaks the existing connections; new ones are passed on."""
         with self._guard:
             connections, self._open = self._open, set()
         for connection in connections:
@@ -72,7 +74,7 @@ class Proxy:
         self.cut()
 
     def _bound(self, port: int) -> socket.socket:
-        """Bound but not listening: connections are refused, and nobody else can take the port."""
+        """Binds without listening: connections are refused, and no other process can take the port."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self.listen, port))

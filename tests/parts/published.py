@@ -11,7 +11,7 @@ BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def published(name: str) -> Path:
-    """The file or folder of that name; the test is skipped, saying which, where it is not there."""
+    """The file or folder of that name. Where it is missing, the test is skipped with that name as the reason."""
     path = Path(os.environ.get("KILN_SHARED_DATA") or BESIDE) / name
     if not path.exists():
         pytest.skip(f"published data is not here: {path}")

@@ -6,7 +6,7 @@
         sink.wait_for(lambda received: len(received) == 3)
         assert sink.events[0].type == "dev.kiln.build.succeeded.v1"
 
-It speaks HTTP with its own hands, because no HTTP server can be made to answer as badly as this.
+It implements HTTP itself, because no HTTP server can be made to answer this badly.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ class Received:
     """One request, as it came."""
 
     at: float
-    """`time.monotonic()` when all of it was there."""
+    """`time.monotonic()` when the whole request had arrived."""
     path: str
     headers: Mapping[str, str]
     """Names in lower case."""
     body: bytes
     events: tuple[Event, ...]
-    """What it decodes to; empty where it is no CloudEvent."""
+    """The events in the body; empty where it is no CloudEvent."""
     status: int
-    """The one in the answer, or 0 where none is given."""
+    """The status of the answer, or 0 where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a request gets."""
+    """The answer to a request."""
 
     status: int = 202
     retry_after: str | None = None
@@ -54,9 +54,9 @@ class Answer:
     trickle: bool = False
     """A byte a second, from the status line on."""
     trickle_body: bool = False
-    """The head at once, the body a byte a second."""
+    """The head without delay, then the body a byte a second."""
     endless: bool = False
-    """The body goes on for as long as somebody reads it."""
+    """The body continues for as long as the client reads it."""
     raw: bytes | None = None
     """These bytes instead of all that, then the end of the connection."""
     silent: bool = False
@@ -83,7 +83,7 @@ CUT = Answer(cut=True)
 
 
 class EventSink:
-    """Accepts and answers 202 until told otherwise. It can be switched at any time and from any thread."""
+    """Accepts and answers 202 by default. It can be switched at any time and from any thread."""
 
     def __init__(self, *, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1", port: int = 0) -> None:
         self.address = address
@@ -95,7 +95,7 @@ class EventSink:
         self._closing = threading.Event()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self.most_connections = 0
-        """The most there have been at a time."""
+        """The most simultaneous connections so far."""
         self._listener = self._bound(port)
         self.port: int = self._listener.getsockname()[1]
         self._acceptor: threading.Thread | None = None
@@ -158,7 +158,7 @@ class EventSink:
         return next(event for event in self.events if event.type == event_type)
 
     def _bound(self, port: int) -> socket.socket:
-        """Bound but not listening: connections are refused, and nobody else can take the port."""
+        """Binds without listening: connections are refused, and no other process can take the port."""
         listener = socket.socket()
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((self.address, port))
@@ -208,7 +208,7 @@ class EventSink:
             plain.close()
 
     def _one(self, connection: socket.socket, stream: io.BufferedReader, closing: threading.Event) -> bool:
-        """One request and its answer; whether the connection can go on."""
+        """Reads one request and answers it. Returns whether the connection can go on."""
         if not (line := stream.readline()):
             return False
         headers = {name.lower(): value for name, value in http.client.parse_headers(stream).items()}

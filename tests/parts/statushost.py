@@ -5,7 +5,7 @@
         ...
         assert host.state(commit, "kiln/courses") == "success"
 
-It keeps what it was told, refuses who has another token, and can be slow, down, or moved.
+It keeps statuses and comments, refuses other tokens, and can be slow, down, or moved.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Asked:
 
 
 class StatusHost:
-    """`kind` is a webhook route's word. `users` are the accounts by what is in `Authorization`."""
+    """`kind` is a webhook route's word. `users` are the accounts by the value of `Authorization`."""
 
     def __init__(self, kind: str, *, old: bool = False) -> None:
         self.kind, self.old = kind, old
@@ -56,7 +56,7 @@ class StatusHost:
         self.users = {f"Bearer {TOKEN}": "kiln"}
         self.asked: list[Asked] = []
         self.statuses: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-        """What was set, oldest first, by commit and context."""
+        """The statuses set so far, oldest first, by commit and context."""
         self.head = "c" * 40
         """Of the pull request."""
         self.comments: list[dict[str, Any]] = []
@@ -120,11 +120,11 @@ class StatusHost:
             self._says += says
 
     def states(self, commit: str, context: str) -> list[str]:
-        """All that were set, oldest first."""
+        """The states set so far, oldest first."""
         return [str(one["state"]) for one in list(self.statuses[commit, context])]
 
     def comment(self, text: str, author: str) -> None:
-        """Somebody writes a comment."""
+        """Adds a comment of `author` to the pull request."""
         self.comments.append({"id": len(self.comments) + 1, "text": text, "author": author, "version": 0})
 
     # How it works ----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from tests.parts.registry import Registry
 
 
 class System(Kiln, Installation):
-    """Kiln with what is around it. Web is open to who has this machine's token."""
+    """Kiln with the parts around it. Web admits requests with this machine's token."""
 
     def __init__(
         self,
@@ -83,13 +83,13 @@ class System(Kiln, Installation):
 
     @property
     def authorization(self) -> dict[str, str]:
-        """What it was told to show, or else this machine's token."""
+        """The header with the configured token, or else with this machine's."""
         token = self.token or self.own_token
         return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     @property
     def url(self) -> str:
-        """Of the web that was started last."""
+        """The address of the web that was started last."""
         url = self.web[-1].url
         assert url
         return url

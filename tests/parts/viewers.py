@@ -1,4 +1,4 @@
-"""Many who follow a stream at the same time, for the price of one thread: what they do is to read.
+"""Many clients that follow a stream at the same time, in one thread: all they do is read.
 
 with Viewers(url, 300) as viewers:
     until(lambda: viewers.reading == 300)
@@ -15,11 +15,11 @@ from typing import Self
 from urllib.parse import urlsplit
 
 ALIKE = 50
-"""So many come at once: more than that do not find room in the queue of a socket that listens."""
+"""Clients that connect at the same time: the queue of a listening socket has no place for more."""
 
 
 class Viewers:
-    """Of one address. `said` is what each has been told so far, by its number."""
+    """Clients of one address. `said` is the text that each has received so far, by its number."""
 
     def __init__(self, url: str, number: int, headers: Mapping[str, str] = {}) -> None:
         parts = urlsplit(url)
@@ -36,13 +36,13 @@ class Viewers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """All leave at once."""
+        """Disconnects all clients."""
         self._stopped.set()
         self._thread.join(20)
 
     @property
     def reading(self) -> int:
-        """How many have been told something beyond the head of the answer."""
+        """How many have received anything beyond the head of the answer."""
         return sum(b"data: " in said for said in self.said)
 
     def _read(self) -> None:

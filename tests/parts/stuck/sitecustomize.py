@@ -1,7 +1,7 @@
 """Blocks or ends a thread of a Kiln process that has this folder on its PYTHONPATH.
 
-A file in the folder $STUCK_THREADS says which thread (`loop`, `lease`, `watch`, `courier`, or `own`, one that is
-there for nothing else), and in it stands what becomes of it: `block`, `raise` or `exit`. It is read once.
+A file in the folder $STUCK_THREADS names the thread: `loop`, `lease`, `watch`, `courier`, or `own`, a thread that
+exists only for this purpose. Its content is the fault: `block`, `raise` or `exit`. It is read once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODULES = {
     "lease": ("builds.engines.kubernetes.lease", "Lease", ("_turn",)),
     "watch": ("builds.engines.kubernetes.watch", "Watch", ("_apply", "_once")),
 }
-"""What each thread calls each time that it comes round."""
+"""The methods that each thread calls in every round."""
 
 
 def fate(word: str) -> Callable[..., None]:
