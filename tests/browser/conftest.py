@@ -1,8 +1,8 @@
-"""Real Chromium before a real JupyterHub and all of Kiln: without it, every test here is skipped, and says why.
+"""Real Chromium before a real JupyterHub and all of Kiln: without it, every test here is skipped with the reason.
 
-The Hub offers the form of jupyterhub-fancy-profiles, as our documentation has it. Its servers are KubeSpawner's, and
-there is no cluster: a start ends when it is known what it would have been of. The Git host is github.com, too, for
-whoever asks through it as a proxy and trusts its authority.
+The Hub offers the form of jupyterhub-fancy-profiles, as our documentation has it. Its servers are KubeSpawner's,
+without a cluster: a start ends as soon as its image is known. The Git host is also github.com, for a client that uses
+it as a proxy and trusts its authority.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """Of a browser that has seen nothing yet."""
+    """A page of a browser without any state."""
     with browser.new_context() as context:
         yield context.new_page()
 
@@ -122,7 +122,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def signed_in(browser: Browser, site: Site) -> StorageState:
-    """What a browser has kept of signing in."""
+    """The state of a browser that has signed in."""
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(site.page())
@@ -134,7 +134,7 @@ def signed_in(browser: Browser, site: Site) -> StorageState:
 
 @pytest.fixture
 def visit(browser: Browser, signed_in: StorageState) -> Iterator[Callable[..., Visit]]:
-    """Opens pages for somebody who has signed in. None may have logged an error in the end."""
+    """Opens pages as a signed-in user, and fails at the end if one of them has logged an error."""
     with ExitStack() as stack:
         visits: list[Visit] = []
 
@@ -159,7 +159,7 @@ class Visit:
 
 
 def sign_in(page: Page, pair: Paired, user: str, path: str) -> None:
-    """Opens a page and signs in where the Hub asks for it; it ends there."""
+    """Opens a page, signs in where the Hub asks for it, and ends at that page."""
     page.goto(f"{pair.hub.url}{path}")
     page.get_by_label("Username:").fill(user)
     page.get_by_role("button", name="Sign in").click()

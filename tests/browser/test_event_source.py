@@ -1,4 +1,4 @@
-"""`EventSource` in a real browser, which comes back by itself whenever a stream ends: what a page sees of a build."""
+"""`EventSource` in a real browser, which reconnects by itself whenever a stream ends: the messages that a page gets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLLOW = """([url, options]) => {
 
 
 class Follower:
-    """A page with an `EventSource` that nobody closes: what it was told, by connection."""
+    """A page with an `EventSource` that stays open: the messages that it received, by connection."""
 
     def __init__(self, page: Page, url: str, **options: bool) -> None:
         self.page = page
@@ -36,7 +36,7 @@ class Follower:
         return told
 
     def told(self, number: int = 1) -> list[list[Message]]:
-        """Its first connections, when so many have come to their end."""
+        """Its first `number` connections, once that many have ended."""
 
         def ends() -> int:
             return sum(bool(one) and one[-1]["phase"] in ("ready", "failed") for one in self.connections)
@@ -46,7 +46,7 @@ class Follower:
 
 
 def xsrf(page: Page) -> str:
-    """What an `EventSource` of Kiln's own pages shows."""
+    """The token that an `EventSource` of Kiln's own pages sends."""
     (value,) = [one["value"] for one in page.context.cookies() if (one["name"], one["path"]) == ("_xsrf", BASE)]
     return value
 
@@ -60,7 +60,7 @@ def signed_in(page: Page, pair: Paired, path: str, user: str = "ada") -> Followe
 
 @pytest.fixture
 def open_web(pair: Paired) -> Iterator[Process]:
-    """One more, where anybody may ask."""
+    """Another web, which admits requests without authentication."""
     web = pair.system.start("web", KILN_AUTH="none", PORT=str(free_port()))
     pair.system.web.remove(web)
     yield web
@@ -116,7 +116,7 @@ def test_a_page_of_another_site_asks_only_where_anybody_may(pair: Paired, page: 
 
 @pytest.mark.timeout(180)
 def test_a_page_outlives_the_web_that_tells_it(pair: Paired, page: Page, open_web: Process) -> None:
-    """The browser goes on with the next one, and misses nothing."""
+    """The browser continues with the next web process, and misses no message."""
     system = pair.system
     pair.sign_as("ada")
     commit, seconds = system.running("ada/restarted", 6)

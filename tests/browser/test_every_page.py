@@ -24,7 +24,7 @@ PICTURES = CACHE / "pages"
 SIZES = {"narrow": (360, 800), "wide": (1440, 1000)}
 SCHEMES = ("light", "dark")
 CHECKED = ("narrow-dark", "wide-light")
-"""Where axe-core looks: in each size and in each scheme once."""
+"""The runs of axe-core, which cover each size and each scheme once."""
 SAID = "ERROR: No matching distribution found for scikit-lern==1.4"
 COLOURS = " ".join(f"\x1b[{code}m{code}\x1b[0m" for code in (*range(30, 38), *range(90, 98)))
 BACKGROUNDS = " ".join(f"\x1b[{code}m {code} \x1b[0m" for code in (*range(40, 47), *range(100, 107), "30;47", "30;107"))
@@ -75,7 +75,7 @@ def look(
 
 
 def serious(visit: Visit, source: str) -> list[str]:
-    """What axe-core finds: the rule, and the elements that break it."""
+    """The findings of axe-core: the rule, and the elements that break it."""
     visit.page.evaluate(source)
     found: dict[str, Any] = visit.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     worse = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]

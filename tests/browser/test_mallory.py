@@ -1,6 +1,7 @@
-"""A page of another user on the Hub's host, in a real browser with the session of who opens it.
+"""A page of another user on the Hub's host, in a real browser with the session of the user who opens it.
 
-It is of Kiln's own origin. It reads no list, log or form, and cancels nothing, whatever a page may do with an origin.
+It is of Kiln's own origin. It reads no list, log or form, and cancels nothing, by any means that an origin gives a
+page.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tests.parts.kiln import until
 from tests.parts.paired import BASE, Paired
 
 SAID = "still here"
-"""What the victim's log says."""
+"""A line of the victim's log."""
 
 ASK = """async ([path, options, way]) => {
     if (way === "moved") history.pushState(null, "", "/services/binder/");
@@ -72,7 +73,7 @@ SEEN = """() => new Promise((done) => {
 
 @pytest.fixture(scope="module")
 def victim(pair: Paired) -> Iterator[str]:
-    """A build of ada's that runs and talks; after each test it still does."""
+    """A build of ada's that runs and writes to its log, and still does after each test."""
     pair.sign_as("ada")
     name = pair.system.talking("ada/victim")
     yield name
@@ -106,7 +107,7 @@ def page_of_mallory(pair: Paired, own: Page) -> Page:
 
 
 def session_secrets(own: Page, victim: str) -> list[str]:
-    """What nobody else may read: what a page of Kiln's own holds."""
+    """Values that only the session's own pages may read."""
     shown = own.evaluate("document.querySelector('meta[name=xsrf]')?.content")
     forms: list[str] = own.evaluate("[...document.querySelectorAll('input[name=form]')].map((one) => one.value)")
     return [SAID, f"builds/{victim}/cancel", *forms, *([shown] if shown else [])]
@@ -173,7 +174,7 @@ def test_it_reads_nothing_in_a_frame(own: Page, page_of_mallory: Page, victim: s
 @pytest.mark.parametrize("blank", [False, True])
 @pytest.mark.parametrize("path", ["", "builds/{victim}", "api/v1/builds"])
 def test_it_reads_nothing_in_a_window(page_of_mallory: Page, victim: str, path: str, blank: bool) -> None:
-    """The window shows its page to who looks at it, and to nobody else."""
+    """The user sees the page in the window; the page that opened the window cannot read it."""
     url = f"{BASE}{path.format(victim=victim)}"
     with page_of_mallory.context.expect_page() as opened:
         page_of_mallory.evaluate(OPEN, [url, blank])
@@ -206,7 +207,7 @@ def test_its_service_worker_reads_nothing(
 def test_its_service_worker_can_do_nothing_with_a_form_that_is_sent(
     own: Page, page_of_mallory: Page, victim: str
 ) -> None:
-    """It keeps back that somebody signs out, and has what the form held."""
+    """It can hold back the sign-out and read the form's token, but that token authorizes no other request."""
     page_of_mallory.evaluate(REGISTER, "form")
     own.get_by_role("button", name="Sign out").click()
     until(lambda: any("form=" in one for one in page_of_mallory.evaluate(SEEN)))

@@ -1,6 +1,6 @@
-"""What this tier needs of the machine: without Docker, every test here is skipped, and says why.
+"""Requirements of this tier on the machine: without Docker, every test here is skipped with the reason.
 
-And one Git host and one registry for all tests that need none of their own.
+One Git host and one registry serve all tests that need none of their own.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Parts:
         return self.host.url(f"test/{name}")
 
     def digest(self, image: str, tag: str) -> str | None:
-        """What the registry says itself."""
+        """The digest as the registry itself reports it."""
         path = image.removeprefix(f"{self.registry.host}/")
         url = f"http://{self.registry.host}/v2/{path}/manifests/{tag}"
         return requests.head(url, headers={"Accept": MANIFESTS}, timeout=10).headers.get("Docker-Content-Digest")

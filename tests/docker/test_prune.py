@@ -1,4 +1,4 @@
-"""The rule `keep` on a real registry: what goes, what stays, and what happens to those who ask meanwhile."""
+"""The rule `keep` on a real registry: deleted images, kept images, and the effect on concurrent pulls and pushes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TYPE = "application/vnd.oci.image"
 
 
 def manifest(labels: dict[str, str], client: Registry, image: str, *, layer: bool = True, **more: Any) -> bytes:
-    """Of an image whose blobs are there."""
+    """A manifest of an image whose blobs exist."""
     config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Labels": labels}}).encode()
     client.upload(image, config)
     layers = [{"mediaType": f"{TYPE}.layer.v1.tar+gzip", "digest": digest_of(LAYER), "size": len(LAYER)}]
@@ -248,7 +248,7 @@ def test_who_asked_since_the_look_keeps_an_image(shop: Shop, old: tuple[str, str
 
 
 def test_what_belongs_to_an_image_goes_with_it(shop: Shop, old: tuple[str, str]) -> None:
-    """Provenance by the tag that stands in for the referrers API, which this registry does not have."""
+    """Its provenance has the tag that stands in for the referrers API, which this registry does not have."""
     image, digest = old
     statement = manifest({}, shop.client, image, subject={"mediaType": MANIFEST, "digest": digest, "size": 1})
     other = manifest({"of": "another"}, shop.client, image)
@@ -305,7 +305,7 @@ def test_a_token_that_may_delete_is_asked_for(
 
 
 def test_a_name_that_was_never_pushed_is_no_error(shop: Shop, registry: Server, old: tuple[str, str]) -> None:
-    """Though some registries refuse to tell of it."""
+    """This holds although some registries refuse to answer about it."""
 
     class Hides(Behaviour):
         def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002

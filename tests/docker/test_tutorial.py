@@ -1,7 +1,7 @@
 """docs/tutorial.md, word for word but for ports and names, which other tests may have.
 
-What comes from the public internet is stood in for by what this machine has under the same names: the images of the
-registry, of Gitea and of repo2docker's base.
+This machine's images stand in for those of the public internet under the same names: the images of the registry, of
+Gitea and of repo2docker's base.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BY_HAND = f"--entrypoint=/bin/sh {gitea.IMAGE} -c '{gitea.START}'\n"
 
 
 def blocks() -> list[str]:
-    """The shell's, but the first: the environment is there already."""
+    """The shell's blocks without the first: the environment exists already."""
     return re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1:]
 
 
@@ -44,7 +44,7 @@ def _free(port: int) -> bool:
 
 @pytest.fixture
 def script(tmp_path: Path) -> Iterator[str]:
-    """All blocks as one script. What they start is taken away, wherever they have stopped."""
+    """All blocks as one script. Everything that they start is removed, wherever the script has stopped."""
     mark = secrets.token_hex(4)
     web, ops = free_port(), free_pair()
     changed = {

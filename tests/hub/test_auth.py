@@ -1,4 +1,4 @@
-"""Who comes in, as a real JupyterHub says it: Kiln as a service of it, with tokens and in a browser."""
+"""Authentication by a real JupyterHub: Kiln as a service of it, with tokens and in a browser."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def refusal(answer: requests.Response) -> int:
 
 
 def sign_in(hub: Hub, user: str, path: str) -> tuple[requests.Session, requests.Response]:
-    """Opens a page as a browser does, through whatever the Hub asks, to where it ends."""
+    """Opens a page as a browser does, signs in at the Hub, and returns the page at the end of the redirects."""
     browser = requests.Session()
     browser.headers.update(HTML)
     page = browser.get(f"{hub.url}{path}", timeout=30)
@@ -210,7 +210,7 @@ def sign_in(hub: Hub, user: str, path: str) -> tuple[requests.Session, requests.
 
 
 def form(page: requests.Response, does: str) -> dict[str, str]:
-    """What the page's form holds that goes to an address with that end."""
+    """The field of the page's form whose address ends in `does`."""
     found = re.search(rf'action="[^"]*/{does}">\s*<input type="hidden" name="form" value="([\w-]+)"', page.text)
     assert found, page.text
     return {"form": found[1]}
@@ -285,7 +285,7 @@ def test_a_sign_in_that_was_begun_elsewhere_ends_nowhere(world: World) -> None:
     assert (back.status_code, "does not know this sign-in" in back.text) == (403, True)
 
 
-# A Hub that is not there ---------------------------------------------------------------------------------------------
+# A Hub that is away --------------------------------------------------------------------------------------------------
 
 
 def timed(ask: Callable[[], requests.Response]) -> tuple[requests.Response, float]:
@@ -295,7 +295,7 @@ def timed(ask: Callable[[], requests.Response]) -> tuple[requests.Response, floa
 
 
 def direct(world: World, path: str, token: str) -> requests.Response:
-    """Past the Hub's proxy, which goes away with the Hub."""
+    """Requests a path past the Hub's proxy, which goes away with the Hub."""
     return requests.get(f"{world.direct}{path}", headers=bearer(token), timeout=30)
 
 
@@ -323,7 +323,7 @@ def test_a_hub_that_is_down_lets_nobody_in_and_keeps_nobody_waiting(world: World
 
 
 def test_a_hub_that_says_nothing_is_waited_for_a_few_seconds_by_few(world: World) -> None:
-    """Longer than when nobody has to ask it, by no more than one waits for it."""
+    """All requests together take at most one wait longer than requests that need no answer of the Hub."""
 
     def crowd(ask: Callable[[], requests.Response]) -> tuple[list[requests.Response], float, float]:
         """A hundred answers, the seconds that the last of them took, and those of a page that is open to all."""

@@ -79,7 +79,7 @@ except Exception as error:
 def kiln(
     tmp_path_factory: pytest.TempPathFactory, docker: None, packages: Path, registry: Registry, host: GitHost
 ) -> Iterator[System]:
-    """Whose triggers build the repository of a course when a server of that name starts."""
+    """Kiln with triggers that build the repository of a course when a server of that name starts."""
     trigger = {
         "name": "courses",
         "filters": [
@@ -102,7 +102,7 @@ def kiln(
 
 @pytest.fixture(scope="module")
 def between(kiln: System) -> Iterator[Proxy]:
-    """What stands between the Hub and Kiln."""
+    """A proxy between the Hub and Kiln."""
     with Proxy(("127.0.0.1", int(kiln.url.split(":")[2].split("/")[0]))) as proxy:
         yield proxy
 
@@ -135,7 +135,7 @@ def stop(hub: Hub, user: str, name: str = "") -> None:
 
 
 def image(hub: Hub, user: str) -> str:
-    """What its server was told of its image."""
+    """The image in the environment of its server."""
     return str(requests.get(f"{hub.url}user/{user}/env", timeout=10).json()["IMAGE"])
 
 
@@ -168,7 +168,7 @@ def test_a_servers_start_has_its_course_built(kiln: System, hub: Hub, sink: Even
 
 @pytest.mark.timeout(240)
 def test_a_server_starts_from_the_image_that_is_built_for_it(kiln: System, hub: Hub) -> None:
-    """And the Hub serves others meanwhile."""
+    """The Hub serves other users meanwhile."""
     kiln.running("ada/page", 4)
     with ThreadPoolExecutor(2) as people:
         starting = people.submit(start, hub, "ada", {"repository": kiln.host.url("ada/page"), "ref": "main"})
@@ -192,7 +192,7 @@ def test_a_server_starts_from_the_image_that_is_built_for_it(kiln: System, hub: 
 
 @pytest.mark.timeout(240)
 def test_a_build_that_fails_fails_the_start_with_its_reason(kiln: System, hub: Hub) -> None:
-    """More often than the Hub would stand of its own faults."""
+    """The Hub survives more of these failures than it tolerates of its own."""
     kiln.commit("ada/broken", {"Dockerfile": BROKEN})
     for _ in range(3):
         start(hub, "kim", {"repository": kiln.host.url("ada/broken")})
@@ -234,7 +234,7 @@ def test_without_kiln_servers_start_and_events_wait(kiln: System, hub: Hub, betw
 
 @pytest.mark.timeout(240)
 def test_kubespawner_offers_what_is_built(kiln: System, packages: Path, tmp_path: Path) -> None:
-    """The real one, in the Hub's environment."""
+    """KubeSpawner is the real one, in the Hub's environment."""
     kiln.commit("courses/offered", {"Dockerfile": SMALL})
     kiln.ended(kiln.ask(repository=kiln.host.url("courses/offered")).json()["name"])
     newest = kiln.commit("courses/offered", {"Dockerfile": SMALL})
@@ -273,7 +273,7 @@ def test_kubespawner_offers_what_is_built(kiln: System, packages: Path, tmp_path
 def test_a_start_that_cannot_be_says_why(
     packages: Path, tmp_path: Path, options: dict[str, object], sentence: str
 ) -> None:
-    """What answers never, and what is not there."""
+    """One Kiln never answers, and the other does not exist."""
     with EventSink() as silent:
         silent.answer(then=SILENT)
         shutil.copy(PLUGIN, tmp_path / "kiln_hub.py")

@@ -63,7 +63,7 @@ def scene(
 
 
 def commit_course(scene: Scene, folder: Path) -> str:
-    """With a submodule on another host, which anybody can read."""
+    """Commits a course with a public submodule on another host."""
     source = folder / "part"
     source.mkdir()
     (source / "page").write_text("a part")

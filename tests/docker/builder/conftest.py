@@ -16,12 +16,12 @@ from tests.parts.githost import GitHost
 from tests.parts.registry import Registry
 
 BASE = "buildpack-deps:24.04"
-"""What repo2docker's own images begin with."""
+"""The base of repo2docker's own images."""
 
 
 @pytest.fixture(scope="module")
 def gateway() -> str:
-    """An address of this machine that a step's commands reach; the base of repo2docker's images is there."""
+    """An address of this machine that a step's commands reach. The test is skipped without the base of repo2docker."""
     if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True, check=False).returncode:
         pulled = subprocess.run(["docker", "pull", BASE], capture_output=True, check=False, timeout=300)
         if pulled.returncode:
@@ -51,7 +51,7 @@ def asked(
     subdir: str = "",
     build_args: Mapping[str, str] = {},
 ) -> Request:
-    """To build that commit of a repository of the host."""
+    """A request to build that commit of a repository of the host."""
     return Request(
         repository=f"{host.base}/{path}",
         clone_url=host.url(path),

@@ -1,4 +1,4 @@
-"""Whose fault a failure is, each cause made for real: no word that a step prints decides it."""
+"""The blame for a failure, with each cause made for real: no output of a step decides it."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ LIES = {
 
 
 def theirs(attempt: Attempt) -> str:
-    """The sentence with which it ended as the repository's fault."""
+    """The message of an attempt that failed by the repository's fault."""
     assert attempt.status == 64, attempt.text
     assert attempt.result.reason is Reason.REPOSITORY
     return attempt.result.message or ""
 
 
 def ours(attempt: Attempt) -> str:
-    """The sentence with which it ended as infrastructure's fault."""
+    """The message of an attempt that failed by infrastructure's fault."""
     assert attempt.status == 69, attempt.text
     assert attempt.result.reason is Reason.INFRASTRUCTURE
     assert attempt.members() == []
@@ -74,7 +74,7 @@ def dockerfile(host: GitHost, path: str, folder: Path, text: str) -> str:
 
 
 def step(command: str) -> str:
-    """A Dockerfile of one step, which nobody has done before."""
+    """A Dockerfile of one step that no cache has."""
     return f"FROM scratch\nCOPY busybox /bin/sh\nENV RUN={secrets.token_hex(8)}\nRUN {command}\n"
 
 
@@ -174,7 +174,7 @@ OUTAGES = {
 def test_an_index_that_no_tool_names(
     path: str, builder: Builder, host: GitHost, registry: Registry, gateway: str, tmp_path: Path
 ) -> None:
-    """pip names PyPI nowhere, and says of 429, 5xx and a reset what it says of a package that is not there."""
+    """pip names PyPI nowhere, and reports 429, 5xx and a reset as it reports a missing package."""
     with ExitStack() as proxies:
         attempts = []
         for number, (file, text, status) in enumerate(OUTAGES.values()):
@@ -276,7 +276,7 @@ def _kill(attempt: Attempt, program: str) -> bool:
     return bool(found)
 
 
-# What one repository's builds leave on the daemon for others
+# State that one repository's builds leave on the daemon for others
 
 
 def test_a_cache_mount_is_its_repositorys(

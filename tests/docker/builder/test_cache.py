@@ -1,6 +1,6 @@
 """Layers that come back: on a daemon that has none from the registry, and for the same commit from its own cache.
 
-Which images a build may reuse the plan says (`tests/builds/test_warmth.py`); here it is what becomes of them.
+The plan decides which images a build may reuse (`tests/builds/test_warmth.py`); these tests cover the reuse itself.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ ENV RUN={unique}
 RUN ["/bin/busybox", "sh", "-c", "/bin/busybox head -c 99999 /dev/urandom >/made"]
 COPY notebook /notebook
 """
-"""The step makes another layer each time that it is done."""
+"""The step makes another layer each time that it runs."""
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory, host: GitHost) -> Itera
 
 
 def steps(attempt: Attempt) -> list[bool]:
-    """Of each step that makes a layer: whether it was found, and not done."""
+    """For each step that makes a layer: whether it was cached."""
     found = STEP.findall(attempt.text)
     return [re.search(rf"^#{number} CACHED$", attempt.text, re.MULTILINE) is not None for number in found]
 
@@ -192,7 +192,7 @@ def _nonsense(it: Repository) -> str:
 
 
 def _dangling(it: Repository) -> str:
-    """Its metadata name a layer that it has not."""
+    """An image whose metadata name a layer that it lacks."""
     there = json.loads(base64.b64decode(it.configuration(it.first)[METADATA]))
     beyond = [{**one, "layers": [{**layer, "layer": 77} for layer in one.get("layers", [])]} for one in there]
     return _rewritten(it, **{METADATA: base64.b64encode(json.dumps(beyond).encode()).decode()})
@@ -268,7 +268,7 @@ ENVIRONMENT = {
 def test_the_same_commit_is_one_image_however_often_it_is_built(
     path: str, builder: Builder, host: GitHost, tmp_path: Path
 ) -> None:
-    """With the steps that come after the repository's files: a push that failed is tried again without any of them."""
+    """This includes the steps after the repository's files: the retry of a failed push runs none of them."""
     (tmp_path / "content").mkdir()
     for name, text in ENVIRONMENT.items():
         (tmp_path / "content" / name).write_text(text.replace("{unique}", secrets.token_hex(8)))

@@ -40,7 +40,7 @@ def daemon(tmp_path: Path) -> Iterator[Dockerd]:
 
 @pytest.fixture
 def seconds() -> str:
-    """For how long to sleep in a step, as a number by which the process is known."""
+    """The duration of a step's sleep, as a number by which the process is known."""
     return f"600.{secrets.randbelow(10**9):09}"
 
 
@@ -52,7 +52,7 @@ def let_go(seconds: str) -> None:
 
 
 def repository(host: GitHost, path: str, folder: Path, step: str) -> str:
-    """The commit of a repository whose image takes one step, which nobody has done before."""
+    """The commit of a repository whose image takes one step that no cache has."""
     folder.mkdir()
     put_busybox(folder)
     unique = secrets.token_hex(8)
@@ -61,7 +61,7 @@ def repository(host: GitHost, path: str, folder: Path, step: str) -> str:
 
 
 def ours(attempt: Attempt) -> str:
-    """The sentence with which it ended as infrastructure's fault."""
+    """The message of an attempt that failed by infrastructure's fault."""
     result = attempt.result
     assert attempt.status == 69, result
     assert result.reason is Reason.INFRASTRUCTURE

@@ -1,4 +1,4 @@
-"""What the builder fetches through the guard, and what of it a build's steps and docker get to see."""
+"""Fetches of the builder through the guard, and the traces of it that a build's steps and docker see."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_what_has_moved_is_built_with_its_lfs_objects(
     path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
 ) -> None:
     """The log and the message say where it went. Steps see no proxy, and docker sees that of Kiln's environment."""
-    unique = secrets.token_hex(8)  # or the daemon would remember the step
+    unique = secrets.token_hex(8)  # otherwise the daemon would reuse the cached step
     part, content = tmp_path / "part", tmp_path / "content"
     part.mkdir()
     put_busybox(part)
@@ -62,7 +62,7 @@ def test_what_has_moved_is_built_with_its_lfs_objects(
 
 
 def pointer(host: GitHost, content: bytes) -> str:
-    """What the repository holds of an object that the host's LFS server has."""
+    """The pointer that the repository holds for an object of the host's LFS server."""
     oid = hashlib.sha256(content).hexdigest()
     host.objects[oid] = content
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {len(content)}\n"

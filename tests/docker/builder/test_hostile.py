@@ -19,7 +19,7 @@ COMMIT = "1" * 40
 
 
 def refused(attempt: Attempt) -> str:
-    """The sentence with which it was refused as the repository's fault."""
+    """The message of an attempt that failed by the repository's fault."""
     result = attempt.result
     assert attempt.status == 64, result
     assert result.reason is Reason.REPOSITORY
@@ -66,7 +66,7 @@ def test_a_name_that_leads_to_this_machine(builder: Builder, host: GitHost, regi
 
 
 def private_name() -> str:
-    """A name that does not look it, and resolves to an address of this machine or its network."""
+    """A name that does not look private, and resolves to an address of this machine or its network."""
     for name in (socket.gethostname(), "ip6-localhost", "ip6-loopback"):
         try:
             addresses = {entry[4][0] for entry in socket.getaddrinfo(name, None)}
@@ -86,7 +86,7 @@ def part(path: str, host: GitHost, tmp_path: Path) -> tuple[str, str]:
 
 
 def with_submodule(host: GitHost, path: str, content: Path, address: str, target: str) -> str:
-    """A repository whose image is made of what is in its submodule `part`; its commit is returned."""
+    """A repository whose image is made of the content of its submodule `part`; returns its commit."""
     content.mkdir()
     (content / "Dockerfile").write_text('FROM scratch\nCOPY part/busybox /bin/sh\nRUN echo "from the submodule"\n')
     (content / ".gitmodules").write_text(f'[submodule "part"]\n\tpath = part\n\turl = {address}\n')
@@ -167,7 +167,7 @@ def test_a_commit_that_its_host_does_not_serve(
     host: GitHost,
     registry: Registry,
 ) -> None:
-    """For some minutes after a push that is the host's fault; either way it may be there when somebody asks again."""
+    """For some minutes after a push that is the host's fault. In both cases, a later request may find the commit."""
     attempt = builder.run(asked(host, part[0], COMMIT, registry), just_pushed=just_pushed)
     assert attempt.status == status, attempt.text
     assert (attempt.result.counted, attempt.result.unserved) == (not just_pushed, True)
@@ -225,7 +225,7 @@ def test_a_link_that_stays_inside_or_leads_nowhere(
     (content / "binder").symlink_to("docker")
     (content / "Dockerfile").symlink_to("docker/Dockerfile")
     (content / "data").symlink_to("/home/jovyan/data")
-    for folder in (content, content / "docker"):  # and out of it, where nobody reads what it leads to
+    for folder in (content, content / "docker"):  # and out of it, where no tool follows the link
         (folder / "shared").symlink_to("/usr")
         (folder / "hosts.txt").symlink_to("/etc/hosts")
     attempt = builder.run(asked(host, path, host.create(path, content), registry))
@@ -251,7 +251,7 @@ def test_a_step_takes_no_right_that_nobody_gave(
 def test_a_tree_of_a_thousand_levels(
     path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
 ) -> None:
-    """Git takes it; whatever comes of it, there is a result, and nothing is left."""
+    """Git accepts it. Every outcome has a result, and nothing is left."""
     host.create(path)
     bare = host.bare(path)
     (tmp_path / "entry").write_text("FROM scratch\nCOPY Dockerfile /\n")

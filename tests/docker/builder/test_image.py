@@ -1,4 +1,4 @@
-"""What is in the registry already, further tags, and who may have which digest."""
+"""Images that the registry has already, further tags, and the repositories that may have a digest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAIN = Tags(ref="refs/heads/main", names=("course-main",))
 
 @pytest.fixture
 def head(host: GitHost, path: str, tmp_path: Path) -> str:
-    """The commit of a repository that needs next to nothing to be built; in `sub` is another one."""
+    """The commit of a repository that needs next to nothing to be built; `sub` holds another one."""
     for folder in (tmp_path / "content", tmp_path / "content/sub"):
         folder.mkdir()
         (folder / "Dockerfile").write_text(f"FROM scratch\nCOPY Dockerfile /{folder.name}\n")

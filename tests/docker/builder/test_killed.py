@@ -1,7 +1,7 @@
 """Each program that a build starts is killed once, at each place: never the repository's fault, and never unseen.
 
-The programs are found through a folder that stands first in `PATH`. They are the real ones: who is to be killed kills
-itself in place of beginning, and who has begun is killed from outside.
+The programs are found through a folder that stands first in `PATH`. They are the real ones: a program either kills
+itself in place of its start, or is killed from outside once it runs.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ NEEDED_BY_NOBODY = re.compile(
     r"docker (image (rm|inspect)|events|version) |git (rev-parse HEAD|.*negotiationAlgorithm=noop fetch|.*--get remote)"
     r"|sed -e s/-/ /"
 )
-"""What is tried again at once, cleans up, only watches, fetches early what would be fetched one by one, or asks what
-repo2docker (or the usage of git-submodule) does not need to know: the image is the same without it."""
+"""Commands that are retried immediately, clean up, only watch, or fetch early: the image is the same without them. The
+same holds for questions whose answer repo2docker (or the usage of git-submodule) does not need."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Setting:
     folder: Path
 
     def start(self, kill: int = 0, image: str | None = None, **more: Any) -> Attempt:
-        """Another build of the same commit. `kill` is the number of the program that is to die, of all that are
-        started."""
+        """Starts another build of the same commit. `kill` is the number of the program to kill, in the order of their
+        starts."""
         own = secrets.token_hex(4)
         log = self.folder / f"shims-{own}"
         environment = {
@@ -126,7 +126,7 @@ def setting(path: str, builder: Builder, host: GitHost, closed: tuple[Registry, 
 
 
 def with_lfs(host: GitHost, path: str, content: Path) -> str:
-    """A repository whose image is made only if its LFS file holds what the object does."""
+    """A repository whose image is built only if its LFS file holds the object's content."""
     content.mkdir()
     put_busybox(content)
     data = f"content {secrets.token_hex(8)}\n".encode()
@@ -148,7 +148,7 @@ def nothing_is_left(attempt: Attempt) -> None:
 
 
 def kind_of(command: str) -> str:
-    """What one started program is, without what differs from run to run."""
+    """The command of a started program, without the parts that differ from run to run."""
     return re.sub(r"/\S+|[0-9a-f]{32,}|127\.0\.0\.1:\d+|sha256:\S+", "_", command)
 
 
@@ -164,7 +164,7 @@ def test_each_program_that_is_started(setting: Setting) -> None:
     )
 
     def killed(number: int) -> str | None:
-        """What is wrong with how it ended."""
+        """The difference between its end and the expected one; `None` where it ended as expected."""
         attempt = setting.start(kill=number)
         attempt.wait()
         nothing_is_left(attempt)
@@ -178,7 +178,7 @@ def test_each_program_that_is_started(setting: Setting) -> None:
 
 
 def pids(attempt: Attempt, pattern: str) -> list[int]:
-    """Those of its processes whose command line the pattern is found in."""
+    """Those of its processes whose command line matches the pattern."""
     found = []
     for pid in attempt.members():
         try:
@@ -197,7 +197,7 @@ def kill(attempt: Attempt, pattern: str) -> None:
 
 
 def is_ours(attempt: Attempt, seconds: float = 20) -> None:
-    """Ended as infrastructure's fault, soon, and with nothing left."""
+    """Checks that it ended as infrastructure's fault, soon, and with nothing left."""
     result = attempt.wait(seconds)
     assert attempt.status == 69, attempt.text
     assert result.reason is Reason.INFRASTRUCTURE

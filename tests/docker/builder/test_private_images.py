@@ -31,7 +31,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass
 class Private:
-    """A private repository's image, in a registry that lets nobody in without the credential."""
+    """A private repository's image, in a registry that requires the credential."""
 
     builder: Builder
     host: GitHost
@@ -57,7 +57,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Registry
 
 @pytest.fixture
 def private(tmp_path: Path, path: str, builder: Builder, host: GitHost, guarded: tuple[Registry, str]) -> Private:
-    """Built and pushed."""
+    """The image, built and pushed."""
     registry, password = guarded
     auth = base64.b64encode(f"private:{password}".encode()).decode()
     (tmp_path / "private.json").write_text(json.dumps({"auths": {registry.host: {"auth": auth}}}))
@@ -102,8 +102,8 @@ REFERENCES = ("{image}", "{image}:{tag}", "{image}:{tag}@{digest}", "{image}@{di
 def strangers(
     private: Private, path: str, folder: Path, registry: Registry, references: Sequence[str], **around: Any
 ) -> list[Attempt]:
-    """Builds of other repositories that ask for the image in each way, by each reference: several at a time, and none
-    has anything of it."""
+    """Builds of other repositories that ask for the image in each way, by each reference: several at a time. None
+    obtains any part of it."""
     known = {"image": private.image, "tag": private.tag, "digest": private.digest}
 
     def build(asking: tuple[str, tuple[int, str]]) -> Attempt:
@@ -134,7 +134,7 @@ def test_no_other_build_takes_one_on_the_same_daemon(
 def test_no_other_build_takes_one_on_another_daemon(
     private: Private, path: str, tmp_path: Path, registry: Registry
 ) -> None:
-    """Which asks the registry, and has no credential for it."""
+    """The other daemon asks the registry, and has no credential for it."""
     if reason := dockerd.problem():
         pytest.skip(reason)
     exact = ("{image}:{tag}", "{image}@{digest}")

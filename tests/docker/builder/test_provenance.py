@@ -77,9 +77,9 @@ class NoSubjects(Behaviour):
 
 
 class Interfering(Behaviour):
-    """Somebody else writes the list at the same time, from what it was before: twice, and then never again.
+    """Another client writes the list at the same time, from its earlier content: twice, and then never again.
 
-    And once it is as with registry 2.8, which fails where two write a tag at once.
+    The first time, the answer is that of registry 2.8, which fails where two clients write a tag at the same time.
     """
 
     def __init__(self, theirs: dict[str, Any]) -> None:

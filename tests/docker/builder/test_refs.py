@@ -21,7 +21,7 @@ CHANGE = "refs/pull/1/head"
 
 @pytest.fixture
 def proposed(host: GitHost, path: str, tmp_path: Path) -> str:
-    """The commit of a pull request. What is on the branch cannot be built."""
+    """The commit of a pull request. The commit on the branch cannot be built."""
     content = tmp_path / "content"
     content.mkdir()
     (content / "Dockerfile").write_text("FROM nowhere.invalid/x\n")

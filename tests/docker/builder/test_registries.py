@@ -1,6 +1,6 @@
-"""Registries that do not answer as registry:2 does: judged by what the specification says with MUST.
+"""Registries that answer otherwise than registry:2: the specification's MUST decides.
 
-Each is a real registry behind a front that behaves as the one that the test is named after.
+Each is a real registry behind a front that behaves as the registry in the test's name.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from tests.parts.registry import Registry
 
 
 def who_can_make_it(there: bool, actions: set[str]) -> set[str]:
-    """quay.io: of what is not there, who may make it gets all, and who only asks for `pull` gets nothing."""
+    """quay.io, for a missing repository: a client that may create it gets all actions, a client that only pulls gets
+    none."""
     return actions if there or "push" in actions else set()
 
 
 class Robot(Tokens):
-    """A token that is never enough to look for a manifest that is not there."""
+    """No token suffices to look up a missing manifest."""
 
     def before(self, asked: Asked, front: OciFront) -> Answer | None:
         looks = asked.method in ("GET", "HEAD") and "/manifests/" in asked.target
@@ -42,7 +43,7 @@ class Robot(Tokens):
 
 
 class Artifactory(Behaviour):
-    """Basic credentials; 403 for a look at what is not there."""
+    """Basic credentials; 403 for the lookup of a missing manifest."""
 
     def before(self, asked: Asked, front: OciFront) -> Answer | None:
         if asked.login != f"{USER}:{PASSWORD}":
@@ -75,7 +76,7 @@ class NoHead(Behaviour):
 
 
 class Immutable(Behaviour):
-    """ECR, Harbor: a tag that is there stays what it is."""
+    """ECR, Harbor: an existing tag never changes."""
 
     def __init__(self, status: int = 412) -> None:
         self.status = status

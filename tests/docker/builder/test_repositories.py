@@ -1,6 +1,6 @@
-"""Every folder of `tests/repositories`, built for real: what it says in `expect.yaml` must come of it.
+"""Builds every folder of `tests/repositories` for real and checks the result that its `expect.yaml` describes.
 
-Where it says what commands say in the image (`runs`), Jupyter's servers are started in it, too.
+Where that lists commands and their output in the image (`runs`), Jupyter's servers are started in it, too.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def spellings(user: str, secret: str) -> Iterator[str]:
 
 
 def visible(attempt: Attempt) -> str:
-    """What other processes of this user can see of the attempt's: environments and command lines."""
+    """The attempt's environments and command lines, as other processes of this user can see them."""
     paths = (Path(f"/proc/{pid}/{name}") for pid in attempt.members() for name in ("environ", "cmdline"))
     return "".join(path.read_text(errors="replace") for path in paths)
 

@@ -1,6 +1,6 @@
 """A daemon of the chart, as its pod would start it: same images, commands, files and configuration, in Docker.
 
-What it is started with is read from the rendered chart.
+The rendered chart supplies its command, files and configuration.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Daemon:
         return docker("volume", "inspect", "--format={{.Mountpoint}}", volume).strip()
 
     def ready(self) -> bool:
-        """What the readiness probe asks."""
+        """Runs the command of the readiness probe."""
         command = self.pod.daemon["readinessProbe"]["exec"]["command"]
         done = subprocess.run(["docker", "exec", self.name, *command], check=False, capture_output=True)
         return done.returncode == 0
@@ -185,7 +185,7 @@ class Daemon:
             docker("rm", "--force", name)
 
     def stop(self) -> None:
-        """As the kubelet does, after the hook."""
+        """Stops it as the kubelet does, after the hook."""
         docker("stop", "--time=40", self.name)
         assert docker("inspect", "--format={{.State.ExitCode}}", self.name).strip() == "0"
         docker("rm", self.name)

@@ -25,7 +25,7 @@ def small_cache(files: dict[str, str]) -> None:
 
 class Daemon(pod.Daemon):
     def build(self, dockerfile: str, *options: str) -> str:
-        """As builders do: by BuildKit, as uid 1000."""
+        """Builds as builders do: by BuildKit, as uid 1000."""
         script = f"docker build --progress=plain {' '.join(options)} - 2>&1"
         return self.sh(script, "--user=1000:1000", "--env=HOME=/tmp", given=dockerfile.encode())
 
@@ -144,7 +144,7 @@ def registry_of(daemon: Daemon) -> Iterator[str]:
 
 
 def test_layers_of_base_images_are_there_before_a_build_needs_them(daemon: Daemon) -> None:
-    """What cannot be got is told, and keeps nothing else back."""
+    """An image that cannot be pulled is reported, and delays no other image."""
     build = "FROM localhost:5000/base:1\nRUN echo $$\n"
     images = ["localhost:5000/gone:1", "localhost:5000/base:1"]
     with registry_of(daemon) as registry, daemon.beside(daemon.pod.prepull, "3600", "1", *images) as name:

@@ -1,4 +1,4 @@
-"""Builds by Podman: what becomes of one, whose fault it is when nothing does, and that nothing of it stays."""
+"""Builds by Podman: their results, the blame for a failure, and that nothing of them stays."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ SCRATCH = "FROM scratch\nCOPY busybox /bin/sh\n"
 
 
 def step(command: str) -> str:
-    """A Dockerfile of one step, which nobody has done before."""
+    """A Dockerfile of one step that no cache has."""
     return f"{SCRATCH}ENV RUN={secrets.token_hex(8)}\nRUN {command}\n"
 
 
 @pytest.fixture
 def seconds() -> str:
-    """For how long to sleep in a step, as a number by which the process is known."""
+    """The duration of a step's sleep, as a number by which the process is known."""
     return f"600.{secrets.randbelow(10**9):09}"
 
 
@@ -243,7 +243,7 @@ BUILDERS = [fault for fault in Fault if fault.startswith("builder-")]
 def test_a_builder_that_is_killed_at_each_place(
     path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path, podman: Podmand
 ) -> None:
-    """Whoever comes next does what is left, and it is the same image."""
+    """The next builder does the rest, and the image is the same."""
     folder = tmp_path / "faults"
     folder.mkdir()
     request = repository(host, path, registry, tmp_path / "content", step("echo begun"))

@@ -1,4 +1,4 @@
-"""A Podman service that is late, goes away, comes again, or has no room: never the repository's fault."""
+"""A Podman service that is late, goes away, comes back, or has no space: never the repository's fault."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def podman(tmp_path: Path) -> Iterator[Podmand]:
 
 
 def ours(attempt: Attempt) -> str:
-    """The sentence with which it ended as infrastructure's fault."""
+    """The message of an attempt that failed by infrastructure's fault."""
     result = attempt.wait()
     assert attempt.status == 69, attempt.text
     assert result.reason is Reason.INFRASTRUCTURE

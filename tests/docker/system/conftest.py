@@ -41,7 +41,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, registry: Registry, host: G
 
 @pytest.fixture(scope="session")
 def queue(tmp_path_factory: pytest.TempPathFactory, registry: Registry, host: GitHost) -> Iterator[System]:
-    """Web alone: whatever is asked for waits for ever."""
+    """Web alone: every requested build waits forever."""
     with System(tmp_path_factory.mktemp("queue"), registry=registry, host=host) as running:
         running.start("web")
         yield running

@@ -1,4 +1,4 @@
-"""Whatever is posted, wherever: the status that the sender can act on, nothing started, nothing unexpected."""
+"""Bad requests to every route: a status on which the sender can act, no build started, no unexpected error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEEP_OBJECT = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
 
 @dataclass(frozen=True)
 class Case:
-    """What is posted and what must be answered."""
+    """A request and the expected answer."""
 
     route: str
     says: str
@@ -51,7 +51,7 @@ class Case:
 
 
 def bodies(good: Mapping[str, object]) -> Iterator[tuple[str, bytes]]:
-    """What is no such JSON object, in every way."""
+    """Bodies that are not such a JSON object, of every kind."""
     text = json.dumps(good).encode()
     yield "empty", b""
     yield "cut off", text[:-1]

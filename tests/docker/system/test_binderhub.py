@@ -26,7 +26,7 @@ def address(system: System, path: str, ref: str, base: str | None = None) -> str
 
 
 def messages(system: System, url: str, **headers: str) -> Iterator[Message]:
-    """What comes, with the ids, as it comes."""
+    """The messages with their ids, as they arrive."""
     with closing(http("GET", url, headers=system.authorization | headers, stream=True, timeout=50)) as answer:
         assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/event-stream")
         fields: dict[str, str] = {}
@@ -61,7 +61,7 @@ def test_a_cold_build_and_a_warm_image(system: System) -> None:
 
 
 def test_an_image_that_was_pushed_by_somebody_else(system: System) -> None:
-    """It may hold anything: the build that is asked for is done."""
+    """It may hold anything, so the build that is requested is done."""
     commit = system.commit("ada/found", {"Dockerfile": SMALL})
     name = system.build("ada/found", commit)
     image = system.ended(name)["image"]

@@ -1,4 +1,4 @@
-"""What a person does with a saved delivery: see what it would build, send it, and get just that."""
+"""A person sees what a saved delivery would build, sends it, and gets just that."""
 
 from __future__ import annotations
 

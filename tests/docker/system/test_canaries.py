@@ -1,9 +1,9 @@
 """Every credential is a random value of its own, and is looked for wherever it does not belong.
 
-Where they may be: the secrets folder, `config.yaml` and docker's `config.json`, which a person wrote; each with the one
-it is for (a header at its sink, a password at its registry or Git host). The value of a build argument is no secret to
-those who run builds: it is part of the request (`kiln.db`, `spec.json`), and on the command lines of repo2docker and
-docker, which take it in no other way. No log, event, answer or page holds it.
+A credential may be in the files that a person wrote: the secrets folder, `config.yaml` and docker's `config.json`. It
+may also be at its destination: a header at its sink, a password at its registry or Git host. The value of a build
+argument is no secret to those who run builds. It is part of the request (`kiln.db`, `spec.json`), and on the command
+lines of repo2docker and docker, which take it in no other way. No log, event, answer or page holds it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def forms(value: str) -> Iterator[bytes]:
 
 @dataclass
 class Witness:
-    """Sees the environment and the command line of every process there is of a Kiln, for as long as it watches."""
+    """Sees the environment and the command line of every process of a Kiln, for as long as it watches."""
 
     system: System
     seen: dict[tuple[str, bytes], set[str]] = field(default_factory=dict)
@@ -219,7 +219,7 @@ def test_the_token_of_this_machine_is_where_its_owner_looks_for_it_and_nowhere_e
 
 
 def statement_of(system: System, image: Mapping[str, str]) -> bytes:
-    """What is attached to the private image, signed: the envelope and what is in it."""
+    """The signed statement of the private image: the envelope and its content."""
     client = Client(system.settings["KILN_PRIVATE_REGISTRY_CONFIG"])
     [(_, envelope)] = contents(client, image["repository"], image["digest"], (ENVELOPE,))
     return envelope + opened(envelope, None)[0]
@@ -242,7 +242,7 @@ def whole(answer: requests.Response) -> bytes:
 
 
 def look_around(system: System, names: Sequence[str], saw: Callable[[requests.Response], None]) -> None:
-    """At all that people and programs can read."""
+    """Reads everything that people and programs can read."""
     for path in ("", "api/v1/builds", "api/v1/builds?limit=1", *(f"builds/{name}" for name in names)):
         saw(system.get(path, Accept="text/html"))
         saw(http("GET", f"{system.url}{path}", headers={"Accept": "text/html"}))
@@ -255,7 +255,7 @@ def look_around(system: System, names: Sequence[str], saw: Callable[[requests.Re
 
 
 def places_of(system: System, witness: Witness, answers: Sequence[bytes]) -> dict[str, bytes]:
-    """What was answered, logged and kept, and what there was to see of processes."""
+    """All answers, logs and stored files, and the visible parts of processes."""
     places = {f"an answer ({number})": answer for number, answer in enumerate(answers)}
     for process in system.processes:
         places[process.log.name] = process.log.read_bytes()
@@ -281,7 +281,7 @@ def search(places: Mapping[str, bytes], canaries: Mapping[str, str]) -> list[str
 
 
 def private_push(scene: Scene, answers: list[bytes]) -> str:
-    """A private repository, fetched with the stored credential: asked for by a webhook."""
+    """A private repository, fetched with the stored credential, as a webhook requests it."""
     system = scene.system
     commit, seconds = private_commit(system, "private/course", "true")
     answer = system.deliver(system.push("private/course", commit))
@@ -293,7 +293,7 @@ def private_push(scene: Scene, answers: list[bytes]) -> str:
 
 
 def failing_build(scene: Scene) -> str:
-    """One whose step prints its build argument and fails, so that the tool prints its whole command as well."""
+    """A build whose step prints its build argument and fails, so that the tool prints its whole command as well."""
     system = scene.system
     commit, seconds = private_commit(system, "public/failing", "false")
     argument = {"TOKEN": scene.canaries["argument"]}
@@ -310,7 +310,8 @@ def private_commit(system: System, path: str, end: str) -> tuple[str, str]:
 
 
 def session(scene: Scene, saw: Callable[[requests.Response], None]) -> dict[str, str]:
-    """Somebody signs in, looks around and signs out: the cookie, and what only the session's own pages show."""
+    """Signs in, looks around and signs out. Returns the cookie and the tokens that only the session's own pages show.
+    """
     url = scene.system.url
     with requests.Session() as browser:
         browser.headers["Accept"] = "text/html"
@@ -331,14 +332,14 @@ def session(scene: Scene, saw: Callable[[requests.Response], None]) -> dict[str,
 
 
 def hidden(page: str) -> str:
-    """What a form of a page holds, so that no other page can send it."""
+    """The token in a page's form, without which another page cannot send the form."""
     found = re.search(r'name="form" value="([^"]+)"', page)
     assert found, page
     return found[1]
 
 
 def refused(scene: Scene, saw: Callable[[requests.Response], None]) -> None:
-    """Whatever may be wrong with who asks, and what people paste where it should not be."""
+    """Requests with every kind of wrong credential, and secrets that people paste into the wrong place."""
     system, canaries = scene.system, scene.canaries
     wrong = {"Authorization": f"Bearer {canaries['wrong-token']}"}
     address = f"https://ada:{quote(canaries['userinfo'], safe='')}@github.com/a/b"

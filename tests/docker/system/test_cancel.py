@@ -1,4 +1,4 @@
-"""A build ends when somebody asks for that, wherever it is; SIGTERM from anybody else only makes it begin again."""
+"""A build ends when a user cancels it, in every phase; SIGTERM from any other source only makes it begin again."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_asked_for_again_after_a_cancel(system: System) -> None:
 
 
 def test_a_newer_push_takes_its_place(tmp_path: Path, registry: Registry, host: GitHost) -> None:
-    """Both were pushed while no controller ran; the later one was told first."""
+    """Both were pushed while no controller ran; the webhook of the later one came first."""
     with System(tmp_path, registry=registry, host=host) as system:
         system.start("web")
         old = system.commit("ada/superseded", {"Dockerfile": SMALL})

@@ -34,7 +34,7 @@ def crashing(tmp_path_factory: pytest.TempPathFactory, registry: Registry, host:
 
 @pytest.fixture
 def controllers(crashing: System) -> Iterator[list[Process]]:
-    """Those that the test has started: the next test's must not wait for one of them to end."""
+    """The controllers that the test has started: the next test's must not wait for one of them to end."""
     started: list[Process] = []
     yield started
     for controller in started:
@@ -54,7 +54,7 @@ def test_killed_at_any_point_the_build_ends_once(
         web = crashing.start("web", KILN_FAULT=str(tmp_path))
         with pytest.raises(requests.ConnectionError):
             crashing.deliver(webhook, web.url)
-        # gunicorn has another worker in no time, which cannot die there again; the host's redelivery meets that.
+        # gunicorn soon has another worker, which cannot crash there again; the host's redelivery reaches that one.
         (name,) = (build["name"] for build in answered(crashing, webhook, web).json()["builds"])
     else:
         (name,) = (build["name"] for build in crashing.deliver(webhook).json()["builds"])
@@ -75,11 +75,11 @@ def test_killed_at_any_point_the_build_ends_once(
     words = [*WORDS, *(("retrying", "started") if builder_died else ())]
     for events in of_sinks:
         distinct = {*events}
-        # Which attempt failed is told too; a builder that had not begun has not been seen to start.
+        # The failed attempt has events, too; a builder that had not begun has not been seen to start.
         assert len([kind for kind, _ in distinct if kind == "dev.kiln.build.succeeded.v1"]) == 1
         assert {kind.split(".")[3] for kind, _ in distinct} == {*words}
         assert len({made.split(".")[0] for _, made in distinct}) == 1
-        # At least once: again only what was under way when somebody died.
+        # At least once: only events that were in progress at the crash come again.
         assert len(events) - len(distinct) <= (2 if point.startswith("controller-") else 0), events
     assert {*of_sinks[0]} == {*of_sinks[1]}
 

@@ -1,4 +1,4 @@
-"""Docker and the registry come and go: it is nobody's fault but ours, the log says what happened, nothing hangs."""
+"""Docker and the registry come and go: the blame is infrastructure's, the log says what happened, nothing hangs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dockerd]:
-    """Not running: each test starts and stops it as it likes."""
+    """Not running: each test starts and stops it."""
     if reason := dockerd.problem():
         pytest.skip(reason)
     made = Dockerd(tmp_path_factory.mktemp("dockerd"))
@@ -39,12 +39,12 @@ def system(tmp_path: Path, registry: Registry, host: GitHost, daemon: Dockerd) -
 
 
 def words(system: System, name: str) -> list[str]:
-    """Of the events that a sink has had, in no order: they may overtake each other."""
+    """The words of the events that a sink has had, in no order: they may overtake each other."""
     return sorted(event.type.split(".")[3] for event in system.events("first", name))
 
 
 def test_no_daemon_before(system: System, daemon: Dockerd) -> None:
-    """Nothing is even tried; the build says what it waits for, and starts when the daemon does."""
+    """No attempt starts; the build says what it waits for, and starts when the daemon does."""
     daemon.stop()
     name = system.build("ada/early", system.commit("ada/early", {"Dockerfile": SMALL}))
     found = system.wait(name, lambda build: build["waiting"])
@@ -131,7 +131,7 @@ def test_a_registry_that_is_away(tmp_path: Path, host: GitHost) -> None:
 
 
 def test_a_wrong_password(tmp_path: Path, host: GitHost) -> None:
-    """Every attempt is ours to answer for, and after the last one that is the end."""
+    """Every attempt fails by infrastructure's fault, and the build fails after the last one."""
     login = tmp_path / "docker.json"
     with (
         Registry(tmp_path / "registry", {"ada": "right"}) as registry,

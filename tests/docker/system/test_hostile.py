@@ -1,4 +1,4 @@
-"""Repositories, refs, folders and images that try to be something else, by every way in: refused with a sentence."""
+"""Repositories, refs, folders and images that try to be something else, by every route: refused with a sentence."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def nothing_was_started(queue: System) -> Iterator[None]:
 
 
 def check(answer: requests.Response) -> str:
-    """That it is refused, and why."""
+    """Checks that the request is refused, and returns the reason."""
     assert answer.status_code in (400, 403, 422), (answer.status_code, answer.text)
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert PASSWORD not in answer.text
@@ -111,7 +111,7 @@ def test_a_repository(queue: System, repository: str) -> None:
 
 @pytest.mark.parametrize("repository", REPOSITORIES)
 def test_a_repository_by_webhook(queue: System, repository: str) -> None:
-    """Signed with the right secret: a host that was broken into, or whose secret is known to somebody."""
+    """Signed with the right secret, by a compromised host or after the secret has leaked."""
     told = {"url": repository or "x", "clone_url": repository, "default_branch": "main"}
     push = {"ref": "refs/heads/main", "before": "0" * 40, "after": COMMIT, "head_commit": {"id": COMMIT}}
     body = json.dumps({**push, "repository": told}).encode()
@@ -168,7 +168,7 @@ def test_a_name_that_leads_to_this_machine(queue: System) -> None:
     assert "private" in check(queue.ask(repository=f"https://{name}.:{queue.host.port}/a/b"))
 
 
-# What only shows when it is fetched ----------------------------------------------------------------------------------
+# Attacks that only a fetch reveals -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_a_submodule_there_is_refused(system: System, inside: GitHost, spelled: 
 
 @pytest.mark.parametrize("place", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"])
 def test_a_step_is_nobody_to_the_web_of_its_machine(system: System, place: str) -> None:
-    """`ADD` is done by the daemon, which is on this machine, so that it reaches what listens on loopback only."""
+    """The daemon runs `ADD` on this machine, so it reaches services that listen on loopback only."""
     target = f"ada/target-{uuid.uuid4().hex}"
     wanted = system.commit(target, {"Dockerfile": SMALL})
     quoted, web = quote(system.host.url(target), safe=""), f"http://{place}:{urlsplit(system.url).port}"

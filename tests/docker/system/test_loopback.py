@@ -21,7 +21,7 @@ COMMIT = "1" * 40
 
 
 def added(system: System, address: str) -> tuple[str, str]:
-    """The state of a build that adds what is there, and its log."""
+    """The state of a build that adds the content of that address, and its log."""
     commit = system.commit("ada/adds", {"Dockerfile": f"FROM scratch\nADD {address} /found\n"})
     name = system.build("ada/adds", commit)
     return system.ended(name)["state"], system.log(name)

@@ -45,7 +45,7 @@ def test_a_push_becomes_an_image_and_both_sinks_are_told_its_digest(system: Syst
 
 
 def test_a_webhook_that_is_faster_than_its_host(system: System, tmp_path: Path) -> None:
-    """The server that is asked for the commit has not heard of it yet, and has a little later."""
+    """The server that is asked for the commit does not know it yet, and does a little later."""
     system.commit("ada/fast", {"Dockerfile": SMALL})
     bare = system.host.bare("ada/fast")
     late, ahead = tmp_path / "late", tmp_path / "ahead"
@@ -98,7 +98,7 @@ def test_github_ignores_case(queue: System) -> None:
 
 
 def test_copies_of_one_webhook_and_twenty_events_are_one_build(system: System) -> None:
-    """200 copies at once over two processes; then the same commit by other deliveries, the API and CloudEvents."""
+    """200 simultaneous copies over two processes; then the same commit by other deliveries, the API and CloudEvents."""
     commit = system.commit("ada/popular", {"Dockerfile": SMALL})
     url = system.host.url("ada/popular")
     copy = system.push("ada/popular", commit)

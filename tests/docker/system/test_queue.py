@@ -1,4 +1,4 @@
-"""A full queue: whoever comes is asked to come again, and nothing is left half made."""
+"""A full queue: new requests are asked to come again later, and nothing is left half made."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_what_does_not_fit_leaves_nothing(narrow: System) -> None:
     # A cause more for what waits already takes no place.
     assert narrow.ask(repository="https://github.com/a/c", commit="5" * 40).status_code == 202
     assert batch(narrow, 1, 2).status_code == 202
-    # Nothing can run here, and the ones of github.com must not: with a controller they end, and make room.
+    # No build can run here, and those of github.com must not: with a controller they end, and free their places.
     for build in narrow.listed():
         assert narrow.cancel(build["name"]).status_code == 202
     narrow.start("controller")

@@ -1,4 +1,4 @@
-"""Sinks that fail in every way: what is final, what is tried again, and that none is late because of another."""
+"""Sinks that fail in every way: final failures, retries, and that no sink delays another."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_every_temper_at_once(told: System) -> None:
     waits = [one.at for one in sinks["patient"].received if one.events[0].type.endswith("queued.v1")]
     assert waits[1] - waits[0] >= 1.9
 
-    # What hangs is tried again, and then what was given up for a while comes through.
+    # Hanging deliveries are retried, and then those that were suspended for a while get through.
     for sink in ("silent", "trickling", "refusing"):
         assert {one["state"] for one in by_sink(told.one(name), sink)} == {"pending"}
     for sink in ("silent", "trickling"):

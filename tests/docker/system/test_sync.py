@@ -1,4 +1,4 @@
-"""Pushes that nobody told of: web was away, or there is no webhook at all."""
+"""Pushes without a delivery: web was away, or the repository has no webhook."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_push_that_came_while_web_was_away_is_built(system: System) -> None:
     system.commit(PATH, {"Dockerfile": SMALL})
     system.start("controller")
     web = system.start("web")
-    until(system.listed)  # by the controller's own first look
+    until(system.listed)  # by the controller's own first round
     (first,) = system.listed()
     assert system.ended(first["name"])["state"] == "succeeded"
     web.stop()

@@ -1,4 +1,4 @@
-"""Those who look at a build: as many as may, one more, and a thousand who come and go."""
+"""Viewers of a build: as many as the limit allows, one more, and a thousand who come and go."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.parts.viewers import Viewers
 
 MOST = 300
 CROWD = 100
-"""Who come and go at the same time."""
+"""Viewers that come and go at the same time."""
 
 
 @pytest.fixture(scope="module")
