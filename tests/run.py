@@ -1,13 +1,13 @@
-"""`make test`: every tier that this machine can run, side by side where they can, and what came of each.
+"""`make test`: every tier that this machine can run, side by side where they can, and the outcome of each.
 
 A tier is a folder here; `unit` is all that is in no other. A tier that cannot run is named with the reason. With
 `CI=true` that is a failure, and so is a tier that ran no test or skipped one: there, nothing goes untested unnoticed.
 
 Most tests wait for something most of the time, so tiers run beside each other (`LANES`), and each in several workers
-that take whole files (`WORKERS`). With `--quick`, tests marked `slow` are left out. Those marked `disruptive` change
-what others of their tier use: they come after those, one after the other. Those marked `alone` measure time: they come
-last of all, when nothing else runs. What a tier prints is shown as one block when it has ended; until then a line says
-how far each is.
+that take whole files (`WORKERS`). With `--quick`, tests marked `slow` are left out. Tests marked `disruptive` change
+shared parts of their tier: they run after the others, one after the other. Tests marked `alone` measure time: they run
+last of all, when nothing else does. The output of a tier is shown as one block at its end; until then a line says how
+far each is.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from tests.parts import hub as jupyterhub
 HERE = Path(__file__).resolve().parent
 
 LANES = ("cluster", "unit")
-"""The tiers that each lane begins with, beside the other. Then it takes the next of the rest, as it does at once where
-its own is not wanted."""
+"""The tiers with which the lanes begin, side by side. A lane then takes the next of the rest, and does so immediately
+where its own tier is not wanted."""
 WORKERS = {"unit": 3, "docker": 2, "cluster": 2}
-"""Workers of a tier, for a machine with two cores; where nothing is said, pytest runs its tests itself."""
+"""Workers of a tier, for a machine with two cores; in tiers without an entry, pytest runs the tests itself."""
 QUICK = "--quick"
 LIMIT = 65 * 60.0
-"""Seconds for all tiers together. What runs then is stopped, and has failed."""
+"""Seconds for all tiers together. A tier that still runs then is stopped, and has failed."""
 PROGRESS = 60.0
 """Seconds between two lines that say how far each tier is."""
 PATIENCE = 45.0
-"""Seconds in which a tier that is stopped takes away what it has started; then it is killed."""
+"""Seconds that a stopped tier has for removing the parts that it started; then it is killed."""
 KILLED = 15.0
-"""Seconds at most until what is killed has ended: the kernel does that when it comes to it."""
+"""Seconds at most until a killed process has ended: the kernel ends it in its own time."""
 
 Need = Callable[[], AbstractContextManager[Mapping[str, str]]]
 """Makes what tests need and keeps it; what it yields is added to their environment. Raises MachineError."""
@@ -76,7 +76,7 @@ class Outcome:
     not_run: str | None = None
 
     def __add__(self, other: Outcome) -> Outcome:
-        """Of two parts of one tier."""
+        """Adds the outcomes of two parts of one tier."""
         counts = (self.passed + other.passed, self.failed + other.failed, self.skipped + other.skipped)
         reason = self.not_run or other.not_run
         return Outcome(self.tier, *counts, self.seconds + other.seconds, reason)
@@ -92,7 +92,7 @@ class Outcome:
         return f"{self.tier:<8} {counts} {self.seconds:>6.0f} s"
 
 
-# What tiers need ---------------------------------------------------------------------------------------------------
+# Requirements of tiers ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def browser() -> Iterator[Mapping[str, str]]:
 
 @contextmanager
 def programs() -> Iterator[Mapping[str, str]]:
-    """Those that make a cluster and install charts."""
+    """The programs that make a cluster and install charts."""
     absent = kind.absent()
     if absent:
         raise machine.MachineError(f"there is no {' and no '.join(absent)} command")
@@ -150,7 +150,7 @@ FOLDERS: Mapping[str, Sequence[Need]] = {
 
 
 class Needs:
-    """What has been made for tiers: once for all of them, and kept until the end."""
+    """The requirements of tiers, made once for all of them and kept until the end."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -179,7 +179,7 @@ class Needs:
 
 IGNORE = "--ignore="
 MARKS = ("disruptive", "alone")
-"""Of tests that do not run beside the others of their tier."""
+"""Marks of tests that do not run beside the others of their tier."""
 
 
 @dataclass(frozen=True)
@@ -204,15 +204,15 @@ class Part:
 
 @dataclass
 class Running:
-    """What runs now, so that it can be shown and stopped."""
+    """The processes that run now, so that they can be shown and stopped."""
 
     processes: dict[str, tuple[subprocess.Popen[bytes], Path]] = field(default_factory=dict)
     stopped: str | None = None
-    """Why nothing more is to begin."""
+    """The reason why nothing more may begin."""
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def start(self, part: Part, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
-        """Runs it to its end and returns its status."""
+        """Runs the command to its end and returns its status."""
         with self.guard, log.open("wb") as output:
             if self.stopped:
                 return 1
@@ -231,7 +231,7 @@ class Running:
             return "; ".join(f"{part} {_so_far(log)}" for part, (_, log) in self.processes.items())
 
     def stop(self, reason: str) -> None:
-        """As Ctrl-C would; after a while by force, with all that has come of it."""
+        """Interrupts all as Ctrl-C would, and kills them with their descendants if they have not ended in time."""
         with self.guard:
             self.stopped = self.stopped or reason
             running = [process for process, _ in self.processes.values()]
@@ -251,7 +251,7 @@ def _alive(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _kill(pids: set[int]) -> None:
-    """Returns when they have ended."""
+    """Kills the processes and returns when they have ended."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -261,7 +261,7 @@ def _kill(pids: set[int]) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Not where all that is left of it is a status that nobody has asked for."""
+    """Whether the process runs; false for a zombie, whose parent has not collected its status."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -269,7 +269,7 @@ def _runs(pid: int) -> bool:
 
 
 def _descendants(pids: set[int]) -> set[int]:
-    """They and all that they have started and that still has its parent."""
+    """The processes and all their descendants that still have their parent."""
     shown = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], check=True, capture_output=True, text=True).stdout
     parents = {int(pid): int(parent) for pid, parent in map(str.split, shown.splitlines())}
     found: set[int] = set()
@@ -280,7 +280,7 @@ def _descendants(pids: set[int]) -> set[int]:
 
 
 def _so_far(log: Path) -> str:
-    """From pytest's lines of dots."""
+    """The progress of a tier, from pytest's lines of dots."""
     lines = re.findall(r"^([.FEsxX]+) +\[ *(\d+)%\]$", log.read_text(errors="replace"), re.MULTILINE)
     bad = sum(dots.count("F") + dots.count("E") for dots, _ in lines)
     share = f"{lines[-1][1]} %" if lines else "begins"
@@ -288,7 +288,7 @@ def _so_far(log: Path) -> str:
 
 
 def tiers(wanted: Sequence[str]) -> list[Tier]:
-    """Those that exist, or those asked for by name."""
+    """The existing tiers, or those that are named."""
     ignored = [f"{IGNORE}{HERE / name}" for name in FOLDERS]
     there = [Tier("unit", [str(HERE), *ignored])]
     folders = {name: needs for name, needs in FOLDERS.items() if (HERE / name).is_dir()}
@@ -305,7 +305,7 @@ def _after(seconds: float) -> Callable[[], bool]:
 
 
 def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[Outcome]:
-    """Their outcomes, in that order. When time is over (after `LIMIT`, by default) no tier goes on."""
+    """Returns their outcomes, in that order. When time is over (after `LIMIT`, by default) no tier goes on."""
     rest = deque(tier for tier in tiers if tier.name not in LANES)
     beside = [_beside([tier for tier in tiers if tier.name == first], rest) for first in LANES]
     last = iter([Part(tier, "alone") for tier in tiers if _marked(tier, "alone")])
@@ -320,7 +320,7 @@ def run(tiers: Sequence[Tier], over: Callable[[], bool] | None = None) -> list[O
 
 
 def _beside(tiers: Iterable[Tier], rest: deque[Tier]) -> Iterator[Part]:
-    """Those of a lane's parts that other tiers may run beside, in order; then those of what is left of `rest`."""
+    """Those of a lane's parts that other tiers may run beside, in order; then those of the tiers in `rest`."""
     for tier in chain(tiers, _taken(rest)):
         yield Part(tier)
         if _marked(tier, "disruptive"):
@@ -334,7 +334,7 @@ def _taken(rest: deque[Tier]) -> Iterator[Tier]:
 
 
 def _marked(tier: Tier, mark: str) -> list[str]:
-    """The files that mark a test so. To collect those of all others would take pytest seconds."""
+    """The files that mark a test with `mark`. To collect all other tests would take pytest seconds."""
     ignored = [Path(option.removeprefix(IGNORE)) for option in tier.arguments if option.startswith(IGNORE)]
     folders = [Path(argument) for argument in tier.arguments if not argument.startswith("-")]
     files = sorted(path for folder in folders for path in folder.rglob("test_*.py"))
@@ -344,7 +344,7 @@ def _marked(tier: Tier, mark: str) -> list[str]:
 
 
 def _watch(working: Sequence[Future[None]], running: Running, over: Callable[[], bool]) -> None:
-    """Until all have ended. Raises what one of them did."""
+    """Returns when all have ended. Raises the exception of one that failed."""
     left: set[Future[None]] = {*working}
     try:
         while left:
@@ -401,7 +401,7 @@ def _pytest(part: Part, environment: Mapping[str, str], running: Running) -> Out
 
 COUNTS = ("tests", "failures", "errors", "skipped")
 NO_TEST = 5
-"""pytest's status where it has found none."""
+"""pytest's status where it has found no test."""
 
 
 def _show(part: Part, status: int, log: Path) -> None:

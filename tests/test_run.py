@@ -1,4 +1,4 @@
-"""The tier runner: what counts as good, and what is said of each tier."""
+"""The tier runner: the conditions for success, and the report on each tier."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_unknown_tier_is_named() -> None:
 
 
 def test_what_two_tiers_need_is_made_once_and_kept_until_all_have_ended(tmp_path: Path) -> None:
-    """Those marked `alone`, too; and what it yields is in their environment."""
+    """Those marked `alone` have it, too, and its values are in their environment."""
     told: list[str] = []
 
     @contextmanager
@@ -188,7 +188,7 @@ def lasting(tmp_path: Path) -> SimpleNamespace:
 
 
 def left_nothing(lasting: SimpleNamespace) -> None:
-    """What is left of a process that has ended and that nobody has asked about has no command line."""
+    """Checks that the process has ended: a zombie, whose parent has not collected its status, has no command line."""
     command = Path(f"/proc/{lasting.started.read_text()}/cmdline")
     assert not (command.exists() and command.read_bytes())
     assert lasting.gone.exists()

@@ -1,7 +1,7 @@
 """The table of values in the chart's README.md, made from values.yaml: a value's row is the comment above it.
 
-A value with no values below that have a comment of their own is one row, whatever it holds. One without a comment is an
-error: what cannot be said in a sentence is not ready to be offered.
+A value is one row with all its content, unless values below it have comments of their own. A value without a comment is
+an error: a value that cannot be described in a sentence is not ready to be offered.
 
     python tools/values_table.py     # writes the table into chart/README.md
 """
