@@ -1,4 +1,4 @@
-"""For all tiers: what a test finds must not depend on how busy the machine is, and no long file comes last."""
+"""Settings for all tiers: the load of the machine must not decide what a test finds, and no long file comes last."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LONGEST = (
     *("test_releases.py", "test_logs.py"),
     *("test_killed.py", "test_private_images.py", "test_daemon.py", "test_repositories.py", "test_podman.py"),
 )
-"""Files that take long for their tier, by name. They begin first: a worker has the next file when it is done with one,
-and none of these is to be what the others wait for in the end."""
+"""Files that take long for their tier, by name. They begin first: a worker takes the next file when it is done with
+one, and the others are not to wait for one of these in the end."""
 
 
 @pytest.hookimpl(trylast=True)

@@ -96,7 +96,7 @@ def test_a_block_without_a_mark_runs(block: Block, tmp_path: Path) -> None:
 
 
 def words(block: Block) -> Iterator[list[str]]:
-    """The commands of a block, as words; one that is not the shell's own is kept by its name alone."""
+    """The commands of a block, as words; a command that is not the shell's own is kept by its name alone."""
     text = re.sub(r"\\\n", " ", block.text)
     for line in text.splitlines():
         for part in re.split(r"\||&&|;|\$\(", line):

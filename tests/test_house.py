@@ -1,4 +1,4 @@
-"""The rules of the house: imports, style, types, what pure modules may know, and that the docs tell everything."""
+"""The rules of the repository: imports, style, types, the limits of pure modules, and the completeness of the docs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FILES = [ROOT / name for name in TRACKED.split("\0") if name and (ROOT / name).i
 READS_ENVIRONMENT = {
     "builds.builder",
     "builds.clients.git",  # what git inherits
-    "builds.clients.docker_config",  # where docker's configuration lies
+    "builds.clients.docker_config",  # the folder of docker's configuration
     "builds.engines.local",  # what an attempt inherits
     "builds.faults",
     "kiln",
@@ -53,7 +53,7 @@ def within(module: str, roots: set[str]) -> bool:
 
 @pytest.mark.timeout(600)
 def test_lint() -> None:
-    """Style, types and the contracts on imports: the commands are the Makefile's."""
+    """Checks style, types and the contracts on imports with the Makefile's commands."""
     done = subprocess.run(
         ["make", "--old-file=.venv/complete", "--keep-going", "lint"],
         cwd=ROOT,
@@ -127,7 +127,7 @@ def test_locks_hold_every_requirement_by_hash() -> None:
     assert len(pinned.findall(dev)) == len(re.findall(r"^\S", dev, re.MULTILINE))
 
 
-# The documents tell all there is. ------------------------------------------------------------------------------------
+# Completeness of the documentation -----------------------------------------------------------------------------------
 
 
 def document(name: str) -> str:
@@ -159,7 +159,7 @@ TYPE = re.compile(
 
 
 def types() -> Iterator[str]:
-    """Every text in the code of the hosts and of triggers that is a type of events, or how such types begin."""
+    """Every text in the code of hosts and triggers that is an event type, or the beginning of such types."""
     for path in [*(ROOT / "eventing" / "hosts").glob("*.py"), ROOT / "builds" / "triggers.py"]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Constant) and TYPE.fullmatch(str(node.value)):
@@ -167,7 +167,7 @@ def types() -> Iterator[str]:
 
 
 def messages(*tags: str) -> dict[str, dict[str, Any]]:
-    """Of the AsyncAPI document, by the type of the event."""
+    """The messages of the AsyncAPI document, by event type."""
     found = asyncapi.document(version="0", public_url=None)["components"]["messages"].values()
     return {one["name"]: one for one in found if one["tags"][0]["name"] in tags}
 
@@ -196,7 +196,7 @@ def test_the_asyncapi_document_has_every_type_and_extension_that_is_sent_and_no_
 
 def test_the_asyncapi_document_has_every_extension_that_is_read_and_no_other() -> None:
     """Read as in `event.extensions.get("name")`, or as what carries a trace, by all who are given events."""
-    readers = [path for path in MODULES if path.name != "chain.py"]  # which is given our own
+    readers = [path for path in MODULES if path.name != "chain.py"]  # which reads only Kiln's own events
     read = {
         name for path in readers for name in re.findall(r"(?:\.extensions|\bcarrier)\.get\(\"(\w+)\"", path.read_text())
     }
@@ -204,7 +204,7 @@ def test_the_asyncapi_document_has_every_extension_that_is_read_and_no_other() -
 
 
 def test_every_sentence_of_an_error_is_explained() -> None:
-    """In a row with its cure, or in a list below the cure that it shares."""
+    """Each sentence has a row with its cure, or is in a list below the cure that it shares."""
     assert sentences.page() == sentences.PAGE.read_text(), "run make troubleshooting"
     assert sentences.missing() == [], "docs/troubleshooting.md needs a row for each"
 
@@ -215,7 +215,7 @@ def test_every_status_of_an_error_is_explained(status: int) -> None:
 
 
 def exit_statuses() -> Iterator[int]:
-    """Of the command, as its text says, and of the builder."""
+    """The exit statuses of the command, from its docstring, and of the builder."""
     yield from map(int, re.findall(r"\b(\d+) (?:done|it went wrong|misused|interrupted|as well)", str(cli.__doc__)))
     yield vitals.STATUS
     for state in State:

@@ -1,1 +1,1 @@
-"""Programs for those who work on Kiln: the demonstration, and what is made from other files."""
+"""Programs for developers of Kiln: the demonstration, and generators of files that derive from others."""

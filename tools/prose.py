@@ -45,11 +45,11 @@ class Text:
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of Vale: `pattern` is wrong wherever it is found more than `most` times in a sentence."""
+    """A rule of Vale: a match of `pattern` is a fault if a sentence has more than `most` of them."""
 
     name: str
     pattern: re.Pattern[str]
-    message: str  # with %s for what was found, and for a substitution first what to write
+    message: str  # with %s for the match, and for a substitution first the better word
     swap: tuple[tuple[re.Pattern[str], str], ...] = ()
     most: int = 0
 
@@ -163,7 +163,7 @@ def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
-    """Comments; lines which stand one below the other are one text."""
+    """Find the comments; lines which stand one below the other are one text."""
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     found = [token for token in tokens if token.type == tokenize.COMMENT and not PRAGMA.match(token.string)]
 

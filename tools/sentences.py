@@ -1,7 +1,7 @@
 """The sentences of errors in docs/troubleshooting.md, read from the code.
 
-A list of sentences there stands below a line that names the modules, or packages, that it is of; the longest name that
-fits a module counts. The sentences of `ROWS` have rows that are written by hand, with cause and cure.
+A list of sentences there follows a line that names its modules or packages; the longest name that fits a module counts.
+The sentences of `ROWS` have rows that are written by hand, with cause and cure.
 
     <!-- sentences: handlers/auth.py handlers/oidc.py -->
 
@@ -24,7 +24,7 @@ ROOTS = {
     *("BuildsError", "EngineError", "EventError", "KilnError", "RegistryError"),
     *("Cure", "Failure", "Problem", "Row", "Trouble"),
 }
-"""Classes that are made with a sentence for people; so are those that inherit from them."""
+"""Classes whose constructors take a sentence for people; their subclasses count, too."""
 TABLES = {"MESSAGES", "_FETCH_SENTENCES", "_SENTENCES"}
 """Tables of patterns, whose last column is a sentence."""
 ROWS = (
@@ -33,14 +33,14 @@ ROWS = (
 )
 """Modules, or packages, whose sentences need a row each."""
 CONFIGURATION = {f"kiln/{name}.py" for name in ("config", "secrets", "settings", "wiring", "yamlfile")}
-"""Modules where a ValueError and what a generator yields are problems that `kiln check` names."""
+"""Modules where a ValueError and the values of a generator are problems that `kiln check` reports."""
 
 _LIST = re.compile(r"<!-- sentences: (?P<modules>[^>]+) -->\n\n```text\n(?P<list>.*?)```\n", re.DOTALL)
 _FIELD = re.compile(r"\{\w*\}")
 
 
 def page() -> str:
-    """docs/troubleshooting.md with its lists as they should be."""
+    """docs/troubleshooting.md with its lists filled."""
     return _LIST.sub(_filled, PAGE.read_text())
 
 
@@ -51,7 +51,7 @@ def missing() -> list[str]:
 
 
 def sentences(module: str) -> list[str]:
-    """Those that a module has for people, in its order, with `…` for what differs from case to case."""
+    """The sentences of a module for people, in its order, with `…` for the parts that vary."""
     found = (text for node in ast.walk(_tree(module)) for text in _texts(node, module))
     return list(dict.fromkeys(" ".join(text.split()) for text in found if len(re.findall(r"[A-Za-z]{2,}", text)) > 2))  # noqa: PLR2004
 
@@ -85,7 +85,7 @@ def _tree(module: str) -> ast.Module:
 
 @cache
 def _names() -> frozenset[str]:
-    """Of the classes that are made with a sentence."""
+    """The names of the classes whose constructors take a sentence."""
     classes = [node for module in _modules() for node in ast.walk(_tree(module)) if isinstance(node, ast.ClassDef)]
     names, before = set(ROOTS), set[str]()
     while names != before:
@@ -95,7 +95,7 @@ def _names() -> frozenset[str]:
 
 
 def _texts(node: ast.AST, module: str) -> Iterator[str]:
-    """Sentences that a piece of code has, without those of its own pieces."""
+    """The sentences of a node, without those of its children."""
     match node:
         case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=args, keywords=keywords):
             if name in _names() or (name == "ValueError" and module in CONFIGURATION):

@@ -1,4 +1,4 @@
-"""The page of a build in a real browser: the log as it grows, followed, searched, folded, linked; what can be asked."""
+"""The page of a build in a real browser: its log as it grows, followed, searched, folded and linked, and its forms."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def numbers(page: Page) -> list[int]:
 
 @pytest.fixture(scope="module")
 def long(site: Site) -> Build:
-    """One that has ended: 100 lines of fetching, 2900 of building."""
+    """A build that has ended: 100 lines of fetching, 2900 of building."""
     build = running(site)
     site.house.say(build.name, *(f"object {number}" for number in range(1, 101)), phase="fetch")
     site.house.say(build.name, *(f"step {number} needle{number % 1000}." for number in range(101, 3001)))
@@ -84,7 +84,7 @@ def test_a_log_streams_and_outlives_the_server(site: Site, visit: Visiting) -> N
 
 
 def test_a_stream_that_was_refused_goes_on_where_it_was(site: Site, visit: Visiting) -> None:
-    """As behind a proxy, which answers 503 while the server is away: a browser gives such a stream up."""
+    """This happens behind a proxy, which answers 503 while the server is away: a browser abandons such a stream."""
     build = running(site)
     site.house.say(build.name, "one", "two")
     shown = visit(site.page(f"builds/{build.name}"))
@@ -194,7 +194,7 @@ def tasks(trace: bytes) -> list[float]:
 
 
 def late(spent: Sequence[float], limit: float) -> float:
-    """The part of all keys, pressed at any moment that these tasks (ms) take, that wait longer than the limit."""
+    """The share of keys that wait longer than the limit, if pressed at any moment of these tasks (ms)."""
     return sum(max(0, one - limit) for one in spent) / sum(spent)
 
 
@@ -203,7 +203,8 @@ def late(spent: Sequence[float], limit: float) -> float:
 def test_a_hundred_thousand_hostile_lines_do_not_hold_up_the_page(
     browser: Browser, site: Site, visit: Visiting
 ) -> None:
-    """Keys are answered while they stream. How soon is measured in CPU time: another's load makes none of it longer."""
+    """Keys are answered while the lines stream. The delay is measured in CPU time, which the load of others does not
+    increase."""
     build = running(site)
     page = visit(site.page(f"builds/{build.name}")).page
     expect(page.get_by_text("Following the log.")).to_be_visible()

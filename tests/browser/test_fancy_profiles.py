@@ -1,6 +1,6 @@
-"""jupyterhub-fancy-profiles, the real one in a real browser: who has an image built on the Hub's form, and gets it.
+"""The real jupyterhub-fancy-profiles in a real browser: a user requests an image on the Hub's form, and gets it.
 
-It asks for repositories of GitHub alone, by a token of the user's own that it makes.
+It requests repositories of GitHub alone, by a token of the user's own that it makes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Form:
         self.page.get_by_role("button", name="Build Image and Start").click()
 
     def built(self) -> str:
-        """The image that is in the form's field when the form sends itself off; it waits for `start`."""
+        """The image in the form's field at the moment of its submission; it waits for `start`."""
         until(lambda: self.page.evaluate("Boolean(window.held)"), 50)
         return self.page.locator(f"input[name={FIELD}]").input_value()
 
@@ -48,7 +48,7 @@ class Form:
         self.page.evaluate("held.submit()")
 
     def says(self, what: str) -> None:
-        """Waits until that is in what can be seen of the terminal, which breaks lines where it must."""
+        """Waits until the visible part of the terminal, which breaks lines, contains the text."""
         until(lambda: what.replace(" ", "") in "".join(self.terminal.inner_text().split()))
 
 

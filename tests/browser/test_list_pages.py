@@ -1,4 +1,4 @@
-"""The list of builds and the form in a real browser: kept fresh without a reload, and a build asked for by hand."""
+"""The list of builds and the form in a real browser: updates without a reload, and a build requested by hand."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def hub() -> Iterator[HubApi]:
 
 @pytest.fixture
 def url(tmp_path: Path, hub: HubApi) -> Iterator[str]:
-    """Of web. To the browser it is at 127.0.0.1, and the Hub at `localhost`: two hosts."""
+    """The URL of web. To the browser it is at 127.0.0.1, and the Hub at `localhost`: two hosts."""
     told = {
         "JUPYTERHUB_API_URL": hub.url,
         "JUPYTERHUB_API_TOKEN": "of-the-service",
@@ -39,7 +39,7 @@ def url(tmp_path: Path, hub: HubApi) -> Iterator[str]:
 
 
 def sign_in(page: Page, url: str) -> None:
-    """The Hub's own pages left out."""
+    """Signs in without the Hub's own pages."""
     with requests.Session() as browser:
         begun = browser.get(f"{url}login/hub", allow_redirects=False, timeout=20)
         state = parse_qs(urlsplit(begun.headers["Location"]).query)["state"][0]

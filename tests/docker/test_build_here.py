@@ -1,4 +1,4 @@
-"""`kiln build` on a machine where nothing of Kiln runs: Docker and Git are real, and killed is killed."""
+"""`kiln build` on a machine where no process of Kiln runs: Docker, Git and the signals are real."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Here:
         return self.host.url(f"test/{name}")
 
     def remove_images(self) -> None:
-        """Those that were left with the daemon: nothing else deletes them."""
+        """Removes the images that builds left with the daemon: no other code deletes them."""
         found = json.loads(self.kiln.run("ls", "--json", "--limit", "1000").stdout)["items"]
         for repository in {build["image"]["repository"] for build in found}:
             listing = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", repository]
@@ -91,7 +91,7 @@ class AtTerminal:
         self.shown = self.shown.partition(text)[2]
 
     def ends(self) -> int:
-        """Its exit status."""
+        """Waits for its end and returns its exit status."""
         ended: list[int] = []
 
         def over() -> bool:
@@ -104,7 +104,7 @@ class AtTerminal:
         return os.waitstatus_to_exitcode(ended[-1])
 
     def _read(self) -> str:
-        with suppress(OSError):  # nothing there now, or its end
+        with suppress(OSError):  # no output yet, or the end of the command
             self.shown += os.read(self._terminal, 1 << 16).decode(errors="replace")
         return self.shown
 

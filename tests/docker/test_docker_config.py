@@ -76,7 +76,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
 
 @pytest.fixture(scope="module")
 def pushed(closed: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An image that the registry has, and the daemon."""
+    """An image that the registry and the daemon have."""
     folder = tmp_path_factory.mktemp("image")
     (folder / "Dockerfile").write_text("FROM scratch\nCOPY Dockerfile /\n")
     image = f"{closed.host}/tests/config:x"
@@ -89,7 +89,7 @@ def pushed(closed: Registry, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A person's, with credential helpers that find what they need there and in the environment."""
+    """A person's home, with credential helpers that find their data there and in the environment."""
     (tmp_path / "home").mkdir()
     (tmp_path / "home/.right").touch()
     (tmp_path / "bin").mkdir()

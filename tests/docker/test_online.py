@@ -1,4 +1,4 @@
-"""`kiln check --online` runs the probes of `kiln doctor`: what they find of each real part, whole and broken."""
+"""`kiln check --online` runs the probes of `kiln doctor`: their findings about each real part, whole and broken."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def site(tmp_path: Path, closed: Registry, host: GitHost) -> Iterator[Site]:
 
 
 def failed(found: tuple[int, list[str]], name: str, words: str) -> None:
-    """That alone, and why."""
+    """Checks that only this probe failed, for that reason."""
     status, said = found
     assert status == 1, said
     (line,) = [line for line in said if line.startswith("failed: ")]
@@ -180,7 +180,7 @@ def test_the_private_registry_has_a_look_of_its_own(site: Site, closed: Registry
 
 
 class Refusing(Behaviour):
-    """Answers some methods by itself."""
+    """Answers requests of some methods itself."""
 
     def __init__(self, statuses: Mapping[str, int]) -> None:
         self.statuses = statuses

@@ -1,4 +1,4 @@
-"""JupyterHub's clients against all of Kiln: without Docker or Node, every test here is skipped, and says why."""
+"""JupyterHub's clients against all of Kiln: without Docker or Node, every test here is skipped with the reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def system(
     registry: Registry,  # noqa: F811
     host: GitHost,  # noqa: F811
 ) -> Iterator[System]:
-    """Web as a Hub's service that asks for tokens, and a controller."""
+    """Web as a Hub's service that requires tokens, and a controller."""
     settings = {"KILN_AUTH": "token", "KILN_BASE_PATH": BASE}
     with System(tmp_path_factory.mktemp("hub"), registry=registry, host=host, sinks=(), **settings) as running:
         running.token = "a canary of the tokens"

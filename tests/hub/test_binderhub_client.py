@@ -1,4 +1,4 @@
-"""`@jupyterhub/binderhub-client`, the real one: what its consumers get to see of each way that a build can go."""
+"""The real `@jupyterhub/binderhub-client`: the messages that its consumers get for each course of a build."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Fetch = Callable[..., list[Message]]
 
 @pytest.fixture
 def fetch(system: System, packages: Path) -> Fetch:
-    """Runs the client with a spec; gives what its consumer was given."""
+    """Runs the client with a spec, and returns the messages that its consumer received."""
 
     def run(spec: str, leave_after: int = 0, **options: object) -> list[Message]:
         given = json.dumps({"buildOnly": True, "apiToken": system.token, **options})

@@ -1,4 +1,4 @@
-"""tljh-repo2docker, the real one: a service of a real JupyterHub that has its environments built by Kiln."""
+"""The real tljh-repo2docker: a service of a real JupyterHub whose environments Kiln builds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Environments:
         self.headers = {"Authorization": f"token {pair.token('root')}"}
 
     def add(self, repo: str, ref: str, **more: str) -> str:
-        """Has one made and returns its id; the answer comes before the build."""
+        """Creates an environment and returns its id; the answer precedes the build."""
         wanted = {"repo": repo, "ref": ref, "name": "course", "memory": "", "cpu": "", "provider": "git", **more}
         answer = requests.post(self.url, data=json.dumps(wanted), headers=self.headers, timeout=30)
         assert (answer.status_code, answer.json()["status"]) == (200, "ok"), answer.text
@@ -64,7 +64,7 @@ class Environments:
         return self.one(uid)
 
     def told(self, uid: str) -> dict[str, Any]:
-        """How it ended, with all of its log."""
+        """The outcome, with the whole log."""
         answer = requests.get(f"{self.url}/{uid}/logs", headers=self.headers, timeout=30)
         told: dict[str, Any] = json.loads(answer.text.removeprefix("data: "))
         return told

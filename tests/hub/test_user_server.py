@@ -1,4 +1,4 @@
-"""A person's server in a container of the image that Kiln has built of their repository, by repo2docker's own means."""
+"""A user's server in a container of the image that Kiln has built of their repository with repo2docker."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Plain HTTP before a real Kubernetes API server, for what a TCP proxy cannot do: to answer something else.
+"""Plain HTTP before a real Kubernetes API server, to answer in its place, which a TCP proxy cannot do.
 
 with Front(configuration) as front:
     use(front.url)
     front.rule = lambda asked: Answer(503) if asked.method == "POST" else None      # answered here
     front.rule = lambda asked: asked._replace(target="/another")                    # passed on, changed
-    front.requests                                                                  # all there were, as they came
+    front.requests                                                                  # all so far, in order
 
 `None` passes the request on as it is.
 """
@@ -29,7 +29,7 @@ HOP_BY_HOP = {"connection", "content-length", "host", "keep-alive", "transfer-en
 
 
 class Asked(NamedTuple):
-    """`at` is by the monotonic clock."""
+    """A request. `at` is by the monotonic clock."""
 
     method: str
     target: str
@@ -47,7 +47,8 @@ class Asked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """In pieces, `pause` seconds apart; `hangs` never ends it. Without a status the connection is just closed."""
+    """An answer in pieces, `pause` seconds apart; `hangs` never ends it. Without a status the connection is just
+    closed."""
 
     status: int | None = 200
     pieces: tuple[bytes, ...] = ()

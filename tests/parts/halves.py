@@ -1,6 +1,6 @@
-"""Connections that send no whole request, kept up: who is ended comes again.
+"""Connections that send no whole request, at a constant number: an ended connection is replaced.
 
-with half_requests(port, b"GET / HTTP/1.1\r\nX-", more=b"y"):
+with half_requests(port, KINDS["a head"], KINDS["a chunk"]):
     ...
 """
 
@@ -20,14 +20,14 @@ KINDS = {
     "a chunk": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n", b"1"),
     "trailers": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-", b"y"),
 }
-"""The first words, and what comes bit by bit."""
+"""The beginning of a request, and the bytes that follow one at a time."""
 EACH = 0.1
-"""Seconds between two bits of one connection."""
+"""Seconds between two pieces of one connection."""
 
 
 @contextmanager
 def half_requests(port: int, *kinds: tuple[bytes, bytes], number: int = 300) -> Iterator[None]:
-    """So many at a time, of these kinds by turns."""
+    """Keeps that number of connections open, of these kinds in turn."""
     ended = threading.Event()
     halves = [_Half(port, *kinds[at % len(kinds)]) for at in range(number)]
 
@@ -59,7 +59,7 @@ class _Half:
     def go_on(self) -> None:
         try:
             self.connection.sendall(self._more)
-        except OSError:  # it was ended
+        except OSError:  # the server ended it
             self.connection.close()
             with suppress(OSError):
                 self._begin()

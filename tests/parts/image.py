@@ -1,4 +1,4 @@
-"""Kiln's image, made as `make image` makes it."""
+"""Kiln's image, built as `make image` builds it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IMAGE = "kiln:test"
 
 
 def build(image: str = IMAGE) -> str:
-    """Makes it, which is quick where nothing has changed, and returns its name. Raises MachineError."""
+    """Builds it, which is quick where nothing has changed, and returns its name. Raises MachineError."""
     done = subprocess.run(
         ["make", "image", f"IMAGE={image}"], cwd=machine.ROOT, check=False, capture_output=True, text=True
     )
@@ -32,7 +32,7 @@ def inspect(image: str) -> dict[str, Any]:
 
 
 def layers(image: str, base: str = BASE) -> Iterator[IO[bytes]]:
-    """The tar files of the layers that come on top of the base."""
+    """The tar files of the layers on top of the base."""
     below = len(inspect(base)["RootFS"]["Layers"])
     with TemporaryDirectory() as folder:
         saved = Path(folder) / "image.tar"

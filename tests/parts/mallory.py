@@ -1,4 +1,4 @@
-"""Another person's server on a Hub's host: the same origin as Kiln, and out for what is not theirs.
+"""A hostile user's server on a Hub's host: it has Kiln's origin, and attacks other users.
 
 with Mallory() as mallory:
     hub = f"c.Proxy.extra_routes = {{'/user/mallory/': {mallory.url!r}}}"

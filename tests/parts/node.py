@@ -1,4 +1,4 @@
-"""Node and the packages that the tests of JupyterHub's clients run, by the lock file beside those tests."""
+"""Node and the packages for the tests of JupyterHub's clients, from the lock file beside those tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.parts.machine import CACHE, ROOT, MachineError
 
 PACKAGES = ROOT / "tests/hub"
 LEAST = (20, 19)
-"""The first Node 20 that takes a module for one by its syntax; the client's package does not say that it is."""
+"""The first Node 20 that detects a module by its syntax; the client's package does not declare that it is one."""
 
 
 def problem() -> str | None:
@@ -25,7 +25,7 @@ def problem() -> str | None:
 
 
 def packages() -> Path:
-    """A folder that has them, installed by npm where it has not. Raises MachineError."""
+    """The folder of the packages, which npm installs where they are missing. Raises MachineError."""
     reason = problem()
     if reason:
         raise MachineError(reason)

@@ -53,7 +53,7 @@ class Outages:
 
             def finish(self) -> None:
                 super().finish()
-                self.connection.close()  # which may be another one than the server has given it
+                self.connection.close()  # which may differ from the socket that the server has given it
 
             def log_message(self, *_: object) -> None: ...
 

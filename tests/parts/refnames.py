@@ -1,4 +1,4 @@
-"""Names that git takes for a branch, and people or their tools give."""
+"""Names that git accepts for a branch, and that people or their tools use."""
 
 from __future__ import annotations
 
@@ -38,4 +38,4 @@ NAMES = (
     "89abcdef0123456789abcdef0123456789abcdef",
     "0123abc",
 )
-"""Those that begin with `-`, are called `HEAD`, `refs/…` or as a commit is, are themselves only by their full name."""
+"""Names that begin with `-`, or look like `HEAD`, `refs/…` or a commit, identify their branch only by the full ref."""

@@ -24,7 +24,7 @@ IMAGE = "registry:2"
 
 
 class Registry:
-    """A registry with its data under `folder`, open or for the `users` (name to password) only. Not started yet."""
+    """A registry with its data under `folder`, open or only for the `users` (name to password). Not started yet."""
 
     def __init__(self, folder: Path, users: Mapping[str, str] | None = None, *, address: str = "127.0.0.1") -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,12 +46,12 @@ class Registry:
         self._config.write_text(json.dumps(config))  # which is YAML as well
 
     def let_in(self, users: Mapping[str, str]) -> None:
-        """These, and no others from now on."""
+        """From now on, admits these users and no others."""
         lines = [f"{name}:{_bcrypt(password)}\n" for name, password in users.items()]
         (self.folder / "htpasswd").write_text("".join(lines))
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Starts the registry and returns when it answers."""
         try:
             program: Path | None = machine.program("docker-registry", "docker-registry")
         except machine.MachineError:
@@ -80,14 +80,14 @@ class Registry:
             self._container = None
 
     def pause(self) -> None:
-        """From now on it takes connections and answers nothing."""
+        """From now on it accepts connections and answers nothing."""
         if self._process:
             self._process.send_signal(signal.SIGSTOP)
         else:
             subprocess.run(["docker", "pause", str(self._container)], check=True, capture_output=True)
 
     def status(self) -> int | None:
-        """Of `GET /v2/`; `None` where nothing answers."""
+        """The status of `GET /v2/`; `None` where no registry answers."""
         connection = http.client.HTTPConnection(self.address, self.port, timeout=5)
         try:
             connection.request("GET", "/v2/")
@@ -105,7 +105,7 @@ class Registry:
         self.stop()
 
     def _run_container(self) -> str:
-        """As this user and on the host's network, so that paths and address are the same as for the program."""
+        """Runs as this user and on the host's network, so that paths and address are the same as for the program."""
         user = f"{os.getuid()}:{os.getgid()}"
         command = [
             "docker",

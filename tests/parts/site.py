@@ -1,4 +1,4 @@
-"""Web as a process of its own over a local engine, and a hand on what a controller and a builder would do there.
+"""Web as a process of its own over a local engine, with control over the acts of a controller and a builder there.
 
 with Site(folder) as site:
     build = site.house.run(site.house.ask().name)
@@ -50,7 +50,7 @@ class Site:
         self._stack.close()
 
     def start(self) -> Process:
-        """Web, at the same address whenever it is started."""
+        """Starts web, always at the same address."""
         return self.kiln.start("web", PORT=str(self._port))
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether an attempt that says nothing has pushed its image: the registry knows, by the label of that very attempt."""
+"""Whether an attempt without a result has pushed its image: the image's label in the registry names its attempt."""
 
 from __future__ import annotations
 

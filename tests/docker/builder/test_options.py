@@ -1,4 +1,4 @@
-"""Options of repo2docker: the tool itself does what they say."""
+"""Options of repo2docker: the tool itself does what they promise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALL = Options(
 
 @pytest.fixture
 def head(host: GitHost, path: str, tmp_path: Path) -> str:
-    """The commit of a repository that says by a Dockerfile and by requirements.txt what it needs."""
+    """The commit of a repository that declares its needs both in a Dockerfile and in requirements.txt."""
     (tmp_path / "content").mkdir()
     (tmp_path / "content/requirements.txt").write_text("numpy\n")
     (tmp_path / "content/Dockerfile").write_text(
@@ -96,7 +96,7 @@ def test_a_base_image_is_looked_for_anew(
     subprocess.run(
         ["docker", "build", "--quiet", "--tag", base, str(tmp_path / "base")], check=True, capture_output=True
     )
-    try:  # the daemon has it, the registry has not
+    try:  # the daemon has the base, the registry lacks it
         request = asked(host, path, head, registry)
         assert builder.run(request).status == 0
         assert builder.run(request, force=True, options=Options(pull=True)).status == 64

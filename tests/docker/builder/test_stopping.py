@@ -1,4 +1,4 @@
-"""SIGTERM and the time limit, in every stage: the builder ends in time, says so, and leaves nothing behind."""
+"""SIGTERM and the time limit, in every stage: the builder ends in time, reports it, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMISED = 10.0
 
 @pytest.fixture
 def seconds() -> str:
-    """For how long to sleep in a step, as a number by which the process is known."""
+    """The duration of a step's sleep, as a number by which the process is known."""
     return f"600.{secrets.randbelow(10**9)}"
 
 
@@ -91,7 +91,7 @@ def test_the_whole_group_is_told(
 ) -> None:
     attempt = builder.start(asked(host, path, head, registry))
     attempt.until_step_says("begun")
-    attempt.process.send_signal(signal.SIGSTOP)  # the tool is sure to hear of it first
+    attempt.process.send_signal(signal.SIGSTOP)  # so that the tool receives the signal first
     os.killpg(attempt.process.pid, signal.SIGTERM)
     attempt.process.send_signal(signal.SIGCONT)
     assert attempt.wait().state is State.CANCELLED
@@ -128,7 +128,7 @@ def test_a_clone_that_never_ends(path: str, builder: Builder, host: GitHost, reg
 def test_a_step_that_never_ends(
     path: str, head: str, seconds: str, builder: Builder, host: GitHost, registry: Registry
 ) -> None:
-    """The limit is over once the step has begun, however long that takes: its signal is the timer's."""
+    """The test sends the timer's signal once the step has begun, however long that takes."""
     attempt = builder.start(asked(host, path, head, registry))
     attempt.until_step_says("begun")
     attempt.process.send_signal(signal.SIGALRM)

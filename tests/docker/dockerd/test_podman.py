@@ -1,4 +1,4 @@
-"""Podman as the chart's daemon: how it starts over what was left, what its steps have, and how its disk is kept."""
+"""Podman as the chart's daemon: its start over old remains, the rights of its steps, and the upkeep of its disk."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class Daemon(pod.Daemon):
         super().__init__(Pod.rendered("podman"), podman.build(), size)
 
     def build(self, dockerfile: str, *options: str, otherwise: str = "false") -> str:
-        """As builders do: through the socket, as uid 1000. `otherwise` is what is done where it fails."""
+        """Builds as builders do: through the socket, as uid 1000. `otherwise` is the command to run after a failure."""
         build = f"{ASK} build --cgroup-parent=/kiln/1 {' '.join(options)} . 2>&1"
         script = f"cd $(mktemp -d); cat >Dockerfile; {build} || {otherwise}"
         return self.sh(script, "--user=1000:1000", "--env=HOME=/tmp", given=dockerfile.encode())
 
     def images(self) -> set[str]:
-        """Their names, and the ids of those without."""
+        """The names of images, and the ids of those without a name."""
         return {*self.sh(f"{ASK} images --all --format '{{{{.Repository}}}} {{{{.ID}}}}'").split()} - {"<none>"}
 
     def bytes(self) -> int:
-        """Of its storage. While an image is taken away Podman cannot say: then more than any limit here."""
+        """The size of its storage. While Podman removes an image it cannot say: then more than any limit here."""
         return sum(map(int, self.sh(f"{ASK} system df --format '{{{{.RawSize}}}}' || echo {NEVER}").split()))
 
     def full(self) -> int:
-        """Percent of its disk."""
+        """The used part of its disk, in percent."""
         return int(self.sh("df -P /var/lib/containers | awk 'NR == 2 { print $5 + 0 }'"))
 
     def containers(self) -> list[str]:
@@ -92,7 +92,7 @@ def test_a_step_s_memory_is_the_pod_s_and_the_daemon_outlives_it(daemon: Daemon)
 
 
 def test_a_step_is_in_the_group_that_its_builder_named(daemon: Daemon) -> None:
-    """By that it is found, and ended, when the builder is gone."""
+    """The group identifies the step, so that it can be ended when the builder is gone."""
     lines = daemon.build(f"{FROM}RUN cat /proc/self/cgroup\n", "--no-cache").splitlines()
     assert any(line.endswith("/kiln/1") for line in lines)
 

@@ -1,4 +1,4 @@
-"""The image: who it runs as, what is in it, what is not, and how big that is."""
+"""The image: its user, its content, the files that it must not have, and its size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.parts import image as made
 from tests.parts import machine
 
 MOST = 275_000_000
-"""Bytes on top of the base: docs/image.md tells what they are."""
+"""Bytes on top of the base; docs/image.md lists them."""
 
 KEPT_OUT = [
     r"(^|/)tests?/(docker|cluster|parts)/",
@@ -26,7 +26,7 @@ KEPT_OUT = [
     r"^opt/kiln/lib/.*/site-packages/(pip|setuptools|hatchling|pytest|hypothesis)/",
     r"^(source|requirements|root)/.",
 ]
-"""Caches, credentials, tests, and what only builds."""
+"""Caches, credentials, tests, and tools that only build."""
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -38,7 +38,7 @@ def image() -> str:
 
 @pytest.fixture(scope="module")
 def files(image: str) -> list[str]:
-    """All that our layers hold."""
+    """The paths in all layers on top of the base."""
     names = []
     for layer in made.layers(image):
         with tarfile.open(fileobj=layer) as tar:
@@ -47,7 +47,7 @@ def files(image: str) -> list[str]:
 
 
 def run(image: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """As the chart runs it: nothing can be written but /tmp, nothing is permitted."""
+    """Runs a command as the chart does: only /tmp can be written, and nothing is permitted."""
     options = ["--rm", "--read-only", "--tmpfs=/tmp", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
     whole = ["docker", "run", *options, image, *command]
     return subprocess.run(whole, check=False, capture_output=True, text=True, timeout=60)
@@ -94,7 +94,7 @@ def test_the_tools_are_there(image: str, command: str, least: tuple[int, ...]) -
 
 
 def test_git_does_what_the_builder_asks_of_it_without_perl(image: str) -> None:
-    """Fetching with submodules, which is a shell script of git's, is the furthest from its core."""
+    """Fetching with submodules is a shell script of git's, so it is the furthest from its core."""
     script = """
         set -e
         cd /tmp
@@ -125,7 +125,7 @@ def test_each_command_starts(image: str) -> None:
 
 
 def test_what_web_and_controller_import_is_there_and_compiled(image: str) -> None:
-    """Nothing that was taken out of the packages is missed, and no start has to compile anything."""
+    """No removed part of the packages is missing at run time, and no start has to compile anything."""
     script = """
         import importlib, pkgutil, sys
         import builds, eventing, handlers, kiln, kubernetes.config, kubernetes.client.rest

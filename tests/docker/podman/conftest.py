@@ -1,4 +1,4 @@
-"""A Podman service for all tests of a file, and the builder that is to use it."""
+"""A Podman service for all tests of a file, and the builder that uses it."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_a_step_ends_with_its_build(
     podman: Podmand,
     seconds: str,
 ) -> None:
-    """The time limit is over once the step has begun, however long that takes: its signal is the timer's."""
+    """The test sends the timer's signal once the step has begun, however long that takes."""
     text = step(f"echo begun; sleep {seconds}")
     attempt = builder.start(repository(host, path, registry, tmp_path / "content", text))
     attempt.until("^begun$")

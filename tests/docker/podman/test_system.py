@@ -1,4 +1,4 @@
-"""All of Kiln with a Podman service: from a push to the event that names an image, and what interrupts it."""
+"""All of Kiln with a Podman service: from a push to the event that names an image, and interruptions on the way."""
 
 from __future__ import annotations
 

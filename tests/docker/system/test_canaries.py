@@ -310,8 +310,7 @@ def private_commit(system: System, path: str, end: str) -> tuple[str, str]:
 
 
 def session(scene: Scene, saw: Callable[[requests.Response], None]) -> dict[str, str]:
-    """Signs in, looks around and signs out. Returns the cookie and the tokens that only the session's own pages show.
-    """
+    """Signs in, looks around and signs out. Returns the cookie and the tokens that only the session's pages show."""
     url = scene.system.url
     with requests.Session() as browser:
         browser.headers["Accept"] = "text/html"

@@ -1,4 +1,4 @@
-"""A real Gitea: what people push there is built, and what they take away is not."""
+"""A real Gitea: pushes are built, and deletions are not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {"Dockerfile": SMALL, "page": "one"}
 def scene(
     tmp_path_factory: pytest.TempPathFactory, registry: Registry, host: GitHost
 ) -> Iterator[tuple[System, Gitea]]:
-    """Kiln and Gitea, which know each other."""
+    """Kiln and Gitea, each configured with the other's address."""
     if reason := parts.missing():
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("gitea")
@@ -58,7 +58,7 @@ def scene(
 
 
 def green(system: System, gitea: Gitea, repository: str, commit: str, build: dict[str, Any]) -> None:
-    """Waits for the status, which links to the build and says what its image is."""
+    """Waits for the status, which links to the build and names its image."""
     until(lambda: gitea.status(repository, commit)["state"] == "success", 30)
     (status,) = gitea.status(repository, commit)["statuses"]
     assert status["context"] == "kiln/all"
@@ -146,7 +146,7 @@ def test_pull_requests_are_built_of_its_own_branches_and_of_forks_only_where_the
     commit = gitea.commit("review", {"page": "two"})
     gitea.push("review", "HEAD:topic")
     (pushed,) = gitea.delivered(of("push", "refs/heads/topic", commit)).answer["builds"]
-    system.ended(pushed["name"])  # who joins while it runs has no tag set
+    system.ended(pushed["name"])  # a request that joins a running build gets no tag
     number = gitea.request("review", "topic")
     opened = gitea.delivered(about(number, "opened"))
     assert opened.status == 202, opened.answer
@@ -203,7 +203,7 @@ def test_the_paths_that_a_request_changes(scene: tuple[System, Gitea]) -> None:
     number = gitea.request("paths", "other")
 
     def told() -> set[str]:
-        """By a client that remembers no earlier silence of a busy machine."""
+        """As a client would see it that remembers no earlier silence of a busy machine."""
         return {*(RefResolver(Policy([f"http://{gitea.host}/**"])).changed(repository, number) or ())}
 
     until(lambda: told() == {"README.md", "new", "old"}, 30)
@@ -240,7 +240,7 @@ def test_a_private_repository_is_built_with_its_credential(scene: tuple[System, 
 
 
 def test_a_push_of_more_commits_than_gitea_lists_may_have_changed_anything(scene: tuple[System, Gitea]) -> None:
-    """Gitea lists the newest five. Here the trigger has no paths, so what counts is what it really sends."""
+    """Gitea lists the newest five. This trigger has no paths, so the count is that of Gitea's real payload."""
     _, gitea = scene
     gitea.create("long")
     gitea.hook("long", "gitea", SECRET)

@@ -1,4 +1,4 @@
-"""An image that the rule `keep` has deleted is built again for who asks for it."""
+"""An image that the rule `keep` has deleted is built again when a client requests it."""
 
 from __future__ import annotations
 

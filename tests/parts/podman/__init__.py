@@ -1,4 +1,4 @@
-"""An image with Podman, made here: one from Debian's packages, where no registry can be reached."""
+"""An image with Podman, built here: one from Debian's packages, where no registry can be reached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ IMAGE = "kiln-test/podman:5"
 
 
 def build() -> str:
-    """Makes it, which is quick where nothing has changed, and returns its name. Raises MachineError."""
+    """Builds it, which is quick where nothing has changed, and returns its name. Raises MachineError."""
     command = ["docker", "build", "--quiet", f"--tag={IMAGE}", str(Path(__file__).parent)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
