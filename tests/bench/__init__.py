@@ -1,1 +1,1 @@
-"""`make bench`: what Kiln costs, each figure beside that of the bare thing, measured in turns in the same run."""
+"""Measure what Kiln costs, each figure next to that of the bare tool, in alternation within one run (`make bench`)."""

@@ -1,6 +1,7 @@
-"""Runs the benchmarks, or those that are named: `python -m tests.bench webhooks starts`.
+"""Run all benchmarks, or the named ones: `python -m tests.bench webhooks starts`.
 
-`python -m tests.bench cluster --against <git revision>`: that revision beside this code, in turns on one cluster.
+`python -m tests.bench cluster --against <git revision>` compares that revision with this code, in alternation on one
+cluster.
 """
 
 from __future__ import annotations

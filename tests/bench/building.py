@@ -1,4 +1,4 @@
-"""A build through Kiln against the bare tool: the same daemon, registry, Git host and repository, in turns."""
+"""Compare a build through Kiln with the bare tool in alternation: same daemon, registry, Git host and repository."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ CONFIG = "from repo2docker.contentproviders import Git\nc.Repo2Docker.content_pr
 
 
 PAIRS = 3
-"""Of builds with an `environment.yml`, for each figure."""
+"""Builds with an `environment.yml` for each figure."""
 SECONDS = 900.0
-"""That one build may take: the first of its kind on a machine makes the base of all."""
+"""Time limit of one build. The first build of its kind on a machine also builds the base image."""
 
 
 def against_bare() -> None:
-    """From a webhook to the completion event at its receiver, against bare repo2docker; each turn is a new commit."""
+    """Measure from a webhook to the event at its receiver, against bare repo2docker; each turn is a new commit."""
     with _system() as system:
         bare, ours = _pairs(system, TURNS, fresh)
         beside("webhook to event, median", median(ours), median(bare), "s", "repo2docker --push")
 
 
 def with_environments() -> None:
-    """The same with an `environment.yml`: its packages are installed anew (cold), or found in the cache (warm)."""
+    """Compare builds with an `environment.yml`, whose packages are installed (cold) or come from the cache (warm)."""
     with _system() as system:
         for what, make in (("cold", environment_anew), ("warm", environment)):
             bare, ours = _pairs(system, PAIRS, make)
@@ -66,35 +66,35 @@ def _system() -> Iterator[System]:
 
 
 def _pairs(system: System, turns: int, make: Callable[[Installation], str]) -> tuple[list[float], list[float]]:
-    """Seconds of the bare tool and of Kiln, in turns; each turn is a commit that `make` has made."""
+    """Return the seconds of the bare tool and of Kiln, in alternation; `make` creates a commit for each turn."""
     bare, ours = [], []
-    for _ in range(turns + 1):  # the first one warms the caches
+    for _ in range(turns + 1):  # the first turn warms the caches
         bare.append(_bare(system, make(system)))
         ours.append(through_kiln(system, make(system)))
     return bare[1:], ours[1:]
 
 
 def fresh(installation: Installation) -> str:
-    """A commit of the demo's sample that has no layer of its page in any cache."""
+    """Commit the demo's sample with a page of which no cache has a layer."""
     sources = {file: (DEMO / "sample" / file).read_bytes() for file in ("Dockerfile", "index.html")}
     sources["busybox"] = machine.program("busybox", "busybox-static").read_bytes()
     return installation.commit(REPOSITORY, {**sources, "index.html": f"<p>{time.time_ns()}\n".encode()})
 
 
 def environment(installation: Installation, *, variables: str = "{}") -> str:
-    """A commit with packages of conda's and pip's, and a page that no other has."""
+    """Commit packages from conda and pip, and a page with unique content."""
     described = f"dependencies: [python-graphviz, pip, pip: [humanize==4.12.2]]\nvariables: {variables}\n"
     files = {"environment.yml": described, "page.md": f"{time.time_ns()}\n"}
     return installation.commit(REPOSITORY, files)
 
 
 def environment_anew(installation: Installation) -> str:
-    """A commit whose environment no cache has."""
+    """Commit an environment that no cache has."""
     return environment(installation, variables=f'{{MADE: "{time.time_ns()}"}}')
 
 
 def through_kiln(installation: Installation, commit: str) -> float:
-    """Seconds from its webhook to the completion event at the sink `bench`."""
+    """Return the seconds from the commit's webhook to the completion event at the sink `bench`."""
     webhook = installation.push(REPOSITORY, commit)
     began = time.perf_counter()
     answer = installation.deliver(webhook)
@@ -104,7 +104,7 @@ def through_kiln(installation: Installation, commit: str) -> float:
 
 
 def options(installation: Installation, commit: str) -> list[str]:
-    """What bare repo2docker is given for what Kiln is asked for."""
+    """Return the options with which bare repo2docker does the same work as Kiln."""
     image = f"{installation.registry.host}/bare:{commit}"
     fixed = ["--no-run", "--push", "--user-id=1000", "--user-name=jovyan"]
     return [*fixed, f"--ref={commit}", f"--image-name={image}", installation.host.url(REPOSITORY)]

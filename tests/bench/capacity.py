@@ -1,7 +1,8 @@
-"""The load that one release carries: builds an hour, events in and out, memory of open builds, lists of records.
+"""Measure the load that one release carries: builds per hour, events in and out, memory, lists of records.
 
-Builders are simulated (`leader`), the cluster is a real one. Rates depend on what else the machine does; the processor
-time that the controller takes for a build does not, and bounds what one of them carries on any machine.
+The memory is that of open builds. The builders are simulated (`leader`); the cluster is a real one. Rates depend on
+the other load of the machine. The controller's processor time for a build does not, so it bounds the capacity of one
+controller on any machine.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from tests.parts.kiln import megabytes, until
 from tests.parts.machine import ROOT
 
 CARRIED = 600
-"""Builds of which the rates are measured."""
+"""Builds over which the rates are measured."""
 OPEN = (200, 800)
-"""Open builds between which the memory of the controller is measured: what it takes for any is not counted."""
+"""The controller's memory is measured at both numbers of open builds. Their difference excludes its fixed memory."""
 RECORDS = (1_000, 5_000, 10_000)
 EVENTS = 3
-"""That each build announces: queued, started, succeeded."""
+"""Events that each build emits: queued, started, succeeded."""
 LISTS = 5
 
 
 def capacity() -> None:
-    """The load that one release carries, with simulated builders."""
+    """Measure the load that one release carries, with simulated builders."""
     print(f"  {os.cpu_count()} x {_processor()}, load average {os.getloadavg()[0]:.0f}, {time.strftime('%Y-%m-%d')}")
     with site() as (cluster, api, folder), Side("new", ROOT, cluster, api, folder).running() as side:
         _memory(side)
@@ -44,7 +45,7 @@ def capacity() -> None:
 
 
 def _memory(side: Side) -> None:
-    """Of the controller, for each open build whose pod waits."""
+    """Measure the controller's memory for each open build whose pod is pending."""
     make, grown = side.pushes(), []
     for before, number in zip((0, *OPEN), OPEN, strict=False):
         more = partial(web.poster, side.url, "/webhooks/github", _from(make, before))
@@ -61,7 +62,7 @@ def _from(make: Callable[[int], web.Request], first: int) -> Callable[[int], web
 
 
 def _rates(side: Side, node: Node) -> None:
-    """Of builds that run for a moment, each as soon as it is asked for."""
+    """Measure the rates of short builds, each of which starts as soon as it is requested."""
     ended, told = side.metric("kiln_builds_ended_total"), side.metric("kiln_deliveries_total")
     spent = _processor_seconds(side.controller.pid)
     with node.building(side.release):
@@ -81,7 +82,7 @@ def _rates(side: Side, node: Node) -> None:
 
 
 def _lists(side: Side, api: Api) -> None:
-    """The first page of all builds for a new reader: web shares lists for two seconds."""
+    """Time the first page of all builds for a new reader, since web shares lists for two seconds."""
     there = 0
     for number in RECORDS:
         with ThreadPoolExecutor(web.SENDERS) as hands:
@@ -100,13 +101,13 @@ def _listed(side: Side, api: Api) -> float:
 
 
 def _processor_seconds(pid: int) -> float:
-    """That a process has used (proc_pid_stat(5), `utime` and `stime`)."""
+    """Return the processor time of a process (proc_pid_stat(5), `utime` and `stime`)."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _processor() -> str:
-    """The machine's, as Linux names it."""
+    """Return the processor's model as Linux names it."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 

@@ -1,13 +1,13 @@
-"""Kiln on Kubernetes, each figure beside that of the least that could do the same on the same cluster.
+"""Measure Kiln on Kubernetes, each figure next to that of the least that does the same on the same cluster.
 
-What stands beside a webhook is the one durable write that it comes down to: the same ConfigMap, posted to the API
-server by the client that web has (`Api`), in the process that sends the webhooks, from as many threads, on connections
-that stay open. So the ratio holds all that Kiln puts between a Git host and that write: one more connection, the
-server, the signature, the policy and the name. Nobody acts on what is posted meanwhile, or the two would bear different
-loads.
+A webhook comes down to one durable write, so its figure stands next to that write. The same ConfigMap is posted to the
+API server by web's client (`Api`), from the process that sends the webhooks. As many threads post it, on connections
+that stay open. The ratio therefore covers all that Kiln adds between a Git host and that write: one more connection,
+the server, the signature, the policy and the name. No controller acts on the posted objects meanwhile; otherwise the
+two would run under different loads.
 
-Moments in the cluster are those at which a watch of this process is told of them, as the controller's own watch is:
-what Kubernetes writes down are whole seconds.
+Kubernetes records whole seconds. Times in the cluster are therefore those at which a watch of this process receives a
+change, as the controller's own watch does.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ if done.returncode:
     sys.exit(done.stderr[-2000:])
 print(time.monotonic() - began)
 """
-"""Bare repo2docker in a pod, timed there: what it takes to get a command into a pod is not its."""
+"""Bare repo2docker in a pod. It is timed inside, so that the time to start a command in a pod does not count."""
 
 
 def figures() -> None:
-    """From webhook to event in a cluster made by kind, and what Kubernetes itself takes of it."""
+    """Measure from webhook to event in a kind cluster, and Kubernetes' own share of that time."""
     if reason := parts.problem():
         print(f"  not measured: {reason}")
         return
@@ -84,7 +84,7 @@ def _release(cluster: Cluster, registry: Registry, host: GitHost) -> Release:
 
 
 class Pods:
-    """When pods were made and when they ended, by their Jobs' names (`time.monotonic`)."""
+    """The times at which pods were created and ended, by the names of their Jobs (`time.monotonic`)."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -111,8 +111,8 @@ def _watched(release: Release) -> Iterator[Pods]:
 
 
 def _builds(release: Release, pods: Pods) -> None:
-    """One at a time, with a slot free; each beside a Job that does nothing and a repo2docker that nobody started."""
-    building.through_kiln(release, building.fresh(release))  # warms the caches of the node it goes to
+    """Time single builds with a slot free, each next to an empty Job and to repo2docker in a pod that already runs."""
+    building.through_kiln(release, building.fresh(release))  # warms the caches of the node on which it is placed
     node = release.pods()[0]["spec"]["nodeName"]
     bare_pod = _bare_pod(release, pods.api, node)
     told: dict[str, list[float]] = {}
@@ -146,7 +146,7 @@ def _kiln(release: Release, pods: Pods) -> dict[str, float]:
 
 
 def _job(release: Release, pods: Pods, node: str) -> dict[str, float]:
-    """A Job of Kiln's image that ends at once, as far away as a build: pinned, and watched for."""
+    """Time an empty Job of Kiln's image under the conditions of a build: pinned to the node and observed by a watch."""
     name = f"bench-{secrets.token_hex(4)}"
     began = time.monotonic()
     spec = {"backoffLimit": 0, "template": {"spec": _pod_spec(release, node, ["true"])}}
@@ -156,7 +156,7 @@ def _job(release: Release, pods: Pods, node: str) -> dict[str, float]:
 
 
 def _bare_pod(release: Release, api: Api, node: str) -> Object:
-    """One that waits for commands beside the node's daemon."""
+    """Create a pod that waits for commands next to the node's daemon."""
     spec = _pod_spec(release, node, ["sleep", "infinity"])
     spec["volumes"] = [{"name": "docker", "hostPath": {"path": f"/var/run/kiln/{release.namespace}_{release.name}"}}]
     spec["containers"][0]["volumeMounts"] = [{"name": "docker", "mountPath": "/run/kiln"}]
@@ -185,8 +185,10 @@ def _pod_spec(release: Release, node: str, command: list[str]) -> dict[str, Any]
 
 
 def _starts(release: Release, folder: Path) -> None:
-    """Web's process, here, with the cluster's API server; from its start until it answers and has read the records, and
-    until it has written one down."""
+    """Time a local web process against the cluster's API server.
+
+    The figures are the seconds from its start until it answers and has read the records, and until it has written one.
+    """
     where = {
         "KILN_ENGINE": "kubernetes",
         "KILN_NAMESPACE": release.namespace,
@@ -196,7 +198,7 @@ def _starts(release: Release, folder: Path) -> None:
     }
     ours: list[float] = []
     bare: list[float] = []
-    for turn in range(TURNS + 1):  # the first one warms the caches
+    for turn in range(TURNS + 1):  # the first turn warms the caches
         bare += web.until_answered(empty.command(port := free_port()), {}, {"/": port}).values()
         port, ops = free_port(), free_port()
         kiln = Kiln(folder / f"web-{turn}", PORT=str(port), KILN_OPS_PORT=str(ops), **where)
@@ -208,7 +210,7 @@ def _starts(release: Release, folder: Path) -> None:
 
 
 def _followed(release: Release) -> None:
-    """While no controller runs."""
+    """Measure webhooks under log viewers while no controller runs."""
     build = release.talking("bench/talks")
     _scale(release, 0)
     webs = [Pod(release.cluster, pod, 9090) for pod in release.objects("pods", "web")]
@@ -217,7 +219,7 @@ def _followed(release: Release) -> None:
 
 
 def _accepted(release: Release, api: Api) -> None:
-    """While no controller runs."""
+    """Measure accepted webhooks while no controller runs."""
     _scale(release, 0)
     secret, port = release.webhook_secret.encode(), free_port()
     model = _model(release, api, secret)
@@ -241,7 +243,7 @@ def _accepted(release: Release, api: Api) -> None:
 
 
 def _model(release: Release, api: Api, secret: bytes) -> Callable[[], Object]:
-    """Makes what web writes for a webhook, under other names and of nobody that any Kiln looks after."""
+    """Return a factory of the objects that web writes for a webhook, with new names and an unmanaged owner."""
     web.poster(release.url, "/webhooks/github", partial(web.push, secret, 0))(1)
     labels = f"{release.labels},app.kubernetes.io/component=build,kiln.dev/open"
     build = build_of(max(api.list("configmaps", labels=labels), key=lambda one: one["metadata"]["creationTimestamp"]))
@@ -259,7 +261,10 @@ def _creator(api: Api, model: Callable[[], Object]) -> web.Send:
 
 
 def _sustained(release: Release, api: Api) -> None:
-    """With all at work but the builds, for which there is no node: each webhook is written, seen, and told of."""
+    """Measure webhooks while every part works except builds, which have no node.
+
+    Each webhook is written, observed and announced.
+    """
     release.upgrade(dockerd=NOWHERE)
     secret = release.webhook_secret.encode()
     model = _model(release, api, secret)
@@ -283,14 +288,14 @@ def _queued(release: Release) -> int:
 
 
 def _scale(release: Release, controllers: int) -> None:
-    """By hand: the chart wants at least one."""
+    """Scale the controllers with kubectl, because the chart requires at least one."""
     which = [f"--namespace={release.namespace}", f"--selector={release.labels},app.kubernetes.io/component=controller"]
     release.cluster.kubectl("scale", "deployments", *which, f"--replicas={controllers}")
     until(lambda: len(release.objects("pods", "controller")) == controllers, 120)
 
 
 def _forget(release: Release) -> None:
-    """All records, and controllers again."""
+    """Delete all records and start controllers again."""
     for owner in (release.labels, release.labels.replace(f"instance={release.name}", "instance=nobody")):
         selector = {"labelSelector": f"{owner},app.kubernetes.io/component=build"}
         path = f"/api/v1/namespaces/{release.namespace}/configmaps"

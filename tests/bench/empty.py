@@ -1,4 +1,4 @@
-"""The least that answers: one empty Flask route, in the server that Kiln's web runs in; and one that writes, too."""
+"""The least that answers: an empty Flask route in the server of Kiln's web, and a route that also writes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def accept() -> tuple[str, int]:
 
 @app.post("/configmaps")
 def write() -> tuple[str, int]:
-    """The ConfigMap that it is sent, by the client that web has."""
+    """Create the ConfigMap in the body with web's client."""
     _api().create("configmaps", request.get_json())
     return "", 202
 
@@ -41,6 +41,6 @@ def ready() -> tuple[str, int]:
 
 
 def command(port: int) -> list[str]:
-    """Starts it in gunicorn with web's kind and number of threads."""
+    """Return the command for this app in gunicorn, with web's kind and number of threads."""
     options = ["--worker-class=gthread", "--threads=128", "--keep-alive=65", "--no-control-socket"]
     return [sys.executable, "-m", "gunicorn", f"--bind=127.0.0.1:{port}", *options, f"{__name__}:app"]

@@ -1,4 +1,4 @@
-"""What is printed: figures side by side, and their ratio."""
+"""Print figures side by side, with their ratio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 def beside(what: str, ours: float, theirs: float, unit: str, against: str, scale: float = 1.0) -> None:
-    """One line: ours, theirs, the difference and the ratio."""
+    """Print one line: our figure, theirs, the difference and the ratio."""
     a, b = ours * scale, theirs * scale
     ratio = f"{a / b:6.2f}x" if b else "      -"
     print(

@@ -1,8 +1,8 @@
-"""Web and controller as processes of this machine, on a cluster whose one node is simulated: nothing is built.
+"""Web and controller as local processes on a cluster whose only node is simulated: nothing is built.
 
-The node, its Docker daemon's pod and what a kubelet says of build pods are written into the API server as a kubelet
-would; Jobs, scheduling, records, watches and the Lease are the cluster's own. So what is measured is Kiln's and the
-control plane's work, and another revision of Kiln can do the same beside it: its processes run from its own tree.
+This module writes the node, its Docker daemon's pod and the status of build pods into the API server as a kubelet
+would. Jobs, scheduling, records, watches and the Lease are the cluster's own. The figures therefore cover the work of
+Kiln and of the control plane. Another revision of Kiln can run next to this one, with processes from its own tree.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ COMMITS, REFS, STORM = 100, 5, 50
 MANY = 1000
 LYING = {"events": 3000, "ended": 5000, "pods": 1000, "configmaps": 1000}
 SECONDS = 2.0
-"""That a simulated build takes."""
+"""Duration of a simulated build."""
 
 
 class Node:
-    """A node without a kubelet, with room for any number of builds. With `builds`, its pods run and succeed."""
+    """A node without a kubelet, with capacity for any number of builds. Within `building`, its pods run and succeed."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -96,7 +96,7 @@ class Node:
 
     @contextmanager
     def building(self, release: str) -> Iterator[None]:
-        """What a kubelet says of build pods: they run once they are placed, and have succeeded `SECONDS` later."""
+        """Report build pods as a kubelet would: running once they are placed, and succeeded `SECONDS` later."""
         with ThreadPoolExecutor(8) as hands:
             seen: set[str] = set()
             timers: list[threading.Timer] = []
@@ -117,7 +117,7 @@ class Node:
             yield
             watch.stop()
             for timer in timers:
-                timer.join()  # each leaves something to do
+                timer.join()  # each timer submits work to `hands`
 
 
 def _run(api: Api, name: str) -> None:
@@ -148,7 +148,7 @@ def _says(api: Api, name: str, phase: str, state: Mapping[str, object]) -> None:
 
 
 class Side:
-    """One revision of Kiln in the namespace: `tree` is where its code is."""
+    """One revision of Kiln in the namespace, with its code in `tree`."""
 
     def __init__(self, what: str, tree: Path, cluster: Cluster, api: Api, folder: Path) -> None:
         self.what, self._tree, self._api, self._folder = what, tree, api, folder
@@ -159,7 +159,7 @@ class Side:
 
     @contextmanager
     def running(self) -> Iterator[Side]:
-        """Its processes, each with a sink that takes everything."""
+        """Run web and controller, with a sink that accepts every event."""
         with ExitStack() as ends, EventSink() as sink:
             self._installed()
             settings = self._settings(sink.url)
@@ -232,7 +232,7 @@ def _process(command: str, tree: Path, env: Mapping[str, str]) -> Iterator[subpr
         try:
             yield running
         finally:
-            running.kill()  # one that waits for the API server may take its time to end
+            running.kill()  # a process that waits for the API server may take long to end
 
 
 _START = """
@@ -244,11 +244,11 @@ runpy.run_module("kiln", run_name="__main__")
 """
 
 
-# What is measured -----------------------------------------------------------------------------------------------------
+# Measurements ---------------------------------------------------------------------------------------------------------
 
 
 class Jobs:
-    """When each Job was first seen."""
+    """The time at which each Job was first seen."""
 
     def __init__(self, api: Api) -> None:
         self.seen: dict[str, float] = {}
@@ -261,7 +261,7 @@ class Jobs:
 
 
 def _one_by_one(side: Side, jobs: Jobs) -> float:
-    """Median seconds from sending a webhook until its Job exists, one after the other."""
+    """Return the median seconds from sending a webhook until its Job exists, with one webhook at a time."""
     make, took = side.pushes(), []
     connection = http.client.HTTPConnection(urlsplit(side.url).netloc, timeout=30)
     for number in range(ONE_BY_ONE):
@@ -283,7 +283,7 @@ def until_fast(condition: Callable[[], object], seconds: float = 300) -> None:
 
 
 def _burst(side: Side, jobs: Jobs) -> dict[str, float]:
-    """200 at once by 8 senders: until all are answered, until all Jobs exist, until all have been told of."""
+    """Time 200 webhooks from 8 senders until all are answered, all Jobs exist and all events are delivered."""
     told, before = side.metric("kiln_deliveries_total"), {*jobs.seen}
     began = time.monotonic()
     web.load(partial(web.poster, side.url, "/webhooks/github", side.pushes()), senders=SENDERS, each=AT_ONCE // SENDERS)
@@ -296,10 +296,10 @@ def _burst(side: Side, jobs: Jobs) -> dict[str, float]:
 
 
 def _bare(api: Api, *, senders: int = SENDERS, builds: int = AT_ONCE) -> float:
-    """Seconds for the least that a burst comes down to, by one client that does nothing else.
+    """Return the seconds that the writes of a burst take at least, by a client that does nothing else.
 
-    For each of as many builds a ConfigMap is made and changed and a Job made, by as many threads as send webhooks. The
-    cluster takes care of the Jobs meanwhile as it does of Kiln's.
+    For each build, the client creates and changes a ConfigMap and creates a Job. It uses as many threads as there are
+    senders of webhooks. Meanwhile the cluster handles these Jobs as it handles Kiln's.
     """
     run, text = secrets.token_hex(3), "x" * 3000
     container = {"name": "it", "image": "x", "env": [{"name": "X", "value": text}]}
@@ -319,7 +319,7 @@ def _bare(api: Api, *, senders: int = SENDERS, builds: int = AT_ONCE) -> float:
 
 
 def _storm(side: Side, refs: int, commits: int) -> float:
-    """Seconds until all of many webhooks at once are answered, `refs` of them for each commit."""
+    """Return the seconds until all of many concurrent webhooks are answered, with `refs` webhooks for each commit."""
     make = side.pushes()
 
     def one(number: int) -> None:
@@ -337,7 +337,7 @@ def _storm(side: Side, refs: int, commits: int) -> float:
 
 
 def compared(revision: str) -> None:
-    """This code and another revision's, in turns on one cluster: builds from webhook to Job, bursts and storms."""
+    """Compare this code with another revision in alternation on one cluster: from webhook to Job, bursts, storms."""
     with site() as (cluster, api, folder), _tree(revision) as tree:
         sides = [partial(Side, "new", ROOT, cluster, api, folder), partial(Side, "old", tree, cluster, api, folder)]
         jobs = Jobs(api)
@@ -399,7 +399,7 @@ def _print(figures: Figures, revision: str) -> None:
 
 
 class _Bare(Cluster):
-    """One node, and no image of Kiln: nothing of it runs there."""
+    """A cluster with one node and without Kiln's image, since no part of Kiln runs in it."""
 
     def __enter__(self) -> Self:
         there = self.name in run("kind", "get", "clusters").split()
@@ -432,7 +432,7 @@ def site() -> Iterator[tuple[Cluster, Api, Path]]:
 
 
 def _has_account(api: Api) -> bool:
-    """Without it no pod can be made."""
+    """Report whether the namespace has its default service account, without which no pod can be created."""
     try:
         return bool(api.get(f"/api/v1/namespaces/{api.namespace}/serviceaccounts/default"))
     except Absent:
@@ -441,7 +441,7 @@ def _has_account(api: Api) -> bool:
 
 @contextmanager
 def _tree(revision: str) -> Iterator[Path]:
-    """The files of a revision of this repository."""
+    """Extract a revision of this repository into a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="kiln-revision-") as folder:
         archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, capture_output=True).stdout
         subprocess.run(["tar", "-x", "-C", folder], input=archive, check=True)
@@ -449,7 +449,7 @@ def _tree(revision: str) -> Iterator[Path]:
 
 
 def _lie(api: Api, side: Side) -> None:
-    """Leaves lying in the namespace what others, and time, leave there."""
+    """Fill the namespace with the objects that other users and time leave in one."""
     pod = {"spec": {"schedulingGates": [{"name": "kiln.dev/bench"}], "containers": [{"name": "it", "image": "x"}]}}
     target = {"kind": "Pod", "namespace": api.namespace, "name": "somebody"}
 
@@ -476,7 +476,7 @@ def _lie(api: Api, side: Side) -> None:
 
 
 def ended_record(api: Api, side: Side) -> dict[str, Any]:
-    """A record that is history, made from any that there was."""
+    """Return a record of an ended build."""
     now = datetime.now(UTC)
     build = ended(joined(None, [ask(f"build-{secrets.token_hex(10)}")], uid=str, now=now, share=1), at=now)
     return manifest(build, Owner(name=side.release), None)

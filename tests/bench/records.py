@@ -1,4 +1,4 @@
-"""10,000 stored builds: what they cost a list, a plan and the start of a controller."""
+"""Measure what 10,000 stored builds cost a list, a plan and the start of a controller."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.parts.registry import free_port
 
 MANY, FEW = 10_000, 10
 OPEN = 1_000
-"""As many as may wait (`KILN_MAX_QUEUED`)."""
+"""As many builds as may wait (`KILN_MAX_QUEUED`)."""
 
 
 def stored() -> None:
-    """With 10,000 builds that have ended, against 10."""
+    """Compare 10,000 ended builds with 10."""
     few, many = _measured(FEW), _measured(MANY)
     for what, seconds in many.items():
         beside(what, seconds, few[what], "ms", f"with {FEW} stored", 1000)
 
 
 def _measured(number: int) -> dict[str, float]:
-    """Seconds, with so many builds that have ended."""
+    """Return the seconds of each operation with `number` ended builds."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         folder, ops = Path(name), free_port()
         kiln = Kiln(folder, KILN_OPS_PORT=str(ops))
@@ -55,7 +55,7 @@ def _measured(number: int) -> dict[str, float]:
 
 
 def plans() -> None:
-    """The plan, which sees open builds only."""
+    """Time the plan, which sees open builds only."""
     now = datetime.now(UTC)
     for number in (OPEN, MANY):
         builds = tuple(_build(index, now) for index in range(number))
@@ -95,7 +95,7 @@ def _build(number: int, now: datetime) -> Build:
 
 
 def _store(engine: LocalEngine, number: int) -> None:
-    """Builds that have ended and been told of."""
+    """Store ended builds whose events have been delivered."""
     now = datetime.now(UTC)
     for start in range(0, number, 1000):
         for build in engine.accept([_ask(index, now) for index in range(start, min(start + 1000, number))]):

@@ -1,4 +1,4 @@
-"""What is built once need not be built again: by a node that has nothing, and by one whose push has failed."""
+"""Measure the reuse of layers: on a node without any, and after a failed push."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ INSTALLED = {
     "ours.py": "answer = 42\n",
     "postBuild": "#!/bin/sh\nset -e\npip install --no-deps --no-build-isolation .\ndate +%N >made\n",
 }
-"""Whose environment is made after the repository was copied: with each commit anew, and only with each commit."""
+"""An environment that is installed after the repository is copied, so each commit, and only a commit, rebuilds it."""
 STEP = re.compile(r"^#\d+ \[\S*\s*\d+/\d+\] (?:RUN|COPY|WORKDIR) ", re.MULTILINE)
 CACHED = re.compile(r"^#\d+ CACHED$", re.MULTILINE)
 TURNS = 3
 ALLOWED = 5.0
-"""Seconds that a retry may take beside its push."""
+"""Seconds that a retry may take in addition to its push."""
 
 
 def on_other_nodes() -> None:
-    """One line of a notebook changed: on the node that built the last commit, and on one that has nothing."""
+    """Change one line of a notebook and build it on the node of the last commit and on a node without layers."""
     with (
         machine.daemon(),
         tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
@@ -67,14 +67,14 @@ def on_other_nodes() -> None:
 
 
 def _pulled(node: Dockerd, image: str) -> float:
-    """Seconds that the daemon takes to download and unpack an image: no build with its layers takes less."""
+    """Return the seconds in which the daemon downloads and unpacks an image: the least for a build with its layers."""
     began = time.perf_counter()
     subprocess.run(["docker", "--host", node.host, "pull", "--quiet", image], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def after_a_failed_push() -> None:
-    """A build whose push failed, and its retry: no step is done anew."""
+    """Retry a build whose push failed, and measure that no step runs again."""
     with (
         machine.daemon(),
         tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
@@ -96,14 +96,14 @@ def after_a_failed_push() -> None:
 
 
 def _mirror(registry: Registry) -> None:
-    """The base image, as nodes have it from Docker Hub."""
+    """Copy the base image into the registry, from which nodes pull it as from Docker Hub."""
     here = f"{registry.host}/library/{BASE}"
     for command in (["tag", BASE, here], ["push", "--quiet", here], ["image", "rm", here]):
         subprocess.run(["docker", *command], check=True, stdout=subprocess.DEVNULL)
 
 
 class _Built:
-    """`seconds` are those from the builder's start to its end, with `pushed`; `ran` are the steps that it did."""
+    """An ended build with the number of steps that ran; `seconds` include the seconds of the push (`pushed`)."""
 
     def __init__(self, seconds: float, reference: str, pushed: float, ran: int) -> None:
         self.seconds, self.reference, self.pushed, self.ran = seconds, reference, pushed, ran
@@ -122,7 +122,7 @@ class _Bench:
         host.create(PATH)
 
     def node(self, name: str) -> Dockerd:
-        """A daemon that has nothing, and for which the registry is Docker Hub."""
+        """Start an empty daemon that uses the registry as its mirror of Docker Hub."""
         made = Dockerd(self.folder / name, mirror=f"http://{self.registry.host}")
         made.start()
         return made
@@ -134,7 +134,7 @@ class _Bench:
         return Request(repository=url.removesuffix(".git"), clone_url=url, commit=head, image=image)
 
     def build(self, node: Dockerd | None, request: Request, *images: str) -> _Built:
-        """On that node, or on this machine's daemon. Raises RuntimeError."""
+        """Build on `node`, or on this machine's daemon without one. Raises RuntimeError."""
         began = time.perf_counter()
         attempt = self.builder.start(request, cache_from=images, docker_host=node.host if node else None)
         result = attempt.wait(1800)

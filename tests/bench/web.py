@@ -1,4 +1,4 @@
-"""Web: from a webhook to its 202, from the start to the first answer, and the memory of each process."""
+"""Measure web: from a webhook to its 202, from the start to the first answer, and the memory of each process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FREE = {"KILN_MAX_QUEUED": "1000000", "KILN_MAX_QUEUED_PER_USER": "1000000", "KI
 
 
 def webhooks() -> None:
-    """8 senders on connections that stay open; every webhook is another push, so every one is a durable write."""
+    """Measure webhooks from 8 senders on open connections; every webhook is a new push, hence a durable write."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         folder, secret, port = Path(name), secrets.token_bytes(16).hex().encode(), free_port()
         (folder / "secrets/webhooks/github").mkdir(parents=True)
@@ -63,14 +63,14 @@ def webhooks() -> None:
 
 
 def _repeated(url: str, secret: bytes) -> None:
-    """The same delivery again and again: nothing is written."""
+    """Send one delivery repeatedly, which causes no further write."""
     headers, body = push(secret, 0, 1)
     again = load(partial(poster, url, "/webhooks/github", lambda _: (headers, body)))
     print(f"  the same one again: median {median(again) * 1000:.2f} ms, p99 {percentile(again, 99) * 1000:.2f} ms")
 
 
 def watched() -> None:
-    """Webhooks while 300 follow the log of one build that runs and talks, against the same web without them."""
+    """Measure webhooks while 300 clients follow the log of a running build, against the same web without them."""
     settings = {**FREE, "KILN_MAX_VIEWERS": str(VIEWERS), "KILN_BUILDS_PER_NODE": "1"}
     with (
         machine.daemon(),
@@ -99,7 +99,7 @@ def followers(installation: Installation, build: str) -> Viewers:
 
 
 def followed(installation: Installation, build: str, left: Callable[[], bool]) -> None:
-    """What webhooks take while many follow a build, in turns with what they take when all of these have `left`."""
+    """Time webhooks while many viewers follow a build, in alternation with webhooks after all viewers have `left`."""
     looked: list[float] = []
     alone: list[float] = []
     for turn in range(0, 8, 2):
@@ -119,13 +119,13 @@ def _pushed(installation: Installation, turn: int) -> list[float]:
 
 
 def starts() -> None:
-    """From the start of the process to the first answer on its port; for Kiln to `/readyz` too."""
+    """Measure from the start of a process to the first answer on its port, and for Kiln also to `/readyz`."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         ours: list[float] = []
         ready: list[float] = []
         control: list[float] = []
         bare: list[float] = []
-        for turn in range(STARTS + 1):  # the first one warms the caches
+        for turn in range(STARTS + 1):  # the first turn warms the caches
             listening = until_answered(empty.command(port := free_port()), {}, {"/": port})
             port, ops = free_port(), free_port()
             kiln = Kiln(Path(name) / str(turn), PORT=str(port), KILN_OPS_PORT=str(ops))
@@ -143,17 +143,17 @@ def starts() -> None:
 
 
 def cold() -> None:
-    """From the start of web's process to the 202 for the event that it was started for, as at a scale from zero."""
+    """Measure from the start of web to its 202 for the event that caused the start, as at a scale from zero."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         ours, bare = from_zero(Path(name), {"KILN_AUTH": "none"})
         beside("web: start to first 202", ours, bare, "s", "empty Flask app")
 
 
 def from_zero(folder: Path, settings: Mapping[str, str]) -> tuple[float, float]:
-    """Seconds from the start to the first 202, of web with these settings and of an empty Flask app: medians."""
+    """Return the median seconds from the start to the first 202, of web and of an empty Flask app."""
     ours: list[float] = []
     bare: list[float] = []
-    for turn in range(STARTS + 1):  # the first one warms the caches
+    for turn in range(STARTS + 1):  # the first turn warms the caches
         bare.append(until_accepted(empty.command(port := free_port()), {}, port, "/"))
         ports = {"PORT": str(port := free_port()), "KILN_OPS_PORT": str(free_port())}
         kiln = Kiln(folder / f"from-zero-{turn}", **ports, **settings)
@@ -162,19 +162,19 @@ def from_zero(folder: Path, settings: Mapping[str, str]) -> tuple[float, float]:
 
 
 def memory() -> None:
-    """Of idle processes that have answered once. PSS counts what is shared in parts."""
+    """Measure idle processes that have answered once. PSS divides shared memory among the processes that share it."""
     with tempfile.TemporaryDirectory(prefix="kiln-bench-") as name:
         port = free_port()
         with process(empty.command(port), {}) as bare, Kiln(Path(name)) as kiln:
             answered(port)
             for what in ("web", "controller"):
                 started = kiln.start(what)
-                time.sleep(2)  # what it does at its start is done
+                time.sleep(2)  # its work at the start is done
                 beside(what, megabytes(started.popen.pid), megabytes(bare.pid), "MB", "empty Flask app")
 
 
 def command(name: str) -> list[str]:
-    """`kiln web` or `kiln controller`."""
+    """Return the command of `kiln web` or `kiln controller`."""
     return [sys.executable, "-m", "kiln", name]
 
 
@@ -182,9 +182,9 @@ Request = tuple[dict[str, str], bytes]
 
 
 def push(secret: bytes, turn: int, number: int) -> Request:
-    """A small push of a commit of its own."""
+    """Return a small push of a unique commit."""
     number += turn * 10**6
-    commit = f"{number + 1:040x}"  # none is all zeros, which would be a deletion
+    commit = f"{number + 1:040x}"  # no commit is all zeros, which would mean a deletion
     page = "https://github.com/example/course"
     said = {
         "ref": "refs/heads/main",
@@ -202,11 +202,11 @@ def push(secret: bytes, turn: int, number: int) -> Request:
 
 
 Send = Callable[[int], None]
-"""Sends the request of that number; raises where it is not answered as it is to be."""
+"""Sends the request of that number; raises an error at any unexpected answer."""
 
 
 def load(sender: Callable[[], Send], *, senders: int = SENDERS, each: int = EACH) -> list[float]:
-    """Seconds of each of `senders * each` requests. Each sender is made by `sender`, in a thread of its own."""
+    """Return the seconds of each of `senders * each` requests. Each thread creates its own sender with `sender`."""
 
     def run(first: int) -> list[float]:
         send, seconds = sender(), []
@@ -221,13 +221,13 @@ def load(sender: Callable[[], Send], *, senders: int = SENDERS, each: int = EACH
 
 
 def in_turns(senders: int, *each: Callable[[], Send]) -> Iterator[list[float]]:
-    """Seconds of the requests of each, in many short turns: the machine's speed changes from second to second."""
+    """Time each kind of sender in many short turns, because the machine's speed changes from second to second."""
     loads = [[load(sender, senders=senders, each=25) for sender in each] for _ in range(12)]
     return (list(chain.from_iterable(load)) for load in zip(*loads, strict=True))
 
 
 def poster(url: str, path: str, make: Callable[[int], Request]) -> Send:
-    """Posts on one connection that stays open, and takes no other answer than 202."""
+    """Post on one connection that stays open. The sender raises RuntimeError for any answer but 202."""
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
 
     def send(number: int) -> None:
@@ -243,7 +243,7 @@ def poster(url: str, path: str, make: Callable[[int], Request]) -> Send:
 
 @contextmanager
 def process(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A process, with this environment beside ours, but for what ours has for Kiln; ended by SIGTERM."""
+    """Run a process with `env` added to our environment, but without our `KILN_` variables. SIGTERM ends it."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("KILN_")}
     running = subprocess.Popen(
         command,
@@ -261,14 +261,14 @@ def process(command: list[str], env: Mapping[str, str]) -> Iterator[subprocess.P
 
 
 def until_answered(command: list[str], env: Mapping[str, str], paths: Mapping[str, int]) -> dict[str, float]:
-    """Seconds from the start until each path on its port is answered with 200."""
+    """Return the seconds from the start until each path on its port is answered with 200."""
     began = time.perf_counter()
     with process(command, env):
         return {path: answered(port, path) - began for path, port in paths.items()}
 
 
 def until_accepted(command: list[str], env: Mapping[str, str], port: int, path: str) -> float:
-    """Seconds from the start until an event that asks for a build is answered with 202, however long that takes."""
+    """Return the seconds from the start until an event that requests a build is answered with 202."""
     began = time.perf_counter()
     with process(command, env):
         while time.perf_counter() - began < 60:
@@ -282,7 +282,7 @@ def until_accepted(command: list[str], env: Mapping[str, str], port: int, path: 
 
 
 def asked(number: int) -> Request:
-    """A request for a build as an event, that needs no look-up."""
+    """Return an event that requests a build and needs no look-up of a ref."""
     names = {"specversion": "1.0", "id": str(number), "source": "/bench", "type": "dev.kiln.build.requested.v1"}
     headers = {f"ce-{name}": value for name, value in names.items()}
     data = {"repository": "https://github.com/example/course", "commit": "c" * 40}
@@ -290,7 +290,7 @@ def asked(number: int) -> Request:
 
 
 def answered(port: int, path: str = "/") -> float:
-    """When it was first answered with 200 (`time.perf_counter`)."""
+    """Return the time of the first answer with 200 (`time.perf_counter`)."""
     deadline = time.perf_counter() + 60
     while time.perf_counter() < deadline:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
