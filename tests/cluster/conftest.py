@@ -1,8 +1,9 @@
-"""One cluster for all tests of this tier; one registry, one Git host and one release for those of a process.
+"""One cluster for all tests of this tier; one registry, one Git host and one release per process.
 
-Making the cluster takes a minute and a half. `KILN_TEST_CLUSTER=<name>` says to use one of that name, which is made if
-it is not there, and stays: so `make test` has one for several workers, and you for one test again and again (`kind
-delete cluster --name <name>` ends it). A test that changes a node, or measures time, is marked `alone`.
+Creating the cluster takes a minute and a half. `KILN_TEST_CLUSTER=<name>` uses the cluster of that name, creates it if
+it is missing, and keeps it. `make test` thus shares one cluster among several workers, and a developer reuses one for a
+single test (`kind delete cluster --name <name>` deletes it). A test that changes a node, or measures time, is marked
+`alone`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from tests.parts.registry import Registry
 Configured = Callable[..., Configuration]
 
 SETTING_UP = {"cluster": 600, "release": 300}
-"""Seconds for the first test of a file that has them, as a test's time limit is for its fixtures, too: any file may be
-the first of its worker."""
+"""Time limits in seconds of the first test in each file that uses the fixture.
+
+A test's time limit includes its fixtures, and any file may be the first of its worker.
+"""
 
 
 @pytest.hookimpl(trylast=True)
@@ -31,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for first in {item.path: item for item in reversed(using)}.values():
             own = first.get_closest_marker("timeout")
             limit = max([seconds, *(own.args if own else ())])
-            first.add_marker(pytest.mark.timeout(limit), append=False)  # before the test's own
+            first.add_marker(pytest.mark.timeout(limit), append=False)  # takes precedence over the test's own
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +48,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def configured(cluster: Cluster) -> Configured:
-    """Makes a configuration, for the API server itself or what stands before it (its port, on loopback)."""
+    """Return a factory of configurations for the API server, or for a proxy before it on a `port` of loopback."""
 
     def make(port: int | None = None) -> Configuration:
         configuration = cluster.configuration()
@@ -70,9 +73,9 @@ def host(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator
 
 @pytest.fixture(scope="session")
 def release(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
-    """For all tests that need none of their own: release and Service are both called `kiln`.
+    """The release for all tests without their own; release and Service are both called `kiln`.
 
-    For its daemons the registry is Docker Hub, too.
+    The daemons also use the registry as their mirror of Docker Hub.
     """
     values = {"dockerd": {"extraArgs": [f"--registry-mirror=http://{registry.host}"]}}
     with Release(cluster, registry=registry, host=host, values=values, max_viewers=300) as release:

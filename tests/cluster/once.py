@@ -1,4 +1,4 @@
-"""What must hold of a build whatever has died, or was cut off, while it was under way."""
+"""The invariants of a build during which processes crash or connections break."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from tests.parts.cluster import Release, most_at_once
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 TAKEOVER = 15.0
-"""Seconds in which another controller leads after one has gone without a word."""
+"""Seconds within which another controller leads after a leader has crashed."""
 
 
 def once(release: Release, name: str, commit: str, seconds: float = 90.0) -> dict[str, Any]:
-    """Waits for the end of the build. It has given one image and one end, the same at every sink; and no attempt of it
-    was made while a pod of the one before could still do something."""
+    """Wait for the end of the build and check that it was built and announced exactly once.
+
+    It has one image and one end, the same at every sink. No attempt began while a pod of the previous one could still
+    act.
+    """
     build = release.ended(name, seconds)
     assert build["state"] == "succeeded", (build, release.log(name))
     assert build["image"]["digest"] == release.digest(build["image"]["repository"], commit)
@@ -30,5 +33,5 @@ def once(release: Release, name: str, commit: str, seconds: float = 90.0) -> dic
 
 
 def word(kind: str) -> str:
-    """The word of an event type, `dev.kiln.build.<word>.v1`."""
+    """Return the word of an event type, `dev.kiln.build.<word>.v1`."""
     return kind.split(".")[3]

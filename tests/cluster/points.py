@@ -1,4 +1,4 @@
-"""The points at which a process of a release dies, switched by files that all of its pods see."""
+"""The fault points of a release, armed by files that all of its pods see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOUNTED = "/faults"
 
 
 class Points:
-    """The points at which a process dies, as a folder on a worker."""
+    """The fault points of a release, as files in a folder on a worker."""
 
     def __init__(self, node: str) -> None:
         self.node, self.folder = node, f"/var/lib/kiln-faults-{secrets.token_hex(4)}"
@@ -28,12 +28,12 @@ class Points:
 
     @property
     def armed(self) -> list[str]:
-        """Those that nobody has reached yet."""
+        """The points that no process has reached yet."""
         return self._run(f"ls {self.folder}").split()
 
     @property
     def values(self) -> dict[str, dict[str, object]]:
-        """The chart's, with which all of a release is on the worker and dies there."""
+        """The chart's values that place the whole release on the worker and make it crash at armed points."""
         here = {"nodeSelector": {"kubernetes.io/hostname": self.node}}
         dies = {
             "extraEnv": [{"name": "KILN_FAULT", "value": MOUNTED}],

@@ -1,4 +1,4 @@
-"""What these tests need: helm, and nothing else."""
+"""Fixtures of the chart's tests, which need helm and nothing else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def helm() -> None:
 
 @pytest.fixture
 def parent(tmp_path: Path) -> Path:
-    """A chart that has this one as a dependency."""
+    """Create a chart with this chart as a dependency."""
     (tmp_path / "charts").mkdir()
     (tmp_path / "charts" / "kiln").symlink_to(CHART)
     about = {"apiVersion": "v2", "name": "hub", "version": "1.0.0", "dependencies": [{"name": "kiln", "version": "*"}]}

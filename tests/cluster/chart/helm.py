@@ -1,4 +1,4 @@
-"""The chart as helm renders it, as plain objects. `helm template` needs no cluster."""
+"""Render the chart as plain objects with `helm template`, which needs no cluster."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Object = dict[str, Any]
 
 
 class Refused(Exception):
-    """Helm did not render; the message is what it says."""
+    """Helm failed to render; the message is its standard error."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """What would be installed."""
+    """The objects that helm would install."""
 
     text: str
     objects: tuple[Object, ...]
 
     def of(self, kind: str, **labels: str) -> list[Object]:
-        """All of a kind, or those of a component: `component="web"`."""
+        """Return the objects of a kind, optionally by label, such as `component="web"`."""
         wanted = {f"app.kubernetes.io/{name}": value for name, value in labels.items()}
         return [one for one in self.objects if one["kind"] == kind and wanted.items() <= _labels(one).items()]
 
@@ -41,17 +41,17 @@ class Release:
 
     @property
     def build_pod(self) -> Object:
-        """The PodTemplateSpec that the controller makes builds' pods of."""
+        """The PodTemplateSpec from which the controller creates build pods."""
         template: Object = yaml.safe_load(self.files["build-pod.yaml"])
         return template
 
     @property
     def files(self) -> dict[str, str]:
-        """All files in ConfigMaps, by name."""
+        """The content of all files in ConfigMaps, by file name."""
         return {name: text for one in self.of("ConfigMap") for name, text in one.get("data", {}).items()}
 
     def pods(self) -> Iterator[tuple[str, Object]]:
-        """The component and the PodSpec of every pod that there will be."""
+        """Yield the component and the PodSpec of every pod that the release runs."""
         for one in self.objects:
             if one["kind"] in ("Deployment", "DaemonSet") or is_of_knative(one, "Service"):
                 template = one["spec"]["template"]
@@ -69,7 +69,7 @@ def render(
     namespace: str = "kiln",
     chart: Path = CHART,
 ) -> Release:
-    """Raises Refused."""
+    """Render the chart. Raises Refused."""
     text = values.read_text() if isinstance(values, Path) else yaml.safe_dump(dict(values))
     rendered = _template(text, release, namespace, chart)
     return Release(rendered, tuple(one for one in yaml.safe_load_all(rendered) if one))
@@ -85,7 +85,7 @@ def _template(values: str, release: str, namespace: str, chart: Path) -> str:
 
 
 def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Values over values, as helm lays them."""
+    """Merge values with later ones taking precedence, as helm does."""
     whole: dict[str, Any] = {}
     for part in parts:
         for name, value in part.items():
@@ -99,12 +99,12 @@ def is_of_knative(one: Object, kind: str) -> bool:
 
 
 def environment(container: Object) -> dict[str, str]:
-    """The plain values in a container's environment."""
+    """Return the environment variables with plain values."""
     return {one["name"]: one["value"] for one in container.get("env", []) if "value" in one}
 
 
 def mounts(pod: Object) -> dict[str, Object]:
-    """The volume at each path of a pod's containers."""
+    """Return the volume at each mount path of a pod's containers."""
     volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
     return {mount["mountPath"]: volumes[mount["name"]] for mount in _mounts(pod["containers"])}
 

@@ -1,4 +1,4 @@
-"""The daemon's files: its configuration in the words of its version, and scripts that each shell there reads."""
+"""The daemon's files: configuration in the format of the daemon's version, and scripts that every shell can parse."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def test_each_shell_reads_the_scripts(shell: str, script: Path) -> None:
     subprocess.run([program, *options, "-n", str(script)], check=True)
 
 
-# That they are what the chart has put there. --------------------------------------------------------------------------
+# Files unchanged since installation. ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def started(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
-    """Runs the daemon's command on the files in `tmp_path / "files"`, with a script that only says a word."""
+    """Return a function that runs the daemon's command on `tmp_path / "files"`, with a stub `dockerd`."""
     release = render()
     [daemons] = release.of("DaemonSet")
     files = {**release.files, "dockerd": "echo started with $*\n"}

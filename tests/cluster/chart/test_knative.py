@@ -1,4 +1,4 @@
-"""Kiln as a part of Knative: what is rendered of it, and that nothing is where nobody asked for it."""
+"""Kiln as a part of Knative: the objects that the chart renders, and none unless Knative is enabled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parts.published import published
 SERVING: dict[str, Any] = {"enabled": True, "serving": {"enabled": True}}
 TRIGGER = {"name": "courses", "broker": "default"}
 TAKEN_BY_SERVING = {8008, 8012, 8013, 8022, 8112, 9090, 9091}
-"""Ports of its own container beside ours."""
+"""Ports that Serving's queue-proxy container uses in the same pod."""
 RESERVED = {"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"}
 
 
@@ -127,11 +127,11 @@ def test_a_port_that_a_reference_cannot_say_is_in_the_address() -> None:
     assert trigger(release)["subscriber"] == {"uri": "http://kiln.kiln.svc:8080/events"}
 
 
-# Who may post. -------------------------------------------------------------------------------------------------------
+# Callers. ------------------------------------------------------------------------------------------------------------
 
 
 def peers(release: Release, port: object) -> list[str]:
-    """Namespaces (or `test`, for the chart's own pod) from which web's port is reached; empty: everybody."""
+    """Return the namespaces (or `test`, the chart's own pod) that may reach web's port. An empty list means all."""
     rules = release.the("NetworkPolicy", "kiln-web")["spec"]["ingress"]
     [rule] = [rule for rule in rules if {"port": port} in rule["ports"]]
     labels = [next(iter(one.values()))["matchLabels"] for one in rule.get("from", [])]
@@ -249,7 +249,10 @@ def test_it_is_reached_from_outside_where_that_is_said() -> None:
 
 
 def test_it_has_what_serving_takes_and_nothing_else() -> None:
-    """By `PodSpecMask` and `ContainerMask` in knative/serving, pkg/apis/serving/fieldmask.go, without feature flags."""
+    """Serving rejects fields outside `PodSpecMask` and `ContainerMask`, without feature flags.
+
+    Source: knative/serving, pkg/apis/serving/fieldmask.go.
+    """
     spec = service(with_knative(SERVING))["spec"]["template"]["spec"]
     assert {*spec} <= {
         "serviceAccountName", "containers", "volumes", "imagePullSecrets", "enableServiceLinks", "containerConcurrency",
@@ -343,11 +346,11 @@ def test_a_long_name_stays_within_what_serving_takes() -> None:
 # Knative's own definitions. ------------------------------------------------------------------------------------------
 
 BESIDE = {"spec.delivery.timeout", "spec.delivery.retryAfterMax"}
-"""Fields of a Trigger that its definition leaves out: https://knative.dev/docs/eventing/event-delivery/."""
+"""Fields of a Trigger that its definition omits: https://knative.dev/docs/eventing/event-delivery/."""
 
 
 def definitions() -> Iterator[tuple[str, Object]]:
-    """The kind and the schema of each that is published."""
+    """Yield the kind and the schema of each published definition."""
     for path in sorted(published("knative").iterdir()):
         definition = yaml.safe_load(path.read_text())["spec"]
         [version] = [one for one in definition["versions"] if one["name"] == "v1"] or definition["versions"][:1]
@@ -358,7 +361,7 @@ def definitions() -> Iterator[tuple[str, Object]]:
 
 
 def unknown(value: Any, schema: Object, place: str) -> Iterator[str]:
-    """Fields that a definition does not have. One without fields of its own leaves all to others."""
+    """Yield the fields that a schema does not have. A schema without properties accepts every field."""
     if isinstance(value, list):
         for each in value:
             yield from unknown(each, schema.get("items", {}), place)
@@ -373,7 +376,7 @@ def unknown(value: Any, schema: Object, place: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("example", ["knative", "serving"])
 def test_no_object_has_a_field_that_its_definition_has_not(example: str) -> None:
-    """Its API server would take it for a Trigger, in silence."""
+    """The API server would silently accept an unknown field of a Trigger, so only this test finds a misspelt one."""
     schemas = dict(definitions())
     for one in of_knative(render(VALUES[example])):
         schema = schemas[f"{one['apiVersion']} {one['kind']}"]["properties"]["spec"]
@@ -393,7 +396,7 @@ def test_it_works_as_a_part_of_another_chart(parent: Path) -> None:
     assert render(off, chart=parent).objects == ()
 
 
-# A cluster without it. -----------------------------------------------------------------------------------------------
+# A cluster without Knative. ------------------------------------------------------------------------------------------
 
 KINDS = ["eventing.knative.dev/v1/Trigger", "sources.knative.dev/v1/SinkBinding", "serving.knative.dev/v1/Service"]
 

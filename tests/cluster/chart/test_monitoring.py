@@ -1,4 +1,4 @@
-"""Alerts and dashboard, held against Prometheus' own tool and against the metrics that there are."""
+"""Check alerts and dashboard with Prometheus' own tool and against the existing metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ALERTS = [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule
 
 
 def promtool(*arguments: str, stdin: bytes = b"") -> str:
-    """What it says. Fails where it is not content."""
+    """Run promtool and return its output. Fails unless promtool succeeds."""
     program = machine.program("promtool", package="prometheus")
     done = subprocess.run([str(program), *arguments], input=stdin, capture_output=True, check=False, timeout=60)
     said = (done.stdout + done.stderr).decode()
@@ -32,7 +32,7 @@ def promtool(*arguments: str, stdin: bytes = b"") -> str:
 
 
 def samples() -> set[str]:
-    """The names under which values of our metrics are found."""
+    """Return the sample names of Kiln's metrics."""
     for module in ("builds.metrics", "handlers.metrics"):
         importlib.import_module(module)
     return {
@@ -80,7 +80,7 @@ def test_alerts_and_dashboard_use_metrics_that_there_are_and_the_dashboard_shows
 
 
 def test_prometheus_understands_the_dashboard_s_queries(tmp_path: Path) -> None:
-    """Each as a recording rule, with its variable filled in."""
+    """Promtool checks each query as a recording rule with its variable filled in."""
     rules = [
         {"record": f"dashboard:{number}", "expr": query.replace("$namespace", "kiln")}
         for number, query in enumerate(queries())
@@ -91,7 +91,7 @@ def test_prometheus_understands_the_dashboard_s_queries(tmp_path: Path) -> None:
 
 
 def test_the_dashboard_has_what_grafana_asks_for() -> None:
-    """https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/"""
+    """Source: https://grafana.com/docs/grafana/latest/dashboards/build-dashboards/view-dashboard-json-model/"""
     assert {"title", "uid", "schemaVersion", "panels", "templating", "time"} <= {*DASHBOARD}
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -124,7 +124,7 @@ NORMAL = {
     'kiln_http_request_seconds_count{status="202"}': "0+60x120",
     'kiln_http_request_seconds_count{status="503"}': "0+1x120",
 }
-"""Samples of two hours, one a minute, of an installation that is well."""
+"""Two hours of samples, one per minute, of a healthy installation."""
 
 WRONG = {
     "KilnHasNoLeader": ("kiln_leader", ZERO),
@@ -150,7 +150,7 @@ def test_each_alert_fires_when_that_is_wrong_and_no_other_does(tmp_path: Path) -
 
 
 def _case(wrong: str, series: dict[str, str]) -> dict[str, Any]:
-    """That of all alerts this one alone fires at the end."""
+    """Return a case of `promtool test rules` in which only the alert `wrong` fires at the end."""
     given = []
     for name, values in series.items():
         metric, brace, labels = name.partition("{")

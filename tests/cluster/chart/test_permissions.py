@@ -1,4 +1,4 @@
-"""What the parts may do: to the API server, to the node, over the network, and which secrets they can read."""
+"""The parts' permissions at the API server, on the node and over the network, and the secrets that they can read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_nothing_is_of_the_whole_cluster(example: str) -> None:
 
 
 def granted(role: Object) -> set[tuple[str, str, str, str]]:
-    """(group, resource, verb, name or `*`) for all that a role allows."""
+    """Return (group, resource, verb, name or `*`) for all that a role allows."""
     return {
         (group, resource, verb, name)
         for rule in role["rules"]
@@ -75,7 +75,7 @@ def test_the_roles_are_these_and_no_others(example: str) -> None:
 
 @each_example
 def test_only_web_and_controller_have_a_token(example: str) -> None:
-    """A pod says so itself, but for one of Serving's, which may not."""
+    """Each pod declares this itself, except a pod of Serving, which must not."""
     release = render(VALUES[example])
     for component, pod in release.pods():
         name = pod.get("serviceAccountName")
@@ -101,7 +101,7 @@ def test_the_anchor_and_the_lease_are_there_and_named_to_both() -> None:
 
 
 def restricted(pod: Object, *, volumes: set[str] = frozenset()) -> list[str]:  # type: ignore[assignment]
-    """What the Pod Security profile `restricted` has against a pod, whose volumes may be of these further kinds."""
+    """Return the violations of the Pod Security profile `restricted`. `volumes` adds allowed kinds of volumes."""
     whole = pod.get("securityContext", {})
     allowed = {
         "configMap",
@@ -125,7 +125,7 @@ def restricted(pod: Object, *, volumes: set[str] = frozenset()) -> list[str]:  #
             "runAsNonRoot": both.get("runAsNonRoot") is True,
             "runAsUser": both.get("runAsUser") != 0,
             "seccompProfile": both.get("seccompProfile", {}).get("type") in ("RuntimeDefault", "Localhost"),
-            "readOnlyRootFilesystem": own.get("readOnlyRootFilesystem") is True,  # ours, not the profile's
+            "readOnlyRootFilesystem": own.get("readOnlyRootFilesystem") is True,  # Kiln's own rule, not the profile's
             "hostPort": not any("hostPort" in port for port in container.get("ports", [])),
         }
         found += [f"{container['name']}: {name}" for name, good in checks.items() if not good]
@@ -224,7 +224,7 @@ def policies(release: Release) -> dict[str, Object]:
 
 
 def reaches(policy: Object, address: str, port: int) -> bool:
-    """Whether a policy lets something out to an address outside of the cluster's own pods."""
+    """Report whether a policy admits traffic to an address outside of the cluster's pods."""
     ip = ipaddress.ip_address(address)
 
     def within(cidr: str) -> bool:
@@ -277,7 +277,7 @@ def test_builds_reach_the_internet(component: str, address: str) -> None:
 
 
 def edges(networks: Iterable[str]) -> Iterator[str]:
-    """The first and the last address of each network, and those beside them."""
+    """Yield the first and the last address of each network and their outer neighbours."""
     for network in map(ipaddress.ip_network, networks):
         first, last = int(network.network_address), int(network.broadcast_address)
         most = 2**network.max_prefixlen - 1
@@ -286,7 +286,7 @@ def edges(networks: Iterable[str]) -> Iterator[str]:
 
 
 def test_what_a_policy_lets_out_is_what_the_builder_counts_as_public() -> None:
-    """Here the network says it, there `is_public`: no address is refused by one alone."""
+    """The network policy and `is_public` must agree, so that neither refuses an address alone."""
     policy = policies(render())["build"]
     blocks = [to["ipBlock"] for to in policy["egress"][1]["to"]]
     ranges = [cidr for block in blocks for cidr in [block["cidr"], *block["except"]]]
@@ -304,7 +304,7 @@ def test_builds_reach_dns_and_what_is_allowed_and_nobody_reaches_them(component:
     assert policy["ingress"] == []
     dns, internet, allowed = policy["egress"]
     assert {(one["protocol"], one["port"]) for one in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
-    assert reaches(policy, "169.254.20.10", 53)  # a node's own cache
+    assert reaches(policy, "169.254.20.10", 53)  # NodeLocal DNSCache
     assert len(internet["to"]) == 2
     assert allowed["to"] == [{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "registry"}}}]
 
@@ -333,7 +333,7 @@ FOLDERS = {
     "controller": [f"/etc/kiln/secrets/{folder}" for folder in ("git-credentials", "headers", "statuses")],
     "build": ["/etc/kiln/git-credentials"],
 }
-"""Each part reads what it needs and no more. Web looks up refs of private repositories for those who may use them."""
+"""Each part reads what it needs and no more. Web resolves refs of private repositories for their authorized users."""
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_the_registry_s_credentials_are_one_file_for_all_who_need_them(example: 
             secret = mounts(pod)["/etc/kiln/registry"]["secret"]
             assert secret["secretName"] == name
             assert secret["items"] == [{"key": key, "path": "config.json"}]
-            assert not secret.get("optional")  # without it, nothing could be pushed: the pod waits and says so
+            assert not secret.get("optional")  # without the Secret no push succeeds, so the pod waits and reports it
 
 
 def test_web_can_have_credentials_that_only_pull() -> None:
@@ -405,7 +405,7 @@ def test_web_can_have_credentials_that_only_pull() -> None:
 
 @pytest.mark.parametrize("example", ["everything", "minimal"])
 def test_private_images_have_a_credential_of_their_own_or_none(example: str) -> None:
-    """Which builds have it is for the controller to say, so it is in the template."""
+    """The controller decides which builds have this credential, so the volume is in the pod template."""
     release = render(VALUES[example])
     there = example == "everything"
     for component, pod in release.pods():

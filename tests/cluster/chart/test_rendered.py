@@ -1,6 +1,6 @@
-"""The rendered chart, whole: as it was last looked at, valid for the API server, and without anything by chance.
+"""The whole rendered chart: equal to the golden files, valid for the API server, and deterministic.
 
-`make chart` renews the golden files; what changed in them is then read in the diff.
+`make chart` renews the golden files; review their diff.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.cluster.chart.helm import CHART, LEAST, ROOT, VALUES, Object, Release
 
 GOLDEN = Path(__file__).parent / "golden"
 EXTENSIONS = re.compile(r"monitoring\.coreos\.com|gateway\.networking\.k8s\.io|.*\.knative\.dev")
-"""Groups that are not Kubernetes' own: there is no schema of them here."""
+"""API groups outside of Kubernetes, for which no schema is available here."""
 
 each_example = pytest.mark.parametrize("example", VALUES)
 
@@ -75,7 +75,7 @@ def test_its_version_is_the_project_s() -> None:
 
 
 def config_maps(release: Release) -> dict[str, Object]:
-    """All but the anchor, by the word in their names."""
+    """Return all ConfigMaps but the anchor, by the distinguishing word of their names."""
     found = (one for one in release.of("ConfigMap") if "data" in one)
     return {one["metadata"]["name"].removeprefix("kiln-").rpartition("-")[0]: one for one in found}
 
@@ -94,7 +94,7 @@ def test_every_config_map_but_the_anchor_is_immutable_and_named_by_its_content(e
     mounted = {
         volume["configMap"]["name"] for _, pod in release.pods() for volume in pod["volumes"] if "configMap" in volume
     }
-    ours = {one["metadata"]["name"] for word, one in maps.items() if word != "dashboard"}  # which Grafana reads
+    ours = {one["metadata"]["name"] for word, one in maps.items() if word != "dashboard"}  # Grafana reads the dashboard
     assert ours == mounted - {"ca"}
 
 
@@ -171,7 +171,7 @@ def test_two_releases_share_neither_a_name_nor_a_folder_on_a_node(one: dict[str,
         return {(it["kind"], it["metadata"]["namespace"], it["metadata"]["name"]) for it in release.objects}
 
     assert not names(first) & names(second)
-    assert len(host_paths(first)) == 4  # three of the daemon, and its certificates, which are the node's
+    assert len(host_paths(first)) == 4  # three of the daemon, and its certificates, which belong to the node
     assert host_paths(first) & host_paths(second) == {"/etc/docker/certs.d"}
     shared = [path for path in host_paths(first) if any(path.startswith(f"{it}/") for it in host_paths(second))]
     assert shared == []

@@ -1,4 +1,4 @@
-"""The values: what is refused and in which words, the settings, and that the table in the README is as it is."""
+"""The values: refusals and their messages, the settings, and an up-to-date table in the README."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ OURS = {
     "KILN_BUILDER_IMAGE", "KILN_HOST", "KILN_CONFIG", "KILN_CONFIG_SHA256", "KILN_SECRETS_DIR", "KILN_REGISTRY_CONFIG",
     "KILN_PRIVATE_REGISTRY_CONFIG", "KILN_DAEMON", "KILN_DOCKER_HOST", "KILN_SIGNING_KEY",
 }  # fmt: skip
-"""What the chart sets itself."""
+"""Settings that the chart itself sets."""
 ELSEWHERE = {"PORT", "KILN_OPS_PORT", "KILN_STATE_DIR", "KILN_FAULT", "K_SINK", "K_CE_OVERRIDES", "K_CA_CERTS"}
-"""What a pod has no use for, a test sets by `extraEnv`, or a SinkBinding injects."""
+"""Settings that a pod does not use, that a test sets by `extraEnv`, or that a SinkBinding injects."""
 OFFERED = [setting for setting in SETTINGS if setting.name not in OURS | ELSEWHERE]
 
 
@@ -38,7 +38,7 @@ def refusal(values: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-# What is refused. ----------------------------------------------------------------------------------------------------
+# Refused values. -----------------------------------------------------------------------------------------------------
 
 
 def test_who_may_come_in_has_to_be_said_and_the_choices_are_named() -> None:
@@ -202,7 +202,7 @@ def test_a_value_that_nobody_explained_is_an_error() -> None:
 
 def test_every_key_of_the_schema_has_a_default_and_so_a_row() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    # Empty maps with one comment for all their keys.
+    # Empty maps whose single comment covers all their keys.
     free = {"settings", "config", "webhooks", "dockerd.affinity", "knative.sink", "podman.mirrors"}
 
     def keys(schema: dict[str, Any], given: Any, path: str) -> list[str]:

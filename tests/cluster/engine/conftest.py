@@ -1,4 +1,4 @@
-"""The engine in a namespace of a real cluster, as a controller has it; nothing runs there but what it starts."""
+"""The engine in a namespace of a real cluster, as a controller uses it; only the engine's own Jobs run there."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Engines = Callable[..., KubernetesEngine]
 
 @pytest.fixture(scope="module")
 def api(configured: Configured) -> Iterator[Api]:
-    """In a namespace of the module's own."""
+    """A client for a namespace of this module's own."""
     api = Api(configured(), f"engine-{secrets.token_hex(3)}")
     api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": api.namespace}})
     yield api
@@ -30,7 +30,7 @@ def api(configured: Configured) -> Iterator[Api]:
 
 @pytest.fixture
 def engines(api: Api) -> Iterator[Engines]:
-    """Makes engines that lead, each of a release of its own, whose anchor takes all of it away at the end."""
+    """Return a factory of leading engines, each of its own release. Deleting the anchor removes all their objects."""
     with ExitStack() as ended:
 
         def make(**more: int) -> KubernetesEngine:

@@ -1,4 +1,4 @@
-"""What every engine promises of its records, put to the one whose records are ConfigMaps."""
+"""The contract of every engine's records, applied to records in ConfigMaps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.cluster.engine.conftest import Engines
 class TestContract(RecordsContract):
     @pytest.fixture
     def records(self, api: Api, engines: Engines) -> Iterator[KubernetesEngine]:
-        """The contract's names are short and always the same, so each test begins with none of them."""
+        """The contract's names are short and constant, so each test begins without records."""
         yield engines(max_queued=5, max_queued_per_user=2)
         for record in list(api.list("configmaps", labels="app.kubernetes.io/component=build", metadata_only=True)):
             api.delete("configmaps", record["metadata"]["name"])
@@ -27,7 +27,7 @@ class TestContract(RecordsContract):
 
 @pytest.fixture
 def asked(api: Api, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The methods of all requests to the API server from now on, in their order."""
+    """Record the methods of all later requests for ConfigMaps, in order."""
     methods: list[str] = []
     request = api.request
 

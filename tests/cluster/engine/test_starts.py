@@ -1,4 +1,4 @@
-"""Starts that are in a record, and the Jobs that they become."""
+"""Recorded starts, and the Jobs that result from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.parts.kiln import until
 
 
 def begun(engine: KubernetesEngine) -> Build:
-    """A build whose start is written, once the watch shows its record: a controller writes no other."""
+    """Write a start and wait until the watch shows the record, since a controller starts only watched records."""
     build = written(engine, f"b-{secrets.token_hex(4)}")
     until(lambda: build.name in engine._records.objects())
     return build
@@ -28,7 +28,10 @@ def phases(engine: KubernetesEngine) -> list[Phase]:
 
 
 def test_a_start_that_another_leader_wrote_is_seen_as_made_once_its_job_is(engines: Engines) -> None:
-    """Not as the look before saw it: that would start it again, until the watch shows the pod."""
+    """The engine must not report the state of the previous round; otherwise it would start the Job again.
+
+    The watch shows the pod only later.
+    """
     engine = engines()
     build = begun(engine)
     assert build.live is not None
@@ -73,7 +76,7 @@ def test_many_starts_of_another_leader_cost_no_search_each(
 
 
 def without_pod(build: Build, labels: dict[str, str]) -> dict[str, Any]:
-    """The Job of its attempt, of which the Job controller makes no pod."""
+    """Return the Job of the build's attempt, for which the Job controller creates no pod."""
     assert build.live is not None
     metadata = {
         "name": jobs.job_name(build.name, build.live.number),
@@ -84,13 +87,13 @@ def without_pod(build: Build, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def gated(name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """A pod that no scheduler places."""
+    """Return a pod that no scheduler places."""
     spec = {"schedulingGates": [{"name": "kiln.dev/test"}], "containers": [{"name": "builder", "image": "busybox"}]}
     return {"metadata": {"name": name, "labels": labels}, "spec": spec}
 
 
 def closed(build: Build) -> Build:
-    """With its live attempt ended, and a further one live."""
+    """Return the build with its live attempt ended and a further one live."""
     *before, last = build.status.attempts
     ended = replace(last, state=State.CANCELLED, finished_at=last.written_at)
     following = replace(last, number=last.number + 1)
@@ -98,7 +101,7 @@ def closed(build: Build) -> Build:
 
 
 def test_a_stopped_job_without_a_pod_keeps_its_slot_while_one_may_come(engines: Engines, api: Api) -> None:
-    """The Job controller may have read it before it was deleted, and make the pod afterwards."""
+    """The Job controller may have read the Job before its deletion, and create the pod afterwards."""
     engine = engines()
     build = begun(engine)
     assert build.live is not None
@@ -130,13 +133,13 @@ def test_a_pod_of_a_closed_attempt_has_its_slot_while_the_next_one_is_in_flight(
 
 
 def test_a_pod_that_came_and_ended_between_two_rounds_is_read_in_the_next(engines: Engines, api: Api) -> None:
-    """Not only once there is time to search all pods of the namespace."""
+    """The engine must not defer this until its next search of all pods in the namespace."""
     engine = engines()
     build = begun(engine)
     assert build.live is not None
     stored = api.read("configmaps", build.name)["metadata"]["labels"]
     api.create("jobs", without_pod(build, stored))
-    engine.start(build, build.live)  # finds that Job, and counts it as its own
+    engine.start(build, build.live)  # finds that Job and counts it as its own
     labels = {**stored, **jobs.labels(build, build.live)}
     name = f"{build.name}-1-abcde"
     api.create("pods", gated(name, labels))

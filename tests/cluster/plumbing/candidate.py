@@ -1,7 +1,7 @@
-"""A candidate in a process of its own, which can be paused and killed.
+"""A candidate for leadership in its own process, which a test can pause and kill.
 
-It takes a kubeconfig, a namespace and its identity, and says twenty times a second whether it leads, with the moment
-before it asked itself by the monotonic clock, which all processes of a machine share.
+It takes a kubeconfig, a namespace and its identity. Twenty times a second it prints whether it leads. Each line begins
+with the monotonic time before the question, since all processes of a machine share that clock.
 """
 
 from __future__ import annotations

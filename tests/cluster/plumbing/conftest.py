@@ -1,4 +1,4 @@
-"""A real API server, and for each test a namespace of its own in it."""
+"""A real API server, with a namespace for each test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _no_proxy() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def everywhere(configured: Configured) -> Iterator[Api]:
-    """For what is in no namespace of a test."""
+    """A client for objects outside of a test's namespace."""
     api = Api(configured(), "default")
     yield api
     api.close()
@@ -55,7 +55,7 @@ def front(configured: Configured) -> Iterator[Front]:
 
 @pytest.fixture
 def fronted(front: Front, namespace: str) -> Iterator[Api]:
-    """Through `front`."""
+    """A client through `front`."""
     api = Api(Configuration(host=front.url), namespace)
     yield api
     api.close()

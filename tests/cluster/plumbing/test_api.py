@@ -1,4 +1,4 @@
-"""The API client against a real API server, and with a bad network or something else before it."""
+"""The API client against a real API server, directly and through a faulty network or a proxy that alters responses."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_list_is_read_in_pages(api: Api) -> None:
 
 
 def test_a_list_that_has_become_too_old_goes_on(front: Front, fronted: Api) -> None:
-    """The 410 is ours, the token in it is what the API server itself would give, and it is asked to go on from it."""
+    """The test sends the 410 with the API server's own continue token, from which the list must go on."""
     for name in ("a", "b", "c"):
         fronted.create("configmaps", config_map(name, mine="yes"))
 
@@ -125,7 +125,7 @@ def test_refusals_are_told_apart(api: Api) -> None:
 
 
 class Account:
-    """A service account's folder in a pod, and a second account whose token can be put there."""
+    """A service account's folder in a pod, and a second account whose token can replace the first."""
 
     def __init__(self, everywhere: Api, namespace: str, folder: Path, authority: Path) -> None:
         self._everywhere = everywhere
@@ -205,7 +205,7 @@ def test_a_certificate_that_is_not_trusted_is_said(everywhere: Api) -> None:
 
 
 def test_silence_has_its_limit(proxy: Proxy, proxied: Api) -> None:
-    for ready in (True, False):  # on a connection there is, and on a new one
+    for ready in (True, False):  # first on an open connection, then on a new one
         if ready:
             list(proxied.list("configmaps"))
         else:
@@ -269,7 +269,7 @@ def test_many_threads_have_connections_of_their_own(api: Api, caplog: pytest.Log
 
 
 def test_a_log_is_followed_until_somebody_closes_it(configured: Configured) -> None:
-    """It is that of the cluster's etcd, which is there in every cluster that tests make."""
+    """The log is that of etcd, which runs in every cluster of the tests."""
     api = Api(configured(), "kube-system")
     (pod,) = names(api.list("pods", labels="component=etcd"))
     with api.stream(api.path("pods", pod, "log"), {"follow": "true", "tailLines": 2}) as stream:
@@ -277,7 +277,7 @@ def test_a_log_is_followed_until_somebody_closes_it(configured: Configured) -> N
         assert all(msgspec.json.decode(next(lines))["level"] for _ in range(2))
         threading.Timer(0.1, stream.close).start()
         began = time.monotonic()
-        for _ in lines:  # it may well say more
+        for _ in lines:  # etcd may print more lines
             pass
         assert time.monotonic() - began < 10, "etcd may say nothing for minutes"
 

@@ -1,4 +1,4 @@
-"""Leadership by a Lease of a real API server: one at a time, whatever happens to it, and the next one soon after."""
+"""Leadership by a Lease of a real API server: at most one leader under every fault, and a prompt successor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.parts.kiln import ROOT, until
 from tests.parts.proxy import Proxy
 
 pytestmark = pytest.mark.alone
-"""Who leads, and when no more, goes by the clock, here by fractions of a second: what runs beside would be measured."""
+"""Leadership depends on the clock, here by fractions of a second, so concurrent tests would distort the results."""
 
 DURATION, STOP_AFTER, RETRY = 4.0, 3.0, 0.5
 MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
@@ -39,7 +39,7 @@ def there(api: Api) -> None:
 
 @pytest.fixture
 def standing() -> Iterator[Standing]:
-    """Starts a candidate, and stops it after the test."""
+    """Return a factory that starts a candidate; the fixture stops it after the test."""
     with ExitStack() as stack:
 
         def stand(api: Api, identity: str, **options: Any) -> Lease:
@@ -52,7 +52,7 @@ def standing() -> Iterator[Standing]:
 
 
 class Witness:
-    """Looks all the time whether two lead at once."""
+    """Check continuously whether two candidates lead at the same time."""
 
     def __init__(self, *leases: Lease) -> None:
         self.most = 0
@@ -109,7 +109,7 @@ def test_of_many_candidates_one_leads(api: Api, standing: Standing) -> None:
     leases = [standing(api, f"candidate-{number}") for number in range(5)]
     until(lambda: any(lease.leading for lease in leases))
     with Witness(*leases) as witness:
-        time.sleep(DURATION + 1)  # the time is what is tested: nobody else takes it, though all look
+        time.sleep(DURATION + 1)  # this duration is the test: no candidate takes the Lease, though all of them try
     assert witness.most <= 1
     assert sorted(lease.term for lease in leases) == [0, 0, 0, 0, 1]
 
@@ -148,7 +148,7 @@ def test_a_leader_that_is_cut_off_stops_before_the_next_one_starts(
 
 
 def test_a_new_term_begins_when_leadership_had_lapsed(api: Api, proxy: Proxy, proxied: Api, standing: Standing) -> None:
-    """Nobody else took it, and yet it had stopped: what it knows may be old."""
+    """A lapse without another leader still begins a new term, because the leader's knowledge may be stale."""
     lease = standing(proxied, "a")
     until(lambda: lease.leading)
     before = spec(api)
@@ -173,7 +173,7 @@ def test_a_blip_is_none(proxy: Proxy, proxied: Api, standing: Standing) -> None:
 
 
 def test_a_renewal_whose_answer_is_lost_is_one(front: Front, fronted: Api, api: Api, standing: Standing) -> None:
-    """It was carried out: the next one meets a record that is newer than the one it knows, and its own."""
+    """The renewal took effect, so the next one meets a record that is newer than the known one, but its own."""
     lost: list[Asked] = []
 
     def lose_one(asked: Asked) -> Answer | None:
@@ -269,7 +269,7 @@ def test_a_role_that_is_missing_is_told(api: Api, front: Front, fronted: Api, st
 
 
 class Candidate:
-    """`told` are the moments, by the clock of all of us, and whether it led."""
+    """A candidate's process. `told` holds the times, by the shared clock, and whether it led at each."""
 
     def __init__(self, kubeconfig: str, namespace: str, identity: str) -> None:
         program = Path(__file__).with_name("candidate.py")
@@ -300,7 +300,7 @@ class Candidate:
 
 @pytest.fixture
 def candidates(cluster: Cluster, namespace: str) -> Iterator[tuple[Candidate, Candidate]]:
-    """The first one leads."""
+    """Two candidates, of which the first leads."""
     first = Candidate(str(cluster.kubeconfig), namespace, "first")
     until(lambda: first.leads)
     second = Candidate(str(cluster.kubeconfig), namespace, "second")
@@ -330,7 +330,7 @@ def test_a_leader_that_was_paused_knows_when_it_wakes(candidates: tuple[Candidat
 
 
 def test_a_renewal_counts_from_before_it_was_sent(front: Front, fronted: Api) -> None:
-    """The API server takes a second for each answer: by then that second of leadership is over."""
+    """Each answer takes a second, by which time that second of leadership has passed."""
 
     def slowly(asked: Asked) -> None:
         if asked.method == "PATCH":

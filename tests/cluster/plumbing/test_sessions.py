@@ -1,4 +1,4 @@
-"""Sessions that were signed out of, as several replicas of web keep them in one ConfigMap of a real API server."""
+"""Sessions that users ended, as several replicas of web keep them in one ConfigMap of a real API server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(60)
 
 @pytest.fixture
 def replicas(configured: Configured, namespace: str, api: Api) -> Iterator[list[KubernetesSessions]]:
-    """Four, each with a client of its own. The anchor is there."""
+    """Four replicas, each with its own client, and the anchor."""
     api.create("configmaps", config_map("kiln"))
     with ExitStack() as clients:
         made = [Api(configured(), namespace) for _ in range(4)]
@@ -48,7 +48,7 @@ def test_a_session_ends_on_every_replica(replicas: list[KubernetesSessions], api
 
 
 def test_none_is_forgotten_that_others_end_at_the_same_time(replicas: list[KubernetesSessions]) -> None:
-    """The first of them all makes the ConfigMap."""
+    """The first of the concurrent requests creates the ConfigMap."""
     names = [f"session-{number}" for number in range(16)]
     with ThreadPoolExecutor(len(names)) as pool:
         list(pool.map(lambda at: replicas[at % 4].end(names[at], soon()), range(len(names))))

@@ -1,4 +1,4 @@
-"""The watch against a real API server, with a bad network or something else before it."""
+"""The watch against a real API server, directly and through a faulty network or a proxy that alters responses."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from tests.parts.kiln import until
 from tests.parts.proxy import Proxy
 
 LASTS = 20.0
-"""Seconds; a watch that nobody interrupts lasts for minutes."""
+"""Seconds. An uninterrupted watch lasts for minutes."""
 EXPIRED = (
     b'{"type":"ERROR","object":{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",'
     b'"message":"The resourceVersion for the provided watch is too old.","reason":"Expired","code":410}}\n'
 )
-"""As etcd's compaction makes the API server say it."""
+"""The API server's event after a compaction of etcd."""
 
 Watching = Callable[..., Watch]
 
 
 @pytest.fixture
 def watching() -> Iterator[Watching]:
-    """Starts a watch of the namespace's config maps that are `mine`, and stops it after the test."""
+    """Return a factory that watches the namespace's ConfigMaps labelled `mine`; the fixture stops it after the test."""
     with ExitStack() as stack:
 
         def make(api: Api, **options: object) -> Watch:
@@ -49,7 +49,7 @@ def watching() -> Iterator[Watching]:
 
 @pytest.fixture
 def proxy(front: Front) -> Iterator[Proxy]:
-    """A network that can fail, before something that counts and can answer otherwise, before the API server."""
+    """A network that can fail, before a `front` that counts and alters responses, before the API server."""
     with Proxy(("127.0.0.1", front.port)) as proxy:
         yield proxy
 
@@ -177,7 +177,7 @@ def test_a_connection_that_stalls_is_noticed(proxy: Proxy, proxied: Api, api: Ap
 
 
 def test_what_is_too_old_is_listed_anew_with_what_vanished(front: Front, fronted: Api, watching: Watching) -> None:
-    """It has missed everything since its list: one deleted, one deleted and made again, one made."""
+    """The watch has missed every change since its list: one deletion, one replacement and one creation."""
 
     def out_of_step(asked: Asked) -> Answer | None:
         if not asked.watches:
@@ -211,7 +211,7 @@ def test_a_server_in_trouble_is_not_hammered(front: Front, fronted: Api, watchin
     began = front.requests[0].at
     until(lambda: time.monotonic() > began + 4)
     tries = sum(asked.watches for asked in front.requests)
-    assert 2 <= tries <= 16  # a GET that is reset is sent twice
+    assert 2 <= tries <= 16  # the client sends a GET twice after a reset
 
 
 def test_it_comes_back_when_it_was_told_to(front: Front, fronted: Api, watching: Watching) -> None:

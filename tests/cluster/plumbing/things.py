@@ -1,4 +1,4 @@
-"""Small objects to ask an API server about."""
+"""Small objects for requests to an API server."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ def config_map(name: str, /, **labels: str) -> dict[str, Any]:
 
 
 def lease(name: str) -> dict[str, Any]:
-    """As the chart makes it."""
+    """Return a Lease as the chart creates it."""
     return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}}
