@@ -1,5 +1,7 @@
-"""One bad object harms nothing else: records that cannot be read or written, threads that are blocked, builders that
-are killed; and the largest objects that can be asked for are stored.
+"""A single bad object harms no other.
+
+The objects are records that cannot be read or written, blocked threads and killed builders. The API server stores the
+largest objects that a request can cause.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from tests.parts.registry import Registry
 pytestmark = pytest.mark.timeout(240)
 
 IN_TIME = 30.0
-"""Seconds within which `/livez` is to fail."""
+"""Seconds within which `/livez` must fail."""
 ENDS = 20.0
-"""Seconds more until the process has ended, and its container is another one."""
+"""Further seconds within which the process exits and its container restarts."""
 STUCK = ROOT / "tests/parts/stuck/sitecustomize.py"
 ASK = """
 import sys, urllib.error, urllib.request
@@ -53,7 +55,7 @@ folder.mkdir(exist_ok=True)
 
 @pytest.fixture(scope="module")
 def installed(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
-    """Its controllers have threads that a test can block."""
+    """A release whose controllers have threads that a test can block."""
     environment = {"PYTHONPATH": "/stuck", "STUCK_THREADS": "/tmp/stuck"}
     controller = {
         "extraEnv": [{"name": name, "value": value} for name, value in environment.items()],
@@ -69,7 +71,7 @@ def installed(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[R
 
 
 def python(release: Release, pod: Object, code: str, *arguments: str) -> str:
-    """What a program prints in a controller's pod."""
+    """Return the output of a program in a controller's pod."""
     name, namespace = pod["metadata"]["name"], f"--namespace={release.namespace}"
     return release.cluster.kubectl(
         "exec", name, namespace, "--", "env", "-u", "PYTHONPATH", "python", "-c", code, *arguments
@@ -84,7 +86,7 @@ def leader_of(release: Release) -> Object:
 
 
 def restarts(release: Release, pod: Object) -> list[int]:
-    """The exit status of the container's last end, if it has been started again."""
+    """Return the exit status of the container's last run, if the container has restarted."""
     (now,) = [one for one in release.objects("pods", "controller") if one["metadata"]["uid"] == pod["metadata"]["uid"]]
     last = [one["lastState"].get("terminated") for one in now["status"]["containerStatuses"]]
     return [one["exitCode"] for one in last if one]
@@ -101,7 +103,7 @@ def test_a_thread_of_the_leader_that_is_blocked_makes_the_standby_lead(installed
     blocked = datetime.now(UTC)
     python(installed, leader, BLOCK, thread)
     commit = installed.commit(f"ada/{thread}", {"Dockerfile": SMALL})
-    name = installed.build(f"ada/{thread}", commit)  # a watch has something to see
+    name = installed.build(f"ada/{thread}", commit)  # gives the watch an event
     said: list[str] = []
 
     def fails() -> bool:
@@ -122,7 +124,7 @@ def test_a_thread_of_the_leader_that_is_blocked_makes_the_standby_lead(installed
 
 
 def test_records_that_cannot_be_read_or_written_harm_no_other(installed: Release) -> None:
-    """Under way they are made immutable, damaged, refused by a policy, and taken out of what the controller watches."""
+    """Running builds get records that are immutable, damaged, refused by a policy or hidden from the watch."""
     installed.recovered()
     cluster, namespace = installed.cluster, f"--namespace={installed.namespace}"
     running = {}
@@ -159,7 +161,7 @@ def test_records_that_cannot_be_read_or_written_harm_no_other(installed: Release
 
 
 def _policy(namespace: str, record: str) -> list[Object]:
-    """https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/"""
+    """Source: https://kubernetes.io/docs/reference/access-authn-authz/validating-admission-policy/"""
     group = "admissionregistration.k8s.io/v1"
     name = {"name": f"{namespace}-refuses"}
     where = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}

@@ -1,7 +1,7 @@
-"""Repositories without a Dockerfile: pods on a release's daemons build them by repo2docker's own means.
+"""Repositories without a Dockerfile: pods on a release's daemons build them with repo2docker's buildpacks.
 
-They are states of one repository, so that the first build warms the cache of the others. The tier `docker` has more of
-them (`tests/repositories`).
+The repositories are commits of one repository, so that the first build warms the cache of the others. The tier `docker`
+tests more of them (`tests/repositories`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from builds.builder.evidence import PYPI, PYPI_FILES
 from tests.parts.cluster import Release, offer
 from tests.parts.jupyter import check_image, hub_api
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # an environment is made from nothing, on a node's daemon
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a node's daemon builds an environment without any cache
 
 BASE = "buildpack-deps:24.04"
 SECONDS = 500.0
-"""For the first one."""
+"""Time limit of the first build."""
 CONDA = {
     "binder/environment.yml": "dependencies: [python-graphviz, pip, pip: [humanize==4.12.3]]\n",
     "binder/apt.txt": "tree\n",
@@ -44,8 +44,10 @@ def hub(release: Release) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def release_with_base(release: Release) -> Release:
-    """The base of repo2docker's images is in its registry, and its daemons reach what this machine has packages from:
-    where that is a mirror, its address may be none of the internet's."""
+    """A release whose registry has the base of repo2docker's images, and whose daemons reach the package servers.
+
+    A mirror of packages may have a private address, which the chart's network policy denies.
+    """
     offer(release.registry, BASE, f"library/{BASE}")
     hosts = ["deb.debian.org", *(address.split("/")[2] for address in (PYPI, PYPI_FILES))]
     found = {str(entry[4][0]) for host in hosts for entry in socket.getaddrinfo(host, 443, socket.AF_INET)}
@@ -82,7 +84,7 @@ def _build(release: Release, files: Mapping[str, str]) -> str:
 
 
 def _docker(release: Release, node: str) -> list[str]:
-    """The command for that node's daemon, which has the layers."""
+    """Return the Docker command for that node's daemon, which has the layers."""
     name = release.dockerd()[node]["metadata"]["name"]
     kubectl = ["kubectl", f"--kubeconfig={release.cluster.kubeconfig}", f"--namespace={release.namespace}"]
     return [*kubectl, "exec", name, "--container=dockerd", "--", "docker"]

@@ -1,4 +1,4 @@
-"""A build ends when somebody asks for that, or a newer push takes its place, however far it has come."""
+"""A cancel request or a newer push ends a build at every stage."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.timeout(180)
 
 @pytest.fixture(scope="module")
 def door(cluster: Cluster, registry: Registry) -> Iterator[Proxy]:
-    """Before the registry, so that a push can be made to last."""
+    """A proxy before the registry, which can slow a push down."""
     with Proxy((registry.address, registry.port), cluster.gateway) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="module")
 def narrow(cluster: Cluster, registry: Registry, host: GitHost, door: Proxy) -> Iterator[Release]:
-    """Each worker has one slot; a newer push ends what runs, too."""
+    """A release with one slot on each worker, in which a newer push also cancels a running build."""
     one = {"replicas": 1}
     with Release(
         cluster,
@@ -44,7 +44,7 @@ def narrow(cluster: Cluster, registry: Registry, host: GitHost, door: Proxy) -> 
 
 
 def ends(release: Release, name: str, reason: str = "requested", message: str = "Cancelled on request.") -> Any:
-    """It ends as cancelled: said once to every sink, and nothing of it goes on."""
+    """Check that the build ends as cancelled, that each sink receives one event, and that no pod continues."""
     build = release.ended(name)
     assert (build["state"], build["reason"], build["message"]) == ("cancelled", reason, message)
     assert build["waiting"] is None
@@ -70,7 +70,7 @@ def cancel(release: Release, name: str) -> Any:
 
 @contextmanager
 def busy(release: Release) -> Iterator[dict[str, str]]:
-    """All slots are taken by builds (with the seconds that their steps sleep), which are cancelled at the end."""
+    """Fill all slots with builds and cancel them at the end; the values are the seconds that their steps sleep."""
     running = {}
     for _ in release.cluster.workers:
         path = f"ada/{secrets.token_hex(4)}"
@@ -116,7 +116,7 @@ def no_container(release: Release) -> Iterator[str]:
 
 @pytest.mark.parametrize("kept", [no_pod, no_container])
 def test_pending(narrow: Release, kept: Any) -> None:
-    """There is nothing to lose: the Job goes, and the pod where there is one."""
+    """A pending build has no results to keep, so cancelling deletes the Job and any pod."""
     path = f"ada/{kept.__name__}"
     with kept(narrow) as why:
         name = narrow.build(path, narrow.commit(path, {"Dockerfile": SMALL}))
@@ -163,7 +163,7 @@ def test_a_running_build_of_an_older_push(narrow: Release) -> None:
 
 
 def pushed(release: Release, path: str, commit: str, **options: str) -> str:
-    """The build of a push that the Git host tells of."""
+    """Deliver a push webhook and return the name of its build."""
     answer = release.deliver(release.push(path, commit, **options))
     assert answer.status_code == 202, answer.text
     (build,) = answer.json()["builds"]

@@ -1,4 +1,4 @@
-"""What runs is in ConfigMaps, and web may patch ConfigMaps: a web in foreign hands must not change what runs."""
+"""ConfigMaps hold the code and settings that run, and web may patch them: a compromised web must not change these."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ pytestmark = pytest.mark.timeout(300)
 
 @dataclass
 class Installed:
-    """The chart in a namespace of its own, with nothing that runs until it is wanted."""
+    """The chart in its own namespace, with pods that no node accepts until a test lets one run."""
 
     cluster: Cluster
     namespace: str
 
     @property
     def web(self) -> str:
-        """To speak to the API server as one who has web's token."""
+        """The kubectl option that impersonates web's service account."""
         return f"--as=system:serviceaccount:{self.namespace}:kiln-web"
 
     def upgrade(self, **values: Any) -> None:
@@ -46,7 +46,7 @@ class Installed:
         )
 
     def config_maps(self) -> dict[str, Object]:
-        """The chart's by name, but for the anchor."""
+        """Return the chart's ConfigMaps by name, except the anchor."""
         found = self.cluster.get("configmaps", self.namespace, "app.kubernetes.io/managed-by=Helm")
         return {one["metadata"]["name"]: one for one in found if one["metadata"]["name"] != "kiln"}
 
@@ -54,7 +54,7 @@ class Installed:
         return self.cluster.kubectl(f"--namespace={self.namespace}", *arguments, stdin=stdin)
 
     def patch(self, name: str, patch: Object, *, how: str = "merge") -> str:
-        """What the API server says to web; empty where it does it."""
+        """Patch as web and return the API server's refusal, or an empty string after success."""
         try:
             self.kubectl("patch", "configmap", name, f"--type={how}", f"--patch={json.dumps(patch)}", self.web)
         except MachineError as error:
@@ -100,7 +100,12 @@ def test_web_changes_none_and_an_upgrade_changes_all(installed: Installed) -> No
 
 
 def test_one_that_web_has_had_replaced_is_not_used(installed: Installed) -> None:
-    """Web may delete nothing, but the garbage collector deletes what says that it is owned by what is not there."""
+    """The controller must not use a forged ConfigMap, which its digest reveals.
+
+    Web may not delete, but the garbage collector deletes an object whose owner does not exist. So web can have a
+    ConfigMap
+    deleted and create another of the same name.
+    """
     [(name, template)] = [
         (name, one) for name, one in installed.config_maps().items() if "build-pod.yaml" in one["data"]
     ]
@@ -117,7 +122,7 @@ def test_one_that_web_has_had_replaced_is_not_used(installed: Installed) -> None
     def said() -> str:
         try:
             return installed.kubectl("logs", f"--selector={selector}")
-        except MachineError:  # not started yet
+        except MachineError:  # the container has not started yet
             return ""
 
     until(lambda: "does not match KILN_POD_TEMPLATE_SHA256" in said(), 90)

@@ -1,7 +1,7 @@
-"""`kill -9` of web, controller and builder, at every point where it could leave something half done.
+"""Kill web, controller and builder at every point where a crash could leave incomplete state.
 
-All of this file's Kiln is on one worker: the points are switched by files in a folder there, which all of its pods see.
-So one installation does for all of them.
+The whole release runs on one worker, because files in a folder there arm the points and all of its pods mount that
+folder. So one installation serves all of these tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ pytestmark = pytest.mark.timeout(240)
 
 SLOTS = 2
 TWICE = (Fault.BUILDER_LOCKED, Fault.BUILDER_FETCHED)
-"""Where a builder leaves nothing behind: later its image is in the registry, with the attempt's label on it."""
+"""Points at which a crash loses all work of the attempt, so that a second one follows.
+
+After a later crash, the registry has the image with the attempt's label.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,10 @@ def installed(cluster: Cluster, registry: Registry, host: GitHost, points: Point
 
 @pytest.fixture
 def crashing(installed: Release) -> Release:
-    """One that leads and one that stands by. A container that has died comes back later each time: such a pod goes."""
+    """A release with a leader and a standby.
+
+    Kubernetes delays each restart of a crashed container more, so this fixture replaces such pods.
+    """
     restarted = [
         pod["metadata"]["name"]
         for pod in installed.objects("pods", "controller")
@@ -72,7 +78,7 @@ def test_killed_at_any_point_the_build_ends_once(crashing: Release, points: Poin
     assert point not in points.armed, f"{point} was never reached"
     died = point.startswith(("controller-", "engine-"))
     if died:
-        until(lambda: controllers_died(crashing))  # the node says so a moment later
+        until(lambda: controllers_died(crashing))  # the node reports the exit a moment later
     deaths = controllers_died(crashing)
     assert len(deaths) == (1 if died else 0)
     assert all(crashing.taken_over(death) <= TAKEOVER for death in deaths)
@@ -80,13 +86,13 @@ def test_killed_at_any_point_the_build_ends_once(crashing: Release, points: Poin
     for sink in crashing.sinks:
         events = [(word(event.type), event.id) for event in crashing.events(sink, name)]
         assert {kind for kind, _ in events} == {"queued", "started", "succeeded", *(["retrying"] * (point in TWICE))}
-        # At least once: again only what was under way when somebody died.
+        # Delivery is at least once: only events in progress at the crash may be sent twice.
         assert len(events) - len({*events}) <= (2 if died else 0), events
     assert crashing.most_at_once()[points.node] <= SLOTS
 
 
 def answered(release: Release, webhook: Webhook) -> requests.Response:
-    """As a host that delivers again what was not answered."""
+    """Deliver the webhook until it is answered, as a Git host repeats an unanswered delivery."""
     found: list[requests.Response] = []
 
     def asked() -> bool:
@@ -105,7 +111,7 @@ def left_the_watch(release: Release, name: str) -> None:
 
 
 def controllers_died(release: Release) -> list[datetime]:
-    """When a controller's container ended, for those that did."""
+    """Return the times at which controllers' containers exited."""
     states = [
         status["state"] if "terminated" in status["state"] else status["lastState"]
         for pod in release.objects("pods", "controller")
@@ -116,7 +122,7 @@ def controllers_died(release: Release) -> list[datetime]:
 
 @pytest.mark.parametrize("how", ["killed", "deleted"])
 def test_what_runs_and_what_waits_goes_on_without_the_leader(crashing: Release, points: Points, how: str) -> None:
-    """Builds that run are adopted, not repeated; one ends while nobody leads."""
+    """The next leader adopts running builds instead of repeating them, even if one ends while there is no leader."""
     commits = {
         f"ada/{how}-{number}": crashing.running(f"ada/{how}-{number}", 5 + 7 * number) for number in range(SLOTS)
     }

@@ -1,4 +1,4 @@
-"""Credentials that are refused, and credentials that are changed: taken up from their Secrets, without a restart."""
+"""Credentials that are refused or changed: Kiln reads changed Secrets without a restart."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(300)
 
 USER = "kiln"
 UPDATED = 150.0
-"""Seconds after which a kubelet has brought a changed Secret into its pods, even where nobody hurries it."""
+"""Seconds within which a kubelet updates a changed Secret in its pods, even without a hint."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def guarded_registry(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster,
 
 @pytest.fixture(scope="module")
 def guarded(cluster: Cluster, guarded_registry: Registry, host: GitHost, password: str) -> Iterator[Release]:
-    """All who come need a credential, and so does Kiln."""
+    """A release that requires credentials from its clients and uses some itself."""
     one, token = {"replicas": 1}, secrets.token_urlsafe(32)
     with Release(
         cluster,
@@ -59,7 +59,7 @@ def guarded(cluster: Cluster, guarded_registry: Registry, host: GitHost, passwor
 
 
 def restarts(release: Release) -> dict[str, int]:
-    """Of the pods of web and controller."""
+    """Return the restarts of web's and the controller's pods."""
     return {
         pod["metadata"]["name"]: sum(one["restartCount"] for one in pod["status"]["containerStatuses"])
         for component in ("web", "controller")
@@ -73,16 +73,18 @@ def change(release: Release, secret: str, **values: str) -> None:
 
 
 def hurry_kubelets(release: Release) -> None:
-    """They look at a pod's Secrets when the pod changes, and otherwise once a minute.
+    """Annotate all pods, because a kubelet reads a pod's Secrets when the pod changes, and otherwise once a minute.
 
-    https://kubernetes.io/docs/concepts/configuration/configmap/#mounted-configmaps-are-updated-automatically
+    Source: https://kubernetes.io/docs/concepts/configuration/configmap/#mounted-configmaps-are-updated-automatically
     """
     release.cluster.kubectl("annotate", "pods", "--all", f"--namespace={release.namespace}", "kiln.dev/test=changed")
 
 
 def test_changed_credentials(guarded: Release, guarded_registry: Registry) -> None:
-    """A password that has been changed at the registry only fails a build, which says where the wrong one is. Then all
-    of Kiln's credentials are changed at once."""
+    """A password changed only at the registry fails a build, whose message names the file with the wrong one.
+
+    Then all of Kiln's credentials change at the same time.
+    """
     new = {what: secrets.token_urlsafe(16) for what in ("password", "token", "webhook")}
     guarded_registry.let_in({USER: new["password"]})
     before = restarts(guarded)
@@ -121,7 +123,7 @@ def test_changed_credentials(guarded: Release, guarded_registry: Registry) -> No
 
 
 def test_what_secrets_hold_is_nowhere_else(guarded: Release) -> None:
-    """Not in an object that web or a person with `get` may read, in a log, or in what sinks are told."""
+    """Secrets appear in no object that web or a user with `get` may read, in no log and in no event to a sink."""
     name = guarded.build("ada/told", guarded.commit("ada/told", {"Dockerfile": SMALL}))
     assert guarded.ended(name)["state"] == "succeeded"
     guarded.arrived("second", name, "succeeded")
@@ -132,7 +134,7 @@ def test_what_secrets_hold_is_nowhere_else(guarded: Release) -> None:
 
 
 def canaries(release: Release) -> set[str]:
-    """What is long enough for a secret in the Secrets of the release, also as headers and objects have it."""
+    """Return the long words in the release's Secrets, also in Base64, as headers and objects contain them."""
     stored = [one for one in release.cluster.get("secrets", release.namespace) if one["type"] != "helm.sh/release.v1"]
     texts = [base64.b64decode(value).decode() for one in stored for value in (one.get("data") or {}).values()]
     plain = {word for text in texts for word in re.findall(r"[A-Za-z0-9_+/=-]{16,}", text)}

@@ -1,7 +1,7 @@
-"""What goes wrong on the way to an image: said in a sentence where people look, and over once its cause is mended.
+"""Failures on the way to an image: Kiln reports each in a sentence and continues once the cause is repaired.
 
-Where somebody has to mend something, the build waits for that and says so. It takes no part of `KILN_MAX_ATTEMPTS`,
-which is one here: a counted attempt would be the build's end.
+Where an administrator has to repair something, the build waits and reports that. Such an attempt does not count
+towards `KILN_MAX_ATTEMPTS`, which is one here: a counted attempt would end the build.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from tests.parts.registry import Registry
 pytestmark = pytest.mark.timeout(300)
 
 KNOWABLE = 60.0
-"""Seconds within which Kiln says what can be known."""
+"""Seconds within which Kiln reports a detectable failure."""
 TIMEOUT = 60
-"""Seconds that a build may take here."""
+"""Time limit of a build here, in seconds."""
 BACKSTOP = 120
-"""Seconds after that, when it is ended from outside."""
+"""Seconds after the time limit at which Kubernetes ends the pod."""
 GRACE = 30
-"""Seconds after that, when it is killed."""
+"""Seconds after that at which Kubernetes kills it."""
 
 SAYS = "there is no such course"
 FAILING = f"""
@@ -50,7 +50,10 @@ memory = os.memfd_create("memory")
 while True:
     os.write(memory, bytes(2**20))
 """
-"""Fills the container's memory with what belongs to no process, so that the kernel ends the one that it is told to."""
+"""Fills the container's memory through a memfd, which counts for no process.
+
+The score makes the kernel kill process 1, the builder.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +73,10 @@ def hurried(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Rel
 
 @pytest.fixture(scope="module", autouse=True)
 def stuck(hurried: Release) -> str:
-    """A build whose builder hears nothing, not even its own time limit. That it is ended even so takes minutes, in
-    which the other tests run."""
+    """A build whose builder is stopped and ignores even its own time limit.
+
+    Its end takes minutes, so it runs during the other tests.
+    """
     commit, seconds = hurried.running("ada/stuck", 600)
     name = hurried.build("ada/stuck", commit)
     hurried.step_runs(name, seconds)
@@ -82,8 +87,7 @@ def stuck(hurried: Release) -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def slow(hurried: Release) -> tuple[str, str]:
-    """A build that takes longer than it may, which the other tests do not wait for either. Its name, and for how long
-    its step sleeps."""
+    """A build that exceeds its time limit, and the seconds that its step sleeps. It runs during the other tests."""
     commit, seconds = hurried.running("ada/slow", 600)
     name = hurried.build("ada/slow", commit)
     hurried.step_runs(name, seconds)
@@ -91,13 +95,13 @@ def slow(hurried: Release) -> tuple[str, str]:
 
 
 def asked(release: Release, dockerfile: str = SMALL) -> str:
-    """A build of a repository of its own."""
+    """Request a build of a new repository."""
     path = f"ada/{secrets.token_hex(4)}"
     return release.build(path, release.commit(path, {"Dockerfile": dockerfile}))
 
 
 def waits(release: Release, name: str, sentence: str) -> None:
-    """It says what it waits for, in time; and so does the event of the attempt that is given up for it."""
+    """Check that the build and the event of the abandoned attempt report the cause in time."""
     build = release.wait(name, lambda build: sentence in (build["waiting"] or ""), KNOWABLE)
     assert build["state"] == "queued"
     for sink in release.sinks:
@@ -115,7 +119,7 @@ def goes_on(release: Release, name: str) -> dict[str, Any]:
 
 
 def fails(release: Release, name: str, reason: str, sentence: str, tail: str, *, seconds: float = KNOWABLE) -> None:
-    """It ends, and its event says how, and what its log said last."""
+    """Check that the build ends, and that its event has the reason and the last lines of the log."""
     build = release.ended(name, seconds)
     assert (build["state"], build["reason"], build["attempt"]) == ("failed", reason, 1), build
     for sink in release.sinks:
@@ -142,12 +146,12 @@ def ended(pod: Object) -> dict[str, Any]:
 
 
 def lasted(pod: Object) -> float:
-    """Seconds from its container's start to its end."""
+    """Return the seconds from the start of the pod's container to its end."""
     began, finished = (datetime.fromisoformat(ended(pod)[at]) for at in ("startedAt", "finishedAt"))
     return (finished - began).total_seconds()
 
 
-# ---- By the repository's fault, and by what a build does ------------------------------------------------------------
+# ---- Caused by the repository or its build --------------------------------------------------------------------------
 
 
 def test_a_dockerfile_that_fails(hurried: Release) -> None:
@@ -170,14 +174,14 @@ def test_a_builder_that_is_killed_for_its_memory(hurried: Release) -> None:
     name = hurried.build("ada/large", commit)
     hurried.step_runs(name, seconds)
     (pod,) = hurried.pods(name)
-    with suppress(machine.MachineError):  # it goes the same way
+    with suppress(machine.MachineError):  # the kill also ends this command
         within(hurried.cluster, pod, "python", "-c", HOG)
     fails(hurried, name, "infrastructure", "its limit is `builds.resources` of the chart", seconds)
     (pod,) = hurried.pods(name)
     assert ended(pod)["reason"] == "OOMKilled"
 
 
-# ---- By what is missing around it -----------------------------------------------------------------------------------
+# ---- Caused by a missing dependency ---------------------------------------------------------------------------------
 
 
 def test_a_push_secret_that_is_missing(hurried: Release) -> None:
@@ -238,7 +242,7 @@ def test_a_builder_image_that_is_not_there(hurried: Release) -> None:
 
 
 def test_a_socket_that_is_not_there(hurried: Release) -> None:
-    """The builder waits half a minute for it, as for a daemon that starts again."""
+    """The builder waits half a minute for the socket, as it does for a daemon that restarts."""
     socket = "/run/kiln/absent.sock"
     with controller_with(hurried, "KILN_DOCKER_HOST", f"unix://{socket}"):
         name = asked(hurried)
@@ -246,12 +250,12 @@ def test_a_socket_that_is_not_there(hurried: Release) -> None:
     goes_on(hurried, name)
 
 
-# ---- By hand --------------------------------------------------------------------------------------------------------
+# ---- Caused by an administrator -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["job", "pod"])
 def test_what_belongs_to_an_attempt_is_deleted(hurried: Release, kind: str) -> None:
-    """The next attempt begins when the first has ended, and it is not counted."""
+    """The next attempt begins after the first has ended, and the first does not count."""
     path = f"ada/deleted-{kind}"
     commit, seconds = hurried.running(path, 8)
     name = hurried.build(path, commit)
@@ -268,7 +272,7 @@ def test_what_belongs_to_an_attempt_is_deleted(hurried: Release, kind: str) -> N
 
 
 def test_a_record_is_deleted(hurried: Release) -> None:
-    """A cancellation that is told once; all that belonged to it goes along."""
+    """Deleting a record cancels the build, sends one event and removes all objects of the build."""
     commit, seconds = hurried.running("ada/deleted-record", 600)
     name = hurried.build("ada/deleted-record", commit)
     hurried.step_runs(name, seconds)
@@ -284,7 +288,7 @@ def test_a_record_is_deleted(hurried: Release) -> None:
         assert len(hurried.events(sink, name, "cancelled")) == 1
 
 
-# ---- By time limits: last, when most of these have passed ------------------------------------------------------------
+# ---- Caused by time limits: last, when most of these have passed -----------------------------------------------------
 
 
 def test_a_build_that_takes_too_long(hurried: Release, slow: tuple[str, str]) -> None:

@@ -1,8 +1,7 @@
-"""What is around Kiln fails while builds are under way: wires are cut, a daemon is killed, a worker stops, a leader is
-paused.
+"""Faults around Kiln while builds run: cut connections, a killed daemon, a stopped worker, a paused leader.
 
-Web and controllers reach the API server, the registry and the first sink through proxies. Two workers with one slot
-each: of two builds that run, each has a node.
+Web and controllers reach the API server, the registry and the first sink through proxies. Two workers have one slot
+each, so two running builds occupy one node each.
 """
 
 from __future__ import annotations
@@ -28,8 +27,11 @@ pytestmark = pytest.mark.timeout(240)
 OUTAGE = 60.0
 PAUSE = 30.0
 LOST = 240.0
-"""Seconds until a worker that has stopped is given up: Kubernetes takes 50 to see it, and the build pods tolerate it
-for 60. Then they are to go within 30, and may take as long again."""
+"""Seconds until Kiln gives up a stopped worker.
+
+Kubernetes takes 50 to detect it, and build pods tolerate it for 60. Then they must go within 30, and may take as long
+again.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def to_registry(cluster: Cluster, registry: Registry) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def to_first(cluster: Cluster) -> Iterator[Proxy]:
-    """The release says where its sink is."""
+    """The proxy before the first sink, whose address the release sets."""
     with Proxy(("", 0), cluster.gateway) as proxy:
         yield proxy
 
@@ -55,7 +57,10 @@ def to_first(cluster: Cluster) -> Iterator[Proxy]:
 def installed(
     cluster: Cluster, registry: Registry, host: GitHost, api: Proxy, to_registry: Proxy, to_first: Proxy
 ) -> Iterator[Release]:
-    """Web stays where no test stops a worker: requests would wait for it until Kubernetes has seen that it is gone."""
+    """A release whose web runs on the worker that no test stops.
+
+    Otherwise requests would hang until Kubernetes detects that web's node is gone.
+    """
     with Release(
         cluster,
         registry=registry,
@@ -71,7 +76,7 @@ def installed(
 
 @pytest.fixture
 def between(installed: Release) -> Release:
-    """As it was installed, whatever the test before has done to it."""
+    """The release in its original state, independent of the previous test."""
     installed.recovered()
     until(installed.leader)
     return installed
@@ -87,19 +92,19 @@ def away(proxy: Proxy) -> Iterator[None]:
 
 
 def until_over(began: datetime, seconds: float) -> None:
-    """A fault that lasts: nothing else is waited for."""
+    """Sleep until the end of a fault that lasts `seconds` from `began`."""
     time.sleep(max((began + timedelta(seconds=seconds) - datetime.now(UTC)).total_seconds(), 0))
 
 
 @dataclass
 class Builds:
-    """Some that are under way, to be looked at in the end: their commits by name."""
+    """Builds under way whose results a test checks at the end: their commits by name."""
 
     release: Release
     commits: dict[str, str] = field(default_factory=dict)
 
     def run(self, path: str, seconds: int) -> tuple[str, str]:
-        """One whose step takes that long. Its name, and for how long exactly its step sleeps."""
+        """Start a build whose step sleeps; return its name and the exact seconds."""
         commit, exactly = self.release.running(path, seconds)
         return self._ask(path, commit), exactly
 
@@ -112,7 +117,7 @@ class Builds:
         return name
 
     def each_on_its_node(self, word: str, seconds: int) -> dict[str, str]:
-        """Two that run, by node."""
+        """Start two builds and return them by node once both run."""
         started = [self.run(f"ada/{word}-{number}", seconds) for number in (1, 2)]
         for name, exactly in started:
             self.release.step_runs(name, exactly)
@@ -121,7 +126,7 @@ class Builds:
         return found
 
     def all_once(self, attempts: int = 1) -> None:
-        """Each has ended once, by so many attempts, and no node had two at a time."""
+        """Check that each build ended once after `attempts` attempts, and that no node ran two at a time."""
         for name, commit in self.commits.items():
             build = once(self.release, name, commit)
             assert [attempt["number"] for attempt in build["attempts"]] == [*range(1, attempts + 1)], build
@@ -149,7 +154,7 @@ def test_without_the_api_server_web_asks_to_try_again_and_then_takes_it(between:
 
 
 def test_cut_off_from_the_api_server_for_a_minute(between: Release, builds: Builds, api: Proxy) -> None:
-    """Nothing is refused and nothing comes through. A build ends meanwhile; others wait."""
+    """The connection accepts packets and answers none. One build ends meanwhile; others wait."""
     (name, seconds), _ = builds.run("ada/cut-1", 20), builds.run("ada/cut-2", 70)
     builds.small("ada/cut-3")
     commit = between.commit("ada/cut-4", {"Dockerfile": SMALL})
@@ -215,7 +220,7 @@ def test_the_daemon_is_killed_under_a_build(between: Release, builds: Builds) ->
 
 
 def test_a_leader_that_was_paused_does_nothing_any_more(between: Release, builds: Builds) -> None:
-    """Builds run, end and begin without it; what it thought of before is not done after."""
+    """Builds run, end and begin without the paused leader, which must not apply its outdated plan when it resumes."""
     builds.each_on_its_node("paused", 15)
     for number in (3, 4):
         builds.small(f"ada/paused-{number}")
@@ -262,7 +267,10 @@ def test_a_worker_stops_with_a_build_and_the_leader_on_it(between: Release, buil
 
 
 def lead_on(release: Release, node: str) -> None:
-    """Whoever leads elsewhere goes, until somebody there does; then whoever stands by goes elsewhere."""
+    """Move the leader to `node` and the standby away from it.
+
+    Leaders elsewhere are deleted until one leads there; then a standby there is deleted, with the node cordoned.
+    """
 
     def leads_there() -> bool:
         leader = release.leader()

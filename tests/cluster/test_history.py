@@ -1,4 +1,4 @@
-"""Thousands of builds that have ended cost the controller nothing, can be listed, and go when their time has come."""
+"""Thousands of ended builds cost the controller no memory, appear in lists and are deleted after their time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.timeout(SETTING_UP["release"] + 300)
 MANY = 5000
 AT_ONCE = 16
 LOG_HISTORY = 10
-"""Seconds; as often does the controller look at what has ended."""
+"""Seconds, and also the interval at which the controller reads ended builds."""
 HISTORY = timedelta(days=7)
 LOOKS = 7
 
@@ -51,7 +51,7 @@ Store = Callable[[Build], Object]
 
 @pytest.fixture
 def history(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
-    """With one controller, so that it is known which one leads."""
+    """A release with one controller, so that the leader is known."""
     values = {"controller": {"replicas": 1}}
     with Release(
         cluster, registry=registry, host=host, sinks=["sink"], values=values, log_history=LOG_HISTORY
@@ -68,13 +68,13 @@ def api(configured: Configured, history: Release) -> Iterator[Api]:
 
 @pytest.fixture
 def store(history: Release, api: Api) -> Store:
-    """Puts a record there as web and controller would have left it."""
+    """Return a function that stores a record as web and controller would have left it."""
     anchor = api.read("configmaps", history.name, metadata_only=True)
     return lambda build: api.create("configmaps", manifest(build, Owner(name=history.name), anchor))
 
 
 def test_five_thousand_that_have_ended(history: Release, api: Api, store: Store) -> None:
-    """They cost a leader no memory, also after it has looked through them twice; and a list of them is whole."""
+    """Ended builds cost a leader no memory, even after it has read them twice, and a list of them is complete."""
     without = memory(history, api, store)
     now = datetime.now(UTC)
     builds = [settled(number, now - timedelta(days=2, seconds=number)) for number in range(MANY)]
@@ -93,7 +93,7 @@ def test_five_thousand_that_have_ended(history: Release, api: Api, store: Store)
 
 
 def test_what_is_over_its_time_is_deleted(history: Release, api: Api, store: Store) -> None:
-    """First Jobs, with them pods; then the record and whatever it owns, the kept log too."""
+    """The controller first deletes Jobs with their pods, then the record with all its objects, including the log."""
     old, kept = settled(0, datetime.now(UTC) - HISTORY), settled(1, datetime.now(UTC) - HISTORY + timedelta(hours=1))
     for build in (old, kept):
         add_job(history, api, store(build))
@@ -114,9 +114,9 @@ def test_what_is_over_its_time_is_deleted(history: Release, api: Api, store: Sto
 
 
 def memory(release: Release, api: Api, store: Store) -> float:
-    """MB of a new leader's that has looked twice through what has ended.
+    """Return the memory in MB of a new leader that has read all ended builds twice.
 
-    It deletes what is over its time by name, and that is how it is known how far it is.
+    The leader deletes expired records in the order of their names, so the last deletion marks the end of a pass.
     """
     for pod in release.objects("pods", "controller"):
         api.delete("pods", pod["metadata"]["name"], uid=pod["metadata"]["uid"])
@@ -129,13 +129,13 @@ def memory(release: Release, api: Api, store: Store) -> float:
 
 
 def rss(cluster: Cluster, pod: Object) -> float:
-    """MB of its process."""
+    """Return the resident memory of the pod's process in MB."""
     status = within(cluster, pod, "cat", "/proc/1/status")
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
 
 
 def settled(number: int, at: datetime, name: str | None = None) -> Build:
-    """A build that ended then, and of which all have been told: as a controller leaves it."""
+    """Return a build that ended at `at` with all events delivered, as a controller leaves it."""
     repository = f"https://git.example/course-{number % 100}/notebooks"
     request = Request(
         repository=repository,
@@ -193,7 +193,7 @@ def settled(number: int, at: datetime, name: str | None = None) -> Build:
 
 
 def add_job(release: Release, api: Api, record: Object) -> None:
-    """What has been left of the build's attempt."""
+    """Create the completed Job of the build's attempt."""
     name = record["metadata"]["name"]
     labels = Owner(name=release.name).labels("build") | {"kiln.dev/build": name, "kiln.dev/attempt": "1"}
     owner = {"apiVersion": "v1", "kind": "ConfigMap", "name": name, "uid": record["metadata"]["uid"]}
@@ -212,7 +212,7 @@ def gone(api: Api, kind: str, name: str) -> bool:
 
 
 def pages(release: Release) -> list[dict[str, Any]]:
-    """The whole list as a client reads it."""
+    """Read the whole list page by page, as a client does."""
     found: list[dict[str, Any]] = []
     more: str | None = ""
     while more is not None:

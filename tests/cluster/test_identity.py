@@ -1,4 +1,4 @@
-"""What is one build and what is another, by whichever way it was asked for."""
+"""The identity of a build: every way to request a commit leads to the same build, and other folders to other builds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def hub_asks(release: Release, provider: str, spec: str) -> Iterator[str]:
-    """Names the build that BinderHub's API has for it."""
+    """Yield the name of the build from each event of BinderHub's API."""
     url = f"{release.url}build/{provider}/{spec}?build_only=true"
     with closing(http("GET", url, stream=True, timeout=60)) as answer:
         assert answer.status_code == 200, answer.text
@@ -62,7 +62,7 @@ def test_a_commit_is_one_build_by_whichever_way_it_is_asked_for(release: Release
     assert release.ask(repository=url.removesuffix(".git") + "/", ref="refs/heads/main").json()["name"] == name
     build = release.ended(name)
     assert (build["state"], build["attempt"], len(release.pods(name))) == ("succeeded", 1, 1), release.log(name)
-    until(lambda: [one["name"] for one in release.listed() if one["commit"] == commit] == [name])  # lists are shared
+    until(lambda: [one["name"] for one in release.listed() if one["commit"] == commit] == [name])  # lists are cached
     pushed, *others = build["causes"]
     assert (pushed["by"], pushed["trigger"]) == ("webhook:github", "default")
     assert others
@@ -73,12 +73,12 @@ def test_a_commit_is_one_build_by_whichever_way_it_is_asked_for(release: Release
 
 
 def digits(url: str) -> str:
-    """What ends the name of a repository's images (docs/api.md)."""
+    """Return the suffix of the repository's image name (docs/api.md)."""
     return hashlib.sha256(url.encode()).hexdigest()[:10]
 
 
 def test_github_has_one_name_for_a_repository_too(release: Release) -> None:
-    """Nobody is asked there: a commit is given whole. What is made of the name is cancelled, not awaited."""
+    """The full commit needs no look-up at GitHub. The test cancels the build, which cannot succeed."""
     owner = f"Ada-{secrets.token_hex(4)}"
     commit = release.commit("ada/mirrored", {"Dockerfile": SMALL})
     with chdir(release.host.bare("ada/mirrored")):
@@ -90,7 +90,7 @@ def test_github_has_one_name_for_a_repository_too(release: Release) -> None:
     address = f"https://github.com/{owner.lower()}/page"
     assert next(hub_asks(release, "git", f"{quote(address, safe='')}/{commit}")) == name
     assert release.ask(repository=f"https://GitHub.com/{owner}/Page.git/", commit=commit).json()["name"] == name
-    until(lambda: [one["name"] for one in release.listed() if one["commit"] == commit] == [name])  # lists are shared
+    until(lambda: [one["name"] for one in release.listed() if one["commit"] == commit] == [name])  # lists are cached
     build = release.one(name)
     assert build["repository"] == address
     assert build["image"]["repository"] == f"{release.prefix}{owner.lower()}-page-{digits(address)}"

@@ -1,7 +1,7 @@
-"""What the chart renders for Knative, held against Knative's own definitions on a real API server.
+"""The objects that the chart renders for Knative, checked by a real API server against Knative's own definitions.
 
-Knative itself is not here: its controllers and webhooks are in no package. So nothing would act on these objects, and
-each is only sent, with the fields checked strictly, for the API server to say what it would store.
+Knative itself does not run here, because no package contains its controllers and webhooks. Nothing would act on these
+objects. So each request is a dry run with strict validation, and the API server returns what it would store.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def namespace(cluster: Cluster) -> Iterator[str]:
 
 
 def sent(cluster: Cluster, objects: list[Object]) -> list[Object]:
-    """As the API server would have them. Raises MachineError with what it has against one."""
+    """Return the objects as the API server would store them. Raises MachineError with the reason for a refusal."""
     options = ["--dry-run=server", "--validate=strict", "--filename=-", "--output=json"]
     said = cluster.kubectl("create", *options, stdin=yaml.safe_dump_all(objects))
     decoder, found = json.JSONDecoder(), []
@@ -48,7 +48,7 @@ def sent(cluster: Cluster, objects: list[Object]) -> list[Object]:
 
 
 def kept(given: Any, stored: Any) -> bool:
-    """Whether all that was given is there; defaults may have come to it."""
+    """Report whether the stored object has all given fields; the API server may add defaults."""
     if isinstance(given, dict):
         return all(name in stored and kept(value, stored[name]) for name, value in given.items())
     if isinstance(given, list):
@@ -57,8 +57,8 @@ def kept(given: Any, stored: Any) -> bool:
 
 
 def install(cluster: Cluster, namespace: str, values: Path) -> None:
-    """`helm install`, of which nothing is left. Raises MachineError."""
-    given = [f"--values={values}", "--set=metrics.serviceMonitor.enabled=false"]  # that is of others, who are not here
+    """Run `helm install` as a dry run. Raises MachineError."""
+    given = [f"--values={values}", "--set=metrics.serviceMonitor.enabled=false"]  # needs a kind that is missing here
     cluster.helm("install", "kiln", str(CHART), f"--namespace={namespace}", *given, "--dry-run=server")
 
 
@@ -67,7 +67,7 @@ def test_the_objects_of_every_mode_are_accepted_and_missed_where_nobody_knows_th
 ) -> None:
     definitions = published("knative")
     modes = {name: VALUES[name] for name in ("knative", "serving")}
-    cluster.kubectl("delete", f"--filename={definitions}", "--ignore-not-found")  # of a run that was broken off
+    cluster.kubectl("delete", f"--filename={definitions}", "--ignore-not-found")  # left by an interrupted run
     with pytest.raises(MachineError, match=r"no eventing\.knative\.dev/v1/Trigger, no sources.* no serving\.knative"):
         install(cluster, namespace, modes["serving"])
     cluster.kubectl("create", f"--filename={definitions}")
@@ -82,9 +82,7 @@ def test_the_objects_of_every_mode_are_accepted_and_missed_where_nobody_knows_th
             install(cluster, namespace, values)
         assert kinds == {"Trigger", "SinkBinding", "Service"}
         for one in of_knative(modes["serving"], namespace):
-            if (
-                one["kind"] != "Trigger"
-            ):  # whose definition lets everything be: `chart/test_knative.py` looks at its fields
+            if one["kind"] != "Trigger":  # its definition accepts every field, so `chart/test_knative.py` checks them
                 with pytest.raises(MachineError, match="unknown field"):
                     sent(cluster, [merged(one, {"spec": {"nobodyKnows": "x"}})])
     finally:

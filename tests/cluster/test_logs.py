@@ -1,4 +1,4 @@
-"""A build's log on Kubernetes: the same for everybody, whichever replica of web they ask, to its last line."""
+"""A build's log on Kubernetes is the same for all viewers on all replicas of web, up to its last line."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 LAST = 2000
 VIEWERS = 20
 CROWD = 300 - 2 * VIEWERS
-"""Who only look."""
+"""Viewers whose messages the test does not check."""
 MIB = 1 << 20
 
 
@@ -36,7 +36,10 @@ def webs(release: Release) -> tuple[Replica, Replica]:
 
 @contextmanager
 def following(viewers: int = 8) -> Iterator[ThreadPoolExecutor]:
-    """Threads that follow; where the test fails they are not waited for: a build ends some time."""
+    """Return a pool of threads that follow a log.
+
+    The context does not wait for them after a failed test, since a build ends eventually.
+    """
     pool = ThreadPoolExecutor(viewers)
     yield pool
     pool.shutdown(wait=False, cancel_futures=True)
@@ -50,7 +53,7 @@ def commit_of(release: Release, path: str, dockerfile: str) -> str:
 def test_a_log_is_followed_over_replicas_and_attempts_to_the_last_line(
     release: Release, webs: tuple[Replica, Replica]
 ) -> None:
-    """Its first attempt is killed; its second says much in its very last instant, and fails with that."""
+    """The first attempt is killed. The second prints many lines at its very end and then fails."""
     one, two = webs
     _, exactly = release.running("ada/log", 8)
     loud = f"i=0; while [ $i -lt {LAST} ]; do i=$((i+1)); echo the end is near $i; done; exit 3"
@@ -97,7 +100,7 @@ def _end(seen: list[Message]) -> tuple[str, int]:
 
 
 def test_without_its_pod_a_log_is_whole(release: Release, webs: tuple[Replica, Replica]) -> None:
-    """Nobody has read it while it was there."""
+    """The log is complete although no client read it before the pod was deleted."""
     name = release.build("ada/gone", release.commit("ada/gone", {"Dockerfile": SMALL}))
     assert release.ended(name)["state"] == "succeeded"
     release.cluster.kubectl("delete", "jobs", f"--namespace={release.namespace}", f"--selector=kiln.dev/build={name}")
@@ -115,7 +118,10 @@ def test_without_its_pod_a_log_is_whole(release: Release, webs: tuple[Replica, R
 
 STAGES = 5
 LINES = 15_000
-"""Of each stage: BuildKit lets a step say 200 KiB in a second, and 2 MiB in all, so many speak at the same time."""
+"""Lines of each stage.
+
+BuildKit limits a step to 200 KiB a second and 2 MiB in total, so several stages print at the same time.
+"""
 
 
 def test_of_a_log_that_is_too_long_head_and_tail_are_served_whole(
@@ -190,13 +196,13 @@ def test_a_thousand_who_come_and_go_leave_nothing_behind(release: Release) -> No
         until(lambda: all("kiln_log_viewers 0.0" in pod.get("metrics").text for pod in metrics))
 
     def held() -> list[tuple[int, int]]:
-        """Threads, and open files and sockets, of each."""
+        """Return the numbers of threads, and of open files and sockets, in each pod."""
         counts = "ls -d /proc/[0-9]*/task/* | wc -l; ls -d /proc/[0-9]*/fd/* | wc -l"
         said = [within(release.cluster, pod, "sh", "-c", counts).split() for pod in pods]
         return [(int(threads), int(files)) for threads, files in said]
 
     def nothing_more() -> bool:
-        """But for connections to the API server, of which some are kept."""
+        """Allow connections to the API server, some of which web keeps."""
         both = zip(held(), before, strict=True)
         return all(now[0] <= then[0] and now[1] < then[1] + CONNECTIONS for now, then in both)
 
@@ -210,7 +216,7 @@ def test_a_thousand_who_come_and_go_leave_nothing_behind(release: Release) -> No
 
 
 def streams(cluster: Cluster) -> int:
-    """How many logs of pods the API server passes on at this moment."""
+    """Return the number of pod logs that the API server streams at this moment."""
     shown = cluster.api("GET", "/metrics").text.splitlines()
     gauges = [line for line in shown if line.startswith("apiserver_longrunning_requests{")]
     logs = [line for line in gauges if 'resource="pods"' in line and 'subresource="log"' in line]

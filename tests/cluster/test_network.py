@@ -1,6 +1,6 @@
-"""What a step of a build (its packets leave from the daemon's pod) and a build's pod reach, by connections.
+"""The addresses that a build's step and a build's pod can reach. A step's packets leave from the daemon's pod.
 
-A pod always reaches its own node here. So of the nodes it is the control plane's that counts, where nothing is built.
+A pod here always reaches its own node, so the test uses the control plane's node, on which no build runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.parts.pods import within
 pytestmark = pytest.mark.timeout(300)
 
 PATIENCE = 3
-"""Seconds for a connection: what is denied is dropped, so nobody answers."""
+"""Time limit of a connection in seconds, since denied packets are dropped without an answer."""
 
 STEP = """FROM scratch
 COPY busybox /busybox
@@ -42,12 +42,12 @@ NAME = "kubernetes.default.svc.cluster.local"
 
 @dataclass(frozen=True)
 class Places:
-    """Addresses (host, port): those that builds need, and those that are none of theirs."""
+    """Addresses (host, port): those that builds need, and those that builds must not reach."""
 
     allowed: list[tuple[str, int]]
     denied: list[tuple[str, int]]
     absent: list[tuple[str, int]]
-    """Denied as well, and nothing listens there on this machine."""
+    """Denied addresses at which nothing listens on this machine."""
 
     @property
     def all(self) -> list[tuple[str, int]]:
@@ -78,13 +78,13 @@ def places(release: Release) -> Places:
 
 
 def connections(release: Release, pod: Object, places: Places, container: str = "") -> dict[tuple[str, int], bool]:
-    """Which of them a pod reaches; it finds names in any case."""
+    """Connect from a pod to each address after resolving a name, and return which connections succeed."""
     shown = within(release.cluster, pod, "python", "-c", CONNECT, NAME, json.dumps(places.all), container=container)
     return dict(zip(places.all, json.loads(shown), strict=True))
 
 
 def test_who_has_no_policy_reaches_them(release: Release, places: Places) -> None:
-    """Or what follows would say nothing."""
+    """A pod without a policy reaches all addresses. Otherwise the following tests would prove nothing."""
     found = connections(release, release.objects("pods", "controller")[0], places)
     assert [place for place in (*places.allowed, *places.denied) if not found[place]] == []
 

@@ -1,4 +1,4 @@
-"""What the tests of this tier stand on: this machine and the pods see the same, by the same addresses."""
+"""The foundations of this tier: this machine and the pods reach the same servers by the same addresses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @pytest.fixture(scope="module")
 def pod(cluster: Cluster) -> Iterator[str]:
-    """One with Kiln's image, in which a test can run what it wants."""
+    """A pod with Kiln's image, in which a test can run any command."""
     name = f"probe-{secrets.token_hex(3)}"
     container = {
         "name": "probe",
@@ -84,7 +84,7 @@ def test_a_pod_reaches_a_sink_and_what_is_between(cluster: Cluster, pod: str) ->
 
 
 def test_a_process_in_a_pod_is_killed_by_its_command(cluster: Cluster, pod: str) -> None:
-    """The container starts anew: it was the pod's own, and no other."""
+    """The signal restarts this pod's container, hence it reached the right process."""
 
     def restarts() -> int:
         shown = cluster.kubectl("get", "pod", pod, "--output=jsonpath={.status.containerStatuses[0].restartCount}")

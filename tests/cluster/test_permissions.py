@@ -1,4 +1,4 @@
-"""What the parts may do in the cluster they run in, as the API server and its admission see it."""
+"""The parts' permissions in their cluster, as the API server and its admission enforce them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ MAY = {
     "dockerd": {},
     "build": {},
 }
-"""By component: for each resource, or resource and name, the verbs."""
+"""By component: the verbs for each resource, or resource and name."""
 
 
 def permitted(cluster: Cluster, account: str, namespace: str) -> dict[str, set[str]]:
-    """`kubectl auth can-i --list`, in the words of `MAY`; URLs that are no resources stand for themselves."""
+    """Parse `kubectl auth can-i --list` into the format of `MAY`; non-resource URLs are keys of their own."""
     listed = cluster.kubectl("auth", "can-i", "--list", "--no-headers", f"--namespace={namespace}", f"--as={account}")
     found: dict[str, set[str]] = {}
     for line in listed.splitlines():
@@ -45,7 +45,7 @@ def permitted(cluster: Cluster, account: str, namespace: str) -> dict[str, set[s
 
 @pytest.mark.parametrize("component", MAY)
 def test_a_service_account_has_its_role_and_nothing_else(release: Release, component: str) -> None:
-    """Beyond what every account has: to look at itself, and at what the API offers."""
+    """The account may otherwise only do what every account may: review its own access and discover the API."""
     accounts = f"system:serviceaccount:{release.namespace}"
     everybody = permitted(release.cluster, f"{accounts}:default", release.namespace)
     assert not any("*" in verbs for verbs in everybody.values())
@@ -82,7 +82,7 @@ def test_kiln_doctor_names_what_an_account_may_not_do(
 
 
 def as_account(release: Release, account: str, path: Path) -> Path:
-    """A kubeconfig for a service account of the release, written to `path`."""
+    """Write a kubeconfig for a service account of the release to `path`."""
     config = yaml.safe_load(release.cluster.kubeconfig.read_text())
     token = release.cluster.kubectl("create", "token", account, f"--namespace={release.namespace}").strip()
     config["users"] = [{**user, "user": {"token": token}} for user in config["users"]]
@@ -106,7 +106,7 @@ print(json.dumps([post(*one) for one in json.loads(sys.argv[1])]))
 
 
 def test_web_can_record_a_build_and_start_nothing(release: Release) -> None:
-    """With the token that lies in its pod."""
+    """Web's pod sends the requests with its own token."""
     pod_spec = {"containers": [{"name": "c", "image": "busybox"}], "restartPolicy": "Never"}
     metadata = {"name": "probe"}
     core, batch = f"/api/v1/namespaces/{release.namespace}", f"/apis/batch/v1/namespaces/{release.namespace}"
@@ -152,7 +152,7 @@ def test_builds_and_daemons_have_no_token(release: Release, building: Object) ->
 
 
 def test_nothing_of_it_is_of_the_whole_cluster(cluster: Cluster, release: Release) -> None:
-    """Neither in what helm has installed, nor among all objects of the cluster that have no namespace."""
+    """Neither helm's manifest nor the cluster's objects without a namespace contain anything of Kiln."""
     kinds = cluster.kubectl("api-resources", "--namespaced=false", "--verbs=list", "--output=name").split()
     objects = json.loads(cluster.kubectl("get", ",".join(kinds), "--output=json"))["items"]
     assert [one for one in objects if _belongs(one, release.namespace)] == []
@@ -167,7 +167,7 @@ def test_nothing_of_it_is_of_the_whole_cluster(cluster: Cluster, release: Releas
 
 
 def _belongs(one: Object, namespace: str) -> bool:
-    """Whether the chart, Kiln or helm for them has made it, or it speaks of the namespace's accounts."""
+    """Report whether the chart, Kiln or helm created the object, or whether it binds the namespace's accounts."""
     metadata = one["metadata"]
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     subjects = [subject.get("namespace") for subject in one.get("subjects") or []]
@@ -180,12 +180,12 @@ def _belongs(one: Object, namespace: str) -> bool:
     )
 
 
-# Pod security: each pod as it runs, given to the admission of a namespace that enforces a profile. --------------------
+# Pod security: the admission of a namespace that enforces a profile checks each pod as it runs. -----------------------
 
 
 @pytest.fixture(scope="module")
 def profiles(cluster: Cluster, release: Release) -> Iterator[dict[str, str]]:
-    """Namespaces by the profile that they enforce."""
+    """The namespaces by the profile that they enforce."""
     names = {profile: f"{release.namespace}-{profile}" for profile in ("restricted", "baseline")}
     for profile, name in names.items():
         labels = {"pod-security.kubernetes.io/enforce": profile, "kiln.dev/test": "true"}
@@ -202,7 +202,7 @@ def _there(cluster: Cluster, kind: str, name: str, namespace: str) -> bool:
 
 
 def refused(cluster: Cluster, pod: Object, namespace: str) -> str:
-    """What the profile of that namespace has against a pod; empty where it lets it in."""
+    """Return the violations that the namespace's profile reports for a pod; empty if it admits the pod."""
     answer = cluster.api("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All", json=anew(pod))
     if answer.status_code == 201:
         return ""
@@ -212,7 +212,7 @@ def refused(cluster: Cluster, pod: Object, namespace: str) -> str:
 
 
 def anew(pod: Object) -> Object:
-    """The pod as it was before the API server took it in: without account, node, and the token's volume."""
+    """Return the pod as before its admission: without account, node and the token's volume."""
     spec = copy.deepcopy(pod["spec"])
     for name in ("nodeName", "serviceAccount", "serviceAccountName", "priority", "tolerations"):
         spec.pop(name, None)

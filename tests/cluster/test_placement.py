@@ -1,4 +1,4 @@
-"""Builds go where a daemon is ready, as many as there are slots, and a node that cannot take them starves none."""
+"""Builds run on nodes with a ready daemon, within their slots, and a node that takes no build starves none."""
 
 from __future__ import annotations
 
@@ -23,25 +23,28 @@ from tests.parts.registry import Registry
 pytestmark = pytest.mark.timeout(300)
 
 GRACE = 10
-"""Seconds after which an attempt that does not begin is taken back, so that a test need not wait a minute for it."""
+"""Seconds after which an attempt that has not begun is withdrawn; the default would cost each test a minute."""
 LONG = 150.0
-"""Seconds for what takes several builds, one after the other."""
+"""Time limit in seconds for several builds in sequence."""
 
 
 PATIENT: dict[str, object] = {"drainSeconds": 600}
-"""For a daemon whose builds end when a test lets them."""
+"""Values for a daemon whose builds last until a test ends them."""
 
 
 def released(
     cluster: Cluster, registry: Registry, host: GitHost, settings: Mapping[str, Any], **dockerd: object
 ) -> Release:
-    """With these settings, and these values for the daemons."""
+    """Return a release with these settings, and these values for the daemons."""
     return Release(cluster, registry=registry, host=host, sinks=["first"], values={"dockerd": dockerd}, **settings)
 
 
 @pytest.fixture(scope="module")
 def placed(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
-    """Two slots on each of two nodes. Its builds have one attempt that counts: one that ends well has not lost any."""
+    """A release with two slots on each of two nodes.
+
+    `max_attempts` is one, so a build that succeeds has lost no counted attempt.
+    """
     settings = {"builds_per_node": 2, "max_attempts": 1, "pending_grace": f"{GRACE}s"}
     with released(cluster, registry, host, settings, **PATIENT) as release:
         yield release
@@ -49,7 +52,10 @@ def placed(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Rele
 
 @pytest.fixture
 def forgetful(placed: Release) -> Iterator[Release]:
-    """Which nodes could not take a build is known to the leader, for five minutes. Another one begins anew."""
+    """A release whose leader is replaced after the test.
+
+    A leader remembers for five minutes which nodes could not take a build; the next one starts without that knowledge.
+    """
     yield placed
     leader = placed.leader()
     assert leader
@@ -65,7 +71,7 @@ def test_a_repository_comes_back_to_its_node(placed: Release) -> None:
 
 
 def test_many_repositories_fill_both_nodes_and_no_slot_is_given_twice(placed: Release) -> None:
-    """Not either where the leader dies while all are taken."""
+    """Slots remain exclusive even if the leader crashes while all are in use."""
     paths = [f"many/{number}" for number in range(5)] * 2
     names = [placed.build(path, placed.running(path, 5)[0]) for path in paths]
 
@@ -176,14 +182,14 @@ def test_without_any_node_one_attempt_asks_for_one_and_becomes_the_build(
         assert "metadata.name" not in json.dumps(pod["spec"].get("affinity")), "no node is named"
         asked = pod["metadata"]["labels"]["kiln.dev/build"]
         release.wait(asked, lambda build: says_unschedulable(build["waiting"]))
-        until(lambda: age(pod) > 10)  # several times what would be judged elsewhere, or wake a second one
+        until(lambda: age(pod) > 10)  # several times pending_grace and scale_up_after
         assert [_uid(pod) for pod in release.pods()] == [_uid(pod)]
         assert {release.one(name)["state"] for name in names} == {"queued"}
         node = cluster.workers[-1]
         with labelled(cluster, node, pool):
             ended = {name: release.ended(name, LONG) for name in names}
         assert {(build["state"], build["node"]) for build in ended.values()} == {("succeeded", node)}
-        # The others have so short a grace that a pod which is slow to begin is taken back, which is not counted.
+        # The other builds have such a short grace that a pod which starts slowly is withdrawn. That does not count.
         assert ended[asked]["attempt"] == 1
         assert [_uid(pod) for pod in release.pods(asked)] == [_uid(pod)]
 
@@ -192,7 +198,7 @@ def test_without_any_node_one_attempt_asks_for_one_and_becomes_the_build(
 
 
 def test_the_daemons_image_is_upgraded_while_builds_run(placed: Release, next_daemon: dict[str, str]) -> None:
-    """They end well, one node after the other, and no build begins on the one whose turn it is."""
+    """Running builds succeed. The upgrade takes one node after the other, and no build begins on the current one."""
     before = {_uid(pod) for pod in placed.dockerd().values()}
     running = held(placed, *(f"upgrade/{number}" for number in range(4)))
     placed.upgrade(wait=False, dockerd=PATIENT | {"image": next_daemon})
@@ -220,7 +226,7 @@ def test_the_daemons_image_is_upgraded_while_builds_run(placed: Release, next_da
 
 @pytest.fixture
 def next_daemon(cluster: Cluster) -> dict[str, str]:
-    """The same daemon under another name, which is what a DaemonSet goes by."""
+    """Tag the daemon's image under another name, since a DaemonSet compares names only."""
     image = {"repository": "kiln-test/dockerd", "tag": DAEMON.partition(":")[2]}
     names = [f"docker.io/library/{DAEMON}", f"docker.io/{':'.join(image.values())}"]
     for node in cluster.workers:
@@ -234,13 +240,13 @@ HUNGRY = """FROM scratch
 COPY busybox /bin/busybox
 RUN ["/bin/busybox", "sh", "-c", "busybox sleep {seconds} && busybox dd if=/dev/zero of=/dev/null bs=1G count=1"]
 """
-"""Fills a gigabyte, after a while."""
+"""A Dockerfile whose step allocates a gigabyte after some seconds."""
 
 
 def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
     cluster: Cluster, registry: Registry, host: GitHost
 ) -> None:
-    """The limit is the daemon's, with all its builds: of those that share it, only the one that takes too much dies."""
+    """The limit covers the daemon and all its builds, but the kernel kills only the step that exceeds it."""
     settings = {"builds_per_node": 2, "max_attempts": 2}
     with released(cluster, registry, host, settings, resources={"limits": {"memory": "512Mi"}}) as release:
         commit, seconds = timed(release, "memory/hungry", HUNGRY, 8)
@@ -268,7 +274,7 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
         assert set(restarts(release)) == {0}, "the daemons have lived on"
 
 
-# ---- What is done to nodes and daemons, and undone ----------------------------------------------------------------
+# ---- Temporary changes of nodes and daemons -----------------------------------------------------------------------
 
 
 @contextmanager
@@ -282,7 +288,7 @@ def labelled(cluster: Cluster, node: str, labels: dict[str, str]) -> Iterator[No
 
 @contextmanager
 def replaced_by_a_file(node: str, folder: str) -> Iterator[None]:
-    """The daemon, which has the folder mounted, does not notice."""
+    """Replace the folder by a file. The daemon, which has the folder mounted, keeps running."""
     run("docker", "exec", node, "sh", "-ec", f"mv {folder} {folder}.away; touch {folder}")
     try:
         yield
@@ -292,8 +298,10 @@ def replaced_by_a_file(node: str, folder: str) -> Iterator[None]:
 
 @contextmanager
 def unready(release: Release, node: str) -> Iterator[None]:
-    """The node's daemon is made anew and does not come up: somebody holds its folder's lock, as one would that was
-    deleted by force and still runs."""
+    """Replace the node's daemon by one that never becomes ready.
+
+    The test holds the lock of the daemon's folder, as a daemon would that was deleted by force and still runs.
+    """
     lock = f"/var/lib/kiln/{release.namespace}_{release.name}/kiln.lock"
     script = f"echo asking; flock {lock} sh -c 'echo holding; cat'"
     command = ["docker", "exec", "--interactive", node, "sh", "-c", script]
@@ -322,11 +330,11 @@ HELD = """FROM scratch
 COPY busybox /bin/busybox
 RUN ["/bin/busybox", "sh", "-c", "busybox sleep {seconds}; true"]
 """
-"""Its step ends well as soon as somebody ends the sleep."""
+"""A Dockerfile whose step succeeds as soon as the test ends its sleep."""
 
 
 def held(release: Release, *paths: str) -> dict[str, str]:
-    """A build of each, by name, whose step runs until it is let go, by the seconds."""
+    """Start a build of each path and return the seconds of each step's sleep by build name, for `let_go`."""
     commits = [timed(release, path, HELD, 500) for path in paths]
     names = [release.build(path, commit) for path, (commit, _) in zip(paths, commits, strict=True)]
     running = {name: seconds for name, (_, seconds) in zip(names, commits, strict=True)}
@@ -340,23 +348,23 @@ def let_go(seconds: str) -> None:
 
 
 def timed(release: Release, path: str, dockerfile: str, seconds: int) -> tuple[str, str]:
-    """A commit with a step that sleeps for about that long, and for how long exactly."""
+    """Commit a Dockerfile whose step sleeps about `seconds`; return the commit and the exact seconds."""
     exactly = f"{seconds}.{secrets.randbelow(10**9):09}"
     return release.with_busybox(path, dockerfile.format(seconds=exactly)), exactly
 
 
-# ---- What can be seen ---------------------------------------------------------------------------------------------
+# ---- Observations -------------------------------------------------------------------------------------------------
 
 
 def built(release: Release, path: str) -> dict[str, Any]:
-    """A build of a new commit, at its end."""
+    """Build a new commit and return the ended build."""
     build = release.ended(release.build(path, release.commit(path, {"Dockerfile": SMALL})))
     assert build["state"] == "succeeded", release.log(build["name"])
     return build
 
 
 def home(release: Release, path: str) -> str:
-    """The node to which the repository goes as long as nothing is in the way."""
+    """Return the node that the repository's builds prefer."""
     build = built(release, path)
     assert build["attempt"] == 1
     return str(build["node"])
@@ -385,7 +393,7 @@ def conditions(pod: Object) -> dict[str, bool]:
 
 
 def stopping(release: Release) -> list[str]:
-    """The nodes whose daemon is to end."""
+    """Return the nodes whose daemon is terminating."""
     return [node for node, pod in release.dockerd().items() if "deletionTimestamp" in pod["metadata"]]
 
 

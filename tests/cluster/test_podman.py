@@ -1,6 +1,6 @@
-"""Podman in place of Docker: what a build gives and says, what ends with it, and that a node's storage has bounds.
+"""Podman instead of Docker: the results of a build, the cleanup after it, and the limits of a node's storage.
 
-One worker builds. Its storage is in memory, so that it can be filled; the registry asks for a password.
+One worker builds. Its storage is in memory, so that a test can fill it. The registry requires a password.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.timeout(240)
 
 USER = "ada"
 DISK = 600
-"""MiB of the node's storage."""
+"""Size of the node's storage in MiB."""
 LIMIT = 200_000_000
-"""Bytes that images may take of it."""
+"""Bytes that images may occupy there."""
 BUSYBOX = 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox", "sh", "-c", "{script}"]\n'
 
 
@@ -58,13 +58,13 @@ class Podded(Release):
         return [one["status"] for one in found] == ["True"]
 
     def asked(self, dockerfile: str = SMALL) -> tuple[str, str]:
-        """A build of a repository of its own, and the commit."""
+        """Request a build of a new repository; return its name and commit."""
         path = f"ada/{secrets.token_hex(4)}"
         commit = self.with_busybox(path, dockerfile)
         return self.build(path, commit), commit
 
     def sleeps(self, seconds: int = 600) -> tuple[str, str, str]:
-        """A build whose step sleeps, its commit, and for how long exactly."""
+        """Start a build whose step sleeps; return its name, its commit and the exact seconds."""
         path = f"ada/{secrets.token_hex(4)}"
         commit, exactly = self.running(path, seconds)
         name = self.build(path, commit)
@@ -134,7 +134,7 @@ def fails(release: Release, name: str, *sentences: str) -> None:
     assert [sentence for sentence in sentences if sentence not in said] == []
 
 
-# ---- What it gives, and whose fault it is ---------------------------------------------------------------------------
+# ---- Results and classified failures --------------------------------------------------------------------------------
 
 
 def test_a_push_becomes_an_image_and_an_event(podded: Podded) -> None:
@@ -180,7 +180,7 @@ def test_a_password_that_is_wrong(podded: Podded) -> None:
     once(podded, name, commit)
 
 
-# ---- What ends with a build, and what a build outlives --------------------------------------------------------------
+# ---- The end of steps, builders and daemons -------------------------------------------------------------------------
 
 
 def test_a_cancelled_build_s_step_ends(podded: Podded) -> None:
@@ -225,7 +225,7 @@ def test_a_daemon_that_is_deleted_waits_for_its_builds(podded: Podded) -> None:
     until(lambda: podded.ready() and podded.daemon["metadata"]["uid"] != before["uid"], 90)
 
 
-# ---- What a step may take -------------------------------------------------------------------------------------------
+# ---- The limits of a step -------------------------------------------------------------------------------------------
 
 
 def test_a_step_reaches_what_it_needs_and_nothing_else(podded: Podded) -> None:
@@ -248,16 +248,16 @@ def restarts(pod: Object) -> int:
     return count
 
 
-# ---- Its storage ----------------------------------------------------------------------------------------------------
+# ---- The limits of the storage --------------------------------------------------------------------------------------
 
 
 def held(release: Podded) -> int:
-    """Bytes of its images."""
+    """Return the bytes that images occupy."""
     return int(release.of_daemon("cat", "/var/lib/containers/ballast/bytes"))
 
 
 def full(release: Podded) -> int:
-    """Percent of its disk."""
+    """Return the used percentage of the storage."""
     return int(release.of_daemon("df", "--output=pcent", "/var/lib/containers").split()[-1].rstrip("%"))
 
 

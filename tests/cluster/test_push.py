@@ -1,4 +1,4 @@
-"""From a push to an image in the registry, by a pod that was put where its daemon is."""
+"""From a push to an image in the registry, by a pod on the node of its daemon."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ def test_a_push_becomes_an_image_and_both_sinks_are_told_its_digest(release: Rel
     assert fields == [{"key": "metadata.name", "operator": "In", "values": [build["node"]]}]
     assert pod["spec"]["nodeName"] == build["node"]
     assert build["node"] in release.dockerd()
-    assert max(release.most_at_once().values()) <= 2  # of all tests that share the release
+    assert max(release.most_at_once().values()) <= 2  # across all tests that share the release

@@ -1,4 +1,4 @@
-"""Several releases side by side, one that goes, and one that nobody leads."""
+"""Several releases in one cluster, an uninstalled release, and a release without a leader."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ pytestmark = pytest.mark.timeout(420)
 
 @dataclass(frozen=True)
 class Neighbours:
-    """`kiln` and `other` share a namespace, `kiln` and `apart` a name, and all three the nodes."""
+    """Three releases: `kiln` and `other` share a namespace, `kiln` and `apart` a name, and all three the nodes."""
 
     kiln: Release
     other: Release
     apart: Release
     synced: str
-    """The URL of a repository that `other` lists and does not look at by itself."""
+    """The URL of a repository that `other` lists and does not poll."""
 
     @property
     def all(self) -> list[Release]:
@@ -37,7 +37,7 @@ class Neighbours:
 
 @pytest.fixture(scope="module")
 def neighbours(release: Release, registry: Registry, host: GitHost) -> Iterator[Neighbours]:
-    """`other` has repositories that it looks at by itself, and one for `helm test`."""
+    """Three releases, of which `other` polls a repository and has one for `helm test`."""
     paths = {use: f"listed/{use}-{secrets.token_hex(3)}" for use in ("polled", "synced", "tested")}
     namespace = f"kiln-two-{secrets.token_hex(3)}"
     kiln = Release(release.cluster, registry=registry, host=host, namespace=namespace, sinks=["first"])
@@ -64,13 +64,13 @@ def neighbours(release: Release, registry: Registry, host: GitHost) -> Iterator[
         yield Neighbours(kiln, other, release, host.url(paths["synced"]))
 
 
-# Side by side. -------------------------------------------------------------------------------------------------------
+# Several releases. ---------------------------------------------------------------------------------------------------
 
 
 def test_releases_build_the_same_commit_at_once_and_do_not_see_each_other(
     neighbours: Neighbours, release: Release
 ) -> None:
-    """With more builds together than one of them has slots, each has all of its own."""
+    """The builds together exceed the slots of one release, so each release has its own slots."""
     commit, exactly = release.running("ada/shared", 90)
     builds = {one.namespace + one.name: one.build("ada/shared", commit) for one in neighbours.all}
     names = list(builds.values())
@@ -118,7 +118,7 @@ def test_each_release_has_a_lease_and_daemons_of_its_own(neighbours: Neighbours)
 
 
 def _sockets(release: Release) -> set[str]:
-    """The folders of the host in which its daemons and its builds have their socket."""
+    """Return the host folders of the sockets that the release's daemons and builds share."""
     template = release.cluster.get("configmaps", release.namespace, f"{release.labels}")
     (pod,) = [one["data"]["build-pod.yaml"] for one in template if "build-pod.yaml" in one.get("data", {})]
     found = set()
@@ -141,7 +141,7 @@ def test_each_release_pushes_its_own_image(neighbours: Neighbours, release: Rele
         assert not {event.subject for event in one.sinks["first"].events} & (set(builds) - {name})
 
 
-# By hand, inside of it. ----------------------------------------------------------------------------------------------
+# Commands inside a release. ------------------------------------------------------------------------------------------
 
 
 def test_helm_test_builds_for_real(neighbours: Neighbours) -> None:
@@ -177,7 +177,7 @@ def test_a_listed_repository_is_looked_at_by_the_leader_alone(neighbours: Neighb
 
 
 def _built(release: Release, path: str) -> list[Object]:
-    """As soon as whichever web is asked tells of some: each believes its list for two seconds."""
+    """Wait until the list shows builds of the repository, since each replica of web caches its list for two seconds."""
     found: list[Object] = []
 
     def there() -> list[Object]:
@@ -189,7 +189,7 @@ def _built(release: Release, path: str) -> list[Object]:
 
 
 def _looks(release: Release, controller: Object) -> float:
-    """How often that process has looked at a listed repository."""
+    """Return how often the process has polled a listed repository."""
     shown = Pod(release.cluster, controller, 9091).get("metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in shown if line.startswith("kiln_sync_looks_total{"))
 
@@ -228,21 +228,24 @@ def _scale(release: Release, replicas: int) -> None:
     release.cluster.kubectl("scale", f"deployment/{release.name}-controller", f"--replicas={replicas}", namespace)
 
 
-# Taking it away. -----------------------------------------------------------------------------------------------------
+# Uninstalling. -------------------------------------------------------------------------------------------------------
 
 OUTLIVES = {"events", "events.events.k8s.io"}
-"""What Kubernetes itself says of what was there; it goes within the hour."""
+"""Kubernetes' own events about deleted objects, which expire within an hour."""
 
 
 def everything(cluster: Cluster, namespace: str) -> set[str]:
-    """All objects in a namespace, of whatever kind."""
+    """Return the names of all objects in a namespace."""
     listed = cluster.kubectl("api-resources", "--namespaced=true", "--verbs=list", "--output=name").split()
     kinds = ",".join(kind for kind in listed if kind not in OUTLIVES)
     return set(cluster.kubectl("get", kinds, f"--namespace={namespace}", "--output=name").split())
 
 
 def test_nothing_is_left_of_a_release_that_is_taken_away(cluster: Cluster, registry: Registry, host: GitHost) -> None:
-    """Its builds have ended, run and wait. On the hosts stay the folders that docs/kubernetes.md names."""
+    """Uninstalling also removes ended, running and waiting builds.
+
+    Only the folders that docs/kubernetes.md names remain on the hosts.
+    """
     with Release(cluster, registry=registry, host=host, sinks=["first"], builds_per_node=1) as release:
         assert release.ended(release.build("ada/ended", release.commit("ada/ended", {"Dockerfile": SMALL})))
         for number in range(2 * len(cluster.workers)):
@@ -263,7 +266,7 @@ def test_nothing_is_left_of_a_release_that_is_taken_away(cluster: Cluster, regis
 
 
 def _folders(node: str, name: str) -> list[str]:
-    """What there is of Kiln on a host by that name."""
+    """Return Kiln's folders on a node whose names begin with `name`."""
     listed = run(
         "docker", "exec", node, "find", "/var/lib/kiln", "/var/run/kiln/", "-maxdepth", "1", "-name", f"{name}*"
     )

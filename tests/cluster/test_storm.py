@@ -1,6 +1,6 @@
-"""A storm of webhooks: all are answered, none is lost, none is built twice, and nobody else in the cluster feels it.
+"""A storm of webhooks: each is answered, none is lost or built twice, and other namespaces are not delayed.
 
-A queue of suspended Jobs would fail the last of these: the Job controller is the whole cluster's, and a thousand Jobs
+A queue of suspended Jobs would violate the last point. The whole cluster shares the Job controller, and a thousand Jobs
 keep it busy for a minute.
 """
 
@@ -30,16 +30,18 @@ pytestmark = [pytest.mark.timeout(SETTING_UP["release"] + 600), pytest.mark.alon
 
 SLOTS = 4
 REFS = 5
-"""From which each commit of the first storm comes: five pushes, five causes, one build."""
+"""Refs that contain each commit of the first storm: five pushes, five causes, one build."""
 BUILT = 16
-"""Builds of a storm that run to their end, twice as many as there are slots; each costs seconds of both cores, so the
-others are cancelled."""
+"""Builds of a storm that run to their end, twice the number of slots.
+
+Each costs seconds of both cores, so the test cancels the others.
+"""
 OUR_OWN = 3
-"""Requests at a time where the storm is not the point."""
+"""Concurrent requests of the test itself, which are not part of the storm."""
 HANGS = 35.0
-"""Seconds for which the API server says nothing."""
+"""Seconds for which the API server does not answer."""
 ANSWERED = 10.0
-"""Seconds after which Git hosts give a webhook up."""
+"""Seconds after which Git hosts abandon a webhook."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def storm(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Relea
 
 @pytest.fixture
 def elsewhere(cluster: Cluster) -> Iterator[str]:
-    """A namespace that has nothing to do with Kiln."""
+    """A namespace without any relation to Kiln."""
     name = f"elsewhere-{secrets.token_hex(3)}"
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
     yield name
@@ -119,7 +121,7 @@ def test_a_thousand_commits_at_once_are_recorded_and_nobody_elsewhere_waits(
 
 @pytest.fixture
 def hanging(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[tuple[Release, Proxy]]:
-    """A release without a node to build on, and the wire between it and the API server."""
+    """A release without a node for builds, and the proxy between it and the API server."""
     config = {"triggers": [{"name": "every", "push": {"branches": ["*"]}}]}
     nowhere = {"dockerd": {"nodeSelector": {"kiln.dev/storm": "nowhere"}}}
     with (
@@ -139,7 +141,7 @@ def hanging(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[tup
 
 
 def test_an_api_server_that_hangs_in_a_storm(hanging: tuple[Release, Proxy]) -> None:
-    """Nobody waits longer than Git hosts do; what was refused is found by `kiln sync`, and nothing is half made."""
+    """Every webhook is answered in time, `kiln sync` finds the refused ones, and no build is incomplete."""
     release, api = hanging
     branches = commits(release.host, "storm/hangs", 500)
     pushes = [release.push("storm/hangs", commit, ref=f"refs/heads/{branch}") for branch, commit in branches.items()]
@@ -147,7 +149,7 @@ def test_an_api_server_that_hangs_in_a_storm(hanging: tuple[Release, Proxy]) -> 
         storming = aside.submit(deliver, release, pushes)
         until(lambda: len(everything(release)) >= 20)
         api.drop = True
-        time.sleep(HANGS)  # the fault itself
+        time.sleep(HANGS)  # the duration of the fault
         answers = storming.result()
     api.drop = False
     api.cut()
@@ -169,7 +171,7 @@ def test_an_api_server_that_hangs_in_a_storm(hanging: tuple[Release, Proxy]) -> 
 
 
 def commits(host: GitHost, path: str, number: int) -> dict[str, str]:
-    """So many commits by branch, none of which has to do with another, made in one go."""
+    """Create `number` unrelated commits with one Git command and return them by branch."""
     host.create(path)
     branches = [f"branch-{index}" for index in range(number)]
     stream = "".join(_imported(branch) for branch in branches)
@@ -180,7 +182,7 @@ def commits(host: GitHost, path: str, number: int) -> dict[str, str]:
 
 
 def _imported(branch: str) -> str:
-    """https://git-scm.com/docs/git-fast-import#_input_format"""
+    """Source: https://git-scm.com/docs/git-fast-import#_input_format"""
     files = {"Dockerfile": SMALL, "page": secrets.token_hex(8)}
     said = [f"commit refs/heads/{branch}\ncommitter Ada <ada@example.org> 0 +0000\n{_data('A commit')}"]
     return "".join([*said, *(f"M 644 inline {name}\n{_data(content)}" for name, content in files.items()), "\n"])
@@ -191,7 +193,7 @@ def _data(content: str) -> str:
 
 
 class Answer(NamedTuple):
-    """To a webhook, after so many seconds. `said` is the build's name, or what was said instead; status 0: nothing."""
+    """The answer to a webhook, or status 0 without one. `said` is the build's name, the body or the error."""
 
     status: int
     said: str
@@ -199,7 +201,7 @@ class Answer(NamedTuple):
 
 
 def deliver(release: Release, webhooks: Sequence[Webhook]) -> list[Answer]:
-    """All at the same time, each once, as Git hosts do, from a process that does nothing else."""
+    """Send all webhooks at the same time and once each, as Git hosts do, from a separate process."""
     with ProcessPoolExecutor(1, get_context("spawn")) as host:
         took, answers = host.submit(_deliver, f"{release.url}webhooks/github", webhooks).result()
     slowest = max(answer.seconds for answer in answers)
@@ -208,7 +210,7 @@ def deliver(release: Release, webhooks: Sequence[Webhook]) -> list[Answer]:
 
 
 def _deliver(address: str, webhooks: Sequence[Webhook]) -> tuple[float, list[Answer]]:
-    """The seconds for all; then each."""
+    """Return the seconds for all webhooks, and each answer."""
 
     def one(webhook: Webhook) -> Answer:
         began = time.monotonic()
@@ -232,7 +234,7 @@ def check_taken(answers: Sequence[Answer], number: int) -> None:
 
 
 def everything(release: Release) -> list[dict[str, Any]]:
-    """All builds there are, from the list."""
+    """Return all builds from the list, page by page."""
     found: list[dict[str, Any]] = []
     more: str | None = ""
     while more is not None:
@@ -248,7 +250,7 @@ def read(release: Release, names: Collection[str]) -> list[dict[str, Any]]:
 
 
 def listed(release: Release, names: Collection[str]) -> list[dict[str, Any]]:
-    """The same from the list, which shows them at their end a moment later, and costs one request for many."""
+    """Read the builds from the list once all have ended; a page costs one request for many builds."""
     found: list[dict[str, Any]] = []
 
     def all_ended() -> bool:
@@ -260,20 +262,20 @@ def listed(release: Release, names: Collection[str]) -> list[dict[str, Any]]:
 
 
 def built(release: Release, names: Collection[str]) -> int:
-    """How many of them have succeeded."""
+    """Return how many of the builds have succeeded."""
     return sum(name in names and word == "succeeded" for name, word in ends(release))
 
 
 def cancel(release: Release, names: Collection[str]) -> set[int]:
-    """The statuses that were answered."""
+    """Cancel the builds and return the statuses of the answers."""
     with ThreadPoolExecutor(OUR_OWN) as many:
         return {*many.map(lambda name: release.cancel(name).status_code, names)}
 
 
 def ends(release: Release) -> Counter[tuple[str | None, str]]:
-    """What the sink has been told of the ends of builds, by name and word; the same event counts once.
+    """Count the final events at the sink by build and state; a redelivered event counts once.
 
-    Who asks when it has ended is told of that end in an event of his own, which is not counted.
+    A client that requests an ended build causes a further event of that end, which does not count.
     """
     told = {event.id: event for event in release.sinks["sink"].events if event.id.count(".") == 2}
     words = [(event.subject, event.type.split(".")[3]) for event in told.values()]
@@ -290,10 +292,13 @@ def told_once(release: Release, builds: list[dict[str, Any]]) -> None:
 
 
 def seconds_to_start(cluster: Cluster, namespace: str) -> float:
-    """From asking for a Job until its container runs, which says when that was: Kubernetes tells whole seconds only.
+    """Return the seconds from the creation of a Job to the start of its container.
 
-    All nodes are on this machine, and have its clock. The Job has a share of the processor as others have: without one
-    it would have next to none beside builds, which have (50m each), and that would be all that is measured.
+    The container reports the time itself, because Kubernetes records whole seconds. All nodes run on this machine and
+    share
+    its clock. Like builds (50m each), the Job requests processor time. Otherwise it would get almost none next to them,
+    and
+    the test would measure only that.
     """
     name = f"job-{secrets.token_hex(3)}"
     say = ["sh", "-c", "cut -d' ' -f1 /proc/uptime >/dev/termination-log"]
