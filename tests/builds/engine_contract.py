@@ -1,7 +1,7 @@
-"""What every engine promises of its records, as tests that any engine can be put to.
+"""The contract of an engine's record store, as tests that every engine must pass.
 
-Subclass `RecordsContract`, give it a fixture `records` (a fresh engine that takes up to 5 queued builds, 2 of each
-person), and pytest does the rest.
+Subclass `RecordsContract`, give it a fixture `records` (a fresh engine that accepts up to 5 queued builds, 2
+per user), and pytest collects the tests.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def ask(
 
 
 def ended(build: Build, state: State = State.FAILED, at: datetime = AT) -> Build:
-    """As the controller leaves it: everybody answered, settled."""
+    """The record as the controller leaves it: every cause answered, the build settled."""
     keys = tuple(one.key for one in build.causes)
     status = replace(
         build.status, state=state, round=max(build.status.round, 1), answered=keys, outbox=(), finished_at=at

@@ -1,4 +1,4 @@
-"""A build argument is for the repository's Dockerfile: what the tool chain understands is for nobody."""
+"""Build arguments reach the repository's Dockerfile; the names that the tool chain interprets are refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def test_no_case_gets_around_it(name: str, reserved: str) -> None:
 
 
 def test_repo2dockers_own_are_all_known() -> None:
-    """What it passes to the build, and what its templates declare: whatever a new version brings is seen here."""
+    """The arguments that repo2docker passes and that its templates declare.
+
+    The test fails when a new version adds one.
+    """
     tool = find_spec("repo2docker")
     assert tool
     assert tool.origin

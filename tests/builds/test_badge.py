@@ -1,4 +1,4 @@
-"""What a badge shows of a repository's builds, and which builds a search finds."""
+"""The badge of a repository, and the builds that a search finds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The largest build that the settings allow: whatever is asked is answered, or refused when it is asked.
+"""The largest build that the settings allow: every request is either answered or refused on arrival.
 
-Intake, plan and records are the real ones, and no sink takes anything. What is measured is the largest object that an
-API server would be asked to store.
+Intake, plan and records are the real ones, and no sink accepts an event. The tests measure the largest object that
+Kiln would ask the API server to store.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class World:
         return self.build
 
     def asks(self, asks: Sequence[Submission]) -> list[Cause]:
-        """The causes that were taken; the others were told to come back."""
+        """Return the causes that the queue accepted; the others got `QueueFull` and may retry."""
         taken = []
         for one in asks:
             late = replace(one, cause=replace(one.cause, at=self.now))
@@ -254,7 +254,7 @@ def test_the_largest_build_that_can_be_asked_for_is_stored_and_answered(sinks: i
     late = ask_all()
     assert late
     world.works()
-    while more := ask_all():  # until so much waits for the sinks that nobody more is taken
+    while more := ask_all():  # until the outbox is full and refuses further causes
         late += more
         world.works()
     assert world.most <= MAX_OUTBOX

@@ -1,4 +1,4 @@
-"""What the builder makes of words: log lines, secrets in them, the tool's progress, results that have to fit."""
+"""The text that the builder reads and writes: log lines, redaction, the tool's progress, results within their limit."""
 
 from __future__ import annotations
 
@@ -630,7 +630,7 @@ def test_podman_says_so_where_a_step_was_killed() -> None:
     ],
 )
 def test_whose_a_step_is(buildpack: str, command: str, of_tool: bool) -> None:
-    """Whatever came before it: repo2docker installs packages after it has copied the repository, too."""
+    """Earlier steps do not decide: repo2docker also installs packages after it has copied the repository."""
     copy = "COPY --chown=1000:1000 src/ /home/jovyan/"
     lines = [("stdout", f"STEP 3/5: {copy}"), ("stdout", f"STEP 4/5: RUN {command}")]
     error = ("stderr", f'Error: building at STEP "RUN {command}": while running runtime: exit status 1')

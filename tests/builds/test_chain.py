@@ -1,4 +1,4 @@
-"""Builds as chains of CDEvents: whatever becomes of a build, what is told is valid, linked and complete."""
+"""Builds as chains of CDEvents: for every history of a build, its events are valid, linked and complete."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def check_chain(events: list[Event]) -> None:
 
 
 def check_stages(whole: Stage, of: Build) -> None:
-    """Whatever was done to the clock: no stage ends before it starts, or starts before the one before has ended."""
+    """Even if the clock jumps, no stage ends before it starts or starts before its predecessor has ended."""
     assert whole.start <= whole.end
     names = [part.name for part in whole.parts]
     assert names[0] == "queue"
@@ -188,7 +188,7 @@ def test_other_ends(state: State, reason: Reason, outcome: str) -> None:
 
 
 def test_an_attempt_that_another_follows_is_no_end() -> None:
-    """Who hears of a build.finished takes the build for done."""
+    """A consumer of build.finished considers the build done, so a retry must not send it."""
     again = build(attempts=(failed(1, started_at=NOW),), attempt=2)
     (event,) = told(again, Word.RETRYING)
     assert (NAMES[event.type], event.id) == ("build.queued", "uid-b.2.build.queued")

@@ -1,4 +1,4 @@
-"""Abbreviated commits, as the APIs of hosts tell them over a real repository; and what is said where none does."""
+"""Completion of abbreviated commits by hosts' APIs over a real repository, and the errors where it fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ KINDS = pytest.mark.parametrize("kind", list(PLACES))
 
 
 class Api:
-    """Of one repository on a host of a kind. `says` is what it answers instead; `heard` the `Authorization` fields."""
+    """The API of a host of one kind, for one repository.
+
+    `says` replaces its answer. `heard` collects the `Authorization` fields.
+    """
 
     def __init__(self, host: GitHost, kind: HostKind) -> None:
         self.bare = host.bare(PATH)

@@ -1,4 +1,4 @@
-"""The controller's loop over a real engine. What it decides is the plan's, and is tested there."""
+"""The controller's loop over a real engine. `test_plan` tests the decisions."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HUB = Sink(name="hub", url="https://hub.example/events")
 
 
 class Post:
-    """Keeps what is sent, and answers as it is told."""
+    """Keep the events sent, and give every delivery the outcome `answer`."""
 
     def __init__(self, answer: Outcome, *sinks: Sink) -> None:
         self.answer = answer
@@ -59,7 +59,7 @@ class Clock:
 
 
 class Seen(LocalEngine):
-    """A local engine between which and the controller somebody changes what is seen."""
+    """A local engine whose observations pass through `change` before the controller gets them."""
 
     change: Callable[[World], World] = staticmethod(lambda world: world)
 
@@ -189,7 +189,7 @@ def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen:
 
 
 class Slow(Seen):
-    """Whose history takes a second for each piece, on a clock that stands still but for that and for waiting."""
+    """An engine whose history takes a second per piece, on a clock that only reading and waiting advance."""
 
     seconds = 0.0
     pieces = 0
@@ -304,7 +304,7 @@ def test_an_attempt_whose_record_was_deleted_ends_and_leaves_nothing(tmp_path: P
 def test_who_deletes_an_open_record_cancels_its_build(
     seen: Seen, answer: Outcome, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is told once, from memory: there is no record any more that could remember it."""
+    """The event is sent once, from memory: the record that could keep it is gone."""
     post = Post(answer)
     gone: list[Build] = []
 
@@ -519,7 +519,7 @@ def held(tmp_path: Path) -> Iterator[Held]:
 
 
 def test_nothing_waits_for_the_write_of_another_record(held: Held) -> None:
-    """Whatever comes while one is written that takes its time."""
+    """A slow write of one record delays no build that arrives meanwhile."""
     held.held, held.change = frozenset({"slow"}), with_node
     held.accept([ask("slow")])
     with running(held, Clock(), builds_per_node=2):
@@ -545,7 +545,7 @@ def test_a_write_that_will_never_end_stops_the_looks_and_with_them_the_pulse(
         until(lambda: held.waiting)
         monkeypatch.setattr("builds.writers.BLOCKED_AFTER", 0.0)
         turned = len(turns)
-        until(lambda: len(turns) >= turned + 2)  # a look may have been under way
+        until(lambda: len(turns) >= turned + 2)  # a round may have been under way
         seen = len(looks)
         until(lambda: len(turns) >= turned + 7)
         assert len(looks) == seen
@@ -662,7 +662,7 @@ def test_whatever_is_wrong_with_some_records_fifty_others_end(
 
 
 def test_what_became_of_deliveries_goes_along_with_the_next_write(counted: Counted) -> None:
-    """One write for all that was told of a record, not one for each, and none to say that it is over."""
+    """The outcomes of a record's deliveries share one write, and the end of the deliveries needs none of its own."""
     counted.change = with_node
     with running(counted, Clock(), post=Post(DELIVERED)):
         counted.accept([ask(args={"do": "succeed"})])
@@ -706,7 +706,10 @@ def test_a_controller_that_ends_leaves_nothing_to_be_sent_again(counted: Counted
 
 
 def test_a_controller_that_starts_anew_knows_the_images_of_what_has_ended(seen: Seen) -> None:
-    """A settled build has left the watch. What has ended is read as time allows, so the first may come too early."""
+    """A settled build has left the watch.
+
+    The controller reads ended builds as time allows, so the first request may arrive too early.
+    """
     (build,) = seen.accept([ask("settled")])
     image = replace(IMAGE, repository=build.request.image)
     seen.write(ended(replace(build, status=replace(build.status, image=image)), State.SUCCEEDED))

@@ -1,4 +1,7 @@
-"""A dry run: it says what the real way would build, and of every other trigger why not; it asks nobody."""
+"""A dry run reports what the real path would build, and why each other trigger would not.
+
+It sends no request to a Git host.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ RULES = (MAIN, TAGS, PATHS, OURS, NOT_OURS, ANY, ALL, LABEL)
 
 
 class Nobody:
-    """Who must not be asked."""
+    """A resolver that a dry run must not use."""
 
     def resolve(self, *_: object) -> NoReturn:
         raise AssertionError("somebody was asked")

@@ -112,7 +112,7 @@ def test_a_default_branch_that_no_text_can_name(host: GitHost, policy: Policy, t
 
 
 def test_all_branches_and_tags(host: GitHost, policy: Policy, tmp_path: Path) -> None:
-    """Tags peeled; nothing else, whatever its name ends in."""
+    """Tags are peeled. No other ref counts, even if its name ends like a branch's."""
     (tmp_path / "page").touch()
     head, bare = host.create("ada/refs", tmp_path), host.bare("ada/refs")
     git("tag", "-m", "Annotated", "v1", head, cwd=bare)
@@ -245,7 +245,10 @@ def test_a_credential_is_used(host: GitHost, policy: Policy, tmp_path: Path) -> 
 
 
 def test_what_only_looks_like_a_git_directory_is_none(host: GitHost, policy: Policy, tmp_path: Path) -> None:
-    """Files of a repository can; whatever runs git among them would run what their configuration says."""
+    """A repository's files can look like a Git directory.
+
+    Git run inside them would execute commands from their configuration.
+    """
     looks = tmp_path / "looks"
     shutil.copytree(host.bare("ada/page"), looks)
     marker = tmp_path / "ran"
@@ -293,7 +296,7 @@ def test_a_host_with_more_refs_than_anybody_reads(
 
 @pytest.mark.parametrize("name", ["refs/heads/\x1b[31m", f"refs/heads/{'a' * 2000}", "--upload-pack=x", "main"])
 def test_a_host_that_lies_about_its_head(name: str) -> None:
-    """git passes on whatever it is told by protocol version 2."""
+    """Git passes on the names that protocol version 2 carries without checking them."""
     told = _packet(b"1" * 40 + f" HEAD symref-target:{name}\n".encode()) + b"0000"
     said = [b"# service=git-upload-pack\n", None, b"version 2\n", b"ls-refs=unborn\n", b"object-format=sha1\n", None]
 

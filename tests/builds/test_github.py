@@ -1,6 +1,6 @@
-"""GitHub's API in front of Git: asked with the repository's token, on conditions, and done without where it fails.
+"""GitHub's API in front of Git: used with the repository's token and conditional requests, and skipped where it fails.
 
-What answers here keeps to GitHub's documentation (REST API, 2022-11-28) over a real repository, which git serves too.
+The server here follows GitHub's documentation (REST API, 2022-11-28) over a real repository, which Git serves too.
 """
 
 from __future__ import annotations

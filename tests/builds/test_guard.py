@@ -102,7 +102,7 @@ def looked_through(own: Git, url: str, head: str) -> str:
 
 
 def cloned(own: Git, url: str, head: str) -> Path:
-    """What repo2docker's provider does. Raises what the builder makes of a failure."""
+    """Clone as repo2docker's provider does. Raises the builder's diagnosis of a failure."""
     target = own.home / "clone"
     commands = [["clone", "--no-checkout", url, str(target)], ["-C", str(target), "reset", "--hard", head]]
     commands += [["-C", str(target), "submodule", "update", "--init", "--recursive"]]
@@ -111,7 +111,7 @@ def cloned(own: Git, url: str, head: str) -> Path:
     return target
 
 
-# What may not be reached
+# Forbidden targets
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_a_name_that_is_public_first_and_then_not(monkeypatch: pytest.MonkeyPatc
     assert internal.count == 0
 
 
-# Who may use it
+# Authorization
 
 
 def proxied(proxy: str, url: str) -> requests.Response:
@@ -322,7 +322,7 @@ def test_the_sites_proxy_is_chained_to(host: GitHost, own: Git, monkeypatch: pyt
 def test_a_fault_in_one_connection_ends_no_thread(
     host: GitHost, own: Git, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A thread that ends by an exception ends web; here nobody can read what stands in the environment."""
+    """An exception that ends a thread ends web. Here the proxy settings in the environment are invalid."""
     for name, value in (("http_proxy", "http://127.0.0.1:port"), ("no_proxy", ""), ("NO_PROXY", "")):
         monkeypatch.setenv(name, value)
     with pytest.raises(requests.ConnectionError):
@@ -330,7 +330,7 @@ def test_a_fault_in_one_connection_ends_no_thread(
     until(lambda: "A connection through the guard failed" in caplog.messages)
 
 
-# What is followed
+# Redirects
 
 
 def test_a_repository_that_has_moved(host: GitHost, own: Git) -> None:
@@ -508,7 +508,7 @@ def test_an_lfs_object_that_is_not_fetched_is_told(
     assert "LFS object not fetched, so the file holds only its pointer: data.bin" in done.stderr
 
 
-# Who keeps it busy
+# Load
 
 
 def test_silent_connections_take_no_place(host: GitHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,8 +596,10 @@ def test_of_very_many_lfs_files_some_are_fetched(host: GitHost, own: Git, monkey
     ],
 )
 def test_other_schemes_go_through_it(url: str, place: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every address, each time, and to the one that was checked; only a pattern that names the host lets it be
-    private."""
+    """The guard checks every address each time and connects to the address that it checked.
+
+    Only a pattern that names the host allows a private address.
+    """
     answers = [["1.1.1.1"], ["1.1.1.1", "127.0.0.2"], ["127.0.0.2"]]
     connected: list[tuple[str, int]] = []
 
@@ -719,7 +721,7 @@ def test_a_submodule_s_address_inside(address: str, patterns: list[str], host: G
     assert internal.count == 0
 
 
-# What is in a request, and in an answer
+# Requests and answers
 
 
 def test_a_request_names_the_host_that_was_checked(own: Git) -> None:
@@ -870,7 +872,7 @@ def test_an_lfs_server_of_a_banned_repository(path: str, host: GitHost) -> None:
     assert not any("objects/batch" in target for target in host.requests)
 
 
-# What is told
+# Reports
 
 
 @pytest.mark.parametrize("there", [False, True], ids=["no repository", "no commit"])
@@ -897,7 +899,7 @@ def test_whatever_a_submodule_is_called_it_is_told(name: str, host: GitHost, tmp
 
 
 def attempted(host: GitHost, path: str, head: str, tmp_path: Path) -> Result:
-    """What a builder makes of it; its log is `log`."""
+    """Return the result of a builder's attempt; its log is the file `log`."""
     request = Request(repository=f"{host.base}/{path}", clone_url=host.url(path), commit=head, image="127.0.0.1:1/a/b")
     around = Surroundings(allowed_repositories=(f"{host.base}/**",))
     spec = Spec(name="a", attempt=1, attempt_label="u.1", request=request, force=True, surroundings=around)

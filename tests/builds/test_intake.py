@@ -361,7 +361,7 @@ def test_a_trigger_says_how_whoever_sent_the_event() -> None:
     assert (cause.tags, cause.force) == (("x",), True)
 
 
-# ---- Records that somebody has changed -------------------------------------------------------------------------------
+# ---- Records that a user has changed --------------------------------------------------------------------------------
 
 
 def recorded(**changes: Any) -> Build:

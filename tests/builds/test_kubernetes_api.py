@@ -1,4 +1,4 @@
-"""What needs no cluster: what an answer means, where the API server is found, and what that costs to import."""
+"""The API client without a cluster: the meaning of answers, the address of the API server, the cost of the import."""
 
 from __future__ import annotations
 

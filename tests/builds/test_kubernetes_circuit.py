@@ -1,4 +1,4 @@
-"""Who asks a server that does not answer is told so at once, and it is tried again by itself."""
+"""An open circuit refuses requests to a silent server immediately, and a probe closes it again."""
 
 from __future__ import annotations
 

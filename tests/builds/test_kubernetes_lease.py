@@ -60,7 +60,10 @@ def test_what_is_released_is_free_at_once_and_keeps_its_history(record: Record) 
 def test_a_leader_has_stopped_before_another_may_take_it(
     record: Record, sent: float, answered: float, margin: float, offset: float
 ) -> None:
-    """Whatever the clocks say: the other one saw the renewal after it was sent, and counts more seconds from then."""
+    """The proof needs no synchronized clocks.
+
+    The other candidate sees a renewal only after it was sent, and counts more seconds from then.
+    """
     written = held(record, "a", DURATION, AT)
     stops = sent + DURATION - margin
     seen = sent + answered

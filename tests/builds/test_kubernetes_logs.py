@@ -1,4 +1,4 @@
-"""The log of an attempt that has ended, where the API server cannot give it at once, and where the disk is full."""
+"""The log of an ended attempt while the API server cannot serve it, and on a full disk."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AWAY = {"kind": "Status", "message": "dial tcp 10.0.0.7:10250: connect: no route
 
 
 class Replayed:
-    """What an API server says: a pod, and its log once `status` is 200."""
+    """An API server with one pod, and with its log once `status` is 200."""
 
     def __init__(self) -> None:
         self.status = 200
@@ -162,11 +162,11 @@ def test_nothing_is_left_behind(server: Replayed, read: Logs) -> None:
     until(lambda: not any(thread.name.startswith("log build-a") for thread in threading.enumerate()))
 
 
-# What outlives a pod -------------------------------------------------------------------------------------------------
+# Logs without their pod -----------------------------------------------------------------------------------------------
 
 
 class Cluster(Replayed):
-    """Which keeps ConfigMaps, too; `pod` is whether there is one."""
+    """An API server that also keeps ConfigMaps; `pod` says whether the pod exists."""
 
     def __init__(self) -> None:
         self.maps: dict[str, dict[str, Any]] = {}

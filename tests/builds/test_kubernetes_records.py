@@ -1,4 +1,4 @@
-"""A build is a ConfigMap and back, whatever is in it, and never too large to be stored."""
+"""Every build survives the round trip through a ConfigMap, and the largest one fits."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ def announced(made: Build, number: int, word: str = "queued") -> Announcement:
 
 
 def _asked(number: int) -> Submission:
-    """By somebody else each time, so that nothing can be merged."""
+    """A submission by another user each time, so that no two can be merged."""
     return ask("b", f"{number}-{'x' * MAX_VALUE}", by=f"user:{number}", args={"A": "v" * MAX_BYTES})
 
 
 def largest() -> Build:
-    """All that is bounded, at its bound."""
+    """A record in which every bounded field is at its limit."""
     made = joined(None, [_asked(0)], uid=lambda: "uid-1", now=NOW, share=20)
     with suppress(QueueFull):
         for number in range(1, MAX_CAUSES):

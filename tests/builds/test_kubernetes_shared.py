@@ -1,4 +1,4 @@
-"""What many want at the same time is done once, and nobody gets another's answer."""
+"""Single flight: callers that want the same work share one run, and none gets the answer to another key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.parts.kiln import until
 
 
 class Store:
-    """Where each write takes until it is let go, and fails where it is told to."""
+    """A store that blocks each write until the test releases it, and raises `error` if it is set."""
 
     def __init__(self) -> None:
         self.written: list[tuple[str, list[int]]] = []

@@ -1,4 +1,4 @@
-"""What pods, Jobs and Events of a cluster mean to the plan."""
+"""Pods, Jobs and Events of a cluster, translated into facts for the plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is missing of a listed repository: a ref counts as its push, and nobody is asked twice."""
+"""The missing builds of a listed repository: a ref counts as its push, and no build is requested twice."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_default_branch_comes_first_and_what_is_no_branch_or_tag_not_at_all(
     assert [ref.name for ref in seen] == [MAIN, "refs/heads/a", "refs/tags/v1"]
 
 
-# What is missing
+# Missing builds
 
 
 def ask(ref: str = MAIN, commit: str = A, *, tags: tuple[str, ...] = ()) -> Submission:
@@ -173,7 +173,7 @@ def test_of_what_failed_only_what_its_host_did_not_serve_is_missing() -> None:
     ("reason", "again"), [(Reason.REQUESTED, False), (Reason.SUPERSEDED, True), (Reason.DELETED, False)]
 )
 def test_of_what_was_cancelled_only_what_was_superseded_is_missing(reason: Reason, again: bool) -> None:
-    """The ref points there, so whatever took its place has gone again."""
+    """The ref points to this commit, so the push that superseded it no longer holds."""
     assert (due(ask(), record(State.CANCELLED, WEBHOOK, reason=reason), None) is not None) is again
 
 
@@ -210,7 +210,7 @@ def test_a_ref_that_stands_still_has_not_moved() -> None:
 def test_once_asked_for_it_is_there(
     state: State, reason: Reason | None, causes: list[Cause], seen: Seen | None, tags: tuple[str, ...]
 ) -> None:
-    """Repeating a look changes nothing, and what is asked for is always news to the record."""
+    """Repeating a comparison changes nothing, and every submission adds a cause to the record."""
     wants, there, elsewhere = ask(tags=tags), record(state, *causes, reason=reason), moved(the_push(), seen)
     further = due(wants, there, elsewhere)
     assert further == due(wants, there, elsewhere), "two who look at once ask for the same"

@@ -48,7 +48,7 @@ def sighted(engine: LocalEngine) -> Sighting:
 
 
 def awaited(engine: LocalEngine, *phases: Phase) -> Sighting:
-    """What is seen once the attempt is in one of the phases: the engine's own `wait` must tell of it in time."""
+    """Return the sighting once the attempt is in one of `phases`. The engine's own `wait` must report it in time."""
     deadline = time.monotonic() + 20
     while (sighting := sighted(engine)).phase not in phases:
         assert time.monotonic() < deadline, f"still {sighting}"
@@ -83,7 +83,7 @@ def drive(state: Path, *words: str, faults: Path | None = None) -> subprocess.Po
 
 @pytest.fixture
 def state(tmp_path: Path) -> Iterator[Path]:
-    """A state folder; whatever still holds an attempt's lock at the end of the test is killed."""
+    """A state folder. At the end of the test, process groups that still hold an attempt's lock are killed."""
     yield tmp_path
     for group in tmp_path.glob("attempts/*/group"):
         with (group.parent / "lock").open() as lock:
@@ -496,7 +496,7 @@ def test_a_record_that_says_it_had_a_billion_attempts_is_forgotten_at_once(engin
 
 
 def test_a_record_goes_by_the_name_it_is_stored_under(state: Path, engine: LocalEngine) -> None:
-    """Whatever name it says it has: it must not be taken for another one."""
+    """The name inside a record does not count. Otherwise one record could pass for another."""
     engine.accept([ask("a"), ask("b")])
     with closing(sqlite3.connect(state / "kiln.db")) as connection, connection:
         connection.execute("UPDATE builds SET record = (SELECT record FROM builds WHERE name = 'a')")
@@ -569,7 +569,7 @@ def test_stopping_is_for_what_is_alive(state: Path, engine: LocalEngine) -> None
 
 
 def test_an_id_in_a_folder_that_nothing_locks_is_never_signalled(state: Path, engine: LocalEngine) -> None:
-    """Process ids are used again: this one is now somebody else's."""
+    """The kernel reuses process ids: this id now belongs to another process."""
     build = begin(engine)
     awaited(engine, Phase.ENDED)
     bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
@@ -632,7 +632,7 @@ def test_an_attempt_whose_folder_is_gone_is_lost_once_it_was_seen(state: Path, e
 
 
 def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: LocalEngine) -> None:
-    """Somebody deleted kiln.db and left the rest: the names are the same again, the builds are not."""
+    """A user deleted kiln.db and left the folders: the names repeat, but the builds differ."""
     begin(engine)
     awaited(engine, Phase.ENDED)
     for path in state.glob("kiln.db*"):

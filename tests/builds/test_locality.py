@@ -191,7 +191,7 @@ def _may_reuse(asked: Build, of: Build) -> bool:
     return mine and of.apart(of.causes) in (None, asked.apart(asked.causes))
 
 
-# What is remembered
+# Recorded history
 
 
 @given(history=HISTORIES, data=st.data())

@@ -20,7 +20,7 @@ MOST = 32
 
 
 class Hanging(Refs):
-    """Answers nobody before `answers` is set."""
+    """A resolver that answers only after `answers` is set."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -212,7 +212,7 @@ def known() -> Iterator[tuple[Issuer, oidc.Issuer]]:
 
 
 USELESS: dict[str, tuple[str, dict[str, Any]]] = {
-    # what it is: (the key that it is made of, and what is said of it besides)
+    # description: (the original key, and its changed members)
     "for encryption": ("first", {"use": "enc"}),
     "for other operations": ("first", {"key_ops": ["encrypt"]}),
     "of a symmetric algorithm": ("first", {"alg": "HS256"}),

@@ -136,7 +136,7 @@ def test_no_form_of_an_address_gets_around_a_ban_or_a_rule(host: str, data: st.D
 
 
 def permitted(asked: str) -> Repository:
-    """Raises RepositoryError for what is not fetched, whoever asks."""
+    """Raises RepositoryError for a repository that Kiln fetches for no user."""
     found = canonical(asked, HOSTS)
     Policy().check(found)
     return found

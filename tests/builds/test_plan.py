@@ -170,7 +170,7 @@ def test_a_terminal_event_is_announced_again_for_a_mark_and_once() -> None:
 
 
 class TestJoiners:
-    """Somebody asks for an image that is there."""
+    """A request for an image that exists already."""
 
     done = build("b", cause("1"), cause("2"), state=State.SUCCEEDED, image=IMAGE, answered=(cause("1").key,))
 
@@ -564,7 +564,7 @@ def test_why_an_attempt_is_pending_is_told() -> None:
 
 
 def pends(of: Build, trouble: Trouble | None = None, seconds: float = 61, **more: object) -> list[Action]:
-    """What is decided about an attempt that has been seen pending for so long."""
+    """Return the actions for an attempt that has been pending for `seconds`."""
     sighting = sees(of, Phase.PENDING, trouble=trouble, **more)
     waited = {("b", 1): timedelta(seconds=seconds)}
     return decide(of, sightings=[sighting], watched=waited, troubled=waited)
@@ -965,7 +965,10 @@ def test_the_backstop_behind_the_builders_own_limit() -> None:
 
 
 def test_what_the_cluster_ended_for_its_time_took_too_long() -> None:
-    """Whoever leads may have begun to look only now; but a reason that was written down stays, and a cancel counts."""
+    """The leader may have begun to observe only now, so it did not measure the time itself.
+
+    A reason already in the record stays, and a cancellation takes precedence.
+    """
     terminated = Result(state=State.CANCELLED, log_tail="step 7")
 
     def end(of: Build, result: Result | None = terminated) -> tuple[Word, object]:
@@ -1201,7 +1204,10 @@ def test_turns_are_bounded() -> None:
 
 @given(per_node=st.integers(1, 3), kinds=st.lists(st.tuples(st.booleans(), st.booleans()), max_size=8))
 def test_starts_that_are_in_flight_have_their_slots(per_node: int, kinds: list[tuple[bool, bool]]) -> None:
-    """Whichever of them are written before the next look, and which later. (`kinds`: in flight, written by then.)"""
+    """The slots count no matter which starts are written before the next round.
+
+    Each of `kinds` says of a start: in flight, written by the next round.
+    """
     limits, nodes = Limits(builds_per_node=per_node), [node("n1"), node("n2")]
     waiting = [build(f"b{n}", round=0) for n in range(len(kinds))]
     first = {one.build: one for one in decide(*waiting, limits=limits, nodes=nodes) if isinstance(one, Start)}
@@ -1218,7 +1224,7 @@ def test_starts_that_are_in_flight_have_their_slots(per_node: int, kinds: list[t
 
 @given(seconds=st.integers(0, 90), node_of_late=st.sampled_from(["n1", None]))
 def test_a_start_that_was_written_too_late_gives_way_to_one_in_flight(seconds: int, node_of_late: str | None) -> None:
-    """A paused leader wrote it, and the slot was given to another start before anybody saw that."""
+    """A paused leader wrote it, and another start got the slot before a leader saw the write."""
     late = build("late", attempts=(attempt(written_at=ago(seconds), node=node_of_late),))
     start = Start(build="other", attempt=1, node="n1", opens=True)
     actions = decide(late, build("other", round=0), sightings=absent(late), limits=ONE, in_flight={"other": start})

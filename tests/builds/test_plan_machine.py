@@ -102,7 +102,7 @@ class Real:
 
 @dataclass
 class Story:
-    """What a build's followers have heard, in the order of the record's writes."""
+    """The events of one build, in the order of the record's writes."""
 
     words: list[tuple[Word, int]] = field(default_factory=list)
     ids: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -267,7 +267,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: any(real.node is None for real in self.existing()))
     @rule(data=st.data())
     def attempt_comes_to_a_node(self, data: st.DataObject) -> None:
-        """Whichever it is: one without a node has its slot on each."""
+        """Any node will do: an attempt without a node holds a slot on each."""
         real = data.draw(st.sampled_from([real for real in self.existing() if real.node is None]))
         self.place(real, data.draw(st.sampled_from(sorted(self.nodes))))
 
@@ -317,7 +317,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: any(real.told_to_stop for real in self.existing()))
     @rule(data=st.data())
     def stop_takes_effect(self, data: st.DataObject) -> None:
-        """What is pending is deleted, and may be seen as lost or not at all then."""
+        """A pending attempt is deleted, and then appears as lost or not at all."""
         real = data.draw(st.sampled_from([real for real in self.existing() if real.told_to_stop]))
         if real.phase is Phase.PENDING:
             real.phase = data.draw(st.sampled_from([Phase.LOST, Phase.ABSENT]))
@@ -354,14 +354,14 @@ class World(RuleBasedStateMachine):
 
     @rule(looks=st.integers(1, 6), blind=st.booleans(), slow=st.sets(st.sampled_from([one[0] for one in COMMITS])))
     def controller_works(self, looks: int, blind: bool, slow: set[str]) -> None:
-        """What it decides on some records is in flight for a while; it goes on with the others."""
+        """The writes of the `slow` records stay in flight; the controller goes on with the others."""
         for _ in range(looks):
             if not self.look(blind=blind, slow=slow):
                 break
 
     @rule()
     def writes_land(self) -> None:
-        """What was in flight is written, unless its record has changed since."""
+        """Carry out the actions in flight, except those whose record has changed since."""
         for name, (decided_on, action) in self.in_flight.items():
             if self.records.get(name) is decided_on:
                 self.carry_out(decided_on, action)
@@ -369,7 +369,7 @@ class World(RuleBasedStateMachine):
 
     @rule(after=st.integers(0, 3), before_effect=st.booleans())
     def controller_crashes(self, after: int, before_effect: bool) -> None:
-        """Dies after some actions, before or after the effect of the next one; another takes over at once."""
+        """Crash after `after` actions, before or after the effect of the next; another takes over immediately."""
         with contextlib.suppress(Crashed):
             self.look(crash_at=after, before_effect=before_effect)
         self.restart()
@@ -381,8 +381,10 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.waiting())
     @rule(data=st.data(), seconds=st.integers(0, 90))
     def start_is_written_late(self, data: st.DataObject, seconds: int) -> None:
-        """By a controller that was paused after it had decided so: whatever it saw then, the record lets it, as nobody
-        has touched that since. It does not lead any more, so it goes no further."""
+        """A controller that was paused after its decision writes the start.
+
+        The record accepts it because it has not changed since. The controller no longer leads, so it does no more.
+        """
         build = data.draw(st.sampled_from(self.waiting()))
         node = data.draw(st.sampled_from([*sorted(self.nodes), None] if self.scalable else sorted(self.nodes)))
         start = Start(build=build.name, attempt=build.status.attempt, node=node)
@@ -411,7 +413,7 @@ class World(RuleBasedStateMachine):
         self.confirming.clear()
 
     def facts(self, blind: bool) -> Facts:
-        """What can be seen; `blind`: half of the attempts cannot be seen just now."""
+        """The facts of this round; if `blind`, half of the attempts are invisible."""
         builds = tuple(build for build in self.records.values() if build.open)
         sightings = [
             self.sighting(build.name, build.uid, build.live.number)
@@ -545,7 +547,7 @@ class World(RuleBasedStateMachine):
             raise Crashed
 
     def check(self, build: Build, action: Action) -> None:
-        """What an action must never do, seen at the moment it is carried out."""
+        """Check the invariants of an action when it is carried out."""
         if isinstance(action, Start) and action.opens:
             gone = build.name in self.confirmations and self.confirmations[build.name].image is None
             assert build.status.round == 0 or build.reopened or gone
@@ -658,7 +660,7 @@ class World(RuleBasedStateMachine):
         words = self.stories[build.uid].words
         last = words[-1] if words else None
         if last is None and build.status.reason is Reason.DELETED:
-            pass  # before anybody had seen it
+            pass  # deleted before the controller had seen it
         elif last is None or last[0].terminal:
             assert word is Word.QUEUED, f"{word} after the end"
         else:
@@ -725,7 +727,7 @@ class World(RuleBasedStateMachine):
     # ---- What must be in the end ----------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Everything is mended, and time passes: then everybody has their answer."""
+        """Once all faults are repaired and time has passed, every cause has its answer."""
         if not hasattr(self, "limits"):
             return
         self.nodes = dict.fromkeys(self.nodes, True)

@@ -1,4 +1,4 @@
-"""When the controller looks at which repository. What a look finds is in test_sync."""
+"""The schedule by which the controller polls repositories. `test_sync` tests the result of a poll."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MINUTE = 60.0
 
 
 class Looks:
-    """What was looked at and when, by a clock that a test sets; `error` is what every look meets."""
+    """The polls of repositories, by a clock that the test sets. Every poll raises `error` if it is set."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Who may use a stored credential, who sees what was built with it, and which submodules a build may fetch by one."""
+"""Access to stored credentials: their users, the viewers of builds made with them, and submodules fetched with them."""
 
 from __future__ import annotations
 

@@ -346,7 +346,7 @@ def test_the_envelope_has_the_published_shape() -> None:
 
 
 def test_a_signature_over_another_kind_of_payload_is_none() -> None:
-    """Whoever signs other things by the same key has not signed a statement."""
+    """A signature of another kind of payload by the same key must not pass as a signed statement."""
     private = ec.generate_private_key(ec.SECP256R1())
     from cryptography.hazmat.primitives.hashes import SHA256  # noqa: PLC0415
 

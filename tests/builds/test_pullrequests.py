@@ -233,7 +233,7 @@ def test_rules_that_cannot_be_meant(text: str) -> None:
 
 
 class TestCredentials:
-    """What `ask` makes of a request: `credentials` is what decides whether a build is handed the stored ones."""
+    """Submissions by `ask`: their `credentials` decides whether a build gets the stored credentials."""
 
     def intake(self, *rules: PrivateRule, stored: bool = True, entitled: Refs | None = None) -> Intake:
         return Intake(

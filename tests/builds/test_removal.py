@@ -1,4 +1,4 @@
-"""What a repository may leave behind, deleted."""
+"""Removal of the files that a repository may leave behind."""
 
 from __future__ import annotations
 

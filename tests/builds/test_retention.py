@@ -1,4 +1,4 @@
-"""Which images the rule `keep` needs: examples of each reason, and properties over whatever a registry may hold."""
+"""Which images the rule `keep` needs: examples of each reason, and properties over arbitrary registries."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_build_that_was_asked_for_again_waits() -> None:
     assert recorded(replace(done, open=True)).waits
 
 
-# Whatever there is ---------------------------------------------------------------------------------------------------
+# Arbitrary registries -------------------------------------------------------------------------------------------------
 
 REFS = [MAIN, "refs/heads/b", "refs/tags/v1"]
 

@@ -25,7 +25,7 @@ def ended(served_after: timedelta) -> Build:
         if asked.live:
             result = attempted(asked, served=now - NOW >= served_after)
             sighting = sees(asked, Phase.ENDED, result, started_at=now, ended_at=now)
-            for _ in range(2):  # that it began is told first
+            for _ in range(2):  # the first report is of the start
                 for action in plan(Facts(builds=[asked], nodes=[node()], sightings=[sighting]), Limits(), now):
                     if isinstance(action, Report):
                         asked = advance(asked, action, now, lambda *_: [])

@@ -1,4 +1,4 @@
-"""What a builder is handed."""
+"""The specification that a builder gets."""
 
 from __future__ import annotations
 

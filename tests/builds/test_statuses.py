@@ -147,7 +147,7 @@ def deliveries(build: Build) -> list[Delivery]:
     return [*build.status.deliveries]
 
 
-# What a host is told -------------------------------------------------------------------------------------------------
+# Statuses sent to a host ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", KINDS, indirect=True)
@@ -274,7 +274,7 @@ def test_a_host_that_was_asked_too_much_is_left_alone_until_it_says(engine: Read
 
 
 def test_a_reset_in_half_an_hour_is_waited_for(engine: Ready, host: StatusHost) -> None:
-    """Nothing more is asked of the host until then, whatever it is about."""
+    """Until then Kiln sends the host no request, about any build."""
     host.say(Say(403, {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time()) + 1800)}))
     engine.accept([pushed(host), pushed(host, "other", id_="2")])
     with running(engine, host):
@@ -333,7 +333,7 @@ def test_without_a_credential_nothing_is_sent(engine: Ready, host: StatusHost) -
 
 
 def test_gitlab_that_has_the_state_already_is_done(engine: Ready) -> None:
-    """409, and the 400 of a status that does not change; 409 over another state is tried again."""
+    """A 409, or a 400 for a status that does not change, counts as delivered. A 409 over another state is retried."""
     with StatusHost("gitlab") as host:
         host.statuses[COMMIT, "kiln/courses"].append({"state": "pending", "name": "kiln/courses", "description": ""})
         engine.accept([pushed(host)])
@@ -435,7 +435,7 @@ def requested(host: StatusHost, name: str = "b", **more: Any) -> Submission:
 
 @pytest.mark.parametrize("host", KINDS, indirect=True)
 def test_a_request_has_one_comment_that_is_kept_up_to_date(engine: Ready, host: StatusHost) -> None:
-    """Whoever copies the mark has a comment of their own; a restart makes no second one."""
+    """A user who copies the mark has a comment of their own, and a restart makes no second one."""
     for number in range(120):
         host.comment(f"a remark, {number}", "ada")
     host.comment(ANOTHERS, "mallory")
@@ -476,7 +476,7 @@ def test_a_host_that_does_not_tell_whose_the_token_is_says_what_may_be_changed_w
 
 
 def test_an_answer_that_was_lost_makes_no_second_comment(engine: Ready, host: StatusHost) -> None:
-    """The comment is there, and nobody has heard of it: the next try finds it."""
+    """The host has created the comment, but its answer was lost. The next try finds the comment."""
     engine.accept([requested(host)])
     made = host._made
 

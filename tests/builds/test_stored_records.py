@@ -1,8 +1,8 @@
-"""Records of every version that a release has written are read by this one, and nothing in them is lost.
+"""This version reads the records of every version that a release has written, and loses nothing in them.
 
 `tests/data/records/<version>/` has them as they were stored: `<name>-configmap.json` on Kubernetes, `builds.sql` in the
-local engine's file; `<name>.json` is what they say. In `full` every field has a value. What is there is never changed:
-a new version of the format gets a folder of its own.
+local engine's file. `<name>.json` is their decoded content. In `full` every field has a value. These files never
+change: a new version of the format gets a folder of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ each_record = pytest.mark.parametrize("path", RECORDS, ids=lambda path: f"{path.
 
 
 def lost(stored: Any, kept: Any, where: str = "") -> list[str]:
-    """What stands in `stored` and not, or otherwise, in `kept`."""
+    """Return the paths of values in `stored` that `kept` lacks or has otherwise."""
     if isinstance(stored, dict):
         return [
             found for key, value in stored.items() for found in lost(value, (kept or {}).get(key), f"{where}.{key}")

@@ -1,4 +1,4 @@
-"""No Struct is decoded for the first time by two threads at once: that ends the process."""
+"""Two threads never decode a Struct for the first time at the same time: that crashes the process."""
 
 from __future__ import annotations
 

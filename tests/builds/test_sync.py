@@ -77,7 +77,7 @@ class House:
         return sync.reconcile(Listed(url=url or self.url))
 
     def asked(self, sync: Sync, url: str | None = None) -> list[Build]:
-        """The builds that a look asks for."""
+        """The builds that a poll requests."""
         return self.builds(self.look(sync, url))
 
     def builds(self, looked: SyncReport) -> list[Build]:
@@ -224,7 +224,7 @@ def test_comparing_writes_nothing(house: House) -> None:
 
 
 def test_what_a_template_misses_is_said_and_holds_nothing_up(house: House) -> None:
-    """A push that nobody sent has no pusher, and a repository that a trigger names may be anything."""
+    """A push made up for a ref has no pusher, and a trigger may name any repository."""
     gone = house.host.url("ada/gone")
     rules = [
         TriggerRule(name="a", push=PushRule(branches=("release/*",)), build=BuildTemplate(subdir="{data.pusher.name}")),

@@ -1,4 +1,4 @@
-"""A round of a build as stages of a trace. What holds for every history is in `test_chain`."""
+"""A round of a build as stages of a trace. `test_chain` tests the properties of every history."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an action changes in a record, and what it announces with it."""
+"""The changes that an action makes in a record, and the events that it announces."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def test_a_round_is_part_of_the_trace_of_the_first_who_asked_in_it() -> None:
 
 
 def test_a_build_of_no_trace_becomes_part_of_that_of_who_joins() -> None:
-    """Its later events are; what has been told stays as it was."""
+    """Its later events join the trace; events already sent stay unchanged."""
     alone = advance(build("b", cause("5"), round=0), report(Word.QUEUED), NOW, announce)
     assert alone.status.trace is None
     joined = replace(alone, causes=(*alone.causes, traced("1")))
