@@ -75,7 +75,7 @@ class TestSignature:
                 dialect.verify(headers, right.body, [SECRET], NOW)
 
     def test_a_test_of_the_connection_need_not_be_signed(self) -> None:
-        """Whatever it holds, it leads to nothing."""
+        """The test delivery has no effect, so its body does not matter."""
         for body in (b'{"test": true}', server().body, b"", b"{"):
             ping = Delivery({"X-Event-Key": "diagnostics:ping", "X-Request-Id": "d-1"}, body)
             SERVER.verify(ping.headers, ping.body, [SECRET], NOW)
@@ -124,7 +124,7 @@ class TestCloud:
         )
 
     def test_many_refs_in_one_delivery(self) -> None:
-        """A deleted one leaves nothing; the others are told apart, and by the same ids when it is repeated."""
+        """A deleted ref gives no event. The other events have distinct ids, and a redelivery repeats those ids."""
         changes = [
             cloud_change(cloud_ref("main", "1" * 40), cloud_ref(commit=BEFORE)),
             cloud_change(None, cloud_ref("gone")),
@@ -234,7 +234,7 @@ class TestServer:
         )
 
     def test_many_refs_in_one_delivery(self) -> None:
-        """Of several nobody says which commit a tag is on."""
+        """In a delivery with several refs, no field says which commit a tag points to."""
         changes = [
             server_change(after="1" * 40),
             server_change("refs/heads/gone", after=ZERO),

@@ -1,4 +1,4 @@
-"""What comes in over HTTP: read as CloudEvents 1.0 says, or refused with the right status and a sentence."""
+"""HTTP requests are decoded as CloudEvents 1.0 requires, or refused with the right status and a sentence."""
 
 from __future__ import annotations
 
@@ -393,7 +393,7 @@ members = st.dictionaries(
 
 
 class TestAnything:
-    """Whatever comes in, what comes out is events or a DecodeError with a bounded text."""
+    """Any request gives either events or a DecodeError with a bounded text."""
 
     @staticmethod
     def survives(headers: dict[str, str], body: bytes) -> None:

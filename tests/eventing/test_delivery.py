@@ -77,7 +77,7 @@ def receiver() -> Iterator[EventSink]:
         yield receiver
 
 
-# --- what an answer means, and when it is tried again: pure
+# --- the meaning of an answer, and the schedule of retries: pure
 
 
 @given(st.integers(100, 999))
@@ -263,7 +263,7 @@ def test_the_trace_of_an_event_is_that_of_its_request(courier: Courier, receiver
 
 
 TABLE: dict[str, tuple[Answer, int, Outcome | str | None]] = {
-    # how the sink behaves: (the answer, how often it is tried in one send, what is said of it)
+    # behaviour of the sink: (its answer, tries in one send, the outcome or its error)
     **{f"{status}": (Answer(status=status), 1, judge(status)) for status in (200, 201, 204, 299)},
     **{f"{status}": (Answer(status=status), 1, judge(status)) for status in (304, 400, 401, 403, 410, 413, 422, 499)},
     **{f"{status}": (Answer(status=status), 3, judge(status)) for status in (404, 408, 409, 429, 500, 503, 599)},
@@ -283,8 +283,11 @@ TABLE: dict[str, tuple[Answer, int, Outcome | str | None]] = {
 
 
 GIVEN_UP = 9.5
-"""Seconds after which a silent sink is given up, a little less than in truth: who waits for it takes that long. Bounds
-on time are by that, whatever else the machine does."""
+"""Seconds after which the courier gives up a silent sink, a little less than the real limit.
+
+A send that waits for such a sink takes at least this long. The time bounds of these tests use it, so they hold on a
+busy machine.
+"""
 
 
 class Sent(NamedTuple):
@@ -295,7 +298,7 @@ class Sent(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sent() -> Iterator[Mapping[str, Sent]]:
-    """One event to each sink of the table, all at once, as no sink minds another."""
+    """Send one event to every sink of the table at the same time, as sinks do not affect one another."""
     courier, ended = Courier(), {}
     with ExitStack() as stack:
         stack.callback(courier.close)

@@ -1,4 +1,4 @@
-"""What goes out over HTTP: whatever an event holds, the message is well-formed and says exactly that event."""
+"""Every event is encoded as a well-formed HTTP message that carries exactly that event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The filter dialects of CloudEvents Subscriptions, and what is said of a filter that is none."""
+"""The filter dialects of CloudEvents Subscriptions, and the errors for invalid filters."""
 
 from __future__ import annotations
 

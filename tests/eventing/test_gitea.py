@@ -98,7 +98,7 @@ class TestEvents:
         assert ignored(gitea({"ref": "v1", "ref_type": "tag"}, event))
 
     def test_a_test_delivery_moves_nothing(self) -> None:
-        """There is no ping. Of an empty repository it has zeros only."""
+        """Gitea has no ping. For an empty repository its test delivery has only zeros as commits."""
         for commit in (COMMIT, ZERO):
             assert "test delivery" in ignored(gitea(gitea_push(before=commit, after=commit)))
 
@@ -211,7 +211,7 @@ RECORDED: dict[str, tuple[str, str] | None] = {
     "redelivery": None,
     "test-delivery": None,
 }
-"""What is to be built of what Gitea 1.27.3 really sent."""
+"""The ref and commit to build for each delivery recorded from Gitea 1.27.3, or None."""
 
 
 class TestPublished:

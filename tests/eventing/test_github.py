@@ -342,7 +342,7 @@ class TestFacts:
         assert (push.commit, push.before, push.created, push.paths) == (TYPO, None, True, None)
 
     def test_forced(self) -> None:
-        """What the force took away is in no commit of the push, so the paths are not known."""
+        """No commit of the push lists the commits that the force removed, so the paths are unknown."""
         push = facts("push-forced")
         assert (push.commit, push.forced, push.paths) == (WEEK_3, True, None)
         assert push.before == sample("push-forced")["before"]

@@ -1,4 +1,4 @@
-"""What holds for the webhooks of every Git host, whatever it calls things."""
+"""Properties of the webhooks of every Git host, independent of its terms."""
 
 from __future__ import annotations
 

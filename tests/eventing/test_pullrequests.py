@@ -1,4 +1,4 @@
-"""What each host says of pull and merge requests."""
+"""The events of pull and merge requests of each host."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ class TestAnotherBranch:
         assert not facts("gitlab", gitlab(gitlab_request("update", changes={"title": {"previous": "x"}}))).retargeted
 
     def test_bitbucket_data_center(self) -> None:
-        """It sends the branch of before whatever has changed."""
+        """Bitbucket Data Center always sends the previous target branch, even if it is unchanged."""
         for before, expected in [("next", True), ("main", False)]:
             payload = server_request("pr:modified", previousTarget={"id": f"refs/heads/{before}", "displayId": before})
             assert facts("bitbucket-server", server(payload, "pr:modified")).retargeted is expected

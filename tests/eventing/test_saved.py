@@ -1,4 +1,4 @@
-"""Files that people have: whatever form a request was saved in, it is the same request, and never a traceback."""
+"""Saved requests: every form of file gives the same request, and a malformed file never causes a traceback."""
 
 from __future__ import annotations
 
@@ -470,7 +470,7 @@ def test_nothing_but_a_sentence_comes_of_any_record(record: object, host: str | 
     requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
 
 
-# What Gitea sent -----------------------------------------------------------------------------------------------------
+# Deliveries from Gitea ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is said to Git hosts, and what their answers mean: for any text, any answer, any repository."""
+"""Requests to Git hosts and the meaning of their answers: for any text, any answer, any repository."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_where_each_host_takes_statuses(kind: str, url: str) -> None:
 
 
 def test_a_commit_that_gitea_does_not_have_any_more_is_final() -> None:
-    """As Gitea 1.27 answers, with a 500. Another 500 is tried again."""
+    """Gitea 1.27 answers this with a 500. Any other 500 is retried."""
     for message, final in (("GetCommit[cc]: object does not exist [id: cc, rel_path: ]", True), ("database", False)):
         talk = sink("gitea").talk(event("queued", repository=REPOSITORIES["gitea"]))
         next(talk)
@@ -158,7 +158,7 @@ def test_long_names_have_keys_of_their_own(triggers: list[str]) -> None:
 
 @given(st.lists(st.tuples(names, any_text), min_size=1, max_size=6))
 def test_each_section_of_a_comment_is_the_last_that_was_said(told: list[tuple[str, str]]) -> None:
-    """Whatever a build's message is, it neither ends its section nor begins another's."""
+    """No message of a build can end its section or begin another one."""
     text, last = "", {}
     for trigger, message in told:
         failed = event("failed", reason="repository", message=message)

@@ -18,7 +18,7 @@ import click
 
 REPOSITORY = Path(__file__).parents[2]
 FOUND = REPOSITORY / ".cache" / "fuzz"
-"""What atheris found worth keeping on its way; the next run starts from there."""
+"""The inputs that atheris kept because they reach new code; the next run starts from them."""
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""What other servers answer to Kiln: a Git host that is told a status, an issuer with its keys and tokens."""
+"""Answers of other servers to Kiln: a Git host that gets a status, an issuer with its keys and tokens."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _answer(message: bytes) -> Answer:
 
 
 class _Told(Issuer):
-    """An issuer that answers what it is told to."""
+    """An issuer that publishes the given keys."""
 
     def __init__(self, keys: bytes) -> None:
         super().__init__("https://issuer.example")

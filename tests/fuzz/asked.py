@@ -1,4 +1,4 @@
-"""`builds`: what is asked for, by whom one need not trust: addresses, patterns, templates, requests."""
+"""`builds`: untrusted input of requests: addresses, patterns, templates, bodies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build says and what a repository holds, as the builder reads it."""
+"""The output of a build and the files of a repository, as the builder reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECRET = "canary-\u00e9/+ 7f3a"
 
 
 def tool_output(data: bytes) -> None:
-    """The tool's output, line by line: read, followed, logged without the secret, and blamed on somebody."""
+    """The tool's output, line by line: parsed, logged without the secret, and classified as a failure."""
     out = io.BytesIO()
     log = Log(out)
     log.redact = Redactor([SECRET], {"NAME": "1"})
@@ -31,7 +31,7 @@ def tool_output(data: bytes) -> None:
 
 
 def git_words(data: bytes) -> None:
-    """What git complains of, and a submodule's relative address."""
+    """Error messages of Git, and the relative address of a submodule."""
     text = data.decode(errors="replace")
     assert str(diagnosis(text))
     with suppress(RepositoryRefused):

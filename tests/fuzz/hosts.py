@@ -1,4 +1,4 @@
-"""`eventing.hosts`: a delivery gives events that can be sent on, nobody forges a signature."""
+"""`eventing.hosts`: every event of a delivery can be sent on, and no input forges a signature."""
 
 from __future__ import annotations
 

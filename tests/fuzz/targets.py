@@ -1,6 +1,6 @@
 """The table of fuzz targets. A new one is a function `bytes -> None` and a row, with seeds in `corpus/<name>/`.
 
-A target raises nothing: it suppresses the errors that its package declares, and whatever else comes out is a finding.
+A target raises nothing: it suppresses the errors that its package declares, and any other exception is a finding.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ AT = 1795000000.364281
 
 
 def record(action: str = "start", user: str = "ada", server: str = "stats", schema: str = SCHEMA) -> logging.LogRecord:
-    """As the Hub logs it, down to its time that nobody can read."""
+    """A record as the Hub logs it, including its malformed timestamp."""
     capsule = {
         "__timestamp__": "2026-11-21T23:29:53.364281+00:00Z",
         "__schema__": schema,
@@ -171,7 +171,7 @@ def test_what_is_left_at_the_end_is_tried_once_more(sink: EventSink) -> None:
 
 
 def test_a_hub_that_is_none_does_not_fail(capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever goes wrong here must not fail the start of a server."""
+    """An error of the handler must not fail the start of a user's server."""
     sending = KilnHandler("http://127.0.0.1:1/", None)
     sending.handle(record())
     assert "KeyError" in capsys.readouterr().err
@@ -237,7 +237,7 @@ def test_a_hook_can_be_copied() -> None:
 
 
 def test_a_thread_that_nobody_waits_for_says_nothing() -> None:
-    """A start that is broken off leaves its thread behind; what comes of it must not be an error of the Hub's."""
+    """A cancelled start leaves its thread behind, and the result of the thread must not raise in the Hub."""
     go, done = threading.Event(), threading.Event()
 
     def work() -> None:

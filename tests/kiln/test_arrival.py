@@ -1,4 +1,4 @@
-"""Requests are told apart at their very ends, however their bytes are cut; what is malformed is not awaited."""
+"""The server finds the exact end of each request however its bytes are split, and does not wait for malformed ones."""
 
 from __future__ import annotations
 

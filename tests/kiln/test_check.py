@@ -1,5 +1,7 @@
-"""`kiln check` finds what cannot work: a mistake in a file is told with its place and, where there is one, the form
-that does work; and what is in order is let through."""
+"""`kiln check` finds invalid configuration and accepts valid files.
+
+It reports a mistake with its place and, if possible, the correct form.
+"""
 
 from __future__ import annotations
 
@@ -194,7 +196,7 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a blank in braces": ("{build: {subdir: '{ data.a }'}}", ("build.subdir", "did you mean {data.a}")),
     "a payload": ("{build: {subdir: '{payload.course.dir}'}}", ("build.subdir", "did you mean {data.course.dir}")),
     "an event's member": ("{build: {subdir: '{event.data.dir}'}}", ("build.subdir", "did you mean {data.dir}")),
-    # What every build would be refused for
+    # Values for which every build would be refused
     "a repository by ssh": (
         "{build: {repository: 'git@github.com:a/b'}}",
         ("build.repository", "https://github.com/a/b"),
@@ -450,7 +452,7 @@ def test_a_docker_configuration_that_docker_would_not_read(tmp_path: Path) -> No
 
 
 def test_the_controllers_pod_template(tmp_path: Path) -> None:
-    """Its environment in a cluster: the controller asks no Hub who somebody is."""
+    """The controller's environment in a cluster passes without the Hub's: it authenticates no users."""
     template = tmp_path / "pod.yaml"
     cluster = {
         "KILN_ENGINE": "kubernetes",

@@ -1,4 +1,4 @@
-"""Everything that can wait in web does so at once, and requests that have to do with none of it are answered soon."""
+"""While every kind of request that can block does so in web, independent requests still get prompt answers."""
 
 from __future__ import annotations
 

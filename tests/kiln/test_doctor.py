@@ -1,5 +1,7 @@
-"""`kiln doctor`: each thing that is wrong with a machine is found, with what to do about it, and nothing is left out
-for it. What it finds of registries, Git hosts and sinks is in tests/docker/test_online.py."""
+"""`kiln doctor` reports every problem of a machine with its remedy, and one problem hides no other.
+
+`tests/docker/test_online.py` tests its checks of registries, Git hosts and sinks.
+"""
 
 from __future__ import annotations
 
@@ -121,7 +123,7 @@ class _Ping(socketserver.StreamRequestHandler):
 
 @contextmanager
 def daemon(path: Path) -> Iterator[str]:
-    """Answers the one question whether it is there, on a socket."""
+    """A daemon on a Unix socket that answers only the ping."""
     with socketserver.ThreadingUnixStreamServer(str(path), _Ping) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield f"unix://{path}"
@@ -171,7 +173,10 @@ def nobody() -> Iterator[None]:
 
 
 def on_a_disk(options: str, folder: Path, command: list[str], **environment: str) -> dict[str, Finding]:
-    """What the command finds where `folder` is a disk of its own, by probe. The disk goes with the process."""
+    """Return the command's findings by probe while `folder` is a file system of its own.
+
+    The file system disappears with the process.
+    """
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     folder.mkdir(exist_ok=True)
     script = f'mount -t tmpfs -o {options} tmpfs {folder} && exec "$@"'
@@ -278,7 +283,7 @@ def test_the_last_webhook_of_each_host(tmp_path: Path) -> None:
 
 
 class Dated(BaseHTTPRequestHandler):
-    """A host whose clock is `ahead` seconds before this machine's; it lets nobody in."""
+    """A host whose clock is `ahead` seconds fast; it answers every request with a 401."""
 
     ahead = 0.0
 

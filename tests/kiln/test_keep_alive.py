@@ -48,7 +48,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def ask(connection: http.client.HTTPConnection, number: int) -> int:
-    """By turns: a webhook with and without a length, a read, and a refusal whose body nobody reads."""
+    """Send in turn: a webhook with and without a length, a read, and a refused request whose body stays unread."""
     match number % 4:
         case 0:
             connection.request("POST", "/webhooks/github", PING, SIGNED)

@@ -1,4 +1,4 @@
-"""Spans by OTLP, as a collector gets them; and that nothing of it is there where nobody asked for it."""
+"""Spans by OTLP, as a collector receives them. Without `KILN_TRACES` no module of OpenTelemetry is imported."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_what_it_needs_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_asking_twice_is_one_part_of_a_trace(collector: type[Collector], tmp_path: Path) -> None:
-    """A batch is one request, whatever traces its events have."""
+    """A batch is one request, even if its events carry different traces."""
     spans = OTelSpans("web", "1")
     house = build_house(tmp_path, spans=spans)
     batch = [event(id="1"), event(id="2", **TRACE.carried), event(id="3")]

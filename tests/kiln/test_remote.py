@@ -25,7 +25,7 @@ def kiln(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
 
 @pytest.fixture(scope="module")
 def web(kiln: Kiln) -> Process:
-    """Without a controller: what is asked for stays in the queue."""
+    """Web without a controller: requested builds stay in the queue."""
     return kiln.start("web")
 
 

@@ -1,4 +1,4 @@
-"""The folder of secrets: what is read, what is refused, and that a rotation holds at once."""
+"""The folder of secrets: valid files, refused files, and rotations that take effect immediately."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kiln serve`: both processes, for as long as somebody wants them."""
+"""`kiln serve` runs both processes until it is stopped."""
 
 from __future__ import annotations
 
@@ -46,8 +46,10 @@ class Served:
 
 
 def _two_free_ports() -> int:
-    """The first of two. From below those that Linux gives to whoever connects (ip(7), ip_local_port_range): of these
-    one may be taken at any moment."""
+    """Return the first of two adjacent free ports.
+
+    They lie below the ephemeral range (ip(7), ip_local_port_range), from which Linux may assign a port at any moment.
+    """
     return next(port for port in iter(lambda: randrange(20_000, 32_000), None) if _is_free(port) and _is_free(port + 1))
 
 

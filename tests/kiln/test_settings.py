@@ -1,4 +1,4 @@
-"""The environment: the table, its defaults, its errors, and who is let in."""
+"""The settings in the environment: their table, defaults and errors, and the requirement of authentication."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def test_a_service_mesh_of_sinks_is_handed_on() -> None:
     assert read(LEAST | {"K_SINK": "http://sink.example/"}).sink_binding == {"K_SINK": "http://sink.example/"}
 
 
-# Who is let in. ----------------------------------------------------------------------------------------------------
+# Authentication. ---------------------------------------------------------------------------------------------------
 
 EXPOSED = [
     {"KILN_HOST": "0.0.0.0"},

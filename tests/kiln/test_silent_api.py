@@ -1,4 +1,4 @@
-"""A storm of webhooks while the API server hangs: web has few threads, and nobody may wait for those who wait."""
+"""A storm of webhooks while the API server hangs: the requests that wait must not exhaust web's few threads."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def kubeconfig(folder: Path, address: str) -> str:
 
 
 def test_of_a_storm_only_the_first_wait_for_an_api_server_that_hangs(tmp_path: Path, silent: Proxy) -> None:
-    """The others are refused at once, whether web has a thread for them or not."""
+    """The others are refused immediately, whether web has a thread for them or not."""
     secret = secrets.token_hex(16)
     hooks = tmp_path / "secrets/webhooks/github"
     hooks.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`kiln sync`, and the controller that looks by itself: real processes and a real Git host, no webhook."""
+"""`kiln sync`, and the controller's own polls: real processes and a real Git host, no webhook."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tests.parts.kiln import Kiln, Process, get, until
 
 
 class Installation(Kiln):
-    """Kiln beside a Git host with `ada/page`; its configuration can be written anew. Nothing is ever built: there is
-    no daemon."""
+    """Kiln with a Git host that has `ada/page`. A test can replace its configuration.
+
+    Nothing is built, for lack of a daemon.
+    """
 
     def __init__(self, folder: Path, host: GitHost) -> None:
         self.host = host

@@ -112,7 +112,7 @@ def test_a_thread_that_ends_ends_webs_worker(kiln: Kiln, stuck: Path) -> None:
 
 
 def test_a_process_that_was_paused_goes_on(paused: Process, pause: Pulse) -> None:
-    """All its threads are late at once, and come round in a moment."""
+    """All its threads are late at the same time, and catch up within a moment."""
     until(lambda: pause.late, ROUND + 10)
     paused.popen.send_signal(signal.SIGCONT)
     until(lambda: get(f"{paused.ops}/livez")[0] == 200)
