@@ -95,7 +95,7 @@ def structured(value: object, kind: str = "cloudevents") -> dict[str, Any]:
 
 
 class Named:
-    """An authenticator: everybody is this one."""
+    """An authenticator that gives every request the same identity."""
 
     takes = None
 

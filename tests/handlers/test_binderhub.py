@@ -519,7 +519,7 @@ def change_round(house: House, build: Build) -> Build:
 
 
 def test_an_image_that_is_confirmed_is_the_answer(houses: Callable[..., House]) -> None:
-    """The registry could not be asked in time by web; the controller says that it is there."""
+    """Web could not ask the registry in time; the controller confirms that the image exists."""
     late: list[timedelta] = [timedelta()]
     house = houses(now=lambda: datetime.now(UTC) + late[0])
     name = house.run(house.ask().name).name
@@ -574,7 +574,7 @@ def test_head_and_options_start_nothing(house: House) -> None:
     ],
 )
 def test_an_image_on_another_sites_page_starts_nothing(houses: Callable[..., House], headers: dict[str, str]) -> None:
-    """What a browser adds by itself, being on this machine or a cookie, is no reason to do what its page says."""
+    """A browser attaches a loopback address or a cookie by itself, so neither authorizes another site's page."""
     house = houses(loopback_only=True)
     assert the_refusal(house, **headers)["status_code"] == 403
     assert not house.builds()

@@ -1,4 +1,4 @@
-"""What programs read of Kiln itself: it is there for everybody, and is what events name."""
+"""The documents that describe Kiln to programs are public, and events link to them."""
 
 from __future__ import annotations
 

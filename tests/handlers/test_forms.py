@@ -22,7 +22,7 @@ GIVEN = {"repository": REPOSITORY, "ref": COMMIT}
 
 
 def hidden(page: BeautifulSoup, action: str) -> dict[str, str]:
-    """What the form to `action` sends by itself."""
+    """Return the hidden fields of the form that posts to `action`."""
     form = page.select_one(f'form[action="{action}"][method=post]')
     assert form is not None
     return {str(field["name"]): str(field["value"]) for field in form.select("input[type=hidden]")}
@@ -33,7 +33,7 @@ def sent(client: FlaskClient, path: str, **given: str) -> TestResponse:
 
 
 def wrong(answer: TestResponse, status: int) -> dict[str, str]:
-    """What is said beside fields, by the fields' names; at the top, by an empty one."""
+    """Return the error messages by the names of their fields; the message at the top has the empty name."""
     assert (answer.status_code, answer.mimetype) == (status, "text/html"), answer.text
     page = BeautifulSoup(answer.text, "html.parser")
     check_structure(page)
@@ -108,7 +108,7 @@ def test_an_error_is_beside_its_field(house: House, field: str, value: str, stat
 
 
 class Answering:
-    """A Git host's answer to every look-up."""
+    """A resolver that raises the same error for every lookup."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""What only a real server shows: chunked bodies, streams that are not held back, viewers who leave, two processes."""
+"""Behaviour of a real server: chunked bodies, unbuffered streams, clients that disconnect, two processes."""
 
 from __future__ import annotations
 

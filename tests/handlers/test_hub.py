@@ -1,4 +1,4 @@
-"""Who comes from a JupyterHub, as the application takes them; the real Hub is in tests/hub."""
+"""Authentication by a JupyterHub, as the application applies it. `tests/hub` uses a real Hub."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def bearer(token: str, scheme: str = "Bearer") -> dict[str, str]:
 
 
 def sign_in(client: FlaskClient, api: HubApi, token: str = "ada's", path: str = "/") -> TestResponse:
-    """What a browser does, the Hub's own pages left out."""
+    """Sign in as a browser does, without the Hub's own pages."""
     begun = client.get(path, headers=HTML)
     assert begun.status_code == 303, begun.text
     asked = {name: values[0] for name, values in parse_qs(urlsplit(begun.headers["Location"]).query).items()}
@@ -101,7 +101,7 @@ def test_who_does_not_come_in(behind: Behind, headers: dict[str, str], status: i
 
 
 def test_a_session_holds_behind_a_proxy_that_asks_for_a_password(behind: Behind, api: HubApi) -> None:
-    """Whose `Authorization: Basic` a browser sends along; a token counts before a session."""
+    """The browser sends the proxy's `Authorization: Basic` along, which must not replace the session; a token must."""
     client = behind().client
     sign_in(client, api)
     page = {**HTML, "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}

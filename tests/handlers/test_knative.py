@@ -33,7 +33,7 @@ FINAL = {400, 401, 403, 413, 415, 422}
 
 
 def fate(status: int, content: bytes) -> str:
-    """What becomes of an event that a broker has had this answer for.
+    """Return what a broker does with an event after this answer.
 
     https://github.com/knative/specs/blob/main/specs/eventing/data-plane.md (event acknowledgement and delivery retry),
     and knative/eventing's pkg/kncloudevents/retries.go, which alone repeats after 408.
@@ -61,7 +61,7 @@ def from_broker(about: dict[str, Any], **extensions: str) -> dict[str, Any]:
     return {"data": json.dumps(about.get("data")).encode(), "headers": headers}
 
 
-# What it makes of answers. -------------------------------------------------------------------------------------------
+# Answers to a broker. ------------------------------------------------------------------------------------------------
 
 
 def test_what_a_broker_sends_is_taken_without_a_reply(house: House) -> None:
@@ -203,7 +203,7 @@ def test_an_event_without_hops_asks_for_nothing(house: House, said: object) -> N
 
 
 def test_events_that_follow_from_one_another_end(houses: Callable[..., House]) -> None:
-    """Each is about the event before it, as somebody would write it who passes extensions on."""
+    """Each event derives from the one before and copies its extensions, as a careful producer would."""
     house = houses(triggers=[ANY])
     left, answers = "3", []
     for number in range(6):

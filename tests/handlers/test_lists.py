@@ -1,4 +1,4 @@
-"""The pages that list builds: what a row says, searches and positions, and that nobody sees more than by the API."""
+"""The pages that list builds: rows, searches and queue positions. A page shows no more than the API."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rows(page: BeautifulSoup, section: str = "list") -> list[dict[str, str]]:
 
 
 def asked(house: House, repository: str, name: str, *, by: str | None = None, ref: str = "main", **more: Any) -> Build:
-    """A build that somebody asked for, of a commit of its own."""
+    """Accept a build that `by` requests, of a commit of its own."""
     wants = from_event_data(
         {"repository": repository, "ref": f"refs/heads/{ref}", "commit": name.rjust(40, "0"), **more}
     )
@@ -139,7 +139,7 @@ def test_a_search_is_bounded_and_goes_on(house: House, monkeypatch: pytest.Monke
 
 
 def test_the_queue_is_in_the_plans_order(house: House) -> None:
-    """People before pushes, and nobody's second build before another's first."""
+    """People come before pushes, and each user's first build before any user's second."""
     for name, by in (("1", "user:ada"), ("2", "user:ada"), ("3", "user:grace")):
         asked(house, REPOSITORY if name != "3" else "https://github.com/octo/other", name, by=by)
     page = soup(house.client, "/")
@@ -215,7 +215,7 @@ def test_what_is_no_repository_is_told(house: House) -> None:
     assert not nothing.select("#badge")
 
 
-# Who sees what -------------------------------------------------------------------------------------------------------
+# Visibility ----------------------------------------------------------------------------------------------------------
 
 PEOPLE = {
     "ada": Identity(by="user:ada", groups=frozenset({"staff"})),
@@ -227,7 +227,7 @@ NAMED, STORED, PUBLIC = (f"https://git.example/org/{name}" for name in ("named",
 
 
 class Said:
-    """Lets everybody in under the name that they say."""
+    """An authenticator that trusts the name in `Authorization`."""
 
     takes = "a name"
 
@@ -237,7 +237,7 @@ class Said:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A Kiln with a repository that `private` names, one with a stored credential, and one that anybody can fetch."""
+    """A Kiln with a repository that `private` names, one with a stored credential, and a public one."""
     private = Private(
         [PrivateRule(match=NAMED, use_by=("webhooks", "group:staff"))], stored=lambda found: found.url != PUBLIC
     )

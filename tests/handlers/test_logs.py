@@ -1,4 +1,7 @@
-"""A log as text and as server-sent events: the same numbers for everybody, resumable, over all attempts to the end."""
+"""A log as text and as server-sent events.
+
+Every client gets the same line numbers, may resume, and follows all attempts to the end.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every name that git takes for a branch goes all the way, whichever way it comes in."""
+"""Every valid branch name of Git survives from each kind of request to each output."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def commit_of(host: GitHost, name: str) -> str:
 
 
 def is_shown(house: House, build: Build, name: str) -> None:
-    """In the list, on the pages and in events, whatever the transport does with it."""
+    """Check that the list, the pages and the events in both modes carry the name."""
     (cause,) = build.causes
     assert cause.ref == f"refs/heads/{name}"
     listed = house.client.get("/api/v1/builds").json["items"]
@@ -149,7 +149,7 @@ def test_a_proposed_change_from_the_api_and_binderhub_s_address(
 
 
 def test_a_branch_that_is_called_as_a_commit_is(house: House, houses: Callable[..., House]) -> None:
-    """Its tag is told from that of the commit's own image; and asked for by hand that tag stays refused."""
+    """Its tag differs from the tag of that commit's own image. A request that names the latter is still refused."""
     name = "f" * 40
     tagged = houses(triggers=[TAGGED])
     assert tagged.client.post("/webhooks/github", **signed(push(ref=f"refs/heads/{name}"))).status_code == 202

@@ -102,11 +102,11 @@ def test_a_local_daemon_that_does_not_answer_is_told(houses: Callable[..., House
     assert node["State"] == "ready" or "does not answer" in node["State"]
 
 
-# What engines know ----------------------------------------------------------------------------------------------------
+# Nodes as engines report them -----------------------------------------------------------------------------------------
 
 
 class Told(BaseHTTPRequestHandler):
-    """Answers whatever is asked with the same JSON."""
+    """A server that answers every request with the same JSON."""
 
     said: Any
 

@@ -1,4 +1,4 @@
-"""Whom an issuer vouches for, as the application takes them: senders of events, people, admins; signing in."""
+"""Identities from an OpenID Connect issuer, as the application applies them: senders, users, admins; and signing in."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def way(issuer: Issuer, who: People | Senders, **more: Any) -> OidcToken:
 
 @pytest.fixture
 def behind(houses: Behind, issuer: Issuer) -> Behind:
-    """A house that lets in whom `issuer` vouches for."""
+    """A house that authenticates requests by tokens of `issuer`."""
 
     def make(
         *words: str, subjects: tuple[str, ...] = (), people: People | None = None, others: bool = True, **more: Any
@@ -253,7 +253,7 @@ def pages(houses: Behind, issuer: Issuer, tmp_path: Path) -> Behind:
 
 
 def sign_in(client: FlaskClient, issuer: Issuer, path: str = "/", **user: object) -> TestResponse:
-    """What a browser does."""
+    """Sign in as a browser does."""
     issuer.user = {"sub": "ada", **user}
     begun = client.get(path, headers=HTML)
     assert begun.status_code == 303, begun.text
@@ -319,7 +319,7 @@ def test_what_lies_in_the_way_of_a_sign_in(pages: Behind, issuer: Issuer) -> Non
 
 
 def test_each_sign_in_has_proofs_of_its_own(pages: Behind, issuer: Issuer) -> None:
-    """Nothing that goes over the browser's address lets anybody else redeem the code."""
+    """No value in the browser's URLs is enough for another party to redeem the code."""
     house = pages()
     asked = []
     for client in (house.client, house.client):

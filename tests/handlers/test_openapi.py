@@ -108,7 +108,7 @@ def test_no_answer_is_a_fault_or_undocumented(house: House, operation: str) -> N
 
 
 def test_a_build_and_a_webhook_are_as_documented(house: House) -> None:
-    """What a client does not find by chance."""
+    """Schemathesis cannot guess the name of a build or the signature of a webhook, so this test supplies them."""
     schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(house.services))
     made = house.builds()[0].name
     for path, values in (

@@ -28,7 +28,7 @@ def form(page: TestResponse) -> str:
 
 
 def shown(page: TestResponse) -> str:
-    """What the page's scripts show for its session."""
+    """Return the XSRF token that the page's scripts send."""
     found = re.search(r'<meta name="xsrf" content="(\w+)">', page.text)
     assert found, page.text
     return found[1]

@@ -34,7 +34,7 @@ PEOPLE = {
 
 
 class Named:
-    """Lets everybody in under the name that they say."""
+    """An authenticator that trusts the name in `Authorization`."""
 
     takes = "a name"
 
@@ -43,7 +43,7 @@ class Named:
 
 
 class Scene:
-    """Two repositories for which there is a credential, one of them in `private`; and one that anybody can see."""
+    """Two repositories with a stored credential, one of them in `private`, and two public ones."""
 
     def __init__(self, houses: Callable[..., House], host: GitHost, folder: Path) -> None:
         self.host = host
@@ -88,7 +88,7 @@ class Scene:
         return self.client(who).post("/api/v1/builds", json={"repository": self.url(name), **more})
 
     def pushed(self, name: str) -> str:
-        """What a webhook of its host asks for."""
+        """Accept the build that a webhook of the host requests; return its name."""
         ask = self.services.intake.submission(
             wanted(self.url(name), self.commits[name]),
             source="/hook",
@@ -177,7 +177,7 @@ def test_what_everybody_can_see_is_built_for_everybody_without_a_credential(scen
 
 
 def test_a_credential_that_has_become_needless_hides_nothing(scene: Scene) -> None:
-    """Whoever asked without it had it, too."""
+    """A request without the credential could fetch the repository, too."""
     name = scene.pushed("unnamed")
     del scene.host.passwords["/org/unnamed.git"]
     assert scene.ask("kim", "unnamed", commit=scene.commits["unnamed"]).json["name"] == name
@@ -185,7 +185,7 @@ def test_a_credential_that_has_become_needless_hides_nothing(scene: Scene) -> No
 
 
 def test_records_keep_what_was_checked(scene: Scene) -> None:
-    """It is in the record, for whoever leads then, and not asked of the rules again."""
+    """The record carries the decision, so a later leader does not evaluate the rules again."""
     now = scene.services.now()
     cause = Cause(source="/s", id="1", type="t", by="user:ada", at=now, kind=Kind.PERSON, credentials=True)
     request = Request(repository="https://a.example/b", clone_url="https://a.example/b", commit="1" * 40, image="r/x")
@@ -205,7 +205,7 @@ def lists(scene: Scene, who: str, query: str = "") -> Iterator[tuple[list[str], 
 
 
 def told(cursor: str) -> bytes:
-    """What can be read of a cursor without knowing its key."""
+    """Return everything that a client can read from a cursor without its key."""
     parts = (base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in cursor.split("."))
     inner = re.findall(rb"[A-Za-z0-9_-]{8,}={0,2}", read := b" ".join(parts))
     return b" ".join([read, *(base64.urlsafe_b64decode(part + b"=" * (-len(part) % 4)) for part in inner)])

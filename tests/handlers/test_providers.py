@@ -1,4 +1,4 @@
-"""What BinderHub's `<provider>/<spec>` names, however its clients encode it."""
+"""The repository and ref that BinderHub's `<provider>/<spec>` names, in every encoding that its clients use."""
 
 from __future__ import annotations
 

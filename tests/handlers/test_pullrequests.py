@@ -34,7 +34,7 @@ words = pytest.mark.parametrize("word", OPENED)
 
 
 class Host:
-    """Everybody may read every repository, and of a commit's beginning it tells the rest."""
+    """A Git host whose repositories are all public, and which completes abbreviated commits."""
 
     def resolve(self, repository: Repository, ref: str | None) -> ResolvedRef:  # noqa: ARG002
         return ResolvedRef(ref or "refs/heads/main", COMMIT)
@@ -188,7 +188,7 @@ def test_the_second_page_of_builds_is_left_as_well(house_of: HouseOf, monkeypatc
     assert [build.causes[0].withdrawn for build in house.builds()] == [True] * 5
 
 
-# What a builder is given
+# Credentials of builders
 
 
 CANARY = "a-canary-of-the-credential"
@@ -239,7 +239,7 @@ class Scene:
         return self.house.engine.get(answer.json["builds"][0]["name"])
 
     def given(self, build: Build) -> tuple[Surroundings, list[str]]:
-        """What the local engine's builder is told, and what the pod of Kubernetes mounts."""
+        """Return the surroundings of the local engine's builder, and the Secret volumes of the pod on Kubernetes."""
         attempt = Attempt(number=1, node="n", written_at=build.created_at)
         local = spec_for(build, attempt, Surroundings(git_credentials=str(self.secrets))).surroundings
         spec = spec_for(build, attempt, Surroundings(git_credentials=GIT_CREDENTIALS))

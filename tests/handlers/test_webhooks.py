@@ -1,4 +1,7 @@
-"""Webhooks: the signature lets in and nothing else does; what is verified and not done is a 200 that says why."""
+"""Webhooks: only a valid signature admits a delivery.
+
+A verified delivery that starts no build gets a 200 with the reason.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is no admin says what to build and not how, by whichever way they come."""
+"""Users without admin rights choose what to build but not how, by every kind of request."""
 
 from __future__ import annotations
 
