@@ -1,7 +1,7 @@
 """The contract of an engine's record store, as tests that every engine must pass.
 
-Subclass `RecordsContract`, give it a fixture `records` (a fresh engine that accepts up to 5 queued builds, 2
-per user), and pytest collects the tests.
+Subclass `RecordsContract` and give it a fixture `records`: a fresh engine that accepts up to 5 queued builds, 2 per
+user. Pytest collects the tests.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from tests.builds.making import AT, ask, ended
 
 
 def everything(records: Engine, **filters: object) -> list[str]:
-    """The names of the whole list, read three at a time."""
+    """Return the names of the whole list, read in pages of three."""
     names, cursor = [], None
     while True:
         page = records.list(limit=3, cursor=cursor, **filters)  # type: ignore[arg-type]
@@ -311,7 +311,7 @@ class RecordsContract:
     @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from([None, *State])), max_size=12))
     def test_pages_join_to_the_whole_list(self, records: Engine, wanted: list[tuple[str, State | None]]) -> None:
-        """Newest first; each build once; filters mean the same as looking at each build."""
+        """The pages list each build once, newest first. A filter selects the same builds as a check of each one."""
         for name in everything(records):
             records.forget(records.get(name))
         expected: list[Build] = []
@@ -320,7 +320,7 @@ class RecordsContract:
             if state is not None:
                 open_ = not state.ended
                 build = records.write(replace(ended(build, state), open=open_))
-            if state in (None, State.QUEUED):  # keep below the limit of the queue, and have one that was opened again
+            if state in (None, State.QUEUED):  # stay below the limit of the queue, and reopen one
                 build = records.write(ended(build, State.FAILED))
                 if n % 5 == 0:
                     (build,) = records.accept([ask(f"b{n}", "again")])

@@ -1,4 +1,4 @@
-"""Short ways to write down builds, causes and attempts for tests of the plan."""
+"""Concise factories of builds, causes and attempts for tests of the plan."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cause(
 
 
 def pushed(id_: str, before: str | None = None, at: float | None = None) -> Cause:
-    """A push; `at` in seconds after noon, by the host's clock."""
+    """The cause of a push; `at` is in seconds after noon, by the host's clock."""
     time = None if at is None else NOW + timedelta(seconds=at)
     who = {"by": "webhook:github.com", "credentials": True}
     return cause(id_, kind=Kind.PUSH, push=Push(before=before, at=time), **who)  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""Asks, builds and local engines for tests of engines; light, because processes of their own import it too."""
+"""Factories of submissions, builds and local engines for tests of engines.
+
+The module imports little, because the processes that tests start import it, too.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ def engine_in(state: Path, kind: type[LocalEngine] = LocalEngine, **more: Any) -
 
 
 def written(engine: Engine, name: str, do: str = "succeed", number: int = 1) -> Build:
-    """A build with the start of an attempt in its record, as a controller leaves it before it calls `start`."""
+    """A build whose record has the start of an attempt, as a controller leaves it before it calls `start`."""
     (build,) = engine.accept([ask(name, args={"do": do})])
     attempt = Attempt(number=number, node="local", written_at=datetime.now(UTC))
     attempts = (*build.status.attempts, attempt)

@@ -1,4 +1,4 @@
-"""Triggers as a test writes them: the first thing that is wrong with a rule is an error."""
+"""Triggers for tests: the first problem of a rule is an error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from builds.triggers import Trigger, TriggerRule, read
 
 
 def load(rules: Sequence[TriggerRule] | None) -> tuple[Trigger, ...]:
-    """The triggers of a configuration. Raises RuleError, naming the place."""
+    """Return the triggers of a configuration. Raises RuleError with the place."""
     triggers, problems = read(rules)
     if problems:
         raise RuleError(problems[0])

@@ -27,7 +27,10 @@ builds = st.lists(
 
 @given(builds, st.sampled_from(["main", "refs/heads/main", "dev", None]))
 def test_it_is_the_latest_result(found: list[Build], ref: str | None) -> None:
-    """Held against the rule in words: of who is no stranger, for that ref, ended before under way, newest first."""
+    """Compare with a plain statement of the rule.
+
+    Builds from forks do not count, the ref must match, ended builds precede running ones, newest first.
+    """
     known = [one for one in found if not one.causes[0].foreign]
     if ref is None:
         ours = [one for one in known if one.causes[0].default] or known

@@ -81,7 +81,7 @@ def filled(beginning: str, length: int) -> str:
 
 
 def body(person: int, *, tag: int) -> BuildRequestBody:
-    """As long as each part of it may be; tags of `tag` characters, and no two people want the same."""
+    """A request with every part at its maximum length and tags of `tag` characters, different for each person."""
     value = "v" * (MAX_BYTES // MAX_ARGUMENTS - 12)
     return BuildRequestBody(
         repository=filled("https://git.example.edu/a/", MAX_URL - 4),
@@ -95,7 +95,7 @@ def body(person: int, *, tag: int) -> BuildRequestBody:
 
 
 def ask(person: int, *, tag: int = 128, name: int = 20) -> Submission:
-    """`name` is the length of the event's source, id and type."""
+    """Submit the largest request; `name` is the length of the event's source, id and type."""
     return INTAKE.submission(
         from_body(body(person, tag=tag)),
         source=filled("/", name),
@@ -109,7 +109,7 @@ def ask(person: int, *, tag: int = 128, name: int = 20) -> Submission:
 
 
 class World:
-    """One record, and a controller that does all that is planned for it. No sink takes anything until `deliver`."""
+    """One record, and a controller that carries out every planned action. No sink accepts an event until `deliver`."""
 
     def __init__(self, sinks: int) -> None:
         names = tuple(filled(f"sink-{n}-", 63) for n in range(sinks))
@@ -137,7 +137,7 @@ class World:
         return taken
 
     def works(self, *sightings: Sighting) -> None:
-        """Until nothing is left to do."""
+        """Carry out the planned actions until none is left or an attempt starts."""
         while actions := [one for one in self.planned(sightings) if not isinstance(one, Deliver | Settle)]:
             for action in actions:
                 self.does(action)
@@ -170,7 +170,7 @@ class World:
         return [(told, self.sinks), *((each, self.others) for each in chain.events(after, word, attempt, told, cause))]
 
     def tries(self, end: Callable[[Sighting], Sighting]) -> None:
-        """One attempt, from its start to such an end."""
+        """Run one attempt from its start to the given end."""
         self.now += timedelta(minutes=6)
         self.works()
         live = self.there.live
@@ -180,13 +180,13 @@ class World:
         self.works(end(seen))
 
     def deliver(self) -> None:
-        """Every sink takes all that waits for it."""
+        """Deliver every pending event to its sink."""
         for announcement in self.there.status.outbox:
             for one in announcement.deliveries:
                 self.build = delivered(self.there, one.event, one.sink, self.now, error=None)
 
     def refused(self) -> Build:
-        """With the longest error at every delivery that waits."""
+        """Return the record with the longest error at every pending delivery."""
         first = self.there.status.outbox[0].deliveries[0]
         tried = undelivered(self.there, first.event, first.sink, self.now, error=LONG, pause=timedelta(hours=1))
         error = tried.status.outbox[0].deliveries[0].error
@@ -214,7 +214,7 @@ def succeeded(seen: Sighting) -> Sighting:
 
 
 def fits(build: Build) -> None:
-    """Neither the record nor the Job of its next attempt is larger than an API server takes."""
+    """Check that the API server accepts the size of the record and of the Job of its next attempt."""
     stored = manifest(build, RELEASE, None)
     stored["metadata"] |= {"uid": build.uid, "resourceVersion": build.revision}
     assert build_of(stored) == build
@@ -266,7 +266,7 @@ def test_the_largest_build_that_can_be_asked_for_is_stored_and_answered(sinks: i
 
 
 def test_a_build_that_is_asked_for_and_cancelled_again_and_again_is_bounded() -> None:
-    """Each round has its own events, and no sink takes any."""
+    """Each round has its own events, and no sink accepts any."""
     world = World(MAX_SINKS)
     for person in range(MAX_OUTBOX):
         if not world.asks([ask(person)]):
@@ -283,7 +283,7 @@ def test_a_build_that_is_asked_for_and_cancelled_again_and_again_is_bounded() ->
 
 
 def test_one_who_asks_without_end_is_told_to_come_back() -> None:
-    """All of it is merged into one cause."""
+    """All requests merge into one cause."""
     build, taken = None, 0
     with suppress(QueueFull):
         for taken in range(10_000):

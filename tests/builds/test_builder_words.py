@@ -170,7 +170,7 @@ def test_the_exit_status_says_the_same(result: Result, status: int) -> None:
     assert exit_status(result) == status
 
 
-# The tool's words
+# Messages of the tool
 
 
 def report(**parts: object) -> str:
@@ -188,7 +188,7 @@ def output(text: str, *, digest: str = "sha256:1") -> str:
 
 
 def progress(*messages: str, buildpack: str = "PythonBuildPack") -> ToolProgress:
-    """After the fetch, and these messages of the build."""
+    """The progress after the fetch and these messages of the build."""
     made = ToolProgress(AttemptStage.FETCH, 0.0)
     for number, message in enumerate((f"Using {buildpack} builder\n", *messages), 1):
         deque(made.take(ToolLine(message, "building"), float(number)))
@@ -430,7 +430,10 @@ def test_what_a_step_needs_is_never_much(output: list[str], name: str) -> None:
 
 @pytest.fixture(scope="module")
 def answers() -> Iterator[str]:
-    """The address of a server that answers `/N` with status N; a body that never ends; `/reset` and `/silent`."""
+    """Yield the address of a server that answers `/N` with status N.
+
+    The body of a 206 never ends. `/reset` resets the connection, and `/silent` does not answer.
+    """
     stop = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -511,11 +514,11 @@ def test_a_push_is_summed_up() -> None:
     ]
 
 
-# Podman's words
+# Messages of Podman
 
 
 def podman(*lines: tuple[str, str], buildpack: str = "DockerBuildPack") -> ToolProgress:
-    """After the fetch, and these lines of `podman build`, each with its stream."""
+    """The progress after the fetch and these lines of `podman build`, each with its stream."""
     made = ToolProgress(AttemptStage.FETCH, 0.0, progress_parser=Steps(), idiom=PODMAN)
     messages = [f"Using {buildpack} builder\n", *(json.dumps({stream: text}) + "\n" for stream, text in lines)]
     for number, message in enumerate(messages, 1):

@@ -32,7 +32,7 @@ NAMES = {kind: name for name, kind in TYPES.items()}
 
 @cache
 def validators() -> dict[str, Draft202012Validator]:
-    """By type, of the schemas that CDEvents publishes."""
+    """Validators of the schemas that CDEvents publishes, by event type."""
     folder = published("cdevents")
     schemas = [json.loads(path.read_text()) for path in sorted(Path(folder).rglob("*.json"))]
     registry: Registry[Any] = Registry().with_resources(
@@ -68,7 +68,7 @@ def custom(event: Event) -> dict[str, Any]:
 
 
 def check_chain(events: list[Event]) -> None:
-    """Complete, in order, and each event linked to the one before it."""
+    """Check that the chain is complete and in order, and that each event links to its predecessor."""
     kinds = names(events)
     assert kinds[0] == "build.queued"
     assert kinds.count("build.finished") >= 1
@@ -101,7 +101,7 @@ def content(event: Event) -> dict[str, Any]:
 
 
 class Chains(World):
-    """Each history that the world makes, as CDEvents tell it."""
+    """The state machine of the plan; it checks the CDEvents of each history."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Challenges as registries write them."""
+"""Authentication challenges as registries send them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paths of pull requests, as the APIs of hosts list them in pages; and that half a list counts for nothing."""
+"""The changed paths of pull requests, from the paged lists of hosts' APIs. An incomplete list must not count."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KINDS = pytest.mark.parametrize("kind", list(PLACES))
 
 
 class Api:
-    """Of a request that changes `names`, each of them renamed; a page has at most `most` of them."""
+    """The API for a pull request that renames each of `names`; a page has at most `most` entries."""
 
     def __init__(self, kind: HostKind, names: Sequence[str], most: int | None = None) -> None:
         self.kind, self.names = kind, names

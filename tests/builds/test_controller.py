@@ -123,7 +123,7 @@ def gone(engine: LocalEngine, name: str) -> bool:
 
 @pytest.mark.parametrize("kept", [timedelta(seconds=7), timedelta(days=7)])
 def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept: timedelta) -> None:
-    """First the logs go, then the record; however short the time is that they are kept."""
+    """The controller deletes first the logs, then the record, even with a short retention."""
     engine, clock = engine_in(tmp_path, now=lambda: AT), Clock()
     try:
         (build,) = engine.accept([ask()])
@@ -132,7 +132,7 @@ def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept:
         folder.mkdir()
         with running(engine, clock, log_history=kept, history=3 * kept):
             engine.accept([ask("other")])
-            until(lambda: engine.get("other").status.round)  # it has looked, and found nothing that is due
+            until(lambda: engine.get("other").status.round)  # a round is over, and nothing was due
             assert folder.exists()
             clock.now += kept
             engine.wake()
@@ -146,7 +146,7 @@ def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept:
 
 
 class Keeping(LocalEngine):
-    """Which cannot keep the first log."""
+    """An engine that cannot archive the log of the build "first"."""
 
     kept: ClassVar[list[tuple[str, int]]] = []
 
@@ -157,7 +157,7 @@ class Keeping(LocalEngine):
 
 
 def test_the_log_of_each_attempt_is_kept_when_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One that cannot be kept holds up nothing."""
+    """A log that cannot be archived does not delay its build."""
     engine = engine_in(tmp_path, kind=Keeping)
     try:
         for name in ("first", "second"):
@@ -235,7 +235,7 @@ def test_while_builds_are_open_little_of_the_time_goes_to_what_has_ended(tmp_pat
     ],
 )
 def test_each_sink_is_told_in_its_own_words(counted: Counted, do: str, kinds: list[str]) -> None:
-    """CDEvents are kept and counted as Kiln's own events are: each by itself."""
+    """CDEvents are recorded and counted one by one, like Kiln's own events."""
     url = "https://sink.example/"
     all_of_them = Sink(name="all", url=url, format="cdevents")
     ends = Sink(name="ends", url=url, format="cdevents", types=("dev.cdevents.build.finished.*",))
@@ -387,7 +387,7 @@ def test_one_that_stands_by_says_so_once_and_goes_on(seen: Seen, caplog: pytest.
 
 
 class Counted(Seen):
-    """Counts its writes, refuses those of some records, and can hold all of them until several are under way."""
+    """Count the writes, refuse those of some records, and optionally block all until several have begun."""
 
     refused: frozenset[str] = frozenset()
     together: threading.Barrier | None = None
@@ -435,7 +435,7 @@ def test_from_a_record_to_its_attempt_is_one_write(counted: Counted) -> None:
 
 
 def test_records_are_written_side_by_side(counted: Counted) -> None:
-    """Each waits until the others are under way: one after the other, none would ever be."""
+    """Each write waits until the others have begun, so sequential writes would never end."""
     counted.together = threading.Barrier(3)
     counted.accept([ask(name) for name in "abc"])
     with running(counted, Clock()):
@@ -479,7 +479,7 @@ def test_who_cannot_act_does_not_lead(counted: Counted) -> None:
 
 
 def test_phases_and_images_that_were_there_already_are_counted(counted: Counted) -> None:
-    """The builder of these tests pushes an image without a word of a phase."""
+    """The builder of these tests pushes an image and reports no phase."""
     counted.change = with_node
     counted.accept([ask(args={"do": "succeed"})])
     names = ("phase_seconds_count", "images_found_total")
@@ -490,7 +490,7 @@ def test_phases_and_images_that_were_there_already_are_counted(counted: Counted)
 
 
 class Held(Counted):
-    """Starts nothing and writes nothing of some records until it is let go."""
+    """Block starts and writes of the records in `held` until `going_on` is set."""
 
     held: frozenset[str] = frozenset()
 
@@ -535,7 +535,7 @@ def test_nothing_waits_for_the_write_of_another_record(held: Held) -> None:
 def test_a_write_that_will_never_end_stops_the_looks_and_with_them_the_pulse(
     held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that the process ends, and another one does what is to be done."""
+    """Without a pulse the process ends, and another one takes over."""
     held.held = frozenset({"slow"})
     held.accept([ask("slow")])
     looks, turns = list[World](), list[float]()
@@ -567,7 +567,7 @@ def test_a_start_has_its_slot_while_it_is_written(held: Held) -> None:
 
 
 def test_what_has_changed_while_it_was_written_is_decided_anew(held: Held) -> None:
-    """A cancel that comes in between is not overwritten."""
+    """A cancellation that arrives during the write is not overwritten."""
     held.held, held.change = frozenset({"slow"}), with_node
     held.accept([ask("slow", args={"do": "wait"})])
     with running(held, Clock()):
@@ -604,7 +604,7 @@ def test_a_record_that_was_put_aside_goes_on_when_somebody_has_changed_it(counte
 
 
 def test_a_record_that_cannot_be_planned_harms_no_other(counted: Counted, caplog: pytest.LogCaptureFixture) -> None:
-    """A time without zone, which can be compared with no other."""
+    """The record has a time without zone, so no comparison with it succeeds."""
 
     def edited(world: World) -> World:
         naive = datetime(2026, 1, 1)  # noqa: DTZ001
@@ -629,7 +629,7 @@ UNWRITABLE = (Refused("A policy denies it."), NotFound("Gone, it says."), ValueE
 def test_whatever_is_wrong_with_some_records_fifty_others_end(
     counted: Counted, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One for each way to be unreadable or unwritable, and of attempts that cannot be looked at."""
+    """One bad record for each way to be unreadable or unwritable, and for attempts that cannot be inspected."""
     unreadable = {f"unreadable-{n}": content for n, content in enumerate(UNREADABLE)}
     counted.wrong = {f"unwritable-{n}": error for n, error in enumerate(UNWRITABLE)}
     (no_event,) = counted.accept([ask("no-event")])

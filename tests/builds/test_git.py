@@ -1,4 +1,4 @@
-"""The Git client against a Git host: refs, credentials, and everything that it must not do."""
+"""The Git client against a Git host: refs, credentials, and forbidden operations."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_refs_are_exact_and_tags_are_peeled(
     ],
 )
 def test_proposed_changes(ref: str, full: str, host: GitHost, policy: Policy, tmp_path: Path) -> None:
-    """Also in short, where no branch and no tag has that name."""
+    """Short names work, too, unless a branch or a tag has the same name."""
     (tmp_path / "page").touch()
     path = f"ada/changes-{ref.replace('/', '-')}"
     head, bare = host.create(path, tmp_path), host.bare(path)
@@ -170,7 +170,7 @@ def test_a_host_that_is_not_there(policy: Policy, host: GitHost) -> None:
 
 
 def test_only_what_was_permitted_can_be_reached(host: GitHost, policy: Policy) -> None:
-    """Not the same host by another name, and not another repository where only one is permitted."""
+    """Another name of the same host is refused, and so is another repository on it."""
     with Git(policy) as own:
         own.permit(host.url("ada/page"))
         for url in (host.url("ada/empty"), f"http://localhost:{host.port}/ada/page.git"):
@@ -193,7 +193,7 @@ def test_behind_a_proxy_names_are_not_resolved_here(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_authority_of_ones_own(host: GitHost, head: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As git's environment names it; a name that only the proxy knows stands for the host."""
+    """Git's environment names the authority. The host has a name that only the proxy resolves."""
     make_authority(tmp_path, "DNS:git.invalid")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
@@ -265,7 +265,7 @@ def test_what_only_looks_like_a_git_directory_is_none(host: GitHost, policy: Pol
 
 
 def test_a_host_that_complains_at_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    """git repeats what a host says of an error; looking through it must not take longer for its length."""
+    """Git repeats a host's error message; a long one must not make the search for the cause slow."""
     words = b"transport 'repository '" * 200_000
 
     class Handler(BaseHTTPRequestHandler):
@@ -323,13 +323,13 @@ def test_a_host_that_lies_about_its_head(name: str) -> None:
 
 
 def _packet(line: bytes) -> bytes:
-    """gitprotocol-common(5), pkt-line."""
+    """Encode a pkt-line, as in gitprotocol-common(5)."""
     return b"%04x" % (len(line) + 4) + line
 
 
 @contextmanager
 def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A server with those manners; yields its URL."""
+    """Run a server with the handler; yields its URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:

@@ -25,7 +25,10 @@ Answer = tuple[int, Mapping[str, str], bytes]
 
 
 class Api:
-    """Of one repository on a GitHub Enterprise Server. `says` is what it answers instead; `told` all statuses."""
+    """The API of a GitHub Enterprise Server for one repository.
+
+    `says` replaces its answer. `told` collects all statuses.
+    """
 
     def __init__(self, host: GitHost) -> None:
         self.bare = host.bare(PATH)

@@ -1,4 +1,4 @@
-"""The guard between a build's tools and the network: real git, and listeners that count their connections."""
+"""The guard between a build's tools and the network, with real Git and listeners that count their connections."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ METADATA = "169.254.169.254"
 
 
 class Listener:
-    """Counts the connections to an address of this machine, and answers none."""
+    """Count the connections to an address of this machine, and answer none."""
 
     def __init__(self, address: str = "127.0.0.2") -> None:
         self.count = 0
@@ -66,7 +66,7 @@ def host(tmp_path: Path) -> Iterator[GitHost]:
 
 @pytest.fixture
 def internal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
-    """A service of the inside, which Kiln's own environment says to connect to without a proxy."""
+    """An internal service that Kiln's own environment exempts from the proxy."""
     listener = Listener()
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.0/8,127.0.0.1,127.0.0.2,localhost,*")
@@ -81,7 +81,7 @@ def own(host: GitHost) -> Iterator[Git]:
 
 
 def make(host: GitHost, path: str, files: dict[str, str | bytes], links: dict[str, str] | None = None) -> str:
-    """A repository of these files; its commit is returned."""
+    """Create a repository with these files; return its commit."""
     content = host.root.parent / f"content-{path.replace('/', '-')}"
     for name, data in files.items():
         (content / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def submodule(name: str, url: str, *more: str, path: str = "") -> str:
 
 
 def looked_through(own: Git, url: str, head: str) -> str:
-    """The lines of the log."""
+    """Check the repository before its build; return the log."""
     lines: list[str] = []
     Source(own, lines.append).look_through(url, head)
     return "\n".join(lines)
@@ -124,7 +124,7 @@ def cloned(own: Git, url: str, head: str) -> Path:
 def test_a_gitmodules_that_reads_otherwise_when_it_is_checked_out(
     hidden: str, host: GitHost, own: Git, internal: Listener
 ) -> None:
-    """git writes `.gitmodules` in another encoding, and then it names another URL."""
+    """Git checks `.gitmodules` out in another encoding, in which it names another URL."""
     part = make(host, "ada/part", {"file": "part"})
     modules = submodule("part", host.url("ada/part")) + hidden.format(url=f"http://{internal.place}/a/b")
     files: dict[str, str | bytes] = {
@@ -133,7 +133,7 @@ def test_a_gitmodules_that_reads_otherwise_when_it_is_checked_out(
     }
     host.create("ada/page")
     attributes = host.bare("ada/page") / "info/attributes"
-    attributes.write_text(".gitmodules !working-tree-encoding\n")  # it is committed as it stands here
+    attributes.write_text(".gitmodules !working-tree-encoding\n")  # commit the bytes unchanged
     head = make(host, "ada/page", files, {"part": part})
     looked_through(own, host.url("ada/page"), head)
     with pytest.raises(RepositoryRefused, match=f"connection to http://{internal.place} was refused"):
@@ -165,7 +165,7 @@ def test_a_redirect_of_a_look_up_inside_is_refused(host: GitHost, internal: List
 
 
 def test_a_redirect_is_held_against_the_paths_of_the_policy_too(host: GitHost) -> None:
-    """The same host, but another owner's repository."""
+    """The redirect stays on the host but leads to another owner's repository."""
     make(host, "eve/page", {"file": "text"})
     host.redirects["/ada/moved.git"] = host.url("eve/page")
     with pytest.raises(RepositoryRefused, match=r"127\.0\.0\.1"):
@@ -201,7 +201,7 @@ def test_an_lfs_server_inside(setting: str, where: str, host: GitHost, own: Git,
 
 
 def test_an_lfs_server_that_sends_inside(host: GitHost, own: Git, internal: Listener) -> None:
-    """By the URL of a download, and by a redirect."""
+    """The LFS server names an internal download URL, or redirects to one."""
     files = lfs_file(b"content", host)
     head = make(host, "ada/page", files)
     host.download = f"http://{internal.place}/objects"
@@ -215,7 +215,7 @@ def test_an_lfs_server_that_sends_inside(host: GitHost, own: Git, internal: List
 
 
 def test_a_name_that_is_public_first_and_then_not(monkeypatch: pytest.MonkeyPatch, internal: Listener) -> None:
-    """Each connection goes to an address that was checked for it; there is no second look-up in between."""
+    """DNS rebinding: each connection uses an address that was checked for it, without a second lookup."""
     answers, connected = [["1.1.1.1"], ["127.0.0.2"], ["1.1.1.1", "127.0.0.2"]], []
     port = int(internal.place.rpartition(":")[2])
 
@@ -299,7 +299,7 @@ def test_the_tools_are_given_no_other_way_out(own: Git, internal: Listener, monk
 
 
 def test_the_sites_proxy_is_chained_to(host: GitHost, own: Git, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for plain http, and with its password."""
+    """The guard forwards plain HTTP to the proxy, too, and with its password."""
     seen: list[str] = []
 
     def serve(listener: socket.socket) -> None:
@@ -343,7 +343,7 @@ def test_a_repository_that_has_moved(host: GitHost, own: Git) -> None:
 
 
 def test_submodules_that_have_moved_and_are_relative(host: GitHost, own: Git) -> None:
-    """One without `.git`, and one beside the old place of the repository, as git resolves it."""
+    """One URL lacks `.git`; the other is relative to the old URL of the repository, as Git resolves it."""
     part = make(host, "ada/part", {"file": "part"})
     modules = submodule("one", f"{host.base}/ada/short") + submodule("two", "../beside.git")
     host.redirects |= {"/ada/short/": host.url("ada/part") + "/", "/ada/beside.git": host.url("ada/part")}
@@ -375,7 +375,7 @@ def test_a_credential_does_not_follow_a_redirect(host: GitHost, tmp_path: Path) 
         assert not other.credentials
 
 
-# Submodules as git takes them
+# Submodules as Git reads them
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_a_message_names_its_submodule(host: GitHost, own: Git) -> None:
 
 
 def lfs_file(content: bytes, host: GitHost | None = None, name: str = "data.bin") -> dict[str, str | bytes]:
-    """A pointer file and the attributes that make it one; the host gets the object."""
+    """Return a pointer file and the attributes that declare it; the host, if given, gets the object."""
     oid = hashlib.sha256(content).hexdigest()
     if host:
         host.objects[oid] = content
@@ -537,7 +537,7 @@ def test_a_head_has_one_deadline_however_it_is_sent(monkeypatch: pytest.MonkeyPa
 
 
 def ended(client: socket.socket, data: bytes) -> bool:
-    """Sends, and says whether the other side has closed."""
+    """Send `data`; return whether the other side has closed the connection."""
     try:
         client.sendall(data)
         return not client.recv(1)
@@ -552,11 +552,11 @@ def place_of(guard: Guard) -> tuple[str, int]:
     return str(parts.hostname), int(parts.port or 0)
 
 
-# How much there is
+# Size
 
 
 def test_a_tree_of_half_a_million_paths_takes_little_more_than_its_listing(host: GitHost, own: Git) -> None:
-    """It takes three objects: a file, a tree of it, and a tree of that tree."""
+    """Three objects suffice for so many paths: a file, a tree of links to it, and a tree of links to that tree."""
     make(host, "ada/page", {"file": "text"})
     bare = host.bare("ada/page")
     tree = git("rev-parse", "main:file", cwd=bare)
@@ -613,7 +613,7 @@ def test_other_schemes_go_through_it(url: str, place: tuple[str, int], monkeypat
 
     monkeypatch.setattr(guarding.socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(guarding.socket, "create_connection", create_connection)
-    for name in ("HTTPS_PROXY", "https_proxy", "all_proxy"):  # no site's proxy connects to these ports
+    for name in ("HTTPS_PROXY", "https_proxy", "all_proxy"):  # proxies usually refuse to connect to these ports
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     scheme = url.partition(":")[0]
     with Git(Policy([f"{scheme}://**", f"{scheme}://*:*/**"])) as own:
@@ -654,8 +654,7 @@ def listens(port: int) -> bool:
     "url", ["git://{place}/a/b", "ssh://{place}/a/b", "ssh://ada@{place}/a/b", "git+ssh://{place}/a/b"]
 )
 def test_no_gitmodules_leads_other_schemes_elsewhere(url: str, host: GitHost, internal: Listener) -> None:
-    """Also where repositories of these schemes are permitted, and `.gitmodules` reads otherwise when it is checked
-    out."""
+    """The guard refuses the submodule even if its scheme is permitted and `.gitmodules` changes on checkout."""
     url = url.format(place=internal.place)
     head = hidden(host, url)
     with Git(Policy([f"{host.base}/**", "git://**", "ssh://**"])) as own:
@@ -677,7 +676,7 @@ def test_no_gitmodules_leads_to_an_ssh_address_in_short_form(host: GitHost) -> N
 
 
 def hidden(host: GitHost, url: str) -> str:
-    """A repository whose submodule has this URL only where it is checked out; its commit."""
+    """Create a repository whose submodule has this URL only after checkout; return its commit."""
     part = make(host, "ada/part", {"file": "part"})
     modules = submodule("part", host.url("ada/part")) + f'[submodule "\uff50art"]\n\turl = {url}\n'
     host.create("ada/page")
@@ -710,7 +709,7 @@ def hidden(host: GitHost, url: str) -> str:
     ],
 )
 def test_a_submodule_s_address_inside(address: str, patterns: list[str], host: GitHost, internal: Listener) -> None:
-    """In every scheme that git knows, and relative."""
+    """Git would reach the address by any of its schemes, or by a relative URL."""
     modules = submodule("part", address.format(place=internal.place))
     head = make(host, "ada/page", {".gitmodules": modules}, {"part": "1" * 40})
     with (
@@ -725,7 +724,7 @@ def test_a_submodule_s_address_inside(address: str, patterns: list[str], host: G
 
 
 def test_a_request_names_the_host_that_was_checked(own: Git) -> None:
-    """RFC 9112 §3.2.2: a proxy makes `Host` of the target."""
+    """RFC 9112 §3.2.2: a proxy derives `Host` from the target."""
     with recorder() as (port, seen):
         target = f"http://127.0.0.1:{port}/path?query"
         with Guard(Policy([f"http://127.0.0.1:{port}/**"])) as guard, requests.Session() as session:
@@ -752,7 +751,7 @@ def test_a_field_that_some_read_otherwise_is_refused(field: str) -> None:
 
 @contextmanager
 def recorder() -> Iterator[tuple[int, list[str]]]:
-    """A port that answers one request with 418, and what it was sent."""
+    """Yield a port that answers one request with 418, and the list of received data."""
     seen: list[str] = []
 
     def serve(listener: socket.socket) -> None:
@@ -795,7 +794,7 @@ def test_a_head_that_does_not_end_is_not_kept(before: bytes) -> None:
 def test_a_name_that_leads_inside_is_not_given_to_the_site_s_proxy(
     scheme: str, internal: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The site's proxy resolves it again, and might well connect."""
+    """The site's proxy resolves the name again, and might connect."""
     resolve = socket.getaddrinfo
 
     def getaddrinfo(name: str, *rest: object, **more: object) -> list[tuple[object, ...]]:
@@ -819,7 +818,7 @@ def test_a_name_that_leads_inside_is_not_given_to_the_site_s_proxy(
 
 @pytest.mark.parametrize("file", [".gitmodules", ".lfsconfig"])
 def test_no_file_of_this_machine_is_included(file: str, host: GitHost, own: Git, tmp_path: Path) -> None:
-    """As git does it itself with `.gitmodules`. A message would quote the file."""
+    """Git itself ignores includes in `.gitmodules`. An error message would quote the included file."""
     canary = f"https://canary.example/{secrets.token_hex(8)}"
     (tmp_path / "own").write_text(f'[submodule "part"]\n\turl = {canary}\n[lfs]\n\turl = file:///{canary}\n')
     include = f"[include]\n\tpath = {tmp_path / 'own'}\n"
@@ -838,7 +837,7 @@ def test_no_file_of_this_machine_is_included(file: str, host: GitHost, own: Git,
 def test_a_credential_is_for_no_repository_below_the_one_it_is_lent_for(
     first: str, host: GitHost, tmp_path: Path
 ) -> None:
-    """git takes a section for all URLs below its own."""
+    """Git applies a configuration section to all URLs below its own."""
     git("init", "--quiet", "--bare", str(host.root / "ada"))
     git("init", "--quiet", "--bare", str(host.root / "ada/part"))
     (tmp_path / "stored").write_text(f"http://ada:secret@127.0.0.1:{host.port}/ada\n")

@@ -1,4 +1,4 @@
-"""A Hub that is asked whose token this is: what holds, for how long, and what becomes of those who wait for it."""
+"""Token lookups at a Hub: the meaning and lifetime of answers, and the limits on waiting callers."""
 
 from __future__ import annotations
 

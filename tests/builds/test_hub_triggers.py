@@ -1,4 +1,4 @@
-"""The Hub's events and the triggers for them that docs/jupyterhub.md shows: what they build, and what they do not."""
+"""The triggers for the Hub's events in docs/jupyterhub.md build exactly the intended servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIGGERS = load(msgspec.convert(yaml.safe_load(SHOWN)["triggers"], tuple[Trigger
 
 
 def told(user: str, server: str, action: str = "start") -> Event:
-    """As the plug-in sends it."""
+    """Return the event that the plug-in sends."""
     schema = "https://schema.jupyter.org/jupyterhub/events/server-action"
     entry = {"__schema__": schema, "action": action, "username": user, "servername": server}
     sent = cloud_event(logging.LogRecord("hub", logging.INFO, "", 0, entry, None, None), "https://hub.example/")

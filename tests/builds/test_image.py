@@ -1,4 +1,4 @@
-"""One repository has one image name, and no other repository has it."""
+"""Each repository has one image name, and no two repositories share one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way in meets one policy and names one build."""
+"""Every kind of request passes the same policy and names the same build."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Resolved(NamedTuple):
 
 
 class Refs:
-    """A Git host with a few refs, which remembers what it was asked."""
+    """A Git host with a few refs, which records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
@@ -361,11 +361,11 @@ def test_a_trigger_says_how_whoever_sent_the_event() -> None:
     assert (cause.tags, cause.force) == (("x",), True)
 
 
-# ---- Records that a user has changed --------------------------------------------------------------------------------
+# ---- Records that a user has changed ---------------------------------------------------------------------------------
 
 
 def recorded(**changes: Any) -> Build:
-    """The record of a build that was asked for, with changes that left its name as it was."""
+    """The record of a requested build, with changes that leave its name unchanged."""
     from_body = ask(RequestedBuild(repository="https://github.com/a/b", commit=COMMIT, subdir=plain("sub")))
     request = msgspec.structs.replace(from_body.request, **changes)
     return Build(name=from_body.name, uid="u", request=request, causes=(from_body.cause,), created_at=NOW)

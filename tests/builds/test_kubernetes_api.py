@@ -96,7 +96,7 @@ def test_any_answer_that_is_no_success_is_an_error_with_a_sentence(code: int, bo
     assert isinstance(error, Busy) == (code == 429 or code >= 500)
 
 
-# Connecting, each time in a process of its own: the client reads the environment when it is imported. -----------------
+# Connecting, each time in a separate process: the client reads the environment on import. -----------------------------
 
 
 def python(code: str, **environment: str) -> str:

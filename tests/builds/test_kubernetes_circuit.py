@@ -153,7 +153,7 @@ def test_a_server_that_answers_some_calls_and_not_others_is_failing() -> None:
 
 @pytest.fixture
 def silent() -> Iterator[Proxy]:
-    """Takes requests and answers none."""
+    """A server that accepts requests and answers none."""
     with socket.create_server(("127.0.0.1", 0)) as nobody, Proxy(nobody.getsockname()[:2]) as between:
         yield between
 
@@ -190,7 +190,7 @@ def test_no_log_is_followed_while_the_server_is_silent(silent: Proxy) -> None:
 
 
 class HalfDead(BaseHTTPRequestHandler):
-    """Answers lists, and no request to write until it is let."""
+    """A server that answers lists, but blocks writes until `let` is set."""
 
     let: threading.Event
     writing: threading.Semaphore
@@ -232,7 +232,7 @@ def half_dead() -> Iterator[tuple[str, type[HalfDead]]]:
 
 @pytest.mark.parametrize("name", ["another", "b-0"], ids=["for a turn", "for the same record"])
 def test_nobody_waits_long_while_some_calls_fail(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of several API servers hangs: all turns may be taken by those that it has."""
+    """One of several API servers hangs, so the requests to it may occupy all writers."""
     monkeypatch.setattr(store, "LATE", 0.1)
     breaker = Circuit(failures=1000, silence=1000)
     with half_dead() as (host, server), ThreadPoolExecutor(store.WRITERS) as others:

@@ -1,4 +1,4 @@
-"""An attempt's Job: what the operator gives, and on top of it what must be so."""
+"""An attempt's Job: the operator's template with the mandatory fields on top."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_spec_is_in_the_pod() -> None:
 
 def test_the_same_record_gives_the_same_job() -> None:
     assert made() == made()
-    assert TEMPLATE["metadata"] == {"labels": {"team": "a"}, "annotations": {"note": "b"}}  # and nothing is left in it
+    assert TEMPLATE["metadata"] == {"labels": {"team": "a"}, "annotations": {"note": "b"}}  # the template is unchanged
 
 
 def terms(affinity: dict[str, Any]) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ def test_a_builder_is_told_only_of_what_is_mounted() -> None:
     assert (full.git_credentials, full.docker_host) == (GIT_CREDENTIALS, "tcp://d:1")
 
 
-# ---- What a build's pod has of the Secrets ------------------------------------------------------------------------
+# ---- Secrets of a build's pod -------------------------------------------------------------------------------------
 
 LENT = {"git-credentials": GIT_CREDENTIALS, "private-registry": PRIVATE_REGISTRY}
 
@@ -169,7 +169,7 @@ def with_secrets() -> dict[str, Any]:
 def secrets_of(
     git_keys: tuple[str, ...] = (), *, private: bool = False, lent: bool = True, refused: str | None = None
 ) -> Any:
-    """The Secrets' volumes in the Job's pod, by name; each of them is mounted, and no other is."""
+    """Return the Secret volumes of the Job's pod, by name. Exactly these volumes must be mounted."""
     one, asked = attempt(), build()
     prefix = asked.request.image if private else "elsewhere.example/"
     around = Surroundings(git_credentials=GIT_CREDENTIALS, private_image_prefix=prefix)

@@ -1,4 +1,4 @@
-"""The rules of leadership, as far as they are rules: who may take a Lease when, and what is written then."""
+"""The pure rules of leadership: the time at which a candidate may take a Lease, and the record that it writes."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_POST = do_DELETE = _write  # noqa: N815 (http.server's names)
 
     def log_message(self, *_: Any) -> None:
-        """Not to be written."""
+        """Keep the test output quiet."""
 
 
 @pytest.fixture
@@ -162,7 +162,7 @@ def test_nothing_is_left_behind(server: Replayed, read: Logs) -> None:
     until(lambda: not any(thread.name.startswith("log build-a") for thread in threading.enumerate()))
 
 
-# Logs without their pod -----------------------------------------------------------------------------------------------
+# Logs without their pod ----------------------------------------------------------------------------------------------
 
 
 class Cluster(Replayed):
@@ -229,7 +229,7 @@ def lines(count: int, *, random: bool = False) -> bytes:
 
 @pytest.mark.parametrize("content", [lines(1), lines(200_000), lines(10_000, random=True)], ids=["one", "many", "hard"])
 def test_a_log_is_kept_whole(cluster: Cluster, archive: Archive, content: bytes) -> None:
-    """Also one that is as long as any can be, and cannot be made much smaller."""
+    """Even a log of maximum length that barely compresses is archived whole."""
     assert archive.read(BUILD, 1) is None
     assert not archive.has(BUILD, 1)
     archive.keep(BUILD, 1, content)

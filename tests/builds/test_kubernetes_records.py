@@ -51,7 +51,7 @@ ANNOTATIONS = 256 << 10
 
 
 def stored(made: Build) -> dict[str, Any]:
-    """As the API server gives it back."""
+    """Return the record as the API server gives it back."""
     found = manifest(made, RELEASE, None)
     found["metadata"] |= {"uid": made.uid, "resourceVersion": made.revision}
     return found

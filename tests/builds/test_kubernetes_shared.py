@@ -31,12 +31,12 @@ class Store:
         return len(self.written)
 
     def wait_for(self, key: str, number: int) -> None:
-        """Until so many wait for the next write."""
+        """Wait until `number` callers wait for the next write."""
         until(lambda: len(self.joint._lanes[key].next.wanted) == number)
 
 
 class Key:
-    """Knows how often it was looked up: twice by each who asks, who waits from then on."""
+    """A key that counts its lookups. Each caller looks it up twice, and then waits."""
 
     looked_up = 0
 
@@ -154,7 +154,10 @@ def test_who_does_not_wait_has_the_old_answer_while_another_asks() -> None:
 
 
 class Counter:
-    """Takes a turn of two, and keeps it until it is let go; knows who came when, and how many there were at a time."""
+    """Take one of two turns and hold it until released.
+
+    Record the order of the holders and their maximum at the same time.
+    """
 
     def __init__(self) -> None:
         self.turns = Turns(2)

@@ -44,7 +44,7 @@ def test_a_builder_that_was_killed_for_its_memory_says_which_limit_it_is() -> No
 
 
 def test_one_that_was_killed_leaves_the_end_of_its_log() -> None:
-    """As the kubelet cuts it, in bytes."""
+    """The kubelet truncates the message by bytes, so its first line may be incomplete."""
     message = '"text":"lost"}\n{"n":7,"phase":"build","text":"one"}\n{"n":8,"phase":null,"text":"two"}\n'
     killed = terminated(message=message, reason="OOMKilled")
     assert seen(pod("Failed", state=killed)).log_tail == "one\ntwo"

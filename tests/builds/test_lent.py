@@ -1,4 +1,4 @@
-"""Which files of Git credentials a build's pod has."""
+"""The files of Git credentials that a build's pod mounts."""
 
 from __future__ import annotations
 

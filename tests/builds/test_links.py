@@ -1,4 +1,4 @@
-"""A link out of a repository is refused where repo2docker, as it is installed, would read what it leads to."""
+"""A link out of a repository is refused where the installed repo2docker would read its target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from builds.builder.tool import READ
 
 
 def test_every_file_that_repo2docker_reads_is_known() -> None:
-    """By the places in its code where it names one; those of its own files hold a slash, or are made on the spot."""
+    """The test collects the names from repo2docker's code. Names of its own files contain a slash or are computed."""
     found = find_spec("repo2docker")
     assert found
     assert found.origin

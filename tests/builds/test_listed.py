@@ -91,7 +91,7 @@ def test_the_default_trigger_selects_the_default_branch_alone(found: dict[str, s
 def test_triggers_decide_as_they_do_for_the_webhook(
     ref: str, commit: str, branches: tuple[str, ...] | None, tags: tuple[str, ...] | None
 ) -> None:
-    """`paths` holds, as wherever a host has not said what changed."""
+    """`paths` matches, as always when the changed paths are unknown."""
     rule = Trigger(name="t", push=PushRule(branches=branches, tags=tags, paths=("binder/**",)))
     payload: dict[str, Any] = {
         "ref": ref,
@@ -187,7 +187,7 @@ def test_tags_that_nobody_wanted_are_missing_unless_there_is_no_image() -> None:
 
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED])
 def test_a_ref_that_came_back_was_pushed(state: State) -> None:
-    """A webhook would have brought its tags back, or another attempt; unless one has come, it is stood in for."""
+    """A webhook would have restored the tags or caused another attempt. If none arrived, the poll does so."""
     back = moved(the_push(), Seen(commit=B, at=ago(30)))
     before = record(state, replace(WEBHOOK, at=ago(60)), reason=Reason.REQUESTED)
     assert due(ask(tags=("main",)), before, back) is not None

@@ -1,4 +1,4 @@
-"""The local engine: the contract of all engines, then what is its own, with real processes, locks and kill -9."""
+"""The local engine: the contract of all engines and its own behaviour, with real processes, locks and `kill -9`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def folder(state: Path, name: str = "b", number: int = 1) -> Path:
 
 
 def runs(state: Path, name: str = "b", number: int = 1) -> list[int]:
-    """The process ids of all builders that have run in the attempt's folder."""
+    """Return the process ids of all builders that have run in the attempt's folder."""
     return [int(line) for line in (folder(state, name, number) / "runs").read_text().split()]
 
 
@@ -112,7 +112,7 @@ class TestContract(RecordsContract):
 
 
 def together(state: Path, *commands: tuple[str, ...]) -> None:
-    """Several processes, begun at one moment."""
+    """Run several processes that begin at the same moment."""
     processes = [drive(state, *words) for words in commands]
     for process in processes:
         assert process.stdout is not None
@@ -143,7 +143,7 @@ def test_the_file_is_made_by_whoever_comes_first(state: Path) -> None:
 
 
 def test_many_threads_share_an_engine(engine: LocalEngine) -> None:
-    """Writers that decide on what they have read: none is lost, none is in another's way for long."""
+    """Optimistic concurrency: no read-modify-write of a thread is lost, and none blocks another for long."""
     engine.accept([ask("b")])
 
     def count() -> None:
@@ -281,7 +281,7 @@ def test_a_locked_or_full_or_read_only_file_is_unavailable(
 
 
 def test_ten_thousand_builds(engine: LocalEngine) -> None:
-    """The figures are for people; what is asserted is only that it works."""
+    """The printed figures inform readers. The test asserts only that the operations work."""
     (old,) = engine.accept([ask("old")])
     record = ended(old)
     with engine._store._writing() as connection:
@@ -376,7 +376,7 @@ def test_many_who_start_at_once_start_one(state: Path, engine: LocalEngine) -> N
         while sighted(one).phase is Phase.ABSENT:
             try:
                 one.start(build, live)
-            except Unavailable:  # another is just doing it
+            except Unavailable:  # another engine starts it now
                 continue
 
     threads = [threading.Thread(target=start, args=(one,)) for one in engines]
@@ -452,7 +452,7 @@ def test_an_attempt_that_is_killed_whole_has_ended_without_a_result(state: Path,
 
 @pytest.mark.parametrize("how", ["alone", "whole", "not stopping"])
 def test_what_a_killed_builder_leaves_goes_when_its_end_is_seen(state: Path, how: str) -> None:
-    """Its working folder has a checkout, git's token and the registry's password."""
+    """Its working folder holds a checkout, Git's token and the registry's password."""
     later = timedelta()
     engine = engine_in(state, now=lambda: datetime.now(UTC) + later)
     build = begin(engine, do="stubborn")
@@ -649,7 +649,7 @@ def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: 
 
 
 def test_a_builder_is_told_of_the_trace_of_its_build_and_of_no_other(state: Path) -> None:
-    """A controller may have been started as a part of one."""
+    """The controller's own environment may carry a trace, which must not leak into builds."""
     engine = engine_in(state, environment={**os.environ, "TRACEPARENT": "the controller's", "TRACESTATE": "x=y"})
     try:
         trace = Trace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
@@ -675,7 +675,7 @@ def test_a_builder_gets_the_persons_environment_and_nothing_of_kilns_own(state: 
     sighting = awaited(engine, Phase.ENDED)
     assert sighting.result is not None
     got = json.loads(sighting.result.message or "")
-    got.pop("LC_CTYPE", None)  # Python's own, where there is no locale
+    got.pop("LC_CTYPE", None)  # Python sets it if no locale is set
     assert got == {**ours, "KILN_FAULT": f"{state}/none", "KILN_ATTEMPT_DIR": str(folder(state))}
     engine.close()
 
@@ -691,7 +691,7 @@ def test_an_engine_that_closes_leaves_its_attempts_alone(state: Path, engine: Lo
 
 def test_forgetting_deletes_all_that_belongs_to_a_build(state: Path, engine: LocalEngine) -> None:
     build = begin(engine)
-    begin(engine, "b-1")  # a name that starts like an attempt of the other
+    begin(engine, "b-1")  # this name looks like an attempt of the other build
     awaited_all = time.monotonic() + 20
     while any(sighting.phase is not Phase.ENDED for sighting in engine.observe().sightings):
         assert time.monotonic() < awaited_all
@@ -714,7 +714,7 @@ def test_forgetting_deletes_all_that_belongs_to_a_build(state: Path, engine: Loc
 def test_a_log_outlives_its_folder_however_often_packing_is_broken_off(
     state: Path, engine: LocalEngine, left: set[str]
 ) -> None:
-    """Two days later it is whole: from any line on, and as often as it is asked for."""
+    """After interrupted packing the log is complete, and every offset reads the right lines."""
     build = begin(engine)
     awaited(engine, Phase.ENDED)
     content = b"".join(line(number) for number in range(1, 5001))
@@ -752,7 +752,7 @@ def test_the_log_of_an_attempt(engine: LocalEngine) -> None:
 
 
 def test_a_log_goes_on_where_a_reader_was(state: Path, engine: LocalEngine) -> None:
-    """From every place, also where lines are of very different lengths and some numbers were left out."""
+    """Every offset works, even if line lengths vary and line numbers have gaps."""
     folder(state).mkdir()
     kept = [*range(1, 40), *range(1000, 1040)]
     log = folder(state) / "log"

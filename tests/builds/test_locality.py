@@ -1,4 +1,4 @@
-"""Where layers are, by what has succeeded: which nodes come first, and which images a build may reuse."""
+"""Locality of layers, derived from successful builds: the preferred nodes, and the images that a build may reuse."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def start(new: Build, *history: Build, nodes: Sequence[Node] = (node("n1"), node
     return action
 
 
-# Which images
+# Images
 
 
 def test_a_build_reuses_the_last_image_of_its_ref_and_then_of_the_default_branch() -> None:
@@ -88,7 +88,7 @@ def test_of_two_the_one_of_the_same_subdirectory_is_better() -> None:
 
 
 def test_an_image_of_another_repository_or_under_another_name_is_not_reused() -> None:
-    """A repository's images get another name when it becomes private, or is no longer."""
+    """A repository's images change their name when the repository becomes private or public."""
     assert start(waiting(), succeeded(repository="https://h/b"), succeeded("2", image="r/private/x")).cache_from == ()
 
 
@@ -113,7 +113,7 @@ def test_after_a_failed_attempt_no_image_is_reused() -> None:
     assert start(again, succeeded()).cache_from == ()
 
 
-# Which node
+# Nodes
 
 
 @pytest.mark.parametrize("home", ["n1", "n2", "n3"])

@@ -1,4 +1,4 @@
-"""A Git host that hangs: how many wait for it, and who is not concerned."""
+"""A Git host that hangs: the limit on waiting callers, and the requests that it does not affect."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def ask(way: Intake, by: str, commit: str | None = None) -> str:
 
 @contextmanager
 def hanging(people: list[str]) -> Iterator[Intake]:
-    """All of them wait for the host; each is answered in the end."""
+    """Yield an intake while one request of each of `people` waits for the host. Each gets its answer at the end."""
     refs = Hanging()
     way = intake(refs, lookups=LookupLimiter(MOST))
     with ThreadPoolExecutor(len(people)) as pool:

@@ -1,4 +1,4 @@
-"""Names are a contract: others compute them too."""
+"""Names of builds are a contract, because other programs compute them, too."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_vectors(vector: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["name"])
 def test_vectors_by_another_way(vector: dict[str, Any]) -> None:
-    """For strings and objects with ASCII keys RFC 8785 is JSON with sorted keys, no spaces and no needless escapes."""
+    """For strings and objects with ASCII keys, RFC 8785 is JSON with sorted keys, no spaces and minimal escapes."""
     text = json.dumps(vector["input"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert vector["name"].endswith("-" + hashlib.sha256(text.encode()).hexdigest()[:20])
 

@@ -1,4 +1,4 @@
-"""An issuer's tokens: the attacks on them, and an issuer that changes its keys, is away, or is slow."""
+"""An issuer's tokens: attacks on them, and an issuer that rotates its keys, is unavailable or slow."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def refusal(client: oidc.Issuer, token: str) -> str:
 
 
 class Later(NamedTuple):
-    """A time by the clock of the moment when a token is made."""
+    """A time relative to the moment when the token is made."""
 
     seconds: int
 
@@ -382,7 +382,7 @@ def test_a_slow_issuer_keeps_nobody_but_those_who_need_it(issuer: Issuer, slow: 
     assert issuer.asked[asked:].count("/.well-known/openid-configuration") <= 3, "one request for all who wait"
 
 
-# The cluster's own ---------------------------------------------------------------------------------------------------
+# The cluster's issuer ------------------------------------------------------------------------------------------------
 
 
 def test_which_issuers_are_the_clusters_own() -> None:

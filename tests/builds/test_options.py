@@ -1,4 +1,4 @@
-"""Options of repo2docker: what is refused, and which of them make another image."""
+"""Options of repo2docker: the refused ones, and those that lead to another image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patterns of repositories: a rule that forbids holds in every spelling, and one that can match nothing is refused."""
+"""Patterns of repositories: a prohibition covers every spelling, and a pattern that can match nothing is refused."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_ban_holds_in_every_spelling(ban: str, urls: list[str]) -> None:
 
 
 def _either(draw: st.DrawFn, letter: str) -> str:
-    """A character as it may be written: in either case, or percent-encoded."""
+    """Draw a spelling of a character: in either case, or percent-encoded."""
     written = draw(st.sampled_from([letter.lower(), letter.upper()]))
     return draw(st.sampled_from([written, f"%{ord(written):02X}", f"%{ord(written):02x}"]))
 
@@ -91,7 +91,7 @@ def wide(letter: str) -> str:
 
 @st.composite
 def hosts(draw: st.DrawFn, host: str) -> str:
-    """A host's name as IDNA's mapping takes it (UTS 46): other case, other width, other dots, other normal form."""
+    """Draw a host's name that IDNA maps to `host` (UTS 46): other case, width, dots or normal form."""
     if draw(st.booleans()):
         return host.encode("idna").decode().upper()
     letters = [draw(st.sampled_from([letter, letter.upper(), wide(letter)])) for letter in host]
@@ -101,7 +101,7 @@ def hosts(draw: st.DrawFn, host: str) -> str:
 
 @st.composite
 def paths(draw: st.DrawFn, path: str) -> str:
-    """A path as a host takes it: other case, either normal form, percent-encoded here and there."""
+    """Draw an equivalent path: other case, either normal form, partly percent-encoded."""
     text = unicodedata.normalize(draw(st.sampled_from(["NFC", "NFD"])), path)
     text = "".join(draw(st.sampled_from([letter.lower(), letter.upper()])) for letter in text)
     return "".join(letter if letter == "/" or draw(st.booleans()) else percent_encoded(letter) for letter in text)
@@ -113,7 +113,7 @@ def percent_encoded(letter: str) -> str:
 
 @st.composite
 def addresses(draw: st.DrawFn, host: str, path: str) -> str:
-    """An address of the repository in any form that git, or a person, would take for it."""
+    """Draw an address of the repository in a form that Git or a person would accept."""
     where, what = draw(hosts(host)), draw(paths(path))
     user = draw(st.sampled_from(["", "", "ada@", "ada:pw@", ":@"]))
     port = draw(st.sampled_from(["", ":", ":443", ":0443", ":00443"]))
@@ -124,7 +124,7 @@ def addresses(draw: st.DrawFn, host: str, path: str) -> str:
 
 @given(st.sampled_from(["bücher.example", "git.example.org", "github.com"]), st.data())
 def test_no_form_of_an_address_gets_around_a_ban_or_a_rule(host: str, data: st.DataObject) -> None:
-    """It is refused as banned, or as no address that is fetched."""
+    """The address is refused as banned, or as unsupported."""
     path = "évil/course" if host != "github.com" else "evil/course"
     rule = f"https://{host}/{path.split('/', maxsplit=1)[0].title()}/**"
     asked = data.draw(addresses(host, path))

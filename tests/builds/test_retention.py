@@ -108,7 +108,7 @@ def test_a_build_that_was_asked_for_again_waits() -> None:
     assert recorded(replace(done, open=True)).waits
 
 
-# Arbitrary registries -------------------------------------------------------------------------------------------------
+# Arbitrary registries ------------------------------------------------------------------------------------------------
 
 REFS = [MAIN, "refs/heads/b", "refs/tags/v1"]
 

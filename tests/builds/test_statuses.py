@@ -147,7 +147,7 @@ def deliveries(build: Build) -> list[Delivery]:
     return [*build.status.deliveries]
 
 
-# Statuses sent to a host ----------------------------------------------------------------------------------------------
+# Statuses sent to a host ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", KINDS, indirect=True)

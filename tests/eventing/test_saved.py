@@ -470,7 +470,7 @@ def test_nothing_but_a_sentence_comes_of_any_record(record: object, host: str | 
     requests.Request("POST", "http://127.0.0.1/", headers=found.sent, data=found.body).prepare()
 
 
-# Deliveries from Gitea ------------------------------------------------------------------------------------------------
+# Deliveries from Gitea -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

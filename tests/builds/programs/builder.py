@@ -1,6 +1,6 @@
-"""Stands in for the builder: the same locks, log and result, and an end as the spec asks for.
+"""A stand-in for the builder: it takes the same locks, writes log and result, and ends as the spec says.
 
-`python builder.py SPEC RESULT`. Each run leaves a line in `runs`, so that a test sees how often it was started.
+`python builder.py SPEC RESULT`. Each run appends a line to `runs`, so a test can count the starts.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ def end(result: object, status: int = 0) -> None:
 
 
 def sleeper(stubborn: bool = False) -> None:
-    """A child that shares the attempt's lock, as repo2docker does."""
+    """Start a child that shares the attempt's lock, as repo2docker does."""
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(600)" if stubborn else None
     command = [sys.executable, "-c", code] if code else ["sleep", "600"]
     child = subprocess.Popen(command, close_fds=False)

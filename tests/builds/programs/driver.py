@@ -1,4 +1,4 @@
-"""Uses a local engine from a process of its own, so that tests can kill it, or have several; `main` has the words."""
+"""Use a local engine from a separate process, so that tests can kill it or start several. `main` has the commands."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ STATE = Path(sys.argv[2])
 
 
 def together(asks: list[Submission]) -> None:
-    """Each in a transaction of its own, begun when the test says so."""
+    """Accept each submission in its own transaction, once the test sends a line."""
     engine = engine_in(STATE)
     print("ready", flush=True)
     sys.stdin.readline()
