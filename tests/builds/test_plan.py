@@ -1,4 +1,4 @@
-"""Each rule of the plan, once, in the smallest history that shows it."""
+"""Each rule of the plan in the smallest history that shows it."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def only(actions: Sequence[Action]) -> Action:
 
 
 def uncounted(action: Action) -> str | None:
-    """The message of an attempt that ends as infrastructure's fault, does not count, and is followed by another."""
+    """Check that the attempt failed by infrastructure, does not count and is retried; return its message."""
     assert isinstance(action, Report), action
     assert action.outcome is not None
     assert (action.word, action.outcome.reason, action.outcome.counted) == (
@@ -223,8 +223,8 @@ def test_who_was_served_longest_ago_comes_first_then_the_repository_then_the_old
         build("b3", cause(by="user:b"), created=50, repository="https://h/r4"),
     ]
     served = Rotation(starts=4, served={"by user:a": 1})
-    # b1: never served. Then a (1) before b (5); of a's, the oldest. The eighth start is the oldest's. Then b by
-    # repository: r4 was never served.
+    # b1 was never served. Then a (1) precedes b (5), with its oldest build. The eighth start goes to the oldest build.
+    # Of b's repositories, r4 was never served.
     order = started(decide(*builds, limits=Limits(builds_per_node=9), rotation=served))
     assert order == ["b1", "a1", "b3", "a2", "b2"]
 
@@ -256,7 +256,7 @@ def test_every_fourth_start_is_the_oldests() -> None:
 
 @st.composite
 def queues(draw: st.DrawFn) -> list[Build]:
-    """Builds that wait: for people, pushes and sync, of several repositories, some for another try."""
+    """Draw waiting builds of people, pushes and sync, of several repositories, some of them retries."""
     found = []
     for number in range(draw(st.integers(0, 8))):
         who = cause(by=draw(st.sampled_from(["user:a", "user:b", None])), kind=draw(st.sampled_from(Kind)))
@@ -285,7 +285,7 @@ def test_who_has_a_build_that_runs_comes_later_in_the_queue() -> None:
 
 @given(st.integers(1, 12), st.integers(1, 4))
 def test_nobody_starves(rivals: int, per_node: int) -> None:
-    """However many people ask, a sync build is the fourth to start, over as many looks as that takes."""
+    """A sync build starts fourth at the latest, no matter how many people compete, over any number of rounds."""
     rotation = Rotation()
     order: list[str] = []
     old = build("old", cause(kind=Kind.SYNC), created=900)
@@ -524,7 +524,7 @@ def test_a_written_start_is_completed_on_the_same_node() -> None:
 
 
 def test_a_start_that_cannot_be_carried_out_is_given_up_after_the_grace() -> None:
-    """Counted from when this controller has seen it: neither a clock that was set nor one that comes late ends it."""
+    """The grace period starts when this controller first sees the start, so no clock change or late leader ends it."""
     written = build(attempts=(attempt(1, written_at=ago(9000)),))
 
     def after(seconds: float, waiting: str | None = None) -> Action:
@@ -560,7 +560,7 @@ def test_why_an_attempt_is_pending_is_told() -> None:
     assert decide(replace(pending, status=replace(pending.status, waiting=seen.waiting)), sightings=[seen]) == []
 
 
-# ---- Attempts that do not come to run -----------------------------------------------------------------------------
+# ---- Attempts that do not start -----------------------------------------------------------------------------------
 
 
 def pends(of: Build, trouble: Trouble | None = None, seconds: float = 61, **more: object) -> list[Action]:
@@ -582,7 +582,7 @@ def test_what_is_in_its_way_is_told_at_once_and_it_is_given_up_after_the_grace()
 
 
 def test_what_comes_into_its_way_late_has_the_whole_grace_to_go_again() -> None:
-    """One that has waited for its node for minutes is not taken back for the first word about its container."""
+    """An attempt that has waited minutes for its node is not evicted at the first problem of its container."""
     for live in (attempt(), unpinned()):
         pending = build(attempts=(live,))
         seen = sees(pending, Phase.PENDING, trouble=NOWHERE)
@@ -765,7 +765,7 @@ def test_the_node_that_it_came_to_is_told_with_its_start_or_end() -> None:
     assert report.node is None, "the record knows"
 
 
-# ---- Slots that were given away -----------------------------------------------------------------------------------
+# ---- Slots assigned twice -----------------------------------------------------------------------------------------
 
 
 def written(name: str, number: int = 1, at: float = 30, **more: object) -> Build:
@@ -777,7 +777,7 @@ def absent(*builds: Build) -> list[Sighting]:
 
 
 def test_a_start_that_was_written_too_late_gives_way() -> None:
-    """Two leaders, one of them paused between its decision and its write, have each given the slot away."""
+    """Two leaders have each assigned the slot; one was paused between its decision and its write."""
     first, second = written("second", at=40), written("first", at=30)
     actions = decide(first, second, sightings=absent(first, second), limits=ONE)
     assert actions[0] == Start(build="second", attempt=1, node="n1")
@@ -837,7 +837,7 @@ def test_what_runs_without_a_record_has_its_slot() -> None:
     assert started(decide(last, sightings=[replace(orphan, build="last", attempt=1)], limits=ONE)) == []
 
 
-# ---- Results that are lost ----------------------------------------------------------------------------------------
+# ---- Lost results -------------------------------------------------------------------------------------------------
 
 
 def test_the_registry_is_asked_about_a_lost_result() -> None:
@@ -1125,7 +1125,7 @@ def test_the_first_tries_at_one_sink_are_in_the_order_of_the_events() -> None:
 
 
 def test_statuses_wait_for_the_one_before_them_and_no_sink_does() -> None:
-    """One replaces the other, so one that fails holds up those after it, until it is given up."""
+    """A status replaces its predecessor, so a failing one delays its successors until its retries end."""
 
     def outbox(at: datetime = NOW, **first: object) -> Build:
         events = [

@@ -1,9 +1,8 @@
-"""The plan against a world that does its worst: thousands of steps with crashes, lost and doubled news, clock jumps.
+"""The plan in a hostile world: thousands of steps with crashes, lost and repeated messages, clock jumps.
 
-The world here is small and honest: records that are compared and swapped, attempts that exist or do not, sinks that
-answer or do not. It is not a stand-in for an engine under test: what is under test is `plan` and `advance`, which are
-pure. Everything that must never happen is checked after each step; everything that must happen in the end is checked
-once all that was broken has been mended.
+The world is a small model: records with compare-and-swap, attempts that exist or do not, sinks that answer or do not.
+It replaces no engine under test, because the tests are of `plan` and `advance`, which are pure. Each step checks the
+safety properties. The end checks the liveness properties, once all faults are repaired.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class Crashed(Exception):
 
 @dataclass
 class Real:
-    """An attempt as it really is. `build` is the uid of its record, which may have gone."""
+    """The real state of an attempt. `build` is the uid of its record, which may be deleted."""
 
     build: str
     number: int
@@ -157,7 +156,7 @@ class World(RuleBasedStateMachine):
         )
 
     def restart(self) -> None:
-        """A new controller knows nothing but the records."""
+        """Replace the controller; the new one knows only the records."""
         self.rotation = Rotation()
         self.first_seen: dict[tuple[str, int, Phase], timedelta] = {}
         self.first_troubled: dict[tuple[str, int, bool], timedelta] = {}
@@ -171,7 +170,7 @@ class World(RuleBasedStateMachine):
         self.in_flight: dict[str, tuple[Build, Action]] = {}
         self.deleted.clear()
 
-    # ---- What people and hosts do ---------------------------------------------------------------------------------
+    # ---- Users and hosts ------------------------------------------------------------------------------------------
 
     @rule(
         repository=st.sampled_from(REPOSITORIES),
@@ -226,7 +225,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: self.records)
     @rule(data=st.data())
     def pull_request_is_closed(self, data: st.DataObject) -> None:
-        """All pushes here are of one ref: take it for a request's."""
+        """Withdraw the causes of `REF`, the only ref here, as if it were a pull request's."""
         self.put(
             withdrawn(data.draw(st.sampled_from(sorted(self.records.values(), key=lambda build: build.name))), REF)
         )
@@ -234,7 +233,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: any(build.open for build in self.records.values()))
     @rule(data=st.data())
     def record_is_deleted(self, data: st.DataObject) -> None:
-        """By hand. Its attempt goes on until it has been ended with it; nothing is left of it in the controller."""
+        """Delete a record by hand. Its attempt runs until the engine stops it; the controller keeps nothing of it."""
         name = data.draw(st.sampled_from(sorted(name for name, build in self.records.items() if build.open)))
         build = self.records.pop(name)
         self.deleted.append(build)
@@ -249,7 +248,7 @@ class World(RuleBasedStateMachine):
         self.confirmations.pop(name, None)
         self.images.discard(name)
 
-    # ---- What happens to attempts, nodes and sinks ----------------------------------------------------------------
+    # ---- Attempts, nodes and sinks --------------------------------------------------------------------------------
 
     def existing(self) -> list[Real]:
         return [real for real in self.attempts.values() if real.exists]
@@ -279,7 +278,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: any(real.phase is Phase.PENDING for real in self.existing()))
     @rule(data=st.data(), trouble=st.sampled_from(TROUBLES), seconds=st.sampled_from([61, 590, 700]))
     def attempt_is_stuck(self, data: st.DataObject, trouble: Trouble | None, seconds: int) -> None:
-        """For so long that it is likely to be given up."""
+        """Leave an attempt pending for so long that the plan probably gives it up."""
         stuck = [real for real in self.existing() if real.phase is Phase.PENDING]
         data.draw(st.sampled_from(stuck)).trouble = trouble
         self.look()
@@ -490,7 +489,7 @@ class World(RuleBasedStateMachine):
         return changed
 
     def hand_over(self, action: Action) -> None:
-        """Decided on now, and written by `writes_land`."""
+        """Put a decided action in flight; `writes_land` carries it out."""
         build = self.records[action.build]
         if not isinstance(action, Start) or build.live is None:
             self.check(build, action)
@@ -603,7 +602,7 @@ class World(RuleBasedStateMachine):
                     assert all(cause.push for cause in build.unanswered)
 
     def check_node(self, node: str | None) -> None:
-        """Where an attempt must never be sent to."""
+        """Check that an attempt may start on the node, or without one."""
         live = [build.live for build in self.records.values() if build.live]
         if node is None:
             assert self.scalable
@@ -616,7 +615,7 @@ class World(RuleBasedStateMachine):
         assert all(at and not timedelta() <= self.now - at < QUARANTINE for at in unfit), "sent where there is no room"
 
     def check_counted(self, build: Build, report: Report) -> None:
-        """Only what the builder itself says, or leaves unsaid, counts."""
+        """Check that only a result of the builder, or its absence, counts as a failed attempt."""
         real = self.attempts.get((build.uid, report.attempt))
         assert report.outcome is not None
         if report.outcome.counted:
@@ -626,7 +625,7 @@ class World(RuleBasedStateMachine):
             assert not real.pushed, "it was pushed, and called a failure"
 
     def start(self, build: Build, action: Start) -> None:
-        """As an engine does it: the same attempt twice is one attempt."""
+        """Start an attempt as an engine does: a repeated start has no effect."""
         key = (build.uid, action.attempt)
         if key in self.attempts:
             assert self.attempts[key].phase is not Phase.ABSENT, "what was given up is begun again"
@@ -653,10 +652,10 @@ class World(RuleBasedStateMachine):
         return [(Event(id=id_, source="/kiln", type=f"dev.kiln.build.{word}.v1"), SINKS)]
 
     def told(self, build: Build, word: Word, attempt: int, cause: Cause | None) -> None:
-        """For those who look at more than the order."""
+        """Hook for subclasses that check more than the order of events."""
 
     def heard(self, build: Build, word: Word, attempt: int) -> None:
-        """The order of events that a follower may rely on."""
+        """Check the order of events on which a consumer may rely."""
         words = self.stories[build.uid].words
         last = words[-1] if words else None
         if last is None and build.status.reason is Reason.DELETED:
@@ -672,7 +671,7 @@ class World(RuleBasedStateMachine):
         words.append((word, attempt))
 
     def deliver(self, event: str, sink: str) -> None:
-        """One try at a delivery ends, and the record hears of it."""
+        """End one try of a delivery and record its outcome."""
         build = self.by_uid(event)
         assert build is not None
         if self.sinks_up[sink]:
@@ -684,14 +683,14 @@ class World(RuleBasedStateMachine):
             self.put(undelivered(build, event, sink, self.now, error="no answer", pause=pause))
 
     def by_uid(self, event: str) -> Build | None:
-        """The record that an event is about, unless it has gone."""
+        """Return the record of an event, or None if it was deleted."""
         return next((b for b in self.records.values() if b.uid == self.announced[event][0]), None)
 
     def put(self, build: Build) -> Build:
         self.records[build.name] = build
         return build
 
-    # ---- What must never be ---------------------------------------------------------------------------------------
+    # ---- Safety ---------------------------------------------------------------------------------------------------
 
     @invariant()
     def slots_are_never_exceeded(self) -> None:
@@ -724,7 +723,7 @@ class World(RuleBasedStateMachine):
                 assert not build.status.outbox
                 assert not build.unanswered
 
-    # ---- What must be in the end ----------------------------------------------------------------------------------
+    # ---- Liveness -------------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
         """Once all faults are repaired and time has passed, every cause has its answer."""
@@ -754,7 +753,7 @@ class World(RuleBasedStateMachine):
     def buried(self, event: str, sink: str) -> bool:
         build = self.by_uid(event)
         if build is None:
-            return True  # with its record
+            return True  # the event went with its record
         kept = [d for d in build.status.deliveries if (d.event, d.sink) == (event, sink)]
         return not kept or kept[0].state is DeliveryState.DEAD
 

@@ -51,7 +51,7 @@ def poller(looks: Looks, *listed: Listed, leading: Callable[[], bool] = lambda: 
 
 
 def go_on(poller: Poller, looks: Looks, seconds: float) -> None:
-    """Lets time pass, as `run` would see it."""
+    """Advance the clock through the polls that `run` would make."""
     end = looks.now + seconds
     while looks.now < end:
         looks.now = min(end, looks.now + max(poller.poll_due(), 0.5))

@@ -1,4 +1,4 @@
-"""Provenance statements: their shape, and which of those that are found may be believed."""
+"""Provenance statements: their schema, and the criteria for trusting one."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ SCHEMA = {
         },
     },
 }
-"""The fields, and which of them must be there, of in-toto's Statement v1 and of SLSA's provenance v1
+"""The fields of in-toto's Statement v1 and of SLSA's provenance v1, and the required ones
 (https://slsa.dev/spec/v1.0/provenance#schema)."""
 
 
@@ -199,7 +199,7 @@ def test_values_of_arguments_are_not_in_it() -> None:
         assert base64.b64encode(value.encode()).decode() not in text
 
 
-# Which may be believed. ----------------------------------------------------------------------------------------------
+# Trust. --------------------------------------------------------------------------------------------------------------
 
 
 def refusal(*found: tuple[str, bytes], expected: Expected = EXPECTED, by: SigningKey | None = None) -> str:
@@ -331,7 +331,7 @@ def test_a_statement_of_the_same_origin_is_known_again() -> None:
 
 
 def test_what_is_signed_is_as_the_protocol_has_it() -> None:
-    """The example of DSSE's protocol.md."""
+    """Reproduce the example of DSSE's protocol.md."""
     assert pae("http://example.com/HelloWorld", b"hello world") == (
         b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
     )

@@ -1,4 +1,4 @@
-"""Which pull requests a trigger is for, what it makes of them, and what it never gives a fork."""
+"""Triggers for pull requests: their matches, the builds they request, and the limits for forks."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ class TestCredentials:
             self.ask(intake, self.want(fork=True))
 
     def test_a_fork_must_be_let_in_by_the_host_itself(self) -> None:
-        """Where there is a credential, the host is asked without it: a private repository stays one."""
+        """For a fork, Kiln asks the host without the stored credential, so a private repository stays private."""
 
         class Closed(Refs):
             def resolve(self, *_: object) -> object:  # type: ignore[override]

@@ -10,7 +10,7 @@ import pytest
 from builds.removal import remove
 
 LEVELS = 3000
-"""More than Python calls itself, than a process may have files open, and than fit into one path."""
+"""More than Python's recursion limit, the limit of open files, and the levels that fit into one path."""
 
 
 def test_a_tree_of_any_depth(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A build as others see it: exactly the contract's fields, by a schema that is shipped."""
+"""The public report of a build: exactly the fields of the contract, valid by the shipped schema."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One URL for each repository, and no spelling that gets around the policy."""
+"""Each repository has one canonical URL, and no spelling evades the policy."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ PRIVATE = [
     "168.63.129.16",
     "[::ffff:168.63.129.16]",
     "192.0.0.8",
-    "192.0.0.9",  # of these the releases of Python think differently
+    "192.0.0.9",  # releases of Python classify these differently
     "192.0.0.192",
     "192.88.99.1",
     "[64:ff9b::127.0.0.1]",
@@ -328,7 +328,10 @@ SPECIAL = {
     **dict.fromkeys(["198.17.255.255", "198.20.0.0", "223.255.255.255", "172.32.0.0", "100.128.0.0"], True),
     **dict.fromkeys(["198.18.0.0", "198.19.255.255", "224.0.0.0", "255.255.255.254", "100.127.255.255"], False),
 }
-"""IANA's special-purpose registries where releases of Python differ (`is_global`, `is_private`), and ends of ranges."""
+"""Addresses of IANA's special-purpose registries that releases of Python classify differently, and ends of ranges.
+
+The classification is by `is_global` and `is_private`.
+"""
 
 
 @pytest.mark.parametrize(("address", "public"), SPECIAL.items())
@@ -452,7 +455,7 @@ def test_refs(ref: str) -> None:
 @given(st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text))
 @settings(max_examples=50)
 def test_a_ref_is_what_git_takes(text: str) -> None:
-    """As git-check-ref-format(1) says it of the full name."""
+    """The reference is git-check-ref-format(1), applied to the full name."""
     ref = f"refs/heads/{text}"
     with suppress(UnicodeEncodeError):
         taken = subprocess.run(["git", "check-ref-format", ref], check=False).returncode == 0

@@ -148,7 +148,7 @@ def gone(verdicts: Iterable[Verdict]) -> set[str]:
 
 @given(registries(), st.integers(1, 3), st.integers(0, 60))
 def test_exactly_what_nothing_needs_goes(there: tuple[list[Pushed], list[Recorded]], per_ref: int, days: int) -> None:
-    """Against the rule in other words: by taking images away one reason at a time."""
+    """Compare with another statement of the rule, which removes the images one reason at a time."""
     images, records = there
     known = {one.build: one for one in records}
     present = [known[image.build] for image in images if image.build in known]

@@ -1,4 +1,4 @@
-"""A commit that its host serves late, or never: from the webhook to the end of the build, by the plan's own clock."""
+"""A commit that its host serves late or never, from the webhook to the end of the build, by the plan's own clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ HOUR = timedelta(hours=1)
 
 
 def ended(served_after: timedelta) -> Build:
-    """The build of a push whose commit is served so long after its webhook. Attempts take no time."""
+    """Return the ended build of a push whose host serves the commit this late. Attempts take no time."""
     now, asked = NOW, build("b", replace(pushed("1"), at=NOW), created=0)
     while not asked.status.state.ended:
         for action in plan(Facts(builds=[asked], nodes=[node()]), Limits(), now):
@@ -35,7 +35,7 @@ def ended(served_after: timedelta) -> Build:
 
 
 def attempted(asked: Build, *, served: bool) -> Result:
-    """As the builder does (`builds.builder.attempt`)."""
+    """Return the builder's result (`builds.builder.attempt`)."""
     assert asked.live is not None
     if served:
         return Result(state=State.SUCCEEDED, image=IMAGE)

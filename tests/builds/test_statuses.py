@@ -47,7 +47,7 @@ STATUSES, COMMENT = HostRule(statuses=True), HostRule(comment=True)
 
 
 class Ready(LocalEngine):
-    """A machine whose daemon answers."""
+    """A local engine whose Docker daemon is ready."""
 
     change: Callable[[World], World] = staticmethod(lambda world: world)
 
@@ -94,7 +94,7 @@ def running(
     limits: Limits | None = None,
     rule: HostRule = STATUSES,
 ) -> Iterator[None]:
-    """A controller that tells the host."""
+    """Run a controller that sends statuses to the host."""
     courier = Courier()
     controller = Controller(
         engine,
@@ -132,7 +132,7 @@ def pushed(
     id_: str = "1",
     **more: Any,
 ) -> Submission:
-    """A webhook's push."""
+    """A submission from a webhook's push."""
     asked = ask(name, id_, repository=host.repository, args={"do": do})
     changes = {"by": f"webhook:{host.kind}", "kind": Kind.PUSH, "ref": "refs/heads/main", **more}
     return Submission(name=name, request=asked.request, cause=replace(asked.cause, trigger=trigger, **changes))
@@ -254,7 +254,7 @@ LIMITS: Mapping[str, tuple[str, Say]] = {
 
 @pytest.mark.parametrize("case", LIMITS)
 def test_a_host_that_was_asked_too_much_is_left_alone_until_it_says(engine: Ready, tmp_path: Path, case: str) -> None:
-    """All that is for the host waits, and no other sink."""
+    """All requests to this host wait; no other sink does."""
     kind, says = LIMITS[case]
     reset = str(int(time.time()) + 3)
     says = Say(
@@ -354,11 +354,11 @@ def test_a_conflict_over_another_state_is_tried_again(engine: Ready) -> None:
         assert host.states(COMMIT, "kiln/courses") == ["success", "pending", "running", "success"]
 
 
-# Order, and what outlives a controller -------------------------------------------------------------------------------
+# Order, and a change of controller -----------------------------------------------------------------------------------
 
 
 def test_statuses_keep_their_order_over_failures(engine: Ready, host: StatusHost) -> None:
-    """The first one fails for longer than one send bridges; what follows it waits."""
+    """The first status fails for longer than the retries of one send, and its successors wait."""
     host.say(*[Say(502)] * 4)
     engine.accept([pushed(host)])
     with running(engine, host):
@@ -429,7 +429,7 @@ ANOTHERS = "[kiln-comment]: #\n\nnot Kiln's"
 
 
 def requested(host: StatusHost, name: str = "b", **more: Any) -> Submission:
-    """A webhook's pull request."""
+    """A submission from a webhook's pull request."""
     return pushed(host, name, ref=REFS.get(host.kind, "refs/pull/7/head"), **more)
 
 

@@ -43,7 +43,7 @@ def as_stored(build: Build) -> Any:
 
 
 def current(record: Any) -> Any:
-    """The record without what says how it was stored."""
+    """Return the record without the fields that describe its storage."""
     return {key: value for key, value in record.items() if key not in ("version", "revision")}
 
 

@@ -1,4 +1,4 @@
-"""Looking at a listed repository: real git on both ends, and the records of a real engine."""
+"""Polling a listed repository, with real Git on both ends and the records of a real engine."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RULE = TriggerRule(
 
 
 class House:
-    """A Git host with the repository `ada/page`, an engine, and what looks from one to the other."""
+    """A Git host with the repository `ada/page`, an engine, and the reconcilers between them."""
 
     def __init__(self, folder: Path, host: GitHost, engine: LocalEngine) -> None:
         self.host, self.engine = host, engine
@@ -113,7 +113,7 @@ def test_the_default_branch_is_asked_for_once(house: House) -> None:
 
 
 def test_every_name_that_git_takes(house: House) -> None:
-    """But for those that are not UTF-8: nothing here could say them."""
+    """Names that are not UTF-8 are skipped: no record can hold them."""
     head = house.commit()
     for name in (*NAMES, "latin-1-\udce9"):
         git("update-ref", f"refs/heads/{name}", head, cwd=house.bare)
@@ -122,7 +122,7 @@ def test_every_name_that_git_takes(house: House) -> None:
 
 
 def test_each_selected_ref_asks_for_its_tags(house: House) -> None:
-    """Annotated tags are peeled; two refs of one commit are one build, for both."""
+    """Annotated tags are peeled. Two refs of one commit share one build."""
     head, release = house.commit(), house.commit("release/1")
     git("tag", "-m", "Annotated", "v1", head, cwd=house.bare)
     git("tag", "not-selected", release, cwd=house.bare)
@@ -154,7 +154,10 @@ def test_what_failed_is_not_tried_again(house: House) -> None:
 
 
 def test_what_its_host_did_not_serve_is_tried_again(house: House) -> None:
-    """A webhook may be faster than its host. As often as it fails so there is another try, and none while one runs."""
+    """A webhook may arrive before its host serves the commit.
+
+    Each such failure causes another try, but none while one runs.
+    """
     sync = house.sync([RULE])
     (build,) = house.asked(sync)
     for number in (1, 2):

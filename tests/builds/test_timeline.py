@@ -11,7 +11,7 @@ from tests.builds.histories import IMAGE, NOW, ago, attempt, build, failed
 
 
 def drawn(stage: Stage, depth: int = 0) -> list[str]:
-    """Each stage in a line: its name, and from when to when in seconds before noon."""
+    """Return a line for each stage: its name, its start and its end in seconds before noon."""
     start, end = ((NOW - at).total_seconds() for at in (stage.start, stage.end))
     line = f"{'  ' * depth}{stage.name} {start:g} {end:g}{f' ({stage.error})' if stage.error else ''}"
     return [line, *(each for part in stage.parts for each in drawn(part, depth + 1))]

@@ -16,7 +16,7 @@ from tests.builds.histories import IMAGE, NOW, ago, attempt, build, cause, faile
 
 
 def announce(build: Build, word: Word, attempt: int, cause: Cause | None) -> list[tuple[Event, tuple[str, ...]]]:
-    """Every event says in its data what the record was when it was made."""
+    """Put the state of the record at the time of the event into its data."""
     suffix = f".{cause.key}" if cause else ""
     data = {"state": build.status.state, "outbox": len(build.status.outbox)}
     id_ = f"{build.uid}.{attempt}.{word}{suffix}"

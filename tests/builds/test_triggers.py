@@ -1,4 +1,4 @@
-"""Which events ask for which builds, and that a template is a text with gaps and nothing more."""
+"""The builds that events request. A template is a text with placeholders, never code."""
 
 from __future__ import annotations
 
@@ -391,7 +391,7 @@ def test_rules_of_another_shape(rule: object) -> None:
         msgspec.convert(rule, TriggerRule)
 
 
-# Requests, and events of our own
+# Requests, and Kiln's own events
 
 
 def test_a_request_needs_no_trigger() -> None:

@@ -1,4 +1,4 @@
-"""The threads that carry out what the controller has decided."""
+"""The threads that carry out the controller's decisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objects as a cluster has them, reduced to what is read of them."""
+"""Objects of a cluster, reduced to the fields that Kiln reads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TEMPLATE: dict[str, Any] = {
 
 
 def at(seconds: float) -> str:
-    """So long before now, as Kubernetes writes it."""
+    """The time this long before now, in the format of Kubernetes."""
     return (NOW - timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 

@@ -1,4 +1,4 @@
-"""Deliveries of each Git host, in the shapes of its documentation and signed as it signs, of made-up repositories."""
+"""Deliveries of each Git host for invented repositories, with the documented payloads and signatures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Delivery:
     body: bytes
 
     def but(self, **changes: str | None) -> Delivery:
-        """With other headers (`_` for `-`), or without those that are `None`."""
+        """Return the delivery with other headers (`_` for `-`), and without those that are `None`."""
         named = {name.lower().replace("-", "_"): name for name in self.headers}
         headers = {named.get(name, name.replace("_", "-")): value for name, value in changes.items()}
         return Delivery(
@@ -50,7 +50,7 @@ def hexadecimal(body: bytes, secret: bytes = SECRET) -> str:
 
 
 def gitea_push(**changes: object) -> Payload:
-    """Of one commit on the default branch, as Gitea 1.27 tells it."""
+    """A push of one commit to the default branch, as Gitea 1.27 sends it."""
     commit = {"id": COMMIT, "message": "größer\n", "added": ["a.txt"], "removed": [], "modified": ["binder/é.yml"]}
     user = {"id": 1, "login": "ada", "username": "ada", "html_url": "https://git.example.com/ada"}
     return {
@@ -88,7 +88,7 @@ def gitea(
     form: bool = False,
     names: tuple[str, ...] = ("X-Gitea", "X-Gogs", "X-GitHub"),
 ) -> Delivery:
-    """As a form it is signed over the JSON."""
+    """A signed delivery of Gitea. The signature of a form covers the JSON in it."""
     body = encoded(gitea_push() if payload is None else payload)
     signature = hexadecimal(body, secret)
     headers = {"Content-Type": "application/x-www-form-urlencoded" if form else "application/json"}
@@ -109,7 +109,7 @@ SIGNING = b"whsec_" + base64.b64encode(b"a canary of 32 bytes for signing")
 
 
 def gitlab_push(**changes: object) -> Payload:
-    """Of one commit on the default branch of a project in a subgroup, as GitLab 18 tells it."""
+    """A push of one commit to the default branch of a project in a subgroup, as GitLab 18 sends it."""
     commit = {"id": COMMIT, "message": "größer\n", "added": ["a.txt"], "modified": ["binder/é.yml"], "removed": []}
     page = "https://gitlab.com/uni/stats/course"
     about = {"name": "course", "homepage": page, "git_http_url": f"{page}.git", "visibility_level": 20}
@@ -149,7 +149,7 @@ def gitlab(
     secret: bytes = SECRET,
     id: str = "d-1",  # noqa: A002
 ) -> Delivery:
-    """With a secret token."""
+    """A delivery of GitLab with a secret token."""
     headers = {
         "Content-Type": "application/json",
         "User-Agent": "GitLab/18.5.0-ee",
@@ -170,7 +170,7 @@ def gitlab_signed(
     keys: Sequence[bytes] = (SIGNING,),
     id: str = "d-1",  # noqa: A002
 ) -> Delivery:
-    """With a signature by each of the keys, computed here as the specification says."""
+    """A delivery of GitLab with a signature by each key, computed here by the specification."""
     delivery = gitlab(payload, id=id).but(x_gitlab_token=None)
     timestamp = str(int(at.timestamp()))
     message = f"{id}.{timestamp}.".encode() + delivery.body
@@ -192,7 +192,7 @@ def cloud_change(new: Payload | None, old: Payload | None = None, **changes: obj
 
 
 def bitbucket_push(*changes: Payload, **others: object) -> Payload:
-    """Of one commit on `main`, unless other changes are given, as Bitbucket Cloud tells it."""
+    """A push of one commit to `main`, unless other changes are given, as Bitbucket Cloud sends it."""
     page = "https://bitbucket.org/Team/course"
     return {
         "actor": {"type": "user", "display_name": "Ada", "nickname": "ada", "uuid": "{d301}"},
@@ -240,7 +240,7 @@ def server_change(ref: str = "refs/heads/main", before: str = BEFORE, after: str
 
 
 def server_push(*changes: Payload, **others: object) -> Payload:
-    """Of one commit on `main`, unless other changes are given, as Bitbucket Data Center 8 tells it."""
+    """A push of one commit to `main`, unless other changes are given, as Bitbucket Data Center 8 sends it."""
     host = "https://git.example.com"
     return {
         "eventKey": "repo:refs_changed",
@@ -303,4 +303,4 @@ REPOSITORIES: Mapping[str, str] = {
     "bitbucket": "https://bitbucket.org/Team/course",
     "bitbucket-server": "https://git.example.com/scm/lab/sample",
 }
-"""The repositories that they are of, as the host spells them."""
+"""The repositories of these pushes, as the host spells them."""

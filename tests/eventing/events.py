@@ -1,4 +1,4 @@
-"""Events for the tests: a plain one, and Hypothesis' choice of all that CloudEvents 1.0 allows."""
+"""Events for the tests: a plain one, and a Hypothesis strategy for all that CloudEvents 1.0 allows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from eventing.event import Event, Scalar
 
 ORDINARY = {"specversion": "1.0", "id": "1", "source": "/here", "type": "com.example.thing"}
-"""The attributes that there must be."""
+"""The required attributes."""
 
 HEADERS = {f"ce-{name}": value for name, value in ORDINARY.items()}
 
@@ -63,6 +63,6 @@ def events(draw: st.DrawFn) -> Event:
 
 
 def on_the_wire(event: Event) -> Event:
-    """As a receiver has it to see it: with its content type written out."""
+    """Return the event as a receiver sees it, with an explicit content type."""
     usual = "application/octet-stream" if isinstance(event.data, bytes) else "application/json"
     return msgspec.structs.replace(event, datacontenttype=event.datacontenttype or usual)

@@ -46,7 +46,7 @@ def github_request(
     at: str = AT,
     **changes: object,
 ) -> Payload:
-    """As GitHub tells it; `fork` is by a stranger."""
+    """A pull request as GitHub sends it; a `fork` belongs to a stranger."""
     own = {
         "id": 1,
         "url": repository,
@@ -87,7 +87,7 @@ def github(payload: object, event: str = "pull_request", *, id: str = "d-1", sec
 
 
 def gitea_request(action: str = "opened", *, fork: bool = False, **more: Any) -> Payload:
-    """As Gitea 1.27 tells it."""
+    """A pull request as Gitea 1.27 sends it."""
     repository = {**gitea_push()["repository"]}
     payload = github_request(action, **more)
     other = {**repository, "clone_url": "https://git.example.com/mallory/sample.git"}
@@ -108,7 +108,7 @@ def gitlab_request(
     attributes: Mapping[str, object] = {},
     **changes: object,
 ) -> Payload:
-    """As GitLab 18 tells it; `attributes` are further ones of the merge request."""
+    """A merge request as GitLab 18 sends it; `attributes` are additional ones."""
     project = gitlab_push()["project"]
     named = [{"id": 206, "title": label, "type": "ProjectLabel"} for label in labels]
     return {
@@ -148,7 +148,7 @@ def bitbucket_request(
     at: str = "2026-11-29T12:00:00.123456+00:00",
     **changes: object,
 ) -> Payload:
-    """As Bitbucket Cloud tells it, with the beginning of a commit."""
+    """A pull request as Bitbucket Cloud sends it, with an abbreviated commit."""
     repository = bitbucket_push()["repository"]
     own = {"type": "repository", "full_name": repository["full_name"], "uuid": "{673a}"}
     other = {"type": "repository", "full_name": "mallory/course", "uuid": "{674a}"}
@@ -177,7 +177,7 @@ def server_request(
     at: int = 1795953600000,
     **changes: object,
 ) -> Payload:
-    """As Bitbucket Data Center tells it: where to clone from is said by the request's own page alone."""
+    """A pull request as Bitbucket Data Center sends it: only the request's own page reveals the clone URL."""
     own = {key: value for key, value in server_push()["repository"].items() if key != "links"}
     other = {**own, "id": 85, "project": {"key": "~MALLORY"}}
 
@@ -211,7 +211,7 @@ OPENED: Mapping[str, Make] = {
     "bitbucket": lambda id="d-1", **more: bitbucket(bitbucket_request(**more), "pullrequest:created", id=id),  # noqa: A006
     "bitbucket-server": lambda id="d-1", **more: server(server_request(**more), "pr:opened", id=id),  # noqa: A006
 }
-"""A request that was opened at each host, by the word in the route."""
+"""An opened pull request of each host, by the word in the route."""
 
 BEFORE_IT = {"before": BEFORE, "after": COMMIT}
 MOVED: Mapping[str, Make] = {
@@ -230,7 +230,7 @@ MOVED: Mapping[str, Make] = {
         server_request("pr:from_ref_updated", previousFromHash=BEFORE, **more), "pr:from_ref_updated", id=id
     ),
 }
-"""One whose head was `BEFORE` until now."""
+"""A pull request whose head was `BEFORE` until now."""
 
 CLOSED: Mapping[str, Sequence[Make]] = {
     "github": [lambda **more: github(github_request("closed", **more), id="d-3")],
@@ -249,7 +249,7 @@ CLOSED: Mapping[str, Sequence[Make]] = {
         for key in ("pr:merged", "pr:declined", "pr:deleted")
     ],
 }
-"""Ways in which one ends."""
+"""The ways in which a pull request ends."""
 
 REFS: Mapping[str, str] = {
     "github": "refs/pull/7/head",

@@ -1,4 +1,4 @@
-"""The webhooks of Bitbucket Cloud and Data Center: many refs in one delivery, tests that are not signed."""
+"""The webhooks of Bitbucket Cloud and Data Center: several refs in one delivery, unsigned test deliveries."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class TestCloud:
         assert (push.created, push.before) == (True, None)
 
     def test_the_page_is_not_on_the_host_of_the_api(self) -> None:
-        """As in the examples of the documentation."""
+        """The documentation's examples name the API's host in the link to the page."""
         repository = bitbucket_push()["repository"]
         links = {"html": {"href": "https://api.bitbucket.org/Team/course"}}
         delivery = bitbucket(bitbucket_push(repository={**repository, "links": links}))
@@ -282,7 +282,7 @@ class TestServer:
         assert facts(server_events(repository={**repository, "links": links})) == facts(server_events())
 
     def test_without_links_nobody_knows_where_it_is(self) -> None:
-        """As before version 5.13, or where no base URL is set."""
+        """Links are missing before version 5.13, and without a base URL."""
         repository = server_push()["repository"]
         del repository["links"]
         with pytest.raises(DecodeError, match="base URL"):

@@ -1,4 +1,4 @@
-"""CDEvents as CloudEvents, by the binding; package URLs by their specification."""
+"""CDEvents as CloudEvents by their binding, and package URLs by their specification."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ class TestAttributes:
     @pytest.mark.parametrize(
         ("sent", "source"),
         [
-            ("https://h.example/a%20b", "https://h.example/a%20b"),  # decoded, it would be no URI
+            ("https://h.example/a%20b", "https://h.example/a%20b"),  # decoded, it would not be a URI
             ("https://h.example/caf%E9", "https://h.example/caf%E9"),  # not UTF-8
             ("https://h.example/%7Eada", "https://h.example/~ada"),
             ("https://h.example/100%25", "https://h.example/100%25"),
@@ -253,7 +253,7 @@ class TestHeaderValues:
             ("a%20b", "a b"),
             ("Euro%20%E2%82%AC%20%F0%9F%98%80", "Euro € 😀"),
             ("%e2%82%ac", "€"),
-            ("%2541", "%41"),  # one round
+            ("%2541", "%41"),  # decoded only once
             ("100%", "100%"),
             ("a+b", "a+b"),
             ('"a b"', "a b"),
@@ -262,7 +262,7 @@ class TestHeaderValues:
             ('"%22"', '"'),
             ("%22a%22", '"a"'),
             ('a"b', 'a"b'),
-            ("café".encode().decode("latin-1"), "café"),  # as WSGI gives raw UTF-8
+            ("café".encode().decode("latin-1"), "café"),  # raw UTF-8 as WSGI passes it
         ],
     )
     def test_decoded(self, value: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Deliveries over real sockets: every way in which a sink can behave, and that none of them is another's trouble."""
+"""Deliveries over real sockets: every behaviour of a sink, and no sink affects another."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def event(number: int = 1) -> Event:
 
 def send(courier: Courier, sink: Sink, sent: Event | None = None) -> Future[Outcome]:
     outcome: Future[Outcome] = Future()
-    courier.send(sent or event(), sink, outcome.set_result)  # a second call would raise, and fail the test
+    courier.send(sent or event(), sink, outcome.set_result)  # a second call of `done` would raise and fail the test
     return outcome
 
 
@@ -168,7 +168,7 @@ def test_a_sink_shows_its_name_alone() -> None:
     assert repr(Sink(name="hook", url=f"https://hooks.example/{CANARY}")) == "Sink('hook')"
 
 
-# --- what a SinkBinding injects
+# --- the environment that a SinkBinding injects
 
 
 def test_no_sink_in_the_environment() -> None:
@@ -250,7 +250,7 @@ def test_an_event_arrives_as_it_is(courier: Courier, receiver: EventSink, mode: 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
 def test_the_trace_of_an_event_is_that_of_its_request(courier: Courier, receiver: EventSink, mode: str) -> None:
-    """For receivers, and what lies between, that know headers only; no secret header or token takes its place."""
+    """Receivers and proxies may know only the headers of a trace. No secret header or token may replace them."""
     trace = Trace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01", tracestate="a=b")
     sink = msgspec.convert({"name": "hub", "url": receiver.url, "mode": mode}, Sink)
     sent = msgspec.structs.replace(event(), extensions={**event().extensions, **trace.carried})
@@ -379,7 +379,7 @@ def test_a_long_retry_after_is_left_to_the_schedule(courier: Courier, receiver: 
     assert len(receiver.received) == 2
 
 
-# --- no sink is late because of another
+# --- no sink delays another
 
 
 def test_others_are_not_late_while_one_is_silent_with_a_queue() -> None:
@@ -401,7 +401,7 @@ def test_others_are_not_late_while_one_is_silent_with_a_queue() -> None:
 
 
 def test_others_are_not_late_while_names_do_not_resolve(receiver: EventSink, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More names than a loop's default executor has threads, each asked for many times."""
+    """The test resolves more names than a loop's default executor has threads, each many times."""
     ask, answered = socket.getaddrinfo, threading.Event()
     asked: list[str] = []
 
@@ -460,7 +460,7 @@ def test_a_wire_that_is_cut_delays_or_drops(courier: Courier, receiver: EventSin
         assert send(courier, sink).result(15).error == "no complete answer within 10 s"
 
 
-# --- what goes with an event, and stays secret
+# --- credentials, which stay secret
 
 
 def test_headers_are_asked_for_at_each_try_and_do_not_replace_ours(receiver: EventSink) -> None:

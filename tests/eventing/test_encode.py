@@ -84,7 +84,7 @@ def test_structured() -> None:
 
 
 def test_nothing_is_added() -> None:
-    """Neither a time nor data: a message of an event is the same each time it is sent."""
+    """Encoding adds neither a time nor data, so each send of an event has the same message."""
     assert "ce-time" not in encode(PLAIN, "binary")[0]
     assert encode(PLAIN, "binary")[1] == b""
     assert set(json.loads(encode(PLAIN, "structured")[1])) == {"specversion", "id", "source", "type", "datacontenttype"}

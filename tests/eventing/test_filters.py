@@ -168,7 +168,7 @@ def test_filters_that_contradict_each_other(values: list[object], expected: bool
 
 
 def test_a_filter_that_holds_itself() -> None:
-    """YAML's aliases can say that."""
+    """YAML's aliases can express such a filter."""
     loop: dict[str, object] = {}
     loop["not"] = loop
     with pytest.raises(FilterError, match="deep"):

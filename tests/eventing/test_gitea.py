@@ -1,4 +1,4 @@
-"""Gitea's and Forgejo's webhooks: signatures over the JSON, test deliveries, commits that are not all listed."""
+"""Gitea's and Forgejo's webhooks: signatures over the JSON, test deliveries, truncated lists of commits."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TestSignature:
                 GITEA.verify(delivery.but(x_gitea_signature=value).headers, delivery.body, [SECRET], NOW)
 
     def test_no_other_header_signs(self) -> None:
-        """Gitea sends an empty one where the webhook has no secret."""
+        """Gitea sends an empty signature if the webhook has no secret."""
         for missing in (None, ""):
             delivery = gitea().but(x_gitea_signature=missing)
             with pytest.raises(SignatureError, match="Missing X-Gitea-Signature"):
@@ -72,7 +72,7 @@ class TestSignature:
             GITEA.parse(form.headers, body)
 
     def test_forgejo_s_own_comes_first(self) -> None:
-        """A wrong one is not made good by a right one of Gitea's."""
+        """A valid signature in Gitea's header does not replace an invalid one in Forgejo's."""
         right, wrong = forgejo(), forgejo().but(x_forgejo_signature="0" * 64)
         FORGEJO.verify(right.headers, right.body, [SECRET], NOW)
         FORGEJO.verify(right.but(x_gitea_signature=None).headers, right.body, [SECRET], NOW)

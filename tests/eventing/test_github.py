@@ -1,4 +1,4 @@
-"""GitHub's webhooks: who signed them, what event they become, and what a push of theirs says."""
+"""GitHub's webhooks: their signatures, their events, and the facts of a push."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ class TestEvents:
         )
 
     def test_form(self) -> None:
-        """The signature is over the form, the event is that of the JSON in it."""
+        """The signature covers the form; the event comes from the JSON in it."""
         body = urlencode({"payload": json.dumps(sample("push"), ensure_ascii=False)}).encode()
         GITHUB.verify(signed(body), body, [SECRET])
         (event,) = GITHUB.parse(headers(**{"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}), body)  # type: ignore[misc]
@@ -352,7 +352,7 @@ class TestFacts:
         assert facts("push-tag").commit == TYPO
 
     def test_annotated_tag(self) -> None:
-        """`after` is the hash of the tag; what can be built is the commit behind it."""
+        """`after` is the hash of the tag object; Kiln builds the commit that it points to."""
         assert facts("push-annotated-tag").commit == TYPO != sample("push-annotated-tag")["after"]
         without = facts("push-annotated-tag", head_commit=None)
         assert (without.commit, without.look_up, without.deleted) == (None, True, False)
@@ -392,7 +392,7 @@ class TestFacts:
 
     @given(st.lists(st.lists(st.text(), min_size=1, max_size=3), min_size=1, max_size=3))
     def test_paths_of_a_large_push(self, files: list[list[str]]) -> None:
-        """Its commits are read one by one, as often as it takes, and are the same."""
+        """The commits of a large push are parsed one by one, and the result is the same."""
         commits = [{"id": WEEK_3, "added": part[:1], "modified": part[1:2], "removed": part[2:]} for part in files]
         text = json.dumps({**sample("push"), "commits": commits}, ensure_ascii=False).encode(errors="replace")
         ordinary, large = (
@@ -441,7 +441,7 @@ class TestFacts:
 
 
 class TestPublished:
-    """Deliveries that GitHub really sent."""
+    """Deliveries recorded from GitHub."""
 
     def test_new_branch(self) -> None:
         (event,) = GITHUB.parse(headers(), published("github/push-new-branch.json").read_bytes())  # type: ignore[misc]
@@ -474,7 +474,7 @@ class TestPublished:
 
 
 class TestPayloadAlone:
-    """A delivery of which only the payload was kept."""
+    """Payloads saved without their headers."""
 
     @pytest.mark.parametrize(
         ("name", "event"), [("push", "push"), ("push-tag", "push"), ("ping", "ping"), ("release", "release")]

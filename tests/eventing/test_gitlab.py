@@ -1,4 +1,4 @@
-"""GitLab's webhooks: secret tokens, signing tokens with their time, and what a push of theirs says."""
+"""GitLab's webhooks: secret tokens, timestamped signatures, and the facts of a push."""
 
 from __future__ import annotations
 
@@ -280,7 +280,7 @@ class TestFacts:
         assert facts(project=project).private is private
 
     def test_payload_of_an_old_version(self) -> None:
-        """As GitLab 8.4 had it: no project, no count."""
+        """GitLab 8.4 sends neither a project nor a count."""
         payload = gitlab_push()
         for name in ("project", "event_name", "total_commits_count"):
             del payload[name]

@@ -1,4 +1,4 @@
-"""The count by which events that follow from one another end."""
+"""The hop count that ends chains of events caused by one another."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from tests.eventing.events import json_values
 NOW = datetime.now(UTC)
 
 SECRETS: dict[str, list[bytes]] = {"gitlab": [SECRET, SIGNING]}
-"""Of hosts that have more than one kind of them."""
+"""The secrets of hosts with more than one kind of secret."""
 
 words = pytest.mark.parametrize("word", PUSHES)
 
@@ -139,7 +139,7 @@ def test_whatever_is_sent(word: str, headers: dict[str, str], value: object) -> 
 @words
 @given(data=st.data(), value=json_values)
 def test_whatever_is_in_a_push(word: str, data: st.DataObject, value: object) -> None:
-    """Any value anywhere in it: what comes out is events that can be sent on, and facts or the package's own error."""
+    """Any value at any place gives either events that can be sent on and facts, or the package's own error."""
     payload = parse(word).data
     assert isinstance(payload, dict)
     place: object = payload

@@ -1,4 +1,4 @@
-"""Every dialect says every name that git takes, and understands it."""
+"""Every dialect round-trips every branch name that Git accepts."""
 
 from __future__ import annotations
 

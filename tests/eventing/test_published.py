@@ -1,4 +1,4 @@
-"""The CloudEvents project's own conformance data: every pickle of its HTTP feature, every one of its sample events."""
+"""The CloudEvents project's own conformance data: every pickle of its HTTP feature and every sample event."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def cells(line: str) -> list[str]:
 
 
 def pickles(feature: str) -> Iterator[str]:
-    """The scenarios of a Gherkin file, once per row of their examples (https://cucumber.io/docs/gherkin/reference/)."""
+    """Return the scenarios of a Gherkin file, once per row of their examples.
+
+    See https://cucumber.io/docs/gherkin/reference/.
+    """
     for outline in re.split(r"^\s*Scenario Outline:", feature, flags=re.MULTILINE)[1:]:
         scenario, _, table = outline.partition("Examples:")
         names, *rows = [cells(line) for line in table.strip().splitlines() if "|" in line]
@@ -62,7 +65,7 @@ def test_feature() -> None:
 
 def sample_events(name: str) -> list[dict[str, Any]]:
     with published(f"cloudevents/{name}").open() as stream:
-        return list(yaml.load_all(stream, yaml.BaseLoader))  # any other makes a float of specversion
+        return list(yaml.load_all(stream, yaml.BaseLoader))  # any other loader turns specversion into a float
 
 
 @pytest.mark.parametrize(("name", "count"), [("v1.yaml", 2), ("v1_minimum.yaml", 6)])

@@ -113,7 +113,7 @@ def test_a_repository_that_has_gone_counts_as_a_fork() -> None:
 
 
 def test_a_request_that_was_pushed_to_gitea_by_who_may_only_read_counts_as_a_fork() -> None:
-    """`git push origin HEAD:refs/for/main` needs no right to write, and its head is in the repository itself."""
+    """`git push origin HEAD:refs/for/main` needs no write access, yet its head is in the repository itself."""
     payload = gitea_request()
     payload["pull_request"]["head"]["ref"] = "refs/pull/7/head"
     assert facts("gitea", gitea(payload, "pull_request")).fork
@@ -181,7 +181,7 @@ class TestBitbucketDataCenter:
     def test_links_of_the_repository_say_where_it_is(self) -> None:
         payload = server_request()
         payload["pullRequest"]["toRef"]["repository"] = server_push()["repository"]
-        payload["pullRequest"]["links"] = {"self": [None]}  # as in the documentation, and where no base URL is set
+        payload["pullRequest"]["links"] = {"self": [None]}  # as in the documentation, and without a base URL
         assert facts("bitbucket-server", server(payload, "pr:opened")).repository == f"{PAGES['bitbucket-server']}.git"
 
     def test_without_any_nobody_knows(self) -> None:
@@ -213,7 +213,7 @@ def test_as_a_real_gitea_sent_it(name: str, moved: bool, closed: bool) -> None:
 @words
 @given(data=st.data())
 def test_whatever_a_host_sends_there_are_only_our_errors(word: str, data: st.DataObject) -> None:
-    """One value of a payload, at any depth, becomes anything."""
+    """Replace one value of a payload, at any depth, by an arbitrary one."""
     payload = json.loads(data.draw(st.sampled_from([OPENED[word](), MOVED[word](), CLOSED[word][0]()])).body)
     place: Any = payload
     while True:

@@ -392,7 +392,7 @@ def test_an_array_of_events_is_a_batch(events: list[object]) -> None:
     assert [event.id for event in decode(found.sent, found.body)] == ["e-1", "e-2"][: len(events)]
 
 
-# Nothing but sentences -----------------------------------------------------------------------------------------------
+# Errors are sentences ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_plain_text_is_one_line_and_mentions_nobody(text: str, longest: int) -> 
 
 @given(any_text)
 def test_a_code_span_ends_where_it_should(text: str) -> None:
-    """The fence at its end is the first run of backticks as long as the one at its beginning (CommonMark §6.1)."""
+    """The closing fence is the first run of backticks as long as the opening one (CommonMark §6.1)."""
     made = code(text)
     fence = made[: len(made) - len(made.lstrip("`"))]
     inside = made[len(fence) : -len(fence)]

@@ -1,4 +1,4 @@
-"""Lines of a terminal as text and as runs of styles: nothing that steers is left, and every colour has a class."""
+"""Lines of a terminal as text and as styled runs: no control sequence remains, and every colour has a class."""
 
 from __future__ import annotations
 

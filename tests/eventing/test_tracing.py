@@ -1,4 +1,4 @@
-"""Traces: what is valid is passed on as it came, and nothing else."""
+"""Traces: valid values are passed on unchanged, and invalid ones are dropped."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`python -m tests.fuzz [--seconds N] [target…]`: fuzzes each target for so long; findings land in its corpus folder.
+"""`python -m tests.fuzz [--seconds N] [target…]`: fuzz each target for N seconds.
 
-With atheris the search follows the coverage; where there is no wheel of it, the seeds are mutated blindly. A target
-runs in a process of its own, which ends at its first finding.
+Findings land in the corpus folder of the target. With atheris, coverage guides the search; without a wheel of it, the
+seeds are mutated blindly. Each target runs in a separate process, which ends at its first finding.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ HOST = "https://git.example.edu/"
 def status_answers(data: bytes) -> None:
     """`data`: HTTP messages with the status before the head, and four empty lines between them; the last is repeated.
 
-    A host is asked a bounded number of times, at its own address, and there is an outcome.
+    Kiln sends the host a bounded number of requests, at its own address, and reaches an outcome.
     """
     messages = data.split(b"\n\n\n\n\n")
     for word, api in APIS.items():

@@ -40,7 +40,7 @@ INTAKE = Intake(
 
 
 def repository_url(data: bytes) -> None:
-    """`data`: the URL. A canonical URL stays what it is, and leads where it says."""
+    """`data`: the URL. A canonical URL is a fixed point, and its clone URL is of the same repository."""
     with suppress(RequestError):
         repository = canonical(data.decode(errors="surrogateescape"), HOSTS)
         assert canonical(repository.url, HOSTS).url == repository.url
@@ -52,7 +52,7 @@ def repository_url(data: bytes) -> None:
 
 
 def binder_spec(data: bytes) -> None:
-    """`data`: `<provider>/<spec>`. A provider with a host of its own leads nowhere else."""
+    """`data`: `<provider>/<spec>`. A provider with its own host gives URLs on that host only."""
     provider, _, spec = data.decode(errors="replace").partition("/")
     with suppress(RequestError):
         found = source(provider, spec)
@@ -63,7 +63,7 @@ def binder_spec(data: bytes) -> None:
 
 
 def trigger_template(data: bytes) -> None:
-    """`data`: a template, and after a NUL the text that goes into its gaps."""
+    """`data`: a template, and after a NUL the text for its placeholders."""
     text, _, value = data.decode(errors="replace").partition("\0")
     with suppress(RuleError):
         filled = template(text).fill(lambda _: value)
@@ -80,7 +80,7 @@ def pattern(data: bytes) -> None:
 
 
 def build_request(data: bytes) -> None:
-    """`data`: the JSON of a request for a build; of any other event, for which a trigger makes one."""
+    """`data`: the JSON of a request for a build, also used as the data of an event that a trigger matches."""
     triggers = [
         Trigger(
             name="a",

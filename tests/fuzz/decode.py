@@ -1,4 +1,4 @@
-"""`eventing.http`: what can be decoded can be encoded, and is the same event when it comes back."""
+"""`eventing.http`: every event that can be decoded survives the round trip through the encoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`eventing.filters`: any JSON value is a filter that answers, or a FilterError."""
+"""`eventing.filters`: any JSON value is either a working filter or a FilterError."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ NOW = datetime(2026, 11, 29, tzinfo=UTC)
 
 
 def webhook(word: str) -> Callable[[bytes], None]:
-    """A target whose data is an HTTP message, the delivery of a host's webhook."""
+    """Return a target for a host's webhook; its data is an HTTP message."""
     dialect = DIALECTS[word]
 
     def target(data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Every seed, and every finding there ever was."""
+"""Replay every seed and every past finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`kiln`: what people write or save (YAML, durations, requests) and what a server streams to the command line."""
+"""`kiln`: files and values from users (YAML, durations, saved requests), and streams from a server."""
 
 from __future__ import annotations
 
