@@ -12,7 +12,7 @@ from tests.handlers.house import House, build_house
 
 @pytest.fixture
 def houses(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    """Makes houses with other settings; each is in a folder of its own."""
+    """Return a factory of houses with other settings, each in its own folder."""
     with ExitStack() as stack:
 
         def make(**settings: Any) -> House:

@@ -1,4 +1,4 @@
-"""A whole web over real parts: the local engine in a folder, the intake with its policy, git for look-ups."""
+"""A complete web over real parts: the local engine in a folder, the intake with its policy, and Git for lookups."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ with (folder / "script").open("a+", encoding="utf-8", newline="\\n") as script:
         sys.stdout.flush()
         time.sleep(0.01)
 """
-"""A builder that says what is written into its folder, `<phase>|<text>` a line, until that is enough, or the folder is
-gone."""
+"""A builder that logs the lines of `script` in its folder, each `<phase>|<text>`.
+
+It ends once the file `enough` exists or the folder is gone.
+"""
 
 
 def body(**changes: object) -> dict[str, object]:
@@ -59,7 +61,7 @@ def body(**changes: object) -> dict[str, object]:
 
 
 def push(**changes: object) -> dict[str, object]:
-    """A push to the default branch as GitHub tells it."""
+    """A push to the default branch as GitHub sends it."""
     repository = {
         "html_url": REPOSITORY,
         "url": REPOSITORY,
@@ -113,7 +115,7 @@ def bearer(name: str = "ci") -> dict[str, str]:
 
 @dataclass
 class House:
-    """The application, its engine, and a hand on what a controller and a builder would do."""
+    """The application and its engine; its methods act for the controller and the builder."""
 
     folder: Path
     engine: LocalEngine
@@ -134,7 +136,7 @@ class House:
         return self.engine.get(answer.get_json()["name"])
 
     def run(self, name: str) -> Build:
-        """Starts the attempt that the build waits for, as a controller would."""
+        """Start the attempt that the build waits for, as a controller would."""
         build = self.engine.get(name)
         now = self.services.now()
         attempt = Attempt(number=build.status.attempt, node="local", written_at=now, started_at=now)
@@ -150,7 +152,7 @@ class House:
         return build
 
     def say(self, name: str, *lines: str, attempt: int = 1, phase: str = "build") -> None:
-        """Lets the builder say that, and waits until it has."""
+        """Let the builder log these lines, and wait until the engine has them."""
         before = sum(1 for _ in self.engine.log(name, attempt))
         with (self.folder / "attempts" / f"{name}-{attempt}" / "script").open(
             "a", encoding="utf-8", newline="\n"
@@ -168,7 +170,7 @@ class House:
         state: State = State.SUCCEEDED,
         **facts: Any,
     ) -> Build:
-        """Ends the attempt, and the build or only that attempt. `facts` are of the status: a message, a reason."""
+        """End the attempt, and without `retry` the build. `facts` are fields of the status: a message, a reason."""
         (self.folder / "attempts" / f"{name}-{attempt}" / "enough").touch()
         build = self.engine.get(name)
         now = self.services.now()
@@ -249,7 +251,7 @@ def build_house(
 
 
 def frames(chunks: Iterator[bytes]) -> Iterator[dict[str, str]]:
-    """Server-sent events as their fields; comments as `{"comment": …}`."""
+    """Return the fields of each server-sent event, and comments as `{"comment": …}`."""
     rest = b""
     for chunk in chunks:
         *whole, rest = (rest + chunk).split(b"\n\n")

@@ -1,4 +1,4 @@
-"""Pages as a reader finds them: parsed, and held against what keyboards and screen readers need."""
+"""Parsed pages, and checks of the structure that keyboards and screen readers need."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def text(part: Any) -> str:
 
 
 def check_structure(page: BeautifulSoup) -> None:
-    """One main heading, none left out below it, named tables with named columns, labels, and nothing inline."""
+    """Check for one main heading, no skipped level, captions, column headers and labels, and nothing inline."""
     levels = [int(heading.name[1]) for heading in page.select("h1, h2, h3, h4")]
     assert levels[0] == 1
     assert levels.count(1) == 1

@@ -1,4 +1,4 @@
-"""A house as a WSGI application, for a real server: `HOUSE` is its folder, `HOUSE_VIEWERS` how many may look."""
+"""A house as a WSGI application for a real server. `HOUSE` is its folder, `HOUSE_VIEWERS` its limit of viewers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The AsyncAPI document: valid, and what is sent is as it says."""
+"""The AsyncAPI document is valid, and every sent event conforms to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DOCUMENT = document(version="1.2.3", public_url="https://kiln.example/x")
 
 
 def sent() -> list[Event]:
-    """At least one of each type."""
+    """Return at least one event of each type."""
     own = {word: told(word) for word in BUILDS}
     cdevents = [each for word, event in own.items() for each in chain.events(BUILDS[word], Word(word), 1, event)]
     return [*own.values(), *cdevents]
@@ -70,7 +70,7 @@ def test_what_is_sent_is_as_it_says(event: Event) -> None:
     message, headers = message_of(event), encode(event, "binary")[0]
     schemas = {"components": DOCUMENT["components"]}
     jsonschema.Draft202012Validator({**message["payload"], **schemas}).validate(event.data)
-    checked = {name: value for name, value in headers.items() if name != "ce-dataschema"}  # another Kiln's address
+    checked = {name: value for name, value in headers.items() if name != "ce-dataschema"}  # of another URL
     jsonschema.Draft202012Validator(message["headers"]).validate(checked)
 
 

@@ -1,4 +1,4 @@
-"""BinderHub's API as its clients see it: messages in order, one end with a message, and nothing but 200."""
+"""BinderHub's API as its clients see it: messages in order, one final message, and only status 200."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Message = Mapping[str, Any]
 
 
 def there(image: str, tag: str, build: str) -> str:
-    """A registry that has every image."""
+    """Answer as a registry that has every image."""
     return DIGEST
 
 
@@ -41,7 +41,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def stream(house: House, url: str = URL, **headers: str) -> Iterator[tuple[TestResponse, Iterator[Message]]]:
-    """An answer and its messages, each with its `id`, as they come."""
+    """Yield an answer and an iterator over its messages, each with its `id`."""
     answer = house.client.get(url, headers=headers, buffered=False)
     assert (answer.status_code, answer.content_type) == (200, "text/event-stream"), answer.text
     with closing(answer):
@@ -51,7 +51,7 @@ def stream(house: House, url: str = URL, **headers: str) -> Iterator[tuple[TestR
 def messages(found: Iterator[Mapping[str, str]]) -> Iterator[Message]:
     for frame in found:
         if "data" in frame:
-            assert "event" not in frame  # EventSource's onmessage takes no other
+            assert "event" not in frame  # EventSource's onmessage gets only unnamed events
             yield {**json.loads(frame["data"]), **({"id": frame["id"]} if "id" in frame else {})}
 
 
@@ -87,7 +87,7 @@ def spec_of(host: GitHost, ref: str, path: str = "team/course") -> str:
     return f"/build/git/{quote(host.url(path), safe='')}/{ref}"
 
 
-# A build from the question to its end ---------------------------------------------------------------------------------
+# A build from the request to its end ----------------------------------------------------------------------------------
 
 
 def test_a_cold_build_is_told_to_the_end(house: House) -> None:
@@ -183,7 +183,7 @@ def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Ca
 def test_the_use_of_an_image_that_may_be_deleted_is_noted(
     houses: Callable[..., House], after: timedelta | None, uses: int
 ) -> None:
-    """Once a day or so: that it is used must not be a write each time."""
+    """Kiln notes the use at most once per interval, so that not every use causes a write."""
     moment = [datetime.now(UTC)]
     house = houses(find_image=there, note_use_after=after, now=lambda: moment[0])
     build = house.ask()
@@ -281,7 +281,7 @@ def test_a_default_branch_by_its_old_name_is_built_with_advice(houses: Callable[
     assert end["phase"] == "ready"
 
 
-# Refusals: 200, and one event that says what it is --------------------------------------------------------------------
+# Refusals: 200, and one event with the reason -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_record_that_goes_away_ends_the_stream_with_a_message(house: House) ->
 
 
 def test_scripts_find_the_words_that_they_search_for(house: House, houses: Callable[..., House]) -> None:
-    """As BinderHub writes them: `json.dumps`."""
+    """The messages are spelled as BinderHub writes them, with `json.dumps`."""
     with closing(house.client.get(URL, buffered=False)) as answer:
         name = house.builds()[0].name
         house.run(name)
@@ -427,7 +427,7 @@ def test_an_encoded_address_stays_one_part_under_any_base_path(houses: Callable[
     assert house.builds()[0].request.repository == "https://github.com/octo/stats"
 
 
-# Looking again --------------------------------------------------------------------------------------------------------
+# Reconnecting ---------------------------------------------------------------------------------------------------------
 
 
 def test_who_comes_back_goes_on_where_they_were_and_asks_for_nothing(house: House) -> None:
@@ -513,7 +513,7 @@ def test_soon_after_the_end_it_is_told_and_later_it_is_asked_for_again(
 
 
 def change_round(house: House, build: Build) -> Build:
-    """The next round, as a controller opens it."""
+    """Open the next round, as a controller does."""
     status = change(build.status, state=State.QUEUED, round=build.status.round + 1, attempt=2, round_began_with=2)
     return house.engine.write(change(build, status=change(status, image=None, finished_at=None)))
 

@@ -1,4 +1,4 @@
-"""The page of a build without a browser: its steps, why it failed, and what may be asked there."""
+"""The page of a build without a browser: its steps, the reason of its failure, and its actions."""
 
 from __future__ import annotations
 

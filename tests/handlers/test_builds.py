@@ -1,4 +1,4 @@
-"""The JSON API: asking, looking, cancelling, and every refusal with its status and a sentence."""
+"""The JSON API: requests, reads, cancellations, and every refusal with its status and a sentence."""
 
 from __future__ import annotations
 
@@ -357,7 +357,7 @@ def test_a_percent_encoded_base_path_serves_under_the_letters_that_were_given(
     houses: Callable[..., House], base: str
 ) -> None:
     house = houses(base_path=base, auth=["token"])
-    client = house.app.test_client(use_cookies=False)  # it compares the decoded path with a cookie's
+    client = house.app.test_client(use_cookies=False)  # the client compares the decoded path with a cookie's
     answer = client.post(f"{base}api/v1/builds", json=body(), headers=bearer())
     name = answer.json["name"]
     assert answer.headers["Location"] == f"{base}api/v1/builds/{name}"

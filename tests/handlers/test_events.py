@@ -1,4 +1,4 @@
-"""CloudEvents in: what is accepted, what is refused for good, and that nothing of a refused request is done."""
+"""Incoming CloudEvents: accepted ones and permanent refusals. A refused request has no effect at all."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_an_invalid_trace_is_none(house: House) -> None:
 
 
 def test_an_events_own_trace_is_kept_before_its_transports_and_never_mixed_with_it(house: House) -> None:
-    """The extension is of the hop that began, the header of the last one (CloudEvents' distributed tracing)."""
+    """The extension belongs to the first hop, the header to the last one (CloudEvents' distributed tracing)."""
     mine, transports = f"00-{'a' * 32}-{'b' * 16}-01", f"00-{'c' * 32}-{'d' * 16}-01"
     cases = [
         ({"traceparent": mine, "tracestate": "a=1"}, Trace(traceparent=mine, tracestate="a=1")),
@@ -234,7 +234,7 @@ def test_network_needs_nothing_else(houses: Callable[..., House]) -> None:
 
 
 def test_a_trigger_says_when_a_value_is_there(houses: Callable[..., House]) -> None:
-    """So that a broker's event about what was deleted is no dead letter, which 4xx would make it."""
+    """The event about a deleted course must not get a 4xx, which would make it a dead letter."""
     from builds.triggers import BuildTemplate  # noqa: PLC0415
 
     rule = TriggerRule(

@@ -1,4 +1,4 @@
-"""The forms: asking for a build with each error beside its field, and trying events against the triggers."""
+"""The forms: a request for a build, with each error beside its field, and a dry run of events against the triggers."""
 
 from __future__ import annotations
 

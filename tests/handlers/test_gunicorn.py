@@ -28,7 +28,7 @@ LIMIT = 100_000
 
 @contextmanager
 def served(folder: Path, viewers: int = 4) -> Iterator[int]:
-    """A web process over a house's folder; yields its port."""
+    """Run a web process over a house's folder; yields its port."""
     options = "--bind 127.0.0.1:0 --worker-class gthread --threads 12 --no-control-socket --graceful-timeout 1"
     command = [sys.executable, "-m", "gunicorn", *options.split(), "tests.handlers.served:application"]
     environment = {**os.environ, "HOUSE": str(folder), "HOUSE_VIEWERS": str(viewers), "PYTHONPATH": str(ROOT)}
@@ -62,7 +62,7 @@ def web(house: House) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """One for all who leave nothing behind."""
+    """One server for all tests that leave no state behind."""
     with closing(build_house(tmp_path_factory.mktemp("refusing") / "house")) as house, served(house.folder) as port:
         yield port
 
@@ -113,7 +113,7 @@ def test_a_body_over_the_limit_is_never_cut_and_taken(
 def test_who_is_refused_can_send_all_and_read_why(
     refusing: int, path: str, headers: dict[str, str], status: int, chunked: bool
 ) -> None:
-    """A client that sends everything before it reads, as most do, must not see a broken pipe."""
+    """Most clients send everything before they read, and must not get a broken pipe."""
     piece = b" " * 2**16
     head = [f"POST {path} HTTP/1.1", "Host: localhost", *(f"{name}: {value}" for name, value in headers.items())]
     head.append("Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(piece) * 256}")

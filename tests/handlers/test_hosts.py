@@ -46,7 +46,7 @@ words = pytest.mark.parametrize("word", PUSHES)
 
 
 class Host:
-    """Says what refs point at: `main` is its default branch, and everything is at one commit."""
+    """A resolver for which `main` is the default branch and every ref points to one commit."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
@@ -60,7 +60,7 @@ class Host:
 
 @pytest.fixture
 def house_of(houses: Callable[..., House]) -> Callable[..., House]:
-    """A house that has secrets for every host, and knows the host of `word`."""
+    """Return a factory of houses with secrets for every host and the host of `word` in their settings."""
 
     def make(
         word: str,
@@ -112,7 +112,7 @@ def test_a_wrong_or_missing_signature_is_401(house_of: HouseOf, word: str) -> No
         name: value for name, value in right.headers.items() if not name.endswith(("Signature", "-256", "Token"))
     }
     wrong = [PUSHES[word](secret=b"another"), Delivery(unsigned, right.body)]
-    if word != "gitlab":  # a token signs nothing
+    if word != "gitlab":  # a secret token covers no body
         wrong.append(Delivery(right.headers, right.body.replace(COMMIT.encode(), b"d" * 40)))
     for delivery in wrong:
         answer = house.client.post(f"/webhooks/{word}", **delivery.post)
@@ -155,7 +155,7 @@ def test_a_tag_that_gitlab_does_not_resolve_is_looked_up(house_of: HouseOf) -> N
 
 
 def test_every_ref_of_a_delivery_is_built(house_of: HouseOf) -> None:
-    """Bitbucket sends them together, with those that were deleted; sent again they are the same."""
+    """Bitbucket sends several refs in one delivery, including deleted ones. A redelivery adds no build."""
     house = house_of("bitbucket")
     changes = [
         cloud_change(cloud_ref(commit="1" * 40), cloud_ref(commit=BEFORE)),
@@ -206,7 +206,7 @@ def test_a_host_that_does_not_answer_is_503_so_that_it_sends_it_again(house_of: 
 
 @words
 def test_what_kiln_s_own_account_pushes_builds_nothing(house_of: HouseOf, word: str) -> None:
-    """Through the webhook, and as an event of a broker."""
+    """The rule applies to the webhook and to the same event from a broker."""
     host = REPOSITORIES[word].split("/")[2]
     for account, status in ((None, 202), ("kiln", 202), ("Ada", 200)):
         house = house_of(word, accounts={host: account} if account else None)
@@ -236,7 +236,7 @@ def test_a_test_of_bitbucket_s_connection_is_200_and_no_build(house_of: HouseOf)
 
 
 def test_what_gitea_really_sent(house_of: HouseOf) -> None:
-    """A test delivery, and what deletes, is 200 and no build; each commit that a ref pointed at is one build."""
+    """Test deliveries and deletions get a 200 and no build. Each commit to which a ref pointed gets one build."""
     house = house_of("gitea", webhook_secrets=lambda _: (b"recorded-not-secret",))
     built, nothing = set(), set()
     for path in sorted(published("gitea").glob("*.json")):

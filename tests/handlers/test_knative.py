@@ -1,4 +1,4 @@
-"""`/events` as a Knative broker uses it: what it makes of each answer, and that no event is the cause of itself."""
+"""`/events` as a Knative broker uses it: the broker's reaction to each answer, and no endless loops of events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from eventing.sinks import judge
 from tests.handlers.house import COMMIT, PREFIX, REPOSITORY, House, Named, body, event, structured
 
 ANY = TriggerRule(name="any", build=BuildTemplate(repository=REPOSITORY, commit=COMMIT, ref="refs/heads/main"))
-"""The widest trigger there can be."""
+"""A trigger that matches every event."""
 
 REPEATED = {404, 408, 409, 429}
 FINAL = {400, 401, 403, 413, 415, 422}
@@ -47,7 +47,7 @@ def fate(status: int, content: bytes) -> str:
 
 
 def from_broker(about: dict[str, Any], **extensions: str) -> dict[str, Any]:
-    """An event as the MT channel broker's dispatcher posts it: arguments for a client's `post`."""
+    """Return arguments for a client's `post`, as the MT channel broker's dispatcher sends an event."""
     attributes = {name: str(value) for name, value in about.items() if name not in ("data", "datacontenttype")}
     headers = {f"ce-{name}": value for name, value in (attributes | extensions).items()}
     headers |= {
@@ -97,7 +97,7 @@ TEMPLATE = TriggerRule(name="course", build=BuildTemplate(repository="{data.cour
 GONE = {"type": "org.example.course.deleted", "data": {"course": None}}
 
 ANSWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
-    # what happens: (the house, what is posted, the answer, what the broker makes of it)
+    # case: (settings of the house, the request, the status, the reaction of the broker)
     "asked for": ({}, from_broker(event()), 202, "done"),
     "wanted": ({"triggers": [ANY]}, from_broker(event(type="a")), 202, "done"),
     "no trigger": ({}, from_broker(event(type="org.example.other")), 204, "done"),
@@ -132,7 +132,7 @@ def test_what_becomes_of_an_event(houses: Callable[..., House], tmp_path: Path, 
     assert (answer.status_code, fate(answer.status_code, answer.data)) == (status, expected), answer.text
     assert ("Retry-After" in answer.headers) == (expected == "repeated")
     assert status in FINAL | {202, 204, 429, 503}
-    if expected == "dead letter":  # it has our words, cut at 1 KiB
+    if expected == "dead letter":  # the dead letter carries our message, cut at 1 KiB
         assert len(answer.data) < 1024
         assert answer.json["detail"]
 
@@ -215,7 +215,7 @@ def test_events_that_follow_from_one_another_end(houses: Callable[..., House]) -
 
 
 def test_two_kilns_that_build_on_each_other_s_cdevents_end(houses: Callable[..., House]) -> None:
-    """Through a broker that takes its own count off before it posts."""
+    """The broker between them decrements its own count before it posts."""
     rounds = []
     both = [houses(triggers=[ANY]), houses(triggers=[ANY])]
     build = both[0].ask()

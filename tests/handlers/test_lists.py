@@ -32,7 +32,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def rows(page: BeautifulSoup, section: str = "list") -> list[dict[str, str]]:
-    """Each row of a section's tables, by the names of its columns."""
+    """Return each row of a section's tables, by the names of its columns."""
     found = []
     for table in page.select(f"#{section} table"):
         names = [text(name) for name in table.select("thead th[scope=col]")]

@@ -93,7 +93,7 @@ def test_a_log_that_stays_unreadable_keeps_nobody_from_the_end(
 
 
 def test_a_forced_build_is_followed_from_its_next_attempt(house: House, running: Build) -> None:
-    """Not through the log of the one before."""
+    """The stream must not replay the log of the previous attempt."""
     house.say(running.name, "old")
     house.end(running.name)
     house.ask(force=True)
@@ -210,7 +210,7 @@ def test_viewers_have_a_limit_and_every_place_is_given_back(houses: Callable[...
         assert house.client.get(f"/api/v1/builds/{name}/log").status_code == 200
         assert house.client.head(f"/api/v1/builds/{name}/log", headers=SSE).status_code == 200
         next(iter(answers[0].response))
-        for answer in answers:  # one has been read from, the other never was
+        for answer in answers:  # one was read from, the other never
             answer.close()
             answer.close()
 

@@ -33,7 +33,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[GitHost]:
-    """Each name is a branch with a commit of its own."""
+    """A Git host on which each name is a branch with its own commit."""
     with GitHost(tmp_path / "git") as host:
         (tmp_path / "content").mkdir()
         (tmp_path / "content/page").touch()
@@ -110,7 +110,7 @@ def test_a_ref_that_is_not_taken_is_200_and_says_why(ref: str, house: House, hou
 
 
 def test_refs_that_only_look_alike_are_two(houses: Callable[..., House]) -> None:
-    """A commit that one of them has left is not superseded by a push of the other."""
+    """A push to one ref must not supersede a build of the other."""
     house = houses(triggers=[TAGGED])
     for number, name in enumerate(("caf\u00e9", "cafe\u0301", "Main", "main", "a\u200cb", "ab")):
         head = {**push()["head_commit"], "id": f"{number + 1}" * 40}  # type: ignore[dict-item]
@@ -122,7 +122,7 @@ def test_refs_that_only_look_alike_are_two(houses: Callable[..., House]) -> None
 
 
 def test_names_that_are_not_utf_8_supersede_nothing(houses: Callable[..., House]) -> None:
-    """Hosts write one character for every such byte, so two of them may be one here."""
+    """Hosts replace every such byte by one character, so two names may look the same here."""
     house = houses(triggers=[TAGGED])
     for number, name in enumerate(("caf\ufffd", "cafe")):
         delivery = signed(push(ref=f"refs/heads/{name}"), delivery=f"d-{number}")

@@ -1,4 +1,4 @@
-"""The page of nodes: for admins, with what runs where, and no name of what they may not see."""
+"""The page of nodes, for admins: the builds on each node, without the names of hidden ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NODES = (
 
 
 def seen(house: House) -> dict[str, dict[str, str]]:
-    """The cells of each node, by its name."""
+    """Return the cells of each row, by the name of its node."""
     page = soup(house.client, "/nodes")
     check_structure(page)
     found = {}
@@ -44,7 +44,7 @@ def seen(house: House) -> dict[str, dict[str, str]]:
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch, house: House) -> House:
-    """A Kiln with two nodes, as an engine with several tells of them."""
+    """A Kiln whose engine reports two nodes."""
     monkeypatch.setattr(house.engine, "nodes", lambda: NODES)
     return house
 
@@ -126,7 +126,7 @@ class Told(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def telling(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Starts servers, on loopback or on a socket, and gives their addresses."""
+    """Return a function that starts servers, on loopback or on a Unix socket, and returns their addresses."""
     running: list[ThreadingHTTPServer] = []
 
     def start(said: Any, path: Path | None = None) -> str:

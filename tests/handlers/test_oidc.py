@@ -228,7 +228,7 @@ URL = "https://kiln.example/oidc_callback"
 
 @pytest.fixture
 def pages(houses: Behind, issuer: Issuer, tmp_path: Path) -> Behind:
-    """A house whose people sign in at `issuer`."""
+    """A house whose users sign in at `issuer`."""
 
     def make(*words: str, secret: str | None = issuer.secret, seconds: int = 3600, **more: Any) -> House:
         site = OidcSignIn(
@@ -392,7 +392,7 @@ def test_there_is_no_way_over_an_issuer_where_none_is_set(houses: Behind) -> Non
 
 
 def test_the_challenge_of_the_specification() -> None:
-    """RFC 7636, appendix B."""
+    """Reproduce the example of RFC 7636, appendix B."""
     assert challenge("dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk") == "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM"
 
 

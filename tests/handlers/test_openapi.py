@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, and what a client that is made of it gets is what it says."""
+"""The OpenAPI document is valid and complete, and the answers to a generated client conform to it."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ META = Path(__file__).parents[1] / "data" / "openapi" / "3.1.json.gz"
 DOCUMENT = openapi.document(version="0.0.0", base_path="/")
 METHODS = ("get", "post", "delete", "options")
 PAGES = ("pages.", "signin.", "static")
-"""Endpoints of people, which docs/api.md tells of."""
+"""Endpoints for browsers, which docs/api.md documents."""
 ENDLESS = "/build/{provider}/{spec}"
-"""A stream that is followed until the build ends: no build ends here."""
+"""A stream that lasts until the build ends; no build ends here."""
 OPERATIONS = [f"{method} {path}" for path, item in DOCUMENT["paths"].items() for method in METHODS if method in item]
 CHECKS = [
     not_a_server_error,
@@ -36,12 +36,12 @@ CHECKS = [
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
-"""Not that what the schema allows is accepted: no schema can say which repositories there are."""
+"""No check requires that the server accepts every valid request: a schema cannot know which repositories exist."""
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """With a build, tokens, and a queue that never fills up."""
+    """A house with a build, tokens, and a queue that never fills up."""
     made = build_house(tmp_path_factory.mktemp("openapi"), auth=["token"], max_queued=100_000)
     assert made.client.post("/api/v1/builds", json=body(), headers=bearer()).status_code == 202
     yield made
@@ -64,7 +64,7 @@ def test_operations_have_names_of_their_own() -> None:
 
 
 def test_it_has_every_route_and_no_other(house: House) -> None:
-    """Names of parameters are for people; what a route takes is what counts."""
+    """The names of parameters may differ; only the routes are compared."""
     routes = {
         f"{method.lower()} {re.sub(r'<[^>]+>', '{}', rule.rule)}"
         for rule in house.app.url_map.iter_rules()
@@ -90,7 +90,7 @@ def test_its_server_is_the_base_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if ENDLESS not in one])
 def test_no_answer_is_a_fault_or_undocumented(house: House, operation: str) -> None:
-    """Requests that the document allows and such that it does not, with and without a token."""
+    """Generated requests include valid and invalid ones, with and without a token."""
     schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(house.services))
     method, path = operation.split()
     wanted = schema[path][method.upper()]

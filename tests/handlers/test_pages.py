@@ -1,4 +1,4 @@
-"""The pages: what a person sees and may do, and that what is hostile stays text."""
+"""The pages: their content and actions for each user. Hostile input stays text."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_signing_in_leads_back_to_the_build_and_out_again(houses: Callable[..., 
 
 
 def test_what_a_form_holds_is_good_for_that_form_alone(houses: Callable[..., House]) -> None:
-    """A service worker of another page on this host sees what is sent."""
+    """A service worker of another page on this host can read what a form sends, so its token must fit no other form."""
     client = houses(auth=["token"]).client
     sign_in(client)
     own = {"X-Xsrftoken": shown(client.get("/", headers=HTML))}

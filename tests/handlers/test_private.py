@@ -1,4 +1,4 @@
-"""Private repositories on a Git host that asks for a password: who has them built, and who gets to see that."""
+"""Private repositories on a Git host that requires a password: permission to build them, and to view the builds."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Scene:
         return build.name
 
     def seen(self, who: str, name: str) -> set[int]:
-        """The statuses of all that shows a build."""
+        """Return the statuses of all addresses of a build. Lists must agree with them."""
         client = self.client(who)
         paths = (f"/api/v1/builds/{name}", f"/api/v1/builds/{name}/log", f"/builds/{name}")
         statuses = {client.get(path).status_code for path in paths}
@@ -194,7 +194,7 @@ def test_records_keep_what_was_checked(scene: Scene) -> None:
 
 
 def lists(scene: Scene, who: str, query: str = "") -> Iterator[tuple[list[str], str | None]]:
-    """The pages, as the names on them and the cursor."""
+    """Yield each page of the list as its names and its cursor."""
     client, cursor = scene.client(who), ""
     while True:
         page = client.get(f"/api/v1/builds?{query}&continue={cursor}").json

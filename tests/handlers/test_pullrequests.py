@@ -1,4 +1,4 @@
-"""Pull and merge requests of every Git host, through the route: the head is built, and no longer than it is wanted."""
+"""Pull and merge requests of every Git host, through the route: Kiln builds the head until the request is closed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Host:
 
 @pytest.fixture
 def house_of(houses: Callable[..., House]) -> Callable[..., House]:
-    """A house that has secrets for every host, and knows the host of `word`."""
+    """Return a factory of houses with secrets for every host and the host of `word` in their settings."""
 
     def make(word: str = "github", *triggers: TriggerRule, **settings: Any) -> House:
         hosts = {} if word == "github" else {"git.example.com": HostKind(word)}
@@ -80,7 +80,7 @@ def test_its_head_is_built(house_of: HouseOf, word: str) -> None:
 
 @words
 def test_it_is_left_when_it_is_closed(house_of: HouseOf, word: str) -> None:
-    """All of its heads that are not built yet, and those that are being built."""
+    """Closing withdraws queued and running builds of all its heads."""
     for close in CLOSED[word]:
         house = house_of(word)
         older = {"commit": BEFORE[:12] if word == "bitbucket" else BEFORE}
@@ -142,7 +142,7 @@ def test_who_asked_for_its_ref_still_waits_when_it_is_closed(house_of: HouseOf) 
 
 
 def test_a_host_of_another_kind_closes_nothing(house_of: HouseOf) -> None:
-    """A secret for GitHub says nothing of repositories elsewhere."""
+    """A secret for GitHub gives no authority over repositories elsewhere."""
     house = house_of("gitea")
     send(house, "gitea", OPENED["gitea"]())
     elsewhere = github(github_request("closed", repository=PAGES["gitea"]))
@@ -195,7 +195,7 @@ CANARY = "a-canary-of-the-credential"
 
 
 class Scene:
-    """A repository on a real Git host, its fork, and a stored credential for it; web may use that."""
+    """A repository on a real Git host, its fork, and a stored credential for it, which web may use."""
 
     def __init__(self, houses: Callable[..., House], host: GitHost, folder: Path) -> None:
         source = folder / "source"

@@ -236,7 +236,7 @@ def test_a_full_queue_is_503(houses: Callable[..., House]) -> None:
 
 @pytest.mark.parametrize("base", ["/", "/services/binder/"])
 def test_an_address_with_a_slash_too_many_is_no_redirect(houses: Callable[..., House], base: str) -> None:
-    """Which a host does not follow."""
+    """Hosts follow no redirect, so the route tolerates extra slashes."""
     client = houses(base_path=base).client
     for path in (f"/{base}webhooks/github", f"{base}/webhooks//github", f"{base}webhooks/github//"):
         answer = client.post("/", **signed(push()), environ_overrides={"PATH_INFO": path})

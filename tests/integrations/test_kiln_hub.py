@@ -1,6 +1,6 @@
-"""The Hub plug-in by itself: what it makes of the Hub's log, and how its events reach a receiver that misbehaves.
+"""The Hub plug-in alone: its events from the Hub's log, and their delivery to a faulty receiver.
 
-In a real Hub it is in tests/hub.
+`tests/hub` runs it in a real Hub.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def sink() -> Iterator[EventSink]:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between two tries."""
+    """Shorten the pause between two tries."""
     monkeypatch.setattr(KilnHandler, "LONGEST_PAUSE", 0.05)
 
 
@@ -141,12 +141,12 @@ def test_it_waits_for_nobody_and_the_queue_has_an_end(sink: EventSink, caplog: p
     sink.answer(then=SILENT)
     sending = handler(sink, size=3)
     sending.handle(record())
-    sink.wait_for(lambda received: len(received) == 1)  # the sender has it in its hands
+    sink.wait_for(lambda received: len(received) == 1)  # the sender is delivering the event
     for _ in range(8):
         sending.handle(record())
     assert sending.dropped == 5
     assert "the queue is full" in caplog.text
-    assert caplog.text.count("did not reach Kiln") == 1  # not one line for each
+    assert caplog.text.count("did not reach Kiln") == 1  # not a line per event
     sink.refuse()
     sending.close()
 
@@ -231,7 +231,7 @@ def test_profiles_are_of_the_newest_images() -> None:
 
 
 def test_a_hook_can_be_copied() -> None:
-    """The Hub's configuration copies its values deeply, for each spawner."""
+    """The Hub deep-copies its configuration for each spawner."""
     hook = image_hook("http://127.0.0.1:1/", None)
     assert copy.deepcopy(hook) is hook
 

@@ -1,4 +1,4 @@
-"""An application for `kiln.gunicorn.Worker`, and a worker of little patience, so that a test need not wait long."""
+"""An application for `kiln.gunicorn.Worker`, and a worker with short timeouts, so that tests are fast."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class Impatient(Worker):
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """Says how long the body was, at `/late` after longer than the worker's patience; `/large` says a lot, `/unread`
-    does not look at the body."""
+    """Answer the length of the body.
+
+    `/late` answers only after the worker's patience has ended, `/large` answers a large body, and `/unread` does not
+    read the request's body.
+    """
     unread = environ["PATH_INFO"] == "/unread"
     said = b"unread\n" if unread else b"%d\n" % len(environ["wsgi.input"].read())
     if environ["PATH_INFO"] == "/large":

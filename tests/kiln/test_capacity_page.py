@@ -12,7 +12,7 @@ from tests.parts.machine import ROOT
 PAGE = (ROOT / "docs" / "capacity.md").read_text()
 MEASURED = PAGE.partition("\n## Measured\n")[2].partition("\n## ")[0]
 ROWS = [line for line in MEASURED.splitlines() if re.match(r"\|(?! ?-)", line)][1:]
-"""Of the table of figures: what, seen, by which command."""
+"""The rows of the table of figures: quantity, value, command."""
 COMMAND = re.compile(r"`python -m tests\.bench (?P<name>\w+)(?: --against <revision>)?`")
 
 
@@ -37,6 +37,6 @@ def test_the_figures_say_where_and_when_they_were_measured(word: str) -> None:
 
 
 def test_every_figure_of_the_page_is_in_that_table() -> None:
-    """Elsewhere a rate or a size would have no source."""
+    """A rate or a size elsewhere on the page would have no source."""
     rest = PAGE.replace(MEASURED, "")
     assert not re.findall(r"\d[\d,.]* (?:KB|MB|ms|builds an hour|a second)\b", rest.replace("20 requests a second", ""))

@@ -1,4 +1,4 @@
-"""The command, as a person runs it."""
+"""The command line, run as a user runs it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def kiln(tmp_path: Path) -> Iterator[Kiln]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kiln]:
-    """One for all tests that only ask it things; its web is `web`."""
+    """One installation for all read-only tests; its web is `web`."""
     with Kiln(tmp_path_factory.mktemp("web")) as installation:
         installation.start("web")
         yield installation
@@ -174,7 +174,7 @@ def test_check_shows_what_a_saved_webhook_would_build(kiln: Kiln, tmp_path: Path
 
 @pytest.mark.parametrize(("word", "delivery"), [*((word, make()) for word, make in PUSHES.items())])
 def test_check_knows_whose_webhook_it_is(kiln: Kiln, tmp_path: Path, word: str, delivery: Delivery) -> None:
-    """They send each other's headers, and GitHub's."""
+    """Hosts also send each other's headers, and GitHub's, so the detection must not rely on one."""
     (tmp_path / "kiln.yaml").write_text(f"hosts: {{git.example.com: {{kind: {word}}}}}\n")
     head = "".join(f"{name}: {value}\r\n" for name, value in delivery.headers.items())
     saved = f"POST /webhooks/{word} HTTP/1.1\r\n{head}\r\n".encode() + delivery.body

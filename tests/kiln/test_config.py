@@ -1,4 +1,4 @@
-"""The YAML file: what it may say, and that every error names its place."""
+"""The YAML file: its valid contents, and errors that name their place."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_any_file_is_read_or_refused(content: bytes) -> None:
         parse(content)
 
 
-# ---- A file that is known by its digest ------------------------------------------------------------------------------
+# ---- The digest of a file --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("setting", ["KILN_CONFIG", "KILN_POD_TEMPLATE"])

@@ -24,16 +24,16 @@ from tests.parts.kiln import Kiln, until
 pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 
 STALL = 3.0
-"""Seconds that the Hub takes."""
+"""Seconds that the Hub takes for an answer."""
 SOON = 2.0
-"""Seconds: less than anything here that could be waited for, and more than a busy machine takes now and then."""
+"""Seconds: less than any wait in these tests, and more than an occasional delay of a busy machine."""
 COMMIT = "1" * 40
 MALLORIES = 20
 SSE = {"Accept": "text/event-stream"}
 
 
 class Town(NamedTuple):
-    """Web with a Hub. Of `silent`, which takes connections and answers none, it may build."""
+    """Web with a Hub. Web may build repositories of the port `silent`, which accepts connections and never answers."""
 
     port: int
     hub: HubApi
@@ -89,7 +89,7 @@ def asked(port: int, token: str, **wanted: str) -> tuple[int, dict[str, Any] | N
 
 
 class Follower:
-    """A stream that is not read beyond its first event. `status` is the answer's."""
+    """A client that reads only the first event of a stream. `status` is that of the answer."""
 
     def __init__(self, port: int, name: str, token: str) -> None:
         self._connection = HTTPConnection("127.0.0.1", port, timeout=60)
@@ -106,7 +106,7 @@ class Follower:
 
 
 class Crowd:
-    """Threads that do something again and again until the context ends; `answers` are the statuses."""
+    """Threads that repeat a request until the context ends; `answers` are the statuses."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()

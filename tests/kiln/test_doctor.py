@@ -81,7 +81,7 @@ def test_what_others_say_steers_no_terminal() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Makes a program of which only what it prints counts. Nothing else is on PATH but `sh`."""
+    """Return a function that creates a program with fixed output. Only `sh` is on PATH besides."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sh").symlink_to(str(shutil.which("sh")))
@@ -151,7 +151,7 @@ def test_a_socket_that_this_user_may_not_use(tmp_path: Path) -> None:
 
 
 def let_in(folder: Path) -> None:
-    """Every user, as far as this one may say so."""
+    """Make the folder accessible to every user, as far as this user may change the modes."""
     for one in (folder, *folder.parents):
         if not one.stat().st_mode & 0o001:
             one.chmod(one.stat().st_mode | 0o011)
@@ -159,7 +159,7 @@ def let_in(folder: Path) -> None:
 
 @contextmanager
 def nobody() -> Iterator[None]:
-    """As a user without privileges, where this is root."""
+    """Run the context as an unprivileged user if this process is root."""
     before = os.geteuid()
     if before == 0:
         os.seteuid(65534)
@@ -197,7 +197,7 @@ DOCTOR = [sys.executable, "-m", "kiln", "doctor", "--json"]
 
 
 def test_full_disks(tmp_path: Path, programs: Callable[..., None]) -> None:
-    """Both, of the daemon and of the records, and all else is examined all the same."""
+    """The disks of the daemon and of the records are both reported, and the other probes still run."""
     disk = tmp_path / "disk"
     programs("docker", f"28.2.2 {disk}")
     programs("git", "git version 2.37.9")
@@ -217,7 +217,7 @@ def test_full_disks(tmp_path: Path, programs: Callable[..., None]) -> None:
 
 
 def test_a_disk_without_inodes(tmp_path: Path) -> None:
-    """With a setting that cannot be read: that is a finding like others."""
+    """An invalid setting is one more finding, and the other probes still run."""
     disk = tmp_path / "disk"
     said = on_a_disk(
         "size=200m,nr_inodes=20", disk, DOCTOR, KILN_STATE_DIR=f"{disk}/state", KILN_BUILDS_PER_NODE="many"
@@ -339,7 +339,7 @@ def test_the_clock_of_one_host_among_others() -> None:
 
 
 def test_a_registry_that_speaks_plain_http(tmp_path: Path) -> None:
-    """Loopback may; this is another address of this machine."""
+    """Loopback may use plain HTTP; this is another address of this machine."""
     with host() as port:
         kiln = loaded(tmp_path, KILN_IMAGE_PREFIX=f"0.0.0.0:{port}/org/")
         (look,) = (probe for probe in outside.probes(kiln) if probe.name.startswith("registry"))

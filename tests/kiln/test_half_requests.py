@@ -1,4 +1,4 @@
-"""300 connections that send no whole request, kept up, do not delay who does; nor does who never stops asking."""
+"""300 open connections with incomplete requests delay no complete one, and neither do clients that never pause."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_more_than_there_may_be_connections_keep_nobody_out(kind: str) -> None:
 
 @pytest.mark.timeout(25)
 def test_they_do_not_keep_a_worker_that_stops() -> None:
-    """Which waits for 60 seconds for what is under way, and is patient for 30."""
+    """The worker would wait 60 seconds for requests under way, and 30 for incomplete ones."""
     with ExitStack() as stack:
         port = stack.enter_context(served("--worker-class", "kiln.gunicorn.Worker", "--graceful-timeout", "60"))
         with half_requests(port, *KINDS.values(), number=50):
@@ -53,7 +53,7 @@ def test_they_do_not_keep_a_worker_that_stops() -> None:
 
 @contextmanager
 def without_end(port: int, number: int) -> Iterator[None]:
-    """Connections on which the next request is always there."""
+    """Keep `number` connections open on which the next request has always arrived."""
     with ExitStack() as stack:
         connections = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(number)]
         threads = [Thread(target=run, args=(each,)) for each in connections for run in (ask_on, take_all)]
@@ -88,7 +88,7 @@ def test_who_asks_without_end_keeps_no_thread(port: int) -> None:
 
 @pytest.mark.parametrize("size", [(27 << 20), (64 << 20)])
 def test_who_sends_more_than_is_awaited_is_answered(port: int, size: int) -> None:
-    """The body is sent whole before anything is read, as most clients do."""
+    """The client sends its whole body before it reads, as most clients do."""
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
         connection.sendall(b"POST /unread HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size)
         connection.sendall(bytes(size))

@@ -1,4 +1,4 @@
-"""The commands about builds where no web runs: they ask this machine's records themselves."""
+"""The commands about builds without a running web: they read this machine's records directly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NOWHERE = {"KILN_DOCKER_HOST": "unix:///nowhere/docker.sock"}
 
 
 def waiting(kiln: Kiln, **body: object) -> str:
-    """The name of a build that is asked for and waits: a web has written it down, and was killed."""
+    """Return the name of a queued build that a web recorded before it was killed."""
     web = kiln.start("web")
     (token,) = kiln.authorization.values()
     name = Server(str(web.url), token.removeprefix("Bearer ")).ask({**BODY, **body})["name"]
@@ -206,7 +206,7 @@ def test_shells_complete_the_names_of_builds(kiln: Kiln, name: str, shell: str) 
     assert (nobody.returncode, nobody.stdout.strip(), nobody.stderr) == (0, "", "")
 
 
-# How it is shown -----------------------------------------------------------------------------------------------------
+# Presentation --------------------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):

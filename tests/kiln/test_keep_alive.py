@@ -1,7 +1,7 @@
-"""A crowd on connections that stay, beside 300 half requests: every request is answered, on the connection it came by.
+"""Many clients on persistent connections, beside 300 incomplete requests: every request is answered on its connection.
 
-A connection that the server closes while a request is on its way costs its sender an answer, and a webhook's sender
-does not come again.
+If the server closes a connection while a request is on its way, the sender gets no answer, and a webhook's sender does
+not retry.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def ask(connection: http.client.HTTPConnection, number: int) -> int:
 
 
 def stay(port: int, each: int = EACH) -> list[int]:
-    """Statuses of requests one after the other. Raises what a connection is closed with."""
+    """Return the statuses of successive requests on one connection. Raises the error of a closed connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.connect()
     statuses = []
@@ -95,7 +95,7 @@ def test_none_goes_without_an_answer(port: int, halves: int) -> None:
 
 
 def test_a_thousand_who_come_at_once_are_answered(port: int) -> None:
-    """More than web has connections for."""
+    """Web has fewer connections than these."""
     with ThreadPoolExecutor(1000) as crowd:
         statuses = Counter(crowd.map(lambda number: come(port, number), range(1000)))
     assert statuses == {200: 750, 404: 250}

@@ -1,4 +1,4 @@
-"""Pushes as large as GitHub sends: decided exactly, in bounded memory."""
+"""The largest pushes of GitHub are decided exactly, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tools.demo.github import delivery
 SECRET = b"a canary of the webhooks"
 PAGE = "https://github.com/octo/stats"
 GROWTH = 150 << 10
-"""KiB by which web's memory may grow at most, at any moment."""
+"""KiB by which web's peak memory may grow."""
 COMMITS = 2047
 
 
@@ -33,7 +33,7 @@ def web(tmp_path: Path) -> Iterator[Process]:
 
 
 def push(changed: str, size: int, commits: int = COMMITS) -> bytes:
-    """Of about `size` bytes, all of them names of files but for what a push must have; the last commit changed one."""
+    """A push of about `size` bytes, mostly names of added files; only the last commit modifies `changed`."""
     each = max(1, size // commits // len("data/part-0000/file-0000.csv,__"))
     listed = [
         {"id": f"{n + 1:040x}", "added": [f"data/part-{n:04}/file-{k:04}.csv" for k in range(each)], "removed": []}
@@ -55,7 +55,7 @@ def post(web: Process, body: bytes) -> int:
 
 
 def peak(web: Process) -> int:
-    """KiB of memory that web and its worker have had at most (proc_pid_status(5))."""
+    """Return the peak memory of web and its worker in KiB (proc_pid_status(5))."""
     pids = [web.popen.pid]
     pids += map(int, Path(f"/proc/{pids[0]}/task/{pids[0]}/children").read_text().split())
     lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""A real OpenID Connect provider and a real web: a browser's sign-in, tokens for the API, and sending events."""
+"""A real OpenID Connect provider and a real web: a browser's sign-in, tokens for the API, and senders of events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def provider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Provider]:
 
 @pytest.fixture(scope="module")
 def url(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of web."""
+    """The URL of web."""
     folder, port = tmp_path_factory.mktemp("kiln"), free_port()
     secret = folder / "secrets" / "oidc" / "client-secret"
     secret.parent.mkdir(parents=True)

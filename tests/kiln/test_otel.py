@@ -74,7 +74,7 @@ def attributes(span: Any) -> dict[str, object]:
 
 
 def lineage(found: Any) -> tuple[str, str]:
-    """The trace and the parent of a span."""
+    """Return the trace and the parent of a span."""
     return found.trace_id.hex(), found.parent_span_id.hex()
 
 

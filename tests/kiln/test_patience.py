@@ -1,4 +1,4 @@
-"""Senders and readers that are slow, or never done: each can keep a thread of web for a while, none for ever."""
+"""Slow and endless senders and readers: each can occupy a thread of web for a while, none forever."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parts.kiln import ROOT
 
 THREADS = 4
 ENOUGH = 12.0
-"""Seconds: much more than a worker's patience here, much less than gunicorn's own."""
+"""Seconds: much more than a worker's patience here, and much less than gunicorn's default."""
 
 
 OPTIONS = f"--bind 127.0.0.1:0 --worker-class tests.kiln.impatient.Impatient --threads {THREADS} --no-control-socket"
@@ -24,7 +24,7 @@ OPTIONS = f"--bind 127.0.0.1:0 --worker-class tests.kiln.impatient.Impatient --t
 
 @contextmanager
 def served(*options: str) -> Iterator[int]:
-    """The impatient worker, with further options of gunicorn; yields its port."""
+    """Run the impatient worker, with additional options of gunicorn; yields its port."""
     command = [sys.executable, "-m", "gunicorn", *OPTIONS.split(), *options, "tests.kiln.impatient:application"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
@@ -69,7 +69,7 @@ def test_as_many_as_there_are_threads_keep_nobody_out(port: int, words: bytes) -
 
 
 def trickle(port: int) -> None:
-    """Each piece comes in time, and the whole does not."""
+    """Send a request whose pieces each arrive in time, but which is too slow as a whole."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(100):

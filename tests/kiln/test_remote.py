@@ -1,4 +1,4 @@
-"""The commands about builds: what they show, whom they ask, and what they send along."""
+"""The commands about builds: their output, the server that they use, and their credentials."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def web(kiln: Kiln) -> Process:
 
 @pytest.fixture(scope="module")
 def at(web: Process) -> dict[str, str]:
-    """The environment in which this machine's Kiln is that one."""
+    """The environment in which the local installation is `web`."""
     return {"PORT": str(web.url).rstrip("/").rpartition(":")[2]}
 
 
 @pytest.fixture(scope="module")
 def name(kiln: Kiln, at: dict[str, str]) -> str:
-    """A build that waits."""
+    """The name of a queued build."""
     event = {"specversion": "1.0", "id": "1", "source": "/test", "type": "dev.kiln.build.requested.v1"}
     data = {"repository": URL, "commit": COMMIT, "ref": "refs/heads/main"}
     done = kiln.run("send", "-", stdin=json.dumps(event | {"data": data}).encode(), **at)
@@ -92,12 +92,12 @@ def test_open_prints_the_address(kiln: Kiln, name: str) -> None:
     assert done.stdout == f"https://kiln.example/base/builds/{name}\n"
 
 
-# Which Kiln, and as whom ---------------------------------------------------------------------------------------------
+# Server and credentials ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def heard() -> Iterator[tuple[str, list[str | None]]]:
-    """A server that notes who came: its URL, and the `Authorization` of each request."""
+    """The URL of a server, and the list of the `Authorization` of each request to it."""
     notes: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Headers that are sent twice: WSGI would join them, so the server tells the application of them."""
+"""Repeated headers: WSGI would join them, so the server reports them to the application."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 
 def post(web: Process, *more: tuple[str, str]) -> tuple[int, str]:
-    """Status, and the problem's sentence."""
+    """Return the status and the problem's sentence."""
     connection = http.client.HTTPConnection(urlsplit(web.url or "").netloc, timeout=30)
     connection.putrequest("POST", "/events")
     for name, value in (*HEADERS, *more, ("Content-Length", str(len(BODY)))):

@@ -70,7 +70,7 @@ def test_a_file_that_changes_holds_at_once(tmp_path: Path) -> None:
 
 
 def test_a_rotation_as_kubernetes_does_it(tmp_path: Path) -> None:
-    """The files are symlinks through `..data`, which is swapped for another folder by a rename."""
+    """The files are symlinks through `..data`; a rename swaps it for another folder."""
     mount = tmp_path / "webhooks" / "github"
     put(mount, "..2026_1/secret", "old")
     (mount / "..data").symlink_to("..2026_1")
@@ -108,7 +108,7 @@ def test_what_is_wrong_is_told_together_and_never_what_a_file_holds(tmp_path: Pa
 
 
 def test_what_lets_in_at_a_host_is_a_token_or_lines_of_gits_store(tmp_path: Path) -> None:
-    """The keys of a Secret in Kubernetes have no colon."""
+    """The keys of a Secret in Kubernetes cannot contain a colon, so `_` may precede the port in a file name."""
     put(tmp_path, "statuses/git.example", "a-token\n")
     put(tmp_path, "statuses/other.example_8443", "https://kiln:token@other.example:8443/lab\n")
     put(tmp_path, "statuses/spare.example:8443", "another")

@@ -35,7 +35,7 @@ class Served:
         return all(get(f"http://127.0.0.1:{port}/readyz")[0] == 200 for port in (self.ops, self.ops + 1))
 
     def child(self, name: str) -> int:
-        """The process that runs now."""
+        """Return the id of the current process of that name."""
         children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children").read_text().split()
         lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in children}
         return next(pid for pid, line in lines.items() if ("controller" in line) == (name == "controller"))
@@ -112,7 +112,7 @@ def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["PORT", "KILN_OPS_PORT"])
 def test_a_port_in_use_ends_it(tmp_path: Path, name: str) -> None:
-    """Also that of an ops port at which another Kiln says that it is ready."""
+    """An ops port counts as in use even if another Kiln answers there that it is ready."""
     ports = {"PORT": str(free_port()), "KILN_OPS_PORT": str(_two_free_ports())}
     with Kiln(tmp_path) as kiln:
         kiln.start("web", **ports)

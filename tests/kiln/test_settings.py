@@ -48,7 +48,7 @@ def test_every_row_is_a_field_and_every_field_a_row() -> None:
 
 
 def documented(setting: Setting) -> str:
-    """The row that stands in docs/settings.md for a setting."""
+    """Return the row of a setting in docs/settings.md."""
     default = f"`{setting.default}`" if setting.default else ""
     return f"| `{setting.name}` | {default} | {setting.says} |"
 

@@ -66,7 +66,7 @@ def test_of_a_storm_only_the_first_wait_for_an_api_server_that_hangs(tmp_path: P
 
 
 def refused(log: Path) -> list[float]:
-    """The seconds that each request took which was answered 503."""
+    """Return the seconds that each request with the answer 503 took."""
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
     return [line["seconds"] for line in lines if line.get("status") == 503]
 

@@ -78,7 +78,7 @@ def test_what_cannot_be_looked_at_is_named_and_the_rest_is_done(kiln: Installati
 
 
 def test_sync_of_those_given(kiln: Installation) -> None:
-    """One that is listed is taken as it is spelled there; one that is not is looked at all the same."""
+    """A listed repository keeps its spelling in the list. A repository outside the list is synced, too."""
     kiln.host.create("ada/other", kiln.folder / "content")
     other = kiln.host.url("ada/other")
     done = kiln.run("sync", kiln.url.removesuffix(".git"), other, f"{other}/", "no-url")
@@ -100,7 +100,7 @@ def test_sync_of_nothing_is_an_error(kiln: Installation) -> None:
 
 
 def test_what_is_left_out_and_what_is_not_built_are_said(kiln: Installation) -> None:
-    """Half of the queue is kept for others."""
+    """Sync leaves half of the queue to other requests."""
     for branch in ("a", "b"):
         commit(kiln.host.bare("ada/page"), kiln.folder / "content", branch, message=branch)
     kiln.list({"url": kiln.url}, triggers=[{"name": "t", "push": {"branches": ["a", "b"]}}])

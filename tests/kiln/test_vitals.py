@@ -1,4 +1,4 @@
-"""Alive means working: a thread that is blocked, or has ended, is its process's end, and `/livez` says so before."""
+"""Liveness: a blocked or ended thread ends its process, and `/livez` fails before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.parts.kiln import ROOT, Kiln, Process, get, until
 pytestmark = pytest.mark.timeout(120)
 
 IN_TIME = 30.0
-"""Seconds within which `/livez` is to fail."""
+"""Seconds within which `/livez` must fail."""
 seconds = st.floats(0, 1000)
 
 
@@ -53,7 +53,7 @@ def test_livez_names_the_threads_that_are_late() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def paused(tmp_path_factory: pytest.TempPathFactory, pause: Pulse) -> Iterator[Process]:
-    """A controller that stands still while the other tests run."""
+    """A controller that stays paused while the other tests run."""
     with Kiln(tmp_path_factory.mktemp("paused")) as kiln:
         process = kiln.start("controller")
         process.popen.send_signal(signal.SIGSTOP)
@@ -63,7 +63,7 @@ def paused(tmp_path_factory: pytest.TempPathFactory, pause: Pulse) -> Iterator[P
 
 @pytest.fixture(scope="module")
 def pause() -> Pulse:
-    """Late once that controller has been still for long enough."""
+    """A pulse that is late once the controller has been paused for long enough."""
     return Pulse("pause")
 
 
