@@ -29,7 +29,7 @@ builds = st.lists(
 def test_it_is_the_latest_result(found: list[Build], ref: str | None) -> None:
     """Compare with a plain statement of the rule.
 
-    Builds from forks do not count, the ref must match, ended builds precede running ones, newest first.
+    Pull requests from forks do not count. The ref must match. Results precede builds under way, newest first.
     """
     known = [one for one in found if not one.causes[0].foreign]
     if ref is None:

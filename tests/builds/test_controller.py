@@ -132,7 +132,7 @@ def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept:
         folder.mkdir()
         with running(engine, clock, log_history=kept, history=3 * kept):
             engine.accept([ask("other")])
-            until(lambda: engine.get("other").status.round)  # a round is over, and nothing was due
+            until(lambda: engine.get("other").status.round)  # one check is over, and nothing was due
             assert folder.exists()
             clock.now += kept
             engine.wake()

@@ -296,7 +296,7 @@ def test_a_host_with_more_refs_than_anybody_reads(
 
 @pytest.mark.parametrize("name", ["refs/heads/\x1b[31m", f"refs/heads/{'a' * 2000}", "--upload-pack=x", "main"])
 def test_a_host_that_lies_about_its_head(name: str) -> None:
-    """Git passes on the names that protocol version 2 carries without checking them."""
+    """Git does not check the names that it gets by protocol version 2."""
     told = _packet(b"1" * 40 + f" HEAD symref-target:{name}\n".encode()) + b"0000"
     said = [b"# service=git-upload-pack\n", None, b"version 2\n", b"ls-refs=unborn\n", b"object-format=sha1\n", None]
 

@@ -154,9 +154,9 @@ def test_who_does_not_wait_has_the_old_answer_while_another_asks() -> None:
 
 
 class Counter:
-    """Take one of two turns and hold it until released.
+    """Take one of two turns and hold it until `let` is released.
 
-    Record the order of the holders and their maximum at the same time.
+    The counter records the order of the holders, and their maximum at the same time.
     """
 
     def __init__(self) -> None:

@@ -285,7 +285,7 @@ def test_who_has_a_build_that_runs_comes_later_in_the_queue() -> None:
 
 @given(st.integers(1, 12), st.integers(1, 4))
 def test_nobody_starves(rivals: int, per_node: int) -> None:
-    """A sync build starts fourth at the latest, no matter how many people compete, over any number of rounds."""
+    """A sync build starts fourth, no matter how many people compete and how many rounds that takes."""
     rotation = Rotation()
     order: list[str] = []
     old = build("old", cause(kind=Kind.SYNC), created=900)

@@ -353,7 +353,7 @@ class World(RuleBasedStateMachine):
 
     @rule(looks=st.integers(1, 6), blind=st.booleans(), slow=st.sets(st.sampled_from([one[0] for one in COMMITS])))
     def controller_works(self, looks: int, blind: bool, slow: set[str]) -> None:
-        """The writes of the `slow` records stay in flight; the controller goes on with the others."""
+        """The writes of records with a last digit in `slow` stay in flight; the controller goes on with the others."""
         for _ in range(looks):
             if not self.look(blind=blind, slow=slow):
                 break

@@ -24,7 +24,7 @@ MINUTE = 60.0
 
 
 class Looks:
-    """The polls of repositories, by a clock that the test sets. Every poll raises `error` if it is set."""
+    """Record the polls of repositories, by a clock that the test sets. Every poll raises `error` if it is set."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -24,7 +24,7 @@ def stored(asked: Repository) -> bool:
 
 
 def private(**rules: Sequence[str]) -> Private:
-    """Rules by the last part of the repository's path."""
+    """Rules for repositories, by the last part of their path."""
     made = [
         PrivateRule(match=f"https://git.example.edu/org/{name}", use_by=tuple(words)) for name, words in rules.items()
     ]

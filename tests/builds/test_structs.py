@@ -1,4 +1,4 @@
-"""Two threads never decode a Struct for the first time at the same time: that crashes the process."""
+"""Two threads never decode a Struct for the first time at the same time: that would crash the process."""
 
 from __future__ import annotations
 

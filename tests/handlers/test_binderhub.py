@@ -574,7 +574,7 @@ def test_head_and_options_start_nothing(house: House) -> None:
     ],
 )
 def test_an_image_on_another_sites_page_starts_nothing(houses: Callable[..., House], headers: dict[str, str]) -> None:
-    """A browser attaches a loopback address or a cookie by itself, so neither authorizes another site's page."""
+    """A browser's address and cookies come with every request, so neither authorizes another site's page."""
     house = houses(loopback_only=True)
     assert the_refusal(house, **headers)["status_code"] == 403
     assert not house.builds()

@@ -81,7 +81,7 @@ def test_what_others_say_steers_no_terminal() -> None:
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that creates a program with fixed output. Only `sh` is on PATH besides."""
+    """Return a function that creates a program with fixed output. PATH holds only these programs and `sh`."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "sh").symlink_to(str(shutil.which("sh")))

@@ -95,7 +95,7 @@ def test_none_goes_without_an_answer(port: int, halves: int) -> None:
 
 
 def test_a_thousand_who_come_at_once_are_answered(port: int) -> None:
-    """Web has fewer connections than these."""
+    """More clients connect than web accepts connections."""
     with ThreadPoolExecutor(1000) as crowd:
         statuses = Counter(crowd.map(lambda number: come(port, number), range(1000)))
     assert statuses == {200: 750, 404: 250}
