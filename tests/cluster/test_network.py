@@ -25,7 +25,7 @@ COPY page /page
 RUN ["/busybox", "sh", "-c", "/busybox nslookup {name} >/dev/null 2>&1 && echo found the name; {looks}"]
 """
 ASK = "(echo 'GET / HTTP/1.0'; echo) | /busybox nc -w {patience} {host} {port}"
-LOOK = f"echo look {{host}}:{{port}} $( {ASK} | /busybox head -n 1) end"
+LOOK = f"echo look {{host}}:{{port}} $( {ASK} | /busybox head -n 1 | /busybox tr -d '\\r') end"
 CONNECT = """
 import json, socket, sys
 socket.getaddrinfo(sys.argv[1], 443)

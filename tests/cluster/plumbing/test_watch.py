@@ -295,7 +295,7 @@ def test_a_watch_that_has_died_is_in_trouble(api: Api, watching: Watching) -> No
         raise ValueError("a fault")
 
     watch = watching(api, changed=fails)
-    until(lambda: "its thread has ended" in (watch.trouble or ""))
+    until(lambda: "its thread ended" in (watch.trouble or ""))
     until(lambda: watch.age > 0)
 
 
