@@ -7,7 +7,6 @@ builds.schemas`) and shipped with Kiln, because events name them in `dataschema`
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -120,7 +119,6 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     ref: str | None
     commit: str
     subdir: str | None
-    build_args: Mapping[str, str]
     image: ImageView
     node: str | None
     queued_at: Instant
@@ -249,7 +247,6 @@ def _view(build: Build, base: str, *, tail: bool) -> BuildView:
         ref=build.causes[0].ref if build.causes else None,
         commit=request.commit,
         subdir=request.subdir or None,
-        build_args=request.build_args,
         image=_image(build),
         node=latest.node if latest else None,
         queued_at=queued_at,

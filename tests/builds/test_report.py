@@ -197,7 +197,6 @@ def test_a_build_that_succeeded() -> None:
         "ref": "refs/heads/main",
         "commit": COMMIT,
         "subdir": "x",
-        "build_args": {},
         "image": {
             "reference": f"r.example/a-b:{COMMIT}-01234567@sha256:{'d' * 64}",
             "repository": "r.example/a-b",

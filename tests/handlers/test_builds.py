@@ -231,7 +231,8 @@ def test_a_rebuild_is_of_the_same_request(house: House) -> None:
     answer = again(house, build.name)
     assert (answer.status_code, answer.headers["Location"]) == (202, f"/api/v1/builds/{build.name}")
     assert (answer.json["name"], answer.json["state"], answer.json["attempt"]) == (build.name, "queued", 2)
-    assert answer.json["build_args"] == {"A": "{x} }"}
+    assert "{x} }" not in answer.text, "a build argument may be a secret"
+    assert house.engine.get(build.name).request.build_args == {"A": "{x} }"}
     assert [(cause["ref"], cause["tags"]) for cause in answer.json["causes"][2:]] == [
         ("refs/heads/main", ["main", "latest"]),
         (None, ["pinned"]),
