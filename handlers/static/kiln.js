@@ -63,5 +63,5 @@ const kiln = (() => {
   if (first) first.untouched = first.cloneNode(true);
   dress(document);
   if (overheard()) worker.getRegistration().then((one) => one?.unregister()).then((gone) => gone && location.reload());
-  return { shown, worker, overheard, refresh };
+  return { shown, worker, overheard, refresh, dress };
 })();

@@ -10,17 +10,6 @@
   const live = document.querySelector("[data-live]");
   const said = document.getElementById("said");
 
-  function offerCopies() {
-    for (const button of document.querySelectorAll("button[data-clip]")) button.hidden = !navigator.clipboard;
-  }
-
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest("button[data-clip]");
-    if (!button) return;
-    await navigator.clipboard.writeText(document.getElementById(button.dataset.clip).textContent);
-    button.textContent = "Copied";
-  });
-
   function ownText(element) {
     return [...element.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE).map((node) => node.data.trim()).join("\n");
   }
@@ -82,7 +71,7 @@
     const before = states();
     const list = [...fresh.children].map((part) => document.adoptNode(part));
     updateParts(list);
-    offerCopies();
+    kiln.dress(live);
     announce(before, states());
   }
 
@@ -111,7 +100,6 @@
     timer = setTimeout(round, wait);
   }
 
-  offerCopies();
   if (live) {
     timer = setTimeout(round, PERIOD);
     document.addEventListener("visibilitychange", () => { if (!document.hidden && timer === null) round(); });
