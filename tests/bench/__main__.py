@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, Callable[[], None]] = {
     "stored": records.stored,
     "plan": records.plans,
     "cluster": cluster.figures,
+    "cluster-repo2docker": cluster.with_environments,
     "capacity": capacity.capacity,
 }
 

@@ -43,23 +43,21 @@ TURNS = 5
 JSON = {"Content-Type": "application/json"}
 STORM = 800
 NOWHERE = {"nodeSelector": {"kiln.dev/bench": "nowhere"}}
-BARE = """
+BARE = r"""
 import pathlib, subprocess, sys, time
 pathlib.Path("/tmp/config.py").write_text(sys.argv[1])
 began = time.monotonic()
 done = subprocess.run(["jupyter-repo2docker", "--config=/tmp/config.py", *sys.argv[2:]], capture_output=True, text=True)
 if done.returncode:
-    sys.exit(done.stderr[-2000:])
+    sys.exit("\n".join(line for line in (done.stdout + done.stderr).splitlines() if "error" in line.lower())[-1500:])
 print(time.monotonic() - began)
 """
 """Bare repo2docker in a pod. It is timed inside, so that the time to start a command in a pod does not count."""
 
 
-def figures() -> None:
-    """Measure from webhook to event in a kind cluster, and Kubernetes' own share of that time."""
-    if reason := parts.problem():
-        print(f"  not measured: {reason}")
-        return
+@contextmanager
+def _site() -> Iterator[tuple[Release, Pods, Path]]:
+    """Install a release, with a folder for the parts around it and a watch of the pods of its Jobs."""
     with (
         tempfile.TemporaryDirectory(prefix="kiln-bench-") as name,
         parts.chosen() as cluster,
@@ -68,15 +66,51 @@ def figures() -> None:
         _release(cluster, registry, host) as release,
         _watched(release) as pods,
     ):
+        yield release, pods, Path(name)
+
+
+def figures() -> None:
+    """Measure from webhook to event in a kind cluster, and Kubernetes' own share of that time."""
+    if reason := parts.problem():
+        print(f"  not measured: {reason}")
+        return
+    with _site() as (release, pods, folder):
         _builds(release, pods)
-        _starts(release, Path(name))
+        _starts(release, folder)
         _followed(release)
         _accepted(release, pods.api)
         _sustained(release, pods.api)
 
 
+def with_environments() -> None:
+    """Compare builds with an `environment.yml` in a cluster with repo2docker in a pod, by the same node's daemon."""
+    if reason := parts.problem():
+        print(f"  not measured: {reason}")
+        return
+    with _site() as (release, pods, _):
+        parts.offer_buildpacks(release)
+        _kiln(release, pods, building.environment(release))  # fills the caches of the node that it is placed on
+        node = release.pods()[0]["spec"]["nodeName"]
+        bare_pod = _bare_pod(release, pods.api, node)
+        for what, make in (("cold", building.environment_anew), ("warm", building.environment)):
+            told: dict[str, list[float]] = {"event": [], "bare": [], "job": []}
+            for _ in range(building.PAIRS):
+                told["bare"].append(_bare(release, bare_pod, make(release)))
+                told["event"].append(_kiln(release, pods, make(release))["event"])
+                told["job"].append(_job(release, pods, node)["job"])
+            for number, (bare, event) in enumerate(zip(told["bare"], told["event"], strict=True), 1):
+                beside(f"{what}, pair {number}", event, bare, "s", "repo2docker --push")
+            found = {which: median(seconds) for which, seconds in told.items()}
+            least = found["bare"] + found["job"]
+            beside(f"environment.yml, {what}, median", found["event"], least, "s", "repo2docker + an empty Job")
+        nodes = {pod["spec"]["nodeName"] for pod in release.pods()}
+        print(f"  builds ran on {len(nodes)} node{'s' if len(nodes) > 1 else ''}")
+
+
 def _release(cluster: Cluster, registry: Registry, host: GitHost) -> Release:
-    settings = {"max_queued": 100_000, "scale_up_after": 3600, "max_viewers": web.VIEWERS}
+    """Return a release whose daemons also use the registry as their mirror of Docker Hub."""
+    values = {"dockerd": {"extraArgs": [f"--registry-mirror=http://{registry.host}"]}}
+    settings = {"max_queued": 100_000, "scale_up_after": 3600, "max_viewers": web.VIEWERS, "values": values}
     return Release(cluster, registry=registry, host=host, sinks=["bench"], **settings)  # type: ignore[arg-type]
 
 
@@ -117,10 +151,9 @@ def _builds(release: Release, pods: Pods) -> None:
     bare_pod = _bare_pod(release, pods.api, node)
     told: dict[str, list[float]] = {}
     for _ in range(TURNS):
-        for what, seconds in (_kiln(release, pods) | _job(release, pods, node)).items():
+        for what, seconds in (_kiln(release, pods, building.fresh(release)) | _job(release, pods, node)).items():
             told.setdefault(what, []).append(seconds)
-        command = ("python", "-c", BARE, building.CONFIG, *building.options(release, building.fresh(release)))
-        told.setdefault("bare", []).append(float(within(release.cluster, bare_pod, *command)))
+        told.setdefault("bare", []).append(_bare(release, bare_pod, building.fresh(release)))
     found = {what: median(seconds) for what, seconds in told.items()}
     beside("202 to pod created", found["pod made"], found["job's pod made"], "s", "POST of a Job to its pod")
     beside("pod ended to event at sink", found["told"], 0, "s", "")
@@ -128,12 +161,18 @@ def _builds(release: Release, pods: Pods) -> None:
     beside("webhook to event", found["event"], least, "s", "repo2docker + an empty Job")
 
 
-def _kiln(release: Release, pods: Pods) -> dict[str, float]:
-    webhook = release.push(building.REPOSITORY, building.fresh(release))
+def _bare(release: Release, pod: Object, commit: str) -> float:
+    """Return the seconds that repo2docker takes in the pod, from the clone to the pushed image."""
+    command = ("python", "-c", BARE, building.CONFIG, *building.options(release, commit))
+    return float(within(release.cluster, pod, *command))
+
+
+def _kiln(release: Release, pods: Pods, commit: str) -> dict[str, float]:
+    webhook = release.push(building.REPOSITORY, commit)
     began = time.monotonic()
     name = release.deliver(webhook).json()["builds"][0]["name"]
     answered = time.monotonic()
-    release.arrived("bench", name, "succeeded", 120)
+    release.arrived("bench", name, "succeeded", building.SECONDS)
     event = next(
         received.at
         for received in release.sinks["bench"].received

@@ -162,6 +162,7 @@ class Side:
         """Run web and controller, with a sink that accepts every event."""
         with ExitStack() as ends, EventSink() as sink:
             self._installed()
+            before = self._holder()  # a killed leader, whose Lease has yet to expire
             settings = self._settings(sink.url)
             port, ops, own = free_port(), free_port(), free_port()
             env = {**settings, "PORT": str(port), "KILN_OPS_PORT": str(ops), "PYTHONPATH": str(self._tree)}
@@ -171,8 +172,12 @@ class Side:
             self.url, self.ops = f"http://127.0.0.1:{port}/", f"http://127.0.0.1:{own}"
             for each in (ops, own):
                 until(lambda each=each: get(f"http://127.0.0.1:{each}/readyz")[0] == 200, 60)  # type: ignore[misc]
-            until(lambda: (self._api.read("leases", self.release).get("spec") or {}).get("holderIdentity"), 60)
+            until(lambda: self._holder() not in (None, before), 60)
             yield self
+
+    def _holder(self) -> str | None:
+        holder: str | None = (self._api.read("leases", self.release).get("spec") or {}).get("holderIdentity")
+        return holder
 
     def _installed(self) -> None:
         for kind in ("configmaps", "leases"):
@@ -319,7 +324,7 @@ def _bare(api: Api, *, senders: int = SENDERS, builds: int = AT_ONCE) -> float:
 
 
 def _storm(side: Side, refs: int, commits: int) -> float:
-    """Return the seconds until all of many concurrent webhooks are answered, with `refs` webhooks for each commit."""
+    """Send many concurrent webhooks, `refs` for each commit. Return the seconds until all are answered with 202."""
     make = side.pushes()
 
     def one(number: int) -> None:
@@ -383,7 +388,10 @@ def _turns(sides: Sequence[Callable[[], Side]], jobs: Jobs, api: Api, *, only_bu
                 add(f"{AT_ONCE} at once: all Jobs", side.what, burst["jobs"])
                 add(f"{AT_ONCE} at once: all told of", side.what, burst["told"])
                 if not only_burst:
+                    before, began = len(jobs.seen), time.monotonic()
                     add(f"{COMMITS * REFS} webhooks, {COMMITS} commits", side.what, _storm(side, REFS, COMMITS))
+                    until_fast(lambda there=before + COMMITS: len(jobs.seen) >= there)  # type: ignore[misc]
+                    add(f"{COMMITS * REFS} webhooks: all Jobs", side.what, time.monotonic() - began)
                     add(f"{MANY} webhooks, as many commits", side.what, _storm(side, 1, MANY))
             add(f"{AT_ONCE} at once: all Jobs", "bare", _bare(api))
     return found

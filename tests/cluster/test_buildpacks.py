@@ -6,18 +6,15 @@ tests more of them (`tests/repositories`).
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 
 import pytest
 
-from builds.builder.evidence import PYPI, PYPI_FILES
-from tests.parts.cluster import Release, offer
+from tests.parts.cluster import Release, offer_buildpacks
 from tests.parts.jupyter import check_image, hub_api
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a node's daemon builds an environment without any cache
 
-BASE = "buildpack-deps:24.04"
 SECONDS = 500.0
 """Time limit of the first build."""
 CONDA = {
@@ -44,25 +41,7 @@ def hub(release: Release) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def release_with_base(release: Release) -> Release:
-    """A release whose registry has the base of repo2docker's images, and whose daemons reach the package servers.
-
-    A mirror of packages may have a private address, which the chart's network policy denies.
-    """
-    offer(release.registry, BASE, f"library/{BASE}")
-    hosts = ["deb.debian.org", *(address.split("/")[2] for address in (PYPI, PYPI_FILES))]
-    found = {str(entry[4][0]) for host in hosts for entry in socket.getaddrinfo(host, 443, socket.AF_INET)}
-    release.cluster.apply(
-        {
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "NetworkPolicy",
-            "metadata": {"name": "packages", "namespace": release.namespace},
-            "spec": {
-                "podSelector": {"matchLabels": {"app.kubernetes.io/component": "dockerd"}},
-                "policyTypes": ["Egress"],
-                "egress": [{"to": [{"ipBlock": {"cidr": f"{address}/32"}} for address in sorted(found)]}],
-            },
-        }
-    )
+    offer_buildpacks(release)
     return release
 
 

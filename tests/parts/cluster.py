@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import subprocess
 import threading
 from collections import defaultdict
@@ -35,6 +36,7 @@ import yaml
 from kubernetes import config
 from kubernetes.client.configuration import Configuration
 
+from builds.builder.evidence import PYPI, PYPI_FILES
 from tests.parts import image, machine, podman
 from tests.parts.githost import GitHost
 from tests.parts.installation import Installation
@@ -49,6 +51,7 @@ FOLDER = machine.CACHE / "cluster"
 BUSYBOX = "busybox:1.37"
 DAEMON = "docker:26.1-dind"
 """In place of the chart's newer image, because a machine without a registry has this version."""
+BUILDPACKS_BASE = "buildpack-deps:24.04"
 READY_SECONDS = 180
 GROUPS = {
     "deployments": "apis/apps/v1",
@@ -593,6 +596,28 @@ def offer(registry: Registry, name: str, path: str) -> str:
         finally:
             run("docker", "rmi", pushed)
     return f"{registry.host}/{path}"
+
+
+def offer_buildpacks(release: Release) -> None:
+    """Offer the base of repo2docker's images in the release's registry, and let its daemons reach the package servers.
+
+    A mirror of packages may have a private address, which the chart's network policy denies.
+    """
+    offer(release.registry, BUILDPACKS_BASE, f"library/{BUILDPACKS_BASE}")
+    hosts = ["deb.debian.org", *(address.split("/")[2] for address in (PYPI, PYPI_FILES))]
+    found = {str(entry[4][0]) for host in hosts for entry in socket.getaddrinfo(host, 443, socket.AF_INET)}
+    release.cluster.apply(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": "packages", "namespace": release.namespace},
+            "spec": {
+                "podSelector": {"matchLabels": {"app.kubernetes.io/component": "dockerd"}},
+                "policyTypes": ["Egress"],
+                "egress": [{"to": [{"ipBlock": {"cidr": f"{address}/32"}} for address in sorted(found)]}],
+            },
+        }
+    )
 
 
 def image_values(reference: str) -> dict[str, str]:
