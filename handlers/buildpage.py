@@ -16,6 +16,7 @@ from flask import Response, request, url_for
 
 from builds.build import Build, State
 from builds.engines import AlreadyEnded, LogLine, NothingToSend, Unavailable
+from builds.explanation import explain
 from eventing.terminal import Run, styled
 from handlers import html, signin
 from handlers.auth import Identity
@@ -32,7 +33,6 @@ from handlers.builds import (
     resend,
     shape,
 )
-from handlers.explained import explained
 from handlers.services import services
 
 SHOWN_LINES = 1000
@@ -81,7 +81,7 @@ def build(name: str) -> Response:
         sections=sections,
         cut=sum(len(section.lines) for section in sections) >= SHOWN_LINES,
         steps=steps(shown, next((section.phase for section in reversed(sections) if section.phase), None)),
-        explanation=explained(shown),
+        explanation=explain(shown),
         live=not found.state.ended,
         may_cancel=may_cancel(found, identity),
         may_rebuild=_may_rebuild(found, identity),

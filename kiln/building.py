@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn, Protocol
@@ -19,6 +19,7 @@ import click
 import msgspec
 
 from builds.build import LOCAL_IMAGES
+from builds.explanation import NEXT_STEPS
 from kiln import target
 from kiln.client import Server
 from kiln.errors import CommandError
@@ -30,15 +31,6 @@ Shape = dict[str, Any]
 """A build as the API gives it (`builds.report.BuildView`)."""
 
 ENDED = ("succeeded", "failed", "cancelled")
-CURES: Mapping[str, str] = {
-    "repository": "Mend the repository, push it, and build again.",
-    "infrastructure": "Build again; `kiln doctor` finds what is wrong.",
-    "timeout": "Have it do less, or give it more time by KILN_BUILD_TIMEOUT.",
-    "requested": "`kiln rebuild` builds it after all.",
-    "superseded": "A newer push is built in its place; `kiln rebuild` builds this one after all.",
-    "deleted": "Ask for it again.",
-}
-"""What to do next, by the reason of the end."""
 
 
 class Place(Protocol):
@@ -150,8 +142,8 @@ def finish(where: Place, made: Shape, *, as_json: bool) -> Exit:
         _tell_image(made, as_json=as_json)
         return Exit.DONE
     said = made["message"] or "No reason was given."
-    cure = CURES.get(made["reason"] or "", "")
-    click.echo(printable(f"kiln: error: {made['state']} ({made['reason']}): {said} {cure}".rstrip()), err=True)
+    next_step = NEXT_STEPS.get(made["reason"] or "", "")
+    click.echo(printable(f"kiln: error: {made['state']} ({made['reason']}): {said} {next_step}".rstrip()), err=True)
     return Exit.FAILED
 
 

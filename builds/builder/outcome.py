@@ -17,6 +17,7 @@ from typing import NamedTuple
 from builds.build import Reason, Result, State
 from builds.clients.git import diagnosis
 from builds.errors import RequestError, TryAgain
+from builds.explanation import LAST_OUTPUT
 
 
 class AttemptStage(StrEnum):
@@ -315,7 +316,7 @@ def _host(error: str) -> str:
 def _words(account: Account) -> str:
     if account.step:
         said = telling(account.step.output)
-        return f"{_short(account.step.name)}: {account.step.exit}" + (f"; it said: {said}" if said else "")
+        return f"{_short(account.step.name)}: {account.step.exit}" + (f"{LAST_OUTPUT}{said}" if said else "")
     if account.error:
         return _unwrapped(account.error)
     complaints = [

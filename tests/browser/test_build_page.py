@@ -238,7 +238,7 @@ def test_a_build_is_cancelled_and_built_again(site: Site, visit: Visiting) -> No
     page.wait_for_load_state()
     assert site.house.engine.get(build.name).cancel
     site.house.end(build.name, state=State.CANCELLED, reason=Reason.REQUESTED)
-    expect(page.get_by_text("Somebody cancelled it.")).to_be_visible()
+    expect(page.get_by_text("Build again if you still need the image.")).to_be_visible()
     page.get_by_role("button", name="Build again").click()
     expect(page.locator("#facts .state.queued")).to_be_visible()
     assert site.house.engine.get(build.name).state is State.QUEUED
