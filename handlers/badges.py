@@ -1,9 +1,9 @@
 """The badge of a repository: an image that a README on any site can show.
 
-It is public, so it covers only builds that anybody could have: their source was fetched without a stored credential,
-and `private` does not name the repository. Everything else is `unknown`, exactly as a repository that was never built.
-The route ignores who asks, because an image on another site sends no cookie. The text comes from a fixed list, so the
-image contains nothing of the query.
+It is public, so it covers only public builds: Kiln fetched their source without a stored credential, and `private` does
+not name the repository. All other repositories are `unknown`, as if they had never been built. The route ignores
+credentials, because an image on another site sends no cookie. The text comes from a fixed list, so the image contains
+no part of the query.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from handlers.services import services
 
 routes = Blueprint("badges", __name__)
 
-LOOKED_AT = 100
+MAX_EXAMINED = 100
 """Newest builds of the repository that are examined."""
-SECONDS = 60
+MAX_AGE = 60
 """Seconds for which caches may keep a badge."""
-PLACES = 4
-"""Badge requests that may read records at the same time: anybody may send them, and they must not hold all threads."""
+MAX_READERS = 4
+"""Badge requests that read records at the same time. They need no credentials, so they must not occupy all threads."""
 RETRY_AFTER = 5
+"""Seconds."""
 
 COLOURS = {
     Standing.SUCCEEDED: "#166534",
@@ -37,20 +38,20 @@ COLOURS = {
     Standing.QUEUED: "#854d0e",
     Standing.UNKNOWN: "#57534e",
 }
-LETTER = 6.6
+LETTER_WIDTH = 6.6
 """Average width of a letter at 11 px, in px."""
 
-_places = threading.BoundedSemaphore(PLACES)
+_readers = threading.BoundedSemaphore(MAX_READERS)
 
 
 @routes.get("/badge.svg")
 def badge() -> Response:
-    """Raises Problem 503 where many are asked for at once, Unavailable."""
+    """Raises Problem 503 for more requests at the same time than `MAX_READERS`, Unavailable."""
     found = _standing(request.args.get("repository", ""), request.args.get("ref") or None)
-    width = round(len(found) * LETTER) + 12
+    width = round(len(found) * LETTER_WIDTH) + 12
     response = make_response(render_template("badge.svg", word=found.value, colour=COLOURS[found], width=width))
     response.content_type = "image/svg+xml; charset=utf-8"
-    response.headers["Cache-Control"] = f"public, max-age={SECONDS}"
+    response.headers["Cache-Control"] = f"public, max-age={MAX_AGE}"
     response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
     response.headers["Access-Control-Allow-Origin"] = "*"
     response.add_etag()
@@ -59,7 +60,7 @@ def badge() -> Response:
 
 
 def is_public(build: Build) -> bool:
-    """Return whether anybody may see the build, without signing in."""
+    """Return whether the build is visible without signing in."""
     return services().private.shows(build, frozenset(), admin=False)
 
 
@@ -68,16 +69,16 @@ def _standing(repository: str, ref: str | None) -> Standing:
         url = services().intake.repository(repository).url
     except RepositoryError:
         return Standing.UNKNOWN
-    with _place():
-        page = services().records.list(repository=url, limit=LOOKED_AT)
+    with _reader():
+        page = services().records.list(repository=url, limit=MAX_EXAMINED)
     return standing(filter(is_public, page.builds), ref)
 
 
 @contextmanager
-def _place() -> Iterator[None]:
-    if not _places.acquire(blocking=False):
-        raise Problem(503, "Many badges are asked for at once. Try again.", {"Retry-After": str(RETRY_AFTER)})
+def _reader() -> Iterator[None]:
+    if not _readers.acquire(blocking=False):
+        raise Problem(503, "Too many requests for badges. Retry.", {"Retry-After": str(RETRY_AFTER)})
     try:
         yield
     finally:
-        _places.release()
+        _readers.release()

@@ -31,7 +31,7 @@ from builds.triggers import REQUESTED, from_event_data
 from eventing.event import Event
 from handlers import asking, logs, problems, providers
 from handlers.auth import Identity
-from handlers.builds import look
+from handlers.builds import get_build
 from handlers.problems import Problem, problem_of
 from handlers.providers import PROVIDERS, NamedSource
 from handlers.services import services
@@ -170,7 +170,7 @@ def _resumed(source: NamedSource, who: Identity) -> Viewed | None:
     name, _, rest = request.headers.get("Last-Event-ID", "").partition(":")
     if not re.fullmatch(r"build-[a-z0-9-]{1,57}", name):
         return None
-    found = look(name, who)
+    found = get_build(name, who)
     position = logs.resumed(rest, found)
     if position is None or found.request.repository != services().intake.repository(source.repository).url:
         return None

@@ -1,7 +1,7 @@
-"""One build's page: how far it has come, why it failed, its image, and its log in colours as it grows.
+"""The page of one build: its progress, the reason of a failure, its image, and its log.
 
-The page is whole without JavaScript, then with the end of the log. With it, `static/log.js` follows the stream of
-`log`, whose lines come as runs of one style each (`eventing.terminal`): the script knows no control sequence.
+Without JavaScript the page contains the end of the log. With it, `static/log.js` follows the stream of `log`, which
+delivers each line as runs of one style (`eventing.terminal`), so the script needs no knowledge of control sequences.
 """
 
 from __future__ import annotations
@@ -21,29 +21,30 @@ from eventing.terminal import Run, styled
 from handlers import html, signin
 from handlers.auth import Identity
 from handlers.builds import (
-    as_text,
-    attempt_asked,
+    build_view,
     cancel,
-    followed,
-    follows,
-    look,
+    get_build,
+    log_stream,
+    log_text,
     may_cancel,
     may_resend,
     rebuild,
+    requested_attempt,
     resend,
-    shape,
+    wants_stream,
 )
+from handlers.lists import repository_name
 from handlers.services import services
 
-SHOWN_LINES = 1000
-"""Of a log on a page without JavaScript; the whole is one link away."""
-UNREADABLE = "[The log cannot be read just now. Its end, from the record:]"
+MAX_LINES = 1000
+"""Lines of the log in a page without JavaScript, which links to the whole log."""
+UNREADABLE = "[The log is not readable now. These are its last lines, from the record of the build:]"
 PHASES = ("fetch", "build", "push")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One step of a build. `state` is `done`, `current`, `failed`, or empty for one that has not begun."""
+    """One step of a build. `state` is `done`, `current` or `failed`; it is empty for a step that has not begun."""
 
     name: str
     seconds: float | None
@@ -58,7 +59,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Lines of one phase that stand together."""
+    """Consecutive lines of one phase."""
 
     attempt: int
     phase: str | None
@@ -66,55 +67,58 @@ class Section:
 
 
 def build(name: str) -> Response:
-    """With `?part=facts` without the log, which the script has already."""
+    """Return the page; with `?part=facts` without the log, which the script has already."""
     identity = services().auth.admit(request)
-    found = look(name, identity)
-    attempt = attempt_asked(found)
-    sections = [] if request.args.get("part") == "facts" else _sections(_log(found, attempt))
-    shown = shape(found)
+    found = get_build(name, identity)
+    attempt = requested_attempt(found)
+    sections = [] if request.args.get("part") == "facts" else _sections(_log_end(found, attempt))
+    view = build_view(found)
     return html.page(
         "build.html",
         identity,
-        build=shown,
+        build=view,
+        repo=repository_name(found.request.repository),
         attempt=attempt,
         first_attempt=attempt or found.first_attempt,
         sections=sections,
-        cut=sum(len(section.lines) for section in sections) >= SHOWN_LINES,
-        steps=steps(shown, next((section.phase for section in reversed(sections) if section.phase), None)),
-        explanation=explain(shown),
+        max_lines=MAX_LINES,
+        truncated=sum(len(section.lines) for section in sections) >= MAX_LINES,
+        steps=steps(view, next((section.phase for section in reversed(sections) if section.phase), None)),
+        explanation=explain(view),
         live=not found.state.ended,
         may_cancel=may_cancel(found, identity),
         may_rebuild=_may_rebuild(found, identity),
-        resendable=_resendable(shown) if may_resend(found, identity) else {},
-        hub=signin.hub_page("spawn"),
+        resendable=_resendable(view) if may_resend(found, identity) else {},
+        hub=None if found.request.stays else signin.hub_pages(),
     )
 
 
 def log(name: str) -> Response:
-    """The log as a file, or followed as in the API, with lines as runs of `[classes, text]` where they have a style."""
+    """Return the log as a file, or as the API's stream, where a line with styles also has runs of `[classes, text]`."""
     identity = services().auth.admit(request)
-    found = look(name, identity)
-    wanted = attempt_asked(found)
-    if follows():
-        return followed(found, wanted, identity, line_as_runs)
-    number = wanted or found.status.attempt
-    # A link with `download` is no navigation to a browser (Fetch Metadata), so it would be refused (`handlers.xsrf`).
+    found = get_build(name, identity)
+    attempt = requested_attempt(found)
+    if wants_stream():
+        return log_stream(found, attempt, identity, line_as_runs)
+    number = attempt or found.status.attempt
+    # This header makes the link a download. An attribute `download` would do so, too, but then the browser sends a
+    # request that is no navigation (Fetch Metadata), and `handlers.xsrf` refuses it.
     headers = {"Content-Disposition": f'attachment; filename="{found.name}-{number}.log"'}
-    return as_text(found, number, headers)
+    return log_text(found, number, headers)
 
 
 def cancel_build(name: str) -> Response:
     identity = services().auth.admit(request)
     html.check_form(identity)
-    with suppress(AlreadyEnded):  # the page says so
+    with suppress(AlreadyEnded):  # the page shows the end
         cancel(name, identity)
-    return html.to(url_for("pages.build", name=name))
+    return html.see_other(url_for("pages.build", name=name))
 
 
 def rebuild_build(name: str) -> Response:
     identity = services().auth.admit(request)
     html.check_form(identity)
-    return html.to(url_for("pages.build", name=rebuild(name, identity, via="pages").name))
+    return html.see_other(url_for("pages.build", name=rebuild(name, identity, via="pages").name))
 
 
 def resend_event(name: str) -> Response:
@@ -122,44 +126,44 @@ def resend_event(name: str) -> Response:
     html.check_form(identity)
     with suppress(NothingToSend):  # the page shows the deliveries
         resend(name, request.form.get("sink", ""), identity)
-    return html.to(url_for("pages.build", name=name))
+    return html.see_other(url_for("pages.build", name=name))
 
 
 def _resendable(build: Mapping[str, Any]) -> Mapping[str, int]:
-    """By sink, the place of its latest delivery, unless that is pending: the row with the button."""
+    """Return the index of each sink's latest delivery, unless it is pending. Its row has the button."""
     latest = {delivery["sink"]: place for place, delivery in enumerate(build["deliveries"])}
     return {sink: place for sink, place in latest.items() if build["deliveries"][place]["state"] != "pending"}
 
 
 def _may_rebuild(build: Build, identity: Identity) -> bool:
-    """An image that is there is built once more only for those who may say how to build."""
+    """Return whether the build has ended. To repeat a successful build, the user must be allowed to use `force`."""
     return build.state.ended and (build.state is not State.SUCCEEDED or identity.chooses)
 
 
 def line_as_runs(line: LogLine) -> object:
-    """Of a `log` event: `line` is the text, `runs` only there where any of it has a style."""
+    """Return the data of a `log` event: `line` is the text. A line with styles also has `runs`."""
     runs = styled(line.text)
     value = {"line": "".join(run.text for run in runs), "phase": line.phase}
     return {**value, "runs": [[run.style, run.text] for run in runs]} if any(run.style for run in runs) else value
 
 
 def steps(build: Mapping[str, Any], phase: str | None) -> list[Step]:
-    """The way of a build, with the seconds of each step of its latest attempt. `phase` is what its log is about."""
+    """Return the steps of a build, with the seconds in its latest attempt. `phase` is the last phase in its log."""
     durations: Mapping[str, float | None] = build["durations"]
     reached = _reached(build, phase)
-    waits = build["state"] == "queued"
-    ended = {"failed": "failed", "cancelled": "failed"}.get(build["state"], "current")
-    found = [Step(name="queued", seconds=durations["queued"], state="current" if waits else "done")]
+    queued = build["state"] == "queued"
+    last_state = {"failed": "failed", "cancelled": "failed"}.get(build["state"], "current")
+    found = [Step(name="queued", seconds=durations["queued"], state="current" if queued else "done")]
     for name in PHASES:
         state = "done" if build["state"] == "succeeded" or PHASES.index(name) < reached else ""
-        if not waits and build["state"] != "succeeded" and PHASES.index(name) == reached:
-            state = ended
-        found.append(Step(name=name, seconds=None if waits else durations[name], state=state))
+        if not queued and build["state"] != "succeeded" and PHASES.index(name) == reached:
+            state = last_state
+        found.append(Step(name=name, seconds=None if queued else durations[name], state=state))
     return found
 
 
 def _reached(build: Mapping[str, Any], phase: str | None) -> int:
-    """The place of the step that the build is at or ended in; -1 before the first."""
+    """Return the index of the current or last phase, -1 before the first."""
     if build["state"] == "queued" or not build["started_at"]:
         return -1
     if build["state"] == "running" and phase in PHASES:
@@ -168,18 +172,18 @@ def _reached(build: Mapping[str, Any], phase: str | None) -> int:
     return max(done, default=PHASES.index(phase) if phase in PHASES else 0)
 
 
-def _log(build: Build, attempt: int | None) -> Iterable[LogLine]:
-    """The end of an attempt's log, or as the record has it, where it cannot be read."""
+def _log_end(build: Build, attempt: int | None) -> Iterable[LogLine]:
+    """Return the last lines of an attempt's log, or those in the record if the log is unreadable."""
     number = attempt or max(build.status.attempt, build.first_attempt)
     try:
-        return deque(services().records.log(build.name, number), maxlen=SHOWN_LINES)
+        return deque(services().records.log(build.name, number), maxlen=MAX_LINES)
     except Unavailable:
         kept = [UNREADABLE, *build.status.log_tail.splitlines()]
         return [LogLine(attempt=number, number=place, text=text) for place, text in enumerate(kept)]
 
 
 def _sections(lines: Iterable[LogLine]) -> list[Section]:
-    """Lines without a phase belong to what stands before them."""
+    """Group the lines by phase. A line without a phase belongs to the section before it."""
     sections: list[Section] = []
     for line in lines:
         if not sections or (line.phase and line.phase != sections[-1].phase):

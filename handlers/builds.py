@@ -1,7 +1,7 @@
-"""The JSON API: ask for a build, look at builds, follow a log, cancel, rebuild.
+"""The JSON API: request, list, show, cancel and repeat builds, and follow their logs.
 
-Other modules take their part from here (`shape`, `list_builds`, `cancel`, `rebuild`), so that a page can never show or
-do what the API would not.
+The pages use the functions of this module (`build_view`, `list_builds`, `cancel`, `rebuild`), so a page cannot show or
+do more than the API.
 """
 
 from __future__ import annotations
@@ -30,118 +30,121 @@ from handlers.services import services
 
 routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
 
-MOST_LOOKED_AT = 5000
-"""Builds, in one request of somebody who may see, or searches for, few of them."""
-STEP = 500
-"""How many of those at a time."""
+MAX_EXAMINED = 5000
+"""Builds that one request examines if few of them match or are visible."""
+BATCH = 500
+"""Builds per read after the first."""
 
 
 def location(name: str) -> str:
-    """The absolute path of a build in the API."""
+    """Return the absolute path of a build in the API."""
     return f"{services().base_path.rstrip('/')}{routes.url_prefix}/{name}"
 
 
-def shape(build: Build, *, tail: bool = True) -> dict[str, object]:
-    """A build as the API says it (its form: `builds.report`)."""
+def build_view(build: Build, *, tail: bool = True) -> dict[str, object]:
+    """Return the JSON object of a build (`builds.report.BuildView`), with the end of its log if `tail`."""
     return as_json(build, base=services().base_path, tail=tail)
 
 
-def look(name: str, identity: Identity) -> Build:
-    """A build that they may see. Raises NotFound."""
+def get_build(name: str, identity: Identity) -> Build:
+    """Return a build. Raises NotFound, also for a build that the user may not see."""
     build = services().records.get(name)
-    if not shown(build, identity):
+    if not may_see(build, identity):
         raise NotFound(name)
     return build
 
 
-def shown(build: Build, identity: Identity) -> bool:
+def may_see(build: Build, identity: Identity) -> bool:
     return services().private.shows(build, identity.words, admin=identity.admin)
 
 
 def list_builds(identity: Identity, *, limit: int = 50) -> Page:
-    """What the request's query asks for, without what they may not see; `limit` where it does not say how many.
+    """Return the visible builds that the request's query selects; `limit` applies if the query has none.
 
     Raises Problem 400, RequestError.
     """
-    given = request.args
-    most = given.get("limit", str(limit))
-    if not re.fullmatch(r"[0-9]{1,4}", most, re.ASCII) or not 1 <= int(most) <= MAX_LISTED:
+    query = request.args
+    limit_text = query.get("limit", str(limit))
+    if not re.fullmatch(r"[0-9]{1,4}", limit_text, re.ASCII) or not 1 <= int(limit_text) <= MAX_LISTED:
         raise Problem(400, f"limit must be a whole number from 1 to {MAX_LISTED}.")
-    state = given.get("state") or None
+    state = query.get("state") or None
     if state is not None and state not in [known.value for known in State]:
         raise Problem(400, f"state must be one of {', '.join(State)}.")
-    repository = given.get("repository") or None
+    repository = query.get("repository") or None
     url = services().intake.repository(repository).url if repository else None
-    text, ref = given.get("search", ""), given.get("ref") or None
-    about = [identity.by, url, state, *([text, ref] if text or ref else [])]
-    cursors = Cursors(services().cursor_keys(), about)
+    text, ref = query.get("search", ""), query.get("ref") or None
+    cursors = Cursors(services().cursor_keys(), [identity.by, url, state, *([text, ref] if text or ref else [])])
     try:
-        cursor = cursors.taken(given["continue"]) if given.get("continue") else None
+        cursor = cursors.taken(query["continue"]) if query.get("continue") else None
     except ValueError as error:
-        raise Problem(400, "continue must be what an earlier list gave as `continue`.") from error
+        raise Problem(400, "continue must be the value of `continue` in an earlier list.") from error
     read = partial(services().records.list, repository=url, state=State(state) if state else None)
-    return _seen(_wanted(identity, text, ref), int(most), read, cursor, cursors)
+    return _select(_matches(identity, text, ref), int(limit_text), read, cursor, cursors)
 
 
-def _wanted(identity: Identity, text: str, ref: str | None) -> search.Wanted:
-    """What they may see, and search for. Raises Malformed."""
+def _matches(identity: Identity, text: str, ref: str | None) -> search.Wanted:
+    """Return a filter for builds that match the search and are visible. Raises Malformed."""
     by_text = search.by_text(text)
     by_ref = search.by_ref(ref) if ref else search.anything
-    return lambda build: by_ref(build) and by_text(build) and shown(build, identity)
+    return lambda build: by_ref(build) and by_text(build) and may_see(build, identity)
 
 
-def _seen(wanted: search.Wanted, limit: int, read: Callable[..., Page], cursor: str | None, cursors: Cursors) -> Page:
-    """The wanted builds, as if there were no others: nor does the cursor tell of any.
+def _select(
+    matches: search.Wanted, limit: int, read: Callable[..., Page], cursor: str | None, cursors: Cursors
+) -> Page:
+    """Return up to `limit` matching builds. Neither they nor the cursor reveal that others exist.
 
-    Where too many were looked at, the list goes on from a time, which names none.
+    After MAX_EXAMINED builds the cursor contains a time instead of a build, because the last build may be hidden.
     """
-    seen: list[Build] = []
-    looked, size = 0, limit + 1
+    found: list[Build] = []
+    examined, size = 0, limit + 1
     while True:
         page = read(limit=size, cursor=cursor)
-        seen += filter(wanted, page.builds)
-        if len(seen) > limit:
-            return Page(builds=tuple(seen[:limit]), cursor=cursors.given(paging.place_of(seen[limit - 1])))
+        found += filter(matches, page.builds)
+        if len(found) > limit:
+            return Page(builds=tuple(found[:limit]), cursor=cursors.given(paging.place_of(found[limit - 1])))
         if page.cursor is None:
-            return Page(builds=tuple(seen), cursor=None)
-        looked += size
-        if looked > MOST_LOOKED_AT:
-            return Page(builds=tuple(seen), cursor=cursors.given(paging.before_all(paging.place(page.cursor))))
-        cursor, size = page.cursor, STEP
+            return Page(builds=tuple(found), cursor=None)
+        examined += size
+        if examined > MAX_EXAMINED:
+            return Page(builds=tuple(found), cursor=cursors.given(paging.before_all(paging.place(page.cursor))))
+        cursor, size = page.cursor, BATCH
 
 
 def may_cancel(build: Build, identity: Identity) -> bool:
-    """Everybody who waits decides; where nobody does any more, those who have asked."""
+    """Return whether the user is an admin, or the only requester without an answer so far.
+
+    If the build has answered all requests, all of them must be the user's.
+    """
     return identity.admin or all(cause.by == identity.by for cause in build.unanswered or build.causes)
 
 
 def cancel(name: str, identity: Identity) -> Build:
-    """Leaves the cancel mark. Who is no admin may do so only while nobody else waits for it. Raises Problem 403."""
-    if not may_cancel(look(name, identity), identity):
-        raise Problem(403, "Others have asked for this build too, so only an admin may cancel it.")
+    """Set the mark that makes the controller cancel the build. Raises Problem 403, EngineError."""
+    if not may_cancel(get_build(name, identity), identity):
+        raise Problem(403, "Others requested this build, too. Only an admin may cancel it.")
     asking.note(build=name)
     return services().records.cancel(name, identity.by)
 
 
 def rebuild(name: str, identity: Identity, via: str = "api") -> Build:
-    """Asks for the same image of the same commit once more, with `force`. One that is under way is joined.
+    """Request the same image of the same commit again, with `force`. A build in progress takes the request.
 
-    `via` is the way in, as metrics count it. Raises NotFound, EngineError; any RequestError of `builds.errors` where
-    they may not have it built, or not so.
+    `via` is the label of metrics. Raises NotFound, EngineError; a RequestError if the user may not request this build.
     """
-    wanted = services().intake.again(look(name, identity), chooses=identity.chooses)
-    builds = asking.accept([asking.check(one, _event(), who=identity, kind=Kind.PERSON) for one in wanted], via=via)
+    requests = services().intake.again(get_build(name, identity), chooses=identity.chooses)
+    builds = asking.accept([asking.check(one, _event(), who=identity, kind=Kind.PERSON) for one in requests], via=via)
     return builds[0]
 
 
 def may_resend(build: Build, identity: Identity) -> bool:
-    """Whether the last event of an ended build may be sent again: by admins alone, as sinks are theirs."""
+    """Return whether the user may send the last event of the build again: only admins manage sinks."""
     return identity.admin and build.state.ended
 
 
 def resend(name: str, sink: str, identity: Identity) -> Build:
-    """Sets the mark to send the build's last event to the sink once more. Raises Problem 403, EngineError."""
-    build = look(name, identity)
+    """Set the mark that makes the controller send the last event again. Raises Problem 403, EngineError."""
+    build = get_build(name, identity)
     if not identity.admin:
         raise Problem(403, "Only an admin may send an event again.")
     asking.note(build=build.name)
@@ -149,107 +152,107 @@ def resend(name: str, sink: str, identity: Identity) -> Build:
 
 
 def _event() -> Event:
-    """The event of a request that came without one."""
-    return Event(source=url_for("builds.ask"), id=str(uuid.uuid4()), type=REQUESTED)
+    """Return the event that stands for an API request."""
+    return Event(source=url_for("builds.post_build"), id=str(uuid.uuid4()), type=REQUESTED)
 
 
 @routes.post("")
-def ask() -> Response:
+def post_build() -> Response:
     identity = services().auth.admit(request)
-    wanted = from_event_data(load_json(bodies.read_json(services().max_body)))
-    (build,) = asking.accept([asking.check(wanted, _event(), who=identity, kind=Kind.PERSON)], via="api")
-    return answer(shape(build), 202, {"Location": location(build.name)})
+    requested = from_event_data(load_json(bodies.read_json(services().max_body)))
+    (build,) = asking.accept([asking.check(requested, _event(), who=identity, kind=Kind.PERSON)], via="api")
+    return json_response(build_view(build), 202, {"Location": location(build.name)})
 
 
 @routes.post("/<name>/rebuild")
-def rebuilt(name: str) -> Response:
+def post_rebuild(name: str) -> Response:
     identity = services().auth.admit(request)
     if load_json(bodies.read_json(services().max_body)) != {}:
-        raise Problem(400, "The body must be {}: a rebuild is of the same request. Another one is a POST to the list.")
+        raise Problem(400, "The body must be {}. A rebuild takes its values from the earlier request.")
     build = rebuild(name, identity)
-    return answer(shape(build), 202, {"Location": location(build.name)})
+    return json_response(build_view(build), 202, {"Location": location(build.name)})
 
 
 @routes.post("/<name>/resend")
-def resent(name: str) -> Response:
+def post_resend(name: str) -> Response:
     identity = services().auth.admit(request)
     body = load_json(bodies.read_json(services().max_body))
     sink = body.get("sink") if isinstance(body, dict) and len(body) == 1 else None
     if not isinstance(sink, str):
         raise Problem(400, 'The body must be {"sink": "<name>"}, with the name of a sink in the build\'s deliveries.')
-    return answer(shape(resend(name, sink, identity)), 202)
+    return json_response(build_view(resend(name, sink, identity)), 202)
 
 
 @routes.get("")
-def listed() -> Response:
+def show_list() -> Response:
     page = list_builds(services().auth.admit(request))
-    return answer({"items": [shape(build, tail=False) for build in page.builds], "continue": page.cursor})
+    return json_response({"items": [build_view(build, tail=False) for build in page.builds], "continue": page.cursor})
 
 
 @routes.get("/<name>")
-def one(name: str) -> Response:
-    return answer(shape(look(name, services().auth.admit(request))))
+def show_build(name: str) -> Response:
+    return json_response(build_view(get_build(name, services().auth.admit(request))))
 
 
 @routes.delete("/<name>")
-def cancelled(name: str) -> Response:
-    return answer(shape(cancel(name, services().auth.admit(request))), 202)
+def delete_build(name: str) -> Response:
+    return json_response(build_view(cancel(name, services().auth.admit(request))), 202)
 
 
 @routes.get("/<name>/log")
-def log(name: str) -> Response:
-    """As server-sent events for who asks for those, else as the text that exists now."""
+def show_log(name: str) -> Response:
+    """Return server-sent events if the request accepts them, otherwise the present text."""
     identity = services().auth.admit(request)
-    build = look(name, identity)
-    wanted = attempt_asked(build)
-    if follows():
-        return followed(build, wanted, identity)
-    return as_text(build, wanted or build.status.attempt)
+    build = get_build(name, identity)
+    attempt = requested_attempt(build)
+    if wants_stream():
+        return log_stream(build, attempt, identity)
+    return log_text(build, attempt or build.status.attempt)
 
 
-def follows() -> bool:
-    """Whether the request asks for server-sent events."""
+def wants_stream() -> bool:
+    """Return whether the request accepts server-sent events."""
     return "text/event-stream" in request.accept_mimetypes.values()
 
 
-def as_text(build: Build, attempt: int, headers: dict[str, str] | None = None) -> Response:
-    """The log of an attempt as it is now. Raises Problem 503."""
+def log_text(build: Build, attempt: int, headers: dict[str, str] | None = None) -> Response:
+    """Return the present log of an attempt as text. Raises Problem 503."""
     lines = logs.begun(services().records.log(build.name, attempt))
     text = (f"{line.text}\n" for line in lines)
     return Response(text, headers=headers, content_type="text/plain; charset=utf-8")
 
 
-def attempt_asked(build: Build) -> int | None:
-    """`?attempt=`. Raises Problem: 400 for no number, 404 for an attempt that there is not."""
+def requested_attempt(build: Build) -> int | None:
+    """Return the number in `?attempt=`, if any. Raises Problem 400 for other text, 404 for an unknown attempt."""
     text = request.args.get("attempt")
     if text is None:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text, re.ASCII):
         raise Problem(400, "attempt must be a number, from 1.")
     if not 1 <= int(text) <= build.status.attempt:
-        raise Problem(404, f"There is no attempt {int(text)}: the latest is {build.status.attempt}.")
+        raise Problem(404, f"The build has no attempt {int(text)}. The latest is {build.status.attempt}.")
     return int(text)
 
 
-def followed(
+def log_stream(
     build: Build,
-    wanted: int | None,
+    attempt: int | None,
     identity: Identity,
     shape_line: Callable[[LogLine], object] = logs.line_as_json,
 ) -> Response:
-    """The stream, with a viewer's place that is given back when it is closed, whoever closes it."""
+    """Stream the log from an attempt on. The response holds a viewer's place until it is closed. Raises Problem."""
     if request.method == "HEAD":
         return logs.streamed(())
     leave = services().viewers.enter(identity.by)
-    start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (wanted or build.first_attempt, 0)
+    start = logs.resumed(request.headers.get("Last-Event-ID"), build) or (attempt or build.first_attempt, 0)
     base = services().base_path
 
-    def shaped(now: Build) -> object:
+    def view(now: Build) -> object:
         return as_json(now, base=base, tail=False)
 
-    stream = logs.events(services().records, build.name, start, shaped, services().stopping, shape_line=shape_line)
+    stream = logs.events(services().records, build.name, start, view, services().stopping, shape_line=shape_line)
     return logs.streamed(stream, leave)
 
 
-def answer(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_response(value: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(value), status, headers, content_type="application/json")

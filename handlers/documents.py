@@ -11,7 +11,7 @@ from flask import Blueprint, Response
 
 from builds.report import schemas
 from handlers import asyncapi, openapi
-from handlers.builds import answer
+from handlers.builds import json_response
 from handlers.problems import Problem
 from handlers.services import services
 
@@ -25,17 +25,17 @@ def schema(name: str) -> Response:
     found = schemas(services().public_url).get(f"{name}.json")
     if found is None:
         raise Problem(404, "Unknown schema.")
-    return answer(found, headers=READ_ANYWHERE)
+    return json_response(found, headers=READ_ANYWHERE)
 
 
 @routes.get("/asyncapi.json")
 def events() -> Response:
-    return answer(_asyncapi(services().version, services().public_url), headers=READ_ANYWHERE)
+    return json_response(_asyncapi(services().version, services().public_url), headers=READ_ANYWHERE)
 
 
 @routes.get("/openapi.json")
 def http() -> Response:
-    return answer(_openapi(services().version, services().base_path), headers=READ_ANYWHERE)
+    return json_response(_openapi(services().version, services().base_path), headers=READ_ANYWHERE)
 
 
 _openapi = cache(lambda version, base_path: openapi.document(version=version, base_path=base_path))

@@ -1,7 +1,7 @@
 """The form for a new build: the fields of the JSON API, with each error beside its field.
 
-Only those who may choose how something is built see the fields for image, tags and build arguments; the intake refuses
-these values from anybody else.
+Only users who may choose how Kiln builds see the fields for image, tags and build arguments. The intake refuses these
+values from others.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ def new_build() -> Response:
     return _form(identity, {name: request.args.get(name, "") for name in FIELDS})
 
 
-def ask_for_build() -> Response:
+def request_build() -> Response:
     """Request the build and redirect to its page, or show the form again with the error."""
     identity = services().auth.admit(request)
     html.check_form(identity)
-    given = {name: request.form.get(name, "").strip() for name in FIELDS}
-    # The id comes from the page, so a form that is sent twice is one cause.
-    event = Event(source=url_for("pages.ask_for_build"), id=_once(), type=REQUESTED)
+    values = {name: request.form.get(name, "").strip() for name in FIELDS}
+    # The event's id comes from the form, so a form that is sent twice is one request.
+    event = Event(source=url_for("pages.request_build"), id=_event_id(), type=REQUESTED)
     try:
-        requested = from_body(_body(given))
-        (build,) = asking.accept([asking.check(requested, event, who=identity, kind=Kind.PERSON)], via="page")
+        requested = from_body(_body(values))
+        (build,) = asking.accept([asking.check(requested, event, who=identity, kind=Kind.PERSON)], via="pages")
     except (RequestError, QueueFull) as error:
-        return _form(identity, given, error)
-    return html.to(url_for("pages.build", name=build.name))
+        return _form(identity, values, error)
+    return html.see_other(url_for("pages.build", name=build.name))
 
 
-def _form(identity: Identity, given: Mapping[str, str], error: RequestError | QueueFull | None = None) -> Response:
+def _form(identity: Identity, values: Mapping[str, str], error: RequestError | QueueFull | None = None) -> Response:
     problem = None if error is None else problems.problem_of(error)
     field = error.field if isinstance(error, RequestError) and not isinstance(error, TryAgain) else None
     return html.page(
@@ -54,35 +54,36 @@ def _form(identity: Identity, given: Mapping[str, str], error: RequestError | Qu
         identity,
         status=problem.status if problem else 200,
         headers=problem.headers if problem else None,
-        given=given,
-        once=str(uuid.uuid4()),
+        values=values,
+        event_id=str(uuid.uuid4()),
         chooses=identity.chooses,
         problem=problem,
-        about=field if field in FIELDS else "ref" if field == "commit" else None,
+        invalid_field=field if field in FIELDS else "ref" if field == "commit" else None,
     )
 
 
-def _once() -> str:
+def _event_id() -> str:
     try:
-        return str(uuid.UUID(request.form.get("once", "")))
+        return str(uuid.UUID(request.form.get("event_id", "")))
     except ValueError:
         return str(uuid.uuid4())
 
 
-def _body(given: Mapping[str, str]) -> BuildRequestBody:
+def _body(values: Mapping[str, str]) -> BuildRequestBody:
     """Raises Malformed."""
     return BuildRequestBody(
-        repository=given["repository"],
-        ref=given["ref"] or None,
-        subdir=given["subdir"] or None,
-        image=given["image"] or None,
-        tags=tuple(re.split(r"[\s,]+", given["tags"])) if given["tags"] else None,
-        build_args=dict(_arguments(given["build_args"])) or None,
-        force=bool(given["force"]),
+        repository=values["repository"],
+        ref=values["ref"] or None,
+        subdir=values["subdir"] or None,
+        image=values["image"] or None,
+        tags=tuple(re.split(r"[\s,]+", values["tags"])) if values["tags"] else None,
+        build_args=dict(_arguments(values["build_args"])) or None,
+        force=bool(values["force"]),
     )
 
 
 def _arguments(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the names and values. Raises Malformed."""
     for line in filter(str.strip, text.splitlines()):
         found = _ARGUMENT.fullmatch(line)
         if found is None:

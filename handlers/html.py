@@ -1,4 +1,4 @@
-"""What every page is made of: its template, the proof that its forms carry, and cookies that are for us alone."""
+"""HTML responses: rendered templates, the tokens of their forms, and cookies for the base path."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def page(
     headers: Mapping[str, str] | None = None,
     **values: Any,
 ) -> Response:
-    """A page. Its forms and scripts show the session's own token; where there is no session, what a cookie holds."""
+    """Render a template whose forms send the session's token; without a session they send the value of a cookie."""
     session = identity and identity.session
     admin = identity is not None and identity.admin
-    values |= {"by": identity and identity.by, "session": session, "entered": identity is not None, "admin": admin}
+    values |= {"user": identity and identity.by, "session": session, "signed_in": identity is not None, "admin": admin}
     if session:
-        wanted = session.xsrf
-        html = render_template(template, proof=lambda url: xsrf.form_token(wanted, unquote(url)), **values)
+        token = session.xsrf
+        html = render_template(template, form_token=lambda url: xsrf.form_token(token, unquote(url)), **values)
         return make_response(html, status, dict(headers or {}))
     nonce = request.cookies.get(CSRF, "")
-    fresh = not re.fullmatch(r"[\w-]{43}", nonce, re.ASCII)
-    nonce = secrets.token_urlsafe(32) if fresh else nonce
-    html = render_template(template, proof=lambda _: nonce, **values)
+    is_new = not re.fullmatch(r"[\w-]{43}", nonce, re.ASCII)
+    nonce = secrets.token_urlsafe(32) if is_new else nonce
+    html = render_template(template, form_token=lambda _: nonce, **values)
     response = make_response(html, status, dict(headers or {}))
-    if fresh:
+    if is_new:
         set_cookie(response, CSRF, nonce, None)
     return response
 
 
-def for_admins() -> Identity:
-    """Who asks for a page that is for admins. Raises Problem 401, 403."""
+def admit_admin() -> Identity:
+    """Return the identity of an admin. Raises Problem 401, 403."""
     identity = services().auth.admit(request)
     if not identity.admin:
         raise Problem(403, "This page is for admins.")
@@ -60,20 +60,20 @@ def for_admins() -> Identity:
 
 @lru_cache
 def integrity(name: str) -> str:
-    """The digest of a static file, as Subresource Integrity writes it."""
+    """Return the digest of a static file for the attribute `integrity` (W3C Subresource Integrity)."""
     digest = hashlib.sha384((_STATIC / name).read_bytes()).digest()
     return f"sha384-{base64.b64encode(digest).decode()}"
 
 
 def check_form(identity: Identity | None = None) -> None:
-    """Whether one of our own pages sent the form: it holds what the cookie holds, which no other site can read.
+    """Check that a page of Kiln sent the form: it contains the value of a cookie, which no other site can read.
 
-    A session has been asked for more already (`handlers.xsrf`). Raises Problem 403.
+    `handlers.xsrf` has already checked the request of a session. Raises Problem 403.
     """
     if identity and identity.session:
         return
-    nonce, given = request.cookies.get(CSRF, "").encode(), request.form.get(xsrf.FIELD, "").encode()
-    if xsrf.foreign_origin(request) or not nonce or not hmac.compare_digest(given, nonce):
+    nonce, sent = request.cookies.get(CSRF, "").encode(), request.form.get(xsrf.FIELD, "").encode()
+    if xsrf.foreign_origin(request) or not nonce or not hmac.compare_digest(sent, nonce):
         raise Problem(403, "This form has expired. Go back, reload the page and try again.")
 
 
@@ -85,11 +85,11 @@ def set_cookie(
     *,
     samesite: Literal["Strict", "Lax"] = "Strict",
 ) -> None:
-    """`Lax` for what must be there when another site sends the browser here."""
+    """Set a cookie for the base path. A redirect from another site needs one with `Lax`. `max_age` is seconds."""
     secure = (services().public_url or "").startswith("https:")
     path = services().base_path
     response.set_cookie(name, value, max_age=max_age, path=path, secure=secure, httponly=True, samesite=samesite)
 
 
-def to(location: str) -> Response:
+def see_other(location: str) -> Response:
     return make_response(redirect(location, 303))

@@ -1,7 +1,7 @@
 """The pages that list builds: all builds with the queue, and the history of one repository with its badge.
 
-Both use the API's list (`handlers.builds.list_builds`), so they show nobody more than the API does. For the same reason
-positions in the queue count only builds that the reader may see.
+Both use the API's list (`handlers.builds.list_builds`), so they show no more than the API does. For the same reason,
+positions in the queue count only builds that the user may see.
 """
 
 from __future__ import annotations
@@ -19,86 +19,83 @@ from builds.repository import Repository, short_name
 from eventing.hosts import DIALECTS
 from handlers import badges, html
 from handlers.auth import Identity
-from handlers.builds import list_builds, shape, shown
+from handlers.builds import build_view, list_builds, may_see
 from handlers.problems import Problem
 from handlers.services import services
 
 QUEUE_READ = 2000
-"""Builds that wait or run, read for the order of the queue; more wait only where KILN_MAX_QUEUED is raised."""
+"""Builds of each state that are read for the order of the queue; KILN_MAX_QUEUED is 1000 by default."""
 QUEUE_SHOWN = 20
-STEP = 500
-GROUPED = 200
+BATCH = 500
+"""Builds per read."""
+MAX_GROUPED = 200
 """Newest builds that the page groups by repository."""
-IN_GROUP = 3
+GROUP_SIZE = 3
 """Builds shown of each repository."""
 
 FILTERS = ("search", "state", "repository", "ref")
-"""Parameters of the query that select builds."""
+"""Query parameters that select builds."""
 
 
 def index() -> Response:
     identity = services().auth.admit(request)
     grouped = request.args.get("group") == "repository"
-    page = list_builds(identity, limit=GROUPED if grouped else 50)
-    asked = {name: request.args.get(name, "") for name in FILTERS}
+    page = list_builds(identity, limit=MAX_GROUPED if grouped else 50)
+    filters = {name: request.args.get(name, "") for name in FILTERS}
     builds = [row(build) for build in page.builds]
-    first = "continue" not in request.args
-    whole = first and not any(asked.values())
+    is_first = "continue" not in request.args
+    unfiltered = is_first and not any(filters.values())
     return html.page(
         "index.html",
         identity,
         builds=builds,
         groups=_groups(builds) if grouped else [],
-        queue=_queue(identity) if whole else [],
-        queue_shown=QUEUE_SHOWN,
+        queue=_queue(identity) if unfiltered else [],
+        queue_limit=QUEUE_SHOWN,
         grouped=grouped,
         states=[state.value for state in State],
-        asked=asked,
-        first=first,
+        filters=filters,
+        is_first=is_first,
         **_paging("pages.index", page.cursor),
-        **(_beginnings() if whole and not builds else {}),
+        **(_first_steps() if unfiltered and not builds else {}),
     )
 
 
 def repository() -> Response:
     identity = services().auth.admit(request)
     if not request.args.get("repository"):
-        raise Problem(400, "Name the repository, by its URL: ?repository=https://…")
-    named = services().intake.repository(request.args["repository"])
+        raise Problem(400, "Name the repository by its URL: ?repository=https://…")
+    wanted = services().intake.repository(request.args["repository"])
     ref = request.args.get("ref", "")
     page = list_builds(identity)
     builds = [row(build) for build in page.builds]
     return html.page(
         "repository.html",
         identity,
-        repository=named,
-        known=repository_name(named.url),
+        repository=wanted,
+        repo=repository_name(wanted.url),
         ref=ref,
         refs=[*dict.fromkeys(build["ref"] for build in builds if build["ref"])],
         builds=builds,
         images=[*_images(builds)],
-        badge=_badge(named, ref) if any(map(badges.is_public, page.builds)) else None,
-        first="continue" not in request.args,
+        badge=_badge(wanted, ref) if any(map(badges.is_public, page.builds)) else None,
+        is_first="continue" not in request.args,
         **_paging("pages.repository", page.cursor),
     )
 
 
 def repository_name(url: str) -> dict[str, str]:
-    """Split a repository's URL into the path that people call it by, and the host."""
+    """Split a repository's URL into its path, which is the short name on the pages, and its host."""
     scheme, _, rest = url.partition("://")
     host, _, path = rest.partition("/")
     return {"path": path or rest, "host": host if scheme == "https" else f"{scheme}://{host}"}
 
 
 def row(build: Build) -> dict[str, Any]:
-    """Return the build as the API shows it, with the short names that a row needs."""
-    view = shape(build, tail=False)
-    askers = dict.fromkeys(cause.by for cause in build.causes if cause.by)
-    return {**view, "known": repository_name(build.request.repository), "askers": [*map(_person, askers)]}
-
-
-def _person(by: str) -> str:
-    return by.removeprefix("user:")
+    """Return the build as the API shows it, with short names of its repository and its requesters."""
+    requesters = dict.fromkeys(cause.by.removeprefix("user:") for cause in build.causes if cause.by)
+    repo = repository_name(build.request.repository)
+    return {**build_view(build, tail=False), "repo": repo, "requesters": [*requesters]}
 
 
 def _groups(builds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -107,26 +104,26 @@ def _groups(builds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for build in builds:
         groups.setdefault(build["repository"], []).append(build)
     return [
-        {"repository": url, "known": repository_name(url), "builds": found[:IN_GROUP], "number": len(found)}
+        {"repository": url, "repo": repository_name(url), "builds": found[:GROUP_SIZE], "number": len(found)}
         for url, found in groups.items()
     ]
 
 
 def _queue(identity: Identity) -> dict[str, Any]:
     """Return the first builds of the queue in their order, and the length of the queue."""
-    open_builds = [build for build in (*builds_in(State.RUNNING), *builds_in(State.QUEUED)) if shown(build, identity)]
-    waiting = sum(build.state is State.QUEUED for build in open_builds)
-    order = plan.queue(open_builds, services().now())
-    return {"first": [row(build) for build in islice(order, QUEUE_SHOWN)], "number": waiting}
+    active = [build for build in (*builds_in(State.RUNNING), *builds_in(State.QUEUED)) if may_see(build, identity)]
+    queued = sum(build.state is State.QUEUED for build in active)
+    order = plan.queue(active, services().now())
+    return {"first": [row(build) for build in islice(order, QUEUE_SHOWN)], "number": queued}
 
 
 def builds_in(state: State) -> Iterator[Build]:
-    """Yield up to QUEUE_READ builds in a state, including those that the reader may not see. Raises Unavailable."""
+    """Yield up to QUEUE_READ builds in a state, including those that the user may not see. Raises Unavailable."""
     cursor, left = None, QUEUE_READ
     while left > 0:
-        page = services().records.list(state=state, limit=STEP, cursor=cursor)
+        page = services().records.list(state=state, limit=BATCH, cursor=cursor)
         yield from page.builds
-        cursor, left = page.cursor, left - STEP
+        cursor, left = page.cursor, left - BATCH
         if cursor is None:
             return
 
@@ -150,7 +147,7 @@ def _badge(named: Repository, ref: str) -> dict[str, str]:
 
 
 def root() -> str:
-    """Return the URL of this Kiln without a trailing slash: the configured one, or that of the request."""
+    """Return the URL of the pages without a trailing slash: the configured one, or that of the request."""
     public = services().public_url
     return public.rstrip("/") if public else request.host_url.rstrip("/") + services().base_path.rstrip("/")
 
@@ -160,7 +157,7 @@ def _absolute(path: str, base: str) -> str:
 
 
 def _paging(endpoint: str, cursor: str | None) -> dict[str, Any]:
-    """Return links to the newest and the next page that keep all other parameters, and a function for further links."""
+    """Return links to the newest and the next page that keep all other parameters, and the function for other links."""
     kept = {name: request.args[name] for name in (*FILTERS, "group", "limit") if request.args.get(name)}
     path = url_for(endpoint)
 
@@ -168,9 +165,9 @@ def _paging(endpoint: str, cursor: str | None) -> dict[str, Any]:
         query = {name: value for name, value in {**kept, **changes}.items() if value}
         return path + (f"?{urlencode(query)}" if query else "")
 
-    return {"newest": link(), "older": link(**{"continue": cursor}) if cursor else None, "also": link}
+    return {"newest": link(), "older": link(**{"continue": cursor}) if cursor else None, "link_to": link}
 
 
-def _beginnings() -> Mapping[str, Any]:
+def _first_steps() -> Mapping[str, Any]:
     """Return the values for the instructions on an empty list."""
     return {"root": root(), "hosts": [word for word in DIALECTS if services().webhook_secrets(word)]}

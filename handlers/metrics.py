@@ -16,6 +16,6 @@ EVENTS = Counter(
     ["via", "outcome"],
 )
 ASKED = Counter(
-    "kiln_builds_asked", "Requested builds, by source: api, binderhub, events or the kind of Git host.", ["via"]
+    "kiln_builds_asked", "Requested builds, by source: api, pages, binderhub, events or the kind of Git host.", ["via"]
 )
 VIEWERS = Gauge("kiln_log_viewers", "Logs that viewers follow now.")

@@ -1,8 +1,10 @@
-"""Pages for people: their routes. `lists` has those that list builds, `buildpage` that of one build.
+"""The routes of the HTML pages: `lists` shows lists of builds, `buildpage` one build.
 
-Each is whole without JavaScript (a live page then reloads itself); with it the log is followed as it is written, and
-the facts around it are fetched anew from the same page. Whatever a repository or its log says is text here, never
-markup: everything is escaped by the templates, and the Content-Security-Policy lets nothing inline run.
+Every page is complete without JavaScript; a page of an active build then reloads itself. With JavaScript, the log
+grows as the build writes it, and the script fetches the other facts again from the same page.
+
+Text from a repository or its log is never markup. The templates escape it, and the Content-Security-Policy forbids
+inline scripts and styles.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from flask import Blueprint, Response
 
 from builds.repository import short_name
 from eventing.terminal import plain
-from handlers import buildpage, forms, lists, nodes, problems, rehearsals, signin, times
+from handlers import buildpage, dryruns, forms, lists, nodes, problems, signin, times
 from handlers.problems import Problem
 
 routes = Blueprint("pages", __name__)
@@ -25,30 +27,30 @@ routes.add_url_rule("/builds/<name>/cancel", view_func=buildpage.cancel_build, m
 routes.add_url_rule("/builds/<name>/rebuild", view_func=buildpage.rebuild_build, methods=["POST"])
 routes.add_url_rule("/builds/<name>/resend", view_func=buildpage.resend_event, methods=["POST"])
 routes.add_url_rule("/new", view_func=forms.new_build)
-routes.add_url_rule("/new", view_func=forms.ask_for_build, methods=["POST"])
+routes.add_url_rule("/new", view_func=forms.request_build, methods=["POST"])
 routes.add_url_rule("/nodes", view_func=nodes.nodes)
-routes.add_url_rule("/triggers", view_func=rehearsals.triggers)
-routes.add_url_rule("/triggers", view_func=rehearsals.rehearse, methods=["POST"])
-for read in (*times.FILTERS, plain):
-    routes.add_app_template_filter(read)
+routes.add_url_rule("/triggers", view_func=dryruns.triggers)
+routes.add_url_rule("/triggers", view_func=dryruns.try_event, methods=["POST"])
+for text_filter in (*times.FILTERS, plain):
+    routes.add_app_template_filter(text_filter)
 
 routes.before_request(signin.take_token)
 
 
 @routes.errorhandler(Problem)
-def ask_who_it_is(problem: Problem) -> Response:
-    """A browser that brings nothing is asked where the page would have been; everything else gets the problem."""
+def show_problem(problem: Problem) -> Response:
+    """Return the sign-in page to a browser without valid credentials; otherwise the problem itself."""
     if problem.status != HTTPStatus.UNAUTHORIZED or not problems.for_a_person():
         return problems.answer(problem)
     return signin.ask(problem)
 
 
-# How the templates say values
+# Filters and tests for templates
 
 
 @routes.app_template_filter()
 def branch(ref: str | None) -> str:
-    """A ref as people say it."""
+    """Return the short name of a ref."""
     return short_name(ref or "")
 
 

@@ -6,6 +6,7 @@ there immediately, and returns to the page that it opened.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from urllib.parse import urlencode
 
@@ -67,7 +68,7 @@ def _signed_in(token: str, place: str) -> Response | None:
     value = sessions and sessions.begin(token.strip().encode())
     if not value:
         return None
-    response = html.to(place)
+    response = html.see_other(place)
     html.set_cookie(response, SESSION, value, SESSION_SECONDS)
     return response
 
@@ -104,7 +105,7 @@ def _come_back(site: SignIn, cookie: str) -> Response:
     value = site.session(request.args.get("code", ""), state, nonce)
     if value is None:
         raise Problem(403, f"{site.name} does not know this sign-in, or it was used before. Open the page again.")
-    response = html.to(target)
+    response = html.see_other(target)
     html.set_cookie(response, cookie, value, site.session_seconds, samesite="Lax")
     opened = site.opened(value)
     if opened:
@@ -129,7 +130,7 @@ def logout() -> Response:
     if service and over_the_hub:
         response = html.page("signed_out.html", None, hub=service.logout_url)
     else:
-        response = html.to(url_for("signin.doors"))
+        response = html.see_other(url_for("signin.doors"))
     for name in (SESSION, HUB_SESSION, OIDC_SESSION, xsrf.COOKIE):
         response.delete_cookie(name, path=services().base_path)
     return response
@@ -160,7 +161,7 @@ def _doors(build: str, wrong: str | None, problem: Problem | None) -> Response:
 def _over(site: SignIn, target: str) -> Response:
     """Keep the nonce: a sign-in in another tab shares it."""
     nonce = request.cookies.get(SIGN_IN) or new_nonce()
-    response = html.to(site.begin(nonce, target))
+    response = html.see_other(site.begin(nonce, target))
     html.set_cookie(response, SIGN_IN, nonce, SIGN_IN_SECONDS, samesite="Lax")
     return response
 
@@ -169,10 +170,12 @@ def _place(build: str | None) -> str:
     return url_for("pages.build", name=build) if build else url_for("pages.index")
 
 
-def hub_page(name: str) -> str | None:
-    """Return the URL of a page of the Hub whose service Kiln is; `None` without a Hub."""
+def hub_pages() -> Mapping[str, str] | None:
+    """Return the URLs of the Hub's pages `home` and `spawn`; `None` if Kiln is not the service of a Hub."""
     service = _hub()
-    return f"{service.logout_url.rpartition('/')[0]}/{name}" if service else None
+    if service is None:
+        return None
+    return {name: service.logout_url.removesuffix("logout") + name for name in ("home", "spawn")}
 
 
 def _hub() -> HubService | None:

@@ -24,7 +24,7 @@ from eventing.event import Event
 from eventing.hosts import DIALECTS, Dialect, Ignored
 from handlers import asking, bodies, metrics
 from handlers.auth import Identity
-from handlers.builds import answer, location
+from handlers.builds import json_response, location
 from handlers.problems import Problem
 from handlers.services import Services, services, this_request
 
@@ -61,7 +61,7 @@ def _receive(word: str) -> Response:
         return _nothing(" ".join(dict.fromkeys(reasons)))
     built = asking.accept(asks, via=word)
     builds = [{"name": build.name, "location": location(build.name)} for build in built]
-    return answer({"builds": builds}, 202)
+    return json_response({"builds": builds}, 202)
 
 
 def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Submission], list[str]]:
@@ -137,4 +137,4 @@ def _by(word: str) -> str:
 
 
 def _nothing(reason: str) -> Response:
-    return answer({"builds": [], "reason": reason}, 200)
+    return json_response({"builds": [], "reason": reason}, 200)

@@ -1,14 +1,14 @@
-// Keeps a list fresh: fetches its own page every few seconds and changes only what differs, so that focus, selection and
-// a screen reader stay where they are. Changes of states are announced. The pages are whole without it.
+// Updates a list: fetches its page every few seconds and replaces only the parts that differ, so that focus, selection
+// and the position of a screen reader remain. Announces changes of states. The pages are complete without it.
 "use strict";
 
 (() => {
   const PERIOD = 5000; // milliseconds
-  const LONGEST = 60000; // between two tries while the server does not answer
-  const NAMED = 3; // changes that are announced one by one
+  const MAX_PERIOD = 60000; // milliseconds, while the server does not answer
+  const MAX_ANNOUNCED = 3; // changes in one announcement; the others are counted
 
   const live = document.querySelector("[data-live]");
-  const said = document.getElementById("said");
+  const announcement = document.getElementById("announcement");
 
   function ownText(element) {
     return [...element.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE).map((node) => node.data.trim()).join("\n");
@@ -41,11 +41,11 @@
 
   function update(shown, fresh) {
     if (shown.isEqualNode(fresh)) return;
-    const [here, there] = [[...shown.children], [...fresh.children]];
-    const alike = sameTag(shown, fresh) && here.length > 0 && ownText(shown) === ownText(fresh);
+    const [before, after] = [[...shown.children], [...fresh.children]];
+    const alike = sameTag(shown, fresh) && before.length > 0 && ownText(shown) === ownText(fresh);
     if (alike && shown.tagName === "TBODY") updateRows(shown, fresh);
-    else if (alike && here.length === there.length && here.every((one, index) => one.tagName === there[index].tagName && one.id === there[index].id)) {
-      here.forEach((one, index) => update(one, there[index]));
+    else if (alike && before.length === after.length && before.every((child, index) => child.tagName === after[index].tagName && child.id === after[index].id)) {
+      before.forEach((child, index) => update(child, after[index]));
     } else replace(shown, fresh);
   }
 
@@ -54,29 +54,28 @@
   }
 
   function announce(before, after) {
-    const news = [...after].filter(([key, [, state]]) => before.get(key)?.[1] !== state).map(([, [name, state]]) => `${name}: ${state}.`);
-    if (!news.length || !said) return;
-    const more = news.length - NAMED;
-    said.textContent = news.slice(0, NAMED).join(" ") + (more > 0 ? ` And ${more} more.` : "");
+    const changes = [...after].filter(([key, [, state]]) => before.get(key)?.[1] !== state).map(([, [name, state]]) => `${name}: ${state}.`);
+    if (!changes.length || !announcement) return;
+    const more = changes.length - MAX_ANNOUNCED;
+    announcement.textContent = changes.slice(0, MAX_ANNOUNCED).join(" ") + (more > 0 ? ` And ${more} more.` : "");
   }
 
   async function refresh() {
-    const shown = document.querySelector("meta[name=xsrf]")?.content;
-    if (navigator.serviceWorker?.controller) return; // of another page on this host: it must not see what is shown
-    const answer = await fetch(location.href, { headers: { Accept: "text/html", ...(shown && { "X-Xsrftoken": shown }) } });
-    if (!answer.ok) throw new Error(`${answer.status}`);
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const { token } = kiln;
+    if (kiln.isObserved()) return;
+    const response = await fetch(location.href, { headers: { Accept: "text/html", ...(token && { "X-Xsrftoken": token }) } });
+    if (!response.ok) throw new Error(`${response.status}`);
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const fresh = page.getElementById("live");
-    if (!fresh) throw new Error("another page");
+    if (!fresh) throw new Error("The response is another page.");
     const before = states();
-    const list = [...fresh.children].map((part) => document.adoptNode(part));
-    updateParts(list);
-    kiln.dress(live);
+    kiln.activate(fresh); // before the comparison, so that an unchanged button keeps the focus
+    updateSections([...fresh.children].map((part) => document.adoptNode(part)));
     announce(before, states());
   }
 
-  // Sections come and go (the queue), each known by its id.
-  function updateParts(fresh) {
+  // A section, such as the queue, may appear or disappear. Its id identifies it.
+  function updateSections(fresh) {
     const ids = fresh.map((part) => part.id);
     for (const part of [...live.children]) if (!ids.includes(part.id)) part.remove();
     fresh.forEach((part, index) => {
@@ -86,22 +85,22 @@
     });
   }
 
-  let wait = PERIOD;
+  let period = PERIOD;
   let timer = null;
-  async function round() {
+  async function poll() {
     timer = null;
     if (document.hidden) return;
     try {
       await refresh();
-      wait = PERIOD;
+      period = PERIOD;
     } catch {
-      wait = Math.min(2 * wait, LONGEST);
+      period = Math.min(2 * period, MAX_PERIOD);
     }
-    timer = setTimeout(round, wait);
+    timer = setTimeout(poll, period);
   }
 
   if (live) {
-    timer = setTimeout(round, PERIOD);
-    document.addEventListener("visibilitychange", () => { if (!document.hidden && timer === null) round(); });
+    timer = setTimeout(poll, PERIOD);
+    document.addEventListener("visibilitychange", () => { if (!document.hidden && timer === null) poll(); });
   }
 })();

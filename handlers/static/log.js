@@ -1,89 +1,93 @@
-// A build's log as it is written: phases that fold, search, links to lines. 100,000 lines stay smooth, because lines
-// are added within the time of a frame, in blocks that a browser lays out only where they are seen.
+// The log of a build: phases that fold, search, links to lines, updates while the build runs. Each frame adds lines for
+// a limited time, in blocks that the browser lays out only where they are visible, so 100,000 lines do not block it.
 "use strict";
 
 (() => {
   const log = document.getElementById("log");
-  if (!log || kiln.overheard()) return;
+  if (!log || kiln.isObserved()) return;
 
   const BLOCK = 200; // lines
-  const FRAME = 6; // milliseconds of a frame for new lines
-  const NEAR = 40; // matches before and after the current one that are marked
-  const AGAIN = 2000; // milliseconds until a stream that was refused is asked for again
+  const BUDGET = 6; // milliseconds per frame for new lines, and per task for the search
+  const HIGHLIGHTED = 40; // matches before and after the current one that have a highlight
+  const RETRY = 2000; // milliseconds until the next request for a stream that the server refused
   const ENDED = ["succeeded", "failed", "cancelled"];
   const byId = (id) => document.getElementById(id);
 
-  // ---- Lines: `lines` has every one that the stream has brought, `waiting` is what of them is not yet on the page.
-  const lines = []; // {attempt, number, text, phase, element}
+  // ---- Lines: `lines` contains all lines from the stream, `rendered` counts those that are on the page.
+  const lines = []; // {attempt, number, text, phase, runs, element}; `runs` until the line is rendered
   const last = { attempt: 0, number: 0 }; // of the last line
-  let waiting = 0; // the place in `lines` of the first that is not on the page
-  let section = null; // the open <details> that lines go to: {attempt, phase, block, count, details, counter}
+  let rendered = 0;
+  let section = null; // the <details> that receives lines: {attempt, phase, block, count, details, counter}
   let frame = 0;
   let timer = 0;
   let begun = false;
 
   function schedule() {
     if (frame) return;
-    frame = requestAnimationFrame(show);
-    timer = setTimeout(show, 250); // a page in the background has no frames
+    frame = requestAnimationFrame(render);
+    timer = setTimeout(render, 250); // a page in the background has no frames
   }
 
-  function show() {
+  function render() {
     cancelAnimationFrame(frame);
     clearTimeout(timer);
     frame = 0;
-    if (!begun) log.replaceChildren(); // the stream brings from the start what the page brought
+    if (!begun) log.replaceChildren(); // the stream repeats the lines that the page contained
     begun = true;
     log.dataset.begun = "";
-    const until = performance.now() + FRAME;
-    while (waiting < lines.length && performance.now() < until) {
-      for (let some = 0; some < 50 && waiting < lines.length; some++) place(lines[waiting++]);
+    const end = performance.now() + BUDGET;
+    while (rendered < lines.length && performance.now() < end) {
+      for (let count = 0; count < 50 && rendered < lines.length; count++) append(lines[rendered++]);
     }
-    if (section) section.counter.textContent = ` ${section.count.toLocaleString()} lines`;
-    if (pinned) toEnd();
-    reveal();
-    if (waiting < lines.length) schedule();
+    showCount();
+    if (following) scrollToEnd();
+    showTarget();
+    if (rendered < lines.length) schedule();
   }
 
-  function place(line) {
-    if (!section || line.attempt !== section.attempt || (line.phase && line.phase !== section.phase)) open(line);
+  function append(line) {
+    if (!section || line.attempt !== section.attempt || (line.phase && line.phase !== section.phase)) openSection(line);
     if (section.count % BLOCK === 0) {
-      section.block = section.details.appendChild(made("div", "block"));
+      section.block = section.details.appendChild(create("div", "block"));
     }
     section.count += 1;
-    line.element = made("div", "line");
+    line.element = create("div", "line");
     line.element.dataset.n = line.number;
-    line.element.place = waiting - 1;
-    if (line.runs) line.element.append(...line.runs.map(([style, text]) => style ? made("span", style, text) : text));
+    line.element.index = rendered - 1;
+    if (line.runs) line.element.append(...line.runs.map(([style, text]) => style ? create("span", style, text) : text));
     else line.element.textContent = line.text;
-    delete line.runs;
+    line.runs = null;
     section.block.append(line.element);
   }
 
-  function open(line) {
-    const details = made("details", "phase");
+  function openSection(line) {
+    showCount(); // of the section before
+    const details = create("details", "phase");
     details.open = true;
     const name = line.phase ?? "start";
-    const summary = made("summary", "", line.attempt === first ? name : `attempt ${line.attempt}: ${name}`);
-    const counter = made("span", "");
+    const summary = create("summary", "", line.attempt === first ? name : `attempt ${line.attempt}: ${name}`);
+    const counter = create("span", "");
     summary.append(counter);
     details.append(summary);
-    if (section) section.counter.textContent = ` ${section.count.toLocaleString()} lines`;
     section = { attempt: line.attempt, phase: line.phase, block: null, count: 0, details, counter };
     log.append(details);
-    grows.observe(details);
-    mark();
+    growth.observe(details);
+    markStep();
   }
 
-  function made(name, style, text = "") {
+  function showCount() {
+    if (section) section.counter.textContent = ` ${section.count.toLocaleString()} lines`;
+  }
+
+  function create(name, classes, text = "") {
     const element = document.createElement(name);
-    if (style) element.className = style;
+    if (classes) element.className = classes;
     if (text) element.textContent = text;
     return element;
   }
 
-  // ---- The step that a running build is at is known from its log first.
-  function mark() {
+  // ---- Steps: the log shows the current step of a running build before the other facts do.
+  function markStep() {
     const steps = [...document.querySelectorAll(".steps li")];
     const running = document.querySelector("#facts .lead .state.running");
     const at = steps.findIndex((step) => step.dataset.step === section?.phase);
@@ -94,33 +98,34 @@
       else step.removeAttribute("aria-current");
     });
   }
-  document.addEventListener("kiln:fresh", mark);
+  document.addEventListener("kiln:updated", markStep);
 
-  // ---- Following: at the end, until somebody scrolls up.
+  // ---- Following: the newest line stays visible until the user scrolls up.
   const follow = byId("follow");
-  let pinned = false;
+  let following = false;
   let top = 0;
 
-  function pin(on) {
-    pinned = on;
+  function setFollowing(on) {
+    following = on;
     follow.setAttribute("aria-pressed", String(on));
-    if (on) toEnd();
+    if (on) scrollToEnd();
   }
 
-  const grows = new ResizeObserver(() => { if (pinned) toEnd(); }); // a block has its height once it was laid out
+  // A block gets its real height when it is laid out, which is after it was added.
+  const growth = new ResizeObserver(() => { if (following) scrollToEnd(); });
 
-  function toEnd() {
+  function scrollToEnd() {
     log.scrollTop = log.scrollHeight;
     top = log.scrollTop;
   }
 
   log.addEventListener("scroll", () => {
     const atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 4;
-    if (pinned && log.scrollTop < top - 2 && !atEnd) pin(false);
-    else if (!pinned && !follow.hidden && log.scrollTop > top && atEnd) pin(true);
+    if (following && log.scrollTop < top - 2 && !atEnd) setFollowing(false);
+    else if (!following && !follow.hidden && log.scrollTop > top && atEnd) setFollowing(true);
     top = log.scrollTop;
   }, { passive: true });
-  follow.addEventListener("click", () => pin(!pinned));
+  follow.addEventListener("click", () => setFollowing(!following));
 
   const wrap = byId("wrap");
   wrap.hidden = false;
@@ -129,27 +134,34 @@
     wrap.setAttribute("aria-pressed", String(!on));
   });
 
-  // ---- Links to lines: `?attempt=2#L123`, or `#L123` of the first attempt on the page.
+  // ---- Links to lines: `?attempt=2#L123`, or `#L123` for the first attempt on the page.
   const first = Number(log.dataset.attempt);
-  let wanted = null;
+  let target = null; // the number of a line that is not shown yet
 
-  function fromAddress() {
-    const found = /^#L([0-9]{1,9})$/.exec(location.hash);
-    wanted = found && Number(found[1]);
-    if (wanted) { pin(false); reveal(); }
+  function readAddress() {
+    const match = /^#L([0-9]{1,9})$/.exec(location.hash);
+    target = match && Number(match[1]);
+    if (target) { setFollowing(false); showTarget(); }
   }
 
-  function reveal() {
-    if (!wanted || (last.attempt <= first && last.number < wanted)) return;
-    const line = lines.find((one) => one.attempt === first && one.number === wanted);
+  function showTarget() {
+    if (!target || (last.attempt <= first && last.number < target)) return;
+    const line = lines.find(({ attempt, number }) => attempt === first && number === target);
     if (!line?.element) return;
-    wanted = null;
-    log.querySelector(".target")?.classList.remove("target");
-    line.element.classList.add("target");
-    bring(line.element);
+    target = null;
+    mark("target", line.element);
+    scrollTo(line.element);
   }
 
-  function bring(element) {
+  const marked = {}; // the element with a class, by the class: a query would search 100,000 lines
+
+  function mark(name, element) {
+    marked[name]?.classList.remove(name);
+    marked[name] = element;
+    element?.classList.add(name);
+  }
+
+  function scrollTo(element) {
     element.closest("details").open = true;
     element.scrollIntoView({ block: "center" });
     top = log.scrollTop;
@@ -158,71 +170,69 @@
   log.addEventListener("click", (event) => {
     const element = event.target.closest?.(".line");
     const gutter = element && parseFloat(getComputedStyle(element).paddingLeft);
-    const line = element && lines[element.place];
+    const line = element && lines[element.index];
     if (!line || event.clientX - element.getBoundingClientRect().left > gutter) return;
     const address = new URL(location.href);
     address.hash = `L${line.number}`;
     if (line.attempt !== first || address.searchParams.has("attempt")) address.searchParams.set("attempt", line.attempt);
     history.replaceState(null, "", address);
-    log.querySelector(".target")?.classList.remove("target");
-    element.classList.add("target");
+    mark("target", element);
   });
-  addEventListener("hashchange", fromAddress);
+  addEventListener("hashchange", readAddress);
 
-  // ---- Search: in all lines, also in phases that are folded.
-  const find = byId("find");
-  const found = byId("found");
-  let matches = []; // places in `lines`
+  // ---- Search: in all lines, including those of folded phases.
+  const input = byId("search-text");
+  const matchCount = byId("match-count");
+  let matches = []; // indexes in `lines`
   let current = -1;
   let pattern = null;
-  let searching = 0;
-  let searched = 0; // the place in `lines` up to which matches are known
+  let searchTimer = 0;
+  let searched = 0; // lines whose matches are known
 
   function search() {
-    pattern = find.value ? new RegExp(find.value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi") : null;
+    pattern = input.value ? new RegExp(input.value.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"), "gi") : null;
     matches = [];
     searched = 0;
     current = -1;
-    paint();
-    goOn();
+    highlight();
+    searchMore();
   }
 
-  function goOn() { // for the time of a frame, then after what else is to be done
-    clearTimeout(searching);
-    searching = 0;
-    const until = performance.now() + FRAME;
-    while (pattern && searched < lines.length && performance.now() < until) {
-      for (let some = 0; some < 200 && searched < lines.length; some++, searched++) {
+  function searchMore() { // in tasks of limited time, so that other tasks run in between
+    clearTimeout(searchTimer);
+    searchTimer = 0;
+    const end = performance.now() + BUDGET;
+    while (pattern && searched < lines.length && performance.now() < end) {
+      for (let count = 0; count < 200 && searched < lines.length; count++, searched++) {
         pattern.lastIndex = 0;
         if (pattern.test(lines[searched].text)) matches.push(searched);
       }
     }
-    if (pattern && searched < lines.length) searching = setTimeout(goOn);
-    if (matches.length && current < 0) go(0);
-    else count();
+    if (pattern && searched < lines.length) searchTimer = setTimeout(searchMore);
+    if (matches.length && current < 0) goTo(0);
+    else showMatchCount();
   }
 
-  function count() {
+  function showMatchCount() {
     const none = pattern && searched === lines.length ? "no match" : "";
-    found.textContent = matches.length ? `${Math.max(current + 1, 1)} of ${matches.length}` : none;
+    matchCount.textContent = matches.length ? `${Math.max(current + 1, 1)} of ${matches.length}` : none;
   }
 
-  function go(index) {
+  function goTo(index) {
     if (!matches.length) return;
     current = (index + matches.length) % matches.length;
-    pin(false);
+    setFollowing(false);
     const line = lines[matches[current]];
-    if (line.element) bring(line.element);
-    count();
-    paint();
+    if (line.element) scrollTo(line.element);
+    showMatchCount();
+    highlight();
   }
 
-  function paint() {
-    log.querySelector(".hit")?.classList.remove("hit");
-    lines[matches[current]]?.element?.classList.add("hit");
+  function highlight() {
+    mark("hit", lines[matches[current]]?.element);
     if (!globalThis.Highlight) return;
-    const near = matches.slice(Math.max(0, current - NEAR), current + NEAR + 1);
-    CSS.highlights.set("found", new Highlight(...near.flatMap((index) => [...ranges(lines[index])])));
+    const nearby = matches.slice(Math.max(0, current - HIGHLIGHTED), current + HIGHLIGHTED + 1);
+    CSS.highlights.set("match", new Highlight(...nearby.flatMap((index) => [...ranges(lines[index])])));
   }
 
   function* ranges(line) {
@@ -231,7 +241,7 @@
     const texts = [];
     for (let node = walker.nextNode(), start = 0; node; start += node.length, node = walker.nextNode()) texts.push({ node, start });
     const at = (offset) => {
-      const text = texts.findLast((one) => one.start <= offset);
+      const text = texts.findLast(({ start }) => start <= offset);
       return [text.node, offset - text.start];
     };
     for (const match of line.text.matchAll(pattern)) {
@@ -242,68 +252,68 @@
     }
   }
 
-  let soon = 0;
-  find.addEventListener("input", () => { clearTimeout(soon); soon = setTimeout(search, 150); });
-  find.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && event.shiftKey) { event.preventDefault(); go(current - 1); }
-    if (event.key === "Escape") { find.value = ""; search(); log.focus(); }
+  let inputTimer = 0;
+  input.addEventListener("input", () => { clearTimeout(inputTimer); inputTimer = setTimeout(search, 150); });
+  input.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.shiftKey) { event.preventDefault(); goTo(current - 1); }
+    if (event.key === "Escape") { input.value = ""; search(); log.focus(); }
   });
   byId("search").hidden = false;
-  byId("search").addEventListener("submit", (event) => { event.preventDefault(); go(current + 1); });
-  byId("previous").addEventListener("click", () => go(current - 1));
+  byId("search").addEventListener("submit", (event) => { event.preventDefault(); goTo(current + 1); });
+  byId("previous").addEventListener("click", () => goTo(current - 1));
   log.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === "/") { event.preventDefault(); find.focus(); find.select(); }
-    if (event.key === "n") go(current + 1);
-    if (event.key === "N") go(current - 1);
+    if (event.key === "/") { event.preventDefault(); input.focus(); input.select(); }
+    if (event.key === "n") goTo(current + 1);
+    if (event.key === "N") goTo(current - 1);
   });
 
-  // ---- The stream. A browser resumes one that broke with `Last-Event-ID`. One that was refused (503 while the server
-  // restarts) is asked for again here, and brings again what is there already.
-  const following = byId("following");
+  // ---- The stream. The browser resumes an interrupted stream with `Last-Event-ID`, but gives up if the server refuses
+  // it (503 during a restart). The script then opens a new stream, and `receive` ignores the lines that it repeats.
+  const status = byId("log-status");
 
-  function take(event) {
+  function receive(event) {
     const [attempt, number] = event.lastEventId.split(":").map(Number);
     if (attempt < last.attempt || (attempt === last.attempt && number <= last.number)) return;
     Object.assign(last, { attempt, number });
     const { line, phase, runs } = JSON.parse(event.data);
-    lines.push({ attempt, number, text: line, phase, runs });
+    lines.push({ attempt, number, text: line, phase, runs, element: null });
     schedule();
-    if (pattern && !searching) searching = setTimeout(goOn, 200);
+    if (pattern && !searchTimer) searchTimer = setTimeout(searchMore, 200);
   }
 
   function connect() {
     const address = new URL(log.dataset.stream, location.href);
     if (last.attempt) address.searchParams.set("attempt", last.attempt);
-    if (kiln.shown) address.searchParams.set("_xsrf", kiln.shown);
+    if (kiln.token) address.searchParams.set("_xsrf", kiln.token);
     const source = new EventSource(address);
-    const left = () => source.close();
-    kiln.worker?.addEventListener("controllerchange", left);
-    source.addEventListener("log", take);
-    source.addEventListener("open", () => { if (!follow.hidden) following.textContent = "Following the log."; });
+    const close = () => source.close();
+    kiln.worker?.addEventListener("controllerchange", close);
+    source.addEventListener("log", receive);
+    source.addEventListener("open", () => { if (!follow.hidden) status.textContent = "Following the log."; });
     source.addEventListener("error", () => {
-      following.textContent = "The connection is lost. Trying again…";
+      status.textContent = "The connection is lost. Reconnecting…";
       if (source.readyState !== EventSource.CLOSED) return;
-      kiln.worker?.removeEventListener("controllerchange", left);
-      if (!kiln.overheard()) setTimeout(connect, AGAIN);
+      kiln.worker?.removeEventListener("controllerchange", close);
+      if (!kiln.isObserved()) setTimeout(connect, RETRY);
     });
     source.addEventListener("state", (event) => {
       const { state } = JSON.parse(event.data);
       const ended = ENDED.includes(state);
       if (ended) {
         source.close();
-        log.dataset.begun = ""; // also where there are no lines
-        following.textContent = follow.hidden ? "" : `The build has ended: ${state}.`;
+        log.dataset.begun = ""; // also for an empty log
+        status.textContent = follow.hidden ? "" : `The build has ended: ${state}.`;
         follow.hidden = true;
       } else if (follow.hidden) {
         follow.hidden = false;
-        following.textContent = "Following the log.";
-        if (!wanted) pin(true);
+        status.textContent = "Following the log.";
+        if (!target) setFollowing(true);
       }
       kiln.refresh();
     });
   }
 
-  fromAddress();
+  readAddress();
   connect();
 })();

@@ -132,7 +132,7 @@ def test_search_finds_lines_also_where_they_are_folded(site: Site, visit: Visiti
     expect(line(page, 2007)).to_be_hidden()
     log_of(page).press("/")
     page.keyboard.type("NEEDLE7.")
-    found = page.locator("#found")
+    found = page.locator("#match-count")
     expect(found).to_have_text("1 of 2")
     expect(line(page, 1007)).to_have_class("line hit")
     assert line(page, 1007).evaluate(SEEN)
@@ -226,7 +226,7 @@ def test_a_hundred_thousand_hostile_lines_do_not_hold_up_the_page(
     assert log_of(page).evaluate("log => log.querySelectorAll('img, script').length") == 0
     assert "·" in page.title()
     page.get_by_label("Search in the log").fill("100%")
-    expect(page.locator("#found")).to_have_text("1 of 100000")
+    expect(page.locator("#match-count")).to_have_text("1 of 100000")
     site.house.end(build.name)
     expect(page.get_by_text("The build has ended")).to_be_visible()
 
@@ -256,10 +256,10 @@ def test_a_failure_is_explained(site: Site, visit: Visiting) -> None:
         message=f"RUN pip install -r requirements.txt: exit code 1; it said: {said}",
         log_tail=f"#9 1.1 Collecting nonesuch\n#9 1.2 {said}\n",
     )
-    why = page.locator(".why")
-    expect(why).to_contain_text("RUN pip install -r requirements.txt: exit code 1")
-    expect(why.locator("blockquote")).to_contain_text(said)
-    expect(why).to_contain_text("Correct the repository")
+    explanation = page.locator(".explanation")
+    expect(explanation).to_contain_text("RUN pip install -r requirements.txt: exit code 1")
+    expect(explanation.locator("blockquote")).to_contain_text(said)
+    expect(explanation).to_contain_text("Correct the repository")
     expect(page.locator(".steps .failed")).to_have_count(1)
 
 

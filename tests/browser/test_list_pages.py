@@ -31,7 +31,7 @@ def test_the_list_is_kept_fresh_and_leaves_the_reader_where_they_are(site: Site,
     expect(page.locator("#list tbody tr").first).to_have_attribute("data-key", newer.name)
     site.house.run(older.name)
     expect(row.get_by_role("link", name="running: ")).to_be_visible()
-    expect(page.locator("#said")).to_contain_text("octo/listed: running.")
+    expect(page.locator("#announcement")).to_contain_text("octo/listed: running.")
     assert focused(page) == link
     site.house.end(older.name)
     expect(row).to_have_attribute("data-state", "succeeded")

@@ -16,6 +16,7 @@ from builds.explanation import MAX_QUOTED, decisive_lines, explain
 from handlers.auth import Gate
 from handlers.buildpage import PHASES, steps
 from tests.handlers.house import House, Named, frames
+from tests.handlers.reading import check_structure
 from tests.handlers.test_pages import HTML, form
 
 SECONDS = st.none() | st.floats(0, 1e4)
@@ -147,7 +148,9 @@ def test_a_refused_event_is_sent_again_by_its_form(house: House) -> None:
     had += [Delivery(sink="hub", event="2", type="end", state=DeliveryState.DEAD, due_at=at, error="answered 400")]
     house.end(build.name, deliveries=tuple(had))
     page = client.get(f"/builds/{build.name}", headers=HTML)
-    (button,) = BeautifulSoup(page.text, "html.parser").select("form[action$='/resend']")
+    found = BeautifulSoup(page.text, "html.parser")
+    check_structure(found)
+    (button,) = found.select("form[action$='/resend']")
     data = {one["name"]: one["value"] for one in button.find_all("input")}
     assert data["sink"] == "hub"
     path = f"/builds/{build.name}/resend"

@@ -40,7 +40,7 @@ def wrong(answer: TestResponse, status: int) -> dict[str, str]:
     said = {}
     for field in page.select("[aria-invalid=true]"):
         names = str(field["aria-describedby"]).split()
-        (beside,) = [page.find(id=name) for name in names if name.endswith("-wrong")]
+        (beside,) = [page.find(id=name) for name in names if name.endswith("-error")]
         said[str(field["name"])] = text(beside)
     alerts = page.select("[role=alert]")
     assert len(alerts) == 1

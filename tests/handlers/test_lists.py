@@ -24,7 +24,7 @@ from builds.transitions import change
 from builds.triggers import from_event_data
 from handlers import badges
 from handlers.auth import Gate, Identity
-from handlers.times import age, span
+from handlers.times import age, duration
 from tests.handlers.house import PREFIX, REPOSITORY, House, build_house
 from tests.handlers.reading import HTML, check_structure, soup, text
 
@@ -65,9 +65,9 @@ def test_a_row_says_what_people_look_for(house: House) -> None:
     (row,) = rows(page)
     assert row["State"] == "running"
     assert row["Repository"] == "octo/stats github.com folder course/week"
-    assert (row["Ref"], row["Commit"], row["Node"], row["Asked by"]) == ("main", "0000000", "local", "ada")
-    assert row["Took"].endswith(" s")
-    assert row["Asked for"] == "just now"
+    assert (row["Ref"], row["Commit"], row["Node"], row["Requested by"]) == ("main", "0000000", "local", "ada")
+    assert row["Duration"].endswith(" s")
+    assert row["Requested"] == "just now"
     time = page.select_one("#list tbody time")
     assert time is not None
     assert datetime.fromisoformat(str(time["datetime"])) == build.created_at
@@ -125,15 +125,15 @@ def test_a_search_is_bounded_and_goes_on(house: House, monkeypatch: pytest.Monke
     wanted = asked(house, REPOSITORY, "1", ref="wanted")
     for number in range(2, 8):
         asked(house, REPOSITORY, str(number))
-    monkeypatch.setattr("handlers.builds.MOST_LOOKED_AT", 1)
-    monkeypatch.setattr("handlers.builds.STEP", 1)
+    monkeypatch.setattr("handlers.builds.MAX_EXAMINED", 1)
+    monkeypatch.setattr("handlers.builds.BATCH", 1)
     page = house.client.get("/api/v1/builds?search=wanted&limit=1").json
     assert page["items"] == []
     while not page["items"]:
         page = house.client.get("/api/v1/builds", query_string={"search": "wanted", "continue": page["continue"]}).json
     assert [item["name"] for item in page["items"]] == [wanted.name]
     looked = soup(house.client, "/?search=wanted&limit=1")
-    assert "Look further back" in text(looked.select_one("#list"))
+    assert "Search older builds" in text(looked.select_one("#list"))
     place = house.client.get("/api/v1/builds?search=wanted&limit=1").json["continue"]
     assert house.client.get("/api/v1/builds", query_string={"search": "other", "continue": place}).status_code == 400
 
@@ -145,7 +145,7 @@ def test_the_queue_is_in_the_plans_order(house: House) -> None:
     page = soup(house.client, "/")
     queue = rows(page, "queue")
     assert [row["Position"] for row in queue] == ["1", "2", "3"]
-    assert [row["Asked by"] for row in queue] == ["ada", "grace", "ada"]
+    assert [row["Requested by"] for row in queue] == ["ada", "grace", "ada"]
     assert page.select_one("#queue caption")
     assert not soup(house.client, "/?search=octo").select("#queue"), "positions are of all that wait"
 
@@ -167,7 +167,7 @@ def test_the_newest_page_is_kept_fresh_and_older_ones_stay(house: House) -> None
         asked(house, REPOSITORY, str(number + 1))
     first = soup(house.client, "/?limit=2&search=octo")
     assert first.select("#live[data-live]")
-    assert first.select("#said[role=status]")
+    assert first.select("#announcement[role=status]")
     older = first.select_one("a[rel=next]")
     assert older is not None
     page = soup(house.client, str(older["href"]))
@@ -211,7 +211,7 @@ def test_what_is_no_repository_is_told(house: House) -> None:
     assert "Name the repository" in text(soup(house.client, "/repository", 400))
     soup(house.client, "/repository?repository=git@github.com:octo/stats", 422)
     nothing = soup(house.client, "/repository?repository=https://github.com/octo/nothing")
-    assert "There is no build of this repository" in text(nothing)
+    assert "This repository has no builds" in text(nothing)
     assert not nothing.select("#badge")
 
 
@@ -366,13 +366,13 @@ def kept(guarded: House) -> None:
 
 
 def test_who_asks_for_too_many_badges_at_once_is_told_to_come_back(house: House) -> None:
-    taken = [badges._places.acquire(blocking=False) for _ in range(badges.PLACES)]
+    taken = [badges._readers.acquire(blocking=False) for _ in range(badges.MAX_READERS)]
     try:
         answer = house.client.get(f"/badge.svg?repository={REPOSITORY}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     finally:
         for _ in taken:
-            badges._places.release()
+            badges._readers.release()
     assert badge(house.client, repository=REPOSITORY) == "unknown"
 
 
@@ -401,4 +401,4 @@ def test_ages(seconds: int, said: str) -> None:
     ("seconds", "said"), [(-1, "0 s"), (0.4, "0 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (7384, "2 h 3 min")]
 )
 def test_lengths(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+    assert duration(seconds) == said

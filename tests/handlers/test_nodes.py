@@ -65,12 +65,12 @@ def test_each_node_says_its_state_slots_disk_and_builds(nodes: House) -> None:
     assert [*found] == ["n1", "n2", "n3"]
     assert (found["n1"]["State"], found["n1"]["Slots in use"]) == ("ready", "1 of 2")
     assert found["n1"]["Disk"] == "3.0 GiB of 40.0 GiB free"
-    assert found["n1"]["What runs there"].startswith("running octo/stats")
+    assert found["n1"]["Running builds"].startswith("running octo/stats")
     assert (found["n2"]["State"], found["n2"]["Slots in use"]) == (f"not ready {NODES[1].why}", "2 of 2")
-    assert found["n3"]["State"] == "not ready No daemon of this Kiln is there."
+    assert found["n3"]["State"] == "not ready Kiln has no daemon on this node."
     page = soup(nodes.client, "/nodes")
     assert page.select_one(f'tr[data-key="n1"] a[href="/builds/{name}"]')
-    assert page.select_one('tr[data-key="n1"] .lost'), "less than a tenth of the disk is free"
+    assert page.select_one('tr[data-key="n1"] .warning'), "less than a tenth of the disk is free"
     assert "1 build waits" in text(page.select_one("#waiting"))
 
 
@@ -81,7 +81,7 @@ def test_a_build_that_an_admin_may_not_see_is_counted_and_not_named(houses: Call
     house.ask(subdir="waits")
     found = seen(house)
     assert found["local"]["Slots in use"] == "1 of 2"
-    assert found["local"]["What runs there"] == "1 that you may not see"
+    assert found["local"]["Running builds"] == "1 that you may not see"
     page = soup(house.client, "/nodes")
     assert "octo" not in text(page)
     assert "No build waits" in text(page.select_one("#waiting"))
@@ -186,4 +186,4 @@ def test_a_page_without_nodes_says_what_brings_one(house: House, monkeypatch: py
     monkeypatch.setattr(house.engine, "nodes", lambda: ())
     page = soup(house.client, "/nodes")
     assert isinstance(page, BeautifulSoup)
-    assert "No node has a daemon" in text(page.select_one(".empty"))
+    assert "No node has a build daemon" in text(page.select_one(".empty"))

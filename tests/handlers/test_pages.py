@@ -42,7 +42,7 @@ def sign_in(client: FlaskClient, token: str = TOKEN, **more: str) -> TestRespons
 def test_an_empty_house_says_how_to_begin(house: House) -> None:
     page = house.client.get("/", headers=HTML)
     assert (page.status_code, page.mimetype) == (200, "text/html")
-    assert "Nothing has been built yet" in page.text
+    assert "Kiln has no builds yet" in page.text
 
 
 def test_builds_are_listed_filtered_and_paged(house: House) -> None:

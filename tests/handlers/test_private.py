@@ -227,8 +227,8 @@ def test_a_list_is_paged_as_if_there_were_nothing_private(scene: Scene) -> None:
 def test_a_long_way_past_what_is_private_is_gone_in_several_requests(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("handlers.builds.MOST_LOOKED_AT", 1)
-    monkeypatch.setattr("handlers.builds.STEP", 1)
+    monkeypatch.setattr("handlers.builds.MAX_EXAMINED", 1)
+    monkeypatch.setattr("handlers.builds.BATCH", 1)
     first = scene.pushed("public")
     hidden = [scene.pushed(name) for name in ("named", "unnamed")]
     seen = [*lists(scene, "kim", "limit=1")]

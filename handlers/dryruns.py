@@ -1,7 +1,7 @@
-"""The triggers page, for admins: paste an event or a webhook and see which trigger matches, why others do not, and what
-would be built.
+"""The triggers page, for admins: a dry run of an event or a webhook.
 
-The evaluation is that of `kiln check --event` (`builds.dryrun`). It writes nothing and asks no host.
+It shows which trigger matches, why the others do not, and the resulting builds. The evaluation is that of `kiln check
+--event` (`builds.dryrun`): it writes nothing and contacts no host.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from handlers.services import services
 
 
 def triggers() -> Response:
-    return _page(html.for_admins())
+    return _page(html.admit_admin())
 
 
-def rehearse() -> Response:
-    """Show the page with the result for the pasted request, or with the error beside the field."""
-    identity = html.for_admins()
+def try_event() -> Response:
+    """Show the page with the result for the pasted event, or with the error beside the field."""
+    identity = html.admit_admin()
     html.check_form(identity)
     text, host = request.form.get("event", ""), request.form.get("host") or None
     try:
@@ -35,7 +35,7 @@ def rehearse() -> Response:
             raise Problem(400, f"The host must be one of {', '.join(DIALECTS)}.")
         return _page(identity, text, host, run=_run(identity, text, host))
     except (EventError, RequestError) as error:
-        return _page(identity, text, host, wrong=str(error), status=error.status)
+        return _page(identity, text, host, error_message=str(error), status=error.status)
 
 
 def _run(identity: Identity, text: str, host: str | None) -> DryRun:
@@ -50,7 +50,7 @@ def _page(
     host: str | None = None,
     *,
     run: DryRun | None = None,
-    wrong: str | None = None,
+    error_message: str | None = None,
     status: int = HTTPStatus.OK,
 ) -> Response:
     return html.page(
@@ -62,5 +62,5 @@ def _page(
         text=text,
         host=host,
         run=run,
-        wrong=wrong,
+        error_message=error_message,
     )
