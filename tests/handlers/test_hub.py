@@ -13,16 +13,27 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from builds.clients.jupyterhub import HubClient
+from builds.engines import Submission
 from builds.engines.local.sessions import LocalSessions
+from builds.transitions import change
 from handlers.auth import gate
 from handlers.hub import HUB_SESSION, HubService
 from handlers.seals import SIGN_IN
 from handlers.xsrf import COOKIE as XSRF
-from tests.handlers.house import TOKENS, House, body
+from kiln import settings
+from tests.handlers.house import PREFIX, TOKENS, House, body
+from tests.handlers.reading import check_structure, soup, text
 from tests.parts.hubapi import HubApi
 
 HTML = {"Accept": "text/html"}
 SECRET = "a canary of the service"
+SERVICE = {
+    "KILN_AUTH": "hub",
+    "KILN_IMAGE_PREFIX": PREFIX,
+    "JUPYTERHUB_API_URL": "http://127.0.0.1:8081/hub/api",
+    "JUPYTERHUB_API_TOKEN": SECRET.replace(" ", "-"),
+    "JUPYTERHUB_SERVICE_NAME": "binder",
+}
 
 
 @pytest.fixture
@@ -41,7 +52,14 @@ Behind = Callable[..., House]
 def behind(houses: Callable[..., House], api: HubApi, tmp_path: Path) -> Behind:
     """A house whose Hub is `api`."""
 
-    def make(*words: str, in_url: bool = False, secret: str = SECRET, seconds: int = 3600, **more: Any) -> House:
+    def make(
+        *words: str,
+        in_url: bool = False,
+        secret: str = SECRET,
+        seconds: int = 3600,
+        logout_url: str = "/hub/logout",
+        **more: Any,
+    ) -> House:
         service = HubService(
             hub=HubClient(api.url, kept=0.0),
             client_id="service-binder",
@@ -49,7 +67,7 @@ def behind(houses: Callable[..., House], api: HubApi, tmp_path: Path) -> Behind:
             access_scopes=("access:services!service=binder",),
             authorize_url="/hub/api/oauth2/authorize",
             callback_url="/oauth_callback",
-            logout_url="/hub/logout",
+            logout_url=logout_url,
             session_seconds=seconds,
         )
         sessions = LocalSessions(tmp_path / "signed-out")
@@ -129,6 +147,49 @@ def test_a_token_in_an_address_where_that_is_allowed(behind: Behind) -> None:
     assert house.client.get("/api/v1/builds?token=ada's").status_code == 200
     assert house.client.get("/api/v1/builds?token=nobody's").status_code == 401
     assert house.client.get("/api/v1/builds?token=ada's", headers=bearer("nobody's")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("pages", "shown"),
+    [
+        ({}, "/hub/"),
+        ({"JUPYTERHUB_BASE_URL": "/jupyter/"}, "/jupyter/hub/"),
+        (
+            {"JUPYTERHUB_HOST": "https://hub.example", "JUPYTERHUB_BASE_URL": '/a"&lt;/'},
+            'https://hub.example/a"&lt;/hub/',
+        ),
+    ],
+)
+def test_a_pushed_image_opens_in_the_hub(behind: Behind, api: HubApi, pages: dict[str, str], shown: str) -> None:
+    hub = settings.read({**SERVICE, **pages}).hub
+    assert hub
+    house = behind(logout_url=hub.logout_url)
+    client = house.client
+    sign_in(client, api)
+    asked = client.post("/api/v1/builds", json=body(), headers=bearer("ada's"))
+    pushed = house.run(asked.json["name"])  # type: ignore[index]
+    local = change(pushed.request, image="localhost/stats")
+    house.engine.accept([Submission(name="kept", request=local, cause=pushed.causes[0])])
+    house.run("kept")
+
+    def links(name: str) -> dict[str, str]:
+        page = soup(client, f"/builds/{name}")
+        check_structure(page)
+        return {text(link): str(link["href"]) for link in page.select(".card a")}
+
+    assert links(pushed.name) == {}, "the build has no image yet"
+    house.end(pushed.name)
+    house.end("kept")
+    assert links(pushed.name) == {"Open in this Hub": f"{shown}spawn", "Hub's home page": f"{shown}home"}
+    assert links("kept") == {}, "the Hub cannot pull an image that stays with the daemon"
+
+
+def test_without_a_hub_no_page_leads_to_one(house: House) -> None:
+    build = house.run(house.ask().name)
+    house.end(build.name)
+    page = soup(house.client, f"/builds/{build.name}")
+    assert page.select_one("#pull")
+    assert "Open in this Hub" not in text(page)
 
 
 def test_a_user_cancels_their_own_and_an_admin_all(behind: Behind) -> None:
