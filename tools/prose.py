@@ -1,8 +1,8 @@
 """Check the prose of the repository with the rules in `styles/Kiln`.
 
 The rules are files of Vale (https://vale.sh/docs/checks), so an editor with Vale reports the same findings. `make
-prose` needs no Vale. This module interprets the kinds of rule that the style uses, and also reads the messages in
-Python strings, which Vale skips.
+prose` needs no Vale. This module interprets the kinds of rule that the style uses. It also reads the messages in
+strings of Python and JavaScript, and Jinja templates, which Vale skips.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from html.parser import HTMLParser
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import yaml
 from markdown_it import MarkdownIt
+from pygments.lexers import get_lexer_for_filename
+from pygments.token import Comment, String
 
 ROOT = Path(__file__).resolve().parents[1]
 STYLE = ROOT / "styles" / "Kiln"
@@ -29,6 +33,8 @@ SENTENCE = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[A-Z0-9*`\"'(\[]|(?:docker|git|s
 PRAGMA = re.compile(r"#!|#\s*(?:noqa|type:|pragma|fmt:|mypy:)|#\s*-+$")
 TREE = re.compile("[├└]──")  # a drawing
 MESSAGE_WORDS = 4  # shorter strings are names and values
+READ_ATTRIBUTES = {"alt", "aria-label", "placeholder", "title"}
+INLINE = {"a", "b", "bdi", "code", "em", "i", "small", "span", "strong", "time"}
 
 
 @dataclass(frozen=True)
@@ -152,14 +158,18 @@ def literal(node: ast.AST) -> str | None:
 
 
 def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Find the strings that read as prose: at least four words, most of them without capitals."""
+    """Find the strings that read as prose: at least four words without capitals."""
     known = {id(node) for node in docstrings(tree)}
     for node in ast.walk(tree):
         text = None if id(node) in known else literal(node)
         if isinstance(node, ast.JoinedStr):
             known |= {id(part) for part in node.values}
-        if text and len(re.findall(r"(?:^|\s)\(?[A-Za-z]?[a-z'-]+(?=[\s,.:;)?!]|$)", text)) >= MESSAGE_WORDS:
+        if text and is_message(text):
             yield getattr(node, "lineno", 1), text
+
+
+def is_message(text: str) -> bool:
+    return len(re.findall(r"(?:^|\s)\(?[A-Za-z]?[a-z'-]+(?=[\s,.:;)?!]|$)", text)) >= MESSAGE_WORDS
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:
@@ -193,9 +203,81 @@ def hashes(path: Path, source: str) -> Iterator[Text]:
             yield from markdown(path, "\n".join(line.lstrip("# ") for _, line in block), block[0][0])
 
 
+def script(path: Path, source: str) -> Iterator[Text]:
+    """Read the comments of JavaScript or CSS, and the messages in their strings.
+
+    Comments on consecutive lines are one text, but a comment after code is one of its own.
+    """
+    line, block, first, code = 1, "", 1, 0
+    for kind, value in get_lexer_for_filename(path.name).get_tokens(source):
+        if kind in Comment and code == line:
+            yield from markdown(path, value.strip("/* "), line)
+        elif kind in Comment:
+            first, block = (first, f"{block} {value.strip('/* ')}") if block else (line, value.strip("/* "))
+        elif value.strip():
+            yield from markdown(path, block, first)
+            block, code = "", line + value.count("\n")
+            if kind in String and is_message(text := value.strip("\"'`")):
+                yield from markdown(path, text, line)
+        line += value.count("\n")
+    yield from markdown(path, block, first)
+
+
+class Page(HTMLParser):
+    """Collects the texts of HTML, which are the passages between the tags of blocks, and the attributes for readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[int, str]] = []
+        self._line = 1
+        self._words = ""
+        self._code = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [(self.getpos()[0], value) for name, value in attrs if name in READ_ATTRIBUTES and value]
+        self._code = tag in {"code", "pre", "script", "style"}
+        self._words += "Code" if tag == "code" else ""
+        if tag not in INLINE:
+            self.close_text()
+
+    def handle_endtag(self, tag: str) -> None:
+        self._code = False
+        if tag not in INLINE:
+            self.close_text()
+
+    def handle_data(self, data: str) -> None:
+        if not self._words.strip():
+            self._line = self.getpos()[0] + data[: len(data) - len(data.lstrip())].count("\n")
+        self._words += "" if self._code else data
+
+    def close_text(self) -> None:
+        self.found.append((self._line, " ".join(self._words.split())))
+        self._words = ""
+
+
+def template(path: Path, source: str) -> Iterator[Text]:
+    """Read the texts of a Jinja template, its comments, and the messages in its expressions.
+
+    `Code` stands for an expression. The parts of an `if` form one text, because they share its sentence.
+    """
+    page, markup = Page(), ""
+    for line, kind, value in jinja2.Environment(autoescape=True).lexer.tokeniter(source, str(path)):
+        markup += "\n" * (line - 1 - markup.count("\n"))
+        if kind == "data":
+            markup += value
+        elif kind in {"variable_begin", "block_begin"}:
+            markup += "Code" if kind == "variable_begin" else " "
+        elif kind == "comment" or (kind == "string" and is_message(value.strip("\"'"))):
+            yield from markdown(path, value.strip("\"' "), line)
+    page.feed(markup)
+    page.close_text()
+    for line, words in page.found:
+        yield Text(path, line, words)
+
+
 def texts(path: Path) -> Iterator[Text]:
-    reader = {".md": markdown, ".py": python}.get(path.suffix, hashes)
-    yield from reader(path.relative_to(ROOT), path.read_text())
+    readers = {".md": markdown, ".py": python, ".js": script, ".css": script, ".html": template}
+    yield from readers.get(path.suffix, hashes)(path.relative_to(ROOT), path.read_text())
 
 
 # The command. ---------------------------------------------------------------------------------------------------------

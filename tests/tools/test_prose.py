@@ -59,11 +59,34 @@ class C:
         raise ValueError(f"{4} of {{name}}")
 '''
 
+TEMPLATE = """{{% extends "base.html" %}}
+{{# {0} #}}
+{{% macro entry(label) %}}<label title="{1}">{{{{ label }}}}</label>{{% endmacro %}}
+<p>{2}
+  <a href="{{{{ url_for('pages.index') }}}}">and more</a>.</p>
+{{{{ entry('{3}') }}}}
+<button aria-label="{4}" class="dies anew">+</button><input placeholder="{5}">
+{{% if wrong %}}Plain.{{% else %}}{6}{{% endif %}}
+<pre>It dies at once.</pre>
+"""
+SCRIPT = """// {0}
+// and more.
+const address = "https://dies.example"; // {1}
+/* {2} */
+status.textContent = "{3}";
+other.textContent = `{4} of ${{name}}`;
+const pattern = /dies \\/\\/ at once/;
+"""
+
 
 def found(path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(prose, "ROOT", path.parent)
     path.write_text(text)
     return [finding.sentence for text in prose.texts(path) for finding in prose.check(text)]
+
+
+def faults(*places: str) -> list[str]:
+    return [f"The {place} dies early now" for place in places]
 
 
 @pytest.mark.parametrize("sentence", RIDDLES)
@@ -77,13 +100,48 @@ def test_a_plain_sentence_passes(sentence: str) -> None:
 
 
 def test_all_texts_of_a_module_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = [f"The {name} dies early now" for name in ("module", "block", "line", "class", "message")]
-    assert len(found(tmp_path / "module.py", PYTHON.format(*faults), monkeypatch)) == len(faults)
+    wrong = faults("module", "block", "line", "class", "message")
+    assert len(found(tmp_path / "module.py", PYTHON.format(*wrong), monkeypatch)) == len(wrong)
 
 
 def test_all_texts_of_a_page_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = "# It dies\n\nIt dies\nsoon. It dies.\n\n- It dies\n\n| a | b |\n|---|---|\n| `x` | It dies |\n"
     assert len(found(tmp_path / "page.md", page, monkeypatch)) == 5
+
+
+def test_all_texts_of_a_template_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = faults("comment", "title", "paragraph", "argument", "label", "placeholder", "branch")
+    assert sorted(found(tmp_path / "page.html", TEMPLATE.format(*wrong), monkeypatch)) == sorted(
+        f"{fault} and more." if fault == wrong[2] else fault for fault in wrong
+    )
+
+
+def test_a_text_of_a_template_names_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prose, "ROOT", tmp_path)
+    page = tmp_path / "page.html"
+    page.write_text("{% if one -%}\n\n{#- a\nb -#}\n<p>\n  One {{ two(\n3) }} four.</p>\n<p>Five.</p>\n")
+    assert [(text.line, text.words) for text in prose.texts(page) if text.words] == [
+        (3, "a b"),
+        (6, "One Code four."),
+        (8, "Five."),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["js", "css"])
+def test_all_comments_of_a_script_or_style_are_read(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = "/* The pod dies,\n   and starts. */\nbody { }\n/* It dies. */\n"
+    assert found(tmp_path / f"file.{suffix}", source, monkeypatch) == ["The pod dies, and starts.", "It dies."]
+
+
+def test_all_texts_of_a_script_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = faults("file", "line", "block", "string", "template")
+    assert found(tmp_path / "page.js", SCRIPT.format(*wrong), monkeypatch) == [
+        f"{wrong[0]} and more.",
+        *wrong[1:4],
+        f"{wrong[4]} of",
+    ]
 
 
 def test_code_is_not_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
