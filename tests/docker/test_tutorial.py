@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 
 from tests.parts import gitea
 from tests.parts.kiln import ROOT
-from tests.parts.registry import free_port
+from tests.parts.registry import free_pair, free_port
 
 PAGE = ROOT / "docs" / "tutorial.md"
 IMAGES = ("registry:2", gitea.IMAGE, "buildpack-deps:24.04")
@@ -30,16 +29,6 @@ BY_HAND = f"--entrypoint=/bin/sh {gitea.IMAGE} -c '{gitea.START}'\n"
 def blocks() -> list[str]:
     """The shell's blocks without the first: the environment exists already."""
     return re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)[1:]
-
-
-def free_pair() -> int:
-    """A port of which the next is free as well: `kiln serve` has its controller's ops port there."""
-    return next(port for port in iter(free_port, 0) if _free(port + 1))
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @pytest.fixture

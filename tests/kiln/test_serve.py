@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from random import randrange
 
 import pytest
 
 from tests.parts.kiln import ROOT, Kiln, get, until
-from tests.parts.registry import free_port
+from tests.parts.registry import free_pair, free_port
 
 
 class Served:
     """`kiln serve` and its two processes."""
 
     def __init__(self, kiln: Kiln, **settings: str) -> None:
-        self.port, self.ops = free_port(), _two_free_ports()
+        self.port, self.ops = free_port(), free_pair()
         self.log = kiln.folder / "serve.log"
         environment = kiln.environment | {"PORT": str(self.port), "KILN_OPS_PORT": str(self.ops)} | settings
         with self.log.open("wb") as out:
@@ -43,21 +41,6 @@ class Served:
     def until_ready(self) -> None:
         until(lambda: self.ready or self.popen.poll() is not None)
         assert self.ready, self.log.read_text()
-
-
-def _two_free_ports() -> int:
-    """Return the first of two adjacent free ports.
-
-    They lie below the ephemeral range (ip(7), ip_local_port_range), from which Linux may assign a port at any moment.
-    """
-    return next(port for port in iter(lambda: randrange(20_000, 32_000), None) if _is_free(port) and _is_free(port + 1))
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as listener, suppress(OSError):
-        listener.bind(("127.0.0.1", port))
-        return True
-    return False
 
 
 @contextmanager
@@ -113,10 +96,10 @@ def test_what_is_wrong_is_said_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["PORT", "KILN_OPS_PORT"])
 def test_a_port_in_use_ends_it(tmp_path: Path, name: str) -> None:
     """An ops port counts as in use even if another Kiln answers there that it is ready."""
-    ports = {"PORT": str(free_port()), "KILN_OPS_PORT": str(_two_free_ports())}
+    ports = {"PORT": str(free_port()), "KILN_OPS_PORT": str(free_pair())}
     with Kiln(tmp_path) as kiln:
         kiln.start("web", **ports)
-        others = {"PORT": str(free_port()), "KILN_OPS_PORT": str(_two_free_ports())}
+        others = {"PORT": str(free_port()), "KILN_OPS_PORT": str(free_pair())}
         done = kiln.run("serve", **others | {name: ports[name]})
     assert done.returncode == 1
     assert ports[name] in done.stderr

@@ -16,7 +16,9 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from random import randrange
 
 from tests.parts import machine
 
@@ -128,6 +130,21 @@ def free_port(address: str = "127.0.0.1") -> int:
         listener.bind((address, 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def free_pair() -> int:
+    """The first of two adjacent free ports: `kiln serve` gives the second to its controller.
+
+    They lie below the ephemeral range (ip(7), ip_local_port_range), from which Linux may assign a port at any moment.
+    """
+    return next(port for port in iter(lambda: randrange(20_000, 32_000), None) if _is_free(port) and _is_free(port + 1))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener, suppress(OSError):
+        listener.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def _bcrypt(password: str) -> str:
