@@ -1,66 +1,41 @@
-"""The commands in the documentation: a test runs each block, or the block is marked with a reason and checked.
+"""The shell blocks of the documentation are run, page by page, with what stands in for clusters and public hosts.
 
-A mark is the second word of a fence (```sh cluster). `tests/docker/test_tutorial.py` runs the tutorial as one script.
+`tests/parts/reader.py` has the marks of blocks and what stands in for each.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import subprocess
-import sys
+import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import pytest
 from markdown_it import MarkdownIt
+from werkzeug.serving import make_server
 
-from kiln.cli import commands
+from builds.build import State
 from kiln.settings import SETTINGS
+from tests.handlers.house import SECRET, House, build_house, push, signed
+from tests.parts.githost import GitHost
+from tests.parts.reader import MARKS, PAGES, ROOT, Block, Reader, blocks
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "chart/README.md"])
-MARKS = {
-    "checkout": "changes the working copy",
-    "cluster": "needs a cluster with Kiln",
-    "docker": "needs a Docker daemon and builds for minutes",
-    "host": "needs a Git host or its command line",
-    "internet": "needs the public internet",
-    "podman": "needs Podman as a service",
-    "profile": "changes a user's shell",
-    "registry": "needs images that Kiln has pushed",
+ELSEWHERE = {
+    "docs/provenance.md": "tests/docker/test_pages.py",
+    "docs/retention.md": "tests/docker/test_pages.py",
+    "docs/tutorial.md": "tests/docker/test_tutorial.py",
 }
-RUN_ELSEWHERE = {"docs/tutorial.md"}
+"""Pages that need a registry or a Git host of another program, and the tests that run them."""
 FOREIGN = {"JUPYTERHUB_SERVICE_NAME", "JUPYTERHUB_SERVICE_PREFIX", "JUPYTERHUB_API_URL", "JUPYTERHUB_API_TOKEN"}
-
-
-@dataclass(frozen=True)
-class Block:
-    page: str
-    line: int
-    mark: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.page}:{self.line}"
-
-
-def blocks() -> Iterator[Block]:
-    for path in PAGES:
-        page = str(path.relative_to(ROOT))
-        for token in MarkdownIt("commonmark").enable("table").parse(path.read_text()):
-            language, *marks = token.info.split() or [""]
-            if token.type == "fence" and language in {"sh", "console", "shell", "bash"}:
-                assert token.map
-                assert language == "sh", f"{page}: write `sh` in place of `{language}`"
-                yield Block(page, token.map[0] + 1, " ".join(marks), token.content)
-
-
-BLOCKS = [*blocks()]
-HERE = [block for block in BLOCKS if not block.mark and block.page not in RUN_ELSEWHERE]
+BY_PAGE = {page: found for path in PAGES if (found := [*blocks(path)]) for page in [found[0].page]}
+BLOCKS = [block for found in BY_PAGE.values() for block in found]
+HERE = [page for page in BY_PAGE if page not in ELSEWHERE]
+SHOWN = {
+    "docs/cli.md": ["by the trigger default", "-F _kiln_completion kiln"],
+    "docs/kubernetes.md": ["github.com is reachable", "169.254.169.254 is not reachable"],
+}
+"""Words that the output of a page must have."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -70,90 +45,18 @@ def test_every_block_of_code_names_its_language(page: Path) -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_a_block_that_no_test_runs_has_a_known_reason(block: Block) -> None:
+def test_a_mark_is_known(block: Block) -> None:
     assert not block.mark or block.mark in MARKS
+
+
+def test_no_mark_is_left_over() -> None:
+    assert {*MARKS} == {block.mark for block in BLOCKS if block.mark}
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
 def test_a_block_is_valid_bash(block: Block) -> None:
     done = subprocess.run(["bash", "-n"], input=block.text, check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("block", HERE, ids=str)
-def test_a_block_without_a_mark_runs(block: Block, tmp_path: Path) -> None:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environ = {"PATH": path, "HOME": str(tmp_path), "KILN_SECRETS_DIR": str(tmp_path / "secrets"), "TOKEN": "t"}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block.text],
-        cwd=tmp_path,
-        env=environ,
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def words(block: Block) -> Iterator[list[str]]:
-    """The commands of a block, as words; a command that is not the shell's own is kept by its name alone."""
-    text = re.sub(r"\\\n", " ", block.text)
-    for line in text.splitlines():
-        for part in re.split(r"\||&&|;|\$\(", line):
-            lexer = shlex.shlex(part.rstrip(')"'), posix=True, punctuation_chars="<>")
-            lexer.whitespace_split = True
-            try:
-                yield [*lexer]
-            except ValueError:  # a quote that another part closes
-                continue
-
-
-def invocations(block: Block) -> Iterator[list[str]]:
-    for found in words(block):
-        at = next((i for i, word in enumerate(found) if word == "kiln" or word.endswith("/kiln")), None)
-        if at is not None and (at == 0 or found[at - 1] == "--"):
-            yield found[at + 1 :]
-
-
-def lacking(arguments: list[str]) -> list[str]:
-    """Subcommands and options that the command line does not have."""
-    command: click.Command = commands
-    wrong = []
-    for argument in arguments:
-        options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
-        if argument.startswith("-") and argument != "-":
-            wrong += [] if argument.partition("=")[0] in options else [argument]
-        elif isinstance(command, click.Group) and argument in command.commands:
-            command = command.commands[argument]
-        elif command is commands:
-            return [*wrong, argument]
-    return wrong
-
-
-INVOCATIONS = [(block, arguments) for block in BLOCKS for arguments in invocations(block)]
-
-
-@pytest.mark.parametrize(("block", "arguments"), INVOCATIONS, ids=[f"{a}-{' '.join(b)}" for a, b in INVOCATIONS])
-def test_a_kiln_command_has_the_options_that_a_page_gives_it(block: Block, arguments: list[str]) -> None:
-    assert lacking(arguments) == [], str(block)
-
-
-def test_the_pages_show_the_commands_of_kiln() -> None:
-    assert {arguments[0] for _, arguments in INVOCATIONS if arguments} >= {
-        "build",
-        "check",
-        "images",
-        "serve",
-        "verify",
-    }
-
-
-@pytest.mark.parametrize(
-    ("line", "wrong"),
-    [("kiln biuld x", ["biuld"]), ("kiln build --psuh x", ["--psuh"]), ("x=$(kiln images prune --delte)", ["--delte"])],
-)
-def test_a_misspelt_command_is_found(line: str, wrong: list[str]) -> None:
-    assert [lacking(found) for found in invocations(Block("page", 1, "", line))] == [wrong]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
@@ -163,15 +66,145 @@ def test_a_variable_of_a_block_is_a_setting(block: Block) -> None:
     assert {*named} - known == set()
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=str)
-def test_a_target_of_make_exists(block: Block) -> None:
-    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    made = [found[1] for found in words(block) if found[:1] == ["make"] and len(found) > 1]
-    assert {*made} <= {*targets}
+@pytest.mark.parametrize(("page", "tests"), ELSEWHERE.items(), ids=ELSEWHERE)
+def test_a_page_that_is_not_run_here_is_run_by_other_tests(page: str, tests: str) -> None:
+    assert Path(page).name in (ROOT / tests).read_text()
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.mark == "cluster"], ids=str)
-def test_an_object_of_the_chart_has_the_name_that_a_page_gives_it(block: Block) -> None:
-    rendered = "".join(path.read_text() for path in (ROOT / "tests/cluster/chart/golden").glob("*.yaml"))
-    objects = re.findall(r"(?:ds|deploy|deployment|svc|services\.serving\.knative\.dev)[/ ](kiln-[a-z-]+)", block.text)
-    assert [name for name in objects if f"  name: {name}\n" not in rendered] == []
+# A Kiln on loopback ---------------------------------------------------------------------------------------------------
+
+
+class Controlled:
+    """A web on loopback, and a controller whose builder logs a line and succeeds. A context that ends both."""
+
+    def __init__(self, house: House) -> None:
+        self.house, self._ended = house, threading.Event()
+        self._server = make_server("127.0.0.1", 0, house.app, threaded=True)
+        self.port = self._server.server_port
+        self._threads = [threading.Thread(target=run) for run in (self._server.serve_forever, self._control)]
+
+    def _control(self) -> None:
+        while not self._ended.wait(0.05):
+            for build in self.house.builds():
+                if build.state is State.QUEUED:
+                    self.house.run(build.name)
+                    self.house.say(build.name, "Step 1/1 : FROM scratch")
+                    self.house.end(build.name)
+
+    def __enter__(self) -> Controlled:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._server.shutdown()
+        for thread in self._threads:
+            thread.join()
+        self._server.server_close()
+        self.house.close()
+
+
+@pytest.fixture(scope="module")
+def github(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
+    """A Git host in place of github.com, with the repository that pages build."""
+    with GitHost(tmp_path_factory.mktemp("github")) as host:
+        content = tmp_path_factory.mktemp("conda")
+        (content / "environment.yml").write_text("dependencies: [python]\n")
+        host.create("binder-examples/conda", content)
+        yield host
+
+
+@pytest.fixture(scope="module")
+def controlled(github: GitHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
+    house = build_house(tmp_path_factory.mktemp("house"), allowed=[f"{github.base}/**", "https://github.com/**"])
+    with Controlled(house) as running:
+        yield running
+
+
+@pytest.fixture
+def reader(github: GitHost, controlled: Controlled, tmp_path: Path) -> Reader:
+    """A reader who knows that Kiln: its address, a webhook's secret, a saved payload and GitHub's record of it."""
+    delivery = {"request": {"headers": signed(push())["headers"], "payload": push()}}
+    reader = Reader(
+        tmp_path,
+        names={"https://github.com/": f"{github.base}/"},
+        delivery=delivery,
+        KILN_SERVER=f"http://127.0.0.1:{controlled.port}/",
+        KILN_IMAGE_PREFIX="registry.invalid/org/",
+        PORT=str(controlled.port),
+    )
+    secrets = reader.home / "secrets" / "webhooks" / "github"
+    secrets.mkdir(parents=True)
+    (secrets / "main").write_bytes(SECRET)
+    (reader.clone / "push.json").write_bytes(signed(push())["data"])
+    return reader
+
+
+# The pages ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", HERE)
+def test_the_blocks_of_a_page_run(page: str, reader: Reader) -> None:
+    if page == "README.md":
+        del reader.environ["KILN_IMAGE_PREFIX"]
+    if page in ("docs/kubernetes.md", "chart/README.md"):
+        reader.uninstall()
+    if page == "chart/README.md":  # it sends its readers there for the namespace and the Secrets
+        reader.follow(BY_PAGE["docs/kubernetes.md"][:2])
+    said = reader.follow(BY_PAGE[page])
+    assert [words for words in SHOWN.get(page, []) if words not in said] == [], said
+    for mark in {block.mark for block in BY_PAGE[page] if block.mark}:
+        assert reader.used & {*MARKS[mark].programs}, f"nothing in {page} needs the mark {mark}"
+
+
+VALUES = "settings: {image_prefix: registry.example/org/, auth: token}"
+INSTALL = "helm install kiln chart --namespace kiln --values values.yaml"
+UPGRADE = "helm upgrade kiln chart -n kiln -f"
+ENFORCE = "kubectl label namespace kiln pod-security.kubernetes.io/enforce"
+EXEC = "kubectl -n kiln exec"
+
+
+@pytest.mark.parametrize(
+    ("mark", "text", "complaint"),
+    [
+        ("checkout", "make lnit", "No rule to make target"),
+        ("checkout", "make image IMGE=x", "no variable IMGE"),
+        ("cluster", "helm install kiln chart --namspace kiln --values values.yaml", "--namspace"),
+        ("cluster", f"{ENFORCE}=baseline && {UPGRADE} values.yaml", "does not admit privileged pods"),
+        ("cluster", f"helm uninstall -n kiln kiln; {INSTALL}x", "values.yamlx"),
+        ("cluster", INSTALL, "is installed already"),
+        ("cluster", f"{UPGRADE} wrong.yaml", "alowed_repositories"),
+        ("cluster", f"{UPGRADE} absent.yaml", "Secrets that do not exist: nowhere"),
+        ("cluster", "kubectl -n kilm get services.serving.knative.dev", "no namespace kilm"),
+        ("cluster", "kubectl -n kiln get service.serving.knative.dev", "makes no service.serving.knative.dev"),
+        ("cluster", "kubectl -n kiln get services.serving.knative.dev kiln-wbe", "kiln-wbe"),
+        ("cluster", f"{ENFORCE}=privleged", "the levels are"),
+        ("cluster", "kubectl -n kiln create secret generic t --from-literal=abc", "write key=value"),
+        ("cluster", "kubectl -n kiln create secret docker-registry t --docker-server=r", "--docker-username"),
+        ("cluster", "kubectl exec deploy/kiln-controller -- true", "nothing is installed in default"),
+        ("cluster", f"{EXEC} ds/kiln-docker -- true || true", "makes no ds/kiln-docker"),
+        ("cluster", f"{EXEC} ds/kiln-dockerd -c docker -- true", "no container docker"),
+        ("docker", "docker buildx build --build-arg PYTHON=3.13 .", "no ARG PYTHON"),
+        ("docker", "docker buildx imagetols inspect x", "imagetols"),
+        ("host", "gh api repos/our-org/hooks/1/deliveries/2", "no endpoint"),
+        ("host", "kiln check --evnt -", "--evnt"),
+        ("host", "kiln send push.json --host github --to http://127.0.0.1:9/", "ended with status 1"),
+        ("internet", "pip install kiln", "not Kiln's name"),
+        ("internet", "pip install 'kiln-images[otle]'", "no extra otle"),
+        ("internet", "image=$(kiln build https://github.com/binder-examples/cnda) || true", "ended with status 1"),
+        ("podman", "sudo systemctl enable --now podman.scoket", "podman.scoket"),
+        ("registry", "cosign verify-attestation --type slsa --key README.md x", "invalid choice: 'slsa'"),
+        ("registry", "cosign verify-attestation --key README.md x", "no public key"),
+    ],
+)
+def test_what_is_wrong_in_a_block_is_found(mark: str, text: str, complaint: str, reader: Reader) -> None:
+    (reader.clone / "wrong.yaml").write_text(VALUES.replace("}", ", alowed_repositories: []}"))
+    (reader.clone / "absent.yaml").write_text(f"{VALUES}\napiTokens: {{existingSecret: nowhere}}")
+    with pytest.raises(AssertionError, match=re.escape(complaint)):
+        reader.follow([Block("page", 1, mark, text, VALUES)])
+
+
+def test_a_program_of_another_mark_is_not_there(reader: Reader) -> None:
+    with pytest.raises(AssertionError, match="page:2 ended with status 127"):
+        reader.follow([Block("page", 1, "cluster", "kubectl -n kiln get deployments.apps"), Block("page", 2, "", "gh")])
