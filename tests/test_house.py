@@ -246,7 +246,7 @@ def metrics() -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(metrics()))
 def test_every_metric_is_documented(name: str) -> None:
-    assert re.search(rf"`{name}(?:_total)?`", document("operations.md"))
+    assert re.search(rf"`{name}(?:_total)?`", document("metrics.md"))
 
 
 PAGES = [path for path in FILES if path.suffix == ".md"]

@@ -22,7 +22,7 @@ from kiln.doctor.findings import Probe, Symptom
 from kiln.wiring import Kiln
 
 GIT = (2, 38)
-"""`docs/operations.md` says why: older versions cannot restrict what is fetched."""
+"""`docs/connections.md` says why: older versions cannot restrict what is fetched."""
 BUILDX = (0, 13)
 GIB = 1 << 30
 DAEMON_ROOM, DAEMON_AMPLE = 1 * GIB, 10 * GIB

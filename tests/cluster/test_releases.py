@@ -244,7 +244,7 @@ def everything(cluster: Cluster, namespace: str) -> set[str]:
 def test_nothing_is_left_of_a_release_that_is_taken_away(cluster: Cluster, registry: Registry, host: GitHost) -> None:
     """Uninstalling also removes ended, running and waiting builds.
 
-    Only the folders that docs/kubernetes.md names remain on the hosts.
+    Only the folders that docs/cluster.md names remain on the hosts.
     """
     with Release(cluster, registry=registry, host=host, sinks=["first"], builds_per_node=1) as release:
         assert release.ended(release.build("ada/ended", release.commit("ada/ended", {"Dockerfile": SMALL})))
@@ -275,7 +275,7 @@ def _folders(node: str, name: str) -> list[str]:
 
 def _documented(release: Release) -> list[str]:
     name = f"{release.namespace}_{release.name}"
-    text = (machine.ROOT / "docs/kubernetes.md").read_text()
+    text = (machine.ROOT / "docs/cluster.md").read_text()
     for folder in ("/var/lib/kiln/<namespace>_<release>", "/var/run/kiln/<namespace>_<release>`, `…_exec"):
         assert folder in text
     return [f"/var/lib/kiln/{name}", f"/var/run/kiln/{name}", f"/var/run/kiln/{name}_exec"]

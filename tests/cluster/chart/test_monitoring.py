@@ -167,7 +167,7 @@ def _case(wrong: str, series: dict[str, str]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("alert", [alert["alert"] for alert in ALERTS])
 def test_every_alert_is_documented(alert: str) -> None:
-    assert f"| `{alert}` |" in (ROOT / "docs/operations.md").read_text()
+    assert f"| `{alert}` |" in (ROOT / "docs/metrics.md").read_text()
 
 
 def test_the_chart_installs_both_where_it_is_told_to() -> None:
