@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from builds.build import Reason, Result, State
 from builds.builder import outcome
 from builds.plan import Word
+from eventing.hosts import DIALECTS
 from handlers import asyncapi, openapi
 from handlers.app import create_app
 from kiln import cli, vitals
@@ -247,6 +249,16 @@ def metrics() -> set[str]:
 @pytest.mark.parametrize("name", sorted(metrics()))
 def test_every_metric_is_documented(name: str) -> None:
     assert re.search(rf"`{name}(?:_total)?`", document("metrics.md"))
+
+
+@pytest.mark.parametrize("word", DIALECTS)
+def test_a_git_host_is_documented_and_may_have_secrets_in_the_chart(word: str) -> None:
+    assert document(f"senders/{word}.md")
+    assert f"`/webhooks/{word}`" in document("webhooks.md")
+    for page in ("docs/api.md", "docs/settings.md", "chart/values.yaml", "chart/README.md"):
+        assert re.search(rf"(?<![\w-]){word}(?![\w-])", (ROOT / page).read_text()), page
+    schema = json.loads((ROOT / "chart/values.schema.json").read_text())
+    assert word in json.dumps(schema["properties"]["webhooks"]), "chart/values.schema.json"
 
 
 PAGES = [path for path in FILES if path.suffix == ".md"]

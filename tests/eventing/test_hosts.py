@@ -35,8 +35,8 @@ def parse(word: str, **options: object) -> Event:
 
 def test_a_row_per_host() -> None:
     assert [dialect.word for dialect in DIALECTS.values()] == [*DIALECTS]
-    assert {*DIALECTS} <= {*HostKind}
-    assert {*PUSHES} == {*DIALECTS} - {"github"}, "github has a file of its own"
+    assert {*DIALECTS} == {*HostKind}, "builds/repository.py"
+    assert {*PUSHES} == {*REPOSITORIES} == {*DIALECTS} - {"github"}, "PUSHES and REPOSITORIES in deliveries.py"
     types = [type_ for dialect in DIALECTS.values() for type_ in dialect.pushes]
     assert len(types) == len({*types}), "a type is of one host"
 
