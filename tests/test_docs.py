@@ -11,11 +11,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+import yaml
 from markdown_it import MarkdownIt
 from werkzeug.serving import make_server
 
 from builds.build import State
+from kiln.cli import commands
 from kiln.settings import SETTINGS
 from tests.handlers.house import SECRET, House, build_house, push, signed
 from tests.parts.githost import GitHost
@@ -69,6 +72,78 @@ def test_a_variable_of_a_block_is_a_setting(block: Block) -> None:
 @pytest.mark.parametrize(("page", "tests"), ELSEWHERE.items(), ids=ELSEWHERE)
 def test_a_page_that_is_not_run_here_is_run_by_other_tests(page: str, tests: str) -> None:
     assert Path(page).name in (ROOT / tests).read_text()
+
+
+# Names in the text ---------------------------------------------------------------------------------------------------
+
+INLINE = [
+    (f"{path.relative_to(ROOT)}:{(token.map or [0])[0] + 1}", part.content)
+    for path in PAGES
+    for token in MarkdownIt("commonmark").enable("table").parse(path.read_text())
+    for part in token.children or []
+    if part.type == "code_inline"
+]
+"""The code in sentences and tables, and its places."""
+SPELT = [(place, code) for place, code in INLINE if re.match(r"(?:\.venv/bin/)?kiln [a-z-]", code)]
+
+
+def lacking(words: list[str]) -> list[str]:
+    """Subcommands and options that the command line does not have."""
+    command: click.Command = commands
+    wrong = []
+    for word in words:
+        options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
+        if word.startswith("-") and word != "-":
+            wrong += [] if word.partition("=")[0] in options else [word]
+        elif isinstance(command, click.Group) and word in command.commands:
+            command = command.commands[word]
+        elif command is commands:
+            return [*wrong, word]
+    return wrong
+
+
+@pytest.mark.parametrize(("place", "code"), SPELT, ids=[f"{place}-{code}" for place, code in SPELT])
+def test_a_kiln_command_in_the_text_exists_with_its_options(place: str, code: str) -> None:
+    assert lacking(code.split()[1:]) == [], place
+
+
+@pytest.mark.parametrize(("code", "wrong"), [("kiln biuld x", ["biuld"]), ("kiln build --psuh x", ["--psuh"])])
+def test_a_misspelt_command_is_found(code: str, wrong: list[str]) -> None:
+    assert lacking(code.split()[1:]) == wrong
+
+
+def test_targets_of_make_in_the_text_exist() -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    made = {code.split()[1]: place for place, code in INLINE if re.match(r"make [a-z-]+\b", code)}
+    assert {name: place for name, place in made.items() if name not in targets} == {}
+
+
+def test_files_in_the_text_exist() -> None:
+    """A module may be named without its ending."""
+    folders = "builds|chart|docs|eventing|handlers|integrations|kiln|tests|tools"
+    named = {code: place for place, code in INLINE if re.fullmatch(rf"(?:{folders})/[\w/.-]+", code)}
+    absent = {
+        name: place
+        for name, place in named.items()
+        if not (ROOT / name).exists() and not (ROOT / f"{name}.py").exists()
+    }
+    assert absent == {}
+
+
+def test_values_of_the_chart_in_the_text_exist() -> None:
+    values = yaml.safe_load((ROOT / "chart/values.yaml").read_text())
+    known = {*paths(values)} | {f"settings.{one.name.removeprefix('KILN_').lower()}" for one in SETTINGS}
+    tops = {*values} - {"config", "image"}  # free, and a field of a build
+    named = {
+        code: place for place, code in INLINE if re.fullmatch(r"\w+(?:\.\w+)+", code) and code.split(".")[0] in tops
+    }
+    assert {name: place for name, place in named.items() if name not in known} == {}
+
+
+def paths(values: object, above: str = "") -> Iterator[str]:
+    for name, value in values.items() if isinstance(values, dict) else ():
+        yield f"{above}{name}"
+        yield from paths(value, f"{above}{name}.")
 
 
 # A Kiln on loopback ---------------------------------------------------------------------------------------------------
