@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import jsonschema
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -19,7 +21,9 @@ from werkzeug.serving import make_server
 
 from builds.build import State
 from kiln.cli import commands
+from kiln.config import parse
 from kiln.settings import SETTINGS
+from tests.cluster.chart.helm import LEAST, merged
 from tests.handlers.house import SECRET, House, build_house, push, signed
 from tests.parts.githost import GitHost
 from tests.parts.reader import MARKS, PAGES, ROOT, Block, Reader, blocks
@@ -131,9 +135,8 @@ def test_files_in_the_text_exist() -> None:
 
 
 def test_values_of_the_chart_in_the_text_exist() -> None:
-    values = yaml.safe_load((ROOT / "chart/values.yaml").read_text())
-    known = {*paths(values)} | {f"settings.{one.name.removeprefix('KILN_').lower()}" for one in SETTINGS}
-    tops = {*values} - {"config", "image"}  # free, and a field of a build
+    known = {*paths(CHART_VALUES)} | {f"settings.{one.name.removeprefix('KILN_').lower()}" for one in SETTINGS}
+    tops = {*CHART_VALUES} - {"config", "image"}  # free, and a field of a build
     named = {
         code: place for place, code in INLINE if re.fullmatch(r"\w+(?:\.\w+)+", code) and code.split(".")[0] in tops
     }
@@ -144,6 +147,29 @@ def paths(values: object, above: str = "") -> Iterator[str]:
     for name, value in values.items() if isinstance(values, dict) else ():
         yield f"{above}{name}"
         yield from paths(value, f"{above}{name}.")
+
+
+YAML = [
+    (f"{path.relative_to(ROOT)}:{(token.map or [0])[0] + 1}", token.content)
+    for path in PAGES
+    for token in MarkdownIt("commonmark").parse(path.read_text())
+    if token.type == "fence" and token.info == "yaml"
+]
+FOREIGN_YAML = {"hub", "singleuser", "kiln", "campus", "apiVersion"}
+"""First keys of values of other charts, of the file of profiles, and of objects of Kubernetes."""
+CHART_VALUES = yaml.safe_load((ROOT / "chart/values.yaml").read_text())
+SCHEMA = json.loads((ROOT / "chart/values.schema.json").read_text())
+
+
+@pytest.mark.parametrize(("place", "text"), YAML, ids=[place for place, _ in YAML])
+def test_a_block_of_yaml_is_accepted(place: str, text: str) -> None:
+    """By the chart's schema if it holds values of the chart, otherwise as Kiln's YAML file."""
+    given = yaml.safe_load(text)
+    if {*given} <= {*CHART_VALUES}:
+        jsonschema.validate(merged(CHART_VALUES, LEAST, given), SCHEMA)
+        parse(yaml.safe_dump(given.get("config", {})).encode())
+    elif next(iter(given)) not in FOREIGN_YAML:
+        parse(text.encode())
 
 
 # A Kiln on loopback ---------------------------------------------------------------------------------------------------
