@@ -1,23 +1,28 @@
-// The log of a build: phases that fold, search, links to lines, updates while the build runs. Each frame adds lines for
-// a limited time, in blocks that the browser lays out only where they are visible, so 100,000 lines do not block it.
+// The log of a build: phases that fold, search, links to lines, updates while the build runs.
+//
+// 100,000 lines must not delay a key press by more than 100 ms. Each frame therefore adds lines for a limited time, in
+// small blocks that the browser lays out and paints only near the visible part. Chapters group the blocks, because the
+// browser checks in each frame which of its elements are visible.
 "use strict";
 
 (() => {
   const log = document.getElementById("log");
   if (!log || kiln.isObserved()) return;
 
-  const BLOCK = 200; // lines
+  const BLOCK = 50; // lines
+  const CHAPTER = 2000; // lines
   const BUDGET = 6; // milliseconds per frame for new lines, and per task for the search
   const HIGHLIGHTED = 40; // matches before and after the current one that have a highlight
   const RETRY = 2000; // milliseconds until the next request for a stream that the server refused
   const ENDED = ["succeeded", "failed", "cancelled"];
   const byId = (id) => document.getElementById(id);
 
-  // ---- Lines: `lines` contains all lines from the stream, `rendered` counts those that are on the page.
-  const lines = []; // {attempt, number, text, phase, runs, element}; `runs` until the line is rendered
+  // ---- Lines. Messages wait until a frame has time for them: the browser may deliver hundreds of them in one task.
+  const messages = []; // [id, data] from the stream
+  const lines = []; // {attempt, number, text, element}
   const last = { attempt: 0, number: 0 }; // of the last line
-  let rendered = 0;
-  let section = null; // the <details> that receives lines: {attempt, phase, block, count, details, counter}
+  let next = 0; // index of the next message to render
+  let section = null; // the phase that receives lines: {attempt, phase, details, chapter, block, count, counter}
   let frame = 0;
   let timer = 0;
   let begun = false;
@@ -36,40 +41,44 @@
     begun = true;
     log.dataset.begun = "";
     const end = performance.now() + BUDGET;
-    while (rendered < lines.length && performance.now() < end) {
-      for (let count = 0; count < 50 && rendered < lines.length; count++) append(lines[rendered++]);
+    while (next < messages.length && performance.now() < end) {
+      for (let count = 0; count < 50 && next < messages.length; count++) append(...messages[next++]);
     }
     showCount();
-    if (following) scrollToEnd();
     showTarget();
-    if (rendered < lines.length) schedule();
+    if (pattern && !searchTimer) searchTimer = setTimeout(searchMore, 200);
+    if (next < messages.length) schedule();
+    else messages.length = next = 0;
   }
 
-  function append(line) {
-    if (!section || line.attempt !== section.attempt || (line.phase && line.phase !== section.phase)) openSection(line);
-    if (section.count % BLOCK === 0) {
-      section.block = section.details.appendChild(create("div", "block"));
-    }
+  function append(id, data) {
+    const [attempt, number] = id.split(":").map(Number);
+    if (attempt < last.attempt || (attempt === last.attempt && number <= last.number)) return;
+    Object.assign(last, { attempt, number });
+    const { line: text, phase, runs } = JSON.parse(data);
+    if (!section || attempt !== section.attempt || (phase && phase !== section.phase)) openSection(attempt, phase);
+    if (section.count % CHAPTER === 0) section.chapter = section.details.appendChild(create("div", "chapter"));
+    if (section.count % BLOCK === 0) section.block = section.chapter.appendChild(create("div", "block"));
     section.count += 1;
-    line.element = create("div", "line");
-    line.element.dataset.n = line.number;
-    line.element.index = rendered - 1;
-    if (line.runs) line.element.append(...line.runs.map(([style, text]) => style ? create("span", style, text) : text));
-    else line.element.textContent = line.text;
-    line.runs = null;
-    section.block.append(line.element);
+    const element = create("div", "line");
+    element.dataset.n = number;
+    element.index = lines.length;
+    if (runs) element.append(...runs.map(([style, part]) => style ? create("span", style, part) : part));
+    else element.textContent = text;
+    section.block.append(element);
+    lines.push({ attempt, number, text, element });
   }
 
-  function openSection(line) {
+  function openSection(attempt, phase) {
     showCount(); // of the section before
     const details = create("details", "phase");
     details.open = true;
-    const name = line.phase ?? "start";
-    const summary = create("summary", "", line.attempt === first ? name : `attempt ${line.attempt}: ${name}`);
+    const name = phase ?? "start";
+    const summary = create("summary", "", attempt === first ? name : `attempt ${attempt}: ${name}`);
     const counter = create("span", "");
     summary.append(counter);
     details.append(summary);
-    section = { attempt: line.attempt, phase: line.phase, block: null, count: 0, details, counter };
+    section = { attempt, phase, details, chapter: null, block: null, count: 0, counter };
     log.append(details);
     growth.observe(details);
     markStep();
@@ -111,7 +120,7 @@
     if (on) scrollToEnd();
   }
 
-  // A block gets its real height when it is laid out, which is after it was added.
+  // The height changes with new lines, and again when the browser lays out a block, whose height it had estimated.
   const growth = new ResizeObserver(() => { if (following) scrollToEnd(); });
 
   function scrollToEnd() {
@@ -147,7 +156,7 @@
   function showTarget() {
     if (!target || (last.attempt <= first && last.number < target)) return;
     const line = lines.find(({ attempt, number }) => attempt === first && number === target);
-    if (!line?.element) return;
+    if (!line) return;
     target = null;
     mark("target", line.element);
     scrollTo(line.element);
@@ -222,8 +231,7 @@
     if (!matches.length) return;
     current = (index + matches.length) % matches.length;
     setFollowing(false);
-    const line = lines[matches[current]];
-    if (line.element) scrollTo(line.element);
+    scrollTo(lines[matches[current]].element);
     showMatchCount();
     highlight();
   }
@@ -236,7 +244,6 @@
   }
 
   function* ranges(line) {
-    if (!line.element) return;
     const walker = document.createTreeWalker(line.element, NodeFilter.SHOW_TEXT);
     const texts = [];
     for (let node = walker.nextNode(), start = 0; node; start += node.length, node = walker.nextNode()) texts.push({ node, start });
@@ -269,17 +276,12 @@
   });
 
   // ---- The stream. The browser resumes an interrupted stream with `Last-Event-ID`, but gives up if the server refuses
-  // it (503 during a restart). The script then opens a new stream, and `receive` ignores the lines that it repeats.
+  // it (503 during a restart). The script then opens a new stream, and `append` ignores the lines that it repeats.
   const status = byId("log-status");
 
   function receive(event) {
-    const [attempt, number] = event.lastEventId.split(":").map(Number);
-    if (attempt < last.attempt || (attempt === last.attempt && number <= last.number)) return;
-    Object.assign(last, { attempt, number });
-    const { line, phase, runs } = JSON.parse(event.data);
-    lines.push({ attempt, number, text: line, phase, runs, element: null });
+    messages.push([event.lastEventId, event.data]);
     schedule();
-    if (pattern && !searchTimer) searchTimer = setTimeout(searchMore, 200);
   }
 
   function connect() {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from threading import Thread
 
 import pytest
@@ -23,7 +23,11 @@ SEEN = """(line) => {
     const at = line.getBoundingClientRect(), log = line.closest("#log").getBoundingClientRect();
     return at.top >= log.top && at.bottom <= log.bottom;
 }"""
-LAST = "Number(document.getElementById('log').lastElementChild?.lastElementChild?.lastElementChild?.dataset.n ?? 0)"
+LAST = """() => {
+    let part = document.getElementById("log");
+    while (part && !part.matches(".line")) part = part.lastElementChild;
+    return Number(part?.dataset.n ?? 0);
+}"""
 _names = iter(range(10_000))
 
 
@@ -193,18 +197,15 @@ def tasks(trace: bytes) -> list[float]:
     return found
 
 
-def late(spent: Sequence[float], limit: float) -> float:
-    """The share of keys that wait longer than the limit, if pressed at any moment of these tasks (ms)."""
-    return sum(max(0, one - limit) for one in spent) / sum(spent)
-
-
 @pytest.mark.alone
 @pytest.mark.timeout(240)  # 100,000 lines, on a machine that does other things too
 def test_a_hundred_thousand_hostile_lines_do_not_hold_up_the_page(
     browser: Browser, site: Site, visit: Visiting
 ) -> None:
-    """Keys are answered while the lines stream. The delay is measured in CPU time, which the load of others does not
-    increase."""
+    """No task of the page takes more than 100 ms while the lines stream, so no key press waits longer for its answer.
+
+    The test measures CPU time, which the load of other programs does not increase.
+    """
     build = running(site)
     page = visit(site.page(f"builds/{build.name}")).page
     expect(page.get_by_text("Following the log.")).to_be_visible()
@@ -212,20 +213,21 @@ def test_a_hundred_thousand_hostile_lines_do_not_hold_up_the_page(
     speaker = Thread(target=lambda: site.house.say(build.name, *lines))
     browser.start_tracing(page=page, categories=["toplevel"])
     speaker.start()
+    search = page.locator("#search-text")  # by id: a search by label takes a second among so many elements
     while page.evaluate(LAST) < 100_000:
-        page.get_by_label("Search in the log").press_sequentially("55%")
-        page.get_by_label("Search in the log").fill("")
+        search.press_sequentially("55%")
+        search.fill("")
     spent = tasks(browser.stop_tracing())
     speaker.join()
     print(f"{sum(spent) / 1000:.1f} s of CPU for 100,000 lines, {max(spent):.0f} ms in the longest task")
-    assert late(spent, 100) <= 0.01
+    assert max(spent) <= 100
     assert numbers(page) == [*range(1, 100_001)]
     expect(line(page, 100_000)).to_have_text(
         "100% <img src=x onerror='document.title=1'><script>document.title=2</script> &amp;"
     )
     assert log_of(page).evaluate("log => log.querySelectorAll('img, script').length") == 0
     assert "·" in page.title()
-    page.get_by_label("Search in the log").fill("100%")
+    search.fill("100%")
     expect(page.locator("#match-count")).to_have_text("1 of 100000")
     site.house.end(build.name)
     expect(page.get_by_text("The build has ended")).to_be_visible()
