@@ -37,8 +37,8 @@ from builds.engines.kubernetes.watch import Watch
 from builds.engines.marks import joined
 from tests.bench import web
 from tests.bench.figures import beside
-from tests.builds.making import ask, ended
-from tests.builds.things import TEMPLATE
+from tests.builds.engine_factories import new_submission, settled_build
+from tests.builds.kubernetes_objects import TEMPLATE
 from tests.parts.cluster import CONFIG, Cluster, run
 from tests.parts.kiln import get, until
 from tests.parts.machine import ROOT
@@ -486,5 +486,7 @@ def _lie(api: Api, side: Side) -> None:
 def ended_record(api: Api, side: Side) -> dict[str, Any]:
     """Return a record of an ended build."""
     now = datetime.now(UTC)
-    build = ended(joined(None, [ask(f"build-{secrets.token_hex(10)}")], uid=str, now=now, share=1), at=now)
+    build = settled_build(
+        joined(None, [new_submission(f"build-{secrets.token_hex(10)}")], uid=str, now=now, share=1), at=now
+    )
     return manifest(build, Owner(name=side.release), None)

@@ -22,8 +22,8 @@ from tests.parts import chromium
 from tests.parts.authority import make_authority
 from tests.parts.githost import GitHost
 from tests.parts.hub import NO_CLUSTER
+from tests.parts.hubservice import HubService
 from tests.parts.mallory import Mallory
-from tests.parts.paired import Paired
 from tests.parts.registry import Registry
 from tests.parts.site import TOKEN, Site
 
@@ -85,7 +85,7 @@ def pair(
     docker: None,  # noqa: F811
     packages: Path,  # noqa: F811
     registry: Registry,  # noqa: F811
-) -> Iterator[Paired]:
+) -> Iterator[HubService]:
     folder = tmp_path_factory.mktemp("browser")
     make_authority(folder, "DNS:github.com")
     with GitHost(folder / "git") as host, Mallory() as mallory:
@@ -94,7 +94,9 @@ def pair(
         trust = {"https_proxy": host.base, "GIT_SSL_CAINFO": str(folder / "ca.pem")}
         hub = f"cluster, prefix, mallory = {NO_CLUSTER!r}, '{registry.host}/', {mallory.url!r}\n{CONFIG}"
         banned = "https://github.com/ada/banned"
-        with Paired(folder, hub=hub, registry=registry, host=host, KILN_BANNED_REPOSITORIES=banned, **trust) as pair:
+        with HubService(
+            folder, hub=hub, registry=registry, host=host, KILN_BANNED_REPOSITORIES=banned, **trust
+        ) as pair:
             yield pair
 
 
@@ -158,7 +160,7 @@ class Visit:
         page.on("pageerror", lambda error: self.errors.append(str(error)))
 
 
-def sign_in(page: Page, pair: Paired, user: str, path: str) -> None:
+def sign_in(page: Page, pair: HubService, user: str, path: str) -> None:
     """Opens a page, signs in where the Hub asks for it, and ends at that page."""
     page.goto(f"{pair.hub.url}{path}")
     page.get_by_label("Username:").fill(user)

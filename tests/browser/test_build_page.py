@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from builds.build import Build, Reason, State
 from tests.browser.conftest import Visit
-from tests.handlers.house import COMMIT
+from tests.handlers.harness import COMMIT
 from tests.parts.kiln import until
 from tests.parts.site import Site
 
@@ -32,11 +32,11 @@ _names = iter(range(10_000))
 
 
 def asked(site: Site) -> Build:
-    return site.house.ask(subdir=f"page-{next(_names)}")
+    return site.harness.ask(subdir=f"page-{next(_names)}")
 
 
 def running(site: Site) -> Build:
-    return site.house.run(asked(site).name)
+    return site.harness.run(asked(site).name)
 
 
 def log_of(page: Page) -> Locator:
@@ -56,28 +56,28 @@ def numbers(page: Page) -> list[int]:
 def long(site: Site) -> Build:
     """A build that has ended: 100 lines of fetching, 2900 of building."""
     build = running(site)
-    site.house.say(build.name, *(f"object {number}" for number in range(1, 101)), phase="fetch")
-    site.house.say(build.name, *(f"step {number} needle{number % 1000}." for number in range(101, 3001)))
-    return site.house.end(build.name)
+    site.harness.say(build.name, *(f"object {number}" for number in range(1, 101)), phase="fetch")
+    site.harness.say(build.name, *(f"step {number} needle{number % 1000}." for number in range(101, 3001)))
+    return site.harness.end(build.name)
 
 
 def test_a_log_streams_and_outlives_the_server(site: Site, visit: Visiting) -> None:
     build = running(site)
-    site.house.say(build.name, "Cloning", phase="fetch")
+    site.harness.say(build.name, "Cloning", phase="fetch")
     shown = visit(site.page(f"builds/{build.name}"))
     page = shown.page
     expect(page.get_by_text("Following the log.")).to_be_visible()
     expect(page.locator("[aria-current=step]")).to_contain_text("fetch")
-    site.house.say(build.name, "\x1b[1;32mStep 1\x1b[0m", "Step 2")
+    site.harness.say(build.name, "\x1b[1;32mStep 1\x1b[0m", "Step 2")
     expect(line(page, 2).locator(".bold.fg-2")).to_have_text("Step 1")
     expect(page.locator("[aria-current=step]")).to_contain_text("build")
     site.stop()
     expect(page.get_by_text("The connection is lost.")).to_be_visible()
-    site.house.say(build.name, "while nobody served")
+    site.harness.say(build.name, "while nobody served")
     site.start()
     expect(line(page, 4)).to_have_text("while nobody served")
-    site.house.say(build.name, "Layers", phase="push")
-    site.house.end(build.name)
+    site.harness.say(build.name, "Layers", phase="push")
+    site.harness.end(build.name)
     expect(page.get_by_text("The build has ended: succeeded.")).to_be_visible()
     assert numbers(page) == [1, 2, 3, 4, 5]
     expect(page.locator("#log summary")).to_have_text([re.compile(name) for name in ("fetch 1", "build 3", "push 1")])
@@ -90,7 +90,7 @@ def test_a_log_streams_and_outlives_the_server(site: Site, visit: Visiting) -> N
 def test_a_stream_that_was_refused_goes_on_where_it_was(site: Site, visit: Visiting) -> None:
     """This happens behind a proxy, which answers 503 while the server is away: a browser abandons such a stream."""
     build = running(site)
-    site.house.say(build.name, "one", "two")
+    site.harness.say(build.name, "one", "two")
     shown = visit(site.page(f"builds/{build.name}"))
     expect(line(shown.page, 2)).to_have_text("two")
     stream = f"**/builds/{build.name}/log**"
@@ -99,18 +99,18 @@ def test_a_stream_that_was_refused_goes_on_where_it_was(site: Site, visit: Visit
     expect(shown.page.get_by_text("The connection is lost.")).to_be_visible()
     with shown.page.expect_console_message(lambda message: "503" in message.text):
         site.start()
-        site.house.say(build.name, "three")
+        site.harness.say(build.name, "three")
     shown.page.unroute(stream)
     expect(line(shown.page, 3)).to_have_text("three")
     assert numbers(shown.page) == [1, 2, 3]
-    site.house.end(build.name)
+    site.harness.end(build.name)
     expect(shown.page.get_by_text("The build has ended")).to_be_visible()
     shown.errors.clear()
 
 
 def test_it_is_followed_until_somebody_scrolls_up(site: Site, visit: Visiting) -> None:
     build = running(site)
-    site.house.say(build.name, *(f"line {number}" for number in range(1, 301)))
+    site.harness.say(build.name, *(f"line {number}" for number in range(1, 301)))
     page = visit(site.page(f"builds/{build.name}")).page
     follow = page.get_by_role("button", name="Follow")
     expect(follow).to_have_attribute("aria-pressed", "true")
@@ -119,12 +119,12 @@ def test_it_is_followed_until_somebody_scrolls_up(site: Site, visit: Visiting) -
     page.mouse.wheel(0, -3000)
     expect(follow).to_have_attribute("aria-pressed", "false")
     place = log_of(page).evaluate("log => log.scrollTop")
-    site.house.say(build.name, *(f"line {number}" for number in range(301, 401)))
+    site.harness.say(build.name, *(f"line {number}" for number in range(301, 401)))
     until(lambda: numbers(page)[-1] == 400)
     assert log_of(page).evaluate("log => log.scrollTop") == pytest.approx(place, abs=1)
     follow.click()
     until(lambda: line(page, 400).evaluate(SEEN))
-    site.house.say(build.name, "the last")
+    site.harness.say(build.name, "the last")
     until(lambda: numbers(page)[-1] == 401 and line(page, 401).evaluate(SEEN))
 
 
@@ -210,7 +210,7 @@ def test_a_hundred_thousand_hostile_lines_do_not_hold_up_the_page(
     page = visit(site.page(f"builds/{build.name}")).page
     expect(page.get_by_text("Following the log.")).to_be_visible()
     lines = [*hostile(100_000)]
-    speaker = Thread(target=lambda: site.house.say(build.name, *lines))
+    speaker = Thread(target=lambda: site.harness.say(build.name, *lines))
     browser.start_tracing(page=page, categories=["toplevel"])
     speaker.start()
     search = page.locator("#search-text")  # by id: a search by label takes a second among so many elements
@@ -229,7 +229,7 @@ def test_a_hundred_thousand_hostile_lines_do_not_hold_up_the_page(
     assert "·" in page.title()
     search.fill("100%")
     expect(page.locator("#match-count")).to_have_text("1 of 100000")
-    site.house.end(build.name)
+    site.harness.end(build.name)
     expect(page.get_by_text("The build has ended")).to_be_visible()
 
 
@@ -238,20 +238,20 @@ def test_a_build_is_cancelled_and_built_again(site: Site, visit: Visiting) -> No
     page = visit(site.page(f"builds/{build.name}")).page
     page.get_by_role("button", name="Cancel this build").click()
     page.wait_for_load_state()
-    assert site.house.engine.get(build.name).cancel
-    site.house.end(build.name, state=State.CANCELLED, reason=Reason.REQUESTED)
+    assert site.harness.engine.get(build.name).cancel
+    site.harness.end(build.name, state=State.CANCELLED, reason=Reason.REQUESTED)
     expect(page.get_by_text("Build again if you still need the image.")).to_be_visible()
     page.get_by_role("button", name="Build again").click()
     expect(page.locator("#facts .state.queued")).to_be_visible()
-    assert site.house.engine.get(build.name).state is State.QUEUED
+    assert site.harness.engine.get(build.name).state is State.QUEUED
 
 
 def test_a_failure_is_explained(site: Site, visit: Visiting) -> None:
     build = running(site)
     said = "ERROR: No matching distribution found for nonesuch==1"
-    site.house.say(build.name, f"#9 1.2 {said}")
+    site.harness.say(build.name, f"#9 1.2 {said}")
     page = visit(site.page(f"builds/{build.name}")).page
-    site.house.end(
+    site.harness.end(
         build.name,
         state=State.FAILED,
         reason=Reason.REPOSITORY,

@@ -10,9 +10,9 @@ from playwright.sync_api import Page
 
 from tests.browser.conftest import sign_in
 from tests.parts.binderhub import Message, check_order, check_there, spec_of
+from tests.parts.hubservice import BASE, HubService
 from tests.parts.installation import BROKEN, SMALL
 from tests.parts.kiln import Process, until
-from tests.parts.paired import BASE, Paired
 from tests.parts.registry import free_port
 
 FOLLOW = """([url, options]) => {
@@ -51,7 +51,7 @@ def xsrf(page: Page) -> str:
     return value
 
 
-def signed_in(page: Page, pair: Paired, path: str, user: str = "ada") -> Follower:
+def signed_in(page: Page, pair: HubService, path: str, user: str = "ada") -> Follower:
     """A page of Kiln's own, behind the Hub, that follows the build of a repository's branch `main`."""
     sign_in(page, pair, user, BASE[1:])
     pair.sign_as(user)
@@ -59,7 +59,7 @@ def signed_in(page: Page, pair: Paired, path: str, user: str = "ada") -> Followe
 
 
 @pytest.fixture
-def open_web(pair: Paired) -> Iterator[Process]:
+def open_web(pair: HubService) -> Iterator[Process]:
     """Another web, which admits requests without authentication."""
     web = pair.system.start("web", KILN_AUTH="none", PORT=str(free_port()))
     pair.system.web.remove(web)
@@ -68,7 +68,7 @@ def open_web(pair: Paired) -> Iterator[Process]:
 
 
 @pytest.mark.timeout(180)
-def test_a_page_follows_a_build_to_its_image_and_asks_once(pair: Paired, page: Page) -> None:
+def test_a_page_follows_a_build_to_its_image_and_asks_once(pair: HubService, page: Page) -> None:
     commit = pair.system.commit("ada/followed", {"Dockerfile": SMALL})
     first, *again = signed_in(page, pair, "ada/followed").told(3)
     check_order(first)
@@ -81,7 +81,7 @@ def test_a_page_follows_a_build_to_its_image_and_asks_once(pair: Paired, page: P
 
 
 @pytest.mark.timeout(180)
-def test_a_failing_repository_fails_once(pair: Paired, page: Page) -> None:
+def test_a_failing_repository_fails_once(pair: HubService, page: Page) -> None:
     commit = pair.system.commit("ada/fails", {"Dockerfile": BROKEN})
     first, *again = signed_in(page, pair, "ada/fails").told(3)
     check_order(first)
@@ -93,7 +93,7 @@ def test_a_failing_repository_fails_once(pair: Paired, page: Page) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_page_of_another_site_asks_only_where_anybody_may(pair: Paired, page: Page, open_web: Process) -> None:
+def test_a_page_of_another_site_asks_only_where_anybody_may(pair: HubService, page: Page, open_web: Process) -> None:
     """The session's cookie goes to every port of its host, but opens nothing there."""
     commit = pair.system.commit("ada/elsewhere", {"Dockerfile": SMALL})
     sign_in(page, pair, "ada", BASE[1:])
@@ -115,7 +115,7 @@ def test_a_page_of_another_site_asks_only_where_anybody_may(pair: Paired, page: 
 
 
 @pytest.mark.timeout(180)
-def test_a_page_outlives_the_web_that_tells_it(pair: Paired, page: Page, open_web: Process) -> None:
+def test_a_page_outlives_the_web_that_tells_it(pair: HubService, page: Page, open_web: Process) -> None:
     """The browser continues with the next web process, and misses no message."""
     system = pair.system
     pair.sign_as("ada")

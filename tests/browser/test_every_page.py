@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, StorageState
 
 from builds.build import Reason, State
 from tests.browser.conftest import Visit
-from tests.handlers.house import REPOSITORY
+from tests.handlers.harness import REPOSITORY
 from tests.parts.machine import CACHE
 from tests.parts.site import Site
 
@@ -38,27 +38,27 @@ def axe(packages: Path) -> str:
 @pytest.fixture(scope="module")
 def pages(site: Site) -> Mapping[str, str]:
     """Paths by name. Each state has a build."""
-    house = site.house
-    site.house.ask(subdir="waits", ref="refs/heads/main")
+    harness = site.harness
+    site.harness.ask(subdir="waits", ref="refs/heads/main")
     paths = {"builds": "", "nothing-found": "?search=nothing-of-that-name", "missing": "builds/none"}
     paths |= {"new": "new", "triggers": "triggers", "nodes": "nodes"}
     paths["repository"] = f"repository?repository={quote(REPOSITORY, safe='')}"
-    running = house.run(house.ask(subdir="course/week-1").name)
-    house.say(running.name, "Cloning into '/tmp/source'...", "HEAD is now at 0123456 Week 1", phase="fetch")
-    house.say(running.name, "#1 [internal] load build definition", COLOURS, BACKGROUNDS, "long " * 60, "10%\r90%")
-    failed = house.run(house.ask(subdir="broken").name)
-    house.say(failed.name, "#9 1.1 Collecting numpy", f"#9 1.2 \x1b[31m{SAID}\x1b[0m")
+    running = harness.run(harness.ask(subdir="course/week-1").name)
+    harness.say(running.name, "Cloning into '/tmp/source'...", "HEAD is now at 0123456 Week 1", phase="fetch")
+    harness.say(running.name, "#1 [internal] load build definition", COLOURS, BACKGROUNDS, "long " * 60, "10%\r90%")
+    failed = harness.run(harness.ask(subdir="broken").name)
+    harness.say(failed.name, "#9 1.1 Collecting numpy", f"#9 1.2 \x1b[31m{SAID}\x1b[0m")
     message = f"RUN pip install -r requirements.txt: exit code 1; it said: {SAID}"
     tail = f"#9 1.1 Collecting numpy\n#9 1.2 {SAID}\n"
-    house.end(failed.name, state=State.FAILED, reason=Reason.REPOSITORY, message=message, log_tail=tail)
-    done = house.run(house.ask(subdir="done", tags=["course-main"]).name)
-    house.say(done.name, *(f"#{number} step {number}" for number in range(1, 300)))
-    house.end(done.name, retry=True)
-    house.run(done.name)
-    house.say(done.name, "Layer pushed", attempt=2, phase="push")
-    house.end(done.name, attempt=2)
-    cancelled = house.run(house.ask(subdir="stopped").name)
-    house.end(cancelled.name, state=State.CANCELLED, reason=Reason.REQUESTED)
+    harness.end(failed.name, state=State.FAILED, reason=Reason.REPOSITORY, message=message, log_tail=tail)
+    done = harness.run(harness.ask(subdir="done", tags=["course-main"]).name)
+    harness.say(done.name, *(f"#{number} step {number}" for number in range(1, 300)))
+    harness.end(done.name, retry=True)
+    harness.run(done.name)
+    harness.say(done.name, "Layer pushed", attempt=2, phase="push")
+    harness.end(done.name, attempt=2)
+    cancelled = harness.run(harness.ask(subdir="stopped").name)
+    harness.end(cancelled.name, state=State.CANCELLED, reason=Reason.REQUESTED)
     ends = {"running": running, "failed": failed, "succeeded": done, "cancelled": cancelled}
     return {**paths, **{name: f"builds/{build.name}" for name, build in ends.items()}}
 

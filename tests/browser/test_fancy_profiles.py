@@ -9,9 +9,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import sign_in
+from tests.parts.hubservice import HubService
 from tests.parts.installation import BROKEN, SMALL
 from tests.parts.kiln import until
-from tests.parts.paired import Paired
 
 FIELD = "profile-option-build--image--unlisted-choice"
 HOLD = """() => document.querySelector("form").addEventListener("submit", (event) => {
@@ -23,7 +23,7 @@ HOLD = """() => document.querySelector("form").addEventListener("submit", (event
 class Form:
     """The Hub's form, with the image builder chosen."""
 
-    def __init__(self, page: Page, pair: Paired, user: str) -> None:
+    def __init__(self, page: Page, pair: HubService, user: str) -> None:
         self.page = page
         sign_in(page, pair, user, "hub/spawn")
         pair.sign_as(user)
@@ -53,7 +53,7 @@ class Form:
 
 
 @pytest.mark.timeout(180)
-def test_a_server_starts_from_what_was_built_for_it(pair: Paired, page: Page) -> None:
+def test_a_server_starts_from_what_was_built_for_it(pair: HubService, page: Page) -> None:
     commit = pair.system.commit("ada/course", {"Dockerfile": SMALL})
     form = Form(page, pair, "ada")
     form.build("ada/course")
@@ -74,7 +74,7 @@ def test_a_server_starts_from_what_was_built_for_it(pair: Paired, page: Page) ->
 
 
 @pytest.mark.timeout(180)
-def test_what_is_built_is_there_at_once(pair: Paired, page: Page) -> None:
+def test_what_is_built_is_there_at_once(pair: HubService, page: Page) -> None:
     commit = pair.system.commit("ada/again", {"Dockerfile": SMALL})
     pair.sign_as("grace")
     name = pair.system.ask(repository="https://github.com/ada/again", ref="main").json()["name"]
@@ -96,7 +96,7 @@ def test_what_is_built_is_there_at_once(pair: Paired, page: Page) -> None:
         ("ada/banned", "main", "https://github.com/ada/banned is banned here."),
     ],
 )
-def test_who_cannot_have_it_reads_why(pair: Paired, page: Page, repository: str, ref: str, sentence: str) -> None:
+def test_who_cannot_have_it_reads_why(pair: HubService, page: Page, repository: str, ref: str, sentence: str) -> None:
     pair.system.commit("ada/wrong", {"Dockerfile": BROKEN})
     form = Form(page, pair, "kim")
     form.build(repository, ref)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Visit
-from tests.handlers.house import COMMIT
+from tests.handlers.harness import COMMIT
 from tests.parts.site import Site
 
 Visiting = Callable[..., Visit]
@@ -20,20 +20,20 @@ def focused(page: Page) -> str | None:
 
 
 def test_the_list_is_kept_fresh_and_leaves_the_reader_where_they_are(site: Site, visit: Visiting) -> None:
-    older = site.house.ask(repository=REPOSITORY, subdir="older")
+    older = site.harness.ask(repository=REPOSITORY, subdir="older")
     page = visit(site.page("?search=listed")).page
     page.evaluate("window.notReloaded = true")
     row = page.locator(f'#list tr[data-key="{older.name}"]')
     commit = row.get_by_role("link", name=COMMIT[:7], exact=True)
     commit.focus()
     link = focused(page)
-    newer = site.house.ask(repository=REPOSITORY, subdir="newer")
+    newer = site.harness.ask(repository=REPOSITORY, subdir="newer")
     expect(page.locator("#list tbody tr").first).to_have_attribute("data-key", newer.name)
-    site.house.run(older.name)
+    site.harness.run(older.name)
     expect(row.get_by_role("link", name="running: ")).to_be_visible()
     expect(page.locator("#announcement")).to_contain_text("octo/listed: running.")
     assert focused(page) == link
-    site.house.end(older.name)
+    site.harness.end(older.name)
     expect(row).to_have_attribute("data-state", "succeeded")
     assert page.evaluate("window.notReloaded"), "the page was not loaded again"
     assert focused(page) == link
@@ -41,12 +41,12 @@ def test_the_list_is_kept_fresh_and_leaves_the_reader_where_they_are(site: Site,
 
 def test_the_queue_comes_and_goes(site: Site, visit: Visiting) -> None:
     page = visit(site.page()).page
-    waits = site.house.ask(repository=REPOSITORY, subdir="waits")
+    waits = site.harness.ask(repository=REPOSITORY, subdir="waits")
     row = page.locator(f'#queue tr[data-key="queued-{waits.name}"]')
     expect(row).to_be_visible()
-    site.house.run(waits.name)
+    site.harness.run(waits.name)
     expect(row).to_have_count(0)
-    site.house.end(waits.name)
+    site.harness.end(waits.name)
 
 
 def test_a_build_is_asked_for_by_the_form(site: Site, visit: Visiting) -> None:
@@ -58,7 +58,7 @@ def test_a_build_is_asked_for_by_the_form(site: Site, visit: Visiting) -> None:
     page.get_by_role("button", name="Build").click()
     page.wait_for_url("**/builds/build-octo-listed-*")
     expect(page.get_by_role("button", name="Cancel")).to_be_visible()
-    (build,) = [one for one in site.house.builds() if one.request.subdir == "asked/by/hand"]
+    (build,) = [one for one in site.harness.builds() if one.request.subdir == "asked/by/hand"]
     assert build.causes[0].by == "token:ada"
 
 

@@ -14,8 +14,8 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import sign_in
 from tests.parts.binderhub import spec_of
+from tests.parts.hubservice import BASE, HubService
 from tests.parts.kiln import until
-from tests.parts.paired import BASE, Paired
 
 SAID = "still here"
 """A line of the victim's log."""
@@ -72,7 +72,7 @@ SEEN = """() => new Promise((done) => {
 
 
 @pytest.fixture(scope="module")
-def victim(pair: Paired) -> Iterator[str]:
+def victim(pair: HubService) -> Iterator[str]:
     """A build of ada's that runs and writes to its log, and still does after each test."""
     pair.sign_as("ada")
     name = pair.system.talking("ada/victim")
@@ -82,14 +82,14 @@ def victim(pair: Paired) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_cancelled(pair: Paired, victim: str) -> Iterator[None]:
+def nothing_is_cancelled(pair: HubService, victim: str) -> Iterator[None]:
     yield
     pair.sign_as("ada")
     assert pair.system.one(victim)["state"] == "running"
 
 
 @pytest.fixture
-def own(pair: Paired, page: Page, victim: str) -> Page:
+def own(pair: HubService, page: Page, victim: str) -> Page:
     """Kiln's own page, with ada signed in."""
     sign_in(page, pair, "ada", BASE[1:])
     expect(page.get_by_text("user:ada")).to_be_visible()
@@ -99,7 +99,7 @@ def own(pair: Paired, page: Page, victim: str) -> Page:
 
 
 @pytest.fixture
-def page_of_mallory(pair: Paired, own: Page) -> Page:
+def page_of_mallory(pair: HubService, own: Page) -> Page:
     """Another tab of the same browser."""
     page = own.context.new_page()
     page.goto(f"{pair.hub.url}user/mallory/")
@@ -113,7 +113,7 @@ def session_secrets(own: Page, victim: str) -> list[str]:
     return [SAID, f"builds/{victim}/cancel", *forms, *([shown] if shown else [])]
 
 
-def reads(pair: Paired, victim: str) -> list[str]:
+def reads(pair: HubService, victim: str) -> list[str]:
     log = f"api/v1/builds/{victim}/log"
     spec = f"build/{spec_of(pair.system, 'ada/victim', 'main')}"
     paths = ("", f"builds/{victim}", "api/v1/builds", f"api/v1/builds/{victim}", log, spec, f"{spec}?build_only=true")
@@ -122,7 +122,7 @@ def reads(pair: Paired, victim: str) -> list[str]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("way", ["plain", "moved"])
-def test_it_reads_nothing_by_fetch(pair: Paired, own: Page, page_of_mallory: Page, victim: str, way: str) -> None:
+def test_it_reads_nothing_by_fetch(pair: HubService, own: Page, page_of_mallory: Page, victim: str, way: str) -> None:
     hidden = session_secrets(own, victim)
     for path in reads(pair, victim):
         for accept in ("text/html", "application/json", "text/event-stream", "*/*"):
@@ -189,7 +189,7 @@ def test_it_reads_nothing_in_a_window(page_of_mallory: Page, victim: str, path: 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", ["fetch", "again", "preload", "script", "style"])
 def test_its_service_worker_reads_nothing(
-    pair: Paired, own: Page, page_of_mallory: Page, victim: str, kind: str
+    pair: HubService, own: Page, page_of_mallory: Page, victim: str, kind: str
 ) -> None:
     hidden = session_secrets(own, victim)
     page_of_mallory.evaluate(REGISTER, kind)

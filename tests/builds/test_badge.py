@@ -9,7 +9,7 @@ from builds.badge import Standing, standing
 from builds.build import Build, State
 from builds.search import anything, by_ref, by_text
 from builds.transitions import change
-from tests.builds.histories import build, cause
+from tests.builds.plan_factories import build, cause
 
 REFS = ("refs/heads/main", "refs/heads/dev", "refs/tags/main", None)
 

@@ -50,8 +50,8 @@ from builds.triggers import BuildRequestBody, from_body
 from eventing.event import Event
 from kiln.config import MAX_SINKS
 from kiln.wiring import MAX_RULES
-from tests.builds.histories import NOW
-from tests.builds.things import RELEASE, TEMPLATE
+from tests.builds.kubernetes_objects import RELEASE, TEMPLATE
+from tests.builds.plan_factories import NOW
 
 CONFIGMAP = 1 << 20
 """https://kubernetes.io/docs/concepts/configuration/configmap/#motivation"""

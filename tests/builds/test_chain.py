@@ -23,9 +23,9 @@ from eventing.cdevents import TYPES
 from eventing.event import Event
 from eventing.http import encode
 from eventing.spans import Stage
-from tests.builds.histories import IMAGE, NOW, attempt, build, cause, failed, replace, running
+from tests.builds.plan_factories import IMAGE, NOW, attempt, build, cause, failed, replace, running
 from tests.builds.test_plan_machine import World
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 NAMES = {kind: name for name, kind in TYPES.items()}
 
@@ -33,7 +33,7 @@ NAMES = {kind: name for name, kind in TYPES.items()}
 @cache
 def validators() -> dict[str, Draft202012Validator]:
     """Validators of the schemas that CDEvents publishes, by event type."""
-    folder = published("cdevents")
+    folder = published_data("cdevents")
     schemas = [json.loads(path.read_text()) for path in sorted(Path(folder).rglob("*.json"))]
     registry: Registry[Any] = Registry().with_resources(
         (schema["$id"], DRAFT202012.create_resource(schema)) for schema in schemas

@@ -27,8 +27,8 @@ from eventing.cdevents import TYPES
 from eventing.event import Event
 from eventing.sinks import Outcome, Sink
 from tests.builds.engine_contract import everything
-from tests.builds.histories import IMAGE
-from tests.builds.making import AT, ask, begin, ended, engine_in, written
+from tests.builds.engine_factories import AT, local_engine, new_submission, settled_build, start_build, started_build
+from tests.builds.plan_factories import IMAGE
 from tests.parts.kiln import until
 
 HUB = Sink(name="hub", url="https://hub.example/events")
@@ -69,7 +69,7 @@ class Seen(LocalEngine):
 
 @pytest.fixture
 def seen(tmp_path: Path) -> Iterator[Seen]:
-    local = engine_in(tmp_path, kind=Seen)
+    local = local_engine(tmp_path, kind=Seen)
     assert isinstance(local, Seen)
     yield local
     local.close()
@@ -124,14 +124,14 @@ def gone(engine: LocalEngine, name: str) -> bool:
 @pytest.mark.parametrize("kept", [timedelta(seconds=7), timedelta(days=7)])
 def test_what_has_ended_is_kept_no_longer_than_it_is_to_be(tmp_path: Path, kept: timedelta) -> None:
     """The controller deletes first the logs, then the record, even with a short retention."""
-    engine, clock = engine_in(tmp_path, now=lambda: AT), Clock()
+    engine, clock = local_engine(tmp_path, now=lambda: AT), Clock()
     try:
-        (build,) = engine.accept([ask()])
-        engine.write(ended(build))
+        (build,) = engine.accept([new_submission()])
+        engine.write(settled_build(build))
         folder = tmp_path / "attempts" / "b-1"
         folder.mkdir()
         with running(engine, clock, log_history=kept, history=3 * kept):
-            engine.accept([ask("other")])
+            engine.accept([new_submission("other")])
             until(lambda: engine.get("other").status.round)  # one check is over, and nothing was due
             assert folder.exists()
             clock.now += kept
@@ -158,10 +158,10 @@ class Keeping(LocalEngine):
 
 def test_the_log_of_each_attempt_is_kept_when_it_ends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A log that cannot be archived does not delay its build."""
-    engine = engine_in(tmp_path, kind=Keeping)
+    engine = local_engine(tmp_path, kind=Keeping)
     try:
         for name in ("first", "second"):
-            begin(engine, name)
+            start_build(engine, name)
         with running(engine, Clock()):
             until(lambda: sorted(Keeping.kept) == [("first", 1), ("second", 1)])
             until(lambda: engine.get("first").status.state is State.SUCCEEDED)
@@ -171,8 +171,8 @@ def test_the_log_of_each_attempt_is_kept_when_it_ends(tmp_path: Path, caplog: py
 
 
 def test_between_two_looks_at_what_is_new_little_of_what_is_old_is_deleted(seen: Seen) -> None:
-    for build in seen.accept([ask(f"b{n}") for n in range(5 * SWEEP)]):
-        seen.write(ended(build))
+    for build in seen.accept([new_submission(f"b{n}") for n in range(5 * SWEEP)]):
+        seen.write(settled_build(build))
     left: list[int] = []
 
     def counted(world: World) -> World:
@@ -206,10 +206,10 @@ class Slow(Seen):
 
 @pytest.mark.parametrize("busy", [True, False])
 def test_while_builds_are_open_little_of_the_time_goes_to_what_has_ended(tmp_path: Path, *, busy: bool) -> None:
-    with closing(engine_in(tmp_path, kind=Slow)) as engine:
+    with closing(local_engine(tmp_path, kind=Slow)) as engine:
         assert isinstance(engine, Slow)
         if busy:
-            engine.accept([ask()])
+            engine.accept([new_submission()])
         controller = Controller(
             engine,
             limits=Limits(),
@@ -243,7 +243,7 @@ def test_each_sink_is_told_in_its_own_words(counted: Counted, do: str, kinds: li
     post = Post(DELIVERED, HUB, all_of_them, ends, successes)
     counted.change = with_node
     with running(counted, Clock(), post=post):
-        counted.accept([ask(args={"do": do})])
+        counted.accept([new_submission(args={"do": do})])
         until(lambda: not counted.get("b").open)
     own, whole = post.by_sink["hub"], post.by_sink["all"]
     assert [event.type.split(".")[3] for event in own][:2] == ["queued", "started"]
@@ -273,10 +273,10 @@ def deleted_by_hand(state: Path, name: str) -> None:
 def test_an_event_that_waits_when_its_record_is_deleted_is_sent_once_more_or_dead(
     tmp_path: Path, answer: Outcome
 ) -> None:
-    engine, post, before = engine_in(tmp_path), Post(AWAY), dead_letters()
+    engine, post, before = local_engine(tmp_path), Post(AWAY), dead_letters()
     try:
         with running(engine, Clock(), post=post):
-            engine.accept([ask()])
+            engine.accept([new_submission()])
             until(lambda: engine.get("b").status.outbox and engine.get("b").status.outbox[0].deliveries[0].tries)
             (first,) = post.sent
             post.answer = answer
@@ -289,9 +289,9 @@ def test_an_event_that_waits_when_its_record_is_deleted_is_sent_once_more_or_dea
 
 
 def test_an_attempt_whose_record_was_deleted_ends_and_leaves_nothing(tmp_path: Path) -> None:
-    engine = engine_in(tmp_path)
+    engine = local_engine(tmp_path)
     try:
-        begin(engine, "b", "wait")
+        start_build(engine, "b", "wait")
         with running(engine, Clock(), post=Post(DELIVERED)):
             until((tmp_path / "attempts" / "b-1" / "ready").exists)
             deleted_by_hand(tmp_path, "b")
@@ -313,8 +313,8 @@ def test_who_deletes_an_open_record_cancels_its_build(
         return replace(world, deleted=told)
 
     seen.change = deleted
-    build = begin(seen, "b", "wait")
-    done = replace(ended(seen.accept([ask("done")])[0]), open=True)
+    build = start_build(seen, "b", "wait")
+    done = replace(settled_build(seen.accept([new_submission("done")])[0]), open=True)
     with running(seen, Clock(), post=post):
         until(lambda: seen.get("b").state is State.RUNNING)
         build = seen.get("b")
@@ -325,7 +325,7 @@ def test_who_deletes_an_open_record_cancels_its_build(
         seen.wake()
         until(lambda: any(event.type == "dev.kiln.build.cancelled.v1" for event in post.sent))
         seen.wake()
-        seen.accept([ask("other")])
+        seen.accept([new_submission("other")])
         until(lambda: seen.get("other").status.round)
     (told,) = [event for event in post.sent if event.type == "dev.kiln.build.cancelled.v1"]
     assert told.id == f"{build.uid}.1.cancelled"
@@ -349,7 +349,7 @@ def lost(world: World) -> World:
 
 def test_a_lost_result_is_asked_for_until_the_registry_answers(seen: Seen) -> None:
     seen.change = lost
-    begin(seen)
+    start_build(seen)
     asked: list[tuple[str, int]] = []
 
     def inspect(build: Build, attempt: Attempt) -> Image | None:
@@ -375,7 +375,7 @@ def test_one_that_stands_by_says_so_once_and_goes_on(seen: Seen, caplog: pytest.
         return world
 
     seen.change = only_the_leader
-    seen.accept([ask()])
+    seen.accept([new_submission()])
     with caplog.at_level(logging.WARNING), running(seen, Clock()):
         until(lambda: len(looks) > 2)
         leads.set()
@@ -410,7 +410,7 @@ class Counted(Seen):
 
 @pytest.fixture
 def counted(tmp_path: Path) -> Iterator[Counted]:
-    local = engine_in(tmp_path, kind=Counted)
+    local = local_engine(tmp_path, kind=Counted)
     assert isinstance(local, Counted)
     yield local
     local.close()
@@ -422,7 +422,7 @@ def with_node(world: World) -> World:
 
 def test_from_a_record_to_its_attempt_is_one_write(counted: Counted) -> None:
     counted.change = with_node
-    counted.accept([ask(args={"do": "wait"})])
+    counted.accept([new_submission(args={"do": "wait"})])
     with running(counted, Clock()):
         until(lambda: counted.get("b").state is State.RUNNING)
         build = counted.get("b")
@@ -437,7 +437,7 @@ def test_from_a_record_to_its_attempt_is_one_write(counted: Counted) -> None:
 def test_records_are_written_side_by_side(counted: Counted) -> None:
     """Each write waits until the others have begun, so sequential writes would never end."""
     counted.together = threading.Barrier(3)
-    counted.accept([ask(name) for name in "abc"])
+    counted.accept([new_submission(name) for name in "abc"])
     with running(counted, Clock()):
         until(lambda: all(counted.get(name).status.round for name in "abc"))
 
@@ -448,7 +448,7 @@ def metric(name: str, **labels: str) -> float:
 
 def test_the_queue_the_slots_and_who_leads_are_counted(counted: Counted) -> None:
     counted.change = with_node
-    counted.accept([ask(name, args={"do": "wait"}) for name in ("a", "b")])
+    counted.accept([new_submission(name, args={"do": "wait"}) for name in ("a", "b")])
     clock = Clock()
     clock.now = datetime.now(UTC)
     with running(counted, clock, builds_per_node=1):
@@ -481,7 +481,7 @@ def test_who_cannot_act_does_not_lead(counted: Counted) -> None:
 def test_phases_and_images_that_were_there_already_are_counted(counted: Counted) -> None:
     """The builder of these tests pushes an image and reports no phase."""
     counted.change = with_node
-    counted.accept([ask(args={"do": "succeed"})])
+    counted.accept([new_submission(args={"do": "succeed"})])
     names = ("phase_seconds_count", "images_found_total")
     before = [metric(names[0], phase="queue"), metric(names[1])]
     with running(counted, Clock()):
@@ -511,7 +511,7 @@ class Held(Counted):
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[Held]:
-    local = engine_in(tmp_path, kind=Held)
+    local = local_engine(tmp_path, kind=Held)
     assert isinstance(local, Held)
     yield local
     local.going_on.set()
@@ -521,11 +521,11 @@ def held(tmp_path: Path) -> Iterator[Held]:
 def test_nothing_waits_for_the_write_of_another_record(held: Held) -> None:
     """A slow write of one record delays no build that arrives meanwhile."""
     held.held, held.change = frozenset({"slow"}), with_node
-    held.accept([ask("slow")])
+    held.accept([new_submission("slow")])
     with running(held, Clock(), builds_per_node=2):
         until(lambda: held.waiting)
         for name in ("one", "two"):
-            held.accept([ask(name, args={"do": "succeed"})])
+            held.accept([new_submission(name, args={"do": "succeed"})])
             until(lambda name=name: held.get(name).state is State.SUCCEEDED)  # type: ignore[misc]
         assert held.get("slow").status.round == 0
         held.going_on.set()
@@ -537,7 +537,7 @@ def test_a_write_that_will_never_end_stops_the_looks_and_with_them_the_pulse(
 ) -> None:
     """Without a pulse the process ends, and another one takes over."""
     held.held = frozenset({"slow"})
-    held.accept([ask("slow")])
+    held.accept([new_submission("slow")])
     looks, turns = list[World](), list[float]()
     held.change = lambda world: looks.append(world) or world
     held.wait = lambda timeout: turns.append(timeout) or LocalEngine.wait(held, 0.01)  # type: ignore[method-assign]
@@ -555,10 +555,10 @@ def test_a_write_that_will_never_end_stops_the_looks_and_with_them_the_pulse(
 
 def test_a_start_has_its_slot_while_it_is_written(held: Held) -> None:
     held.held, held.change = frozenset({"slow"}), with_node
-    held.accept([ask("slow", args={"do": "succeed"})])
+    held.accept([new_submission("slow", args={"do": "succeed"})])
     with running(held, Clock(), builds_per_node=1):
         until(lambda: held.waiting)
-        held.accept([ask("next", args={"do": "succeed"})])
+        held.accept([new_submission("next", args={"do": "succeed"})])
         until(lambda: held.get("next").status.waiting)
         assert held.get("next").live is None
         held.going_on.set()
@@ -569,7 +569,7 @@ def test_a_start_has_its_slot_while_it_is_written(held: Held) -> None:
 def test_what_has_changed_while_it_was_written_is_decided_anew(held: Held) -> None:
     """A cancellation that arrives during the write is not overwritten."""
     held.held, held.change = frozenset({"slow"}), with_node
-    held.accept([ask("slow", args={"do": "wait"})])
+    held.accept([new_submission("slow", args={"do": "wait"})])
     with running(held, Clock()):
         until(lambda: held.waiting)
         held.cancel("slow", None)
@@ -580,11 +580,11 @@ def test_what_has_changed_while_it_was_written_is_decided_anew(held: Held) -> No
 
 def test_a_record_that_is_refused_harms_no_other(counted: Counted, caplog: pytest.LogCaptureFixture) -> None:
     counted.refused = frozenset({"bad"})
-    counted.accept([ask(name) for name in ("bad", "good", "fine")])
+    counted.accept([new_submission(name) for name in ("bad", "good", "fine")])
     with running(counted, Clock()):
         until(lambda: counted.get("good").status.round and counted.get("fine").status.round)
         until(lambda: REGISTRY.get_sample_value("kiln_records_put_aside") == 1)
-        counted.accept([ask("later")])
+        counted.accept([new_submission("later")])
         until(lambda: counted.get("later").status.round)
     assert counted.get("bad").status.round == 0
     tried = [build for build in counted.writes if build.name == "bad"]
@@ -595,11 +595,11 @@ def test_a_record_that_is_refused_harms_no_other(counted: Counted, caplog: pytes
 
 def test_a_record_that_was_put_aside_goes_on_when_somebody_has_changed_it(counted: Counted) -> None:
     counted.refused = frozenset({"bad"})
-    counted.accept([ask("bad")])
+    counted.accept([new_submission("bad")])
     with running(counted, Clock()):
         until(lambda: REGISTRY.get_sample_value("kiln_records_put_aside") == 1)
         counted.refused = frozenset()
-        counted.accept([ask("bad", "2")])
+        counted.accept([new_submission("bad", "2")])
         until(lambda: counted.get("bad").status.round)
 
 
@@ -615,7 +615,7 @@ def test_a_record_that_cannot_be_planned_harms_no_other(counted: Counted, caplog
         return replace(with_node(world), builds=tuple(builds))
 
     counted.change = edited
-    counted.accept([ask(name, args={"do": "succeed"}) for name in ("bad", "good")])
+    counted.accept([new_submission(name, args={"do": "succeed"}) for name in ("bad", "good")])
     with running(counted, Clock()):
         until(lambda: counted.get("good").state is State.SUCCEEDED)
     assert counted.get("bad").status.round == 0
@@ -632,27 +632,27 @@ def test_whatever_is_wrong_with_some_records_fifty_others_end(
     """One bad record for each way to be unreadable or unwritable, and for attempts that cannot be inspected."""
     unreadable = {f"unreadable-{n}": content for n, content in enumerate(UNREADABLE)}
     counted.wrong = {f"unwritable-{n}": error for n, error in enumerate(UNWRITABLE)}
-    (no_event,) = counted.accept([ask("no-event")])
+    (no_event,) = counted.accept([new_submission("no-event")])
     waiting = Delivery(sink="hub", event="of-no-announcement", type="t", due_at=AT)
     told = Announcement(event=Event(id="other", source="/s", type="t"), at=AT, deliveries=(waiting,))
     Seen.write(counted, replace(no_event, status=replace(no_event.status, round=1, outbox=(told,))))
-    (no_time,) = counted.accept([ask("no-time")])
+    (no_time,) = counted.accept([new_submission("no-time")])
     far = datetime.max.replace(tzinfo=UTC)
     attempt = Attempt(number=1, node="other", written_at=AT, state=State.FAILED, quarantine=True, finished_at=far)
     Seen.write(counted, replace(no_time, status=replace(no_time.status, round=1, attempt=2, attempts=(attempt,))))
-    counted.accept([ask("no-file-has-a-\0")])
+    counted.accept([new_submission("no-file-has-a-\0")])
     for name in ("no-folder", "no-spec"):
-        written(counted, name)
+        started_build(counted, name)
     attempts = tmp_path / "attempts"
     (attempts / "no-folder-1").write_text("")
     (attempts / "no-spec-1" / "spec.json").mkdir(parents=True)
     (attempts / "no-spec-1" / "lock").touch()
-    counted.accept([ask(name) for name in (*unreadable, *counted.wrong)])
+    counted.accept([new_submission(name) for name in (*unreadable, *counted.wrong)])
     with closing(sqlite3.connect(tmp_path / "kiln.db")) as connection, connection:
         for name, content in unreadable.items():
             connection.execute("UPDATE builds SET record = ? WHERE name = ?", (content, name))
     good = [f"good-{n}" for n in range(50)]
-    counted.accept([ask(name, args={"do": "succeed"}) for name in good])
+    counted.accept([new_submission(name, args={"do": "succeed"}) for name in good])
     bad = {*unreadable, *counted.wrong, "no-event", "no-time", "no-folder", "no-spec", "no-file-has-a-\0"}
     counted.change = with_node
     with running(counted, Clock(), builds_per_node=8):
@@ -665,7 +665,7 @@ def test_what_became_of_deliveries_goes_along_with_the_next_write(counted: Count
     """The outcomes of a record's deliveries share one write, and the end of the deliveries needs none of its own."""
     counted.change = with_node
     with running(counted, Clock(), post=Post(DELIVERED)):
-        counted.accept([ask(args={"do": "succeed"})])
+        counted.accept([new_submission(args={"do": "succeed"})])
         until(lambda: not counted.get("b").open)
     assert [delivery.state for delivery in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED] * 3
     assert len(counted.writes) <= 6
@@ -675,14 +675,14 @@ def test_what_became_of_deliveries_goes_along_with_the_next_write(counted: Count
 
 def test_that_a_sink_has_an_event_is_written_though_nothing_else_is(counted: Counted) -> None:
     with running(counted, Clock(), post=Post(DELIVERED)):
-        counted.accept([ask()])
+        counted.accept([new_submission()])
         until(lambda: [one.state for one in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED])
     assert counted.get("b").state is State.QUEUED
 
 
 def test_the_last_event_goes_again_to_the_sink_that_was_marked_and_to_no_other(seen: Seen) -> None:
     post = Post(DELIVERED, HUB, Sink(name="other", url="https://other.example/events"))
-    seen.accept([ask("b")])
+    seen.accept([new_submission("b")])
     seen.cancel("b", None)
 
     def ends(sink: str) -> list[str]:
@@ -700,7 +700,7 @@ def test_the_last_event_goes_again_to_the_sink_that_was_marked_and_to_no_other(s
 def test_a_controller_that_ends_leaves_nothing_to_be_sent_again(counted: Counted) -> None:
     post = Post(DELIVERED)
     with running(counted, Clock(), post=post):
-        counted.accept([ask()])
+        counted.accept([new_submission()])
         until(lambda: post.sent)
     assert [one.state for one in counted.get("b").status.deliveries] == [DeliveryState.DELIVERED]
 
@@ -710,14 +710,14 @@ def test_a_controller_that_starts_anew_knows_the_images_of_what_has_ended(seen: 
 
     The controller reads ended builds as time allows, so the first request may arrive too early.
     """
-    (build,) = seen.accept([ask("settled")])
+    (build,) = seen.accept([new_submission("settled")])
     image = replace(IMAGE, repository=build.request.image)
-    seen.write(ended(replace(build, status=replace(build.status, image=image)), State.SUCCEEDED))
+    seen.write(settled_build(replace(build, status=replace(build.status, image=image)), State.SUCCEEDED))
     seen.change = lambda world: replace(world, nodes=(Node(name="local"),))
     reused: list[tuple[str, ...]] = []
 
     def asked() -> bool:
-        (one,) = seen.accept([ask(f"new{len(reused)}", args={"do": "break"})])
+        (one,) = seen.accept([new_submission(f"new{len(reused)}", args={"do": "break"})])
         until(lambda: seen.get(one.name).status.attempts)
         reused.append(seen.get(one.name).status.attempts[0].cache_from)
         return reused[-1] == (image.digest,)

@@ -16,8 +16,8 @@ from builds.engines import Unavailable
 from builds.engines.kubernetes import KubernetesRecords, store
 from builds.engines.kubernetes.api import Api, Busy
 from builds.engines.kubernetes.circuit import FAILING, FAILURES, SILENCE, SUSPICIOUS, Circuit
-from tests.builds.making import ask
-from tests.builds.things import RELEASE
+from tests.builds.engine_factories import new_submission
+from tests.builds.kubernetes_objects import RELEASE
 from tests.parts.proxy import Proxy
 
 
@@ -240,13 +240,13 @@ def test_nobody_waits_long_while_some_calls_fail(name: str, monkeypatch: pytest.
         configuration.host = host
         api = Api(configuration, "here", timeout=60, circuit=breaker)
         records = KubernetesRecords(api, RELEASE)
-        waiting = [others.submit(records.accept, [ask(f"b-{number}")]) for number in range(store.WRITERS)]
+        waiting = [others.submit(records.accept, [new_submission(f"b-{number}")]) for number in range(store.WRITERS)]
         for _ in waiting:
             assert server.writing.acquire(timeout=60)
         assert breaker.passes()
         breaker.unanswered()
         with pytest.raises(Unavailable, match="does not answer all calls"):
-            records.accept([ask(name, "2")])
+            records.accept([new_submission(name, "2")])
         assert not any(one.done() for one in waiting), "it still hangs"
         server.let.set()
         for one in waiting:

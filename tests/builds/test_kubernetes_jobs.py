@@ -26,7 +26,7 @@ from builds.engines.kubernetes.jobs import (
     pinned,
 )
 from eventing.tracing import Trace
-from tests.builds.things import RELEASE, TEMPLATE, attempt, build
+from tests.builds.kubernetes_objects import RELEASE, TEMPLATE, attempt, build
 
 OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "b", "uid": "uid-1"}
 

@@ -25,7 +25,7 @@ from builds.engines.kubernetes import logs
 from builds.engines.kubernetes.api import Api
 from builds.engines.kubernetes.archive import Archive
 from builds.engines.kubernetes.logs import Logs
-from tests.builds.things import RELEASE, build
+from tests.builds.kubernetes_objects import RELEASE, build
 from tests.parts.kiln import until
 
 POD = {"metadata": {"name": "build-a-1-x", "resourceVersion": "1"}}

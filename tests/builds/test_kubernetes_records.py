@@ -40,9 +40,9 @@ from builds.engines.kubernetes.records import (
 from builds.engines.marks import joined
 from builds.intake import MAX_VALUE
 from builds.report import as_json, event
-from tests.builds.histories import NOW, failed
-from tests.builds.making import ask
-from tests.builds.things import RELEASE, build
+from tests.builds.engine_factories import new_submission
+from tests.builds.kubernetes_objects import RELEASE, build
+from tests.builds.plan_factories import NOW, failed
 
 CONFIGMAP = 1 << 20
 """https://kubernetes.io/docs/concepts/configuration/configmap/#motivation"""
@@ -65,7 +65,7 @@ def announced(made: Build, number: int, word: str = "queued") -> Announcement:
 
 def _asked(number: int) -> Submission:
     """A submission by another user each time, so that no two can be merged."""
-    return ask("b", f"{number}-{'x' * MAX_VALUE}", by=f"user:{number}", args={"A": "v" * MAX_BYTES})
+    return new_submission("b", f"{number}-{'x' * MAX_VALUE}", by=f"user:{number}", args={"A": "v" * MAX_BYTES})
 
 
 def largest() -> Build:
@@ -167,5 +167,5 @@ def test_a_damaged_outbox_is_named() -> None:
 def test_one_that_was_asked_for_again_waits_in_every_list() -> None:
     made = build()
     over = replace(made, status=replace(made.status, state=State.FAILED, round=1, answered=(made.causes[0].key,)))
-    again = joined(over, [ask("b", "2")], uid=str, now=NOW, share=20)
+    again = joined(over, [new_submission("b", "2")], uid=str, now=NOW, share=20)
     assert stored(again)["metadata"]["labels"][LABEL_STATE] == "queued"

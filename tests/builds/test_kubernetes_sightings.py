@@ -8,7 +8,7 @@ import pytest
 
 from builds.build import Phase, Reason, Result, State
 from builds.engines.kubernetes.sightings import had_pod, nodes_of, of_job, of_pod
-from tests.builds.things import NOW, at, build, event, pod, terminated
+from tests.builds.kubernetes_objects import NOW, at, build, event, pod, terminated
 
 DONE = Result(state=State.FAILED, reason=Reason.REPOSITORY, message="no")
 

@@ -16,7 +16,7 @@ from builds.repository import HostKind, Refs, canonical
 from builds.sync.missing import Ref, Seen, due, moved, pushes
 from builds.triggers import DEFAULT, PushRule, Trigger, requested_builds
 from eventing.hosts import DIALECTS, push_of, pushed
-from tests.builds.histories import NOW, ago, attempt, build, cause, node, replace
+from tests.builds.plan_factories import NOW, ago, attempt, build, cause, node, replace
 
 URL = "https://github.com/Our-Org/Course"
 A, B, C = "a" * 40, "b" * 40, "c" * 40

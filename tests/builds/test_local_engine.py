@@ -31,7 +31,7 @@ from builds.faults import Fault
 from builds.removal import remove
 from eventing.tracing import Trace
 from tests.builds.engine_contract import RecordsContract, everything
-from tests.builds.making import AT, ask, begin, ended, engine_in, written
+from tests.builds.engine_factories import AT, local_engine, new_submission, settled_build, start_build, started_build
 from tests.parts.kiln import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,7 +95,7 @@ def state(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def engine(state: Path) -> Iterator[LocalEngine]:
-    engine = engine_in(state)
+    engine = local_engine(state)
     yield engine
     engine.close()
 
@@ -103,7 +103,7 @@ def engine(state: Path) -> Iterator[LocalEngine]:
 class TestContract(RecordsContract):
     @pytest.fixture
     def records(self, state: Path) -> Iterator[LocalEngine]:
-        engine = engine_in(state, max_queued=5, max_queued_per_user=2)
+        engine = local_engine(state, max_queued=5, max_queued_per_user=2)
         yield engine
         engine.close()
 
@@ -137,14 +137,14 @@ def test_20_events_over_two_processes_are_20_causes(state: Path, engine: LocalEn
 
 def test_the_file_is_made_by_whoever_comes_first(state: Path) -> None:
     together(state, *[("builds", str(10 * n), "10") for n in range(3)])
-    engine = engine_in(state)
+    engine = local_engine(state)
     assert len(everything(engine)) == 30
     engine.close()
 
 
 def test_many_threads_share_an_engine(engine: LocalEngine) -> None:
     """Optimistic concurrency: no read-modify-write of a thread is lost, and none blocks another for long."""
-    engine.accept([ask("b")])
+    engine.accept([new_submission("b")])
 
     def count() -> None:
         for _ in range(10):
@@ -172,17 +172,17 @@ def test_web_killed_while_it_accepts(state: Path, fault: Fault, survives: bool) 
     process.communicate(timeout=30)
     assert process.returncode == -signal.SIGKILL
     assert not (state / fault).exists()
-    engine = engine_in(state)
+    engine = local_engine(state)
     assert everything(engine) == (["b"] if survives else [])
-    (build,) = engine.accept([ask("b")])
+    (build,) = engine.accept([new_submission("b")])
     assert len(build.causes) == 1
     engine.close()
 
 
 def test_records_outlive_the_process(state: Path, engine: LocalEngine) -> None:
-    build = written(engine, "b")
+    build = started_build(engine, "b")
     engine.close()
-    again = engine_in(state)
+    again = local_engine(state)
     assert again.get("b") == build
     again.close()
 
@@ -192,14 +192,14 @@ def test_a_newer_file_is_refused(state: Path, engine: LocalEngine) -> None:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(EngineError, match=r"written by a newer Kiln.*99"):
-        engine_in(state)
+        local_engine(state)
 
 
 def test_records_are_nobody_elses_business(state: Path) -> None:
     folder = state / "open"
     folder.mkdir(mode=0o755)
-    engine = engine_in(folder)
-    engine.accept([ask()])
+    engine = local_engine(folder)
+    engine.accept([new_submission()])
     assert {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir()} == dict.fromkeys(
         ("attempts", "kiln.db", "kiln.db-wal", "kiln.db-shm"), 0
     )
@@ -209,11 +209,11 @@ def test_records_are_nobody_elses_business(state: Path) -> None:
 def test_a_state_folder_that_cannot_be_is_said(state: Path) -> None:
     (state / "file").write_text("")
     with pytest.raises(Unavailable, match="KILN_STATE_DIR"):
-        engine_in(state / "file" / "below")
+        local_engine(state / "file" / "below")
     (state / "db").mkdir()
     (state / "db" / "kiln.db").write_text("not a database at all " * 100)
     with pytest.raises(Unavailable, match="is not a database"):
-        engine_in(state / "db")
+        local_engine(state / "db")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_a_state_folder_that_cannot_be_is_said(state: Path) -> None:
 def test_a_record_that_cannot_be_read_is_left_alone_and_reported_once(
     state: Path, engine: LocalEngine, caplog: pytest.LogCaptureFixture, record: bytes
 ) -> None:
-    engine.accept([ask("a"), ask("b"), ask("c")])
+    engine.accept([new_submission("a"), new_submission("b"), new_submission("c")])
     connection = sqlite3.connect(state / "kiln.db")
     with connection:
         connection.execute("UPDATE builds SET record = ? WHERE name = 'b'", (record,))
@@ -243,7 +243,11 @@ def test_a_record_that_cannot_be_read_is_left_alone_and_reported_once(
         assert list(engine.closed(datetime.now(UTC))) == []
     assert [line.message for line in caplog.records] == [line for line in caplog.messages if "record of b" in line]
     assert len(caplog.records) == 1
-    for call in (lambda: engine.get("b"), lambda: engine.accept([ask("b", "2")]), lambda: engine.cancel("b", None)):
+    for call in (
+        lambda: engine.get("b"),
+        lambda: engine.accept([new_submission("b", "2")]),
+        lambda: engine.cancel("b", None),
+    ):
         with pytest.raises(Unavailable, match="record of b"):
             call()
     assert connection.execute("SELECT record FROM builds WHERE name = 'b'").fetchone() == (record,)
@@ -257,11 +261,11 @@ def test_a_locked_or_full_or_read_only_file_is_unavailable(
     other = sqlite3.connect(state / "kiln.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="locked by another process"):
-        engine.accept([ask("b")])
+        engine.accept([new_submission("b")])
     assert everything(engine) == [], "reading goes on"
     other.execute("ROLLBACK")
     other.close()
-    engine.accept([ask("b")])
+    engine.accept([new_submission("b")])
 
     def limited(pragma: str) -> Callable[[], sqlite3.Connection]:
         def connect() -> sqlite3.Connection:
@@ -276,21 +280,21 @@ def test_a_locked_or_full_or_read_only_file_is_unavailable(
         with monkeypatch.context() as patch:
             patch.setattr(engine._store, "connect", limited(pragma))
             with pytest.raises(Unavailable, match=sentence):
-                engine.accept([ask("c" * 100, str(n)) for n in range(100)])
+                engine.accept([new_submission("c" * 100, str(n)) for n in range(100)])
     assert everything(engine) == ["b"]
 
 
 def test_ten_thousand_builds(engine: LocalEngine) -> None:
     """The printed figures inform readers. The test asserts only that the operations work."""
-    (old,) = engine.accept([ask("old")])
-    record = ended(old)
+    (old,) = engine.accept([new_submission("old")])
+    record = settled_build(old)
     with engine._store._writing() as connection:
         for n in range(10_000):
             name = f"build-{n:05}"
             at = AT + timedelta(seconds=n)
             engine._store._put(connection, replace(record, name=name, uid=name, created_at=at))
     for n in range(20):
-        written(engine, f"open-{n}")
+        started_build(engine, f"open-{n}")
 
     def timed(what: str, call: Callable[[], object]) -> None:
         began = time.perf_counter()
@@ -304,8 +308,8 @@ def test_ten_thousand_builds(engine: LocalEngine) -> None:
     timed("list, nothing found", lambda: engine.list(repository="https://example.org/a", state=State.CANCELLED))
     timed("observe, 20 open", engine.observe)
     timed("get", lambda: engine.get("build-05000"))
-    timed("accept, joining", lambda: engine.accept([ask("open-1", str(time.monotonic_ns()))]))
-    timed("accept, known", lambda: engine.accept([ask("open-1")]))
+    timed("accept, joining", lambda: engine.accept([new_submission("open-1", str(time.monotonic_ns()))]))
+    timed("accept, known", lambda: engine.accept([new_submission("open-1")]))
     began = time.perf_counter()
     assert sum(1 for _ in engine.closed(AT)) == 10_000
     print(f"10,000 builds: all closed ones: {(time.perf_counter() - began) * 1000:.0f} ms")
@@ -314,13 +318,13 @@ def test_ten_thousand_builds(engine: LocalEngine) -> None:
 def test_while_folders_are_deleted_others_write(
     state: Path, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin(engine)
+    start_build(engine)
     awaited(engine, Phase.ENDED)
-    settled = engine.write(ended(engine.get("b")))
+    settled = engine.write(settled_build(engine.get("b")))
     others = iter("cd")
 
     def write(path: Path) -> None:
-        engine.accept([ask(next(others))])
+        engine.accept([new_submission(next(others))])
         remove(path)
 
     monkeypatch.setattr("builds.engines.local.attempts.remove", write)
@@ -333,7 +337,7 @@ def test_while_folders_are_deleted_others_write(
 
 
 def test_an_attempt_from_start_to_end(state: Path, engine: LocalEngine) -> None:
-    build = written(engine, "b")
+    build = started_build(engine, "b")
     assert sighted(engine).phase is Phase.ABSENT
     assert build.live is not None
     engine.start(build, build.live)
@@ -350,11 +354,11 @@ def test_an_attempt_from_start_to_end(state: Path, engine: LocalEngine) -> None:
 
 
 def test_starting_twice_starts_once(state: Path, engine: LocalEngine) -> None:
-    build = begin(engine, do="wait")
+    build = start_build(engine, do="wait")
     assert build.live is not None
     engine.start(build, build.live)
     awaited(engine, Phase.RUNNING)
-    other = engine_in(state)
+    other = local_engine(state)
     other.start(build, build.live)
     stop(engine, build)
     awaited(engine, Phase.ENDED)
@@ -365,10 +369,10 @@ def test_starting_twice_starts_once(state: Path, engine: LocalEngine) -> None:
 
 
 def test_many_who_start_at_once_start_one(state: Path, engine: LocalEngine) -> None:
-    build = written(engine, "b", "wait")
+    build = started_build(engine, "b", "wait")
     live = build.live
     assert live is not None
-    engines = [engine_in(state) for _ in range(6)]
+    engines = [local_engine(state) for _ in range(6)]
     gate = threading.Barrier(6)
 
     def start(one: LocalEngine) -> None:
@@ -394,7 +398,7 @@ def test_many_who_start_at_once_start_one(state: Path, engine: LocalEngine) -> N
 @pytest.mark.parametrize("do", ["succeed", "wait"])
 @pytest.mark.parametrize("fault", [Fault.ENGINE_FOLDER_MADE, Fault.ENGINE_SPAWNED])
 def test_a_controller_killed_while_it_starts(state: Path, engine: LocalEngine, fault: Fault, do: str) -> None:
-    build = written(engine, "b", do)
+    build = started_build(engine, "b", do)
     (state / fault).touch()
     process = drive(state, "start", "b", faults=state)
     process.communicate(timeout=30)
@@ -419,7 +423,7 @@ def test_a_running_attempt_is_adopted(state: Path) -> None:
     until((folder(state) / "ready").exists)
     os.kill(controller.pid, signal.SIGKILL)
     controller.communicate(timeout=10)
-    engine = engine_in(state)
+    engine = local_engine(state)
     assert awaited(engine, Phase.RUNNING).started_at is not None
     stop(engine, engine.get("b"))
     sighting = awaited(engine, Phase.ENDED)
@@ -430,7 +434,7 @@ def test_a_running_attempt_is_adopted(state: Path) -> None:
 
 
 def test_a_builder_that_dies_alone_takes_the_rest_along(state: Path, engine: LocalEngine) -> None:
-    begin(engine, do="stubborn")
+    start_build(engine, do="stubborn")
     until((folder(state) / "ready").exists)
     child = int((folder(state) / "child").read_text())
     (builder,) = runs(state)
@@ -441,7 +445,7 @@ def test_a_builder_that_dies_alone_takes_the_rest_along(state: Path, engine: Loc
 
 
 def test_an_attempt_that_is_killed_whole_has_ended_without_a_result(state: Path, engine: LocalEngine) -> None:
-    begin(engine, do="wait")
+    start_build(engine, do="wait")
     until((folder(state) / "ready").exists)
     (builder,) = runs(state)
     os.killpg(builder, signal.SIGKILL)
@@ -454,8 +458,8 @@ def test_an_attempt_that_is_killed_whole_has_ended_without_a_result(state: Path,
 def test_what_a_killed_builder_leaves_goes_when_its_end_is_seen(state: Path, how: str) -> None:
     """Its working folder holds a checkout, Git's token and the registry's password."""
     later = timedelta()
-    engine = engine_in(state, now=lambda: datetime.now(UTC) + later)
-    build = begin(engine, do="stubborn")
+    engine = local_engine(state, now=lambda: datetime.now(UTC) + later)
+    build = start_build(engine, do="stubborn")
     until((folder(state) / "ready").exists)
     assert list(folder(state).glob("kiln-*/token"))
     (builder,) = runs(state)
@@ -476,13 +480,13 @@ def test_folders_whose_record_was_deleted_meanwhile_are_swept_when_nothing_in_th
     state: Path, engine: LocalEngine
 ) -> None:
     for name in ("dead", "alive", "known"):
-        begin(engine, name, "wait")
+        start_build(engine, name, "wait")
         until((folder(state, name) / "ready").exists)
     for name in ("dead", "known"):
         os.killpg(*runs(state, name), signal.SIGKILL)
     with closing(sqlite3.connect(state / "kiln.db")) as connection, connection:
         connection.execute("DELETE FROM builds WHERE name != 'known'")
-    again = engine_in(state)
+    again = local_engine(state)
     until(lambda: not list(filter(None, again.closed(AT))) and not folder(state, "dead").exists())
     assert folder(state, "alive").exists()
     assert folder(state, "known").exists()
@@ -490,14 +494,14 @@ def test_folders_whose_record_was_deleted_meanwhile_are_swept_when_nothing_in_th
 
 
 def test_a_record_that_says_it_had_a_billion_attempts_is_forgotten_at_once(engine: LocalEngine) -> None:
-    build = ended(written(engine, "b"))
+    build = settled_build(started_build(engine, "b"))
     engine.forget(engine.write(replace(build, status=replace(build.status, attempt=10**9))))
     assert everything(engine) == []
 
 
 def test_a_record_goes_by_the_name_it_is_stored_under(state: Path, engine: LocalEngine) -> None:
     """The name inside a record does not count. Otherwise one record could pass for another."""
-    engine.accept([ask("a"), ask("b")])
+    engine.accept([new_submission("a"), new_submission("b")])
     with closing(sqlite3.connect(state / "kiln.db")) as connection, connection:
         connection.execute("UPDATE builds SET record = (SELECT record FROM builds WHERE name = 'a')")
     assert sorted(build.name for build in engine.observe().builds) == ["a", "b"]
@@ -506,7 +510,7 @@ def test_a_record_goes_by_the_name_it_is_stored_under(state: Path, engine: Local
 def test_of_a_build_in_flight_no_attempt_is_seen_and_its_deletion_is_told_later(
     state: Path, engine: LocalEngine
 ) -> None:
-    build = begin(engine, do="wait")
+    build = start_build(engine, do="wait")
     until((folder(state) / "ready").exists)
     assert [one.build for one in engine.observe().sightings] == ["b"]
     seen = engine.observe({"b"})
@@ -524,7 +528,7 @@ def test_a_folder_that_cannot_be_deleted_holds_up_no_end(
     def fails(path: Path) -> None:
         raise OSError(f"{path} cannot be deleted completely")
 
-    begin(engine, do="wait")
+    start_build(engine, do="wait")
     until((folder(state) / "ready").exists)
     os.killpg(*runs(state), signal.SIGKILL)
     monkeypatch.setattr("builds.engines.local.attempts.remove", fails)
@@ -536,7 +540,7 @@ def test_a_folder_that_cannot_be_deleted_holds_up_no_end(
 
 
 def test_a_builder_that_cannot_even_begin_is_not_tried_for_ever(state: Path, engine: LocalEngine) -> None:
-    build = begin(engine, do="break")
+    build = start_build(engine, do="break")
     assert awaited(engine, Phase.ENDED).result is None
     assert build.live is not None
     engine.start(build, build.live)
@@ -545,15 +549,15 @@ def test_a_builder_that_cannot_even_begin_is_not_tried_for_ever(state: Path, eng
 
 
 def test_a_builder_that_is_not_there_is_unavailable(state: Path) -> None:
-    engine = engine_in(state, command=("/nowhere/python",))
+    engine = local_engine(state, command=("/nowhere/python",))
     with pytest.raises(Unavailable, match="cannot be started"):
-        begin(engine)
+        start_build(engine)
     assert sighted(engine).phase is Phase.ABSENT
     engine.close()
 
 
 def test_stopping_is_for_what_is_alive(state: Path, engine: LocalEngine) -> None:
-    build = written(engine, "b", "wait")
+    build = started_build(engine, "b", "wait")
     stop(engine, build)
     assert build.live is not None
     engine.start(build, build.live)
@@ -570,7 +574,7 @@ def test_stopping_is_for_what_is_alive(state: Path, engine: LocalEngine) -> None
 
 def test_an_id_in_a_folder_that_nothing_locks_is_never_signalled(state: Path, engine: LocalEngine) -> None:
     """The kernel reuses process ids: this id now belongs to another process."""
-    build = begin(engine)
+    build = start_build(engine)
     awaited(engine, Phase.ENDED)
     bystander = subprocess.Popen(["sleep", "60"], start_new_session=True)
     (folder(state) / "group").write_text(str(bystander.pid))
@@ -583,8 +587,8 @@ def test_an_id_in_a_folder_that_nothing_locks_is_never_signalled(state: Path, en
 
 def test_what_does_not_stop_is_killed(state: Path) -> None:
     later = timedelta()
-    engine = engine_in(state, now=lambda: datetime.now(UTC) + later)
-    build = begin(engine, do="stubborn")
+    engine = local_engine(state, now=lambda: datetime.now(UTC) + later)
+    build = start_build(engine, do="stubborn")
     until((folder(state) / "ready").exists)
     child = int((folder(state) / "child").read_text())
     later = timedelta(minutes=10)
@@ -614,7 +618,7 @@ def test_what_does_not_stop_is_killed(state: Path) -> None:
     ids=range(9),
 )
 def test_a_result_that_is_none_is_no_result(state: Path, engine: LocalEngine, content: bytes) -> None:
-    begin(engine)
+    start_build(engine)
     awaited(engine, Phase.ENDED)
     (folder(state) / "result.json").write_bytes(content)
     sighting = sighted(engine)
@@ -622,7 +626,7 @@ def test_a_result_that_is_none_is_no_result(state: Path, engine: LocalEngine, co
 
 
 def test_an_attempt_whose_folder_is_gone_is_lost_once_it_was_seen(state: Path, engine: LocalEngine) -> None:
-    build = begin(engine)
+    build = start_build(engine)
     started_at = awaited(engine, Phase.ENDED).started_at
     assert build.live is not None
     seen = replace(build.live, started_at=started_at)
@@ -633,12 +637,12 @@ def test_an_attempt_whose_folder_is_gone_is_lost_once_it_was_seen(state: Path, e
 
 def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: LocalEngine) -> None:
     """A user deleted kiln.db and left the folders: the names repeat, but the builds differ."""
-    begin(engine)
+    start_build(engine)
     awaited(engine, Phase.ENDED)
     for path in state.glob("kiln.db*"):
         path.unlink()
-    again = engine_in(state)
-    build = written(again, "b")
+    again = local_engine(state)
+    build = started_build(again, "b")
     assert sighted(again).phase is Phase.ABSENT
     assert build.live is not None
     again.start(build, build.live)
@@ -650,11 +654,11 @@ def test_a_folder_of_an_older_record_is_not_taken_for_ours(state: Path, engine: 
 
 def test_a_builder_is_told_of_the_trace_of_its_build_and_of_no_other(state: Path) -> None:
     """The controller's own environment may carry a trace, which must not leak into builds."""
-    engine = engine_in(state, environment={**os.environ, "TRACEPARENT": "the controller's", "TRACESTATE": "x=y"})
+    engine = local_engine(state, environment={**os.environ, "TRACEPARENT": "the controller's", "TRACESTATE": "x=y"})
     try:
         trace = Trace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01")
         for name, of in (("traced", trace), ("other", None)):
-            build = written(engine, name, "environment")
+            build = started_build(engine, name, "environment")
             build = engine.write(replace(build, status=replace(build.status, trace=of)))
             assert build.live is not None
             engine.start(build, build.live)
@@ -670,8 +674,8 @@ def test_a_builder_is_told_of_the_trace_of_its_build_and_of_no_other(state: Path
 def test_a_builder_gets_the_persons_environment_and_nothing_of_kilns_own(state: Path) -> None:
     ours = {"PATH": os.environ["PATH"], "HOME": "/root", "https_proxy": "http://proxy:1", "AWS_PROFILE": "builds"}
     secret = {"KILN_SECRETS_DIR": "/secrets", "JUPYTERHUB_API_TOKEN": "x", "K_SINK": "http://sink", "PYTHONPATH": "/p"}
-    engine = engine_in(state, environment={**ours, **secret, "KILN_FAULT": f"{state}/none"})
-    begin(engine, do="environment")
+    engine = local_engine(state, environment={**ours, **secret, "KILN_FAULT": f"{state}/none"})
+    start_build(engine, do="environment")
     sighting = awaited(engine, Phase.ENDED)
     assert sighting.result is not None
     got = json.loads(sighting.result.message or "")
@@ -681,22 +685,22 @@ def test_a_builder_gets_the_persons_environment_and_nothing_of_kilns_own(state: 
 
 
 def test_an_engine_that_closes_leaves_its_attempts_alone(state: Path, engine: LocalEngine) -> None:
-    begin(engine, do="wait")
+    start_build(engine, do="wait")
     until((folder(state) / "ready").exists)
     engine.close()
-    again = engine_in(state)
+    again = local_engine(state)
     assert sighted(again).phase is Phase.RUNNING
     again.close()
 
 
 def test_forgetting_deletes_all_that_belongs_to_a_build(state: Path, engine: LocalEngine) -> None:
-    build = begin(engine)
-    begin(engine, "b-1")  # this name looks like an attempt of the other build
+    build = start_build(engine)
+    start_build(engine, "b-1")  # this name looks like an attempt of the other build
     awaited_all = time.monotonic() + 20
     while any(sighting.phase is not Phase.ENDED for sighting in engine.observe().sightings):
         assert time.monotonic() < awaited_all
         engine.wait(5)
-    settled = engine.write(ended(engine.get("b")))
+    settled = engine.write(settled_build(engine.get("b")))
     said = [*engine.log("b", 1)]
     engine.clear_attempts(settled)
     engine.clear_attempts(settled)
@@ -715,7 +719,7 @@ def test_a_log_outlives_its_folder_however_often_packing_is_broken_off(
     state: Path, engine: LocalEngine, left: set[str]
 ) -> None:
     """After interrupted packing the log is complete, and every offset reads the right lines."""
-    build = begin(engine)
+    build = start_build(engine)
     awaited(engine, Phase.ENDED)
     content = b"".join(line(number) for number in range(1, 5001))
     for name in left:
@@ -741,7 +745,7 @@ def numbers(engine: LocalEngine, after: int = 0) -> list[int]:
 
 
 def test_the_log_of_an_attempt(engine: LocalEngine) -> None:
-    begin(engine)
+    start_build(engine)
     awaited(engine, Phase.ENDED)
     lines = list(engine.log("b", 1))
     assert [(one.attempt, one.number, one.phase, one.text) for one in lines] == [
@@ -821,7 +825,7 @@ def test_the_node_is_ready_while_the_daemon_answers(
         listener.listen()
         where = f"unix://{state}/d" if family is socket.AF_UNIX else f"tcp://127.0.0.1:{listener.getsockname()[1]}"
         thread = answering(listener, b"HTTP/1.0 " + status + b"\r\n\r\nOK")
-        engine = engine_in(state, surroundings=Surroundings(docker_host=where))
+        engine = local_engine(state, surroundings=Surroundings(docker_host=where))
         (node,) = engine.observe().nodes
         thread.join()
         assert node.ready is ready
@@ -832,7 +836,7 @@ def test_the_node_is_ready_while_the_daemon_answers(
 
 @pytest.mark.parametrize("where", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:1", "ssh://host", "tcp://host", "x"])
 def test_a_node_without_a_daemon_says_why(state: Path, where: str) -> None:
-    engine = engine_in(state, surroundings=Surroundings(docker_host=where))
+    engine = local_engine(state, surroundings=Surroundings(docker_host=where))
     (node,) = engine.observe().nodes
     assert (node.name, node.ready) == ("local", False)
     assert where in (node.why or "")

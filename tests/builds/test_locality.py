@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from builds.build import Build, Image, Node, State
 from builds.locality import LAYERS_KEPT, MAX_IMAGES, MAX_REPOSITORIES, MAX_SUCCESSES, RecentBuilds, success_of
 from builds.plan import Facts, Limits, Start, plan
-from tests.builds.histories import NOW, ago, attempt, build, cause, failed, node, replace
+from tests.builds.plan_factories import NOW, ago, attempt, build, cause, failed, node, replace
 
 MAIN, WORK, FORK = "refs/heads/main", "refs/heads/work", "refs/pull/7/head"
 REPOSITORIES = ("https://h/a", "https://h/b", "https://h/c")

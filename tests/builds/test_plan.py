@@ -59,7 +59,7 @@ from builds.plan import (
 )
 from builds.transitions import advance
 from eventing.event import Event
-from tests.builds.histories import (
+from tests.builds.plan_factories import (
     ELSEWHERE,
     IMAGE,
     NOW,
@@ -73,7 +73,7 @@ from tests.builds.histories import (
     pushed,
     replace,
     running,
-    sees,
+    sighting_of,
     unpinned,
 )
 
@@ -301,7 +301,7 @@ def test_nobody_starves(rivals: int, per_node: int) -> None:
 
 def test_slots_are_taken_from_the_moment_that_a_start_is_written() -> None:
     live = build("live", attempts=(attempt(),))
-    absent = sees(live, Phase.ABSENT, started_at=None)
+    absent = sighting_of(live, Phase.ABSENT, started_at=None)
     actions = decide(live, build("next"), sightings=[absent], limits=Limits(builds_per_node=1))
     assert started(actions) == ["live"]
     assert Explain(build="next", waiting="Waiting for a free build slot.") in actions
@@ -356,7 +356,7 @@ def test_repositories_spread_over_the_nodes() -> None:
 
 
 def ended(of: Build, result: Result | None, **more: object) -> Sighting:
-    return sees(of, Phase.ENDED, result, ended_at=ago(1), **more)
+    return sighting_of(of, Phase.ENDED, result, ended_at=ago(1), **more)
 
 
 INFRASTRUCTURE = Result(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="registry away")
@@ -413,7 +413,7 @@ def test_what_was_taken_away_does_not_count_but_ten_are_enough(phase: Phase) -> 
     for before, word in [(8, Word.RETRYING), (9, Word.FAILED)]:
         past = tuple(failed(n, counted=False) for n in range(1, before + 1))
         live = running(attempts=(*past, attempt(before + 1, started_at=ago(5))), attempt=before + 1)
-        report = only(decide(live, sightings=[sees(live, phase, terminated)]))
+        report = only(decide(live, sightings=[sighting_of(live, phase, terminated)]))
         assert isinstance(report, Report)
         assert report.word is word
         assert report.outcome is not None
@@ -428,7 +428,7 @@ def test_what_was_taken_away_does_not_count_but_ten_are_enough(phase: Phase) -> 
 
 def test_the_engines_sentence_for_a_loss_is_told() -> None:
     live = running()
-    report = only(decide(live, sightings=[sees(live, Phase.LOST, waiting="The node was drained.")]))
+    report = only(decide(live, sightings=[sighting_of(live, Phase.LOST, waiting="The node was drained.")]))
     assert isinstance(report, Report)
     assert report.outcome is not None
     assert report.outcome.message == "The node was drained."
@@ -436,7 +436,7 @@ def test_the_engines_sentence_for_a_loss_is_told() -> None:
 
 def test_an_uncounted_end_at_the_limit_is_tried_again() -> None:
     third = running(attempts=(failed(1), failed(2), attempt(3, started_at=ago(5))), attempt=3)
-    report = only(decide(third, sightings=[sees(third, Phase.LOST)]))
+    report = only(decide(third, sightings=[sighting_of(third, Phase.LOST)]))
     assert isinstance(report, Report)
     assert report.word is Word.RETRYING
 
@@ -497,13 +497,13 @@ def test_after_running_out_of_memory_the_next_attempt_is_alone() -> None:
     again = build("again", attempts=(memory,), attempt=2, created=900)
     assert only(decide(again)) == Start(build="again", attempt=2, node="n1", alone=True)
     other = running("other")
-    crowded = decide(other, again, build("next"), sightings=[sees(other)])
+    crowded = decide(other, again, build("next"), sightings=[sighting_of(other)])
     assert started(crowded) == [], "its node is kept free of newcomers until it is empty"
     nodes = [node("n1"), node("n2")]
     both = [running("x", node="n1"), running("y", node="n2")]
     assert len(started(decide(*both, again, build("next"), build("more"), nodes=nodes))) == 1, "the other node is free"
     alone = running("alone", attempts=(attempt(1, started_at=ago(5), alone=True),))
-    assert started(decide(alone, build("next"), sightings=[sees(alone)])) == []
+    assert started(decide(alone, build("next"), sightings=[sighting_of(alone)])) == []
     lost = build("lost", attempts=(memory, failed(2, "n2", counted=False)), attempt=3)
     assert only(decide(lost)) == Start(build="lost", attempt=3, node="n1", alone=True), "it has not been alone yet"
     both_ = failed(2, out_of_memory=True, counted=False)
@@ -519,7 +519,7 @@ def test_after_running_out_of_memory_the_next_attempt_is_alone() -> None:
 
 def test_a_written_start_is_completed_on_the_same_node() -> None:
     written = build(attempts=(attempt(1, "n7", alone=True),))
-    absent = sees(written, Phase.ABSENT)
+    absent = sighting_of(written, Phase.ABSENT)
     assert only(decide(written, sightings=[absent])) == Start(build="b", attempt=1, node="n7", alone=True)
 
 
@@ -529,7 +529,7 @@ def test_a_start_that_cannot_be_carried_out_is_given_up_after_the_grace() -> Non
 
     def after(seconds: float, waiting: str | None = None) -> Action:
         watched = {("b", 1): timedelta(seconds=seconds)}
-        return only(decide(written, sightings=[sees(written, Phase.ABSENT, waiting=waiting)], watched=watched))
+        return only(decide(written, sightings=[sighting_of(written, Phase.ABSENT, waiting=waiting)], watched=watched))
 
     assert after(60) == Start(build="b", attempt=1, node="n1")
     assert uncounted(after(61, "No space left on device.")) == "No space left on device."
@@ -538,7 +538,7 @@ def test_a_start_that_cannot_be_carried_out_is_given_up_after_the_grace() -> Non
 
 def test_a_start_that_cannot_be_carried_out_says_why_and_is_tried_again() -> None:
     written = build(attempts=(attempt(1, "n1"),))
-    absent = sees(written, Phase.ABSENT, waiting="The quota has no room.")
+    absent = sighting_of(written, Phase.ABSENT, waiting="The quota has no room.")
     assert only(decide(written, sightings=[absent])) == Explain(build="b", waiting="The quota has no room.")
     told = replace(written, status=replace(written.status, waiting="The quota has no room."))
     assert only(decide(told, sightings=[absent])) == Start(build="b", attempt=1, node="n1")
@@ -552,7 +552,7 @@ def test_nothing_is_done_about_an_attempt_that_cannot_be_seen() -> None:
 
 def test_why_an_attempt_is_pending_is_told() -> None:
     pending = build(attempts=(attempt(),))
-    seen = sees(pending, Phase.PENDING, waiting="Pulling the builder's image.")
+    seen = sighting_of(pending, Phase.PENDING, waiting="Pulling the builder's image.")
     assert decide(pending, sightings=[seen]) == [], "it may run in a moment"
     watched = {("b", 1): timedelta(seconds=2)}
     told = only(decide(pending, sightings=[seen], watched=watched))
@@ -565,7 +565,7 @@ def test_why_an_attempt_is_pending_is_told() -> None:
 
 def pends(of: Build, trouble: Trouble | None = None, seconds: float = 61, **more: object) -> list[Action]:
     """Return the actions for an attempt that has been pending for `seconds`."""
-    sighting = sees(of, Phase.PENDING, trouble=trouble, **more)
+    sighting = sighting_of(of, Phase.PENDING, trouble=trouble, **more)
     waited = {("b", 1): timedelta(seconds=seconds)}
     return decide(of, sightings=[sighting], watched=waited, troubled=waited)
 
@@ -585,7 +585,7 @@ def test_what_comes_into_its_way_late_has_the_whole_grace_to_go_again() -> None:
     """An attempt that has waited minutes for its node is not evicted at the first problem of its container."""
     for live in (attempt(), unpinned()):
         pending = build(attempts=(live,))
-        seen = sees(pending, Phase.PENDING, trouble=NOWHERE)
+        seen = sighting_of(pending, Phase.PENDING, trouble=NOWHERE)
         for seconds, kind in ((60, Explain), (61, Stop)):
             times = {"watched": {("b", 1): timedelta(seconds=300)}, "troubled": {("b", 1): timedelta(seconds=seconds)}}
             assert type(only(decide(pending, sightings=[seen], **times))) is kind
@@ -609,9 +609,9 @@ def test_a_reason_to_stop_that_is_there_comes_first() -> None:
 def test_an_attempt_that_was_given_up_is_tried_again_and_does_not_count(phase: Phase, result: Result | None) -> None:
     live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="no room", quarantine=True)
     given_up = build(attempts=(live,))
-    assert uncounted(only(decide(given_up, sightings=[sees(given_up, phase, result)]))) == "no room"
+    assert uncounted(only(decide(given_up, sightings=[sighting_of(given_up, phase, result)]))) == "no room"
     cancelled = replace(given_up, cancel=CANCEL)
-    report = only(decide(cancelled, sightings=[sees(cancelled, phase, result)]))
+    report = only(decide(cancelled, sightings=[sighting_of(cancelled, phase, result)]))
     assert isinstance(report, Report)
     assert report.outcome is not None
     assert (report.word, report.outcome.reason) == (Word.CANCELLED, Reason.REQUESTED)
@@ -678,7 +678,7 @@ def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> No
         (ELSEWHERE, Explain(build="b", waiting=f"Node n1 is quarantined: {ELSEWHERE.message}")),
         (NOWHERE, Start(build="b", attempt=1, node="n1")),
     ]:
-        seen = sees(pending, Phase.PENDING, trouble=trouble)
+        seen = sighting_of(pending, Phase.PENDING, trouble=trouble)
         assert decide(pending, build("b"), sightings=[seen], troubled=waited)[1:] == [explain]
 
 
@@ -752,15 +752,15 @@ def test_an_attempt_without_a_node_is_not_judged_by_nodes_but_has_its_time() -> 
 
 def test_the_node_that_it_came_to_is_told_with_its_start_or_end() -> None:
     roaming = build(attempts=(unpinned(),))
-    seen = sees(roaming, Phase.RUNNING, node="n7", started_at=ago(3))
+    seen = sighting_of(roaming, Phase.RUNNING, node="n7", started_at=ago(3))
     assert only(decide(roaming, sightings=[seen])) == Report(
         build="b", word=Word.STARTED, attempt=1, at=ago(3), node="n7"
     )
-    report = only(decide(roaming, sightings=[sees(roaming, Phase.LOST, node="n7")]))
+    report = only(decide(roaming, sightings=[sighting_of(roaming, Phase.LOST, node="n7")]))
     assert isinstance(report, Report)
     assert report.node == "n7"
     pinned = build(attempts=(attempt(),))
-    report = only(decide(pinned, sightings=[sees(pinned, Phase.LOST)]))
+    report = only(decide(pinned, sightings=[sighting_of(pinned, Phase.LOST)]))
     assert isinstance(report, Report)
     assert report.node is None, "the record knows"
 
@@ -773,7 +773,7 @@ def written(name: str, number: int = 1, at: float = 30, **more: object) -> Build
 
 
 def absent(*builds: Build) -> list[Sighting]:
-    return [sees(one, Phase.ABSENT) for one in builds]
+    return [sighting_of(one, Phase.ABSENT) for one in builds]
 
 
 def test_a_start_that_was_written_too_late_gives_way() -> None:
@@ -790,7 +790,7 @@ def test_a_start_that_was_written_too_late_gives_way() -> None:
 @pytest.mark.parametrize("phase", [Phase.PENDING, Phase.RUNNING, None])
 def test_what_runs_has_its_slot_whenever_it_was_written(phase: Phase | None) -> None:
     early, late = written("early", at=900), written("late", at=1)
-    seen = [sees(late, phase)] if phase else []
+    seen = [sighting_of(late, phase)] if phase else []
     actions = decide(early, late, sightings=[*absent(early), *seen], limits=ONE)
     assert uncounted(only(actions)) == "Another build took the slot meanwhile."
     assert started(decide(early, late, sightings=[*absent(early), *seen])) == ["early"]
@@ -799,23 +799,23 @@ def test_what_runs_has_its_slot_whenever_it_was_written(phase: Phase | None) -> 
 def test_slots_elsewhere_are_not_in_its_way() -> None:
     other = running("other", node="n2")
     mine = written("mine")
-    assert started(decide(mine, other, sightings=[*absent(mine), sees(other)], limits=ONE)) == ["mine"]
+    assert started(decide(mine, other, sightings=[*absent(mine), sighting_of(other)], limits=ONE)) == ["mine"]
 
 
 def test_one_that_is_to_be_alone_gives_way_to_any_and_any_to_it() -> None:
     other = running("other")
     alone = build("alone", attempts=(attempt(alone=True),))
-    assert uncounted(decide(alone, other, sightings=[*absent(alone), sees(other)])[0]) is not None
+    assert uncounted(decide(alone, other, sightings=[*absent(alone), sighting_of(other)])[0]) is not None
     mine = written("mine", at=1)
-    assert uncounted(decide(mine, alone, sightings=[*absent(mine), sees(alone)])[0]) is not None
+    assert uncounted(decide(mine, alone, sightings=[*absent(mine), sighting_of(alone)])[0]) is not None
 
 
 def test_one_without_a_node_gives_way_if_it_would_be_too_much_on_any() -> None:
     roaming = build("roaming", attempts=(unpinned(),))
     other = running("other", node="n2")
-    actions = decide(roaming, other, sightings=[*absent(roaming), sees(other)], limits=ONE)
+    actions = decide(roaming, other, sightings=[*absent(roaming), sighting_of(other)], limits=ONE)
     assert uncounted(actions[0]) is not None
-    assert started(decide(roaming, other, sightings=[*absent(roaming), sees(other)])) == ["roaming"]
+    assert started(decide(roaming, other, sightings=[*absent(roaming), sighting_of(other)])) == ["roaming"]
     second = build("second", attempts=(unpinned(written_at=ago(1)),))
     actions = decide(roaming, second, sightings=absent(roaming, second), limits=ONE)
     assert (started(actions), uncounted(actions[1])) == (["roaming"], "Another build took the slot meanwhile.")
@@ -902,7 +902,7 @@ def test_a_cancel_of_an_earlier_round_means_nothing() -> None:
 
 def test_cancelled_between_the_written_start_and_the_attempt() -> None:
     written = build(attempts=(attempt(),), cancel=CANCEL)
-    report = only(decide(written, sightings=[sees(written, Phase.ABSENT)]))
+    report = only(decide(written, sightings=[sighting_of(written, Phase.ABSENT)]))
     assert isinstance(report, Report)
     assert (report.word, report.attempt, report.outcome and report.outcome.state) == (
         Word.CANCELLED,
@@ -913,10 +913,10 @@ def test_cancelled_between_the_written_start_and_the_attempt() -> None:
 
 def test_a_running_attempt_is_told_once_by_each_controller() -> None:
     live = running(cancel=CANCEL)
-    assert only(decide(live, sightings=[sees(live)])) == Stop(build="b", attempt=1, reason=Reason.REQUESTED)
+    assert only(decide(live, sightings=[sighting_of(live)])) == Stop(build="b", attempt=1, reason=Reason.REQUESTED)
     told = running(cancel=CANCEL, attempts=(attempt(1, started_at=ago(9), stopping=Reason.REQUESTED),))
-    assert only(decide(told, sightings=[sees(told)])) == Stop(build="b", attempt=1, reason=Reason.REQUESTED)
-    assert decide(told, sightings=[sees(told)], stopped=frozenset({("b", 1)})) == []
+    assert only(decide(told, sightings=[sighting_of(told)])) == Stop(build="b", attempt=1, reason=Reason.REQUESTED)
+    assert decide(told, sightings=[sighting_of(told)], stopped=frozenset({("b", 1)})) == []
 
 
 @pytest.mark.parametrize(
@@ -947,11 +947,11 @@ def test_the_backstop_behind_the_builders_own_limit() -> None:
 
     def after(seconds: float, of: Build, phase: Phase = Phase.RUNNING) -> list[Action]:
         watched = {("b", 1): timedelta(seconds=seconds)}
-        return decide(of, sightings=[sees(of, phase)], limits=limits, watched=watched)
+        return decide(of, sightings=[sighting_of(of, phase)], limits=limits, watched=watched)
 
     assert after(180, live) == []
     assert only(after(181, live)) == stop
-    assert decide(live, sightings=[sees(live)], limits=limits) == [], "whatever the time of day says"
+    assert decide(live, sightings=[sighting_of(live)], limits=limits) == [], "whatever the time of day says"
     never_ran = build(attempts=(attempt(),))
     assert after(180, never_ran, Phase.PENDING) == []
     given_up = replace(stop, reason=Reason.INFRASTRUCTURE, message="The attempt did not start.")
@@ -959,7 +959,7 @@ def test_the_backstop_behind_the_builders_own_limit() -> None:
     for phase in (Phase.ENDED, Phase.ABSENT):
         stopped = running(attempts=(attempt(1, started_at=ago(181), stopping=Reason.TIMEOUT),))
         result = Result(state=State.CANCELLED) if phase is Phase.ENDED else None
-        report = only(decide(stopped, sightings=[sees(stopped, phase, result)], limits=limits))
+        report = only(decide(stopped, sightings=[sighting_of(stopped, phase, result)], limits=limits))
         assert isinstance(report, Report)
         assert (report.word, report.outcome and report.outcome.reason) == (Word.FAILED, Reason.TIMEOUT)
 
@@ -1066,7 +1066,7 @@ def test_running_builds_only_where_that_is_wanted() -> None:
     old, new = running("old", pushed("1"), commit=A), build("new", pushed("2", before=A), commit=B)
     stop = Stop(build="old", attempt=1, reason=Reason.SUPERSEDED)
     for supersede, expected in [(Supersede.RUNNING, True), (Supersede.QUEUED, False), (Supersede.OFF, False)]:
-        actions = decide(old, new, sightings=[sees(old)], limits=Limits(supersede=supersede))
+        actions = decide(old, new, sightings=[sighting_of(old)], limits=Limits(supersede=supersede))
         assert (stop in actions) is expected
     queued = build("old", pushed("1"), commit=A)
     assert superseded(queued, new, supersede=Supersede.RUNNING) == ["old"]
@@ -1269,10 +1269,10 @@ def test_what_was_for_a_closed_request_alone_ends() -> None:
     assert report.outcome.message == "The pull request was closed."
     live = running("b", CLOSED)
     for supersede in Supersede:
-        stop = only(decide(live, sightings=[sees(live)], limits=Limits(supersede=supersede)))
+        stop = only(decide(live, sightings=[sighting_of(live)], limits=Limits(supersede=supersede)))
         assert stop == Stop(build="b", attempt=1, reason=Reason.REQUESTED)
     told = running("b", CLOSED, attempts=(attempt(1, started_at=ago(9), stopping=Reason.REQUESTED),))
-    end = only(decide(told, sightings=[sees(told, Phase.ENDED, Result(state=State.CANCELLED))]))
+    end = only(decide(told, sightings=[sighting_of(told, Phase.ENDED, Result(state=State.CANCELLED))]))
     assert isinstance(end, Report)
     assert end.outcome is not None
     assert (end.word, end.outcome.message) == (Word.CANCELLED, "The pull request was closed.")
@@ -1281,7 +1281,7 @@ def test_what_was_for_a_closed_request_alone_ends() -> None:
 def test_what_somebody_else_waits_for_goes_on_when_the_request_is_closed() -> None:
     for other in (cause("1"), pushed("1"), replace(REQUEST, id="2", ref="refs/pull/8/head"), replace(REQUEST, id="2")):
         live = running("b", CLOSED, other)
-        assert decide(live, sightings=[sees(live)]) == []
+        assert decide(live, sightings=[sighting_of(live)]) == []
         assert started(decide(build("b", CLOSED, other))) == ["b"]
 
 
@@ -1292,9 +1292,9 @@ def test_a_closed_request_and_pushes_that_have_moved_on_hold_nothing() -> None:
 
 def test_an_attempt_that_failed_is_not_tried_again_for_a_closed_request() -> None:
     live = running("b", CLOSED)
-    lost = only(decide(live, sightings=[sees(live, Phase.LOST)]))
+    lost = only(decide(live, sightings=[sighting_of(live, Phase.LOST)]))
     assert isinstance(lost, Report)
     assert lost.word is Word.CANCELLED
-    (retry,) = decide(running("b", REQUEST), sightings=[sees(live, Phase.LOST)])
+    (retry,) = decide(running("b", REQUEST), sightings=[sighting_of(live, Phase.LOST)])
     assert isinstance(retry, Report)
     assert retry.word is Word.RETRYING

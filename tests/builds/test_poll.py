@@ -17,7 +17,7 @@ from builds.errors import Unreachable
 from builds.sync.missing import Listed
 from builds.sync.poller import MAX_PAUSE, Poller
 from builds.sync.reconciler import Comparison, SyncReport
-from tests.builds.making import ask
+from tests.builds.engine_factories import new_submission
 from tests.parts.kiln import until
 
 MINUTE = 60.0
@@ -128,7 +128,7 @@ def test_what_is_refused_is_told_once_until_it_changes(looks: Looks, caplog: pyt
 
 def test_what_is_asked_for_is_counted_and_logged_with_its_build(looks: Looks, caplog: pytest.LogCaptureFixture) -> None:
     before = REGISTRY.get_sample_value("kiln_sync_asked_total") or 0
-    looks.asked = (ask("b-1", "1"), ask("b-1", "2"))
+    looks.asked = (new_submission("b-1", "1"), new_submission("b-1", "2"))
     with caplog.at_level(logging.INFO):
         poller(looks).poll_due()
     assert REGISTRY.get_sample_value("kiln_sync_asked_total") == before + 1

@@ -9,7 +9,7 @@ import pytest
 from builds.errors import Forbidden, RuleError
 from builds.private import Private, PrivateRule, words_of
 from builds.repository import Repository, canonical
-from tests.builds.histories import build, cause, pushed
+from tests.builds.plan_factories import build, cause, pushed
 
 COURSE = "https://git.example.edu/org/course"
 STORED = ("https://git.example.edu/org/course", "https://git.example.edu/org/answers")

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from builds.build import State
 from builds.retention import Pushed, Recorded, Rule, Verdict, judge, recorded
-from tests.builds.histories import IMAGE, NOW, ago, build, cause
-from tests.builds.making import ended
+from tests.builds.engine_factories import settled_build
+from tests.builds.plan_factories import IMAGE, NOW, ago, build, cause
 
 RULE = Rule(per_ref=2, period=timedelta(days=30))
 OLD = NOW - timedelta(days=60)
@@ -92,7 +92,7 @@ def test_the_newest_that_are_still_there_count() -> None:
 def test_a_record_says_when_and_for_what_it_was_asked() -> None:
     of = build("b", cause("1", at=ago(9)), cause("2", ref=None, head="refs/heads/x", at=ago(5)))
     assert recorded(of).waits
-    done = recorded(ended(of, State.SUCCEEDED, ago(20)))
+    done = recorded(settled_build(of, State.SUCCEEDED, ago(20)))
     assert (done.waits, done.ended_at, done.used_at) == (False, ago(20), ago(5))
     assert done.refs == {MAIN, "refs/heads/x"}
     assert (done.tag, done.variant) == ("c" * 40, "")
@@ -103,7 +103,7 @@ def test_a_record_says_when_and_for_what_it_was_asked() -> None:
 
 
 def test_a_build_that_was_asked_for_again_waits() -> None:
-    done = ended(build("b"), State.SUCCEEDED)
+    done = settled_build(build("b"), State.SUCCEEDED)
     assert recorded(replace(done, causes=(*done.causes, cause("2")))).waits
     assert recorded(replace(done, open=True)).waits
 

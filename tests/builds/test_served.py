@@ -10,7 +10,7 @@ from builds.build import Build, Phase, Reason, Result, State
 from builds.builder.spec import REPLICATION, Surroundings, spec_for
 from builds.plan import Facts, Limits, Report, Start, plan
 from builds.transitions import advance
-from tests.builds.histories import IMAGE, NOW, build, node, pushed, replace, sees
+from tests.builds.plan_factories import IMAGE, NOW, build, node, pushed, replace, sighting_of
 
 HOUR = timedelta(hours=1)
 
@@ -24,7 +24,7 @@ def ended(served_after: timedelta) -> Build:
                 asked = advance(asked, action, now, lambda *_: [])
         if asked.live:
             result = attempted(asked, served=now - NOW >= served_after)
-            sighting = sees(asked, Phase.ENDED, result, started_at=now, ended_at=now)
+            sighting = sighting_of(asked, Phase.ENDED, result, started_at=now, ended_at=now)
             for _ in range(2):  # the first report is of the start
                 for action in plan(Facts(builds=[asked], nodes=[node()], sightings=[sighting]), Limits(), now):
                     if isinstance(action, Report):

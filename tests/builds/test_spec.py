@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from builds.builder.spec import Surroundings, Tags, spec_for
-from tests.builds.histories import attempt, build, cause, pushed, replace
+from tests.builds.plan_factories import attempt, build, cause, pushed, replace
 
 AROUND = Surroundings(git_credentials="/secrets/git-credentials", timeout=60)
 

@@ -28,7 +28,7 @@ from eventing.event import Event
 from eventing.sinks import Sink
 from eventing.statuses import Login
 from eventing.tracing import Trace
-from tests.builds.making import ask, engine_in
+from tests.builds.engine_factories import local_engine, new_submission
 from tests.parts.kiln import until
 from tests.parts.sink import EventSink
 from tests.parts.statushost import TOKEN, Say, StatusHost
@@ -64,7 +64,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Ready]:
-    local = engine_in(tmp_path / "state", kind=Ready)
+    local = local_engine(tmp_path / "state", kind=Ready)
     assert isinstance(local, Ready)
     yield local
     local.close()
@@ -133,7 +133,7 @@ def pushed(
     **more: Any,
 ) -> Submission:
     """A submission from a webhook's push."""
-    asked = ask(name, id_, repository=host.repository, args={"do": do})
+    asked = new_submission(name, id_, repository=host.repository, args={"do": do})
     changes = {"by": f"webhook:{host.kind}", "kind": Kind.PUSH, "ref": "refs/heads/main", **more}
     return Submission(name=name, request=asked.request, cause=replace(asked.cause, trigger=trigger, **changes))
 
@@ -221,7 +221,7 @@ def test_each_trigger_has_its_name_and_a_person_none(engine: Ready, host: Status
 
 
 def test_a_build_of_another_host_is_not_told(engine: Ready, host: StatusHost) -> None:
-    engine.accept([ask(args={"do": "succeed"})])
+    engine.accept([new_submission(args={"do": "succeed"})])
     with running(engine, host):
         settled(engine)
     assert host.asked == []

@@ -9,8 +9,8 @@ import pytest
 
 BEGIN = {
     "web": """
-from tests.handlers.house import build_house
-build_house(folder)
+from tests.handlers.harness import create_harness
+create_harness(folder)
 """,
     "the local engine": """
 from builds.builder.spec import Surroundings

@@ -7,7 +7,7 @@ from datetime import timedelta
 from builds.build import Reason, State, Timings
 from builds.timeline import phases, timeline
 from eventing.spans import Stage
-from tests.builds.histories import IMAGE, NOW, ago, attempt, build, failed
+from tests.builds.plan_factories import IMAGE, NOW, ago, attempt, build, failed
 
 
 def drawn(stage: Stage, depth: int = 0) -> list[str]:

@@ -12,7 +12,7 @@ from builds.plan import AttemptOutcome, DeadLetter, Deliver, Explain, Repeat, Re
 from builds.transitions import advance, delivered, undelivered
 from eventing.event import Event
 from eventing.tracing import Trace
-from tests.builds.histories import IMAGE, NOW, ago, attempt, build, cause, failed, replace, running, unpinned
+from tests.builds.plan_factories import IMAGE, NOW, ago, attempt, build, cause, failed, replace, running, unpinned
 
 
 def announce(build: Build, word: Word, attempt: int, cause: Cause | None) -> list[tuple[Event, tuple[str, ...]]]:

@@ -20,10 +20,10 @@ from builds.engines.kubernetes.records import build_of, manifest, patch
 from kiln.config import MAX_SINKS
 from kiln.vitals import STATUS
 from kiln.wiring import MAX_RULES
+from tests.builds.kubernetes_objects import RELEASE, TEMPLATE
 from tests.builds.test_bounds import World, ask, lost
-from tests.builds.things import RELEASE, TEMPLATE
 from tests.cluster.conftest import Configured
-from tests.cluster.once import once
+from tests.cluster.exactly_once import check_exactly_once
 from tests.parts.cluster import Cluster, Object, Release, run
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, sleepers
@@ -116,7 +116,7 @@ def test_a_thread_of_the_leader_that_is_blocked_makes_the_standby_lead(installed
     until(lambda: installed.lease()["holderIdentity"].rpartition("-")[0] != leader["metadata"]["name"], 60)
     until(lambda: restarts(installed, leader), ENDS)
     assert restarts(installed, leader) == [STATUS]
-    once(installed, name, commit)
+    check_exactly_once(installed, name, commit)
     print(f"{thread}: /livez failed and another led after {took:.0f} s; {before} restarts before")
 
 
@@ -148,8 +148,8 @@ def test_records_that_cannot_be_read_or_written_harm_no_other(installed: Release
             commit = installed.commit(f"ada/other-{number}", {"Dockerfile": SMALL})
             others[installed.build(f"ada/other-{number}", commit)] = commit
         for name, commit in others.items():
-            once(installed, name, commit)
-        once(installed, names["unlabelled"], running["unlabelled"][2])
+            check_exactly_once(installed, name, commit)
+        check_exactly_once(installed, names["unlabelled"], running["unlabelled"][2])
         leader = leader_of(installed)
         until(lambda: "\nkiln_records_put_aside 3.0" in python(installed, leader, ASK, "/metrics"))
         lines = cluster.kubectl("logs", leader["metadata"]["name"], namespace).splitlines()
@@ -204,7 +204,7 @@ def test_a_builder_that_is_killed_leaves_nothing_on_its_node(installed: Release)
     installed.wait(name, lambda build: build["attempts"][0]["state"])
     until(lambda: not left())
     until(lambda: not sleepers(exactly) or installed.one(name)["attempt"] == 2)
-    build = once(installed, name, commit)
+    build = check_exactly_once(installed, name, commit)
     assert [attempt["reason"] for attempt in build["attempts"]] == ["infrastructure", None]
 
 

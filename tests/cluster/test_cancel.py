@@ -13,7 +13,7 @@ from tests.parts.cluster import Cluster, Release
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, sleepers
 from tests.parts.kiln import until
-from tests.parts.mistakes import PUSH_SECRET, quota, without_push_secret
+from tests.parts.misconfigurations import PUSH_SECRET, quota, without_push_secret
 from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
 

@@ -14,8 +14,8 @@ import pytest
 import requests
 
 from builds.faults import ONLY_LOCAL, Fault
-from tests.cluster.once import TAKEOVER, once, word
-from tests.cluster.points import Points
+from tests.cluster.exactly_once import TAKEOVER, check_exactly_once, word
+from tests.cluster.fault_points import FaultPoints
 from tests.parts.cluster import Cluster, Release
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, Webhook
@@ -33,13 +33,13 @@ After a later crash, the registry has the image with the attempt's label.
 
 
 @pytest.fixture(scope="module")
-def points(cluster: Cluster) -> Iterator[Points]:
-    with Points(cluster.workers[0]) as points:
+def points(cluster: Cluster) -> Iterator[FaultPoints]:
+    with FaultPoints(cluster.workers[0]) as points:
         yield points
 
 
 @pytest.fixture(scope="module")
-def installed(cluster: Cluster, registry: Registry, host: GitHost, points: Points) -> Iterator[Release]:
+def installed(cluster: Cluster, registry: Registry, host: GitHost, points: FaultPoints) -> Iterator[Release]:
     with Release(cluster, registry=registry, host=host, values=points.values, builds_per_node=SLOTS) as release:
         yield release
 
@@ -63,7 +63,7 @@ def crashing(installed: Release) -> Release:
 
 
 @pytest.mark.parametrize("point", [point for point in Fault if point not in ONLY_LOCAL])
-def test_killed_at_any_point_the_build_ends_once(crashing: Release, points: Points, point: Fault) -> None:
+def test_killed_at_any_point_the_build_ends_once(crashing: Release, points: FaultPoints, point: Fault) -> None:
     path = f"ada/{point}"
     commit = crashing.commit(path, {"Dockerfile": SMALL})
     webhook = crashing.push(path, commit)
@@ -72,7 +72,7 @@ def test_killed_at_any_point_the_build_ends_once(crashing: Release, points: Poin
         with pytest.raises(requests.ConnectionError):
             crashing.deliver(webhook)
     (name,) = (build["name"] for build in answered(crashing, webhook).json()["builds"])
-    build = once(crashing, name, commit)
+    build = check_exactly_once(crashing, name, commit)
     left_the_watch(crashing, name)
 
     assert point not in points.armed, f"{point} was never reached"
@@ -121,7 +121,7 @@ def controllers_died(release: Release) -> list[datetime]:
 
 
 @pytest.mark.parametrize("how", ["killed", "deleted"])
-def test_what_runs_and_what_waits_goes_on_without_the_leader(crashing: Release, points: Points, how: str) -> None:
+def test_what_runs_and_what_waits_goes_on_without_the_leader(crashing: Release, points: FaultPoints, how: str) -> None:
     """The next leader adopts running builds instead of repeating them, even if one ends while there is no leader."""
     commits = {
         f"ada/{how}-{number}": crashing.running(f"ada/{how}-{number}", 5 + 7 * number) for number in range(SLOTS)
@@ -143,6 +143,6 @@ def test_what_runs_and_what_waits_goes_on_without_the_leader(crashing: Release, 
         crashing.cluster.kubectl("delete", "pod", name, namespace, "--wait=false")
     assert crashing.taken_over(gone) <= TAKEOVER
     for path, commit in ({path: commit for path, (commit, _) in commits.items()} | waiting).items():
-        build = once(crashing, names[path], commit)
+        build = check_exactly_once(crashing, names[path], commit)
         assert [attempt["number"] for attempt in build["attempts"]] == [1], build
     assert crashing.most_at_once() == {points.node: SLOTS}

@@ -20,7 +20,7 @@ from tests.parts.cluster import Cluster, Object, Release
 from tests.parts.githost import GitHost
 from tests.parts.installation import SMALL, sleepers
 from tests.parts.kiln import until
-from tests.parts.mistakes import PUSH_SECRET, controller_with, quota, without_push_secret
+from tests.parts.misconfigurations import PUSH_SECRET, controller_with, quota, without_push_secret
 from tests.parts.pods import within
 from tests.parts.registry import Registry
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.cluster.once import TAKEOVER, once
+from tests.cluster.exactly_once import TAKEOVER, check_exactly_once
 from tests.parts.cluster import Cluster, Object, Release, cordoned, run
 from tests.parts.githost import GitHost
 from tests.parts.installation import PATIENCE, SMALL
@@ -128,7 +128,7 @@ class Builds:
     def all_once(self, attempts: int = 1) -> None:
         """Check that each build ended once after `attempts` attempts, and that no node ran two at a time."""
         for name, commit in self.commits.items():
-            build = once(self.release, name, commit)
+            build = check_exactly_once(self.release, name, commit)
             assert [attempt["number"] for attempt in build["attempts"]] == [*range(1, attempts + 1)], build
         assert set(self.release.most_at_once().values()) == {1}
 
@@ -150,7 +150,7 @@ def test_without_the_api_server_web_asks_to_try_again_and_then_takes_it(between:
         assert int(refused.headers["Retry-After"]) > 0
     until(lambda: between.deliver(webhook).status_code == 202)
     (name,) = (build["name"] for build in between.deliver(webhook).json()["builds"])
-    once(between, name, commit)
+    check_exactly_once(between, name, commit)
 
 
 def test_cut_off_from_the_api_server_for_a_minute(between: Release, builds: Builds, api: Proxy) -> None:
@@ -185,7 +185,7 @@ def test_without_the_registry_a_push_is_tried_again(between: Release, builds: Bu
     between.step_runs(name, seconds)
     with away(to_registry):
         between.wait(name, lambda build: build["attempts"] and build["attempts"][0]["state"])
-    build = once(between, name, builds.commits[name])
+    build = check_exactly_once(between, name, builds.commits[name])
     first, _ = build["attempts"]
     assert (first["state"], first["reason"]) == ("failed", "infrastructure")
     assert to_registry.address in first["message"]
@@ -214,7 +214,7 @@ def test_the_daemon_is_killed_under_a_build(between: Release, builds: Builds) ->
     between.step_runs(name, seconds)
     daemon = between.dockerd()[between.one(name)["node"]]
     between.cluster.signal(daemon, "KILL", "dockerd --exec-opt")
-    build = once(between, name, builds.commits[name])
+    build = check_exactly_once(between, name, builds.commits[name])
     first, second = build["attempts"]
     assert (first["state"], first["reason"], second["state"]) == ("failed", "infrastructure", "succeeded")
 
@@ -253,10 +253,10 @@ def test_a_worker_stops_with_a_build_and_the_leader_on_it(between: Release, buil
     run("docker", "kill", stops)
     try:
         assert between.taken_over(gone) <= TAKEOVER
-        once(between, found[stays], builds.commits[found[stays]])
+        check_exactly_once(between, found[stays], builds.commits[found[stays]])
         later = builds.small("ada/stopped-3")
-        once(between, later, builds.commits[later])
-        build = once(between, found[stops], builds.commits[found[stops]], LOST)
+        check_exactly_once(between, later, builds.commits[later])
+        build = check_exactly_once(between, found[stops], builds.commits[found[stops]], LOST)
     finally:
         run("docker", "start", stops)
         run_again = ["wait", "--for=condition=Ready", f"node/{stops}", "--timeout=120s"]

@@ -18,7 +18,7 @@ import yaml
 from tests.cluster.chart.helm import VALUES, Object, merged, render
 from tests.parts.cluster import CHART, Cluster
 from tests.parts.machine import MachineError
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -65,7 +65,7 @@ def install(cluster: Cluster, namespace: str, values: Path) -> None:
 def test_the_objects_of_every_mode_are_accepted_and_missed_where_nobody_knows_them(
     cluster: Cluster, namespace: str
 ) -> None:
-    definitions = published("knative")
+    definitions = published_data("knative")
     modes = {name: VALUES[name] for name in ("knative", "serving")}
     cluster.kubectl("delete", f"--filename={definitions}", "--ignore-not-found")  # left by an interrupted run
     with pytest.raises(MachineError, match=r"no eventing\.knative\.dev/v1/Trigger, no sources.* no serving\.knative"):

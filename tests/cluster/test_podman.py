@@ -15,8 +15,8 @@ import pytest
 import requests
 
 from builds.faults import Fault
-from tests.cluster.once import once
-from tests.cluster.points import Points
+from tests.cluster.exactly_once import check_exactly_once
+from tests.cluster.fault_points import FaultPoints
 from tests.cluster.test_network import a_step_reaches_what_it_needs_and_nothing_else, places_around
 from tests.parts import podman
 from tests.parts.cluster import Cluster, Object, Release, run
@@ -76,8 +76,8 @@ class Podded(Release):
 
 
 @pytest.fixture(scope="module")
-def points(cluster: Cluster) -> Iterator[Points]:
-    with Points(cluster.workers[0]) as points:
+def points(cluster: Cluster) -> Iterator[FaultPoints]:
+    with FaultPoints(cluster.workers[0]) as points:
         yield points
 
 
@@ -89,7 +89,7 @@ def guarded_registry(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster)
 
 
 @pytest.fixture(scope="module")
-def podded(cluster: Cluster, guarded_registry: Registry, host: GitHost, points: Points) -> Iterator[Podded]:
+def podded(cluster: Cluster, guarded_registry: Registry, host: GitHost, points: FaultPoints) -> Iterator[Podded]:
     cluster.load(podman.build())
     password = secrets.token_urlsafe(16)
     guarded_registry.let_in({USER: password})
@@ -140,7 +140,7 @@ def fails(release: Release, name: str, *sentences: str) -> None:
 def test_a_push_becomes_an_image_and_an_event(podded: Podded) -> None:
     commit = podded.with_busybox("ada/pushed", BUSYBOX.format(script="echo from a step"))
     (name,) = (build["name"] for build in podded.deliver(podded.push("ada/pushed", commit)).json()["builds"])
-    build = once(podded, name, commit)
+    build = check_exactly_once(podded, name, commit)
     assert build["node"] in podded.dockerd()
     image = build["image"]
     for sink in podded.sinks:
@@ -151,7 +151,7 @@ def test_a_push_becomes_an_image_and_an_event(podded: Podded) -> None:
 
 def test_further_tags_lead_to_the_image(podded: Podded) -> None:
     commit = podded.commit("ada/tagged", {"Dockerfile": SMALL})
-    build = once(podded, podded.build("ada/tagged", commit, tags=["first-day"]), commit)
+    build = check_exactly_once(podded, podded.build("ada/tagged", commit, tags=["first-day"]), commit)
     assert podded.digest(build["image"]["repository"], "first-day") == build["image"]["digest"]
 
 
@@ -177,7 +177,7 @@ def test_a_password_that_is_wrong(podded: Podded) -> None:
         assert podded.registry.host in build["attempts"][0]["message"]
     finally:
         podded.upgrade(registry=right)
-    once(podded, name, commit)
+    check_exactly_once(podded, name, commit)
 
 
 # ---- The end of steps, builders and daemons -------------------------------------------------------------------------
@@ -201,17 +201,17 @@ def test_a_killed_builder_s_step_ends(podded: Podded) -> None:
 
 
 @pytest.mark.parametrize("point", [point for point in Fault if point.startswith("builder-")])
-def test_killed_at_any_point_the_build_ends_once(podded: Podded, points: Points, point: Fault) -> None:
+def test_killed_at_any_point_the_build_ends_once(podded: Podded, points: FaultPoints, point: Fault) -> None:
     points.arm(point)
     name, commit = podded.asked()
-    once(podded, name, commit)
+    check_exactly_once(podded, name, commit)
     assert point not in points.armed, f"{point} was never reached"
 
 
 def test_the_daemon_is_killed_under_a_build(podded: Podded) -> None:
     name, commit, _ = podded.sleeps(8)
     podded.cluster.signal(podded.daemon, "KILL", "podman system service")
-    build = once(podded, name, commit, 120)
+    build = check_exactly_once(podded, name, commit, 120)
     first, second = build["attempts"]
     assert (first["state"], first["reason"], second["state"]) == ("failed", "infrastructure", "succeeded")
 
@@ -220,7 +220,7 @@ def test_a_daemon_that_is_deleted_waits_for_its_builds(podded: Podded) -> None:
     name, commit, _ = podded.sleeps(8)
     before = podded.daemon["metadata"]
     podded.cluster.kubectl("delete", "pod", before["name"], f"--namespace={podded.namespace}", "--wait=false")
-    build = once(podded, name, commit)
+    build = check_exactly_once(podded, name, commit)
     assert build["attempt"] == 1
     until(lambda: podded.ready() and podded.daemon["metadata"]["uid"] != before["uid"], 90)
 
@@ -235,7 +235,7 @@ def test_a_step_reaches_what_it_needs_and_nothing_else(podded: Podded) -> None:
 def test_a_step_s_memory_is_the_daemon_s_and_the_daemon_outlives_it(podded: Podded) -> None:
     hog = "busybox head -c 2000000000 /dev/zero | busybox tail >/dev/null || true; echo went on"
     name, commit = podded.asked(BUSYBOX.format(script=hog))
-    once(podded, name, commit)
+    check_exactly_once(podded, name, commit)
     log = podded.log(name)
     assert "Killed" in log
     assert "went on" in log
@@ -274,7 +274,7 @@ def test_two_repositories_at_once_stay_below_the_limit(podded: Podded) -> None:
     for _ in range(3):
         pair = [build("ada/left"), build("ada/right")]
         for name, commit in pair:
-            once(podded, name, commit)
+            check_exactly_once(podded, name, commit)
         made += pair
     assert len(made) * 60 * 2**20 > LIMIT
     until(lambda: held(podded) <= LIMIT, 60)
@@ -287,4 +287,4 @@ def test_from_a_full_disk_it_comes_back_by_itself(podded: Podded) -> None:
     podded.cancel(name)
     podded.ended(name)
     until(lambda: full(podded) < 80, 60)
-    once(podded, *podded.asked())
+    check_exactly_once(podded, *podded.asked())

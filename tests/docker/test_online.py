@@ -20,7 +20,7 @@ from tests.parts.authority import make_authority
 from tests.parts.githost import GitHost
 from tests.parts.hubapi import HubApi
 from tests.parts.kiln import Kiln
-from tests.parts.ociregistry import Answer, Asked, Behaviour, OciFront
+from tests.parts.ociregistry import Answer, Asked, Behaviour, OciProxy
 from tests.parts.registry import Registry, free_port
 from tests.parts.sink import EventSink
 
@@ -185,7 +185,7 @@ class Refusing(Behaviour):
     def __init__(self, statuses: Mapping[str, int]) -> None:
         self.statuses = statuses
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
         status = self.statuses.get(asked.method)
         return Answer(status) if status else None
 
@@ -202,10 +202,10 @@ class Refusing(Behaviour):
 def test_a_registry_that_forbids_something(
     site: Site, registry: Registry, statuses: dict[str, int], wrong: str | None
 ) -> None:
-    with OciFront(registry, Refusing(statuses)) as front:
-        found = site.check(KILN_IMAGE_PREFIX=f"{front.host}/org/")
+    with OciProxy(registry, Refusing(statuses)) as oci_proxy:
+        found = site.check(KILN_IMAGE_PREFIX=f"{oci_proxy.host}/org/")
     if wrong:
-        failed(found, f"registry {front.host}/org/", wrong)
+        failed(found, f"registry {oci_proxy.host}/org/", wrong)
     else:
         assert found[0] == 0, found[1]
         assert any("and left there, as it may not be removed" in line for line in found[1])

@@ -22,10 +22,10 @@ from builds.engines import NotFound, Submission
 from builds.engines.local import LocalEngine
 from builds.prune import Pruned, Pruner, Retention
 from builds.retention import Rule
-from tests.builds.making import engine_in
+from tests.builds.engine_factories import local_engine
 from tests.parts import ociregistry
 from tests.parts.kiln import Kiln
-from tests.parts.ociregistry import USER, Answer, Asked, Behaviour, OciFront, Tokens, refusal
+from tests.parts.ociregistry import USER, Answer, Asked, Behaviour, OciProxy, Tokens, refusal
 from tests.parts.registry import Registry as Server
 
 NOW = datetime.now(UTC)
@@ -57,7 +57,7 @@ class Shop:
         self.folder, self.prefix = folder, f"{host}/org/"
         self.client = Registry()
         folder.mkdir(parents=True, exist_ok=True)
-        self.engine: LocalEngine = engine_in(folder / "state")
+        self.engine: LocalEngine = local_engine(folder / "state")
 
     def request(self, name: str, number: int) -> Request:
         repository = f"https://github.com/org/{name}"
@@ -211,19 +211,19 @@ def test_who_asks_while_an_image_is_deleted_gets_the_same_one(
                 shop.ask(shop.request("old", 1), "build-old-1", 0, id_="late")
             return answer
 
-    with OciFront(registry, Late()) as front:
-        pruned = shop.prune(image, registry=lambda _: _Through(registry.host, front.host))
+    with OciProxy(registry, Late()) as oci_proxy:
+        pruned = shop.prune(image, registry=lambda _: _Through(registry.host, oci_proxy.host))
     assert pruned == Pruned(deleted=[])
     assert shop.client.manifest(image, f"{1:040x}") == shop.client.manifest(image, digest)
     assert shop.there(image, digest)
 
 
 class _Through(Registry):
-    """Speaks to a front in place of the registry that images are called after."""
+    """Speaks to a oci_proxy in place of the registry that images are called after."""
 
-    def __init__(self, host: str, front: str, *more: Any, **named: Any) -> None:
+    def __init__(self, host: str, oci_proxy: str, *more: Any, **named: Any) -> None:
         super().__init__(*more, **named)
-        self._host, self._front = host, front
+        self._host, self._front = host, oci_proxy
 
     def _url(self, image: str, path: str) -> str:
         return super()._url(image, path).replace(f"//{self._host}/", f"//{self._front}/", 1)
@@ -284,11 +284,11 @@ def test_a_registry_that_deletes_nothing_is_told_of(
     shop: Shop, registry: Server, old: tuple[str, str], status: int
 ) -> None:
     class Forbids(Behaviour):
-        def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+        def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
             return refusal(status, "UNSUPPORTED", "no") if asked.method == "DELETE" else None
 
-    with OciFront(registry, Forbids()) as front:
-        pruned = shop.prune(old[0], registry=lambda _: _Through(registry.host, front.host))
+    with OciProxy(registry, Forbids()) as oci_proxy:
+        pruned = shop.prune(old[0], registry=lambda _: _Through(registry.host, oci_proxy.host))
     assert pruned.error == f"The registry {registry.host} does not let images be deleted: no."
     assert shop.there(*old)
 
@@ -299,8 +299,8 @@ def test_a_token_that_may_delete_is_asked_for(
     monkeypatch.setitem(ociregistry._NEEDED, "DELETE", "delete")
     login = shop.folder / "config.json"
     login.write_text(json.dumps({"auths": {registry.host: {"username": USER, "password": ociregistry.PASSWORD}}}))
-    with OciFront(registry, Tokens()) as front:
-        reads = _Through(registry.host, front.host, login, pushes=True)
+    with OciProxy(registry, Tokens()) as oci_proxy:
+        reads = _Through(registry.host, oci_proxy.host, login, pushes=True)
         assert [one.digest for one in shop.prune(old[0], registry=lambda _: reads).deleted] == [old[1]]
 
 
@@ -308,11 +308,11 @@ def test_a_name_that_was_never_pushed_is_no_error(shop: Shop, registry: Server, 
     """This holds although some registries refuse to answer about it."""
 
     class Hides(Behaviour):
-        def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+        def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
             return refusal(403, "DENIED", "denied")
 
-    with OciFront(registry, Hides()) as front:
-        pruner = shop.pruner(registry=lambda _: _Through(registry.host, front.host))
+    with OciProxy(registry, Hides()) as oci_proxy:
+        pruner = shop.pruner(registry=lambda _: _Through(registry.host, oci_proxy.host))
         errors = {looked.repository: looked.error for looked in pruner.review([f"{shop.prefix}never"])}
     assert errors[f"{shop.prefix}never"] is None
     assert "denied" in (errors[old[0]] or "")
@@ -335,8 +335,8 @@ def test_tags_and_repositories_are_read_to_the_last_page(shop: Shop, registry: S
                 answer.set("Link", f'<http://elsewhere.invalid{path}?last={start + 2}>; rel="next"')
             return answer
 
-    with OciFront(registry, Pages()) as front:
-        through = _Through(registry.host, front.host)
+    with OciProxy(registry, Pages()) as oci_proxy:
+        through = _Through(registry.host, oci_proxy.host)
         assert sorted(through.tags(image)) == sorted([f"{1:040x}", *(f"t{number}" for number in range(5))])
         assert image in through.catalog(image)
     assert shop.client.tags(f"{image}-of-nobody") == []

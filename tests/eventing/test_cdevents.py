@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from eventing.cdevents import TYPES, Name, cdevent, chain_id, end, path, purl, schema_of, triggered_by
 from eventing.event import Event
 from eventing.http import Mode, decode, encode
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 AT = datetime(2026, 3, 1, 13, tzinfo=timezone(timedelta(hours=1)))
 DIGEST = "sha256:" + "0b31" * 16
@@ -55,7 +55,7 @@ def test_it_travels_as_the_binding_says(mode: Mode) -> None:
 
 @pytest.mark.parametrize("name", TYPES)
 def test_its_types_and_schemas_are_those_that_are_published(name: Name) -> None:
-    schema = json.loads(published(f"cdevents/{name.replace('.', '')}.json").read_text())
+    schema = json.loads(published_data(f"cdevents/{name.replace('.', '')}.json").read_text())
     assert schema["properties"]["context"]["properties"]["type"]["enum"] == [TYPES[name]]
     assert schema["$id"] == schema_of(name)
 

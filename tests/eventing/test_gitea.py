@@ -23,7 +23,7 @@ from tests.eventing.deliveries import (
     gitea_push,
     hexadecimal,
 )
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 GITEA, FORGEJO = DIALECTS["gitea"], DIALECTS["forgejo"]
 NOW = datetime.now(UTC)
@@ -227,7 +227,7 @@ class TestPublished:
         assert self.built(name) is None
 
     def test_files(self) -> None:
-        recorded = {path.stem for path in published("gitea").glob("*.json")}
+        recorded = {path.stem for path in published_data("gitea").glob("*.json")}
         for name in recorded:
             self.built(name)
         assert {*RECORDED} < recorded
@@ -240,7 +240,7 @@ class TestPublished:
         return None if push is None else (push.ref, push.commit)
 
     def push(self, name: str) -> PushFacts | None:
-        recorded: dict[str, Any] = json.loads(published(f"gitea/{name}.json").read_text())
+        recorded: dict[str, Any] = json.loads(published_data(f"gitea/{name}.json").read_text())
         headers, body = recorded["headers"], recorded["body"].encode()
         GITEA.verify(headers, body, [b"another", b"recorded-not-secret"], NOW)
         with pytest.raises(SignatureError):

@@ -21,7 +21,7 @@ from eventing.hosts import DIALECTS, Ignored, PushFacts, push_of, word_of
 from eventing.http import decode, encode
 from eventing.wire import load_json, load_object
 from tests.eventing.events import events, json_values
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 GITHUB = DIALECTS["github"]
 SAMPLES = Path(__file__).parent / "samples" / "github"
@@ -444,7 +444,7 @@ class TestPublished:
     """Deliveries recorded from GitHub."""
 
     def test_new_branch(self) -> None:
-        (event,) = GITHUB.parse(headers(), published("github/push-new-branch.json").read_bytes())  # type: ignore[misc]
+        (event,) = GITHUB.parse(headers(), published_data("github/push-new-branch.json").read_bytes())  # type: ignore[misc]
         assert event.source == "https://github.com/Codertocat/Hello-World"
         push = push_of(event)
         assert push is not None
@@ -454,20 +454,20 @@ class TestPublished:
         assert push.pushed_at is not None
 
     def test_ordinary_push_derived_from_it(self) -> None:
-        payload = json.loads(published("github/push-new-branch.json").read_bytes())
+        payload = json.loads(published_data("github/push-new-branch.json").read_bytes())
         push = push_of(parse({**payload, "created": False, "before": OLD}))
         assert push is not None
         assert (push.before, push.created, push.paths) == (OLD, False, ("README.md",))
 
     @pytest.mark.parametrize(("name", "event"), [("push-tag-deleted", "push"), ("delete", "delete"), ("ping", "ping")])
     def test_nothing_to_do(self, name: str, event: str) -> None:
-        body = published(f"github/{name}.json").read_bytes()
+        body = published_data(f"github/{name}.json").read_bytes()
         assert isinstance(GITHUB.parse(headers(event), body), Ignored)
         form = {"Content-Type": "application/x-www-form-urlencoded"}
         assert isinstance(GITHUB.parse(headers(event, **form), b"payload=" + quote(body).encode()), Ignored)
 
     def test_tag_deleted(self) -> None:
-        payload = json.loads(published("github/push-tag-deleted.json").read_bytes())
+        payload = json.loads(published_data("github/push-tag-deleted.json").read_bytes())
         push = push_of(Event(id="1", source="/", type="com.github.push", data=payload))
         assert push is not None
         assert (push.deleted, push.commit) == (True, None)

@@ -14,7 +14,7 @@ import yaml
 from eventing.event import Event
 from eventing.http import decode, encode
 from tests.eventing.events import on_the_wire
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 DOC_STRING = re.compile(r'"""\n(.*?)\n\s*"""', re.DOTALL)
 
@@ -51,7 +51,7 @@ def check(event: Event, attributes: dict[str, str]) -> None:
 
 def test_feature() -> None:
     ran = 0
-    for pickle in pickles(published("cloudevents/http-protocol-binding.feature").read_text()):
+    for pickle in pickles(published_data("cloudevents/http-protocol-binding.feature").read_text()):
         request, data = DOC_STRING.findall(pickle)
         (event,) = decode(*read_request(request))
         table = pickle.partition("Then the attributes are:")[2].partition("And the data")[0]
@@ -64,7 +64,7 @@ def test_feature() -> None:
 
 
 def sample_events(name: str) -> list[dict[str, Any]]:
-    with published(f"cloudevents/{name}").open() as stream:
+    with published_data(f"cloudevents/{name}").open() as stream:
         return list(yaml.load_all(stream, yaml.BaseLoader))  # any other loader turns specversion into a float
 
 

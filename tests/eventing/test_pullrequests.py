@@ -32,7 +32,7 @@ from tests.eventing.pullrequests import (
     gitlab_request,
     server_request,
 )
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 PAGES = {**REPOSITORIES, "github": "https://github.com/octo/stats"}
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -203,7 +203,7 @@ class TestBitbucketDataCenter:
     ("name", "moved", "closed"), [("opened", True, False), ("synchronized", True, False), ("merged", False, True)]
 )
 def test_as_a_real_gitea_sent_it(name: str, moved: bool, closed: bool) -> None:
-    recorded = json.loads(published(f"gitea/pull-request-{name}.json").read_text())
+    recorded = json.loads(published_data(f"gitea/pull-request-{name}.json").read_text())
     request = facts("gitea", Delivery(recorded["headers"], recorded["body"].encode()))
     assert (request.moved, request.closed, request.fork) == (moved, closed, False)
     assert (request.number, request.base, request.head) == (1, "main", "topic")

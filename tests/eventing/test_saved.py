@@ -18,7 +18,7 @@ from eventing.errors import SavedError
 from eventing.hosts import DIALECTS, Ignored, push_of, word_of
 from eventing.http import decode
 from eventing.saved import Saved, parse
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PUSH: dict[str, Any] = {
@@ -477,7 +477,7 @@ def test_nothing_but_a_sentence_comes_of_any_record(record: object, host: str | 
     "name", ["push", "push-tag", "push-branch-new", "test-delivery", "push-form", "release-published"]
 )
 def test_what_gitea_sent_goes_to_its_route(name: str) -> None:
-    kept = json.loads(published(f"gitea/{name}.json").read_bytes())
+    kept = json.loads(published_data(f"gitea/{name}.json").read_bytes())
     head = "".join(f"{header}: {value}\r\n" for header, value in kept["headers"].items())
     page = head.replace("\r\n", "\n") + f"Payload\n{kept['body']}"
     for content in (json.dumps(kept), f"POST / HTTP/1.1\r\n{head}\r\n{kept['body']}", page):

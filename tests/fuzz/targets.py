@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from eventing.hosts import DIALECTS
-from tests.fuzz.answers import issuer_tokens, status_answers
-from tests.fuzz.asked import binder_spec, build_request, pattern, repository_url, trigger_template
 from tests.fuzz.builder import git_words, tool_output
 from tests.fuzz.decode import decode_http
 from tests.fuzz.filters import filters
 from tests.fuzz.hosts import webhook
-from tests.fuzz.written import configuration, durations_and_sizes, saved_requests, server_sent_events
+from tests.fuzz.request_inputs import binder_spec, build_request, pattern, repository_url, trigger_template
+from tests.fuzz.server_answers import issuer_tokens, status_answers
+from tests.fuzz.user_inputs import configuration, durations_and_sizes, saved_requests, server_sent_events
 
 CORPUS = Path(__file__).parent / "corpus"
 

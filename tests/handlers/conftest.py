@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from tests.handlers.house import House, build_house
+from tests.handlers.harness import Harness, create_harness
 
 
 @pytest.fixture
-def houses(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    """Return a factory of houses with other settings, each in its own folder."""
+def harnesses(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
+    """Return a factory of harnesses with other settings, each in its own folder."""
     with ExitStack() as stack:
 
-        def make(**settings: Any) -> House:
-            folder = tmp_path / f"house-{len(list(tmp_path.iterdir()))}"
-            return stack.enter_context(closing(build_house(folder, **settings)))
+        def make(**settings: Any) -> Harness:
+            folder = tmp_path / f"harness-{len(list(tmp_path.iterdir()))}"
+            return stack.enter_context(closing(create_harness(folder, **settings)))
 
         yield make
 
 
 @pytest.fixture
-def house(houses: Callable[..., House]) -> House:
-    return houses()
+def harness(harnesses: Callable[..., Harness]) -> Harness:
+    return harnesses()

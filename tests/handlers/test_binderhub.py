@@ -18,7 +18,7 @@ from builds.build import Build, State
 from builds.engines import Unavailable
 from builds.transitions import change
 from handlers import logs
-from tests.handlers.house import COMMIT, PREFIX, TOKENS, House, bearer, frames
+from tests.handlers.harness import COMMIT, PREFIX, TOKENS, Harness, bearer, frames
 from tests.parts.githost import GitHost, git
 
 SPEC = f"/build/gh/octo/stats/{COMMIT}"
@@ -40,9 +40,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def stream(house: House, url: str = URL, **headers: str) -> Iterator[tuple[TestResponse, Iterator[Message]]]:
+def stream(harness: Harness, url: str = URL, **headers: str) -> Iterator[tuple[TestResponse, Iterator[Message]]]:
     """Yield an answer and an iterator over its messages, each with its `id`."""
-    answer = house.client.get(url, headers=headers, buffered=False)
+    answer = harness.client.get(url, headers=headers, buffered=False)
     assert (answer.status_code, answer.content_type) == (200, "text/event-stream"), answer.text
     with closing(answer):
         yield answer, messages(frames(answer.response))  # type: ignore[arg-type]
@@ -55,8 +55,8 @@ def messages(found: Iterator[Mapping[str, str]]) -> Iterator[Message]:
             yield {**json.loads(frame["data"]), **({"id": frame["id"]} if "id" in frame else {})}
 
 
-def everything(house: House, url: str = URL, **headers: str) -> list[Message]:
-    with stream(house, url, **headers) as (_, said):
+def everything(harness: Harness, url: str = URL, **headers: str) -> list[Message]:
+    with stream(harness, url, **headers) as (_, said):
         return list(said)
 
 
@@ -64,8 +64,8 @@ def phases(said: Sequence[Message]) -> list[str]:
     return [message["phase"] for message in said]
 
 
-def the_refusal(house: House, url: str = URL, **headers: str) -> Message:
-    (said,) = everything(house, url, **headers)
+def the_refusal(harness: Harness, url: str = URL, **headers: str) -> Message:
+    (said,) = everything(harness, url, **headers)
     assert said["phase"] == "failed"
     assert re.fullmatch(r".*\w.*\n", said["message"])
     return said
@@ -90,23 +90,23 @@ def spec_of(host: GitHost, ref: str, path: str = "team/course") -> str:
 # A build from the request to its end ----------------------------------------------------------------------------------
 
 
-def test_a_cold_build_is_told_to_the_end(house: House) -> None:
-    with stream(house) as (answer, said):
+def test_a_cold_build_is_told_to_the_end(harness: Harness) -> None:
+    with stream(harness) as (answer, said):
         assert (answer.headers["Cache-Control"], answer.headers["X-Accel-Buffering"]) == ("no-cache", "no")
         first = next(said)
         assert (first["phase"], first["message"]) == ("waiting", "Waiting for build to start...\n")
-        (build,) = house.builds()
+        (build,) = harness.builds()
         assert (build.request.repository, build.request.commit) == ("https://github.com/octo/stats", COMMIT)
         (cause,) = build.causes
         assert (cause.kind, cause.type, cause.source) == ("person", "dev.kiln.build.requested.v1", SPEC)
-        house.run(build.name)
-        house.say(build.name, "Step 1/2", "  <b>é</b>")
+        harness.run(build.name)
+        harness.say(build.name, "Step 1/2", "  <b>é</b>")
         lines = [next(said), next(said)]
         assert [(line["phase"], line["message"], line["id"]) for line in lines] == [
             ("building", "Step 1/2\n", f"{build.name}:1:1"),
             ("building", "  <b>é</b>\n", f"{build.name}:1:2"),
         ]
-        house.end(build.name)
+        harness.end(build.name)
         (end,) = said
     assert end == {
         "phase": "ready",
@@ -118,47 +118,47 @@ def test_a_cold_build_is_told_to_the_end(house: House) -> None:
     assert build.request.image.startswith(PREFIX)
 
 
-def test_a_failed_build_says_why_and_that_it_waits_for_another_try(house: House) -> None:
-    with stream(house) as (_, said):
+def test_a_failed_build_says_why_and_that_it_waits_for_another_try(harness: Harness) -> None:
+    with stream(harness) as (_, said):
         next(said)
-        name = house.builds()[0].name
-        house.run(name)
-        house.say(name, "one")
+        name = harness.builds()[0].name
+        harness.run(name)
+        harness.say(name, "one")
         assert next(said)["id"] == f"{name}:1:1"
-        explain(house, house.end(name, retry=True), waiting="Tried again after 12:00:00 UTC: the network.")
+        explain(harness, harness.end(name, retry=True), waiting="Tried again after 12:00:00 UTC: the network.")
         assert next(said)["message"] == "Tried again after 12:00:00 UTC: the network.\n"
-        house.run(name)
-        house.say(name, "two", attempt=2)
+        harness.run(name)
+        harness.say(name, "two", attempt=2)
         assert next(said)["id"] == f"{name}:2:1"
-        explain(house, house.end(name, attempt=2, state=State.FAILED), message="The step COPY failed.")
+        explain(harness, harness.end(name, attempt=2, state=State.FAILED), message="The step COPY failed.")
         (end,) = said
     assert (end["phase"], end["message"]) == ("failed", "The step COPY failed.\n")
     assert "imageName" not in end
 
 
-def explain(house: House, build: Build, **changes: object) -> None:
-    house.engine.write(change(build, status=change(build.status, **changes)))
+def explain(harness: Harness, build: Build, **changes: object) -> None:
+    harness.engine.write(change(build, status=change(build.status, **changes)))
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
-def test_an_end_without_a_reason_still_has_a_message(house: House, state: State) -> None:
-    name = house.run(house.ask().name).name
-    house.end(name, state=state)
-    (*_, end) = everything(house)
+def test_an_end_without_a_reason_still_has_a_message(harness: Harness, state: State) -> None:
+    name = harness.run(harness.ask().name).name
+    harness.end(name, state=state)
+    (*_, end) = everything(harness)
     assert end["phase"] == "failed"
     assert state in end["message"]
 
 
-def test_who_waits_is_told_why_and_who_else_does(house: House) -> None:
-    others = [house.ask(subdir=str(number)).name for number in range(2)]
-    with stream(house) as (_, said):
+def test_who_waits_is_told_why_and_who_else_does(harness: Harness) -> None:
+    others = [harness.ask(subdir=str(number)).name for number in range(2)]
+    with stream(harness) as (_, said):
         assert "2 other builds wait" in next(said)["message"]
-        build = next(build for build in house.builds() if build.name not in others)
-        explain(house, build, waiting="No node has a ready Docker daemon.")
+        build = next(build for build in harness.builds() if build.name not in others)
+        explain(harness, build, waiting="No node has a ready Docker daemon.")
         assert next(said)["message"].startswith("No node has a ready Docker daemon.")
 
 
-def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Callable[..., House]) -> None:
+def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(harnesses: Callable[..., Harness]) -> None:
     asked: list[tuple[str, str]] = []
     names: list[str] = []
 
@@ -167,60 +167,60 @@ def test_an_image_that_is_there_is_ready_at_once_and_nothing_is_built(houses: Ca
         names.append(build)
         return DIGEST
 
-    house = houses(find_image=find)
-    (end,) = everything(house)
+    harness = harnesses(find_image=find)
+    (end,) = everything(harness)
     assert end == {
         "phase": "ready",
         "message": "Done! Found built image\n",
         "imageName": ":".join(asked[0]),
         "imageDigest": DIGEST,
     }
-    assert not house.builds()
-    assert names == [house.ask().name], "only what this very build has pushed"
+    assert not harness.builds()
+    assert names == [harness.ask().name], "only what this very build has pushed"
 
 
 @pytest.mark.parametrize(("after", "uses"), [(timedelta(hours=6), 2), (None, 1)])
 def test_the_use_of_an_image_that_may_be_deleted_is_noted(
-    houses: Callable[..., House], after: timedelta | None, uses: int
+    harnesses: Callable[..., Harness], after: timedelta | None, uses: int
 ) -> None:
     """Kiln notes the use at most once per interval, so that not every use causes a write."""
     moment = [datetime.now(UTC)]
-    house = houses(find_image=there, note_use_after=after, now=lambda: moment[0])
-    build = house.ask()
+    harness = harnesses(find_image=there, note_use_after=after, now=lambda: moment[0])
+    build = harness.ask()
     for hours in (1, 7, 8):
         moment[0] += timedelta(hours=hours - (moment[0] - build.created_at) / timedelta(hours=1))
-        assert phases(everything(house))[-1] == "ready"
-    assert len(house.engine.get(build.name).causes) == uses
+        assert phases(everything(harness))[-1] == "ready"
+    assert len(harness.engine.get(build.name).causes) == uses
 
 
 @pytest.mark.parametrize("query", ["", "?build_only=false", "?build_only=TRUE", "?build_only=true&build_token=x.y.z"])
-def test_it_never_launches_and_says_so(houses: Callable[..., House], query: str) -> None:
-    said = everything(houses(find_image=there), f"{SPEC}{query}")
+def test_it_never_launches_and_says_so(harnesses: Callable[..., Harness], query: str) -> None:
+    said = everything(harnesses(find_image=there), f"{SPEC}{query}")
     assert phases(said)[-1] == "ready"
     assert ("JupyterHub launches it" in said[0]["message"]) == ("true" not in query.lower())
 
 
-def test_two_viewers_see_one_build(house: House) -> None:
-    with stream(house) as (_, first), stream(house) as (_, second):
-        (build,) = house.builds()
+def test_two_viewers_see_one_build(harness: Harness) -> None:
+    with stream(harness) as (_, first), stream(harness) as (_, second):
+        (build,) = harness.builds()
         assert len(build.causes) == 2
-        house.run(build.name)
-        house.say(build.name, "one")
-        house.end(build.name)
+        harness.run(build.name)
+        harness.say(build.name, "one")
+        harness.end(build.name)
         seen = [list(first), list(second)]
     assert seen[0] == seen[1]
     assert phases(seen[0])[-2:] == ["building", "ready"]
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "text/event-stream", "text/event-stream, */*", "application/json"])
-def test_any_accept_will_do(houses: Callable[..., House], accept: str | None) -> None:
-    said = everything(houses(find_image=there), URL, **({"Accept": accept} if accept else {}))
+def test_any_accept_will_do(harnesses: Callable[..., Harness], accept: str | None) -> None:
+    said = everything(harnesses(find_image=there), URL, **({"Accept": accept} if accept else {}))
     assert phases(said) == ["ready"]
 
 
-def test_a_build_in_silence_is_kept_alive(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_in_silence_is_kept_alive(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "KEEPALIVE", 0.05)
-    with closing(house.client.get(URL, buffered=False)) as answer:
+    with closing(harness.client.get(URL, buffered=False)) as answer:
         seen = frames(answer.response)  # type: ignore[arg-type]
         assert "data" in next(seen)
         assert "comment" in next(seen)
@@ -241,41 +241,43 @@ def test_a_build_in_silence_is_kept_alive(house: House, monkeypatch: pytest.Monk
     ],
 )
 @pytest.mark.parametrize("base", ["/", "/services/binder/"])
-def test_however_it_is_written_it_is_one_build(houses: Callable[..., House], spec: str, base: str) -> None:
-    house = houses(base_path=base)
-    name = house_name(house, f"{base}build/{spec}?build_only=true")
-    assert name == house_name(houses(), URL)
+def test_however_it_is_written_it_is_one_build(harnesses: Callable[..., Harness], spec: str, base: str) -> None:
+    harness = harnesses(base_path=base)
+    name = house_name(harness, f"{base}build/{spec}?build_only=true")
+    assert name == house_name(harnesses(), URL)
 
 
-def house_name(house: House, url: str) -> str:
-    with stream(house, url) as (_, said):
+def house_name(harness: Harness, url: str) -> str:
+    with stream(harness, url) as (_, said):
         assert next(said)["phase"] == "waiting"
-    (build,) = house.builds()
+    (build,) = harness.builds()
     return build.name
 
 
-def test_a_server_that_tells_no_raw_path_still_takes_what_needs_none(house: House) -> None:
+def test_a_server_that_tells_no_raw_path_still_takes_what_needs_none(harness: Harness) -> None:
     for environ in ({"RAW_URI": "", "REQUEST_URI": ""}, {"RAW_URI": "/elsewhere"}, {"RAW_URI": f"http://h{SPEC}?x"}):
-        answer = house.client.get(SPEC, environ_overrides=environ, buffered=False)
+        answer = harness.client.get(SPEC, environ_overrides=environ, buffered=False)
         with closing(answer):
             assert json.loads(next(frames(answer.response))["data"])["phase"] == "waiting"  # type: ignore[arg-type]
-    assert len(house.builds()) == 1
+    assert len(harness.builds()) == 1
 
 
-def test_refs_are_looked_up(houses: Callable[..., House], host: GitHost) -> None:
-    house = houses(allowed=[f"{host.base}/**"], find_image=there)
+def test_refs_are_looked_up(harnesses: Callable[..., Harness], host: GitHost) -> None:
+    harness = harnesses(allowed=[f"{host.base}/**"], find_image=there)
     for ref in ("main", "HEAD", "feature/x", "feature%2Fx", "v1"):
-        assert phases(everything(house, f"{spec_of(host, ref)}?build_only=true")) == ["ready"]
-    assert "no branch or tag 'nowhere'" in the_refusal(house, spec_of(host, "nowhere"))["message"]
-    assert "HEAD" in the_refusal(house, spec_of(host, "nowhere"))["message"]
-    assert "complete" in the_refusal(house, spec_of(host, "abc1234"))["message"]
-    missing = the_refusal(house, spec_of(host, "main", path="team/none"))
+        assert phases(everything(harness, f"{spec_of(host, ref)}?build_only=true")) == ["ready"]
+    assert "no branch or tag 'nowhere'" in the_refusal(harness, spec_of(host, "nowhere"))["message"]
+    assert "HEAD" in the_refusal(harness, spec_of(host, "nowhere"))["message"]
+    assert "complete" in the_refusal(harness, spec_of(host, "abc1234"))["message"]
+    missing = the_refusal(harness, spec_of(host, "main", path="team/none"))
     assert (missing["status_code"], "no such repository" in missing["message"]) == (422, True)
 
 
-def test_a_default_branch_by_its_old_name_is_built_with_advice(houses: Callable[..., House], host: GitHost) -> None:
-    house = houses(allowed=[f"{host.base}/**"], find_image=there)
-    note, end = everything(house, f"{spec_of(host, 'master')}?build_only=true")
+def test_a_default_branch_by_its_old_name_is_built_with_advice(
+    harnesses: Callable[..., Harness], host: GitHost
+) -> None:
+    harness = harnesses(allowed=[f"{host.base}/**"], find_image=there)
+    note, end = everything(harness, f"{spec_of(host, 'master')}?build_only=true")
     assert note["phase"] == "waiting"
     assert all(word in note["message"] for word in ("'master'", "HEAD", "Update your links"))
     assert end["phase"] == "ready"
@@ -301,56 +303,58 @@ def test_a_default_branch_by_its_old_name_is_built_with_advice(houses: Callable[
         (f"gh/octo/stats/{COMMIT}?token=canary", 400),
     ],
 )
-def test_what_is_refused_is_one_event(house: House, spec: str, status: int) -> None:
+def test_what_is_refused_is_one_event(harness: Harness, spec: str, status: int) -> None:
     about: dict[str, str] = {}
-    answer = house.client.get(f"/build/{spec}", environ_overrides={"kiln.log": about})
+    answer = harness.client.get(f"/build/{spec}", environ_overrides={"kiln.log": about})
     (said,) = messages(frames(iter([answer.data])))
     assert (answer.status_code, said["phase"], said["status_code"]) == (200, "failed", status)
     assert said["message"].endswith(".\n")
     assert "canary" not in answer.text
     assert about["refused"].startswith(str(status))
-    assert not house.builds()
+    assert not harness.builds()
 
 
-def test_a_token_is_asked_for(houses: Callable[..., House]) -> None:
-    house = houses(auth=["token"], find_image=there)
-    assert the_refusal(house)["status_code"] == 401
-    assert the_refusal(house, Authorization="Bearer wrong")["status_code"] == 401
-    assert phases(everything(house, **bearer())) == ["ready"]
+def test_a_token_is_asked_for(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(auth=["token"], find_image=there)
+    assert the_refusal(harness)["status_code"] == 401
+    assert the_refusal(harness, Authorization="Bearer wrong")["status_code"] == 401
+    assert phases(everything(harness, **bearer())) == ["ready"]
     for path in ("/versions", "/health", "/api/repoproviders"):
-        assert house.client.get(path).status_code == 200
+        assert harness.client.get(path).status_code == 200
 
 
-def test_who_asked_is_in_the_record(houses: Callable[..., House]) -> None:
-    house = houses(auth=["token"])
-    with stream(house, **bearer("second")):
-        assert house.builds()[0].causes[0].by == "token:second"
+def test_who_asked_is_in_the_record(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(auth=["token"])
+    with stream(harness, **bearer("second")):
+        assert harness.builds()[0].causes[0].by == "token:second"
 
 
-def test_a_full_queue_is_told_and_gives_its_place_back(houses: Callable[..., House]) -> None:
-    house = houses(max_queued=1, max_viewers=1)
-    house.ask(subdir="other")
+def test_a_full_queue_is_told_and_gives_its_place_back(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(max_queued=1, max_viewers=1)
+    harness.ask(subdir="other")
     for _ in range(2):
-        said = the_refusal(house)
+        said = the_refusal(harness)
         assert (said["status_code"], "KILN_MAX_QUEUED" in said["message"]) == (503, True)
-    assert len(house.builds()) == 1
+    assert len(harness.builds()) == 1
 
 
-def test_viewers_have_a_limit_and_who_finds_none_asked_for_nothing(houses: Callable[..., House]) -> None:
-    house = houses(max_viewers=1)
+def test_viewers_have_a_limit_and_who_finds_none_asked_for_nothing(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(max_viewers=1)
     for _ in range(3):
-        with stream(house) as (_, said):
+        with stream(harness) as (_, said):
             next(said)
-            refusal = the_refusal(house)
+            refusal = the_refusal(harness)
             assert (refusal["status_code"], "being followed" in refusal["message"]) == (503, True)
-    assert len(house.builds()[0].causes) == 3
+    assert len(harness.builds()[0].causes) == 3
 
 
-def test_a_fault_of_ours_is_told_without_itself(houses: Callable[..., House], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_fault_of_ours_is_told_without_itself(
+    harnesses: Callable[..., Harness], caplog: pytest.LogCaptureFixture
+) -> None:
     def broken(image: str, tag: str, build: str) -> str:
         raise RuntimeError("a canary inside")
 
-    said = the_refusal(houses(find_image=broken))
+    said = the_refusal(harnesses(find_image=broken))
     assert said["status_code"] == 500
     assert "canary" not in said["message"]
     assert "a canary inside" in caplog.text
@@ -360,176 +364,176 @@ def test_a_fault_of_ours_is_told_without_itself(houses: Callable[..., House], ca
     ("error", "status"), [(Unavailable("disk"), 503), (RuntimeError("a canary inside"), 500)], ids=["records", "bug"]
 )
 def test_a_stream_that_breaks_off_ends_with_a_message(
-    house: House, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
     def broken(*_: object) -> None:
         raise error
 
-    with stream(house) as (_, said):
+    with stream(harness) as (_, said):
         next(said)
-        monkeypatch.setattr(house.engine, "changed", broken)
+        monkeypatch.setattr(harness.engine, "changed", broken)
         (end,) = said
     assert (end["phase"], end["status_code"]) == ("failed", status)
     assert "canary" not in end["message"]
 
 
-def test_when_web_ends_the_build_goes_on_and_the_viewer_is_told(house: House) -> None:
-    with stream(house) as (_, said):
+def test_when_web_ends_the_build_goes_on_and_the_viewer_is_told(harness: Harness) -> None:
+    with stream(harness) as (_, said):
         next(said)
-        house.services.stopping.set()
+        harness.services.stopping.set()
         (end,) = said
     assert (end["phase"], end["status_code"]) == ("failed", 503)
     assert "build continues" in end["message"]
-    assert house.builds()[0].cancel is None
+    assert harness.builds()[0].cancel is None
 
 
-def test_a_record_that_goes_away_ends_the_stream_with_a_message(house: House) -> None:
-    with stream(house) as (_, said):
+def test_a_record_that_goes_away_ends_the_stream_with_a_message(harness: Harness) -> None:
+    with stream(harness) as (_, said):
         next(said)
-        house.engine.forget(house.builds()[0])
+        harness.engine.forget(harness.builds()[0])
         (end,) = said
     assert (end["phase"], end["status_code"]) == ("failed", 404)
 
 
-def test_scripts_find_the_words_that_they_search_for(house: House, houses: Callable[..., House]) -> None:
+def test_scripts_find_the_words_that_they_search_for(harness: Harness, harnesses: Callable[..., Harness]) -> None:
     """The messages are spelled as BinderHub writes them, with `json.dumps`."""
-    with closing(house.client.get(URL, buffered=False)) as answer:
-        name = house.builds()[0].name
-        house.run(name)
-        house.say(name, "é", "a:b,c")
-        house.end(name)
+    with closing(harness.client.get(URL, buffered=False)) as answer:
+        name = harness.builds()[0].name
+        harness.run(name)
+        harness.say(name, "é", "a:b,c")
+        harness.end(name)
         said = answer.text
     assert '"phase": "ready"' in said
     assert f"data: {json.dumps({'phase': 'building', 'message': 'a:b,c' + chr(10)})}\n\n" in said
-    assert '"phase": "failed"' in houses(auth=["token"]).client.get(URL).text
-    assert '"ok": true' in house.client.get("/health").text
-    assert '"id": "gh"' in house.client.get("/api/repoproviders").text
+    assert '"phase": "failed"' in harnesses(auth=["token"]).client.get(URL).text
+    assert '"ok": true' in harness.client.get("/health").text
+    assert '"id": "gh"' in harness.client.get("/api/repoproviders").text
 
 
 @pytest.mark.parametrize("target", [None, "//build//gh//octo//stats//{commit}", "http://kiln.example{spec}?x=//y"])
 @pytest.mark.parametrize("spec", ["/build/gh/octo/stats//{commit}", "/build/gh//octo//stats/{commit}/"])
-def test_empty_parts_are_no_parts(house: House, spec: str, target: str | None) -> None:
+def test_empty_parts_are_no_parts(harness: Harness, spec: str, target: str | None) -> None:
     path = spec.format(commit=COMMIT)
     raw = None if target is None else target.format(commit=COMMIT, spec=path)
     environ = {} if raw is None else {"RAW_URI": raw}
-    with closing(house.client.get(path, environ_overrides=environ, buffered=False)) as answer:
+    with closing(harness.client.get(path, environ_overrides=environ, buffered=False)) as answer:
         next(frames(answer.response))  # type: ignore[arg-type]
-    (build,) = house.builds()
+    (build,) = harness.builds()
     assert (build.request.repository, build.request.commit) == ("https://github.com/octo/stats", COMMIT)
 
 
 @pytest.mark.parametrize("base", ["/", "/services/binder/", "/user/a%40b/"])
-def test_an_encoded_address_stays_one_part_under_any_base_path(houses: Callable[..., House], base: str) -> None:
-    house = houses(base_path=base)
+def test_an_encoded_address_stays_one_part_under_any_base_path(harnesses: Callable[..., Harness], base: str) -> None:
+    harness = harnesses(base_path=base)
     raw = f"{base}build/git/https%3A%2F%2Fgithub.com%2Focto%2Fstats//{COMMIT}"
-    with closing(house.client.get(raw, environ_overrides={"RAW_URI": raw}, buffered=False)) as answer:
+    with closing(harness.client.get(raw, environ_overrides={"RAW_URI": raw}, buffered=False)) as answer:
         next(frames(answer.response))  # type: ignore[arg-type]
-    assert house.builds()[0].request.repository == "https://github.com/octo/stats"
+    assert harness.builds()[0].request.repository == "https://github.com/octo/stats"
 
 
 # Reconnecting ---------------------------------------------------------------------------------------------------------
 
 
-def test_who_comes_back_goes_on_where_they_were_and_asks_for_nothing(house: House) -> None:
-    with stream(house) as (_, said):
+def test_who_comes_back_goes_on_where_they_were_and_asks_for_nothing(harness: Harness) -> None:
+    with stream(harness) as (_, said):
         next(said)
-        name = house.builds()[0].name
-        house.run(name)
-        house.say(name, "one", "two")
+        name = harness.builds()[0].name
+        harness.run(name)
+        harness.say(name, "one", "two")
         last = next(said)["id"]
-    with stream(house, **{"Last-Event-ID": last}) as (_, said):
+    with stream(harness, **{"Last-Event-ID": last}) as (_, said):
         two = next(said)
         assert (two["message"], two["id"]) == ("two\n", f"{name}:1:2")
-        house.end(name)
+        harness.end(name)
         (end,) = said
     assert end["phase"] == "ready"
-    assert len(house.builds()[0].causes) == 1
+    assert len(harness.builds()[0].causes) == 1
 
 
-def test_who_comes_back_after_the_end_is_told_it_however_late(houses: Callable[..., House]) -> None:
+def test_who_comes_back_after_the_end_is_told_it_however_late(harnesses: Callable[..., Harness]) -> None:
     late: list[timedelta] = [timedelta()]
-    house = houses(now=lambda: datetime.now(UTC) + late[0])
-    name = house.run(house.ask().name).name
-    house.say(name, "one")
-    house.end(name, state=State.FAILED)
+    harness = harnesses(now=lambda: datetime.now(UTC) + late[0])
+    name = harness.run(harness.ask().name).name
+    harness.say(name, "one")
+    harness.end(name, state=State.FAILED)
     late[0] = timedelta(days=1)
     for _ in range(3):
-        (end,) = everything(house, **{"Last-Event-ID": f"{name}:1:1"})
+        (end,) = everything(harness, **{"Last-Event-ID": f"{name}:1:1"})
         assert end["phase"] == "failed"
-    build = house.engine.get(name)
+    build = harness.engine.get(name)
     assert (len(build.causes), build.state) == (1, State.FAILED)
 
 
-def test_a_moving_branch_takes_nobody_to_another_build(houses: Callable[..., House], host: GitHost) -> None:
-    house = houses(allowed=[f"{host.base}/**"])
-    with stream(house, spec_of(host, "v1")) as (_, said):
+def test_a_moving_branch_takes_nobody_to_another_build(harnesses: Callable[..., Harness], host: GitHost) -> None:
+    harness = harnesses(allowed=[f"{host.base}/**"])
+    with stream(harness, spec_of(host, "v1")) as (_, said):
         next(said)
         first = next(said)["id"]
     moved = git("commit-tree", "main^{tree}", "-m", "next", cwd=host.bare("team/course"))
     git("update-ref", "refs/heads/v1", moved, cwd=host.bare("team/course"))
-    with stream(house, spec_of(host, "v1"), **{"Last-Event-ID": first}) as (_, said):
+    with stream(harness, spec_of(host, "v1"), **{"Last-Event-ID": first}) as (_, said):
         assert next(said)["id"] == first
-    assert len(house.builds()) == 1
+    assert len(harness.builds()) == 1
 
 
 @pytest.mark.parametrize(
     "last", ["", "x", "1:1", ":1:1", "build-other:1:1", "{name}:9:1", "{name}:1", "build-../../x:1:1"]
 )
-def test_an_id_that_is_none_of_this_repository_is_no_id(house: House, last: str) -> None:
-    house.ask(repository="https://github.com/octo/other")
-    other = house.builds()[0].name
+def test_an_id_that_is_none_of_this_repository_is_no_id(harness: Harness, last: str) -> None:
+    harness.ask(repository="https://github.com/octo/other")
+    other = harness.builds()[0].name
     for given in (last.format(name=other), f"{other}:1:0"):
         if given.startswith("build-other"):
-            assert the_refusal(house, **{"Last-Event-ID": given})["status_code"] == 404
+            assert the_refusal(harness, **{"Last-Event-ID": given})["status_code"] == 404
             continue
-        with stream(house, **{"Last-Event-ID": given}) as (_, said):
+        with stream(harness, **{"Last-Event-ID": given}) as (_, said):
             assert next(said)["phase"] == "waiting"
-    assert len(house.builds()) == 2
+    assert len(harness.builds()) == 2
 
 
 @pytest.mark.parametrize("state", [State.FAILED, State.SUCCEEDED, State.CANCELLED])
 def test_soon_after_the_end_it_is_told_and_later_it_is_asked_for_again(
-    houses: Callable[..., House], state: State
+    harnesses: Callable[..., Harness], state: State
 ) -> None:
     late: list[timedelta] = [timedelta()]
-    house = houses(now=lambda: datetime.now(UTC) + late[0])
-    name = house.run(house.ask().name).name
-    house.say(name, "one")
-    house.end(name, state=state)
+    harness = harnesses(now=lambda: datetime.now(UTC) + late[0])
+    name = harness.run(harness.ask().name).name
+    harness.say(name, "one")
+    harness.end(name, state=state)
     late[0] = timedelta(seconds=55)
-    said = everything(house)
+    said = everything(harness)
     assert phases(said) == ["building", "ready" if state is State.SUCCEEDED else "failed"]
-    assert len(house.engine.get(name).causes) == 1
+    assert len(harness.engine.get(name).causes) == 1
     late[0] = timedelta(seconds=65)
-    with stream(house) as (_, more):
+    with stream(harness) as (_, more):
         assert next(more)["phase"] == "waiting"
-        build = house.engine.get(name)
+        build = harness.engine.get(name)
         assert len(build.causes) == 2
-        house.run(change_round(house, build).name)
-        house.say(name, "again", attempt=2)
+        harness.run(change_round(harness, build).name)
+        harness.say(name, "again", attempt=2)
         assert next(more)["message"] == "again\n"
-        house.end(name, attempt=2)
+        harness.end(name, attempt=2)
         assert phases(list(more)) == ["ready"]
 
 
-def change_round(house: House, build: Build) -> Build:
+def change_round(harness: Harness, build: Build) -> Build:
     """Open the next round, as a controller does."""
     status = change(build.status, state=State.QUEUED, round=build.status.round + 1, attempt=2, round_began_with=2)
-    return house.engine.write(change(build, status=change(status, image=None, finished_at=None)))
+    return harness.engine.write(change(build, status=change(status, image=None, finished_at=None)))
 
 
-def test_an_image_that_is_confirmed_is_the_answer(houses: Callable[..., House]) -> None:
+def test_an_image_that_is_confirmed_is_the_answer(harnesses: Callable[..., Harness]) -> None:
     """Web could not ask the registry in time; the controller confirms that the image exists."""
     late: list[timedelta] = [timedelta()]
-    house = houses(now=lambda: datetime.now(UTC) + late[0])
-    name = house.run(house.ask().name).name
-    house.end(name)
+    harness = harnesses(now=lambda: datetime.now(UTC) + late[0])
+    name = harness.run(harness.ask().name).name
+    harness.end(name)
     late[0] = timedelta(seconds=65)
-    with stream(house) as (_, said):
+    with stream(harness) as (_, said):
         assert "registry" in next(said)["message"]
-        build = house.engine.get(name)
+        build = harness.engine.get(name)
         answered = tuple(cause.key for cause in build.causes)
-        house.engine.write(change(build, status=change(build.status, answered=answered)))
+        harness.engine.write(change(build, status=change(build.status, answered=answered)))
         (end,) = said
     assert (end["phase"], end["imageName"]) == ("ready", f"{build.request.image}:{COMMIT}")
 
@@ -537,30 +541,30 @@ def test_an_image_that_is_confirmed_is_the_answer(houses: Callable[..., House]) 
 # Other sites, other methods ------------------------------------------------------------------------------------------
 
 
-def test_another_sites_script_may_ask_with_a_token(houses: Callable[..., House]) -> None:
-    house = houses(auth=["token"])
+def test_another_sites_script_may_ask_with_a_token(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(auth=["token"])
     headers = {
         "Origin": "https://hub.example",
         "Access-Control-Request-Method": "GET",
         "Access-Control-Request-Headers": "authorization,x-xsrftoken",
     }
-    answer = house.client.options(URL, headers=headers)
+    answer = harness.client.options(URL, headers=headers)
     assert answer.status_code == 200
     allowed = answer.headers["Access-Control-Allow-Headers"].lower()
     assert all(name in allowed for name in ("authorization", "x-xsrftoken", "last-event-id"))
-    refused = house.client.get(URL, headers={"Origin": "https://hub.example"})
+    refused = harness.client.get(URL, headers={"Origin": "https://hub.example"})
     for one in (answer, refused):
         assert one.headers["Access-Control-Allow-Origin"] == "*"
         assert "Access-Control-Allow-Credentials" not in one.headers
-    assert "Access-Control-Allow-Origin" not in house.client.get("/api/v1/builds").headers
-    assert not house.builds()
+    assert "Access-Control-Allow-Origin" not in harness.client.get("/api/v1/builds").headers
+    assert not harness.builds()
 
 
-def test_head_and_options_start_nothing(house: House) -> None:
-    assert house.client.head(URL).status_code == 200
-    assert house.client.options(URL).status_code == 200
-    assert house.client.post(URL).status_code == 405
-    assert not house.builds()
+def test_head_and_options_start_nothing(harness: Harness) -> None:
+    assert harness.client.head(URL).status_code == 200
+    assert harness.client.options(URL).status_code == 200
+    assert harness.client.post(URL).status_code == 405
+    assert not harness.builds()
 
 
 @pytest.mark.parametrize(
@@ -573,16 +577,18 @@ def test_head_and_options_start_nothing(house: House) -> None:
         {"X-Forwarded-For": "10.0.0.1"},
     ],
 )
-def test_an_image_on_another_sites_page_starts_nothing(houses: Callable[..., House], headers: dict[str, str]) -> None:
+def test_an_image_on_another_sites_page_starts_nothing(
+    harnesses: Callable[..., Harness], headers: dict[str, str]
+) -> None:
     """A browser's address and cookies come with every request, so neither authorizes another site's page."""
-    house = houses(loopback_only=True)
-    assert the_refusal(house, **headers)["status_code"] == 403
-    assert not house.builds()
+    harness = harnesses(loopback_only=True)
+    assert the_refusal(harness, **headers)["status_code"] == 403
+    assert not harness.builds()
 
 
-def test_nor_does_it_by_the_cookie_of_somebody_who_is_logged_in(houses: Callable[..., House]) -> None:
-    house = houses(auth=["token"])
-    client = house.client
+def test_nor_does_it_by_the_cookie_of_somebody_who_is_logged_in(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(auth=["token"])
+    client = harness.client
     page = client.get("/", headers={"Accept": "text/html"})
     form = re.search(r'name="form" value="([^"]+)"', page.text)
     assert form
@@ -596,14 +602,14 @@ def test_nor_does_it_by_the_cookie_of_somebody_who_is_logged_in(houses: Callable
         with closing(client.get(URL, headers=headers, buffered=False)) as answer:
             said = json.loads(next(frames(answer.response))["data"])  # type: ignore[arg-type]
         assert said.get("status_code") == status
-    assert len(house.builds()) == 1
+    assert len(harness.builds()) == 1
 
 
 # The other endpoints --------------------------------------------------------------------------------------------------
 
 
-def test_versions(houses: Callable[..., House]) -> None:
-    answer = houses(base_path="/services/binder/").client.get("/services/binder/versions")
+def test_versions(harnesses: Callable[..., Harness]) -> None:
+    answer = harnesses(base_path="/services/binder/").client.get("/services/binder/versions")
     assert answer.json == {
         "builder_info": {"build_image": "registry.example/builder:1"},
         "binderhub": "1.0.0+kiln.0.0.0",
@@ -612,8 +618,8 @@ def test_versions(houses: Callable[..., House]) -> None:
 
 
 @pytest.mark.parametrize("auth", ["none", "token", "network", "local"])
-def test_these_are_open_to_everybody(houses: Callable[..., House], auth: str) -> None:
-    client = houses(auth=[auth], loopback_only=auth == "local").client
+def test_these_are_open_to_everybody(harnesses: Callable[..., Harness], auth: str) -> None:
+    client = harnesses(auth=[auth], loopback_only=auth == "local").client
     for path in ("/versions", "/health", "/api/repoproviders", "/versions/"):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}, {"Cookie": "x=y"}):
             answer = client.get(path, headers=headers)
@@ -623,12 +629,12 @@ def test_these_are_open_to_everybody(houses: Callable[..., House], auth: str) ->
         assert client.options(path).status_code == 200
 
 
-def test_health(houses: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> None:
-    house = houses()
-    answer = house.client.get("/health")
+def test_health(harnesses: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = harnesses()
+    answer = harness.client.get("/health")
     good = [{"service": "Docker registry", "ok": True}, {"service": "Records", "ok": True}]
     assert (answer.status_code, answer.json) == (200, {"ok": True, "checks": good})
-    deaf = houses(registry_answers=lambda: False)
+    deaf = harnesses(registry_answers=lambda: False)
     answer = deaf.client.get("/health")
     assert (answer.status_code, answer.json["ok"], answer.json["checks"][0]["ok"]) == (503, False, False)
     assert deaf.client.head("/health").status_code == 503
@@ -636,12 +642,12 @@ def test_health(houses: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -
     def away(**_: object) -> None:
         raise Unavailable("disk")
 
-    monkeypatch.setattr(house.engine, "list", away)
-    answer = house.client.get("/health")
+    monkeypatch.setattr(harness.engine, "list", away)
+    answer = harness.client.get("/health")
     assert (answer.status_code, answer.json["checks"][1]["ok"]) == (503, False)
 
 
-def test_repository_providers(house: House) -> None:
-    found = {each["id"]: each for each in house.client.get("/api/repoproviders").json}
+def test_repository_providers(harness: Harness) -> None:
+    found = {each["id"]: each for each in harness.client.get("/api/repoproviders").json}
     assert [*found] == ["gh", "gist", "git", "gl"]
     assert found["gh"]["ref"] == {"enabled": True, "default": "HEAD"}

@@ -15,8 +15,8 @@ from builds.build import Delivery, DeliveryState, Reason, State
 from builds.explanation import MAX_QUOTED, decisive_lines, explain
 from handlers.auth import Gate
 from handlers.buildpage import PHASES, steps
-from tests.handlers.house import House, Named, frames
-from tests.handlers.reading import check_structure
+from tests.handlers.harness import Harness, Named, frames
+from tests.handlers.markup import check_structure
 from tests.handlers.test_pages import HTML, form
 
 SECONDS = st.none() | st.floats(0, 1e4)
@@ -84,12 +84,12 @@ def test_what_goes_well_is_not_explain() -> None:
         assert explain(ended(state=state, reason=None)) is None
 
 
-def test_the_stream_of_the_page_has_no_control_sequence(house: House) -> None:
-    build = house.run(house.ask().name)
-    house.say(build.name, "\x1b[1;31mred\x1b[0m plain\x1b]0;t\x07", "10%\r20%", "<b>")
-    house.end(build.name)
+def test_the_stream_of_the_page_has_no_control_sequence(harness: Harness) -> None:
+    build = harness.run(harness.ask().name)
+    harness.say(build.name, "\x1b[1;31mred\x1b[0m plain\x1b]0;t\x07", "10%\r20%", "<b>")
+    harness.end(build.name)
     accept = {"Accept": "text/event-stream"}
-    answer = house.client.get(f"/builds/{build.name}/log", headers=accept)
+    answer = harness.client.get(f"/builds/{build.name}/log", headers=accept)
     told = [frame for frame in frames(iter([answer.data])) if frame.get("event") == "log"]
     assert [frame["id"] for frame in told] == ["1:1", "1:2", "1:3"]
     assert [json.loads(frame["data"]) for frame in told] == [
@@ -97,56 +97,56 @@ def test_the_stream_of_the_page_has_no_control_sequence(house: House) -> None:
         {"line": "20%", "phase": "build"},
         {"line": "<b>", "phase": "build"},
     ]
-    resumed = house.client.get(f"/builds/{build.name}/log", headers={**accept, "Last-Event-ID": "1:2"})
+    resumed = harness.client.get(f"/builds/{build.name}/log", headers={**accept, "Last-Event-ID": "1:2"})
     assert [frame["id"] for frame in frames(iter([resumed.data])) if frame.get("event") == "log"] == ["1:3"]
 
 
-def test_the_log_is_a_file_and_an_attempt_has_its_own(house: House) -> None:
-    build = house.run(house.ask().name)
-    house.say(build.name, "first try")
-    house.end(build.name, retry=True)
-    house.run(build.name)
-    house.say(build.name, "second try", attempt=2)
-    answer = house.client.get(f"/builds/{build.name}/log?attempt=1")
+def test_the_log_is_a_file_and_an_attempt_has_its_own(harness: Harness) -> None:
+    build = harness.run(harness.ask().name)
+    harness.say(build.name, "first try")
+    harness.end(build.name, retry=True)
+    harness.run(build.name)
+    harness.say(build.name, "second try", attempt=2)
+    answer = harness.client.get(f"/builds/{build.name}/log?attempt=1")
     assert answer.headers["Content-Disposition"] == f'attachment; filename="{build.name}-1.log"'
     assert (answer.mimetype, answer.text) == ("text/plain", "first try\n")
-    page = house.client.get(f"/builds/{build.name}?attempt=1", headers=HTML).text
+    page = harness.client.get(f"/builds/{build.name}?attempt=1", headers=HTML).text
     assert f'data-stream="/builds/{build.name}/log?attempt=1"' in page
     assert "first try" in page
     assert "second try" not in page
-    assert house.client.get(f"/builds/{build.name}?attempt=3", headers=HTML).status_code == 404
+    assert harness.client.get(f"/builds/{build.name}?attempt=3", headers=HTML).status_code == 404
 
 
-def test_the_facts_come_without_the_log(house: House) -> None:
-    build = house.run(house.ask().name)
-    house.say(build.name, "Step 1")
-    facts = house.client.get(f"/builds/{build.name}?part=facts", headers=HTML).text
+def test_the_facts_come_without_the_log(harness: Harness) -> None:
+    build = harness.run(harness.ask().name)
+    harness.say(build.name, "Step 1")
+    facts = harness.client.get(f"/builds/{build.name}?part=facts", headers=HTML).text
     assert 'id="facts"' in facts
     assert "Step 1" not in facts
 
 
-def test_building_again_takes_its_form_and_opens_the_next_round(house: House) -> None:
-    client = house.client
-    build = house.run(house.ask().name)
+def test_building_again_takes_its_form_and_opens_the_next_round(harness: Harness) -> None:
+    client = harness.client
+    build = harness.run(harness.ask().name)
     path = f"/builds/{build.name}/rebuild"
     assert "Build again" not in client.get(f"/builds/{build.name}", headers=HTML).text
-    house.end(build.name, state=State.FAILED, reason=Reason.INFRASTRUCTURE)
+    harness.end(build.name, state=State.FAILED, reason=Reason.INFRASTRUCTURE)
     page = client.get(f"/builds/{build.name}", headers=HTML)
     assert "Build again" in page.text
     assert client.post(path, data={"form": "x" * 43}, headers=HTML).status_code == 403
-    assert house.engine.get(build.name).state is State.FAILED
+    assert harness.engine.get(build.name).state is State.FAILED
     answer = client.post(path, data={"form": form(page)}, headers=HTML)
     assert (answer.status_code, answer.headers["Location"]) == (303, f"/builds/{build.name}")
-    assert house.engine.get(build.name).state is State.QUEUED
+    assert harness.engine.get(build.name).state is State.QUEUED
 
 
-def test_a_refused_event_is_sent_again_by_its_form(house: House) -> None:
-    client = house.client
-    build = house.run(house.ask().name)
-    at = house.services.now()
+def test_a_refused_event_is_sent_again_by_its_form(harness: Harness) -> None:
+    client = harness.client
+    build = harness.run(harness.ask().name)
+    at = harness.services.now()
     had = [Delivery(sink="hub", event="1", type="queued", state=DeliveryState.DELIVERED, due_at=at)]
     had += [Delivery(sink="hub", event="2", type="end", state=DeliveryState.DEAD, due_at=at, error="answered 400")]
-    house.end(build.name, deliveries=tuple(had))
+    harness.end(build.name, deliveries=tuple(had))
     page = client.get(f"/builds/{build.name}", headers=HTML)
     found = BeautifulSoup(page.text, "html.parser")
     check_structure(found)
@@ -155,19 +155,19 @@ def test_a_refused_event_is_sent_again_by_its_form(house: House) -> None:
     assert data["sink"] == "hub"
     path = f"/builds/{build.name}/resend"
     assert client.post(path, data={**data, "form": "x" * 43}, headers=HTML).status_code == 403
-    assert house.engine.get(build.name).resending == ()
+    assert harness.engine.get(build.name).resending == ()
     for sink in ("hub", "unknown"):
         answer = client.post(path, data={**data, "sink": sink}, headers=HTML)
         assert (answer.status_code, answer.headers["Location"]) == (303, f"/builds/{build.name}")
-    assert house.engine.get(build.name).resending == ("hub",)
+    assert harness.engine.get(build.name).resending == ("hub",)
 
 
-def test_an_image_that_is_there_is_built_again_only_for_those_who_may(houses: Callable[..., House]) -> None:
-    house = houses(auth_gate=Gate((Named("user:ada"),)))
-    build = house.run(house.ask().name)
-    house.end(build.name)
-    page = house.client.get(f"/builds/{build.name}", headers=HTML)
+def test_an_image_that_is_there_is_built_again_only_for_those_who_may(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(auth_gate=Gate((Named("user:ada"),)))
+    build = harness.run(harness.ask().name)
+    harness.end(build.name)
+    page = harness.client.get(f"/builds/{build.name}", headers=HTML)
     assert "docker pull" in page.text
     assert "Build again" not in page.text
     data = {"form": form(page)}
-    assert house.client.post(f"/builds/{build.name}/rebuild", data=data, headers=HTML).status_code == 403
+    assert harness.client.post(f"/builds/{build.name}/rebuild", data=data, headers=HTML).status_code == 403

@@ -14,8 +14,8 @@ from werkzeug.test import TestResponse
 from builds.errors import UnknownRef, Unreachable
 from builds.triggers import BuildTemplate, PushRule, TriggerRule
 from handlers.auth import Gate
-from tests.handlers.house import COMMIT, REPOSITORY, House, Named, event, push, signed
-from tests.handlers.reading import HTML, check_structure, soup, text
+from tests.handlers.harness import COMMIT, REPOSITORY, Harness, Named, event, push, signed
+from tests.handlers.markup import HTML, check_structure, soup, text
 from tests.handlers.test_pages import sign_in
 
 GIVEN = {"repository": REPOSITORY, "ref": COMMIT}
@@ -50,10 +50,10 @@ def wrong(answer: TestResponse, status: int) -> dict[str, str]:
 # A new build ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_build_is_asked_for_and_shown(house: House) -> None:
+def test_a_build_is_asked_for_and_shown(harness: Harness) -> None:
     options = {"subdir": "course", "tags": "one two", "build_args": "A=1\n\nB = x=y ", "force": "yes"}
-    answer = sent(house.client, "/new", **GIVEN, **options)
-    (build,) = house.builds()
+    answer = sent(harness.client, "/new", **GIVEN, **options)
+    (build,) = harness.builds()
     assert (answer.status_code, answer.headers["Location"]) == (303, f"/builds/{build.name}")
     assert build.request.subdir == "course"
     assert build.request.build_args == {"A": "1", "B": "x=y"}
@@ -61,19 +61,19 @@ def test_a_build_is_asked_for_and_shown(house: House) -> None:
     assert (cause.tags, cause.force, cause.type) == (("one", "two"), True, "dev.kiln.build.requested.v1")
 
 
-def test_a_form_that_is_sent_twice_asks_once(house: House) -> None:
-    client = house.client
+def test_a_form_that_is_sent_twice_asks_once(harness: Harness) -> None:
+    client = harness.client
     page = soup(client, "/new")
     for _ in range(2):
         assert client.post("/new", data={**hidden(page, "/new"), **GIVEN}, headers=HTML).status_code == 303
-    (build,) = house.builds()
+    (build,) = harness.builds()
     assert len(build.causes) == 1
     sent(client, "/new", **GIVEN)
-    assert len(house.builds()[0].causes) == 2
+    assert len(harness.builds()[0].causes) == 2
 
 
-def test_the_address_fills_in_the_form(house: House) -> None:
-    page = soup(house.client, f"/new?repository={REPOSITORY}&ref=main%22%3E%3Cscript%3E")
+def test_the_address_fills_in_the_form(harness: Harness) -> None:
+    page = soup(harness.client, f"/new?repository={REPOSITORY}&ref=main%22%3E%3Cscript%3E")
     assert page.select_one("#repository")["value"] == REPOSITORY  # type: ignore[index]
     assert page.select_one("#ref")["value"] == 'main"><script>'  # type: ignore[index]
     check_structure(page)
@@ -93,9 +93,9 @@ def test_the_address_fills_in_the_form(house: House) -> None:
         ("build_args", "HTTP_PROXY=x", 400),
     ],
 )
-def test_an_error_is_beside_its_field(house: House, field: str, value: str, status: int) -> None:
+def test_an_error_is_beside_its_field(harness: Harness, field: str, value: str, status: int) -> None:
     given = {**GIVEN, **({"tags": "kept"} if field != "tags" else {}), field: value}
-    answer = sent(house.client, "/new", **given)
+    answer = sent(harness.client, "/new", **given)
     said = wrong(answer, status)
     assert [*said] == [field]
     assert said[field].endswith((".", ")"))
@@ -104,7 +104,7 @@ def test_an_error_is_beside_its_field(house: House, field: str, value: str, stat
         shown = page.find(id=name)
         assert shown is not None
         assert (shown.get("value") if shown.name == "input" else shown.get_text()) == kept
-    assert house.builds() == ()
+    assert harness.builds() == ()
 
 
 class Answering:
@@ -127,39 +127,39 @@ class Answering:
         (Unreachable("The Git host does not answer."), "main", "", 503),
     ],
 )
-def test_what_the_git_host_says_is_told(house: House, error: Exception, ref: str, field: str, status: int) -> None:
-    object.__setattr__(house.services, "intake", house.services.intake.asking(Answering(error)))
-    answer = sent(house.client, "/new", repository=REPOSITORY, ref=ref)
+def test_what_the_git_host_says_is_told(harness: Harness, error: Exception, ref: str, field: str, status: int) -> None:
+    object.__setattr__(harness.services, "intake", harness.services.intake.asking(Answering(error)))
+    answer = sent(harness.client, "/new", repository=REPOSITORY, ref=ref)
     assert wrong(answer, status) == {field: str(error)}
     assert ("Retry-After" in answer.headers) is (status == 503)
 
 
-def test_a_full_queue_is_told(houses: Callable[..., House]) -> None:
-    house = houses(max_queued=0)
-    assert "KILN_MAX_QUEUED" in wrong(sent(house.client, "/new", **GIVEN), 503)[""]
+def test_a_full_queue_is_told(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(max_queued=0)
+    assert "KILN_MAX_QUEUED" in wrong(sent(harness.client, "/new", **GIVEN), 503)[""]
 
 
-def test_who_may_not_choose_is_not_asked_to(houses: Callable[..., House]) -> None:
-    house = houses(auth_gate=Gate((Named("user:kim"),)))
-    page = soup(house.client, "/new")
+def test_who_may_not_choose_is_not_asked_to(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(auth_gate=Gate((Named("user:kim"),)))
+    page = soup(harness.client, "/new")
     assert [field["name"] for field in page.select(".field input, .field textarea")] == ["repository", "ref", "subdir"]
-    assert "image" in wrong(sent(house.client, "/new", **GIVEN, image="registry.example/kiln/x"), 403)[""]
-    assert sent(house.client, "/new", **GIVEN).status_code == 303
-    assert house.builds()[0].causes[0].by == "user:kim"
+    assert "image" in wrong(sent(harness.client, "/new", **GIVEN, image="registry.example/kiln/x"), 403)[""]
+    assert sent(harness.client, "/new", **GIVEN).status_code == 303
+    assert harness.builds()[0].causes[0].by == "user:kim"
 
 
 @pytest.mark.parametrize("path", ["/new", "/triggers"])
-def test_only_our_own_page_sends_the_form(houses: Callable[..., House], path: str) -> None:
-    house = houses(auth=["token"])
-    assert house.client.get(path, headers=HTML).status_code == 401
-    client = house.client
+def test_only_our_own_page_sends_the_form(harnesses: Callable[..., Harness], path: str) -> None:
+    harness = harnesses(auth=["token"])
+    assert harness.client.get(path, headers=HTML).status_code == 401
+    client = harness.client
     sign_in(client)
     for form in ("", "0" * 64, hidden(soup(client, "/new"), "/logout")["form"]):
         data = {**GIVEN, "event": json.dumps(event()), "form": form}
         assert client.post(path, data=data, headers=HTML).status_code == 403
     right = {**GIVEN, "event": json.dumps(event()), **hidden(soup(client, path), path)}
     assert client.post(path, data=right, headers={**HTML, "Origin": "https://evil.example"}).status_code == 403
-    assert house.builds() == ()
+    assert harness.builds() == ()
     assert client.post(path, data=right, headers=HTML).status_code in (200, 303)
 
 
@@ -184,17 +184,17 @@ def tried(client: FlaskClient, value: Any, host: str = "github") -> BeautifulSou
     return page
 
 
-def test_each_trigger_says_whether_it_matches_and_why_not(houses: Callable[..., House]) -> None:
-    house = houses(triggers=RULES)
-    page = tried(house.client, push())
+def test_each_trigger_says_whether_it_matches_and_why_not(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(triggers=RULES)
+    page = tried(harness.client, push())
     verdicts = {text(part.find("code")): text(part) for part in page.select(".verdict")}
     assert [*verdicts] == ["ours", "main", "elsewhere"]
     assert 'must begin with "https://github.com/our-org/"' in verdicts["ours"]
     assert "push holds" in verdicts["main"]
     planned = [text(part) for part in page.select(".planned")]
     assert [each.split()[4] for each in planned] == ["main", "elsewhere"]
-    assert house.builds() == ()
-    made = house.client.post("/webhooks/github", **signed(push())).json["builds"]
+    assert harness.builds() == ()
+    made = harness.client.post("/webhooks/github", **signed(push())).json["builds"]
     assert [one["name"] in plan for one, plan in zip(made, planned, strict=True)] == [True, True]
     assert "main-x" in planned[1]
 
@@ -203,42 +203,42 @@ def test_each_trigger_says_whether_it_matches_and_why_not(houses: Callable[..., 
     ("pasted", "host", "status"),
     [("", "", 400), ("{}", "", 400), ("[]", "github", 400), ("{}", "nohost", 400), (json.dumps(event(id="")), "", 400)],
 )
-def test_what_is_no_event_is_told_beside_it(house: House, pasted: str, host: str, status: int) -> None:
-    answer = sent(house.client, "/triggers", event=pasted, host=host)
+def test_what_is_no_event_is_told_beside_it(harness: Harness, pasted: str, host: str, status: int) -> None:
+    answer = sent(harness.client, "/triggers", event=pasted, host=host)
     if host == "nohost":
         assert answer.status_code == status
     else:
         assert [*wrong(answer, status)] == ["event"]
 
 
-def test_a_webhook_of_another_hosts_repository_is_told(house: House) -> None:
+def test_a_webhook_of_another_hosts_repository_is_told(harness: Harness) -> None:
     elsewhere = json.loads(json.dumps(push()).replace("github.com", "git.example"))
-    answer = sent(house.client, "/triggers", event=json.dumps(elsewhere), host="github")
+    answer = sent(harness.client, "/triggers", event=json.dumps(elsewhere), host="github")
     assert "github host" in wrong(answer, 403)["event"]
 
 
-def test_what_is_pasted_stays_text(houses: Callable[..., House]) -> None:
-    house = houses(triggers=RULES)
+def test_what_is_pasted_stays_text(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(triggers=RULES)
     hostile = "<script>alert(1)</script>"
-    page = tried(house.client, push(ref=f"refs/heads/{hostile}"))
+    page = tried(harness.client, push(ref=f"refs/heads/{hostile}"))
     assert not page.select("#outcome script")
     assert hostile in text(page.select_one("#outcome"))
 
 
-def test_a_large_push_can_be_pasted(houses: Callable[..., House]) -> None:
-    house = houses(triggers=RULES)
+def test_a_large_push_can_be_pasted(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(triggers=RULES)
     files = [f"folder/file-{number}.py" for number in range(30_000)]
     large = push(commits=[{"id": COMMIT, "added": files, "modified": [], "removed": []}])
     assert len(json.dumps(large)) > 600_000
-    assert tried(house.client, large).select(".planned")
+    assert tried(harness.client, large).select(".planned")
 
 
 @pytest.mark.parametrize(("admin", "status"), [(True, 200), (False, 403)])
-def test_triggers_are_for_admins(houses: Callable[..., House], admin: bool, status: int) -> None:
-    house = houses(auth_gate=Gate((Named("user:kim", admin=admin),)), triggers=RULES)
-    page = soup(house.client, "/triggers", status)
-    links = {text(link) for link in soup(house.client, "/").select("nav[aria-label=Main] a")}
+def test_triggers_are_for_admins(harnesses: Callable[..., Harness], admin: bool, status: int) -> None:
+    harness = harnesses(auth_gate=Gate((Named("user:kim", admin=admin),)), triggers=RULES)
+    page = soup(harness.client, "/triggers", status)
+    links = {text(link) for link in soup(harness.client, "/").select("nav[aria-label=Main] a")}
     assert ("Triggers" in links) is admin
     assert ("ours" in text(page)) is admin
-    form = hidden(soup(house.client, "/new"), "/new")
-    assert house.client.post("/triggers", data={**form, "event": "{}"}, headers=HTML).status_code in (400, 403)
+    form = hidden(soup(harness.client, "/new"), "/new")
+    assert harness.client.post("/triggers", data={**form, "event": "{}"}, headers=HTML).status_code in (400, 403)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.handlers.house import COMMIT, REPOSITORY, House, build_house, event, push, signed
+from tests.handlers.harness import COMMIT, REPOSITORY, Harness, create_harness, event, push, signed
 from tests.parts.kiln import until
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +28,10 @@ LIMIT = 100_000
 
 @contextmanager
 def served(folder: Path, viewers: int = 4) -> Iterator[int]:
-    """Run a web process over a house's folder; yields its port."""
+    """Run a web process over a harness's folder; yields its port."""
     options = "--bind 127.0.0.1:0 --worker-class gthread --threads 12 --no-control-socket --graceful-timeout 1"
-    command = [sys.executable, "-m", "gunicorn", *options.split(), "tests.handlers.served:application"]
-    environment = {**os.environ, "HOUSE": str(folder), "HOUSE_VIEWERS": str(viewers), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "gunicorn", *options.split(), "tests.handlers.wsgi:application"]
+    environment = {**os.environ, "HARNESS": str(folder), "HARNESS_VIEWERS": str(viewers), "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         said = ""
@@ -55,15 +55,18 @@ def served(folder: Path, viewers: int = 4) -> Iterator[int]:
 
 
 @pytest.fixture
-def web(house: House) -> Iterator[int]:
-    with served(house.folder) as port:
+def web(harness: Harness) -> Iterator[int]:
+    with served(harness.folder) as port:
         yield port
 
 
 @pytest.fixture(scope="module")
 def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """One server for all tests that leave no state behind."""
-    with closing(build_house(tmp_path_factory.mktemp("refusing") / "house")) as house, served(house.folder) as port:
+    with (
+        closing(create_harness(tmp_path_factory.mktemp("refusing") / "harness")) as harness,
+        served(harness.folder) as port,
+    ):
         yield port
 
 
@@ -85,7 +88,7 @@ def padded(size: int) -> bytes:
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(("size", "status"), [(LIMIT, 202), (LIMIT + 1, 413), (5 * LIMIT, 413)])
 def test_a_body_over_the_limit_is_never_cut_and_taken(
-    house: House, web: int, chunked: bool, size: int, status: int
+    harness: Harness, web: int, chunked: bool, size: int, status: int
 ) -> None:
     body = padded(size)
     pieces = iter([body[start : start + 7000] for start in range(0, size, 7000)])
@@ -96,7 +99,7 @@ def test_a_body_over_the_limit_is_never_cut_and_taken(
     if status == 202:
         assert content == b""
         assert headers["Content-Length"] == "0"
-    assert len(house.builds()) == (status == 202)
+    assert len(harness.builds()) == (status == 202)
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -136,18 +139,18 @@ def test_who_is_refused_can_send_all_and_read_why(
         b"Content-Length: 500\r\n\r\n{}",
     ],
 )
-def test_a_body_that_breaks_off_is_400_and_nothing_is_done(house: House, web: int, sent: bytes) -> None:
+def test_a_body_that_breaks_off_is_400_and_nothing_is_done(harness: Harness, web: int, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", web), timeout=20) as connection:
         head = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/cloudevents+json\r\n"
         connection.sendall(head + sent)
         connection.shutdown(socket.SHUT_WR)
         assert connection.recv(65536).split(b" ")[1] == b"400"
-    assert not house.builds()
+    assert not harness.builds()
 
 
-def test_two_processes_make_one_build_of_many_copies(house: House) -> None:
+def test_two_processes_make_one_build_of_many_copies(harness: Harness) -> None:
     with ExitStack() as stack:
-        ports = [stack.enter_context(served(house.folder)) for _ in range(2)]
+        ports = [stack.enter_context(served(harness.folder)) for _ in range(2)]
 
         def deliver(number: int) -> int:
             delivery = signed(push(), delivery=f"d-{number % 20}")
@@ -155,7 +158,7 @@ def test_two_processes_make_one_build_of_many_copies(house: House) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             assert set(pool.map(deliver, range(200))) == {202}
-    (build,) = house.builds()
+    (build,) = harness.builds()
     assert len(build.causes) == 20
 
 
@@ -171,26 +174,26 @@ def ids(answer: HTTPResponse) -> Iterator[str]:
             yield line[4:].decode().strip()
 
 
-def test_a_line_is_there_when_it_is_said_and_another_process_goes_on_with_it(houses: Callable[..., House]) -> None:
-    house = houses()
-    name = house.run(house.ask().name).name
+def test_a_line_is_there_when_it_is_said_and_another_process_goes_on_with_it(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses()
+    name = harness.run(harness.ask().name).name
     with ExitStack() as stack:
-        first, second = (stack.enter_context(served(house.folder)) for _ in range(2))
+        first, second = (stack.enter_context(served(harness.folder)) for _ in range(2))
         connection, answer = follow(first, name)
-        house.say(name, "one", "two")
+        harness.say(name, "one", "two")
         seen = ids(answer)
         assert [next(seen), next(seen)] == ["1:1", "1:2"]
         connection.close()
         connection, answer = follow(second, name, **{"Last-Event-ID": "1:1"})
-        house.say(name, "three")
-        house.end(name)
+        harness.say(name, "three")
+        harness.end(name)
         assert list(ids(answer)) == ["1:2", "1:3"]
         connection.close()
 
 
-def test_a_binderhub_client_who_leaves_makes_room_and_its_path_comes_undecoded(house: House) -> None:
+def test_a_binderhub_client_who_leaves_makes_room_and_its_path_comes_undecoded(harness: Harness) -> None:
     path = f"/build/git/https%3A%2F%2Fgithub.com%2Focto%2Fstats/{COMMIT}"
-    with served(house.folder, viewers=1) as port:
+    with served(harness.folder, viewers=1) as port:
 
         def first() -> bytes:
             connection = HTTPConnection("127.0.0.1", port, timeout=20)
@@ -206,13 +209,13 @@ def test_a_binderhub_client_who_leaves_makes_room_and_its_path_comes_undecoded(h
 
         for _ in range(3):
             until(lambda: b'"waiting"' in first(), 20)
-    (build,) = house.builds()
+    (build,) = harness.builds()
     assert build.request.repository == REPOSITORY
 
 
-def test_who_leaves_makes_room(house: House) -> None:
-    name = house.run(house.ask().name).name
-    with served(house.folder, viewers=1) as port:
+def test_who_leaves_makes_room(harness: Harness) -> None:
+    name = harness.run(harness.ask().name).name
+    with served(harness.folder, viewers=1) as port:
         connection, answer = follow(port, name)
         assert answer.status == 200
         refused, second = follow(port, name)

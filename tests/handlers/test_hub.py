@@ -21,8 +21,8 @@ from handlers.hub import HUB_SESSION, HubService
 from handlers.seals import SIGN_IN
 from handlers.xsrf import COOKIE as XSRF
 from kiln import settings
-from tests.handlers.house import PREFIX, TOKENS, House, body
-from tests.handlers.reading import check_structure, soup, text
+from tests.handlers.harness import PREFIX, TOKENS, Harness, body
+from tests.handlers.markup import check_structure, soup, text
 from tests.parts.hubapi import HubApi
 
 HTML = {"Accept": "text/html"}
@@ -45,12 +45,12 @@ def api() -> Iterator[HubApi]:
         yield api
 
 
-Behind = Callable[..., House]
+Behind = Callable[..., Harness]
 
 
 @pytest.fixture
-def behind(houses: Callable[..., House], api: HubApi, tmp_path: Path) -> Behind:
-    """A house whose Hub is `api`."""
+def behind(harnesses: Callable[..., Harness], api: HubApi, tmp_path: Path) -> Behind:
+    """A harness whose Hub is `api`."""
 
     def make(
         *words: str,
@@ -59,7 +59,7 @@ def behind(houses: Callable[..., House], api: HubApi, tmp_path: Path) -> Behind:
         seconds: int = 3600,
         logout_url: str = "/hub/logout",
         **more: Any,
-    ) -> House:
+    ) -> Harness:
         service = HubService(
             hub=HubClient(api.url, kept=0.0),
             client_id="service-binder",
@@ -73,7 +73,7 @@ def behind(houses: Callable[..., House], api: HubApi, tmp_path: Path) -> Behind:
         sessions = LocalSessions(tmp_path / "signed-out")
         ways = service.ways(ended=sessions.ended, in_url=in_url)
         given = gate(words or ("hub",), tokens=lambda: TOKENS, hub=ways, ended=sessions.ended, token_in_url=in_url)
-        return houses(auth_gate=given, events_auth=("none",), sessions=sessions, **more)
+        return harnesses(auth_gate=given, events_auth=("none",), sessions=sessions, **more)
 
     return make
 
@@ -133,20 +133,20 @@ def test_access_to_every_service_is_access_to_this_one(behind: Behind, api: HubA
 
 
 def test_our_own_tokens_are_not_shown_to_the_hub(behind: Behind, api: HubApi) -> None:
-    house = behind("hub", "token")
-    assert house.client.get("/api/v1/builds", headers=bearer(TOKENS["ci"].decode())).status_code == 200
+    harness = behind("hub", "token")
+    assert harness.client.get("/api/v1/builds", headers=bearer(TOKENS["ci"].decode())).status_code == 200
     assert api.asked == []
-    assert house.client.get("/api/v1/builds", headers=bearer("ada's")).status_code == 200
+    assert harness.client.get("/api/v1/builds", headers=bearer("ada's")).status_code == 200
 
 
 def test_a_token_in_an_address_where_that_is_allowed(behind: Behind) -> None:
     refused = behind().client.get("/api/v1/builds?token=ada's")
     assert refused.status_code == 401
     assert "token in a URL is not accepted" in refused.json["detail"]
-    house = behind(in_url=True)
-    assert house.client.get("/api/v1/builds?token=ada's").status_code == 200
-    assert house.client.get("/api/v1/builds?token=nobody's").status_code == 401
-    assert house.client.get("/api/v1/builds?token=ada's", headers=bearer("nobody's")).status_code == 401
+    harness = behind(in_url=True)
+    assert harness.client.get("/api/v1/builds?token=ada's").status_code == 200
+    assert harness.client.get("/api/v1/builds?token=nobody's").status_code == 401
+    assert harness.client.get("/api/v1/builds?token=ada's", headers=bearer("nobody's")).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -163,14 +163,14 @@ def test_a_token_in_an_address_where_that_is_allowed(behind: Behind) -> None:
 def test_a_pushed_image_opens_in_the_hub(behind: Behind, api: HubApi, pages: dict[str, str], shown: str) -> None:
     hub = settings.read({**SERVICE, **pages}).hub
     assert hub
-    house = behind(logout_url=hub.logout_url)
-    client = house.client
+    harness = behind(logout_url=hub.logout_url)
+    client = harness.client
     sign_in(client, api)
     asked = client.post("/api/v1/builds", json=body(), headers=bearer("ada's"))
-    pushed = house.run(asked.json["name"])  # type: ignore[index]
+    pushed = harness.run(asked.json["name"])  # type: ignore[index]
     local = change(pushed.request, image="localhost/stats")
-    house.engine.accept([Submission(name="kept", request=local, cause=pushed.causes[0])])
-    house.run("kept")
+    harness.engine.accept([Submission(name="kept", request=local, cause=pushed.causes[0])])
+    harness.run("kept")
 
     def links(name: str) -> dict[str, str]:
         page = soup(client, f"/builds/{name}")
@@ -178,37 +178,37 @@ def test_a_pushed_image_opens_in_the_hub(behind: Behind, api: HubApi, pages: dic
         return {text(link): str(link["href"]) for link in page.select(".card a")}
 
     assert links(pushed.name) == {}, "the build has no image yet"
-    house.end(pushed.name)
-    house.end("kept")
+    harness.end(pushed.name)
+    harness.end("kept")
     assert links(pushed.name) == {"Open in this Hub": f"{shown}spawn", "Hub's home page": f"{shown}home"}
     assert links("kept") == {}, "the Hub cannot pull an image that stays with the daemon"
 
 
-def test_without_a_hub_no_page_leads_to_one(house: House) -> None:
-    build = house.run(house.ask().name)
-    house.end(build.name)
-    page = soup(house.client, f"/builds/{build.name}")
+def test_without_a_hub_no_page_leads_to_one(harness: Harness) -> None:
+    build = harness.run(harness.ask().name)
+    harness.end(build.name)
+    page = soup(harness.client, f"/builds/{build.name}")
     assert page.select_one("#pull")
     assert "Open in this Hub" not in text(page)
 
 
 def test_a_user_cancels_their_own_and_an_admin_all(behind: Behind) -> None:
-    house = behind()
+    harness = behind()
     own, others, both = (
-        house.client.post("/api/v1/builds", json=body(subdir=folder), headers=bearer("ada's")).json["name"]
+        harness.client.post("/api/v1/builds", json=body(subdir=folder), headers=bearer("ada's")).json["name"]
         for folder in ("a", "b", "c")
     )
-    house.client.post("/api/v1/builds", json=body(subdir="c"), headers=bearer("root's"))
+    harness.client.post("/api/v1/builds", json=body(subdir="c"), headers=bearer("root's"))
     for name, who, status in ((own, "ada's", 202), (both, "ada's", 403), (others, "root's", 202)):
-        assert house.client.delete(f"/api/v1/builds/{name}", headers=bearer(who)).status_code == status
+        assert harness.client.delete(f"/api/v1/builds/{name}", headers=bearer(who)).status_code == status
 
 
 def test_a_hub_that_is_away_is_a_503_on_every_way(behind: Behind, api: HubApi) -> None:
     api.says = (503, b"")
-    house = behind()
-    answer = house.client.get("/api/v1/builds", headers=bearer("ada's"))
+    harness = behind()
+    answer = harness.client.get("/api/v1/builds", headers=bearer("ada's"))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    stream = house.client.get(f"/build/gh/octo/stats/{'1' * 40}", headers=bearer("ada's"))
+    stream = harness.client.get(f"/build/gh/octo/stats/{'1' * 40}", headers=bearer("ada's"))
     assert stream.status_code == 200
     assert '"status_code": 503' in stream.text
 
@@ -217,8 +217,8 @@ def test_a_hub_that_is_away_is_a_503_on_every_way(behind: Behind, api: HubApi) -
 
 
 def test_signing_in_leads_back_and_sets_cookies_for_us_alone(behind: Behind, api: HubApi) -> None:
-    house = behind(public_url="https://hub.example/services/binder/")
-    client = house.client
+    harness = behind(public_url="https://hub.example/services/binder/")
+    client = harness.client
     back = sign_in(client, api, path="/?state=failed")
     assert (back.status_code, back.headers["Location"]) == (303, "/?state=failed")
     cookies = {cookie.partition("=")[0]: cookie for cookie in back.headers.getlist("Set-Cookie")}
@@ -237,13 +237,13 @@ def test_signing_in_leads_back_to_every_page(behind: Behind, api: HubApi, path: 
 
 
 def test_what_lies_in_the_way_of_a_sign_in(behind: Behind, api: HubApi) -> None:
-    house = behind()
-    begun = house.client.get("/", headers=HTML)
+    harness = behind()
+    begun = harness.client.get("/", headers=HTML)
     state = parse_qs(urlsplit(begun.headers["Location"]).query)["state"][0]
     api.codes["code"] = "ada's"
-    stranger = house.client.get("/oauth_callback", query_string={"code": "code", "state": state}, headers=HTML)
+    stranger = harness.client.get("/oauth_callback", query_string={"code": "code", "state": state}, headers=HTML)
     assert (stranger.status_code, stranger.mimetype) == (403, "text/html")
-    client = house.client
+    client = harness.client
     begun = client.get("/", headers=HTML)
     state = parse_qs(urlsplit(begun.headers["Location"]).query)["state"][0]
     for query in ({"state": state[:-1], "code": "code"}, {"code": "code"}, {"state": state, "error": "access_denied"}):
@@ -262,14 +262,14 @@ def test_a_session_does_for_other_replicas_and_dies_with_its_token(behind: Behin
     value = client.get_cookie(HUB_SESSION)
     assert value is not None
     spoiled = value.value[:-2] + ("AA" if not value.value.endswith("AA") else "BB")
-    for house, given, status in (
+    for harness, given, status in (
         (second, value.value, 200),
         (foreign, value.value, 401),
         (second, spoiled, 401),
         (second, "ada's", 401),
         (behind(seconds=-1), value.value, 401),
     ):
-        other = house.client
+        other = harness.client
         other.set_cookie(HUB_SESSION, given)
         assert other.get("/api/v1/builds").status_code == status
     del api.tokens["ada's"]
@@ -277,8 +277,8 @@ def test_a_session_does_for_other_replicas_and_dies_with_its_token(behind: Behin
 
 
 def test_a_session_needs_its_own_xsrf_token_to_have_things_done(behind: Behind, api: HubApi) -> None:
-    house = behind()
-    client, other = house.client, house.client
+    harness = behind()
+    client, other = harness.client, harness.client
     sign_in(client, api)
     sign_in(other, api, "root's")
     own, foreign = (str(each.get_cookie(XSRF).value) for each in (client, other))  # type: ignore[union-attr]
@@ -291,7 +291,7 @@ def test_a_session_needs_its_own_xsrf_token_to_have_things_done(behind: Behind, 
     ):
         assert client.post("/api/v1/builds", json=body(), headers=shown).status_code == 403
         assert '"status_code": 403' in client.get(f"/build/gh/octo/stats/{'1' * 40}", headers=shown).text
-    assert not house.builds()
+    assert not harness.builds()
     assert client.post("/api/v1/builds", json=body(), headers={"X-Xsrftoken": own}).status_code == 202
     assert client.post(f"/api/v1/builds?_xsrf={own}", json=body()).status_code == 202
     assert client.get("/api/v1/builds", headers=bearer("nobody's")).status_code == 401, "a token comes before a session"
@@ -335,7 +335,7 @@ def test_a_script_of_a_page_is_not_sent_to_the_hub(behind: Behind) -> None:
     assert 'id="token"' not in page.text
 
 
-def test_without_a_hub_there_is_no_way_over_it(houses: Callable[..., House]) -> None:
-    house = houses(auth=["token"])
+def test_without_a_hub_there_is_no_way_over_it(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(auth=["token"])
     for path in ("/login/hub", "/oauth_callback?code=x&state=y"):
-        assert house.client.get(path, headers=HTML).status_code == 404
+        assert harness.client.get(path, headers=HTML).status_code == 404

@@ -23,7 +23,7 @@ from builds.repository import Policy
 from builds.triggers import BuildTemplate, TriggerRule
 from eventing.http import encode
 from eventing.sinks import judge
-from tests.handlers.house import COMMIT, PREFIX, REPOSITORY, House, Named, body, event, structured
+from tests.handlers.harness import COMMIT, PREFIX, REPOSITORY, Harness, Named, body, event, structured
 
 ANY = TriggerRule(name="any", build=BuildTemplate(repository=REPOSITORY, commit=COMMIT, ref="refs/heads/main"))
 """A trigger that matches every event."""
@@ -64,10 +64,10 @@ def from_broker(about: dict[str, Any], **extensions: str) -> dict[str, Any]:
 # Answers to a broker. ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_broker_sends_is_taken_without_a_reply(house: House) -> None:
-    answer = house.client.post("/events", **from_broker(event()))
+def test_what_a_broker_sends_is_taken_without_a_reply(harness: Harness) -> None:
+    answer = harness.client.post("/events", **from_broker(event()))
     assert (answer.status_code, answer.data) == (202, b"")
-    (cause,) = house.builds()[0].causes
+    (cause,) = harness.builds()[0].causes
     assert cause.trace is not None
     assert (cause.trace.traceparent, cause.hops_left) == (f"00-{'a' * 32}-{'b' * 16}-01", None)
 
@@ -97,7 +97,7 @@ TEMPLATE = TriggerRule(name="course", build=BuildTemplate(repository="{data.cour
 GONE = {"type": "org.example.course.deleted", "data": {"course": None}}
 
 ANSWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
-    # case: (settings of the house, the request, the status, the reaction of the broker)
+    # case: (settings of the harness, the request, the status, the reaction of the broker)
     "asked for": ({}, from_broker(event()), 202, "done"),
     "wanted": ({"triggers": [ANY]}, from_broker(event(type="a")), 202, "done"),
     "no trigger": ({}, from_broker(event(type="org.example.other")), 204, "done"),
@@ -120,7 +120,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], dict[str, Any], int, str]] = {
 
 
 @pytest.mark.parametrize("case", ANSWERS)
-def test_what_becomes_of_an_event(houses: Callable[..., House], tmp_path: Path, case: str) -> None:
+def test_what_becomes_of_an_event(harnesses: Callable[..., Harness], tmp_path: Path, case: str) -> None:
     settings, posted, status, expected = ANSWERS[case]
     if "auth_gate" in settings:
         from handlers.auth import Gate  # noqa: PLC0415
@@ -128,7 +128,7 @@ def test_what_becomes_of_an_event(houses: Callable[..., House], tmp_path: Path, 
         settings = {"auth_gate": Gate([Named("user:ada")])}
     if "intake" in settings:
         settings = unreachable(tmp_path)
-    answer = houses(**settings).client.post("/events", **posted)
+    answer = harnesses(**settings).client.post("/events", **posted)
     assert (answer.status_code, fate(answer.status_code, answer.data)) == (status, expected), answer.text
     assert ("Retry-After" in answer.headers) == (expected == "repeated")
     assert status in FINAL | {202, 204, 429, 503}
@@ -137,14 +137,14 @@ def test_what_becomes_of_an_event(houses: Callable[..., House], tmp_path: Path, 
         assert answer.json["detail"]
 
 
-def test_what_has_been_repeated_is_one_build(house: House) -> None:
+def test_what_has_been_repeated_is_one_build(harness: Harness) -> None:
     for _ in range(3):
-        assert fate(*posted(house, from_broker(event()))) == "done"
-    assert [len(build.causes) for build in house.builds()] == [1]
+        assert fate(*posted(harness, from_broker(event()))) == "done"
+    assert [len(build.causes) for build in harness.builds()] == [1]
 
 
-def posted(house: House, message: dict[str, Any]) -> tuple[int, bytes]:
-    answer = house.client.post("/events", **message)
+def posted(harness: Harness, message: dict[str, Any]) -> tuple[int, bytes]:
+    answer = harness.client.post("/events", **message)
     return answer.status_code, answer.data
 
 
@@ -166,58 +166,58 @@ def told(build: Build, word: str = "succeeded", source: str = "/kiln") -> Any:
 @pytest.mark.parametrize("source", ["/kiln", "/another"])
 @pytest.mark.parametrize("word", [word.value for word in Word])
 def test_what_a_kiln_tells_of_builds_asks_for_nothing(
-    houses: Callable[..., House], word: str, source: str, mode: Any
+    harnesses: Callable[..., Harness], word: str, source: str, mode: Any
 ) -> None:
-    house = houses(triggers=[ANY])
-    build = house.ask()
+    harness = harnesses(triggers=[ANY])
+    build = harness.ask()
     headers, data = encode(told(build, word, source), mode)
-    answer = house.client.post("/events", data=data, headers=headers)
+    answer = harness.client.post("/events", data=data, headers=headers)
     assert (answer.status_code, answer.data) == (204, b"")
-    assert [len(each.causes) for each in house.builds()] == [1]
+    assert [len(each.causes) for each in harness.builds()] == [1]
 
 
-def test_of_its_own_source_only_a_request_asks_for_anything(houses: Callable[..., House]) -> None:
-    house = houses(triggers=[ANY])
+def test_of_its_own_source_only_a_request_asks_for_anything(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(triggers=[ANY])
     foreign = event(type="dev.cdevents.build.finished.0.3.0")
-    assert house.client.post("/events", **structured({**foreign, "source": "/kiln"})).status_code == 204
-    assert house.client.post("/events", **structured({**foreign, "source": "/another"})).status_code == 202
-    assert house.client.post("/events", **structured(event(source="/kiln", id="asked"))).status_code == 202
+    assert harness.client.post("/events", **structured({**foreign, "source": "/kiln"})).status_code == 204
+    assert harness.client.post("/events", **structured({**foreign, "source": "/another"})).status_code == 202
+    assert harness.client.post("/events", **structured(event(source="/kiln", id="asked"))).status_code == 202
 
 
 @pytest.mark.parametrize(
     ("said", "left", "sent"),
     [("255", 255, 254), ("2", 2, 1), ("1", 1, 0), ("9999999999", 255, 254), ("soon", None, None), ("2.5", None, None)],
 )
-def test_hops_are_kept_and_taken_off(house: House, said: str, left: int | None, sent: int | None) -> None:
-    assert house.client.post("/events", **from_broker(event(), knativebrokerttl=said)).status_code == 202
-    (build,) = house.builds()
+def test_hops_are_kept_and_taken_off(harness: Harness, said: str, left: int | None, sent: int | None) -> None:
+    assert harness.client.post("/events", **from_broker(event(), knativebrokerttl=said)).status_code == 202
+    (build,) = harness.builds()
     assert build.causes[0].hops_left == left
     assert told(build).extensions.get("knativebrokerttl") == sent
 
 
 @pytest.mark.parametrize("said", [0, -1, "0", "-5"])
-def test_an_event_without_hops_asks_for_nothing(house: House, said: object) -> None:
-    answer = house.client.post("/events", **structured(event(knativebrokerttl=said)))
+def test_an_event_without_hops_asks_for_nothing(harness: Harness, said: object) -> None:
+    answer = harness.client.post("/events", **structured(event(knativebrokerttl=said)))
     assert (answer.status_code, answer.data) == (204, b"")
-    assert not house.builds()
+    assert not harness.builds()
 
 
-def test_events_that_follow_from_one_another_end(houses: Callable[..., House]) -> None:
+def test_events_that_follow_from_one_another_end(harnesses: Callable[..., Harness]) -> None:
     """Each event derives from the one before and copies its extensions, as a careful producer would."""
-    house = houses(triggers=[ANY])
+    harness = harnesses(triggers=[ANY])
     left, answers = "3", []
     for number in range(6):
         about = event(type="org.example.derived", id=f"e-{number}")
-        answers.append(house.client.post("/events", **structured({**about, "knativebrokerttl": left})).status_code)
-        (build,) = house.builds()
+        answers.append(harness.client.post("/events", **structured({**about, "knativebrokerttl": left})).status_code)
+        (build,) = harness.builds()
         left = told(build).extensions["knativebrokerttl"]
     assert answers == [202, 202, 202, 204, 204, 204]
 
 
-def test_two_kilns_that_build_on_each_other_s_cdevents_end(houses: Callable[..., House]) -> None:
+def test_two_kilns_that_build_on_each_other_s_cdevents_end(harnesses: Callable[..., Harness]) -> None:
     """The broker between them decrements its own count before it posts."""
     rounds = []
-    both = [houses(triggers=[ANY]), houses(triggers=[ANY])]
+    both = [harnesses(triggers=[ANY]), harnesses(triggers=[ANY])]
     build = both[0].ask()
     for number in range(12):
         [sent] = chain.events(build, Word.QUEUED, 1, told(build, "queued", source=f"/{number}"))

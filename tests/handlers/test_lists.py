@@ -25,8 +25,8 @@ from builds.triggers import from_event_data
 from handlers import badges
 from handlers.auth import Gate, Identity
 from handlers.times import age, duration
-from tests.handlers.house import PREFIX, REPOSITORY, House, build_house
-from tests.handlers.reading import HTML, check_structure, soup, text
+from tests.handlers.harness import PREFIX, REPOSITORY, Harness, create_harness
+from tests.handlers.markup import HTML, check_structure, soup, text
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -43,25 +43,27 @@ def rows(page: BeautifulSoup, section: str = "list") -> list[dict[str, str]]:
     return found
 
 
-def asked(house: House, repository: str, name: str, *, by: str | None = None, ref: str = "main", **more: Any) -> Build:
+def asked(
+    harness: Harness, repository: str, name: str, *, by: str | None = None, ref: str = "main", **more: Any
+) -> Build:
     """Accept a build that `by` requests, of a commit of its own."""
     wants = from_event_data(
         {"repository": repository, "ref": f"refs/heads/{ref}", "commit": name.rjust(40, "0"), **more}
     )
-    ask = house.services.intake.submission(
-        wants, source="/tests", id=name, type="t", by=by, chooses=True, kind=Kind.PERSON, now=house.services.now()
+    ask = harness.services.intake.submission(
+        wants, source="/tests", id=name, type="t", by=by, chooses=True, kind=Kind.PERSON, now=harness.services.now()
     )
-    (build,) = house.engine.accept([ask])
+    (build,) = harness.engine.accept([ask])
     return build
 
 
 # The list ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_row_says_what_people_look_for(house: House) -> None:
-    build = asked(house, REPOSITORY, "1", by="user:ada", subdir="course/week")
-    house.run(build.name)
-    page = soup(house.client, "/")
+def test_a_row_says_what_people_look_for(harness: Harness) -> None:
+    build = asked(harness, REPOSITORY, "1", by="user:ada", subdir="course/week")
+    harness.run(build.name)
+    page = soup(harness.client, "/")
     (row,) = rows(page)
     assert row["State"] == "running"
     assert row["Repository"] == "octo/stats github.com folder course/week"
@@ -76,16 +78,16 @@ def test_a_row_says_what_people_look_for(house: House) -> None:
     assert links == {f"/builds/{build.name}", f"/repository?repository={REPOSITORY}"}
 
 
-def test_an_empty_list_says_how_to_begin_where_this_kiln_is(houses: Callable[..., House]) -> None:
-    house = houses(base_path="/services/binder/", public_url="https://hub.example/services/binder")
-    examples = " ".join(map(text, soup(house.client, "/services/binder/").select(".empty pre")))
+def test_an_empty_list_says_how_to_begin_where_this_kiln_is(harnesses: Callable[..., Harness]) -> None:
+    harness = harnesses(base_path="/services/binder/", public_url="https://hub.example/services/binder")
+    examples = " ".join(map(text, soup(harness.client, "/services/binder/").select(".empty pre")))
     for address in (
         "KILN_SERVER=https://hub.example/services/binder/",
         "binder/api/v1/builds",
         "binder/webhooks/github",
     ):
         assert address in examples
-    nothing = soup(house.client, "/services/binder/?search=nothing")
+    nothing = soup(harness.client, "/services/binder/?search=nothing")
     assert "No build matches" in text(nothing.select_one("#list"))
     assert not nothing.select(".empty pre")
 
@@ -104,57 +106,59 @@ def test_an_empty_list_says_how_to_begin_where_this_kiln_is(houses: Callable[...
         ("", {"1", "2", "3"}),
     ],
 )
-def test_words_are_searched(house: House, search: str, found: set[str]) -> None:
+def test_words_are_searched(harness: Harness, search: str, found: set[str]) -> None:
     builds = {
-        "1": asked(house, REPOSITORY, "1", by="user:ada"),
-        "2": asked(house, REPOSITORY, "2", by="user:grace", ref="develop"),
-        "3": asked(house, "https://gitlab.com/org/course", "3", by="token:ci"),
+        "1": asked(harness, REPOSITORY, "1", by="user:ada"),
+        "2": asked(harness, REPOSITORY, "2", by="user:grace", ref="develop"),
+        "3": asked(harness, "https://gitlab.com/org/course", "3", by="token:ci"),
     }
     names = {builds[each].name for each in found}
-    answer = house.client.get("/api/v1/builds", query_string={"search": search})
+    answer = harness.client.get("/api/v1/builds", query_string={"search": search})
     assert {item["name"] for item in answer.json["items"]} == names
-    page = BeautifulSoup(house.client.get("/", query_string={"search": search}, headers=HTML).text, "html.parser")
+    page = BeautifulSoup(harness.client.get("/", query_string={"search": search}, headers=HTML).text, "html.parser")
     assert {str(row["data-key"]) for row in page.select("#list tr[data-key]")} == names
     assert page.select_one("input[name=search]")["value"] == search  # type: ignore[index]
-    develop = house.client.get("/api/v1/builds?ref=develop").json
+    develop = harness.client.get("/api/v1/builds?ref=develop").json
     assert [item["name"] for item in develop["items"]] == [builds["2"].name]
 
 
-def test_a_search_is_bounded_and_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert house.client.get("/api/v1/builds", query_string={"search": "x" * 201}).status_code == 400
-    wanted = asked(house, REPOSITORY, "1", ref="wanted")
+def test_a_search_is_bounded_and_goes_on(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert harness.client.get("/api/v1/builds", query_string={"search": "x" * 201}).status_code == 400
+    wanted = asked(harness, REPOSITORY, "1", ref="wanted")
     for number in range(2, 8):
-        asked(house, REPOSITORY, str(number))
+        asked(harness, REPOSITORY, str(number))
     monkeypatch.setattr("handlers.builds.MAX_EXAMINED", 1)
     monkeypatch.setattr("handlers.builds.BATCH", 1)
-    page = house.client.get("/api/v1/builds?search=wanted&limit=1").json
+    page = harness.client.get("/api/v1/builds?search=wanted&limit=1").json
     assert page["items"] == []
     while not page["items"]:
-        page = house.client.get("/api/v1/builds", query_string={"search": "wanted", "continue": page["continue"]}).json
+        page = harness.client.get(
+            "/api/v1/builds", query_string={"search": "wanted", "continue": page["continue"]}
+        ).json
     assert [item["name"] for item in page["items"]] == [wanted.name]
-    looked = soup(house.client, "/?search=wanted&limit=1")
+    looked = soup(harness.client, "/?search=wanted&limit=1")
     assert "Search older builds" in text(looked.select_one("#list"))
-    place = house.client.get("/api/v1/builds?search=wanted&limit=1").json["continue"]
-    assert house.client.get("/api/v1/builds", query_string={"search": "other", "continue": place}).status_code == 400
+    place = harness.client.get("/api/v1/builds?search=wanted&limit=1").json["continue"]
+    assert harness.client.get("/api/v1/builds", query_string={"search": "other", "continue": place}).status_code == 400
 
 
-def test_the_queue_is_in_the_plans_order(house: House) -> None:
+def test_the_queue_is_in_the_plans_order(harness: Harness) -> None:
     """People come before pushes, and each user's first build before any user's second."""
     for name, by in (("1", "user:ada"), ("2", "user:ada"), ("3", "user:grace")):
-        asked(house, REPOSITORY if name != "3" else "https://github.com/octo/other", name, by=by)
-    page = soup(house.client, "/")
+        asked(harness, REPOSITORY if name != "3" else "https://github.com/octo/other", name, by=by)
+    page = soup(harness.client, "/")
     queue = rows(page, "queue")
     assert [row["Position"] for row in queue] == ["1", "2", "3"]
     assert [row["Requested by"] for row in queue] == ["ada", "grace", "ada"]
     assert page.select_one("#queue caption")
-    assert not soup(house.client, "/?search=octo").select("#queue"), "positions are of all that wait"
+    assert not soup(harness.client, "/?search=octo").select("#queue"), "positions are of all that wait"
 
 
-def test_builds_are_grouped_by_repository(house: House) -> None:
+def test_builds_are_grouped_by_repository(harness: Harness) -> None:
     for number in range(1, 6):
-        asked(house, REPOSITORY, str(number))
-    asked(house, "https://gitlab.com/org/course", "9")
-    page = soup(house.client, "/?group=repository")
+        asked(harness, REPOSITORY, str(number))
+    asked(harness, "https://gitlab.com/org/course", "9")
+    page = soup(harness.client, "/?group=repository")
     groups = page.select("#list section.group")
     assert [text(group.find("h3")) for group in groups] == ["org/course gitlab.com", "octo/stats github.com"]
     assert [len(group.select("tbody tr")) for group in groups] == [1, 3]
@@ -162,55 +166,55 @@ def test_builds_are_grouped_by_repository(house: House) -> None:
     assert page.select_one(".choice a[aria-current=true]").get_text() == "By repository"  # type: ignore[union-attr]
 
 
-def test_the_newest_page_is_kept_fresh_and_older_ones_stay(house: House) -> None:
+def test_the_newest_page_is_kept_fresh_and_older_ones_stay(harness: Harness) -> None:
     for number in range(3):
-        asked(house, REPOSITORY, str(number + 1))
-    first = soup(house.client, "/?limit=2&search=octo")
+        asked(harness, REPOSITORY, str(number + 1))
+    first = soup(harness.client, "/?limit=2&search=octo")
     assert first.select("#live[data-live]")
     assert first.select("#announcement[role=status]")
     older = first.select_one("a[rel=next]")
     assert older is not None
-    page = soup(house.client, str(older["href"]))
+    page = soup(harness.client, str(older["href"]))
     assert not page.select("#live[data-live]")
     assert len(rows(page)) == 1
     assert [text(link) for link in page.select("nav[aria-label=Pages] a")] == ["Newest"]
 
 
 @pytest.mark.parametrize("path", ["/", "/?group=repository", f"/repository?repository={REPOSITORY}"])
-def test_every_page_is_for_keyboard_and_screen_reader(house: House, path: str) -> None:
-    build = asked(house, REPOSITORY, "1", by="user:ada")
-    house.run(build.name)
-    house.end(build.name)
-    asked(house, REPOSITORY, "2")
-    check_structure(soup(house.client, path))
+def test_every_page_is_for_keyboard_and_screen_reader(harness: Harness, path: str) -> None:
+    build = asked(harness, REPOSITORY, "1", by="user:ada")
+    harness.run(build.name)
+    harness.end(build.name)
+    asked(harness, REPOSITORY, "2")
+    check_structure(soup(harness.client, path))
 
 
 # One repository ------------------------------------------------------------------------------------------------------
 
 
-def test_a_repository_has_its_history_and_images(house: House) -> None:
-    first = asked(house, REPOSITORY, "1")
-    house.run(first.name)
-    house.end(first.name)
-    asked(house, REPOSITORY, "2", ref="develop")
-    asked(house, "https://github.com/octo/other", "3")
-    page = soup(house.client, "/repository?repository=https://github.com/OCTO/stats.git")
+def test_a_repository_has_its_history_and_images(harness: Harness) -> None:
+    first = asked(harness, REPOSITORY, "1")
+    harness.run(first.name)
+    harness.end(first.name)
+    asked(harness, REPOSITORY, "2", ref="develop")
+    asked(harness, "https://github.com/octo/other", "3")
+    page = soup(harness.client, "/repository?repository=https://github.com/OCTO/stats.git")
     assert text(page.find("h1")) == "octo/stats"
     assert [row["State"] for row in rows(page)] == ["queued", "succeeded"]
     (image,) = rows(page, "images")
     assert image["Ref"] == "main"
     assert f"{first.request.image}:{'1'.rjust(40, '0')}@sha256:" in image["Image"]
-    develop = soup(house.client, f"/repository?repository={REPOSITORY}&ref=develop")
+    develop = soup(harness.client, f"/repository?repository={REPOSITORY}&ref=develop")
     assert [row["Ref"] for row in rows(develop)] == ["develop"]
     assert not develop.select("#images")
     markdown = text(page.find(id="badge"))
     assert markdown.startswith(f"[![Image](http://localhost/badge.svg?repository={REPOSITORY})]")
 
 
-def test_what_is_no_repository_is_told(house: House) -> None:
-    assert "Name the repository" in text(soup(house.client, "/repository", 400))
-    soup(house.client, "/repository?repository=git@github.com:octo/stats", 422)
-    nothing = soup(house.client, "/repository?repository=https://github.com/octo/nothing")
+def test_what_is_no_repository_is_told(harness: Harness) -> None:
+    assert "Name the repository" in text(soup(harness.client, "/repository", 400))
+    soup(harness.client, "/repository?repository=git@github.com:octo/stats", 422)
+    nothing = soup(harness.client, "/repository?repository=https://github.com/octo/nothing")
     assert "This repository has no builds" in text(nothing)
     assert not nothing.select("#badge")
 
@@ -236,7 +240,7 @@ class Said:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
     """A Kiln with a repository that `private` names, one with a stored credential, and a public one."""
     private = Private(
         [PrivateRule(match=NAMED, use_by=("webhooks", "group:staff"))], stored=lambda found: found.url != PUBLIC
@@ -252,22 +256,22 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     )
     gate = Gate((Said(),))
     with closing(
-        build_house(
+        create_harness(
             tmp_path_factory.mktemp("guarded"), auth_gate=gate, events_auth=("none",), intake=intake, private=private
         )
-    ) as house:
+    ) as harness:
         for number, url in enumerate((NAMED, STORED, PUBLIC)):
             wants = from_event_data({"repository": url, "ref": "refs/heads/secret-ref", "commit": f"{number + 1}" * 40})
             ask = intake.submission(
                 wants, source="/hook", id=url, type="p", by="webhook:github", chooses=True, kind=Kind.PUSH, now=NOW
             )
             default = change(ask.cause, default=True)
-            (build,) = house.engine.accept([Submission(name=ask.name, request=ask.request, cause=default)])
-            house.run(build.name)
-            house.end(build.name)
+            (build,) = harness.engine.accept([Submission(name=ask.name, request=ask.request, cause=default)])
+            harness.run(build.name)
+            harness.end(build.name)
             later = change(ask.request, commit="f" * 40)
-            house.engine.accept([Submission(name=f"{ask.name}-2", request=later, cause=default)])
-        yield house
+            harness.engine.accept([Submission(name=f"{ask.name}-2", request=later, cause=default)])
+        yield harness
 
 
 SEES = {"ada": {NAMED, PUBLIC}, "kim": {PUBLIC}, "root": {STORED, PUBLIC}, "ci": {STORED, PUBLIC}}
@@ -275,7 +279,7 @@ SEES = {"ada": {NAMED, PUBLIC}, "kim": {PUBLIC}, "root": {STORED, PUBLIC}, "ci":
 
 @pytest.mark.parametrize("who", PEOPLE)
 @pytest.mark.parametrize("path", ["/", "/?group=repository", "/?search=org", "/?ref=secret-ref", "/?state=queued"])
-def test_lists_show_what_the_api_shows(guarded: House, who: str, path: str) -> None:
+def test_lists_show_what_the_api_shows(guarded: Harness, who: str, path: str) -> None:
     client = guarded.client
     client.environ_base["HTTP_AUTHORIZATION"] = who
     page = client.get(path, headers=HTML).text
@@ -292,7 +296,7 @@ def test_lists_show_what_the_api_shows(guarded: House, who: str, path: str) -> N
 
 @pytest.mark.parametrize("who", PEOPLE)
 @pytest.mark.parametrize("url", [NAMED, STORED, PUBLIC])
-def test_a_repositorys_page_tells_nothing_of_what_one_may_not_see(guarded: House, who: str, url: str) -> None:
+def test_a_repositorys_page_tells_nothing_of_what_one_may_not_see(guarded: Harness, who: str, url: str) -> None:
     client = guarded.client
     client.environ_base["HTTP_AUTHORIZATION"] = who
     page = soup(client, f"/repository?repository={url}")
@@ -319,7 +323,7 @@ def badge(client: FlaskClient, **query: str) -> str:
     return str(words[1])
 
 
-def test_a_badge_is_for_everybody_and_only_of_what_everybody_may_see(guarded: House) -> None:
+def test_a_badge_is_for_everybody_and_only_of_what_everybody_may_see(guarded: Harness) -> None:
     client = guarded.client
     assert badge(client, repository=PUBLIC) == "succeeded"
     for url in (NAMED, STORED, f"{PUBLIC}-never", "git@git.example:org/public", ""):
@@ -334,46 +338,48 @@ def test_a_badge_is_for_everybody_and_only_of_what_everybody_may_see(guarded: Ho
     )
 
 
-def test_a_badge_may_be_kept_and_shown_anywhere(house: House) -> None:
-    answer = house.client.get(f"/badge.svg?repository={REPOSITORY}")
+def test_a_badge_may_be_kept_and_shown_anywhere(harness: Harness) -> None:
+    answer = harness.client.get(f"/badge.svg?repository={REPOSITORY}")
     assert answer.headers["Cache-Control"] == "public, max-age=60"
     assert answer.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
     assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-    again = house.client.get(f"/badge.svg?repository={REPOSITORY}", headers={"If-None-Match": answer.headers["ETag"]})
+    again = harness.client.get(f"/badge.svg?repository={REPOSITORY}", headers={"If-None-Match": answer.headers["ETag"]})
     assert (again.status_code, again.data) == (304, b"")
-    build = asked(house, REPOSITORY, "1")
-    changed = house.client.get(f"/badge.svg?repository={REPOSITORY}", headers={"If-None-Match": answer.headers["ETag"]})
+    build = asked(harness, REPOSITORY, "1")
+    changed = harness.client.get(
+        f"/badge.svg?repository={REPOSITORY}", headers={"If-None-Match": answer.headers["ETag"]}
+    )
     assert changed.status_code == 200
-    assert badge(house.client, repository=REPOSITORY, ref="main") == "queued"
-    house.run(build.name)
-    assert badge(house.client, repository=REPOSITORY, ref="refs/heads/main") == "running"
-    assert badge(house.client, repository=REPOSITORY, ref="other") == "unknown"
+    assert badge(harness.client, repository=REPOSITORY, ref="main") == "queued"
+    harness.run(build.name)
+    assert badge(harness.client, repository=REPOSITORY, ref="refs/heads/main") == "running"
+    assert badge(harness.client, repository=REPOSITORY, ref="other") == "unknown"
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_nothing_of_the_query_is_in_a_badge(repository: str, ref: str) -> None:
-    house = KEPT[0]
-    answer = house.client.get("/badge.svg", query_string={"repository": repository, "ref": ref})
-    assert answer.data == house.client.get("/badge.svg").data
+    harness = KEPT[0]
+    answer = harness.client.get("/badge.svg", query_string={"repository": repository, "ref": ref})
+    assert answer.data == harness.client.get("/badge.svg").data
 
 
-KEPT: list[House] = []
+KEPT: list[Harness] = []
 
 
 @pytest.fixture(autouse=True, scope="module")
-def kept(guarded: House) -> None:
+def kept(guarded: Harness) -> None:
     KEPT.append(guarded)
 
 
-def test_who_asks_for_too_many_badges_at_once_is_told_to_come_back(house: House) -> None:
+def test_who_asks_for_too_many_badges_at_once_is_told_to_come_back(harness: Harness) -> None:
     taken = [badges._readers.acquire(blocking=False) for _ in range(badges.MAX_READERS)]
     try:
-        answer = house.client.get(f"/badge.svg?repository={REPOSITORY}")
+        answer = harness.client.get(f"/badge.svg?repository={REPOSITORY}")
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
     finally:
         for _ in taken:
             badges._readers.release()
-    assert badge(house.client, repository=REPOSITORY) == "unknown"
+    assert badge(harness.client, repository=REPOSITORY) == "unknown"
 
 
 # Times ---------------------------------------------------------------------------------------------------------------

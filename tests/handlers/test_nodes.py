@@ -21,9 +21,9 @@ from builds.engines.local.daemon import DaemonProbe
 from builds.private import Private, PrivateRule
 from builds.transitions import change
 from handlers.auth import Gate
-from tests.builds.things import RELEASE
-from tests.handlers.house import REPOSITORY, House, Named
-from tests.handlers.reading import check_structure, soup, text
+from tests.builds.kubernetes_objects import RELEASE
+from tests.handlers.harness import REPOSITORY, Harness, Named
+from tests.handlers.markup import check_structure, soup, text
 
 NODES = (
     Node(name="n1", disk=Disk(free=3 << 30, size=40 << 30)),
@@ -31,9 +31,9 @@ NODES = (
 )
 
 
-def seen(house: House) -> dict[str, dict[str, str]]:
+def seen(harness: Harness) -> dict[str, dict[str, str]]:
     """Return the cells of each row, by the name of its node."""
-    page = soup(house.client, "/nodes")
+    page = soup(harness.client, "/nodes")
     check_structure(page)
     found = {}
     for row in page.select("#list tbody tr"):
@@ -43,20 +43,20 @@ def seen(house: House) -> dict[str, dict[str, str]]:
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch, house: House) -> House:
+def nodes(monkeypatch: pytest.MonkeyPatch, harness: Harness) -> Harness:
     """A Kiln whose engine reports two nodes."""
-    monkeypatch.setattr(house.engine, "nodes", lambda: NODES)
-    return house
+    monkeypatch.setattr(harness.engine, "nodes", lambda: NODES)
+    return harness
 
 
-def placed(house: House, node: str, *, alone: bool = False, **asked: Any) -> str:
-    build = house.run(house.ask(**asked).name)
+def placed(harness: Harness, node: str, *, alone: bool = False, **asked: Any) -> str:
+    build = harness.run(harness.ask(**asked).name)
     (attempt,) = build.status.attempts
     status = change(build.status, attempts=(change(attempt, node=node, alone=alone),))
-    return house.engine.write(change(build, status=status)).name
+    return harness.engine.write(change(build, status=status)).name
 
 
-def test_each_node_says_its_state_slots_disk_and_builds(nodes: House) -> None:
+def test_each_node_says_its_state_slots_disk_and_builds(nodes: Harness) -> None:
     name = placed(nodes, "n1", subdir="a")
     placed(nodes, "n3", subdir="b", commit="b" * 40)
     placed(nodes, "n2", subdir="c", alone=True)
@@ -74,30 +74,30 @@ def test_each_node_says_its_state_slots_disk_and_builds(nodes: House) -> None:
     assert "1 build waits" in text(page.select_one("#waiting"))
 
 
-def test_a_build_that_an_admin_may_not_see_is_counted_and_not_named(houses: Callable[..., House]) -> None:
+def test_a_build_that_an_admin_may_not_see_is_counted_and_not_named(harnesses: Callable[..., Harness]) -> None:
     private = Private([PrivateRule(match=REPOSITORY, use_by=("group:staff",))])
-    house = houses(auth_gate=Gate((Named("user:root", admin=True),)), private=private)
-    placed(house, "local")
-    house.ask(subdir="waits")
-    found = seen(house)
+    harness = harnesses(auth_gate=Gate((Named("user:root", admin=True),)), private=private)
+    placed(harness, "local")
+    harness.ask(subdir="waits")
+    found = seen(harness)
     assert found["local"]["Slots in use"] == "1 of 2"
     assert found["local"]["Running builds"] == "1 that you may not see"
-    page = soup(house.client, "/nodes")
+    page = soup(harness.client, "/nodes")
     assert "octo" not in text(page)
     assert "No build waits" in text(page.select_one("#waiting"))
 
 
 @pytest.mark.parametrize(("admin", "status"), [(True, 200), (False, 403)])
-def test_nodes_are_for_admins(houses: Callable[..., House], admin: bool, status: int) -> None:
-    house = houses(auth_gate=Gate((Named("user:kim", admin=admin),)))
-    page = soup(house.client, "/nodes", status)
+def test_nodes_are_for_admins(harnesses: Callable[..., Harness], admin: bool, status: int) -> None:
+    harness = harnesses(auth_gate=Gate((Named("user:kim", admin=admin),)))
+    page = soup(harness.client, "/nodes", status)
     assert ("local" in text(page)) is admin
-    links = {text(link) for link in soup(house.client, "/").select("nav[aria-label=Main] a")}
+    links = {text(link) for link in soup(harness.client, "/").select("nav[aria-label=Main] a")}
     assert ("Nodes" in links) is admin
 
 
-def test_a_local_daemon_that_does_not_answer_is_told(houses: Callable[..., House]) -> None:
-    (node,) = seen(houses()).values()
+def test_a_local_daemon_that_does_not_answer_is_told(harnesses: Callable[..., Harness]) -> None:
+    (node,) = seen(harnesses()).values()
     assert node["Node"] == "local"
     assert node["State"] == "ready" or "does not answer" in node["State"]
 
@@ -182,8 +182,8 @@ def test_a_disk_that_cannot_be_seen_is_none(telling: Callable[..., str], tmp_pat
     assert DaemonProbe(f"tcp://{telling({'DockerRootDir': str(tmp_path)})}").disk() is None, "another machine's"
 
 
-def test_a_page_without_nodes_says_what_brings_one(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(house.engine, "nodes", lambda: ())
-    page = soup(house.client, "/nodes")
+def test_a_page_without_nodes_says_what_brings_one(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness.engine, "nodes", lambda: ())
+    page = soup(harness.client, "/nodes")
     assert isinstance(page, BeautifulSoup)
     assert "No node has a build daemon" in text(page.select_one(".empty"))

@@ -20,12 +20,12 @@ from handlers.auth import Gate, gate
 from handlers.oidc import OIDC_SESSION, OidcSession, OidcSignIn, OidcToken, People, Senders, challenge
 from handlers.seals import SIGN_IN
 from handlers.xsrf import COOKIE as XSRF
-from tests.handlers.house import REPOSITORY, TOKENS, House, body, event, push, structured
+from tests.handlers.harness import REPOSITORY, TOKENS, Harness, body, event, push, structured
 from tests.parts.issuer import AUDIENCE, Issuer, hs256, pem, segment
 
 TRIGGER = "system:serviceaccount:shop:courses-oidc-eventing.knative.dev-trigger"
 PUSH = {"type": "com.github.push", "source": REPOSITORY, "subject": "refs/heads/main", "data": push()}
-Behind = Callable[..., House]
+Behind = Callable[..., Harness]
 
 
 @pytest.fixture
@@ -39,23 +39,23 @@ def way(issuer: Issuer, who: People | Senders, **more: Any) -> OidcToken:
 
 
 @pytest.fixture
-def behind(houses: Behind, issuer: Issuer) -> Behind:
-    """A house that authenticates requests by tokens of `issuer`."""
+def behind(harnesses: Behind, issuer: Issuer) -> Behind:
+    """A harness that authenticates requests by tokens of `issuer`."""
 
     def make(
         *words: str, subjects: tuple[str, ...] = (), people: People | None = None, others: bool = True, **more: Any
-    ) -> House:
+    ) -> Harness:
         people = people or People(admin_group="kiln-admins")
         chosen = words or ("oidc",)
         senders = Senders(subjects=subjects, people=people if others else None)
-        house = houses(auth=["none"], **more)
+        harness = harnesses(auth=["none"], **more)
         gates = {
             "auth": gate(chosen, tokens=lambda: TOKENS, oidc=[way(issuer, people)]),
             "events_auth": gate(chosen, tokens=lambda: TOKENS, oidc=[way(issuer, senders)]),
         }
         for name, one in gates.items():
-            object.__setattr__(house.services, name, one)
-        return house
+            object.__setattr__(harness.services, name, one)
+        return harness
 
     return make
 
@@ -64,11 +64,11 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def send(house: House, token: str | None, **changes: object) -> Any:
+def send(harness: Harness, token: str | None, **changes: object) -> Any:
     message = structured(event(**changes))
     if token is not None:
         message["headers"] |= bearer(token)
-    return house.client.post("/events", **message)
+    return harness.client.post("/events", **message)
 
 
 # Senders of events ---------------------------------------------------------------------------------------------------
@@ -76,42 +76,43 @@ def send(house: House, token: str | None, **changes: object) -> Any:
 
 @pytest.mark.parametrize("subjects", [(TRIGGER,), ("x", "system:serviceaccount:shop:*"), ("*",)], ids=str)
 def test_a_named_subject_sends_every_event(behind: Behind, issuer: Issuer, subjects: tuple[str, ...]) -> None:
-    house = behind(subjects=subjects, others=False)
-    assert send(house, issuer.token(sub=TRIGGER), **PUSH).status_code == 202
-    answer = send(house, issuer.token(sub=TRIGGER), data=body(subdir="a", image="registry.example/kiln/x/y"))
+    harness = behind(subjects=subjects, others=False)
+    assert send(harness, issuer.token(sub=TRIGGER), **PUSH).status_code == 202
+    answer = send(harness, issuer.token(sub=TRIGGER), data=body(subdir="a", image="registry.example/kiln/x/y"))
     assert (answer.status_code, answer.data) == (202, b"")
-    assert {cause.by for build in house.builds() for cause in build.causes} == {f"oidc:{TRIGGER}"}
+    assert {cause.by for build in harness.builds() for cause in build.causes} == {f"oidc:{TRIGGER}"}
 
 
 @pytest.mark.parametrize(
     "sub", ["ada", "system:serviceaccount:shopping:x", "system:serviceaccount:shop", f"{TRIGGER}x"]
 )
 def test_another_subject_is_known_and_not_permitted(behind: Behind, issuer: Issuer, sub: str) -> None:
-    house = behind(subjects=(TRIGGER, "system:serviceaccount:shop:y*"), others=False)
+    harness = behind(subjects=(TRIGGER, "system:serviceaccount:shop:y*"), others=False)
     for changes in (PUSH, {}):
-        answer = send(house, issuer.token(sub=sub), **changes)
+        answer = send(harness, issuer.token(sub=sub), **changes)
         assert answer.status_code == 403
         assert 'error="insufficient_scope"' in answer.headers["WWW-Authenticate"]
-    assert not house.builds()
+    assert not harness.builds()
 
 
 def test_a_person_may_only_ask_for_builds(behind: Behind, issuer: Issuer) -> None:
-    house = behind(subjects=(TRIGGER,))
+    harness = behind(subjects=(TRIGGER,))
     for token in (issuer.token(), issuer.token(groups=["staff"])):
-        assert send(house, token, **PUSH).status_code == 403
-        assert send(house, token, data=body(image="registry.example/kiln/x/y")).status_code == 403
-        assert send(house, token).status_code == 202
-    assert send(house, issuer.token(sub="root", groups=["kiln-admins"]), **PUSH).status_code == 202
+        assert send(harness, token, **PUSH).status_code == 403
+        assert send(harness, token, data=body(image="registry.example/kiln/x/y")).status_code == 403
+        assert send(harness, token).status_code == 202
+    assert send(harness, issuer.token(sub="root", groups=["kiln-admins"]), **PUSH).status_code == 202
 
 
 def test_what_a_sender_asks_for_takes_nobodys_share(behind: Behind, issuer: Issuer) -> None:
-    house = behind(subjects=(TRIGGER,))
+    harness = behind(subjects=(TRIGGER,))
     for number in range(25):
         assert (
-            send(house, issuer.token(sub=TRIGGER), id=f"e-{number}", data=body(subdir=f"s-{number}")).status_code == 202
+            send(harness, issuer.token(sub=TRIGGER), id=f"e-{number}", data=body(subdir=f"s-{number}")).status_code
+            == 202
         )
     asked = ({"id": f"e-{number}", "data": body(subdir=f"p-{number}")} for number in range(25))
-    statuses = [send(house, issuer.token(), **one).status_code for one in asked]
+    statuses = [send(harness, issuer.token(), **one).status_code for one in asked]
     assert statuses == [202] * 20 + [429] * 5
 
 
@@ -136,54 +137,54 @@ def attacks(issuer: Issuer) -> dict[str, str]:
 
 
 def test_attacks(behind: Behind, issuer: Issuer) -> None:
-    house = behind(subjects=("*",))
+    harness = behind(subjects=("*",))
     for name, token in attacks(issuer).items():
         for answer in (
-            send(house, token, **PUSH),
-            house.client.get("/api/v1/builds", headers=bearer(token)),
-            house.client.post("/api/v1/builds", json=body(), headers=bearer(token)),
+            send(harness, token, **PUSH),
+            harness.client.get("/api/v1/builds", headers=bearer(token)),
+            harness.client.post("/api/v1/builds", json=body(), headers=bearer(token)),
         ):
             assert answer.status_code == 401, name
             assert 'error="invalid_token"' in answer.headers["WWW-Authenticate"]
             assert token not in answer.text
-    missing = send(house, None, **PUSH)
+    missing = send(harness, None, **PUSH)
     assert (missing.status_code, missing.headers["WWW-Authenticate"]) == (401, 'Bearer realm="kiln"')
     assert issuer.url in missing.json["detail"]
-    assert not house.builds()
+    assert not harness.builds()
 
 
 def test_keys_away_is_a_503_and_known_keys_go_on(behind: Behind, issuer: Issuer) -> None:
-    house = behind(subjects=(TRIGGER,))
+    harness = behind(subjects=(TRIGGER,))
     issuer.says = (500, b"")
-    answer = send(house, issuer.token(sub=TRIGGER), **PUSH)
+    answer = send(harness, issuer.token(sub=TRIGGER), **PUSH)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    house = behind(subjects=(TRIGGER,))
+    harness = behind(subjects=(TRIGGER,))
     issuer.says = None
-    assert send(house, issuer.token(sub=TRIGGER), **PUSH).status_code == 202
+    assert send(harness, issuer.token(sub=TRIGGER), **PUSH).status_code == 202
     issuer.says = (500, b"")
-    assert send(house, issuer.token(sub=TRIGGER, key="unknown"), **PUSH).status_code == 503
-    assert send(house, issuer.token(sub=TRIGGER), **PUSH).status_code == 202
+    assert send(harness, issuer.token(sub=TRIGGER, key="unknown"), **PUSH).status_code == 503
+    assert send(harness, issuer.token(sub=TRIGGER), **PUSH).status_code == 202
 
 
 # People --------------------------------------------------------------------------------------------------------------
 
 
 def test_a_person_asks_and_cancels_their_own(behind: Behind, issuer: Issuer) -> None:
-    house = behind()
+    harness = behind()
     ada, kim, root = (
         bearer(issuer.token(sub=sub, groups=groups))
         for sub, groups in (("ada", "staff"), ("kim", ["staff", 7]), ("root", ["x", "kiln-admins"]))
     )
-    answer = house.client.post("/api/v1/builds", json=body(), headers=ada)
+    answer = harness.client.post("/api/v1/builds", json=body(), headers=ada)
     assert (answer.status_code, answer.json["causes"][0]["by"]) == (202, "oidc:ada")
     place = f"/api/v1/builds/{answer.json['name']}"
-    assert house.client.post("/api/v1/builds", json=body(tags=["x"]), headers=ada).status_code == 403
-    assert [house.client.delete(place, headers=who).status_code for who in (kim, root)] == [403, 202]
+    assert harness.client.post("/api/v1/builds", json=body(tags=["x"]), headers=ada).status_code == 403
+    assert [harness.client.delete(place, headers=who).status_code for who in (kim, root)] == [403, 202]
 
 
 @pytest.mark.parametrize("admin_group", [None, "", "kiln-admins"])
 def test_nobody_is_an_admin_by_what_a_token_says_alone(behind: Behind, issuer: Issuer, admin_group: str | None) -> None:
-    house = behind(people=People(admin_group=admin_group or None))
+    harness = behind(people=People(admin_group=admin_group or None))
     claims: tuple[dict[str, object], ...] = (
         {},
         {"groups": ["admin"]},
@@ -193,31 +194,31 @@ def test_nobody_is_an_admin_by_what_a_token_says_alone(behind: Behind, issuer: I
     )
     for said in (*claims, {"groups": {"kiln-admins": 1}}):
         given = bearer(issuer.token(**said))
-        answer = house.client.post("/api/v1/builds", json=body(image="registry.example/kiln/x/y"), headers=given)
+        answer = harness.client.post("/api/v1/builds", json=body(image="registry.example/kiln/x/y"), headers=given)
         assert answer.status_code == 403
 
 
 def test_groups_come_by_the_claim_that_was_named(behind: Behind, issuer: Issuer) -> None:
     people = People(groups_claim="https://ours.example/roles", admin_group="lead")
-    house = behind(people=people)
+    harness = behind(people=people)
     for claims, status in (({"groups": ["lead"]}, 403), ({"https://ours.example/roles": "lead"}, 202)):
         given = bearer(issuer.token(**claims))
-        assert house.client.post("/api/v1/builds", json=body(tags=["x"]), headers=given).status_code == status
+        assert harness.client.post("/api/v1/builds", json=body(tags=["x"]), headers=given).status_code == status
 
 
 def test_api_tokens_beside_it_are_shown_to_nobody(behind: Behind, issuer: Issuer) -> None:
-    house = behind("token", "oidc")
-    assert house.client.get("/api/v1/builds", headers=bearer(TOKENS["ci"].decode())).status_code == 200
+    harness = behind("token", "oidc")
+    assert harness.client.get("/api/v1/builds", headers=bearer(TOKENS["ci"].decode())).status_code == 200
     assert issuer.asked == []
-    assert house.client.get("/api/v1/builds", headers=bearer(issuer.token())).status_code == 200
-    wrong = house.client.get("/api/v1/builds", headers=bearer("nobody's"))
+    assert harness.client.get("/api/v1/builds", headers=bearer(issuer.token())).status_code == 200
+    wrong = harness.client.get("/api/v1/builds", headers=bearer("nobody's"))
     assert re.search("API token> or <a token of http", wrong.json["detail"])
 
 
-def test_a_token_in_an_address_where_that_is_allowed(houses: Behind, issuer: Issuer) -> None:
+def test_a_token_in_an_address_where_that_is_allowed(harnesses: Behind, issuer: Issuer) -> None:
     for allowed, status in ((False, 401), (True, 200)):
         given = Gate((way(issuer, People(), in_url=allowed),), allowed)
-        assert houses(auth_gate=given).client.get(f"/api/v1/builds?token={issuer.token()}").status_code == status
+        assert harnesses(auth_gate=given).client.get(f"/api/v1/builds?token={issuer.token()}").status_code == status
 
 
 # Signing in ----------------------------------------------------------------------------------------------------------
@@ -227,10 +228,10 @@ URL = "https://kiln.example/oidc_callback"
 
 
 @pytest.fixture
-def pages(houses: Behind, issuer: Issuer, tmp_path: Path) -> Behind:
-    """A house whose users sign in at `issuer`."""
+def pages(harnesses: Behind, issuer: Issuer, tmp_path: Path) -> Behind:
+    """A harness whose users sign in at `issuer`."""
 
-    def make(*words: str, secret: str | None = issuer.secret, seconds: int = 3600, **more: Any) -> House:
+    def make(*words: str, secret: str | None = issuer.secret, seconds: int = 3600, **more: Any) -> Harness:
         site = OidcSignIn(
             issuer=oidc.Issuer(issuer.url),
             client_id="kiln pages",
@@ -247,7 +248,7 @@ def pages(houses: Behind, issuer: Issuer, tmp_path: Path) -> Behind:
             oidc=[way(issuer, site.people), OidcSession(site, sessions.ended)],
             ended=sessions.ended,
         )
-        return houses(auth_gate=given, events_auth=("none",), sessions=sessions, **more)
+        return harnesses(auth_gate=given, events_auth=("none",), sessions=sessions, **more)
 
     return make
 
@@ -305,11 +306,11 @@ def test_an_id_token_that_is_not_for_this_sign_in(pages: Behind, issuer: Issuer,
 
 
 def test_what_lies_in_the_way_of_a_sign_in(pages: Behind, issuer: Issuer) -> None:
-    house = pages()
-    client = house.client
+    harness = pages()
+    client = harness.client
     begun = client.get("/", headers=HTML).headers["Location"]
     back = issuer.sign_in(begun).removeprefix("https://kiln.example")
-    assert house.client.get(back, headers=HTML).status_code == 403, "another browser"
+    assert harness.client.get(back, headers=HTML).status_code == 403, "another browser"
     query = dict(parse_qsl(urlsplit(back).query))
     for wrong in ({"state": query["state"][:-1]}, {"state": ""}, {"error": "access_denied"}, {"code": "x"}):
         assert client.get("/oidc_callback", query_string={**query, **wrong}, headers=HTML).status_code == 403
@@ -320,9 +321,9 @@ def test_what_lies_in_the_way_of_a_sign_in(pages: Behind, issuer: Issuer) -> Non
 
 def test_each_sign_in_has_proofs_of_its_own(pages: Behind, issuer: Issuer) -> None:
     """No value in the browser's URLs is enough for another party to redeem the code."""
-    house = pages()
+    harness = pages()
     asked = []
-    for client in (house.client, house.client):
+    for client in (harness.client, harness.client):
         query = dict(parse_qsl(urlsplit(client.get("/", headers=HTML).headers["Location"]).query))
         cookie = str(client.get_cookie(SIGN_IN).value)  # type: ignore[union-attr]
         assert cookie not in query.values()
@@ -354,13 +355,13 @@ def test_a_session_does_for_other_replicas_and_no_longer_than_said(pages: Behind
     value = client.get_cookie(OIDC_SESSION)
     assert value is not None
     spoiled = value.value[:-2] + ("AA" if not value.value.endswith("AA") else "BB")
-    for house, given, status in (
+    for harness, given, status in (
         (pages(), value.value, 200),
         (pages(secret="another"), value.value, 401),
         (pages(), spoiled, 401),
         (pages(seconds=-1), value.value, 401),
     ):
-        other = house.client
+        other = harness.client
         other.set_cookie(OIDC_SESSION, given)
         assert other.get("/api/v1/builds").status_code == status
 
@@ -385,8 +386,8 @@ def test_beside_api_tokens_both_doors_are_shown(pages: Behind, issuer: Issuer) -
     assert client.get("/login/oidc").headers["Location"].startswith(f"{issuer.origin}/authorization_endpoint?")
 
 
-def test_there_is_no_way_over_an_issuer_where_none_is_set(houses: Behind) -> None:
-    client = houses(auth=["token"]).client
+def test_there_is_no_way_over_an_issuer_where_none_is_set(harnesses: Behind) -> None:
+    client = harnesses(auth=["token"]).client
     for path in ("/login/oidc", "/oidc_callback"):
         assert client.get(path).status_code == 404
 
@@ -398,9 +399,11 @@ def test_the_challenge_of_the_specification() -> None:
 
 def test_private_repositories_are_for_groups(behind: Behind, issuer: Issuer) -> None:
     rules = [PrivateRule(match=f"{REPOSITORY}*", use_by=("group:staff", "oidc:kim"))]
-    house = behind(people=People(heeded=["staff"]), private=Private(rules))
+    harness = behind(people=People(heeded=["staff"]), private=Private(rules))
     staff: dict[str, object] = {"groups": ["staff"]}
-    asked = house.client.post("/api/v1/builds", json=body(), headers=bearer(issuer.token(**staff))).headers["Location"]
+    asked = harness.client.post("/api/v1/builds", json=body(), headers=bearer(issuer.token(**staff))).headers[
+        "Location"
+    ]
     seen: tuple[dict[str, object], ...] = (staff, {"sub": "kim"}, {}, {"groups": ["other"]})
-    statuses = [house.client.get(asked, headers=bearer(issuer.token(**claims))).status_code for claims in seen]
+    statuses = [harness.client.get(asked, headers=bearer(issuer.token(**claims))).status_code for claims in seen]
     assert statuses == [200, 200, 404, 404]

@@ -19,7 +19,7 @@ from schemathesis.specs.openapi import checks
 
 from handlers import openapi
 from handlers.app import create_app
-from tests.handlers.house import House, bearer, body, build_house, push, signed
+from tests.handlers.harness import Harness, bearer, body, create_harness, push, signed
 
 META = Path(__file__).parents[1] / "data" / "openapi" / "3.1.json.gz"
 DOCUMENT = openapi.document(version="0.0.0", base_path="/")
@@ -40,9 +40,9 @@ CHECKS = [
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A house with a build, tokens, and a queue that never fills up."""
-    made = build_house(tmp_path_factory.mktemp("openapi"), auth=["token"], max_queued=100_000)
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harness]:
+    """A harness with a build, tokens, and a queue that never fills up."""
+    made = create_harness(tmp_path_factory.mktemp("openapi"), auth=["token"], max_queued=100_000)
     assert made.client.post("/api/v1/builds", json=body(), headers=bearer()).status_code == 202
     yield made
     made.close()
@@ -63,11 +63,11 @@ def test_operations_have_names_of_their_own() -> None:
     assert len({*names}) == len(names)
 
 
-def test_it_has_every_route_and_no_other(house: House) -> None:
+def test_it_has_every_route_and_no_other(harness: Harness) -> None:
     """The names of parameters may differ; only the routes are compared."""
     routes = {
         f"{method.lower()} {re.sub(r'<[^>]+>', '{}', rule.rule)}"
-        for rule in house.app.url_map.iter_rules()
+        for rule in harness.app.url_map.iter_rules()
         if not rule.endpoint.startswith(PAGES)
         for method in rule.methods or ()
         if method in ("GET", "POST", "DELETE") or (method == "OPTIONS" and rule.endpoint.startswith("events.handshake"))
@@ -76,22 +76,22 @@ def test_it_has_every_route_and_no_other(house: House) -> None:
     assert documented == routes
 
 
-def test_it_is_served_to_everybody(house: House) -> None:
-    answer = house.client.get("/openapi.json")
+def test_it_is_served_to_everybody(harness: Harness) -> None:
+    answer = harness.client.get("/openapi.json")
     assert (answer.status_code, answer.json) == (200, json.loads(json.dumps(DOCUMENT)))
     assert answer.headers["Access-Control-Allow-Origin"] == "*"
 
 
 def test_its_server_is_the_base_path(tmp_path: Path) -> None:
-    made = build_house(tmp_path, base_path="/services/binder/")
+    made = create_harness(tmp_path, base_path="/services/binder/")
     assert made.client.get("/services/binder/openapi.json").json["servers"] == [{"url": "/services/binder"}]
     made.close()
 
 
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if ENDLESS not in one])
-def test_no_answer_is_a_fault_or_undocumented(house: House, operation: str) -> None:
+def test_no_answer_is_a_fault_or_undocumented(harness: Harness, operation: str) -> None:
     """Generated requests include valid and invalid ones, with and without a token."""
-    schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(house.services))
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(harness.services))
     method, path = operation.split()
     wanted = schema[path][method.upper()]
     modes = schemathesis.GenerationMode
@@ -107,10 +107,10 @@ def test_no_answer_is_a_fault_or_undocumented(house: House, operation: str) -> N
     ask()
 
 
-def test_a_build_and_a_webhook_are_as_documented(house: House) -> None:
+def test_a_build_and_a_webhook_are_as_documented(harness: Harness) -> None:
     """Schemathesis cannot guess the name of a build or the signature of a webhook, so this test supplies them."""
-    schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(house.services))
-    made = house.builds()[0].name
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(harness.services))
+    made = harness.builds()[0].name
     for path, values in (
         ("/api/v1/builds/{name}", {"name": made}),
         ("/api/v1/builds/{name}/log", {"name": made}),
@@ -121,7 +121,7 @@ def test_a_build_and_a_webhook_are_as_documented(house: House) -> None:
     case = schema["/webhooks/{host}"]["POST"].Case(
         path_parameters={"host": "github"}, body=json.loads(hook["data"]), media_type="application/json"
     )
-    answer = house.client.post("/webhooks/github", **hook)
+    answer = harness.client.post("/webhooks/github", **hook)
     assert answer.status_code == 202
     jsonschema.Draft202012Validator(
         {**DOCUMENT["components"]["schemas"]["WebhookAnswer"], "components": DOCUMENT["components"]}

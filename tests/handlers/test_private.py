@@ -21,7 +21,7 @@ from builds.private import Private, PrivateRule
 from builds.repository import Policy
 from handlers.app import Services
 from handlers.auth import Gate, Identity
-from tests.handlers.house import PREFIX, House
+from tests.handlers.harness import PREFIX, Harness
 from tests.parts.githost import GitHost
 
 CANARY = "a canary of the credential"
@@ -45,7 +45,7 @@ class Named:
 class Scene:
     """Two repositories with a stored credential, one of them in `private`, and two public ones."""
 
-    def __init__(self, houses: Callable[..., House], host: GitHost, folder: Path) -> None:
+    def __init__(self, harnesses: Callable[..., Harness], host: GitHost, folder: Path) -> None:
         self.host = host
         self.commits = {}
         for name in ("named", "unnamed", "public", "public-too"):
@@ -70,17 +70,17 @@ class Scene:
             private=private,
         )
         gate = Gate((Named(),))
-        self.house = houses(auth_gate=gate, events_auth=("none",), intake=intake, private=private)
+        self.harness = harnesses(auth_gate=gate, events_auth=("none",), intake=intake, private=private)
 
     @property
     def services(self) -> Services:
-        return self.house.services
+        return self.harness.services
 
     def url(self, name: str) -> str:
         return self.host.url(f"org/{name}")
 
     def client(self, who: str) -> FlaskClient:
-        client = self.house.client
+        client = self.harness.client
         client.environ_base["HTTP_AUTHORIZATION"] = who
         return client
 
@@ -98,7 +98,7 @@ class Scene:
             kind=Kind.PUSH,
             now=self.services.now(),
         )
-        (build,) = self.house.engine.accept([ask])
+        (build,) = self.harness.engine.accept([ask])
         return build.name
 
     def seen(self, who: str, name: str) -> set[int]:
@@ -119,16 +119,16 @@ def wanted(url: str, commit: str) -> Any:
 
 
 @pytest.fixture
-def scene(houses: Callable[..., House], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+def scene(harnesses: Callable[..., Harness], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("scene")
     with GitHost(folder / "host") as host:
-        yield Scene(houses, host, folder)
+        yield Scene(harnesses, host, folder)
 
 
 def test_who_is_named_has_it_built_and_seen(scene: Scene) -> None:
     answer = scene.ask("ada", "named", ref="main")
     assert answer.status_code == 202, answer.text
-    build = scene.house.engine.get(answer.json["name"])
+    build = scene.harness.engine.get(answer.json["name"])
     assert build.request.commit == scene.commits["named"], "the ref was looked up with the credential"
     assert [cause.credentials for cause in build.causes] == [True]
     assert scene.seen("ada", build.name) == {200}
@@ -145,15 +145,15 @@ def test_who_is_not_named_is_refused_even_with_the_commit(scene: Scene, who: str
         assert "private" in answer.json["detail"]
     path = f"/build/git/{quote(scene.url('named'), safe='')}/{scene.commits['named']}"
     assert '"status_code": 403' in scene.client(who).get(path).text
-    assert not scene.house.builds()
+    assert not scene.harness.builds()
 
 
 def test_what_was_built_for_a_webhook_is_not_had_by_naming_its_commit(scene: Scene) -> None:
     name = scene.pushed("unnamed")
-    assert scene.house.engine.get(name).causes[0].credentials
+    assert scene.harness.engine.get(name).causes[0].credentials
     answer = scene.ask("kim", "unnamed", commit=scene.commits["unnamed"])
     assert answer.status_code == 422, "the host itself does not show it"
-    assert len(scene.house.engine.get(name).causes) == 1
+    assert len(scene.harness.engine.get(name).causes) == 1
     assert scene.seen("kim", name) == {404}
     assert scene.seen("root", name) == {200}
     assert CANARY not in answer.text
@@ -171,7 +171,7 @@ def test_what_everybody_can_see_is_built_for_everybody_without_a_credential(scen
     for more in ({"ref": "main"}, {"commit": scene.commits["public"]}):
         answer = scene.ask("kim", "public", **more)
         assert (answer.status_code, answer.json["name"]) == (202, name)
-    assert not any(cause.credentials for cause in scene.house.engine.get(name).causes)
+    assert not any(cause.credentials for cause in scene.harness.engine.get(name).causes)
     assert scene.seen("kim", name) == {200}
     assert not [target for target in scene.host.credentials if "/public" in target]
 
@@ -189,8 +189,8 @@ def test_records_keep_what_was_checked(scene: Scene) -> None:
     now = scene.services.now()
     cause = Cause(source="/s", id="1", type="t", by="user:ada", at=now, kind=Kind.PERSON, credentials=True)
     request = Request(repository="https://a.example/b", clone_url="https://a.example/b", commit="1" * 40, image="r/x")
-    (made,) = scene.house.engine.accept([Submission(name="build-x", request=request, cause=cause)])
-    assert scene.house.engine.get(made.name).causes[0].credentials
+    (made,) = scene.harness.engine.accept([Submission(name="build-x", request=request, cause=cause)])
+    assert scene.harness.engine.get(made.name).causes[0].credentials
 
 
 def lists(scene: Scene, who: str, query: str = "") -> Iterator[tuple[list[str], str | None]]:

@@ -22,7 +22,7 @@ from builds.triggers import PushRule, TriggerRule
 from tests.builds.test_kubernetes_jobs import OWNER, RELEASE, with_secrets
 from tests.eventing.deliveries import BEFORE, COMMIT, REPOSITORIES, SECRET, Delivery
 from tests.eventing.pullrequests import CLOSED, MOVED, OPENED, REFS, github, github_request
-from tests.handlers.house import PREFIX, REPOSITORY, House, push, signed, structured
+from tests.handlers.harness import PREFIX, REPOSITORY, Harness, push, signed, structured
 from tests.parts.githost import GitHost, commit, git
 
 PAGES = {**REPOSITORIES, "github": REPOSITORY}
@@ -47,31 +47,31 @@ class Host:
 
 
 @pytest.fixture
-def house_of(houses: Callable[..., House]) -> Callable[..., House]:
-    """Return a factory of houses with secrets for every host and the host of `word` in their settings."""
+def house_of(harnesses: Callable[..., Harness]) -> Callable[..., Harness]:
+    """Return a factory of harnesses with secrets for every host and the host of `word` in their settings."""
 
-    def make(word: str = "github", *triggers: TriggerRule, **settings: Any) -> House:
+    def make(word: str = "github", *triggers: TriggerRule, **settings: Any) -> Harness:
         hosts = {} if word == "github" else {"git.example.com": HostKind(word)}
         images = ImagePolicy(PREFIX)
         intake = Intake(instance="test", policy=Policy(), hosts=hosts, images=images, resolver=Host())
         rules = [*triggers] or [PREVIEWS]
-        return houses(**{"triggers": rules, "webhook_secrets": lambda _: (SECRET,), "intake": intake, **settings})
+        return harnesses(**{"triggers": rules, "webhook_secrets": lambda _: (SECRET,), "intake": intake, **settings})
 
     return make
 
 
-HouseOf = Callable[..., House]
+HouseOf = Callable[..., Harness]
 
 
-def send(house: House, word: str, delivery: Delivery) -> Any:
-    return house.client.post(f"/webhooks/{word}", **delivery.post)
+def send(harness: Harness, word: str, delivery: Delivery) -> Any:
+    return harness.client.post(f"/webhooks/{word}", **delivery.post)
 
 
 @words
 def test_its_head_is_built(house_of: HouseOf, word: str) -> None:
-    house = house_of(word)
-    assert send(house, word, OPENED[word]()).status_code == 202
-    (build,) = house.builds()
+    harness = house_of(word)
+    assert send(harness, word, OPENED[word]()).status_code == 202
+    (build,) = harness.builds()
     assert (build.request.repository, build.request.commit) == (canonical(PAGES[word]).url, COMMIT)
     (cause,) = build.causes
     assert (cause.by, cause.kind, cause.trigger) == (f"webhook:{word}", Kind.PUSH, "previews")
@@ -82,20 +82,20 @@ def test_its_head_is_built(house_of: HouseOf, word: str) -> None:
 def test_it_is_left_when_it_is_closed(house_of: HouseOf, word: str) -> None:
     """Closing withdraws queued and running builds of all its heads."""
     for close in CLOSED[word]:
-        house = house_of(word)
+        harness = house_of(word)
         older = {"commit": BEFORE[:12] if word == "bitbucket" else BEFORE}
-        send(house, word, OPENED[word](**older))
-        house.run(house.builds()[0].name)
-        assert send(house, word, MOVED[word]()).status_code == 202
-        answer = send(house, word, close())
+        send(harness, word, OPENED[word](**older))
+        harness.run(harness.builds()[0].name)
+        assert send(harness, word, MOVED[word]()).status_code == 202
+        answer = send(harness, word, close())
         assert (answer.status_code, answer.json["builds"]) == (200, [])
         assert "closed" in answer.json["reason"]
-        assert {build.request.commit: [c.withdrawn for c in build.causes] for build in house.builds()} == {
+        assert {build.request.commit: [c.withdrawn for c in build.causes] for build in harness.builds()} == {
             BEFORE: [True],
             COMMIT: [True],
         }
-        assert send(house, word, OPENED[word](id="d-9")).status_code == 202, "it was opened again"
-        (again,) = [build for build in house.builds() if build.request.commit == COMMIT]
+        assert send(harness, word, OPENED[word](id="d-9")).status_code == 202, "it was opened again"
+        (again,) = [build for build in harness.builds() if build.request.commit == COMMIT]
         assert [cause.withdrawn for cause in again.causes] == [True, False]
 
 
@@ -104,36 +104,36 @@ def test_a_fork_is_built_only_where_a_rule_says_so(house_of: HouseOf, word: str)
     answer = send(house_of(word), word, OPENED[word](fork=True))
     assert (answer.status_code, answer.json["builds"]) == (200, [])
     assert "fork" in answer.json["reason"]
-    house = house_of(word, ANYONE)
-    answer = send(house, word, OPENED[word](fork=True))
+    harness = house_of(word, ANYONE)
+    answer = send(harness, word, OPENED[word](fork=True))
     if word == "bitbucket":
-        assert (answer.status_code, house.builds()) == (200, ())
+        assert (answer.status_code, harness.builds()) == (200, ())
         assert "fork" in answer.json["reason"]
         return
     assert answer.status_code == 202
-    (build,) = house.builds()
+    (build,) = harness.builds()
     assert build.request.repository == canonical(PAGES[word]).url
     assert not build.causes[0].credentials
 
 
 def test_a_push_and_a_request_of_one_commit_are_one_build_which_the_push_keeps(house_of: HouseOf) -> None:
-    house = house_of("github", PREVIEWS, PUSHES)
-    send(house, "github", OPENED["github"]())
+    harness = house_of("github", PREVIEWS, PUSHES)
+    send(harness, "github", OPENED["github"]())
     pushed = push(ref="refs/heads/topic", after=COMMIT, head_commit={"id": COMMIT})
-    house.client.post("/webhooks/github", **signed(pushed, delivery="p-1"))
-    send(house, "github", CLOSED["github"][0]())
-    (build,) = house.builds()
+    harness.client.post("/webhooks/github", **signed(pushed, delivery="p-1"))
+    send(harness, "github", CLOSED["github"][0]())
+    (build,) = harness.builds()
     refs = [(cause.ref, cause.withdrawn) for cause in build.causes]
     assert refs == [(REFS["github"], True), ("refs/heads/topic", False)]
 
 
 def test_who_asked_for_its_ref_still_waits_when_it_is_closed(house_of: HouseOf) -> None:
-    house = house_of()
-    house.ask(commit=COMMIT, ref=REFS["github"])
-    send(house, "github", OPENED["github"]())
-    send(house, "github", OPENED["github"](number=8, id="d-8"))
-    send(house, "github", CLOSED["github"][0]())
-    (build,) = house.builds()
+    harness = house_of()
+    harness.ask(commit=COMMIT, ref=REFS["github"])
+    send(harness, "github", OPENED["github"]())
+    send(harness, "github", OPENED["github"](number=8, id="d-8"))
+    send(harness, "github", CLOSED["github"][0]())
+    (build,) = harness.builds()
     assert [(cause.ref, cause.withdrawn) for cause in build.causes] == [
         (REFS["github"], False),
         (REFS["github"], True),
@@ -143,16 +143,16 @@ def test_who_asked_for_its_ref_still_waits_when_it_is_closed(house_of: HouseOf) 
 
 def test_a_host_of_another_kind_closes_nothing(house_of: HouseOf) -> None:
     """A secret for GitHub gives no authority over repositories elsewhere."""
-    house = house_of("gitea")
-    send(house, "gitea", OPENED["gitea"]())
+    harness = house_of("gitea")
+    send(harness, "gitea", OPENED["gitea"]())
     elsewhere = github(github_request("closed", repository=PAGES["gitea"]))
-    assert send(house, "github", elsewhere).status_code == 403
-    (build,) = house.builds()
+    assert send(harness, "github", elsewhere).status_code == 403
+    (build,) = harness.builds()
     assert not build.causes[0].withdrawn
 
 
 def test_as_a_cloudevent(house_of: HouseOf) -> None:
-    house = house_of()
+    harness = house_of()
 
     def post(action: str, id_: str) -> int:
         event = {
@@ -163,14 +163,14 @@ def test_as_a_cloudevent(house_of: HouseOf) -> None:
             "datacontenttype": "application/json",
             "data": github_request(action),
         }
-        return int(house.client.post("/events", **structured(event)).status_code)
+        return int(harness.client.post("/events", **structured(event)).status_code)
 
     assert post("opened", "1") == 202
-    (build,) = house.builds()
+    (build,) = harness.builds()
     assert build.causes[0].tags == ("pr-7",)
     assert post("assigned", "2") == 204
     assert post("closed", "3") == 204
-    assert house.engine.get(build.name).causes[0].withdrawn
+    assert harness.engine.get(build.name).causes[0].withdrawn
 
 
 @pytest.mark.parametrize(("paths", "status"), [("binder/**", 202), ("docs/**", 200)])
@@ -181,11 +181,11 @@ def test_the_host_is_asked_for_paths(house_of: HouseOf, paths: str, status: int)
 
 def test_the_second_page_of_builds_is_left_as_well(house_of: HouseOf, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handlers.asking.PAGE", 2)
-    house = house_of()
+    harness = house_of()
     for number in range(1, 6):
-        send(house, "github", OPENED["github"](commit=f"{number}" * 40, id=f"d-{number + 10}"))
-    send(house, "github", CLOSED["github"][0]())
-    assert [build.causes[0].withdrawn for build in house.builds()] == [True] * 5
+        send(harness, "github", OPENED["github"](commit=f"{number}" * 40, id=f"d-{number + 10}"))
+    send(harness, "github", CLOSED["github"][0]())
+    assert [build.causes[0].withdrawn for build in harness.builds()] == [True] * 5
 
 
 # Credentials of builders
@@ -197,7 +197,7 @@ CANARY = "a-canary-of-the-credential"
 class Scene:
     """A repository on a real Git host, its fork, and a stored credential for it, which web may use."""
 
-    def __init__(self, houses: Callable[..., House], host: GitHost, folder: Path) -> None:
+    def __init__(self, harnesses: Callable[..., Harness], host: GitHost, folder: Path) -> None:
         source = folder / "source"
         source.mkdir()
         (source / "Dockerfile").write_text("FROM scratch\n")
@@ -227,16 +227,16 @@ class Scene:
             private=Private(stored=stored.fits, hosts={netloc: HostKind.GITHUB}),
         )
         own = {"triggers": [ANYONE], "webhook_secrets": lambda _: (SECRET,), "intake": intake}
-        self.house = houses(**own)
+        self.harness = harnesses(**own)
 
     def _commit(self, name: str, source: Path) -> str:
         return commit(self.host.bare(name), source, message=name)
 
     def opened(self, *, fork: bool) -> Build:
         payload = github_request(commit=self.theirs if fork else self.ours, fork=fork, repository=self.page)
-        answer = send(self.house, "github", github(payload, id=f"d-{fork}"))
+        answer = send(self.harness, "github", github(payload, id=f"d-{fork}"))
         assert answer.status_code == 202, answer.text
-        return self.house.engine.get(answer.json["builds"][0]["name"])
+        return self.harness.engine.get(answer.json["builds"][0]["name"])
 
     def given(self, build: Build) -> tuple[Surroundings, list[str]]:
         """Return the surroundings of the local engine's builder, and the Secret volumes of the pod on Kubernetes."""
@@ -250,9 +250,9 @@ class Scene:
 
 
 @pytest.fixture
-def scene(houses: Callable[..., House], tmp_path: Path) -> Any:
+def scene(harnesses: Callable[..., Harness], tmp_path: Path) -> Any:
     with GitHost(tmp_path / "host") as host:
-        yield Scene(houses, host, tmp_path)
+        yield Scene(harnesses, host, tmp_path)
 
 
 def test_a_fork_s_build_is_given_no_stored_credential_on_either_engine(scene: Scene) -> None:
@@ -268,7 +268,7 @@ def test_a_fork_s_build_is_given_no_stored_credential_on_either_engine(scene: Sc
 def test_a_fork_of_what_the_host_shows_to_nobody_is_not_built(scene: Scene) -> None:
     scene.host.passwords["/org/course.git"] = ("kiln", CANARY)
     payload = github_request(commit=scene.theirs, fork=True, repository=scene.page)
-    answer = send(scene.house, "github", github(payload))
+    answer = send(scene.harness, "github", github(payload))
     assert (answer.status_code, answer.json["builds"]) == (200, [])
-    assert scene.house.builds() == ()
+    assert scene.harness.builds() == ()
     assert CANARY not in answer.text

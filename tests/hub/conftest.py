@@ -10,7 +10,7 @@ import pytest
 from tests.docker.conftest import docker, host, registry  # noqa: F401  (fixtures)
 from tests.parts import node
 from tests.parts.githost import GitHost
-from tests.parts.paired import BASE
+from tests.parts.hubservice import BASE
 from tests.parts.registry import Registry
 from tests.parts.system import System
 

@@ -21,9 +21,9 @@ from integrations.jupyterhub import kiln_hub
 from tests.parts import hub as parts
 from tests.parts.githost import GitHost
 from tests.parts.hub import Hub
+from tests.parts.hubservice import BASE
 from tests.parts.installation import BROKEN, SMALL
 from tests.parts.kiln import until
-from tests.parts.paired import BASE
 from tests.parts.proxy import Proxy
 from tests.parts.registry import Registry
 from tests.parts.sink import SILENT, EventSink

@@ -12,8 +12,8 @@ import pytest
 import requests
 
 from tests.parts.githost import GitHost
+from tests.parts.hubservice import HubService
 from tests.parts.installation import SMALL, http
-from tests.parts.paired import Paired
 from tests.parts.registry import Registry
 
 COURSE, PART = "private/course", "public/part"
@@ -24,7 +24,7 @@ c.Authenticator.admin_users = {"root"}
 """
 
 
-class Scene(Paired):
+class Scene(HubService):
     def __init__(self, folder: Path, *, elsewhere: GitHost, canary: str, **options: Any) -> None:
         super().__init__(folder, hub=CONFIG, **options)
         self.elsewhere, self.canary = elsewhere, canary

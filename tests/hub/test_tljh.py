@@ -10,9 +10,9 @@ import pytest
 import requests
 
 from tests.parts.githost import GitHost
+from tests.parts.hubservice import HubService
 from tests.parts.installation import BROKEN, SMALL
 from tests.parts.kiln import until
-from tests.parts.paired import Paired
 from tests.parts.registry import Registry, free_port
 
 CONFIG = """
@@ -43,7 +43,7 @@ c.Authenticator.admin_users = {"root"}
 class Environments:
     """Its API, as its own page uses it. `root` is an admin of the Hub."""
 
-    def __init__(self, pair: Paired) -> None:
+    def __init__(self, pair: HubService) -> None:
         self.url = f"{pair.hub.url}services/tljh_repo2docker/api/environments"
         self.headers = {"Authorization": f"token {pair.token('root')}"}
 
@@ -73,20 +73,20 @@ class Environments:
 @pytest.fixture(scope="module")
 def pair(
     tmp_path_factory: pytest.TempPathFactory, docker: None, packages: Any, registry: Registry, host: GitHost
-) -> Iterator[Paired]:
+) -> Iterator[HubService]:
     hub = f"port = {free_port()}\n{CONFIG}"
-    with Paired(tmp_path_factory.mktemp("tljh"), registry=registry, host=host, hub=hub) as pair:
+    with HubService(tmp_path_factory.mktemp("tljh"), registry=registry, host=host, hub=hub) as pair:
         pair.sign_as("root")
         yield pair
 
 
 @pytest.fixture(scope="module")
-def environments(pair: Paired) -> Environments:
+def environments(pair: HubService) -> Environments:
     return Environments(pair)
 
 
 @pytest.mark.timeout(180)
-def test_an_environment_is_built(pair: Paired, environments: Environments) -> None:
+def test_an_environment_is_built(pair: HubService, environments: Environments) -> None:
     system = pair.system
     commit = system.commit("ada/environment", {"Dockerfile": SMALL})
     uid = environments.add(system.host.url("ada/environment"), "main")
@@ -108,7 +108,7 @@ def test_an_environment_is_built(pair: Paired, environments: Environments) -> No
 
 
 @pytest.mark.timeout(180)
-def test_one_that_cannot_be_says_why(pair: Paired, environments: Environments) -> None:
+def test_one_that_cannot_be_says_why(pair: HubService, environments: Environments) -> None:
     system = pair.system
     system.commit("ada/broken", {"Dockerfile": BROKEN})
     for path, ref, word in (("ada/broken", "main", "nothing-of-that-name"), ("ada/broken", "nowhere", "nowhere")):

@@ -17,7 +17,7 @@ from builds.repository import canonical
 from kiln.gunicorn import GRACE
 from tests.eventing.deliveries import PUSHES, REPOSITORIES, Delivery
 from tests.parts.kiln import Kiln, Process, get, until
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 EVENT = {
@@ -283,7 +283,7 @@ def test_what_a_delivery_page_shows_goes_to_its_hosts_route(with_secrets: tuple[
     alone = json.dumps(PUSH).encode()
     sent = kiln.run("send", "-", "--host", "github", "--sign", stdin=alone, **here)
     assert (sent.returncode, sent.stdout[:4]) == (0, "202 ")
-    push = json.loads(published("gitea/push.json").read_bytes())
+    push = json.loads(published_data("gitea/push.json").read_bytes())
     sent = kiln.run("send", "-", "--sign", stdin=json.dumps(push).encode(), **here)
     assert (sent.returncode, sent.stdout[:4]) == (0, "202 "), sent.stdout
     event = kiln.run("send", "-", stdin=json.dumps(EVENT).encode(), **here)

@@ -30,7 +30,7 @@ import yaml
 from kiln import wiring
 from kiln.doctor import Finding, Probe, State, clock, cluster, examine, machine, outside, server, setup, webhooks
 from kiln.target import Target
-from tests.builds.making import ask
+from tests.builds.engine_factories import new_submission
 from tests.parts.authority import make_authority
 from tests.parts.kiln import Kiln
 
@@ -272,7 +272,7 @@ def test_the_last_webhook_of_each_host(tmp_path: Path) -> None:
     for finding in examine([*webhooks.probes(kiln)]):
         failed(finding, "No build has been asked for by a webhook", "http://127.0.0.1:8000/webhooks/git", State.WARNING)
     assert not (tmp_path / "state").exists(), "looking makes no records"
-    wiring.records(kiln).accept([ask(by="webhook:github"), ask("c", "2", by="token:a")])
+    wiring.records(kiln).accept([new_submission(by="webhook:github"), new_submission("c", "2", by="token:a")])
     github, gitlab = examine([*webhooks.probes(kiln)])
     assert (github.state, gitlab.state) == (State.OK, State.WARNING)
     assert "2026-03-01 12:00 UTC" in github.found

@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.parts.halves import KINDS, half_requests
 from tests.parts.kiln import Kiln
+from tests.parts.partial_requests import KINDS, partial_requests
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -89,7 +89,7 @@ EXPECTED = {0: 200, 1: 200, 2: 200, 3: 404}
 
 @pytest.mark.parametrize("halves", [0, 300])
 def test_none_goes_without_an_answer(port: int, halves: int) -> None:
-    with half_requests(port, *KINDS.values(), number=halves), ThreadPoolExecutor(CROWD) as crowd:
+    with partial_requests(port, *KINDS.values(), number=halves), ThreadPoolExecutor(CROWD) as crowd:
         for statuses in crowd.map(lambda _: stay(port), range(CROWD)):
             assert statuses == [EXPECTED[number % 4] for number in range(EACH)]
 

@@ -27,8 +27,8 @@ from eventing.tracing import Trace, trace_of
 from kiln.errors import SettingsError
 from kiln.otel import OTelSpans
 from kiln.settings import read
-from tests.builds.making import begin, engine_in
-from tests.handlers.house import body, build_house, event, structured
+from tests.builds.engine_factories import local_engine, start_build
+from tests.handlers.harness import body, create_harness, event, structured
 from tests.parts.kiln import until
 from tests.parts.sink import EventSink
 
@@ -80,11 +80,11 @@ def lineage(found: Any) -> tuple[str, str]:
 
 def test_a_request_is_part_of_the_trace_that_came_in(collector: type[Collector], tmp_path: Path) -> None:
     spans = OTelSpans("web", "1")
-    house = build_house(tmp_path, spans=spans)
-    house.client.post("/events", **structured(event(id="1", **TRACE.carried)))
-    house.client.post("/events", **structured(event(id="2")), query_string={"token": "a canary"})
-    house.client.get("/api/v1/builds/none", headers=TRACE.carried)
-    house.client.get("/static/kiln.css").close()
+    harness = create_harness(tmp_path, spans=spans)
+    harness.client.post("/events", **structured(event(id="1", **TRACE.carried)))
+    harness.client.post("/events", **structured(event(id="2")), query_string={"token": "a canary"})
+    harness.client.get("/api/v1/builds/none", headers=TRACE.carried)
+    harness.client.get("/static/kiln.css").close()
     spans.close()
     first, second, third = collector.spans
     assert [span.name for span in collector.spans] == ["POST /events"] * 2 + ["GET /api/v1/builds/<name>"]
@@ -95,13 +95,13 @@ def test_a_request_is_part_of_the_trace_that_came_in(collector: type[Collector],
         "http.response.status_code": 404,
         "http.route": "/api/v1/builds/<name>",
     }
-    of_event, of_request = (cause.trace for cause in house.builds()[0].causes)
+    of_event, of_request = (cause.trace for cause in harness.builds()[0].causes)
     assert of_event == TRACE
     assert of_request is not None
     assert lineage(second) == (of_request.id, "")
     assert of_request.traceparent.split("-")[2] == second.span_id.hex(), "what it asked for is a part of it"
     assert b"canary" not in b"".join(span.SerializeToString() for span in collector.spans)
-    house.close()
+    harness.close()
 
 
 def test_a_build_and_its_deliveries_are_part_of_the_trace(collector: type[Collector], tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_build_and_its_deliveries_are_part_of_the_trace(collector: type[Collec
         raise AssertionError
 
     spans, stop = OTelSpans("controller", "1"), threading.Event()
-    engine = engine_in(tmp_path)
+    engine = local_engine(tmp_path)
     with EventSink() as receiver:
         courier = Courier(spans=spans)
         controller = Controller(
@@ -124,7 +124,7 @@ def test_a_build_and_its_deliveries_are_part_of_the_trace(collector: type[Collec
             ),
             spans=spans,
         )
-        build = begin(engine, "b")
+        build = start_build(engine, "b")
         engine.write(replace(build, status=replace(build.status, trace=TRACE)))
         thread = threading.Thread(target=controller.run, args=(stop.is_set,))
         thread.start()
@@ -166,10 +166,10 @@ def test_a_delivery_that_fails_says_why(collector: type[Collector]) -> None:
 def test_a_collector_that_is_away_holds_up_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     spans = OTelSpans("web", "1")
-    house = build_house(tmp_path, spans=spans)
-    assert house.client.post("/api/v1/builds", json=body()).status_code == 202
+    harness = create_harness(tmp_path, spans=spans)
+    assert harness.client.post("/api/v1/builds", json=body()).status_code == 202
     spans.close()
-    house.close()
+    harness.close()
 
 
 OFF = """
@@ -207,11 +207,11 @@ def test_what_it_needs_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> 
 def test_asking_twice_is_one_part_of_a_trace(collector: type[Collector], tmp_path: Path) -> None:
     """A batch is one request, even if its events carry different traces."""
     spans = OTelSpans("web", "1")
-    house = build_house(tmp_path, spans=spans)
+    harness = create_harness(tmp_path, spans=spans)
     batch = [event(id="1"), event(id="2", **TRACE.carried), event(id="3")]
-    assert house.client.post("/events", **structured(batch, "cloudevents-batch")).status_code == 202
+    assert harness.client.post("/events", **structured(batch, "cloudevents-batch")).status_code == 202
     spans.close()
     (span,) = collector.spans
-    traces = [cause.trace for cause in house.builds()[0].causes]
+    traces = [cause.trace for cause in harness.builds()[0].causes]
     assert [found.id for found in traces if found] == [span.trace_id.hex(), "a" * 32, span.trace_id.hex()]
-    house.close()
+    harness.close()

@@ -1,7 +1,7 @@
 """Plain HTTP before a real registry, answering as other registries do.
 
-with OciFront(registry, behaviour) as front:
-    use(front.host)
+with OciProxy(registry, behaviour) as oci_proxy:
+    use(oci_proxy.host)
 
 A `Behaviour` is asked before each request is passed on, and may change the answer that comes back.
 """
@@ -62,7 +62,7 @@ class Asked:
 class Behaviour:
     """An open registry. `before` may answer in the registry's place; `after` may change what it has answered."""
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
         return None
 
     def after(self, asked: Asked, answer: Answer) -> Answer:  # noqa: ARG002
@@ -70,13 +70,13 @@ class Behaviour:
 
 
 class Stuck(Behaviour):
-    """A registry that answers reads, and no push. Closing the front cuts off waiting requests: a daemon has few places
+    """A registry that answers reads, and no push. Closing the proxy cuts off waiting requests: a daemon has few places
     for uploads, and keeps those whose builder has gone."""
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:
         pushes = asked.method in ("POST", "PATCH", "PUT") or (asked.method == "HEAD" and "/blobs/" in asked.target)
         if pushes:
-            front.closing.wait()
+            oci_proxy.closing.wait()
             raise ConnectionAbortedError
         return None
 
@@ -99,13 +99,13 @@ class Tokens(Behaviour):
     ) -> None:
         self.grants, self.denied = grants, denied
 
-    def challenge(self, asked: Asked, front: OciFront, *more: str) -> str:
+    def challenge(self, asked: Asked, oci_proxy: OciProxy, *more: str) -> str:
         scope = f'scope="repository:{asked.name}:{_NEEDED.get(asked.method, "pull,push")}"'
-        return ",".join([f'Bearer realm="{front.url}/token"', 'service="front"', scope, *more])
+        return ",".join([f'Bearer realm="{oci_proxy.url}/token"', 'service="oci_proxy"', scope, *more])
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:
         if asked.target.startswith("/token"):
-            return self._token(asked, front)
+            return self._token(asked, oci_proxy)
         if asked.target == "/v2/" and asked.token:
             return None
         needed = {*_NEEDED.get(asked.method, "pull,push").split(",")}
@@ -113,16 +113,16 @@ class Tokens(Behaviour):
             return None
         status = self.denied if asked.token else 401
         more = ['error="insufficient_scope"'] if asked.token else []
-        return refusal(status, "DENIED", "not authorized for that", self.challenge(asked, front, *more))
+        return refusal(status, "DENIED", "not authorized for that", self.challenge(asked, oci_proxy, *more))
 
-    def _token(self, asked: Asked, front: OciFront) -> Answer:
+    def _token(self, asked: Asked, oci_proxy: OciProxy) -> Answer:
         query = parse_qs(urlsplit(asked.target).query)
         if asked.login not in (None, f"{USER}:{PASSWORD}"):
             return refusal(401, "UNAUTHORIZED", "incorrect username or password")
         granted = {}
         for scope in query.get("scope", []) if asked.login else []:
             _, name, actions = scope.split(":")
-            granted[name] = sorted(self.grants(front.has(name), {*actions.split(",")}))
+            granted[name] = sorted(self.grants(oci_proxy.has(name), {*actions.split(",")}))
         token = base64.urlsafe_b64encode(json.dumps(granted).encode()).decode()
         return Answer(200, [("Content-Type", "application/json")], json.dumps({"token": token}).encode())
 
@@ -135,7 +135,7 @@ def _opened(token: str) -> dict[str, list[str]]:
     return granted
 
 
-class OciFront:
+class OciProxy:
     """Listens until `close`."""
 
     def __init__(self, registry: Registry, behaviour: Behaviour | None = None) -> None:
@@ -143,10 +143,10 @@ class OciFront:
         self.behaviour = behaviour or Behaviour()
         self.requests: list[Asked] = []
         self.closing = threading.Event()
-        front = self
+        oci_proxy = self
 
         class Handler(_Handler):
-            served_by = front
+            served_by = oci_proxy
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -155,7 +155,7 @@ class OciFront:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> OciFront:
+    def __enter__(self) -> OciProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -183,7 +183,7 @@ _NOT_FORWARDED = {"connection", "content-length", "host", "transfer-encoding", "
 
 
 class _Handler(BaseHTTPRequestHandler):
-    served_by: OciFront
+    served_by: OciProxy
     protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:

@@ -1,9 +1,9 @@
 """Web as a process of its own over a local engine, with control over the acts of a controller and a builder there.
 
 with Site(folder) as site:
-    build = site.house.run(site.house.ask().name)
+    build = site.harness.run(site.harness.ask().name)
     page.goto(site.page(f"builds/{build.name}"))
-    site.house.say(build.name, "a line of the log")
+    site.harness.say(build.name, "a line of the log")
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Self
 
-from tests.handlers.house import House, build_house
+from tests.handlers.harness import Harness, create_harness
 from tests.parts.kiln import Kiln, Process
 from tests.parts.registry import free_port
 
@@ -35,12 +35,12 @@ class Site:
             "KILN_IMAGE_PREFIX": "registry.example/kiln/",
         }
         self.kiln = Kiln(folder, **told)
-        self.house: House = build_house(Path(self.kiln.settings["KILN_STATE_DIR"]), instance="local")
+        self.harness: Harness = create_harness(Path(self.kiln.settings["KILN_STATE_DIR"]), instance="local")
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(closing(self.house))
+            stack.enter_context(closing(self.harness))
             stack.enter_context(self.kiln)
             self.start()
             self._stack = stack.pop_all()

@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 
 from builds.engines import Submission
-from tests.builds.making import ask, begin, engine_in
+from tests.builds.engine_factories import local_engine, new_submission, start_build
 
 STATE = Path(sys.argv[2])
 
 
 def together(asks: list[Submission]) -> None:
     """Accept each submission in its own transaction, once the test sends a line."""
-    engine = engine_in(STATE)
+    engine = local_engine(STATE)
     print("ready", flush=True)
     sys.stdin.readline()
     for one in asks:
@@ -22,20 +22,20 @@ def together(asks: list[Submission]) -> None:
 def main() -> None:
     match sys.argv[1], *sys.argv[3:]:
         case "copies", number:
-            together([ask("b", "the-same")] * int(number))
+            together([new_submission("b", "the-same")] * int(number))
         case "events", first, number:
-            together([ask("b", f"event-{n}") for n in range(int(first), int(first) + int(number))])
+            together([new_submission("b", f"event-{n}") for n in range(int(first), int(first) + int(number))])
         case "builds", first, number:
-            together([ask(f"b{n}", f"event-{n}") for n in range(int(first), int(first) + int(number))])
+            together([new_submission(f"b{n}", f"event-{n}") for n in range(int(first), int(first) + int(number))])
         case "accept", name:
-            engine_in(STATE).accept([ask(name)])
+            local_engine(STATE).accept([new_submission(name)])
         case "start", name:
-            engine = engine_in(STATE)
+            engine = local_engine(STATE)
             build = engine.get(name)
             assert build.live is not None
             engine.start(build, build.live)
         case "control", name, do:
-            begin(engine_in(STATE), name, do)
+            start_build(local_engine(STATE), name, do)
             print("started", flush=True)
             time.sleep(600)
         case other:

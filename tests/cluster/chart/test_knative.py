@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.cluster.chart.helm import CHART, LEAST, VALUES, Object, Release, environment, is_of_knative, merged, render
-from tests.parts.published import published
+from tests.parts.published_data import published_data
 
 SERVING: dict[str, Any] = {"enabled": True, "serving": {"enabled": True}}
 TRIGGER = {"name": "courses", "broker": "default"}
@@ -351,7 +351,7 @@ BESIDE = {"spec.delivery.timeout", "spec.delivery.retryAfterMax"}
 
 def definitions() -> Iterator[tuple[str, Object]]:
     """Yield the kind and the schema of each published definition."""
-    for path in sorted(published("knative").iterdir()):
+    for path in sorted(published_data("knative").iterdir()):
         definition = yaml.safe_load(path.read_text())["spec"]
         [version] = [one for one in definition["versions"] if one["name"] == "v1"] or definition["versions"][:1]
         yield (

@@ -12,7 +12,7 @@ import pytest
 from builds.builder.spec import Surroundings
 from builds.engines.kubernetes import KubernetesEngine, Release
 from builds.engines.kubernetes.api import Api
-from tests.builds.things import TEMPLATE
+from tests.builds.kubernetes_objects import TEMPLATE
 from tests.cluster.conftest import Configured
 
 Engines = Callable[..., KubernetesEngine]

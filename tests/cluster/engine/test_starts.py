@@ -11,14 +11,14 @@ from msgspec.structs import replace
 from builds.build import Build, Phase, State
 from builds.engines.kubernetes import KubernetesEngine, jobs
 from builds.engines.kubernetes.api import MERGE_PATCH, Api
-from tests.builds.making import written
+from tests.builds.engine_factories import started_build
 from tests.cluster.engine.conftest import Engines
 from tests.parts.kiln import until
 
 
 def begun(engine: KubernetesEngine) -> Build:
     """Write a start and wait until the watch shows the record, since a controller starts only watched records."""
-    build = written(engine, f"b-{secrets.token_hex(4)}")
+    build = started_build(engine, f"b-{secrets.token_hex(4)}")
     until(lambda: build.name in engine._records.objects())
     return build
 

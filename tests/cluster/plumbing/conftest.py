@@ -11,7 +11,7 @@ from kubernetes.client.configuration import Configuration
 
 from builds.engines.kubernetes.api import Api
 from tests.cluster.conftest import Configured
-from tests.parts.front import Front
+from tests.parts.apiproxy import ApiProxy
 from tests.parts.proxy import Proxy
 
 
@@ -48,15 +48,15 @@ def api(configured: Configured, namespace: str) -> Iterator[Api]:
 
 
 @pytest.fixture
-def front(configured: Configured) -> Iterator[Front]:
-    with Front(configured()) as front:
-        yield front
+def api_proxy(configured: Configured) -> Iterator[ApiProxy]:
+    with ApiProxy(configured()) as api_proxy:
+        yield api_proxy
 
 
 @pytest.fixture
-def fronted(front: Front, namespace: str) -> Iterator[Api]:
-    """A client through `front`."""
-    api = Api(Configuration(host=front.url), namespace)
+def via_api_proxy(api_proxy: ApiProxy, namespace: str) -> Iterator[Api]:
+    """A client through `api_proxy`."""
+    api = Api(Configuration(host=api_proxy.url), namespace)
     yield api
     api.close()
 

@@ -30,8 +30,8 @@ from builds.engines.kubernetes.api import (
     Invalid,
 )
 from tests.cluster.conftest import Configured
-from tests.cluster.plumbing.things import config_map
-from tests.parts.front import Answer, Asked, Front
+from tests.cluster.plumbing.objects import config_map
+from tests.parts.apiproxy import Answer, ApiProxy, Asked
 from tests.parts.proxy import Proxy
 
 
@@ -78,10 +78,10 @@ def test_a_list_is_read_in_pages(api: Api) -> None:
     assert len(versions) == 1
 
 
-def test_a_list_that_has_become_too_old_goes_on(front: Front, fronted: Api) -> None:
+def test_a_list_that_has_become_too_old_goes_on(api_proxy: ApiProxy, via_api_proxy: Api) -> None:
     """The test sends the 410 with the API server's own continue token, from which the list must go on."""
     for name in ("a", "b", "c"):
-        fronted.create("configmaps", config_map(name, mine="yes"))
+        via_api_proxy.create("configmaps", config_map(name, mine="yes"))
 
     def expired_once(asked: Asked) -> Answer | None:
         if not (token := parse_qs(urlsplit(asked.target).query).get("continue")) or expired:
@@ -97,8 +97,8 @@ def test_a_list_that_has_become_too_old_goes_on(front: Front, fronted: Api) -> N
         return Answer(410, (msgspec.json.encode(said),))
 
     expired: list[Asked] = []
-    front.rule = expired_once
-    assert names(fronted.list("configmaps", labels="mine=yes", limit=1)) == ["a", "b", "c"]
+    api_proxy.rule = expired_once
+    assert names(via_api_proxy.list("configmaps", labels="mine=yes", limit=1)) == ["a", "b", "c"]
     assert expired
 
 
@@ -219,11 +219,11 @@ def test_silence_has_its_limit(proxy: Proxy, proxied: Api) -> None:
         proxy.drop = False
 
 
-def test_an_answer_that_trickles_has_the_same_limit(front: Front, fronted: Api) -> None:
-    front.rule = lambda _: Answer(200, (b" ",) * 100, pause=0.2)
+def test_an_answer_that_trickles_has_the_same_limit(api_proxy: ApiProxy, via_api_proxy: Api) -> None:
+    api_proxy.rule = lambda _: Answer(200, (b" ",) * 100, pause=0.2)
     began = time.monotonic()
     with pytest.raises(Busy, match="within 1 s"):
-        fronted.request("GET", "/", timeout=1.0)
+        via_api_proxy.request("GET", "/", timeout=1.0)
     assert time.monotonic() - began < 10, "the whole answer takes twenty"
 
 
@@ -235,26 +235,30 @@ def test_a_connection_that_was_cut_is_made_anew(proxy: Proxy, proxied: Api) -> N
 
 
 @pytest.mark.parametrize(("method", "requests"), [("GET", 2), ("POST", 1), ("PATCH", 1), ("DELETE", 1)])
-def test_only_what_can_be_done_twice_is_sent_twice(front: Front, fronted: Api, method: str, requests: int) -> None:
-    front.rule = lambda _: Answer(None)
+def test_only_what_can_be_done_twice_is_sent_twice(
+    api_proxy: ApiProxy, via_api_proxy: Api, method: str, requests: int
+) -> None:
+    api_proxy.rule = lambda _: Answer(None)
     with pytest.raises(Busy, match="closed the connection before the end of its response"):
-        fronted.request(method, fronted.path("configmaps"))
-    assert len(front.requests) == requests
+        via_api_proxy.request(method, via_api_proxy.path("configmaps"))
+    assert len(api_proxy.requests) == requests
 
 
 @pytest.mark.parametrize("answer", [Answer(503, (b"<h1>No</h1>",)), Answer(429), Answer(200, (b"Hello",))])
-def test_what_is_not_the_api_server_is_asked_once_and_not_believed(front: Front, fronted: Api, answer: Answer) -> None:
-    front.rule = lambda _: answer
+def test_what_is_not_the_api_server_is_asked_once_and_not_believed(
+    api_proxy: ApiProxy, via_api_proxy: Api, answer: Answer
+) -> None:
+    api_proxy.rule = lambda _: answer
     with pytest.raises(Busy):
-        fronted.read("configmaps", "a")
-    assert len(front.requests) == 1
+        via_api_proxy.read("configmaps", "a")
+    assert len(api_proxy.requests) == 1
 
 
-def test_no_redirect_is_followed(front: Front, fronted: Api) -> None:
-    front.rule = lambda _: Answer(302, headers={"Location": f"{front.url}/elsewhere"})
+def test_no_redirect_is_followed(api_proxy: ApiProxy, via_api_proxy: Api) -> None:
+    api_proxy.rule = lambda _: Answer(302, headers={"Location": f"{api_proxy.url}/elsewhere"})
     with pytest.raises(ApiError, match="answered 302"):
-        fronted.read("configmaps", "a")
-    assert len(front.requests) == 1
+        via_api_proxy.read("configmaps", "a")
+    assert len(api_proxy.requests) == 1
 
 
 def test_many_threads_have_connections_of_their_own(api: Api, caplog: pytest.LogCaptureFixture) -> None:
@@ -282,9 +286,9 @@ def test_a_log_is_followed_until_somebody_closes_it(configured: Configured) -> N
         assert time.monotonic() - began < 10, "etcd may say nothing for minutes"
 
 
-def test_a_line_is_whole_however_it_comes(front: Front, fronted: Api) -> None:
-    front.rule = lambda _: Answer(200, (b"on", b"e\ntwo\nth", b"r", b"ee\n\nlast"), pause=0.01)
-    with fronted.stream("/") as stream:
+def test_a_line_is_whole_however_it_comes(api_proxy: ApiProxy, via_api_proxy: Api) -> None:
+    api_proxy.rule = lambda _: Answer(200, (b"on", b"e\ntwo\nth", b"r", b"ee\n\nlast"), pause=0.01)
+    with via_api_proxy.stream("/") as stream:
         assert list(stream.lines()) == [b"one", b"two", b"three", b"", b"last"]
 
 

@@ -17,9 +17,9 @@ import pytest
 
 from builds.engines.kubernetes.api import Api
 from builds.engines.kubernetes.lease import Lease
-from tests.cluster.plumbing.things import lease as lease_object
+from tests.cluster.plumbing.objects import lease as lease_object
+from tests.parts.apiproxy import Answer, ApiProxy, Asked
 from tests.parts.cluster import Cluster
-from tests.parts.front import Answer, Asked, Front
 from tests.parts.kiln import ROOT, until
 from tests.parts.proxy import Proxy
 
@@ -172,22 +172,24 @@ def test_a_blip_is_none(proxy: Proxy, proxied: Api, standing: Standing) -> None:
     assert lease.term == 1
 
 
-def test_a_renewal_whose_answer_is_lost_is_one(front: Front, fronted: Api, api: Api, standing: Standing) -> None:
+def test_a_renewal_whose_answer_is_lost_is_one(
+    api_proxy: ApiProxy, via_api_proxy: Api, api: Api, standing: Standing
+) -> None:
     """The renewal took effect, so the next one meets a record that is newer than the known one, but its own."""
     lost: list[Asked] = []
 
     def lose_one(asked: Asked) -> Answer | None:
-        if asked.method != "PATCH" or len(front.requests) < 4 or lost:
+        if asked.method != "PATCH" or len(api_proxy.requests) < 4 or lost:
             return None
         lost.append(asked)
-        connection = front.upstream()
+        connection = api_proxy.upstream()
         connection.request(asked.method, asked.target, asked.body, {"Content-Type": asked.headers["Content-Type"]})
         assert connection.getresponse().status == 200
         connection.close()
         return Answer(None)
 
-    front.rule = lose_one
-    lease = standing(fronted, "a")
+    api_proxy.rule = lose_one
+    lease = standing(via_api_proxy, "a")
     until(lambda: lease.leading)
     until(lambda: lost)
     renewed = spec(api)["renewTime"]
@@ -257,10 +259,10 @@ def test_what_others_write_into_it_changes_nothing(api: Api, standing: Standing)
     assert api.read("leases", "kiln")["metadata"]["annotations"] == {"by-hand": "4"}
 
 
-def test_a_role_that_is_missing_is_told(api: Api, front: Front, fronted: Api, standing: Standing) -> None:
+def test_a_role_that_is_missing_is_told(api: Api, api_proxy: ApiProxy, via_api_proxy: Api, standing: Standing) -> None:
     said = b'{"kind":"Status","code":403,"reason":"Forbidden","message":"leases is forbidden."}'
-    front.rule = lambda _: Answer(403, (said,))
-    lease = standing(fronted, "a")
+    api_proxy.rule = lambda _: Answer(403, (said,))
+    lease = standing(via_api_proxy, "a")
     until(lambda: lease.trouble == "leases is forbidden.")
     assert not lease.leading
 
@@ -329,20 +331,20 @@ def test_a_leader_that_was_paused_knows_when_it_wakes(candidates: tuple[Candidat
     assert second.leads
 
 
-def test_a_renewal_counts_from_before_it_was_sent(front: Front, fronted: Api) -> None:
+def test_a_renewal_counts_from_before_it_was_sent(api_proxy: ApiProxy, via_api_proxy: Api) -> None:
     """Each answer takes a second, by which time that second of leadership has passed."""
 
     def slowly(asked: Asked) -> None:
         if asked.method == "PATCH":
-            front.closed.wait(1.0)
+            api_proxy.closed.wait(1.0)
 
-    front.rule = slowly
-    lease = Lease(fronted, "kiln", "a", duration=6.0, stop_after=4.0, retry=1.0)
+    api_proxy.rule = slowly
+    lease = Lease(via_api_proxy, "kiln", "a", duration=6.0, stop_after=4.0, retry=1.0)
     lease.start()
     until(lambda: lease.leading)
-    sent = next(asked.at for asked in front.requests if asked.method == "PATCH")
-    front.rule = lambda _: Answer(503)
+    sent = next(asked.at for asked in api_proxy.requests if asked.method == "PATCH")
+    api_proxy.rule = lambda _: Answer(503)
     until(lambda: not lease.leading)
     assert time.monotonic() - sent < 4.8, "counted from the answer it would be five"
-    front.rule = lambda _: None
+    api_proxy.rule = lambda _: None
     lease.stop()

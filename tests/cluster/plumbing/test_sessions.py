@@ -14,7 +14,7 @@ from builds.engines.kubernetes import Release
 from builds.engines.kubernetes.api import Api
 from builds.engines.kubernetes.sessions import FRESH, KubernetesSessions
 from tests.cluster.conftest import Configured
-from tests.cluster.plumbing.things import config_map
+from tests.cluster.plumbing.objects import config_map
 from tests.parts.kiln import until
 from tests.parts.proxy import Proxy
 

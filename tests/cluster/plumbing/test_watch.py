@@ -16,8 +16,8 @@ from prometheus_client import REGISTRY
 from builds.engines.kubernetes.api import Api, Busy
 from builds.engines.kubernetes.watch import Watch
 from tests.cluster.conftest import Configured
-from tests.cluster.plumbing.things import config_map
-from tests.parts.front import Answer, Asked, Front
+from tests.cluster.plumbing.objects import config_map
+from tests.parts.apiproxy import Answer, ApiProxy, Asked
 from tests.parts.kiln import until
 from tests.parts.proxy import Proxy
 
@@ -48,9 +48,9 @@ def watching() -> Iterator[Watching]:
 
 
 @pytest.fixture
-def proxy(front: Front) -> Iterator[Proxy]:
-    """A network that can fail, before a `front` that counts and alters responses, before the API server."""
-    with Proxy(("127.0.0.1", front.port)) as proxy:
+def proxy(api_proxy: ApiProxy) -> Iterator[Proxy]:
+    """A network that can fail, before a `api_proxy` that counts and alters responses, before the API server."""
+    with Proxy(("127.0.0.1", api_proxy.port)) as proxy:
         yield proxy
 
 
@@ -111,27 +111,27 @@ def test_one_object_can_be_watched(api: Api, watching: Watching) -> None:
     until(lambda: shows(watch, "b"))
 
 
-def test_a_list_of_many_pages_is_one(front: Front, fronted: Api, watching: Watching) -> None:
+def test_a_list_of_many_pages_is_one(api_proxy: ApiProxy, via_api_proxy: Api, watching: Watching) -> None:
     for number in range(5):
-        fronted.create("configmaps", mine(f"a{number}"))
-    front.rule = lambda asked: asked._replace(target=asked.target.replace("limit=500", "limit=2"))
-    watch = watching(fronted)
+        via_api_proxy.create("configmaps", mine(f"a{number}"))
+    api_proxy.rule = lambda asked: asked._replace(target=asked.target.replace("limit=500", "limit=2"))
+    watch = watching(via_api_proxy)
     until(lambda: shows(watch, "a0", "a1", "a2", "a3", "a4"))
-    assert sum(asked.lists for asked in front.requests) == 3
+    assert sum(asked.lists for asked in api_proxy.requests) == 3
 
 
 def test_a_connection_that_breaks_is_resumed_without_a_list(
-    front: Front, proxy: Proxy, proxied: Api, api: Api, watching: Watching
+    api_proxy: ApiProxy, proxy: Proxy, proxied: Api, api: Api, watching: Watching
 ) -> None:
     watch = watching(proxied)
-    until(lambda: any(asked.watches for asked in front.requests))
+    until(lambda: any(asked.watches for asked in api_proxy.requests))
     api.create("configmaps", mine("before"))
     until(lambda: shows(watch, "before"))
     proxy.cut()
     api.create("configmaps", mine("meanwhile"))
     api.delete("configmaps", "before")
     until(lambda: shows(watch, "meanwhile"))
-    assert sum(asked.lists for asked in front.requests) == 1
+    assert sum(asked.lists for asked in api_proxy.requests) == 1
     assert [each["metadata"]["name"] for each in watch.take_deleted()] == ["before"]
     until(lambda: watch.trouble is None)
 
@@ -176,24 +176,26 @@ def test_a_connection_that_stalls_is_noticed(proxy: Proxy, proxied: Api, api: Ap
     until(lambda: shows(watch, "meanwhile"))
 
 
-def test_what_is_too_old_is_listed_anew_with_what_vanished(front: Front, fronted: Api, watching: Watching) -> None:
+def test_what_is_too_old_is_listed_anew_with_what_vanished(
+    api_proxy: ApiProxy, via_api_proxy: Api, watching: Watching
+) -> None:
     """The watch has missed every change since its list: one deletion, one replacement and one creation."""
 
     def out_of_step(asked: Asked) -> Answer | None:
         if not asked.watches:
             return None
-        if sum(each.watches for each in front.requests) == 1:
+        if sum(each.watches for each in api_proxy.requests) == 1:
             return Answer(200, hangs=True)
-        return Answer(200, (EXPIRED,)) if sum(each.lists for each in front.requests) == 1 else None
+        return Answer(200, (EXPIRED,)) if sum(each.lists for each in api_proxy.requests) == 1 else None
 
-    old = {name: fronted.create("configmaps", mine(name)) for name in ("gone", "again", "stays")}
-    front.rule = out_of_step
-    watch = watching(fronted, silence=1.0)
+    old = {name: via_api_proxy.create("configmaps", mine(name)) for name in ("gone", "again", "stays")}
+    api_proxy.rule = out_of_step
+    watch = watching(via_api_proxy, silence=1.0)
     until(lambda: shows(watch, *old))
     for name in ("gone", "again"):
-        fronted.delete("configmaps", name)
-    fronted.create("configmaps", mine("again"))
-    fronted.create("configmaps", mine("new"))
+        via_api_proxy.delete("configmaps", name)
+    via_api_proxy.create("configmaps", mine("again"))
+    via_api_proxy.create("configmaps", mine("new"))
     until(lambda: shows(watch, "again", "stays", "new"))
     deleted = {each["metadata"]["uid"] for each in watch.take_deleted()}
     assert deleted == {old["gone"]["metadata"]["uid"], old["again"]["metadata"]["uid"]}
@@ -204,32 +206,34 @@ def test_what_is_too_old_is_listed_anew_with_what_vanished(front: Front, fronted
     [Answer(200), Answer(None), Answer(500), Answer(200, (EXPIRED,)), Answer(200, (b'{"type":"ADDED","obj',))],
     ids=["closes", "resets", "fails", "expired", "half an event"],
 )
-def test_a_server_in_trouble_is_not_hammered(front: Front, fronted: Api, watching: Watching, answer: Answer) -> None:
-    front.rule = lambda asked: answer if asked.watches else None
-    watching(fronted)
-    until(lambda: any(asked.watches for asked in front.requests))
-    began = front.requests[0].at
+def test_a_server_in_trouble_is_not_hammered(
+    api_proxy: ApiProxy, via_api_proxy: Api, watching: Watching, answer: Answer
+) -> None:
+    api_proxy.rule = lambda asked: answer if asked.watches else None
+    watching(via_api_proxy)
+    until(lambda: any(asked.watches for asked in api_proxy.requests))
+    began = api_proxy.requests[0].at
     until(lambda: time.monotonic() > began + 4)
-    tries = sum(asked.watches for asked in front.requests)
+    tries = sum(asked.watches for asked in api_proxy.requests)
     assert 2 <= tries <= 16  # the client sends a GET twice after a reset
 
 
-def test_it_comes_back_when_it_was_told_to(front: Front, fronted: Api, watching: Watching) -> None:
-    front.rule = lambda _: Answer(429, headers={"Retry-After": "2"}) if len(front.requests) == 1 else None
-    watch = watching(fronted)
+def test_it_comes_back_when_it_was_told_to(api_proxy: ApiProxy, via_api_proxy: Api, watching: Watching) -> None:
+    api_proxy.rule = lambda _: Answer(429, headers={"Retry-After": "2"}) if len(api_proxy.requests) == 1 else None
+    watch = watching(via_api_proxy)
     assert watch.synced.wait(10)
-    assert front.requests[1].at - front.requests[0].at >= 2
+    assert api_proxy.requests[1].at - api_proxy.requests[0].at >= 2
 
 
-def test_fresh_sees_what_the_watch_has_not_told(front: Front, fronted: Api, watching: Watching) -> None:
-    front.rule = lambda asked: Answer(200, hangs=True) if asked.watches else None
-    watch = watching(fronted)
+def test_fresh_sees_what_the_watch_has_not_told(api_proxy: ApiProxy, via_api_proxy: Api, watching: Watching) -> None:
+    api_proxy.rule = lambda asked: Answer(200, hangs=True) if asked.watches else None
+    watch = watching(via_api_proxy)
     assert watch.synced.wait(5)
     for name in ("a", "b", "c"):
-        fronted.create("configmaps", mine(name))
+        via_api_proxy.create("configmaps", mine(name))
         watch.fresh(5)
         assert name in watch.objects()
-    assert not any("resourceVersion" in asked.target for asked in front.requests if asked.lists)
+    assert not any("resourceVersion" in asked.target for asked in api_proxy.requests if asked.lists)
 
 
 def test_a_watch_goes_on_after_fresh(api: Api, watching: Watching) -> None:
@@ -261,10 +265,10 @@ def test_fresh_says_why_there_is_none(proxy: Proxy, proxied: Api, watching: Watc
 
 
 @pytest.mark.parametrize("trouble", ["none", "refused", "stalled"])
-def test_it_stops_at_once(front: Front, proxy: Proxy, proxied: Api, api: Api, trouble: str) -> None:
+def test_it_stops_at_once(api_proxy: ApiProxy, proxy: Proxy, proxied: Api, api: Api, trouble: str) -> None:
     watch = Watch(proxied, "configmaps", labels="mine=yes", changed=lambda: None)
     watch.start()
-    until(lambda: any(asked.watches for asked in front.requests))
+    until(lambda: any(asked.watches for asked in api_proxy.requests))
     api.create("configmaps", mine("a"))
     until(lambda: shows(watch, "a"))
     if trouble == "refused":

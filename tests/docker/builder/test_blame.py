@@ -21,10 +21,10 @@ from builds.build import Reason
 from builds.builder.evidence import PYPI
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
+from tests.parts.failingproxy import RESET, FailingProxy
 from tests.parts.githost import GitHost, commit
 from tests.parts.kiln import until
-from tests.parts.ociregistry import OciFront, Stuck
-from tests.parts.outages import RESET, Outages
+from tests.parts.ociregistry import OciProxy, Stuck
 from tests.parts.registry import Registry
 
 ODD = {
@@ -182,7 +182,7 @@ def test_an_index_that_no_tool_names(
             (folder / "content").mkdir(parents=True)
             (folder / "content/more.txt").write_text(f"not-there-{unique}\n")
             (folder / "content" / file).write_text(text.replace("@UNIQUE@", unique))
-            proxy = proxies.enter_context(Outages(gateway, status, folder))
+            proxy = proxies.enter_context(FailingProxy(gateway, status, folder))
             config = {"proxies": {"default": {"httpProxy": proxy.url, "httpsProxy": proxy.url}}}
             (folder / "config.json").write_text(json.dumps(config))
             request = asked(host, f"{path}-{number}", host.create(f"{path}-{number}", folder / "content"), registry)
@@ -336,9 +336,9 @@ def _with_mount(command: str) -> str:
 def test_the_daemon_has_no_tag_of_an_image(
     end: str, path: str, builder: Builder, host: GitHost, tmp_path: Path
 ) -> None:
-    with Registry(tmp_path / "registry") as registry, OciFront(registry, Stuck()) as front:
+    with Registry(tmp_path / "registry") as registry, OciProxy(registry, Stuck()) as oci_proxy:
         head = dockerfile(host, path, tmp_path / "content", step("echo begun"))
-        image = f"{front.host if end == 'cancelled' else registry.host}/{path}"
+        image = f"{oci_proxy.host if end == 'cancelled' else registry.host}/{path}"
         if end == "no registry":
             registry.stop()
         request = replace(asked(host, path, head, registry), image=image)

@@ -12,7 +12,7 @@ from builds.clients.registry import Registry as Client
 from builds.clients.registry import RegistryError
 from builds.confirm import RegistryConfirmer
 from builds.repository import Policy
-from tests.builds.histories import NOW, attempt
+from tests.builds.plan_factories import NOW, attempt
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Builder
 from tests.parts.githost import GitHost

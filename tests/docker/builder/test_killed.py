@@ -27,7 +27,7 @@ from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost, commit
 from tests.parts.kiln import until
-from tests.parts.ociregistry import OciFront, Stuck
+from tests.parts.ociregistry import OciProxy, Stuck
 from tests.parts.registry import Registry
 
 pytestmark = pytest.mark.timeout(600)
@@ -217,9 +217,9 @@ def test_git_is_killed_while_its_host_says_nothing(
 
 @pytest.mark.parametrize("private", [True, False])
 def test_docker_is_killed_while_it_pushes(private: bool, setting: Setting) -> None:
-    with Registry(setting.folder / "open") as registry, OciFront(registry, Stuck()) as front:
-        prefix = f"{front.host}/" if private else None
-        attempt = setting.start(image=f"{front.host}/stuck", private_image_prefix=prefix)
+    with Registry(setting.folder / "open") as registry, OciProxy(registry, Stuck()) as oci_proxy:
+        prefix = f"{oci_proxy.host}/" if private else None
+        attempt = setting.start(image=f"{oci_proxy.host}/stuck", private_image_prefix=prefix)
         attempt.until("The push refers to repository" if private else r"^#\d+ pushing ")
         kill(attempt, r"docker push " if private else r"docker-buildx .*build ")
         is_ours(attempt)

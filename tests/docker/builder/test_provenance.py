@@ -27,11 +27,11 @@ from builds.clients.registry import Registry as Client
 from builds.provenance import Builder as BuiltBy
 from builds.provenance import CausingEvent
 from kiln.cli import main
-from tests.builds.histories import NOW
+from tests.builds.plan_factories import NOW
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Builder
 from tests.parts.githost import GitHost, git
-from tests.parts.ociregistry import Answer, Asked, Behaviour, OciFront, refusal
+from tests.parts.ociregistry import Answer, Asked, Behaviour, OciProxy, refusal
 from tests.parts.registry import Registry
 
 COMMIT = "c" * 40
@@ -44,7 +44,7 @@ class Referrers(Behaviour):
     def __init__(self) -> None:
         self.known: dict[str, dict[str, dict[str, Any]]] = {}
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
         path, _, query = asked.target.partition("?")
         if "/referrers/" in path:
             entries = [*self.known.get(path.rpartition("/")[2], {}).values()]
@@ -72,7 +72,7 @@ class Referrers(Behaviour):
 class NoSubjects(Behaviour):
     """Takes no manifest that has a subject."""
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
         return refusal(400, "MANIFEST_INVALID", "unknown field") if b'"subject"' in asked.body else None
 
 
@@ -89,17 +89,17 @@ class Interfering(Behaviour):
     def after(self, asked: Asked, answer: Answer) -> Answer:
         if asked.method == "PUT" and "/manifests/sha256-" in asked.target and self.left:
             self.left -= 1
-            assert self.front.forward(Asked("PUT", asked.target, {"Content-Type": INDEX}, self.index)).status == 201
+            assert self.oci_proxy.forward(Asked("PUT", asked.target, {"Content-Type": INDEX}, self.index)).status == 201
             return refusal(500, "UNKNOWN", "unknown error") if self.left else answer
         return answer
 
-    front: OciFront
+    oci_proxy: OciProxy
 
 
 @pytest.fixture(params=["listed by the registry", "listed under a tag"])
-def front(request: pytest.FixtureRequest, registry: Registry) -> Iterator[OciFront]:
-    with OciFront(registry, Referrers() if request.param == "listed by the registry" else None) as front:
-        yield front
+def oci_proxy(request: pytest.FixtureRequest, registry: Registry) -> Iterator[OciProxy]:
+    with OciProxy(registry, Referrers() if request.param == "listed by the registry" else None) as oci_proxy:
+        yield oci_proxy
 
 
 def pushed(host: str, path: str, content: str = "") -> Image:
@@ -170,9 +170,9 @@ WANTED = ("--repository", "https://github.com/Our-Org/course.git", "--commit", C
 
 
 def test_a_statement_is_found_by_tag_and_by_digest_and_says_what_was_built(
-    path: str, front: OciFront, attested: Callable[..., list[str]]
+    path: str, oci_proxy: OciProxy, attested: Callable[..., list[str]]
 ) -> None:
-    image = pushed(front.host, path)
+    image = pushed(oci_proxy.host, path)
     assert attested(image) == ["The image has a provenance statement, unsigned."]
     for name in (f"{image.repository}:{COMMIT}", f"{image.repository}@{image.digest}", image.reference):
         status, said = verify(name, *WANTED, "--builder-id", "https://kiln.example/")
@@ -185,9 +185,9 @@ def test_a_statement_is_found_by_tag_and_by_digest_and_says_what_was_built(
 
 
 def test_what_does_not_hold_is_refused_with_the_reason(
-    path: str, front: OciFront, attested: Callable[..., list[str]], keys: Keys, tmp_path: Path
+    path: str, oci_proxy: OciProxy, attested: Callable[..., list[str]], keys: Keys, tmp_path: Path
 ) -> None:
-    image, bare = pushed(front.host, path), pushed(front.host, f"{path}-bare", "another")
+    image, bare = pushed(oci_proxy.host, path), pushed(oci_proxy.host, f"{path}-bare", "another")
     attested(image, signing_key=str(keys.private))
     assert verify(image.reference, *WANTED, "--key", str(keys.public))[0] == 0
     assert "signed      by the key" in verify(image.reference, "--key", str(keys.public))[1]
@@ -220,9 +220,9 @@ def test_what_could_not_be_looked_at_has_a_status_of_its_own(path: str, registry
 
 
 def test_another_attempt_that_says_the_same_adds_nothing_and_a_key_replaces_what_was_unsigned(
-    path: str, front: OciFront, attested: Callable[..., list[str]], keys: Keys
+    path: str, oci_proxy: OciProxy, attested: Callable[..., list[str]], keys: Keys
 ) -> None:
-    image = pushed(front.host, path)
+    image = pushed(oci_proxy.host, path)
     attested(image)
     assert attested(image) == ["The image has this provenance statement already."]
     assert attested(image, signing_key=str(keys.private)) == ["The image has a provenance statement, signed."]
@@ -233,9 +233,9 @@ def test_another_attempt_that_says_the_same_adds_nothing_and_a_key_replaces_what
 
 
 def test_what_others_have_attached_stays(
-    path: str, front: OciFront, attested: Callable[..., list[str]], keys: Keys
+    path: str, oci_proxy: OciProxy, attested: Callable[..., list[str]], keys: Keys
 ) -> None:
-    image = pushed(front.host, path)
+    image = pushed(oci_proxy.host, path)
     subject = Client().manifest(image.repository, image.digest, body=True)
     assert subject
     others = [Artifact(media_type="application/spdx+json", content=b"%d" % number) for number in range(3)]
@@ -255,10 +255,10 @@ def test_who_writes_the_list_at_the_same_time_and_we_lose_nothing(path: str, reg
     theirs = attach(direct, image.repository, subject, Artifact(media_type="text/theirs", content=b"theirs"))
     entry = {"mediaType": MANIFEST, "digest": digest_of(theirs), "size": len(theirs), "more": "kept as it is"}
     behaviour = Interfering(entry)
-    with OciFront(registry, behaviour) as front:
-        behaviour.front = front
+    with OciProxy(registry, behaviour) as oci_proxy:
+        behaviour.oci_proxy = oci_proxy
         ours = attach(
-            Client(), image.repository.replace(registry.host, front.host), subject,
+            Client(), image.repository.replace(registry.host, oci_proxy.host), subject,
             Artifact(media_type="text/ours", content=b"ours"),
         )  # fmt: skip
     assert behaviour.left == 0
@@ -293,8 +293,8 @@ def test_content_that_is_not_what_its_digest_says_is_refused(path: str, registry
     subject = Client().manifest(image.repository, image.digest, body=True)
     assert subject
     attach(Client(), image.repository, subject, Artifact(media_type=KINDS[0], content=b"ours"))
-    with OciFront(registry, Forging()) as front, pytest.raises(RegistryRefused, match="gives other content"):
-        [*contents(Client(), f"{front.host}/{path}", image.digest, KINDS)]
+    with OciProxy(registry, Forging()) as oci_proxy, pytest.raises(RegistryRefused, match="gives other content"):
+        [*contents(Client(), f"{oci_proxy.host}/{path}", image.digest, KINDS)]
 
 
 # By the builder itself. ----------------------------------------------------------------------------------------------
@@ -347,10 +347,13 @@ def test_a_build_succeeds_without_a_statement_and_says_why(
     behaviour: Behaviour, around: dict[str, Any], words: str | None,
     head: str, path: str, builder: Builder, host: GitHost, registry: Registry,
 ) -> None:  # fmt: skip
-    with OciFront(registry, behaviour) as front:
+    with OciProxy(registry, behaviour) as oci_proxy:
         attempt = builder.run(
             Request(
-                repository=f"{host.base}/{path}", clone_url=host.url(path), commit=head, image=f"{front.host}/{path}"
+                repository=f"{host.base}/{path}",
+                clone_url=host.url(path),
+                commit=head,
+                image=f"{oci_proxy.host}/{path}",
             ),
             **around,
         )

@@ -1,6 +1,6 @@
 """Registries that answer otherwise than registry:2: the specification's MUST decides.
 
-Each is a real registry behind a front that behaves as the registry in the test's name.
+Each is a real registry behind a oci_proxy that behaves as the registry in the test's name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from builds.clients.registry import Unauthorized
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Builder
 from tests.parts.githost import GitHost, commit
-from tests.parts.ociregistry import PASSWORD, USER, Answer, Asked, Behaviour, OciFront, Tokens, refusal
+from tests.parts.ociregistry import PASSWORD, USER, Answer, Asked, Behaviour, OciProxy, Tokens, refusal
 from tests.parts.registry import Registry
 
 
@@ -34,21 +34,21 @@ def who_can_make_it(there: bool, actions: set[str]) -> set[str]:
 class Robot(Tokens):
     """No token suffices to look up a missing manifest."""
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:
         looks = asked.method in ("GET", "HEAD") and "/manifests/" in asked.target
-        if looks and asked.token and not front.has(asked.name):
+        if looks and asked.token and not oci_proxy.has(asked.name):
             more = 'error="insufficient_scope"'
-            return refusal(self.denied, "DENIED", "not authorized for that", self.challenge(asked, front, more))
-        return super().before(asked, front)
+            return refusal(self.denied, "DENIED", "not authorized for that", self.challenge(asked, oci_proxy, more))
+        return super().before(asked, oci_proxy)
 
 
 class Artifactory(Behaviour):
     """Basic credentials; 403 for the lookup of a missing manifest."""
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:
         if asked.login != f"{USER}:{PASSWORD}":
             return refusal(401, "UNAUTHORIZED", "authentication required", 'Basic realm="Artifactory"')
-        if asked.method in ("GET", "HEAD") and "/manifests/" in asked.target and not front.has(asked.name):
+        if asked.method in ("GET", "HEAD") and "/manifests/" in asked.target and not oci_proxy.has(asked.name):
             return refusal(403, "DENIED", "The client does not have permission for manifest")
         return None
 
@@ -70,7 +70,7 @@ class NoDigest(Behaviour):
 
 
 class NoHead(Behaviour):
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
         by_us = asked.method == "HEAD" and "requests" in asked.headers.get("User-Agent", "")
         return refusal(405, "UNSUPPORTED", "HEAD is not supported") if by_us else None
 
@@ -81,10 +81,10 @@ class Immutable(Behaviour):
     def __init__(self, status: int = 412) -> None:
         self.status = status
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:
         if asked.method != "PUT" or "/manifests/" not in asked.target:
             return None
-        there = front.forward(Asked("HEAD", asked.target, asked.headers, b"")).status == 200
+        there = oci_proxy.forward(Asked("HEAD", asked.target, asked.headers, b"")).status == 200
         return refusal(self.status, "TAG_INVALID", "The tag is immutable") if there else None
 
 
@@ -94,7 +94,7 @@ class Elsewhere(Behaviour):
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:  # noqa: ARG002
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:  # noqa: ARG002
         return refusal(401, "UNAUTHORIZED", "authentication required", f'Bearer realm="{self.url}/token"')
 
 
@@ -105,12 +105,12 @@ class Shouting(Tokens):
         super().__init__()
         self.spelling = spelling
 
-    def before(self, asked: Asked, front: OciFront) -> Answer | None:
-        answer = super().before(asked, front)
+    def before(self, asked: Asked, oci_proxy: OciProxy) -> Answer | None:
+        answer = super().before(asked, oci_proxy)
         ours = "requests" in asked.headers.get("User-Agent", "")
         if ours and answer is not None and (usual := dict(answer.headers).get("WWW-Authenticate")):
             answer.set("WWW-Authenticate", None)
-            realm, scope = f"{front.url}/token?account=a%26b", re.findall(r'scope="(.*?)"', usual)[0]
+            realm, scope = f"{oci_proxy.url}/token?account=a%26b", re.findall(r'scope="(.*?)"', usual)[0]
             for line in self.spelling.format(realm=realm, scope=scope).split("\n"):
                 answer.headers.append(("WWW-Authenticate", line))
         return answer
@@ -120,7 +120,7 @@ SPELLINGS = {
     "several in one header": 'Negotiate, Basic realm="x, y", Bearer realm="{realm}",service="f",scope="{scope}"',
     "one header each": 'Digest realm="x", nonce="a=b"\nBearer realm="{realm}",scope="{scope}"\nBasic realm="x"',
     "upper case and spaces": 'BEARER REALM = "{realm}" , SERVICE="f", Scope="{scope}"',
-    "unquoted": "Bearer realm={realm},service=front",
+    "unquoted": "Bearer realm={realm},service=oci_proxy",
     "the known one last": 'NTLM TlRMTVNTUAAB==, Custom a=b, bearer scope="{scope}", realm="{realm}"',
 }
 
@@ -133,22 +133,22 @@ def head(host: GitHost, path: str, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def front(registry: Registry) -> Iterator[OciFront]:
-    with OciFront(registry) as front:
-        yield front
+def oci_proxy(registry: Registry) -> Iterator[OciProxy]:
+    with OciProxy(registry) as oci_proxy:
+        yield oci_proxy
 
 
 @pytest.fixture
-def known(tmp_path: Path, front: OciFront) -> str:
+def known(tmp_path: Path, oci_proxy: OciProxy) -> str:
     """The path of a docker config.json."""
     auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
-    (tmp_path / "docker.json").write_text(json.dumps({"auths": {front.host: {"auth": auth}}}))
+    (tmp_path / "docker.json").write_text(json.dumps({"auths": {oci_proxy.host: {"auth": auth}}}))
     return str(tmp_path / "docker.json")
 
 
 @pytest.fixture
-def request_(host: GitHost, path: str, head: str, registry: Registry, front: OciFront) -> Request:
-    return msgspec.structs.replace(asked(host, path, head, registry), image=f"{front.host}/{path}")
+def request_(host: GitHost, path: str, head: str, registry: Registry, oci_proxy: OciProxy) -> Request:
+    return msgspec.structs.replace(asked(host, path, head, registry), image=f"{oci_proxy.host}/{path}")
 
 
 BEHAVIOURS = {
@@ -172,10 +172,10 @@ def test_the_first_build_is_pushed_and_tagged_in_one_attempt(
     path: str,
     builder: Builder,
     registry: Registry,
-    front: OciFront,
+    oci_proxy: OciProxy,
     known: str,
 ) -> None:
-    front.behaviour = behaviour
+    oci_proxy.behaviour = behaviour
     attempt = builder.run(request_, registry_config=known, tags=(Tags(ref=None, names=("course",)),))
     assert attempt.status == 0, attempt.text
     image = attempt.result.image
@@ -196,13 +196,13 @@ def test_a_tag_that_may_not_be_moved_fails_nothing(
     status: int,
     request_: Request,
     builder: Builder,
-    front: OciFront,
+    oci_proxy: OciProxy,
     known: str,
     tmp_path: Path,
     host: GitHost,
     path: str,
 ) -> None:
-    front.behaviour = Immutable(status)
+    oci_proxy.behaviour = Immutable(status)
     tags = (Tags(ref=None, names=("v1",)), Tags(ref=None, names=("course",)))
     first = builder.run(request_, registry_config=known, tags=tags).result.image
     assert first
@@ -221,16 +221,16 @@ def test_a_tag_that_may_not_be_moved_fails_nothing(
     assert "The tag v1 is not set: " in attempt.text
 
 
-def test_what_the_registry_says_is_told(front: OciFront, path: str, known: str) -> None:
-    front.behaviour = Tokens(lambda *_: set())
+def test_what_the_registry_says_is_told(oci_proxy: OciProxy, path: str, known: str) -> None:
+    oci_proxy.behaviour = Tokens(lambda *_: set())
     with pytest.raises(Unauthorized, match=r": not authorized for that\.$"):
-        Client(known).manifest(f"{front.host}/{path}", "x")
+        Client(known).manifest(f"{oci_proxy.host}/{path}", "x")
 
 
-def test_a_password_goes_to_no_strange_token_service(front: OciFront, path: str, known: str) -> None:
-    with OciFront(front.registry, Tokens()) as other:
+def test_a_password_goes_to_no_strange_token_service(oci_proxy: OciProxy, path: str, known: str) -> None:
+    with OciProxy(oci_proxy.registry, Tokens()) as other:
         elsewhere = other.url.replace("127.0.0.1", "localhost")
-        front.behaviour = Elsewhere(elsewhere)
+        oci_proxy.behaviour = Elsewhere(elsewhere)
         with pytest.raises(Unauthorized, match="would not be safe with"):
-            Client(known).manifest(f"{front.host}/{path}", "x")
+            Client(known).manifest(f"{oci_proxy.host}/{path}", "x")
         assert other.requests == []

@@ -16,7 +16,7 @@ from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost
 from tests.parts.kiln import until
-from tests.parts.ociregistry import OciFront, Stuck
+from tests.parts.ociregistry import OciProxy, Stuck
 from tests.parts.registry import Registry
 
 pytestmark = pytest.mark.slow
@@ -99,14 +99,14 @@ def test_the_whole_group_is_told(
 
 
 def test_while_pushing(path: str, builder: Builder, host: GitHost, tmp_path: Path) -> None:
-    with Registry(tmp_path / "registry") as registry, OciFront(registry, Stuck()) as front:
+    with Registry(tmp_path / "registry") as registry, OciProxy(registry, Stuck()) as oci_proxy:
         (tmp_path / "content").mkdir()
         put_busybox(tmp_path / "content")
         unique = secrets.token_hex(8)
         dockerfile = f"FROM scratch\nCOPY busybox /bin/sh\nENV RUN={unique}\nRUN echo begun\n"
         (tmp_path / "content/Dockerfile").write_text(dockerfile)
         head = host.create(path, tmp_path / "content")
-        attempt = builder.start(replace(asked(host, path, head, registry), image=f"{front.host}/{path}"))
+        attempt = builder.start(replace(asked(host, path, head, registry), image=f"{oci_proxy.host}/{path}"))
         attempt.until(" pushing ")
         stopped(attempt)
         nothing_is_left(attempt)

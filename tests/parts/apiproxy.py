@@ -1,10 +1,10 @@
 """Plain HTTP before a real Kubernetes API server, to answer in its place, which a TCP proxy cannot do.
 
-with Front(configuration) as front:
-    use(front.url)
-    front.rule = lambda asked: Answer(503) if asked.method == "POST" else None      # answered here
-    front.rule = lambda asked: asked._replace(target="/another")                    # passed on, changed
-    front.requests                                                                  # all so far, in order
+with ApiProxy(configuration) as api_proxy:
+    use(api_proxy.url)
+    api_proxy.rule = lambda asked: Answer(503) if asked.method == "POST" else None      # answered here
+    api_proxy.rule = lambda asked: asked._replace(target="/another")                    # passed on, changed
+    api_proxy.requests                                                                  # all so far, in order
 
 `None` passes the request on as it is.
 """
@@ -57,7 +57,7 @@ class Answer(NamedTuple):
     hangs: bool = False
 
 
-class Front:
+class ApiProxy:
     """Listens until `close`, with the credentials of `configuration` for the other side."""
 
     def __init__(self, configuration: Configuration) -> None:
@@ -67,10 +67,10 @@ class Front:
         self._host = urlsplit(configuration.host).netloc
         self._trust = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
         self._trust.load_cert_chain(configuration.cert_file or "", configuration.key_file)
-        front = self
+        api_proxy = self
 
         class Handler(_Handler):
-            served_by = front
+            served_by = api_proxy
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -79,7 +79,7 @@ class Front:
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Front:
+    def __enter__(self) -> ApiProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +96,7 @@ class Front:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    served_by: Front
+    served_by: ApiProxy
     protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 BESIDE = Path(__file__).parents[2].parent / "shared" / "data"
 
 
-def published(name: str) -> Path:
+def published_data(name: str) -> Path:
     """The file or folder of that name. Where it is missing, the test is skipped with that name as the reason."""
     path = Path(os.environ.get("KILN_SHARED_DATA") or BESIDE) / name
     if not path.exists():

@@ -1,6 +1,6 @@
 """Connections that send no whole request, at a constant number: an ended connection is replaced.
 
-with half_requests(port, KINDS["a head"], KINDS["a chunk"]):
+with partial_requests(port, KINDS["a head"], KINDS["a chunk"]):
     ...
 """
 
@@ -26,7 +26,7 @@ EACH = 0.1
 
 
 @contextmanager
-def half_requests(port: int, *kinds: tuple[bytes, bytes], number: int = 300) -> Iterator[None]:
+def partial_requests(port: int, *kinds: tuple[bytes, bytes], number: int = 300) -> Iterator[None]:
     """Keeps that number of connections open, of these kinds in turn."""
     ended = threading.Event()
     halves = [_Half(port, *kinds[at % len(kinds)]) for at in range(number)]

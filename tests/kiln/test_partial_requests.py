@@ -10,8 +10,8 @@ from threading import Thread
 
 import pytest
 
-from tests.kiln.test_patience import THREADS, answer, port, served
-from tests.parts.halves import HEAD, KINDS, half_requests
+from tests.kiln.test_slow_clients import THREADS, answer, port, served
+from tests.parts.partial_requests import HEAD, KINDS, partial_requests
 
 __all__ = ["port"]
 
@@ -29,14 +29,14 @@ def seconds(port: int) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_they_delay_nobody(port: int, kind: str) -> None:
     usual = seconds(port)
-    with half_requests(port, KINDS[kind]):
+    with partial_requests(port, KINDS[kind]):
         for _ in range(10):
             assert seconds(port) < max(2.0, 20 * usual)
 
 
 @pytest.mark.parametrize("kind", ["silence", "a body"])
 def test_more_than_there_may_be_connections_keep_nobody_out(kind: str) -> None:
-    with served("--worker-connections", "100") as port, half_requests(port, KINDS[kind]):
+    with served("--worker-connections", "100") as port, partial_requests(port, KINDS[kind]):
         for _ in range(3):
             assert answer(port, LAST).endswith(b"\r\n3\n")
 
@@ -46,7 +46,7 @@ def test_they_do_not_keep_a_worker_that_stops() -> None:
     """The worker would wait 60 seconds for requests under way, and 30 for incomplete ones."""
     with ExitStack() as stack:
         port = stack.enter_context(served("--worker-class", "kiln.gunicorn.Worker", "--graceful-timeout", "60"))
-        with half_requests(port, *KINDS.values(), number=50):
+        with partial_requests(port, *KINDS.values(), number=50):
             seconds(port)
             stack.close()
 

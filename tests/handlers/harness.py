@@ -114,7 +114,7 @@ def bearer(name: str = "ci") -> dict[str, str]:
 
 
 @dataclass
-class House:
+class Harness:
     """The application and its engine; its methods act for the controller and the builder."""
 
     folder: Path
@@ -193,7 +193,7 @@ class House:
         self.engine.close()
 
 
-def build_house(
+def create_harness(
     folder: Path,
     *,
     auth: Sequence[str] = ("none",),
@@ -206,7 +206,7 @@ def build_house(
     auth_gate: Gate | None = None,
     instance: str = "test",
     **changes: Any,
-) -> House:
+) -> Harness:
     engine = LocalEngine(
         folder,
         surroundings=Surroundings(),
@@ -247,7 +247,7 @@ def build_house(
             **changes,
         }
     )
-    return House(folder, engine, services, create_app(services), valid)
+    return Harness(folder, engine, services, create_app(services), valid)
 
 
 def frames(chunks: Iterator[bytes]) -> Iterator[dict[str, str]]:

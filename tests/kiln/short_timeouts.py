@@ -12,7 +12,7 @@ LARGE = 1 << 26
 """Bytes: more than any socket's buffers hold."""
 
 
-class Impatient(Worker):
+class ShortTimeouts(Worker):
     patience = 1.0
     longest_linger = 2.0
     youth = 0.2
@@ -29,6 +29,6 @@ def application(environ: dict[str, Any], start_response: Callable[..., object]) 
     if environ["PATH_INFO"] == "/large":
         said = bytes(LARGE)
     if environ["PATH_INFO"] == "/late":
-        time.sleep(3 * Impatient.patience)
+        time.sleep(3 * ShortTimeouts.patience)
     start_response("200 OK", [("Content-Length", str(len(said)))])
     return [said]

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.kiln.test_keep_alive import PING, SECRET, SIGNED
-from tests.parts.halves import KINDS, half_requests
 from tests.parts.hubapi import HubApi
 from tests.parts.kiln import Kiln, until
+from tests.parts.partial_requests import KINDS, partial_requests
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.alone]
 
@@ -187,7 +187,7 @@ def test_each_of_them_does_what_it_likes_and_all_others_are_served(tmp_path: Pat
     assert {follower.status for follower in mallory[-2:]} == {429}
     for number in range(MALLORIES):
         lists(port, f"mallory-{number}")
-    stack.enter_context(half_requests(port, *KINDS.values()))
+    stack.enter_context(partial_requests(port, *KINDS.values()))
     town_.hub.stall = STALL
     crowd = stack.enter_context(Crowd())
     crowd.add(100, bogus(town_))

@@ -1,6 +1,6 @@
 """A real JupyterHub and all of Kiln as its service `binder`, which asks the Hub who comes.
 
-with Paired(folder, registry=registry, host=host, hub="c.JupyterHub.load_roles = …") as pair:
+with HubService(folder, registry=registry, host=host, hub="c.JupyterHub.load_roles = …") as pair:
     pair.sign_as("ada")
     pair.system.ask(repository=…)
     requests.get(f"{pair.url}versions", …)      # through the Hub's proxy
@@ -26,7 +26,7 @@ c.JupyterHub.services += [{{"name": "binder", "url": {url!r}, "api_token": {toke
 """
 
 
-class Paired:
+class HubService:
     """Both are created together, so that more parts can be put beside them, and started by entering. `hub` is appended
     to the Hub's configuration above, and may use its names; the other arguments are those of `System`."""
 

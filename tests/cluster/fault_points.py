@@ -10,14 +10,14 @@ from tests.parts.cluster import run
 MOUNTED = "/faults"
 
 
-class Points:
+class FaultPoints:
     """The fault points of a release, as files in a folder on a worker."""
 
     def __init__(self, node: str) -> None:
         self.node, self.folder = node, f"/var/lib/kiln-faults-{secrets.token_hex(4)}"
         self._run(f"mkdir -m 0777 {self.folder}")
 
-    def __enter__(self) -> Points:
+    def __enter__(self) -> FaultPoints:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -88,7 +88,7 @@ def running(name: str = "b", *causes: Cause, node: str = "n1", **more: object) -
     return build(name, *causes, **{"state": State.RUNNING, "attempts": (live,), **more})  # type: ignore[arg-type]
 
 
-def sees(of: Build, phase: Phase = Phase.RUNNING, result: Result | None = None, **more: object) -> Sighting:
+def sighting_of(of: Build, phase: Phase = Phase.RUNNING, result: Result | None = None, **more: object) -> Sighting:
     assert of.live is not None
     fields: dict[str, object] = {"node": of.live.node, "started_at": of.live.started_at, **more}
     return Sighting(build=of.name, attempt=of.live.number, phase=phase, result=result, **fields)  # type: ignore[arg-type]

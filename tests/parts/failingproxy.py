@@ -1,6 +1,6 @@
 """A proxy for the steps of builds (`proxies` of a docker `config.json`), behind which every host has an outage.
 
-    with Outages(gateway, 503, folder) as proxy:
+    with FailingProxy(gateway, 503, folder) as proxy:
 
 Every host answers every request with that status, over TLS with a certificate of another host and of no authority;
 where it is 0, it resets the connection.
@@ -21,7 +21,7 @@ from tests.parts.authority import make_authority
 RESET = 0
 
 
-class Outages:
+class FailingProxy:
     """Started by entering, stopped by leaving; `url` is the proxy's."""
 
     def __init__(self, address: str, status: int, folder: Path) -> None:

@@ -10,7 +10,7 @@ import msgspec
 from builds.build import Attempt, Build, Result
 from builds.engines.kubernetes.jobs import labels
 from builds.engines.kubernetes.records import Release
-from tests.builds.making import ask
+from tests.builds.engine_factories import new_submission
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 RELEASE = Release(name="kiln")
@@ -37,7 +37,7 @@ def at(seconds: float) -> str:
 
 
 def build(name: str = "b", attempt: Attempt | None = None, **more: Any) -> Build:
-    asked = ask(name)
+    asked = new_submission(name)
     made = Build(
         name=name, uid="uid-1", request=asked.request, causes=(asked.cause,), created_at=NOW, revision="1", **more
     )

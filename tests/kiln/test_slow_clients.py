@@ -19,13 +19,15 @@ ENOUGH = 12.0
 """Seconds: much more than a worker's patience here, and much less than gunicorn's default."""
 
 
-OPTIONS = f"--bind 127.0.0.1:0 --worker-class tests.kiln.impatient.Impatient --threads {THREADS} --no-control-socket"
+OPTIONS = (
+    f"--bind 127.0.0.1:0 --worker-class tests.kiln.short_timeouts.ShortTimeouts --threads {THREADS} --no-control-socket"
+)
 
 
 @contextmanager
 def served(*options: str) -> Iterator[int]:
     """Run the impatient worker, with additional options of gunicorn; yields its port."""
-    command = [sys.executable, "-m", "gunicorn", *OPTIONS.split(), *options, "tests.kiln.impatient:application"]
+    command = [sys.executable, "-m", "gunicorn", *OPTIONS.split(), *options, "tests.kiln.short_timeouts:application"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr
         listening = None

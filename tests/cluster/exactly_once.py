@@ -11,7 +11,7 @@ TAKEOVER = 15.0
 """Seconds within which another controller leads after a leader has crashed."""
 
 
-def once(release: Release, name: str, commit: str, seconds: float = 90.0) -> dict[str, Any]:
+def check_exactly_once(release: Release, name: str, commit: str, seconds: float = 90.0) -> dict[str, Any]:
     """Wait for the end of the build and check that it was built and announced exactly once.
 
     It has one image and one end, the same at every sink. No attempt began while a pod of the previous one could still

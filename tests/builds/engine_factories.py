@@ -26,7 +26,7 @@ def cause(id_: str = "1", *, by: str | None = None, force: bool = False) -> Caus
     return Cause(source="/test", id=id_, type="test", by=by, at=AT, kind=Kind.PERSON, force=force)
 
 
-def ask(
+def new_submission(
     name: str = "b",
     id_: str = "1",
     *,
@@ -41,7 +41,7 @@ def ask(
     return Submission(name=name, request=request, cause=cause(id_, by=by, force=force))
 
 
-def ended(build: Build, state: State = State.FAILED, at: datetime = AT) -> Build:
+def settled_build(build: Build, state: State = State.FAILED, at: datetime = AT) -> Build:
     """The record as the controller leaves it: every cause answered, the build settled."""
     keys = tuple(one.key for one in build.causes)
     status = replace(
@@ -50,7 +50,7 @@ def ended(build: Build, state: State = State.FAILED, at: datetime = AT) -> Build
     return replace(build, status=status, open=False)
 
 
-def engine_in(state: Path, kind: type[LocalEngine] = LocalEngine, **more: Any) -> LocalEngine:
+def local_engine(state: Path, kind: type[LocalEngine] = LocalEngine, **more: Any) -> LocalEngine:
     fields = {
         "surroundings": Surroundings(docker_host=f"unix://{state}/docker.sock"),
         "command": (sys.executable, str(BUILDER)),
@@ -59,9 +59,9 @@ def engine_in(state: Path, kind: type[LocalEngine] = LocalEngine, **more: Any) -
     return kind(state, **fields)
 
 
-def written(engine: Engine, name: str, do: str = "succeed", number: int = 1) -> Build:
+def started_build(engine: Engine, name: str, do: str = "succeed", number: int = 1) -> Build:
     """A build whose record has the start of an attempt, as a controller leaves it before it calls `start`."""
-    (build,) = engine.accept([ask(name, args={"do": do})])
+    (build,) = engine.accept([new_submission(name, args={"do": do})])
     attempt = Attempt(number=number, node="local", written_at=datetime.now(UTC))
     attempts = (*build.status.attempts, attempt)
     return engine.write(
@@ -69,8 +69,8 @@ def written(engine: Engine, name: str, do: str = "succeed", number: int = 1) -> 
     )
 
 
-def begin(engine: LocalEngine, name: str = "b", do: str = "succeed") -> Build:
-    build = written(engine, name, do)
+def start_build(engine: LocalEngine, name: str = "b", do: str = "succeed") -> Build:
+    build = started_build(engine, name, do)
     assert build.live is not None
     engine.start(build, build.live)
     return build
