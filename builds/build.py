@@ -375,6 +375,12 @@ MAX_TAIL = 4096
 """Characters of a log's tail."""
 
 
+class RecordVersion(msgspec.Struct):
+    """The only field that may be assumed before a record's version is known."""
+
+    version: int
+
+
 class Build(msgspec.Struct, frozen=True, kw_only=True):
     """The durable record of one build.
 

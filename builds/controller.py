@@ -96,7 +96,7 @@ RECORDED_WITHIN = timedelta(seconds=1)
 NO_SINK = Outcome(delivered=False, final=True, error="No sink of that name is configured any more.")
 
 
-class Courier(Protocol):
+class Sender(Protocol):
     """Sends events to sinks without blocking. Calls `done` from any thread."""
 
     def send(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None: ...
@@ -122,7 +122,7 @@ class _Quarantined(msgspec.Struct, frozen=True, kw_only=True):
     until: float
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class DeliveryResult(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one try at a delivery."""
 
     build: str
@@ -140,13 +140,13 @@ class _Work(msgspec.Struct, kw_only=True, eq=False):
     build: Build
     """The record as last written."""
     actions: Sequence[Action]
-    told: Sequence[Told]
+    results: Sequence[DeliveryResult]
     """Results of its deliveries, for the first write to record."""
     until: float = float("inf")
     """By the monotonic clock: work that has not begun by then is dropped."""
     began: float | None = None
     ended: float = float("-inf")
-    recorded: Sequence[Told] = ()
+    recorded: Sequence[DeliveryResult] = ()
     gone: bool = False
     """Its record was deleted, and `recorded` with it."""
     done: list[Action] = msgspec.field(default_factory=list)
@@ -176,7 +176,7 @@ class Controller:
         *,
         limits: Limits,
         sinks: Sequence[Sink],
-        courier: Courier,
+        sender: Sender,
         confirmer: Confirmer,
         inspector: Inspector,
         events: Callable[[Build, Word, int, datetime, Cause | None], Event],
@@ -192,7 +192,7 @@ class Controller:
         self._sinks: Mapping[str, Sink] = {sink.name: sink for sink in sinks}
         self._statuses = statuses
         self._spans = spans
-        self._courier = courier
+        self._sender = sender
         self._confirmer = confirmer
         self._inspector = inspector
         self._events = events
@@ -207,8 +207,8 @@ class Controller:
         self._stopped: set[tuple[str, int]] = set()
         self._troubles: dict[tuple[str, int], str] = {}
         self._sending: set[tuple[str, str]] = set()
-        self._told: SimpleQueue[Told] = SimpleQueue()
-        self._unrecorded: dict[str, list[Told]] = {}
+        self._results: SimpleQueue[DeliveryResult] = SimpleQueue()
+        self._unrecorded: dict[str, list[DeliveryResult]] = {}
         self._quarantine: dict[str, _Quarantined] = {}
         self._held: frozenset[str] = frozenset()
         self._unreadable: Mapping[str, str] = {}
@@ -261,7 +261,7 @@ class Controller:
         return min(tidy_again, BUSY if self._open else IDLE)
 
     def _look_and_rest(self) -> None:
-        """One round, and a rest in proportion to its cost: the writers and the courier need the processor as well."""
+        """One round, and a rest in proportion to its cost: the writers and the sender need the processor as well."""
         began = time.thread_time()
         self.look()
         spent = time.thread_time() - began
@@ -338,8 +338,8 @@ class Controller:
     def _hand_over(self, build: Build, actions: Sequence[Action]) -> None:
         urgency = min(map(_urgency, actions), default=NOT_URGENT)
         until = self._monotonic() + (URGENT_MOMENT if urgency == URGENT else MOMENT)
-        told = self._unrecorded.pop(build.name, ())
-        work = _Work(decided_on=build, build=build, actions=actions, told=told, until=until)
+        results = self._unrecorded.pop(build.name, ())
+        work = _Work(decided_on=build, build=build, actions=actions, results=results, until=until)
         self._in_flight[build.name] = next((one for one in actions if not isinstance(one, Deliver | DeadLetter)), None)
         if build.live is None and any(isinstance(one, Start) for one in actions):
             self._rotation = self._rotation.after(build)
@@ -362,8 +362,8 @@ class Controller:
 
     def _remember(self, work: _Work) -> None:
         build = work.build
-        if work.told:
-            self._unrecorded[build.name] = [*work.told, *self._unrecorded.get(build.name, ())]
+        if work.results:
+            self._unrecorded[build.name] = [*work.results, *self._unrecorded.get(build.name, ())]
         self._recorded(work.recorded, gone=work.gone)
         for action in work.done:
             self._remember_done(build, action)
@@ -492,7 +492,7 @@ class Controller:
         try:
             for action in work.actions:
                 self._act(work, action)
-            if work.told:
+            if work.results:
                 self._write(work, None)
         except Conflict:
             metrics.CONFLICTS.inc()
@@ -522,17 +522,17 @@ class Controller:
         """Writes the record after `action`, with the results of its deliveries. The same write closes the record if the
         build is done and all its events are delivered."""
         now, after = self._clock(), work.build
-        for one in work.told:
+        for one in work.results:
             after = self._after_try(after, one)
         after = advance(after, action, now, self._announce(now)) if action else after
         try:
             work.build = self._engine.write(msgspec.structs.replace(after, open=not done_and_told(after)))
         except NotFound:
-            work.recorded, work.told, work.gone = work.told, (), True
+            work.recorded, work.results, work.gone = work.results, (), True
             raise
-        if work.told:
+        if work.results:
             crash_if_armed(Fault.CONTROLLER_DELIVERED)
-        work.recorded, work.told, work.changed = [*work.recorded, *work.told], (), True
+        work.recorded, work.results, work.changed = [*work.recorded, *work.results], (), True
         if not work.build.open:
             crash_if_armed(Fault.CONTROLLER_SETTLED)
 
@@ -540,13 +540,13 @@ class Controller:
         def announce(
             after: Build, word: Word, attempt: int, cause: Cause | None
         ) -> list[tuple[Event, tuple[str, ...]]]:
-            told = self._events(after, word, attempt, now, cause)
-            words = {"kiln": [told]}
+            own = self._events(after, word, attempt, now, cause)
+            words = {"kiln": [own]}
             if any(sink.format == "cdevents" for sink in self._sinks.values()):
-                words["cdevents"] = chain.events(after, word, attempt, told, cause)
+                words["cdevents"] = chain.events(after, word, attempt, own, cause)
             hosts = self._statuses.wanted(after, word, cause) if self._statuses else ()
             return [
-                (event, tuple(self._wanting(form, event.type, told.type)) + (hosts if event is told else ()))
+                (event, tuple(self._wanting(form, event.type, own.type)) + (hosts if event is own else ()))
                 for form, events in words.items()
                 for event in events
             ]
@@ -637,13 +637,15 @@ class Controller:
             self._tell(build, deliver, NO_SINK)
             return
         self._sending.add((event.id, sink.name))
-        self._courier.send(event, sink, partial(self._tell, build, deliver))
+        self._sender.send(event, sink, partial(self._tell, build, deliver))
 
     def _tell(self, build: Build, deliver: Deliver, outcome: Outcome) -> None:
         if outcome.delivered:
             crash_if_armed(Fault.CONTROLLER_SENT)
         at = self._monotonic()
-        self._told.put(Told(build=build.name, event=deliver.event, sink=deliver.sink, outcome=outcome, at=at))
+        self._results.put(
+            DeliveryResult(build=build.name, event=deliver.event, sink=deliver.sink, outcome=outcome, at=at)
+        )
         self._engine.wake()
 
     def _ask_registry(self, build: Build, action: Confirm | Inspect) -> None:
@@ -708,7 +710,7 @@ class Controller:
         if sink is None:
             done(NO_SINK)
         else:
-            self._courier.send(event, sink, done)
+            self._sender.send(event, sink, done)
 
     # ---- Deliveries -----------------------------------------------------------------------------------------------
 
@@ -718,25 +720,25 @@ class Controller:
             self._recorded(self._unrecorded.pop(name), gone=True)
         while True:
             try:
-                told = self._told.get_nowait()
+                result = self._results.get_nowait()
             except Empty:
                 return
-            if told.build in builds:
-                self._unrecorded.setdefault(told.build, []).append(told)
+            if result.build in builds:
+                self._unrecorded.setdefault(result.build, []).append(result)
             else:
-                self._recorded([told], gone=True)
+                self._recorded([result], gone=True)
 
     def _to_record(self, build: Build) -> bool:
         """Whether to write the results of its deliveries now. While a build is in progress, and no later event waits
         for the results, they wait `RECORDED_WITHIN` for another write of the record."""
-        told = self._unrecorded[build.name]
-        if build.status.state.ended or not all(one.outcome.delivered for one in told):
+        results = self._unrecorded[build.name]
+        if build.status.state.ended or not all(one.outcome.delivered for one in results):
             return True
-        had = {(one.event, one.sink) for one in told}
+        had = {(one.event, one.sink) for one in results}
         sinks = {sink for _, sink in had}
         due = ((delivery.event, delivery.sink) for one in build.status.outbox for delivery in one.deliveries)
         later = any(sink in sinks and (event, sink) not in had for event, sink in due)
-        return later or self._monotonic() - told[0].at >= RECORDED_WITHIN.total_seconds()
+        return later or self._monotonic() - results[0].at >= RECORDED_WITHIN.total_seconds()
 
     def _record_rest(self) -> None:
         """Writes the pending results of deliveries, so that the next controller does not send those events again."""
@@ -746,42 +748,42 @@ class Controller:
             builds = {build.name: build for build in self._engine.observe().builds}
             self._collect_told(builds)
             for name in self._unrecorded.keys() - self._quarantine.keys():
-                work = _Work(decided_on=builds[name], build=builds[name], actions=(), told=self._unrecorded[name])
+                work = _Work(decided_on=builds[name], build=builds[name], actions=(), results=self._unrecorded[name])
                 self._write(work, None)
                 self._recorded(work.recorded)
         except (Conflict, NotFound, Unavailable) as error:
             log.warning("Results of deliveries not recorded, their events will be sent again: %s", error)
 
-    def _recorded(self, told: Sequence[Told], *, gone: bool = False) -> None:
+    def _recorded(self, results: Sequence[DeliveryResult], *, gone: bool = False) -> None:
         """Counts the results that are now in the record, or whose record was deleted (`gone`)."""
-        for one in told:
+        for one in results:
             self._sending.discard((one.event, one.sink))
             self._count_try(one, last=gone)
 
-    def _after_try(self, build: Build, told: Told) -> Build:
-        outcome, now = told.outcome, self._clock()
+    def _after_try(self, build: Build, result: DeliveryResult) -> Build:
+        outcome, now = result.outcome, self._clock()
         if outcome.delivered:
-            return delivered(build, told.event, told.sink, now, error=None)
+            return delivered(build, result.event, result.sink, now, error=None)
         error = outcome.error or "no reason given"
         if outcome.final:
-            return delivered(build, told.event, told.sink, now, error=error, dead=True)
+            return delivered(build, result.event, result.sink, now, error=error, dead=True)
         tries = next(
             (
                 d.tries
                 for a in build.status.outbox
                 for d in a.deliveries
-                if (d.event, d.sink) == (told.event, told.sink)
+                if (d.event, d.sink) == (result.event, result.sink)
             ),
             0,
         )
         seconds = pause(tries + 1, outcome.retry_after)
-        return undelivered(build, told.event, told.sink, now, error=error, pause=timedelta(seconds=seconds))
+        return undelivered(build, result.event, result.sink, now, error=error, pause=timedelta(seconds=seconds))
 
-    def _count_try(self, told: Told, *, last: bool) -> None:
-        outcome = told.outcome
+    def _count_try(self, result: DeliveryResult, *, last: bool) -> None:
+        outcome = result.outcome
         metrics.DELIVERIES.labels(_word(outcome)).inc()
         if not outcome.delivered and (outcome.final or last):
-            self._dead(told.build, told.event, told.sink, outcome.error or "refused")
+            self._dead(result.build, result.event, result.sink, outcome.error or "refused")
 
     def _dead(self, build: str, event: str, sink: str, why: str) -> None:
         metrics.DEAD_LETTERS.inc()

@@ -51,7 +51,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
         return {} if self.submission is None else {name: value for name, value in _facts(self.submission) if value}
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class EventEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     """The result for one event. `why` is the reason why no trigger is evaluated, `notes` lists the look-ups of a real
     request.
 
@@ -69,7 +69,7 @@ class DryRun(msgspec.Struct, frozen=True, kw_only=True):
     """The result for a request. `ignored` is the reason why a delivery contains no event."""
 
     ignored: str | None = None
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[EventEvaluation, ...] = ()
 
 
 def dry_run(request: Saved, triggers: Sequence[Trigger], intake: Intake, who: Who, now: datetime) -> DryRun:
@@ -100,7 +100,7 @@ class _Rehearsal(NamedTuple):
     who: Who
     now: datetime
 
-    def outcome(self, event: Event) -> Outcome:
+    def outcome(self, event: Event) -> EventEvaluation:
         """Raises EventError, RequestError."""
         notes: list[str] = []
         asks_itself = event.type == REQUESTED
@@ -110,7 +110,7 @@ class _Rehearsal(NamedTuple):
             self.intake.check_same_host_kind(self.word, event, wants)
         why = self._stopped(event) or (None if asks_itself else idle(event))
         refused = why is not None or any(verdict.lacks for verdict in verdicts)
-        return Outcome(
+        return EventEvaluation(
             event=event,
             why=why,
             notes=tuple(notes),
@@ -161,7 +161,7 @@ def _facts(submission: Submission) -> Iterator[tuple[str, str | None]]:
     yield "tags", ", ".join(submission.cause.tags)
 
 
-class _Place(NamedTuple):
+class _OfflineRef(NamedTuple):
     ref: str | None
     commit: str
 
@@ -169,9 +169,9 @@ class _Place(NamedTuple):
 class Offline:
     """A resolver without network: a full ref stays as it is, any other text counts as a branch."""
 
-    def resolve(self, repository: Repository, ref: str | None) -> _Place:  # noqa: ARG002
+    def resolve(self, repository: Repository, ref: str | None) -> _OfflineRef:  # noqa: ARG002
         full = ref if ref is None or ref.startswith("refs/") else f"refs/heads/{ref}"
-        return _Place(full, UNKNOWN)
+        return _OfflineRef(full, UNKNOWN)
 
     def commit(self, repository: Repository, digits: str) -> str:  # noqa: ARG002
         return UNKNOWN

@@ -749,7 +749,7 @@ def _starts(waiting: Sequence[Build], opening: Mapping[str, Report], snapshot: _
 
 def _placed(due: Sequence[Build], slots: _Slots, snapshot: _Snapshot) -> Iterator[Start]:
     rotation = snapshot.facts.rotation
-    left = {build.name: (build, _Place(build)) for build in due}
+    left = {build.name: (build, _QueuePosition(build)) for build in due}
     while left and slots.left:
         build = _take_first(left, rotation)
         alone = _to_be_alone(build)
@@ -759,7 +759,7 @@ def _placed(due: Sequence[Build], slots: _Slots, snapshot: _Snapshot) -> Iterato
             yield _started(build, node, snapshot, alone=alone)
 
 
-def _take_first(left: dict[str, tuple[Build, _Place]], rotation: Rotation) -> Build:
+def _take_first(left: dict[str, tuple[Build, _QueuePosition]], rotation: Rotation) -> Build:
     build, _ = min(left.values(), key=lambda one: one[1].rank(rotation))
     del left[build.name]
     return build
@@ -777,7 +777,9 @@ def queue(builds: Sequence[Build], now: datetime) -> Iterator[Build]:
         rotation = rotation.after(build)
     waiting = [build for build in builds if build.state is State.QUEUED and not build.live]
     later = {build.name: build for build in waiting if not _due(_not_before(build), now, MAX_BACKOFF)}
-    left = {build.name: (build, _Place(_in_its_round(build, now))) for build in waiting if build.name not in later}
+    left = {
+        build.name: (build, _QueuePosition(_in_its_round(build, now))) for build in waiting if build.name not in later
+    }
     while left:
         build = _take_first(left, rotation)
         rotation = rotation.after(build)
@@ -810,7 +812,7 @@ def _unplaced(due: Sequence[Build], slots: _Slots, snapshot: _Snapshot) -> Itera
     ):
         return
     if any(_due(_waits_since(build) + after, snapshot.now, after) for build in due):
-        build = min(due, key=lambda build: _Place(build).rank(snapshot.facts.rotation))
+        build = min(due, key=lambda build: _QueuePosition(build).rank(snapshot.facts.rotation))
         alone = _to_be_alone(build)
         if slots.on_all(alone=alone):
             yield _started(build, None, snapshot, alone=alone)
@@ -845,7 +847,7 @@ def asker(build: Build) -> str:
 _URGENCY = {kind: place for place, kind in enumerate(Kind)}
 
 
-class _Place:
+class _QueuePosition:
     """A build's rank in the queue. Values that do not depend on the rotation are computed once."""
 
     def __init__(self, build: Build) -> None:

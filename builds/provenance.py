@@ -71,7 +71,7 @@ class RanBy(_Camel, frozen=True, kw_only=True):
     builder_dependencies: tuple[Resource, ...] = ()
 
 
-class Run(_Camel, frozen=True, kw_only=True):
+class BuildMetadata(_Camel, frozen=True, kw_only=True):
     invocation_id: str = ""
     started_on: datetime | None = None
     finished_on: datetime | None = None
@@ -79,7 +79,7 @@ class Run(_Camel, frozen=True, kw_only=True):
 
 class RunDetails(_Camel, frozen=True, kw_only=True):
     builder: RanBy
-    metadata: Run = Run()
+    metadata: BuildMetadata = BuildMetadata()
 
 
 class Predicate(_Camel, frozen=True, kw_only=True):
@@ -177,7 +177,7 @@ def statement_for(
             version=builder.versions,
             builder_dependencies=(_image(builder.image),) if builder.image else (),
         ),
-        metadata=Run(invocation_id=attempt, started_on=started, finished_on=finished),
+        metadata=BuildMetadata(invocation_id=attempt, started_on=started, finished_on=finished),
     )
     algorithm, _, digits = image.digest.partition(":")
     return Statement(

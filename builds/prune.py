@@ -26,7 +26,7 @@ from builds.clients.registry import Manifest, Registry
 from builds.engines import EngineError, NotFound, Records
 from builds.image import is_reserved
 from builds.repository import glob_match
-from builds.retention import Pushed, Recorded, Rule, Verdict, judge, recorded, waits
+from builds.retention import Pushed, Recorded, RetentionDecision, Rule, judge, recorded, waits
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +45,12 @@ class ImageReview(msgspec.Struct, frozen=True, kw_only=True):
     """The review of one image repository. `error` is the reason of a failure; the review then has no verdicts."""
 
     repository: str
-    verdicts: Sequence[Verdict] = ()
+    verdicts: Sequence[RetentionDecision] = ()
     records: Sequence[Recorded] = ()
     error: str | None = None
 
     @property
-    def unneeded(self) -> list[Verdict]:
+    def unneeded(self) -> list[RetentionDecision]:
         return [verdict for verdict in self.verdicts if verdict.kept is None]
 
 
@@ -115,7 +115,7 @@ class Pruner:
             return Pruned(deleted=deleted, error=str(error))
         return Pruned(deleted=deleted)
 
-    def _delete(self, registry: Registry, verdict: Verdict, review: ImageReview) -> bool:
+    def _delete(self, registry: Registry, verdict: RetentionDecision, review: ImageReview) -> bool:
         """Returns whether the image is gone permanently. Raises RegistryError, EngineError."""
         image = verdict.image
         before = self._unused(image)

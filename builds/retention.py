@@ -58,7 +58,7 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     waits: bool
 
 
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+class RetentionDecision(msgspec.Struct, frozen=True, kw_only=True):
     """`kept` is the reason to keep the image, as the end of a sentence; `None`: nothing needs it. `record` is that of
     the build which pushed it."""
 
@@ -99,7 +99,7 @@ def judge(
     now: datetime,
     *,
     allowed: bool = True,
-) -> list[Verdict]:
+) -> list[RetentionDecision]:
     """A verdict for each image of a repository, in the given order. `allowed`: Kiln may push to the repository."""
     known = {record.build: record for record in records}
     pairs = [(image, _record(image, known)) for image in images]
@@ -115,7 +115,7 @@ def judge(
             return "its name is not one that Kiln may push to"
         return _held(image, record, holders) or _used(record, rule, now) or _among(newest, record)
 
-    return [Verdict(image=image, record=record, kept=kept(image, record)) for image, record in pairs]
+    return [RetentionDecision(image=image, record=record, kept=kept(image, record)) for image, record in pairs]
 
 
 def _record(image: Pushed, known: Mapping[str, Recorded]) -> Recorded | None:

@@ -299,12 +299,12 @@ def read(rules: Sequence[TriggerRule] | None) -> tuple[tuple[Trigger, ...], list
         return DEFAULT, []
     names = [rule.name for rule in rules]
     problems = [f"Two triggers have the name '{name}'." for name in dict.fromkeys(names) if names.count(name) > 1]
-    readers = [_Reader(rule) for rule in rules]
+    readers = [_RuleParser(rule) for rule in rules]
     triggers = tuple(reader.trigger() for reader in readers)
     return triggers, [*problems, *(problem for reader in readers for problem in reader.problems)]
 
 
-class _Reader:
+class _RuleParser:
     """Parses a rule, and collects its problems instead of stopping at the first."""
 
     def __init__(self, rule: TriggerRule) -> None:

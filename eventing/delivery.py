@@ -5,8 +5,8 @@ in flight: a pool of threads would be the shared bottleneck. Only this thread co
 outages. It reports the outcome to the owner of the durable schedule (`eventing.sinks.pause`), so the loss of this
 process loses no event.
 
-Importing this module is cheap. The first `Courier` imports the HTTP client (0.6 s), which web never needs. This module
-also reads the injected sink from the environment, because its certificates are files.
+Importing this module is cheap. The first `EventSender` imports the HTTP client (0.6 s), which web never needs. This
+module also reads the injected sink from the environment, because its certificates are files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from eventing.spans import Spans
 from eventing.statuses import HostSink
 
 
-class Courier:
+class EventSender:
     """Send events. Construct it in the process that delivers; call `close()` at the end. Safe to call from any thread.
 
     Each send bridges a short outage with a few tries within about five seconds. At most 10 s pass from the first packet
@@ -40,13 +40,13 @@ class Courier:
         self.pulse = self._transport.pulse
         self._open = True
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._transport.run, name="courier", daemon=True)
+        self._thread = threading.Thread(target=self._transport.run, name="sender", daemon=True)
         self._thread.start()
 
     def send(self, event: Event, sink: Sink | HostSink, done: Callable[[Outcome], None]) -> None:
         """Start the delivery of the event and return immediately.
 
-        `done` is called exactly once, in the courier's thread (so it must be quick), or in this thread after `close()`.
+        `done` is called exactly once, in the sender's thread (so it must be quick), or in this thread after `close()`.
         """
         with self._lock:
             if self._open:

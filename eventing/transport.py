@@ -1,4 +1,4 @@
-"""The exchanges of the courier's thread, on asyncio and aiohttp.
+"""The exchanges of the sender's thread, on asyncio and aiohttp.
 
 Each sink has a lane: its own connections, name look-ups and limit of concurrent sends. A sink therefore delays only
 itself, and a thousand events for an unresponsive sink take `LANE_WIDTH` sockets. A Git host counts as one sink. Kiln
@@ -38,7 +38,7 @@ from eventing.http import encode
 from eventing.pulse import Pulse
 from eventing.sinks import STOPPED, Headers, Outcome, Sink, judge, seconds_until, unanswered
 from eventing.spans import Spans
-from eventing.statuses import Answer, HostSink, Request, redirected
+from eventing.statuses import HostRequest, HostResponse, HostSink, redirected
 from eventing.statuses.exchange import MAX_REDIRECTS
 from eventing.tracing import Trace, trace_of
 
@@ -71,7 +71,7 @@ class Transport:
         self._loop = _Loop()
         self._lanes: dict[str, _Lane] = {}
         self._sends: set[asyncio.Task[Outcome]] = set()
-        self.pulse = Pulse("courier")
+        self.pulse = Pulse("sender")
 
     def run(self) -> None:
         """Run until `stop`."""
@@ -251,8 +251,8 @@ async def _conversation(lane: _Lane, event: Event, sink: HostSink) -> Outcome:
 
 
 async def _asked(
-    session: aiohttp.ClientSession, request: Request, headers: Mapping[str, str], ca: str | None
-) -> Answer:
+    session: aiohttp.ClientSession, request: HostRequest, headers: Mapping[str, str], ca: str | None
+) -> HostResponse:
     """Return the answer of a Git host after redirects within it. Raises OSError and aiohttp's errors."""
     for _ in range(MAX_REDIRECTS):
         answer = await _exchanged(session, request, headers, ca)
@@ -264,8 +264,8 @@ async def _asked(
 
 
 async def _exchanged(
-    session: aiohttp.ClientSession, request: Request, headers: Mapping[str, str], ca: str | None
-) -> Answer:
+    session: aiohttp.ClientSession, request: HostRequest, headers: Mapping[str, str], ca: str | None
+) -> HostResponse:
     async with (
         asyncio.timeout(TIMEOUT),
         session.request(
@@ -280,7 +280,7 @@ async def _exchanged(
     ):
         body = await _read(answer, HOST_ANSWER_READ)
         named = {name.lower(): value for name, value in answer.headers.items()}
-        return Answer(status=answer.status, headers=named, body=body, at=datetime.now(UTC))
+        return HostResponse(status=answer.status, headers=named, body=body, at=datetime.now(UTC))
 
 
 async def _request(
@@ -325,7 +325,7 @@ def get(url: str, headers: Mapping[str, str], ca: str | None) -> Outcome:
         lane = _Lane(HOST_WIDTH)
         async with lane.session:
             try:
-                return judge((await _exchanged(lane.session, Request(method="GET", url=url), headers, ca)).status)
+                return judge((await _exchanged(lane.session, HostRequest(method="GET", url=url), headers, ca)).status)
             except (aiohttp.ClientError, OSError) as error:
                 return unanswered(_why(error))
 

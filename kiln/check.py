@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
-from builds.dryrun import Offline, Outcome, Planned, Who, dry_run
+from builds.dryrun import EventEvaluation, Offline, Planned, Who, dry_run
 from builds.errors import BuildsError, CannotBuild
 from builds.triggers import Verdict
 from eventing import saved
@@ -79,7 +79,7 @@ def _outside(kiln: Kiln, say: Say) -> bool:
     found = list(doctor.examine(list(doctor.probes(kiln))))
     for one in found:
         say(" ".join(filter(None, (f"{one.state}: {one.probe}: {one.found}", one.cure))))
-    return not any(one.state is doctor.State.FAILED for one in found)
+    return not any(one.state is doctor.FindingState.FAILED for one in found)
 
 
 def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
@@ -93,7 +93,7 @@ def _dry_run(kiln: Kiln, request: saved.Saved, say: Say) -> None:
         _tell(outcome, say)
 
 
-def _tell(outcome: Outcome, say: Say) -> None:
+def _tell(outcome: EventEvaluation, say: Say) -> None:
     """Raises CannotBuild for an event that lacks what a trigger needs."""
     for note in outcome.notes:
         say(f"  {note}")

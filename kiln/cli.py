@@ -268,12 +268,12 @@ def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: 
     import msgspec  # noqa: PLC0415
 
     from builds.clients.registry import Registry  # noqa: PLC0415
-    from kiln.verify import Wanted, told  # noqa: PLC0415
+    from kiln.verify import VerifyOptions, told  # noqa: PLC0415
     from kiln.verify import verify as verified  # noqa: PLC0415
 
     config = registry_config or os.environ.get("KILN_REGISTRY_CONFIG") or None
     try:
-        image, found = verified(Wanted(**asked), Registry(config, insecure))
+        image, found = verified(VerifyOptions(**asked), Registry(config, insecure))
     except NotKnown as error:
         _failed(error.problems)
         return Exit.UNKNOWN

@@ -80,7 +80,7 @@ class _Keep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     per_ref: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 1
 
 
-class _Repository(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _RepositoryEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     url: str
     poll: str | int | None = None
 
@@ -106,7 +106,7 @@ def parse(content: bytes) -> Config:
         return Config()
     if not isinstance(found.value, dict):
         raise ConfigError(["The file must be a mapping of sections, such as `sinks:`"])
-    reader = _Reader(found)
+    reader = _ConfigReader(found)
     config = reader.config()
     if reader.problems:
         raise ConfigError(reader.problems)
@@ -133,7 +133,7 @@ def _content(setting: str, path: Path, sha256: str | None) -> bytes:
     return content
 
 
-class _Reader:
+class _ConfigReader:
     """Read the sections, and collect faults instead of stopping at the first."""
 
     def __init__(self, found: Document) -> None:
@@ -257,7 +257,7 @@ class _Reader:
         places: dict[str, int] = {}
         for number, value in enumerate(self._listed("repositories", tell=True)):
             place = f"repositories[{number}]"
-            repository = self._converted(value, _Repository, place)
+            repository = self._converted(value, _RepositoryEntry, place)
             if repository is None:
                 continue
             try:

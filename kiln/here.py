@@ -90,7 +90,7 @@ class Work:
     """A controller's work on a thread. `error` is what has ended it early; the main thread gets SIGINT then."""
 
     def __init__(self, kiln: Kiln) -> None:
-        self.stop = wiring.Stop()
+        self.stop = wiring.StopSignal()
         self.error: Exception | None = None
         self.thread = threading.Thread(target=self._run, args=(kiln,), name="controller", daemon=True)
 

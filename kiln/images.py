@@ -15,7 +15,7 @@ from builds.clients.errors import RegistryError
 from builds.engines import EngineError
 from builds.prune import ImageReview, Pruner
 from builds.repository import canonical, glob_match
-from builds.retention import Pushed, Verdict
+from builds.retention import Pushed, RetentionDecision
 from kiln import wiring
 from kiln.errors import CommandError
 from kiln.wiring import Kiln
@@ -40,7 +40,7 @@ def prune(environ: Mapping[str, str], *, delete: bool, as_json: bool, say: Say, 
     with _opened(environ) as (kiln, pruner):
         if kiln.config.keep is None:
             raise CommandError("No retention rule. Set `keep: {for: 30d}` in the YAML file")
-        found: list[Verdict] = []
+        found: list[RetentionDecision] = []
         errors: list[tuple[str, str | None]] = []
         for looked in pruner.review():
             gone, error = _pruned(pruner, looked) if delete else (looked.unneeded, None)
@@ -51,7 +51,7 @@ def prune(environ: Mapping[str, str], *, delete: bool, as_json: bool, say: Say, 
     return _errors(errors, complain)
 
 
-def _pruned(pruner: Pruner, looked: ImageReview) -> tuple[Sequence[Verdict], str | None]:
+def _pruned(pruner: Pruner, looked: ImageReview) -> tuple[Sequence[RetentionDecision], str | None]:
     pruned = pruner.prune(looked)
     gone = {image.digest for image in pruned.deleted}
     return [verdict for verdict in looked.unneeded if verdict.image.digest in gone], pruned.error
@@ -87,7 +87,7 @@ def _more(kiln: Kiln) -> Iterator[str]:
                 yield repository
 
 
-def _print(verdicts: Sequence[Verdict], as_json: bool, say: Say, *, ruled: bool) -> None:
+def _print(verdicts: Sequence[RetentionDecision], as_json: bool, say: Say, *, ruled: bool) -> None:
     if as_json:
         say(json.dumps([_told(verdict, ruled=ruled) for verdict in verdicts], indent=2))
         return
@@ -96,7 +96,7 @@ def _print(verdicts: Sequence[Verdict], as_json: bool, say: Say, *, ruled: bool)
         say(clean("  ".join([_reference(verdict.image), *why])))
 
 
-def _told(verdict: Verdict, *, ruled: bool) -> dict[str, Any]:
+def _told(verdict: RetentionDecision, *, ruled: bool) -> dict[str, Any]:
     image, record = verdict.image, verdict.record
     return {
         "reference": _reference(image),

@@ -21,7 +21,7 @@ from kiln.errors import CommandError, NotKnown
 from kiln.progress import printable
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
     """An image reference, the expected contents of its statement, and a PEM file with the public key."""
 
     image: str
@@ -31,7 +31,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     key: Path | None = None
 
 
-def verify(wanted: Wanted, registry: Registry) -> tuple[str, Verified]:
+def verify(wanted: VerifyOptions, registry: Registry) -> tuple[str, Verified]:
     """Return the image by digest, and its statement. Raises NotKnown, CommandError with the reason."""
     name, reference = _split(wanted.image)
     key = _key(wanted.key)

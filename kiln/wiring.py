@@ -642,7 +642,7 @@ def run_controller(kiln: Kiln) -> None:
     port = ops(kiln, "controller")
     vitals.end_with_any_thread()
     port.serve()
-    stop = Stop()
+    stop = StopSignal()
 
     def end(*_: object) -> None:
         # On a thread: a signal handler that takes a lock may interrupt the holder of that lock.
@@ -664,7 +664,7 @@ def run_controller(kiln: Kiln) -> None:
     log.info("Stopped; builds that run go on")
 
 
-class Stop(threading.Event):
+class StopSignal(threading.Event):
     """Stop a controller, from any thread: set the event, and wake the waiting threads."""
 
     def __init__(self) -> None:
@@ -677,20 +677,20 @@ class Stop(threading.Event):
             wake()
 
 
-def control(kiln: Kiln, stop: Stop, begun: Callable[[Sequence[Pulse]], None]) -> None:
+def control(kiln: Kiln, stop: StopSignal, begun: Callable[[Sequence[Pulse]], None]) -> None:
     """Does a controller's work until `stop`, while no other process does. `begun` is given the pulses of its threads.
 
     Raises EngineError, KilnError.
     """
     from builds.controller import Controller  # noqa: PLC0415
-    from eventing.delivery import Courier  # noqa: PLC0415
+    from eventing.delivery import EventSender  # noqa: PLC0415
 
     loop, told = Pulse("controller"), spans(kiln, "controller")
-    courier, confirmer = Courier(kiln.secrets.headers, told), _confirmer(kiln)
+    sender, confirmer = EventSender(kiln.secrets.headers, told), _confirmer(kiln)
     try:
         with _engine(kiln, stop, loop) as (engine, leading, pulses):
             stop.wakers.append(engine.wake)
-            begun((*pulses, courier.pulse))
+            begun((*pulses, sender.pulse))
             while not stop.is_set():
                 with leading() as over, _polling(kiln, engine, over), _pruning(kiln, engine, over):
                     # A new one for each term, because another controller may have changed the state meanwhile.
@@ -700,7 +700,7 @@ def control(kiln: Kiln, stop: Stop, begun: Callable[[Sequence[Pulse]], None]) ->
                         sinks=kiln.sinks,
                         statuses=statuses(kiln),
                         spans=told,
-                        courier=courier,
+                        sender=sender,
                         confirmer=confirmer,
                         inspector=confirmer.inspect,
                         events=_events(kiln.settings),
@@ -708,7 +708,7 @@ def control(kiln: Kiln, stop: Stop, begun: Callable[[Sequence[Pulse]], None]) ->
                     ).run(over)
     finally:
         loop.rest()
-        courier.close()
+        sender.close()
 
 
 Over = Callable[[], bool]

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -106,6 +107,13 @@ def test_what_is_offered_exists(path: Path) -> None:
     offered: list[str] = getattr(module, "__all__", [])
     assert [name for name in offered if not hasattr(module, name)] == []
     assert offered == sorted(offered)
+
+
+def test_a_class_name_stands_for_one_thing() -> None:
+    """A private name may come again: the payloads of each Git host have their own `_Push`."""
+    nodes = (node for path in MODULES for node in ast.walk(ast.parse(path.read_text())))
+    names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef) and node.name[0] != "_")
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_the_tree_names_no_registry_of_packages_and_no_place_of_work() -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from builds.builder.daemons import Daemon
-from builds.builder.outcome import Account, AttemptStage, Evidence, Step
+from builds.builder.outcome import Account, AttemptStage, Evidence, FailedCommand
 from builds.builder.output import LOOKING
 
 PROBE_SIZE = 64 << 20
@@ -112,7 +112,7 @@ class Witness:
             return "It was restarted during the build."
         return trouble or ""
 
-    def _service(self, step: Step, base: str) -> str:
+    def _service(self, step: FailedCommand, base: str) -> str:
         """The origin of a needed service that does not answer a container on the daemon; empty if all answer.
 
         The output only suggests which services to probe. A container does the probe, with the network of the step.
@@ -147,7 +147,7 @@ def oom_kills() -> int:
     return 0
 
 
-def needed(step: Step) -> list[str]:
+def needed(step: FailedCommand) -> list[str]:
     """The addresses that a step needed, according to its output and its command: one per service, and first those of
     which the output complains."""
     lines = [line[-_LONGEST:] for line in reversed(step.output)]

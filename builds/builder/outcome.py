@@ -47,7 +47,7 @@ class Failure(Exception):
         self.counted = counted
 
 
-class Step(NamedTuple):
+class FailedCommand(NamedTuple):
     """A failed command of a Dockerfile."""
 
     name: str
@@ -107,7 +107,7 @@ class Account(NamedTuple):
     """Lines of git and of repo2docker itself."""
     error: str = ""
     """The final error of the daemon or its client."""
-    step: Step | None = None
+    step: FailedCommand | None = None
     source: str = ""
     """The image, URL or Git repository that BuildKit failed to fetch, in BuildKit's words."""
     began: bool = False

@@ -23,7 +23,7 @@ from builds.builder.daemons import Daemon, ProgressParser
 from builds.builder.daemons.buildkit import BuildKit
 from builds.builder.evidence import witnessed
 from builds.builder.log import Log, clean, lines_of
-from builds.builder.outcome import DOCKER, Account, AttemptStage, Evidence, Idiom, Step, failure
+from builds.builder.outcome import DOCKER, Account, AttemptStage, Evidence, FailedCommand, Idiom, failure
 from builds.builder.pushing import Layers
 from builds.clients.tools import path_of
 from builds.options import Options
@@ -340,7 +340,7 @@ class ToolProgress:
             idiom=self.idiom,
         )
 
-    def _step(self, step: Step | None) -> Step | None:
+    def _step(self, step: FailedCommand | None) -> FailedCommand | None:
         own = self._buildpack in ("", _OWN_DOCKERFILE)
         return step and step._replace(of_tool=not own and not _SCRIPT.search(step.name))
 

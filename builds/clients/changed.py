@@ -54,13 +54,13 @@ class _File(msgspec.Struct):
         yield from (path.toString for path in (self.path, self.srcPath) if path)
 
 
-class _Changes(msgspec.Struct):
+class _ChangesPage(msgspec.Struct):
     values: list[_File]
     isLastPage: bool  # noqa: N815
     nextPageStart: int | None = None  # noqa: N815
 
 
-_LISTS = cast("type[list[_File] | _Changes]", list[_File] | _Changes)
+_LISTS = cast("type[list[_File] | _ChangesPage]", list[_File] | _ChangesPage)
 
 
 def changed_paths(
@@ -91,11 +91,11 @@ def changed_paths(
     return tuple(paths)
 
 
-def _page(found: list[_File] | _Changes | None, page: int) -> tuple[Sequence[_File], int | None]:
+def _page(found: list[_File] | _ChangesPage | None, page: int) -> tuple[Sequence[_File], int | None]:
     """The files, and where the next page begins, if the list continues. A list ends with an empty page, because the
     host's administrator decides how many files fit on one. Raises UnclearError."""
     if found is None:
         raise UnclearError
-    if isinstance(found, _Changes):
+    if isinstance(found, _ChangesPage):
         return found.values, None if found.isLastPage else found.nextPageStart
     return found, page if found else None

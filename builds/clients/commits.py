@@ -15,7 +15,7 @@ from builds.clients.hostapi import HostApi, UnclearError
 from builds.repository import HostKind, Repository, is_commit
 
 
-class _Commit(msgspec.Struct):
+class _FoundCommit(msgspec.Struct):
     """A commit by one of three names: GitHub's and Gitea's, GitLab's, Bitbucket's."""
 
     sha: str = ""
@@ -32,7 +32,7 @@ def whole_commit(api: HostApi, repository: Repository, digits: str, token: str |
     if url is None:
         raise UnclearError
     headers = HEADERS if repository.kind is HostKind.GITHUB else {"Accept": "application/json"}
-    found = api.get(repository.host, url, token, deadline, _Commit, headers=headers, missing=(404, 422))
+    found = api.get(repository.host, url, token, deadline, _FoundCommit, headers=headers, missing=(404, 422))
     commit = found and (found.sha or found.id or found.hash)
     if not commit:
         return None

@@ -30,7 +30,7 @@ class _Object(msgspec.Struct):
     sha: str
 
 
-class _Ref(msgspec.Struct):
+class _GitRef(msgspec.Struct):
     ref: str
     object: _Object
 
@@ -60,7 +60,7 @@ class GitHubClient:
         tag."""
         try:
             for ref in refs:
-                found = self._get(repository, f"/git/ref/{quote(ref.removeprefix('refs/'))}", token, deadline, _Ref)
+                found = self._get(repository, f"/git/ref/{quote(ref.removeprefix('refs/'))}", token, deadline, _GitRef)
                 if found is not None:
                     exact = found.ref == ref and found.object.type == "commit" and is_commit(found.object.sha)
                     return (ref, found.object.sha) if exact else None

@@ -36,7 +36,7 @@ MAX_RESPONSE = 1 << 20
 """Default limit for the bytes of a response. Larger responses are not cached."""
 
 
-class _Answer(NamedTuple):
+class _Response(NamedTuple):
     status: int
     etag: str
     content: bytes
@@ -102,7 +102,7 @@ class HostApi:
         *,
         seconds: float,
         most: int,
-    ) -> _Answer:
+    ) -> _Response:
         """Raises UnclearError if no response arrives."""
         if seconds <= 0:
             raise UnclearError
@@ -124,7 +124,7 @@ class HostApi:
             raise UnclearError from None
         if answer.status_code >= requests.codes.server_error or _counted_out(answer):
             self._suspend(counted, _pause(answer), f"status {answer.status_code}")
-        return _Answer(answer.status_code, answer.headers.get("ETag", ""), content)
+        return _Response(answer.status_code, answer.headers.get("ETag", ""), content)
 
     def _store(self, key: bytes, etag: str, content: bytes) -> None:
         with self._lock:

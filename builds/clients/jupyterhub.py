@@ -109,7 +109,7 @@ class HubClient:
         self._rest()
         with self._pool.place(HubAway(CROWDED)):
             answer = self._wait(self._pool.submit(self._call, "POST", "oauth2/token", form=form))
-        return None if answer is None else _decoded(answer, _Grant).access_token
+        return None if answer is None else _decoded(answer, _AccessTokenResponse).access_token
 
     def _look_up(self, key: bytes, token: str) -> Holder | None:
         answer = self._call("GET", "user", headers={"Authorization": f"token {token}"})
@@ -162,7 +162,7 @@ class HubClient:
         raise HubAway
 
 
-class _Grant(msgspec.Struct, frozen=True):
+class _AccessTokenResponse(msgspec.Struct, frozen=True):
     access_token: str
 
 

@@ -116,7 +116,7 @@ class _Header(msgspec.Struct, frozen=True):
     crit: Any = None
 
 
-class _Payload(msgspec.Struct, frozen=True):
+class _Claims(msgspec.Struct, frozen=True):
     iss: str
 
 
@@ -124,7 +124,7 @@ class _KeySet(msgspec.Struct, frozen=True):
     keys: list[dict[str, Any]]
 
 
-class _Grant(msgspec.Struct, frozen=True):
+class _IdTokenResponse(msgspec.Struct, frozen=True):
     id_token: str
 
 
@@ -194,7 +194,7 @@ class Issuer:
         Raises TokenRefused, IssuerAway.
         """
         parts = _JWS.fullmatch(token) if len(token) <= MAX_TOKEN else None
-        header, payload = (_part(parts[1], _Header), _part(parts[2], _Payload)) if parts else (None, None)
+        header, payload = (_part(parts[1], _Header), _part(parts[2], _Claims)) if parts else (None, None)
         if header is None or payload is None or payload.iss != self.url:
             return None
         if header.crit is not None or (header.typ or "").lower() not in TYPES:
@@ -253,7 +253,7 @@ class Issuer:
             form["client_secret"] = secret
         with self._pool.place(IssuerAway(CROWDED)):
             answer = self._wait(self._pool.submit(self._post, known.token_endpoint, form, basic))
-        grant = None if answer is None else _decoded_as(answer, _Grant)
+        grant = None if answer is None else _decoded_as(answer, _IdTokenResponse)
         if answer is not None and grant is None:
             log.warning("The issuer %s gave no ID token: is `openid` among KILN_OIDC_SCOPES?", self.url)
         return None if grant is None else grant.id_token

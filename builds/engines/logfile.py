@@ -11,7 +11,7 @@ import msgspec
 from builds.engines import UNREADABLE, LogLine
 
 
-class _Line(msgspec.Struct):
+class _StoredLine(msgspec.Struct):
     n: int
     text: str
     phase: str | None = None
@@ -32,11 +32,11 @@ def number(raw: bytes) -> int | None:
     return None if said is None else said.n
 
 
-def _said(raw: bytes) -> _Line | None:
+def _said(raw: bytes) -> _StoredLine | None:
     if not raw.endswith(b"\n"):
         return None
     try:
-        return msgspec.json.decode(raw, type=_Line)
+        return msgspec.json.decode(raw, type=_StoredLine)
     except UNREADABLE:
         return None
 

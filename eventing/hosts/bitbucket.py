@@ -124,7 +124,7 @@ class Bitbucket:
         The repository has no ref for a request, so it serves the head only from a branch of its own.
         """
         with as_request_of("Bitbucket"):
-            told = msgspec.convert(event.data, _Told)
+            told = msgspec.convert(event.data, _PullRequestEvent)
         request, key = told.pullrequest, event.type.rpartition(".")[2]
         return RequestFacts(
             repository=f"{_page(told.repository.links.html.href)}.git",
@@ -303,7 +303,7 @@ class _PullRequest(msgspec.Struct):
     updated_on: str | None = None
 
 
-class _Told(msgspec.Struct):
+class _PullRequestEvent(msgspec.Struct):
     """The used parts of an event about a pull request."""
 
     pullrequest: _PullRequest

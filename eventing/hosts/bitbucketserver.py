@@ -123,7 +123,7 @@ class BitbucketServer:
 
     def request(self, event: Event) -> RequestFacts:
         with as_request_of("Bitbucket"):
-            told = msgspec.convert(event.data, _Told)
+            told = msgspec.convert(event.data, _PullRequestEvent)
         request, key = told.pullRequest, event.type.removeprefix("com.bitbucket-server.pr.")
         head, base = request.fromRef, request.toRef
         return RequestFacts(
@@ -320,7 +320,7 @@ class _Target(msgspec.Struct):
     displayId: str  # noqa: N815
 
 
-class _Told(msgspec.Struct):
+class _PullRequestEvent(msgspec.Struct):
     """The used parts of an event about a pull request."""
 
     pullRequest: _PullRequest  # noqa: N815

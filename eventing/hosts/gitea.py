@@ -162,7 +162,7 @@ class Gitea:
         The head of such a request is in the target repository, but on no branch. https://docs.gitea.com/usage/agit
         """
         with as_request_of(type(self).__name__):
-            told = msgspec.convert(event.data, pullrequest.Told)
+            told = msgspec.convert(event.data, pullrequest.PullRequestEvent)
         return told.facts(
             fork=told.fork or told.pull_request.head.ref.startswith("refs/"),
             moving=("opened", "reopened", "synchronized"),

@@ -184,7 +184,7 @@ class GitHub:
 
     def request(self, event: Event) -> RequestFacts:
         with as_request_of("GitHub"):
-            told = msgspec.convert(event.data, pullrequest.Told)
+            told = msgspec.convert(event.data, pullrequest.PullRequestEvent)
         return told.facts(
             fork=told.fork,
             moving=("opened", "reopened", "synchronize"),

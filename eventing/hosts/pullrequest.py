@@ -10,7 +10,7 @@ from eventing.hosts.dialect import RequestFacts
 from eventing.hosts.payload import Hash, Number, RefName, moment
 
 
-class Repository(msgspec.Struct):
+class PayloadRepository(msgspec.Struct):
     clone_url: str
 
 
@@ -19,7 +19,7 @@ class Side(msgspec.Struct):
 
     ref: RefName
     sha: Hash
-    repo: Repository | None = None
+    repo: PayloadRepository | None = None
 
 
 class Label(msgspec.Struct):
@@ -33,13 +33,13 @@ class PullRequest(msgspec.Struct):
     updated_at: str | None = None
 
 
-class Told(msgspec.Struct):
+class PullRequestEvent(msgspec.Struct):
     """The payload of an event about a pull request."""
 
     action: str
     number: Number
     pull_request: PullRequest
-    repository: Repository
+    repository: PayloadRepository
     before: Hash | None = None
     label: Label | None = None
     changes: dict[str, object] | None = None

@@ -13,16 +13,26 @@ from typing import Protocol
 import msgspec
 
 from eventing.event import Event
-from eventing.statuses.bitbucket import Bitbucket
-from eventing.statuses.bitbucketserver import BitbucketServer
+from eventing.statuses.bitbucket import BitbucketStatusApi
+from eventing.statuses.bitbucketserver import BitbucketServerStatusApi
 from eventing.statuses.comments import Thread, commented, number_of
-from eventing.statuses.exchange import Answer, Conversation, Login, Request, redirected, refused
-from eventing.statuses.gitea import Gitea
-from eventing.statuses.github import GitHub
-from eventing.statuses.gitlab import GitLab
+from eventing.statuses.exchange import Conversation, HostRequest, HostResponse, Login, redirected, refused
+from eventing.statuses.gitea import GiteaStatusApi
+from eventing.statuses.github import GitHubStatusApi
+from eventing.statuses.gitlab import GitLabStatusApi
 from eventing.statuses.words import Said, build_of, context_of, said, section
 
-__all__ = ["APIS", "Answer", "HostSink", "Login", "Request", "StatusApi", "context_of", "number_of", "redirected"]
+__all__ = [
+    "APIS",
+    "HostRequest",
+    "HostResponse",
+    "HostSink",
+    "Login",
+    "StatusApi",
+    "context_of",
+    "number_of",
+    "redirected",
+]
 
 
 class StatusApi(Protocol):
@@ -47,7 +57,15 @@ class StatusApi(Protocol):
 
 
 APIS: Mapping[str, StatusApi] = {
-    api.word: api for api in (GitHub(), GitLab(), Gitea("gitea"), Gitea("forgejo"), Bitbucket(), BitbucketServer())
+    api.word: api
+    for api in (
+        GitHubStatusApi(),
+        GitLabStatusApi(),
+        GiteaStatusApi("gitea"),
+        GiteaStatusApi("forgejo"),
+        BitbucketStatusApi(),
+        BitbucketServerStatusApi(),
+    )
 }
 
 

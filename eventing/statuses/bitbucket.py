@@ -9,7 +9,7 @@ import hashlib
 from urllib.parse import urlsplit
 
 from eventing.statuses.comments import PER_PAGE, Comment, Query, Thread
-from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
+from eventing.statuses.exchange import Conversation, HostRequest, Login, outcome_of
 from eventing.statuses.words import Said
 
 STATES = {"succeeded": "SUCCESSFUL", "failed": "FAILED", "cancelled": "STOPPED"}
@@ -23,7 +23,7 @@ def key_of(context: str, longest: int = LONGEST_KEY) -> str:
     return f"{context[: longest - 9]}-{hashlib.sha256(context.encode()).hexdigest()[:8]}"
 
 
-class Bitbucket:
+class BitbucketStatusApi:
     word = "bitbucket"
     longest = 255
 
@@ -63,7 +63,7 @@ class Bitbucket:
             "url": said.url,
         }
         url = f"{self.base(repository)}/commit/{said.commit}/statuses/build"
-        answer = yield Request(method="POST", url=url, body=body)
+        answer = yield HostRequest(method="POST", url=url, body=body)
         return outcome_of(answer, host)
 
 

@@ -13,13 +13,13 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from eventing.statuses.comments import PER_PAGE, Comment, Query, Thread
-from eventing.statuses.exchange import Answer, Conversation, Login, Request, outcome_of
+from eventing.statuses.exchange import Conversation, HostRequest, HostResponse, Login, outcome_of
 from eventing.statuses.words import Said
 
 STATES = {"succeeded": "SUCCESSFUL", "failed": "FAILED", "cancelled": "CANCELLED"}
 
 
-class BitbucketServer:
+class BitbucketServerStatusApi:
     word = "bitbucket-server"
     longest = 255
 
@@ -62,17 +62,17 @@ class BitbucketServer:
         }
         full = {**body, "ref": said.ref} if said.ref else body
         url = f"{self.base(repository)}/commits/{said.commit}/builds"
-        answer = yield Request(method="POST", url=url, body=full)
+        answer = yield HostRequest(method="POST", url=url, body=full)
         if _older(answer):
             url = f"{server}{root}/rest/build-status/1.0/commits/{said.commit}"
             full = {**body, "state": "FAILED" if said.word == "cancelled" else body["state"]}
-            answer = yield Request(method="POST", url=url, body=full)
+            answer = yield HostRequest(method="POST", url=url, body=full)
         elif answer.status == HTTPStatus.BAD_REQUEST and said.word == "cancelled":
-            answer = yield Request(method="POST", url=url, body={**full, "state": "FAILED"})
+            answer = yield HostRequest(method="POST", url=url, body={**full, "state": "FAILED"})
         return outcome_of(answer, host)
 
 
-def _older(answer: Answer) -> bool:
+def _older(answer: HostResponse) -> bool:
     """Return whether the resource does not exist; `errors` is present if the repository or commit is missing."""
     return answer.status == HTTPStatus.NOT_FOUND and not answer.says(r'"errors"')
 

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from eventing.sinks import Outcome, unanswered
-from eventing.statuses.exchange import DONE, Answer, Conversation, Request, outcome_of, refused
+from eventing.statuses.exchange import DONE, Conversation, HostRequest, HostResponse, outcome_of, refused
 
 MARK = "[kiln-comment]: #"
 MOST_PAGES = 50
@@ -112,29 +112,29 @@ def commented(thread: Thread, *, context: str, section: str, commit: str, host: 
             if text == comment.text:
                 return DONE
             url = thread.edited.replace("{id}", comment.id)
-            answer = yield Request(method=thread.method, url=url, body=thread.form(text, comment))
+            answer = yield HostRequest(method=thread.method, url=url, body=thread.form(text, comment))
             if account is not None or answer.status not in NOT_OURS:
                 return outcome_of(answer, host)
-        answer = yield Request(method="POST", url=thread.made, body=thread.form(merged("", context, section), None))
+        answer = yield HostRequest(method="POST", url=thread.made, body=thread.form(merged("", context, section), None))
         return outcome_of(answer, host)
     except _End as end:
         return end.outcome
 
 
-def _account(thread: Thread, head: Answer, host: str) -> Generator[Request, Answer, str | None]:
+def _account(thread: Thread, head: HostResponse, host: str) -> Generator[HostRequest, HostResponse, str | None]:
     """Return the account of the credential; `None` if the host does not name it, but marks the comments that it may
     change.
     """
     if thread.account is None:
         return head.headers.get("x-ausername")
-    answer = yield Request(method="GET", url=thread.account)
+    answer = yield HostRequest(method="GET", url=thread.account)
     if answer.status in NOT_OURS and outcome_of(answer, host).final:
         return None
     name = _at(_json(_fine(answer, host)), thread.account_name)
     return None if name is None else str(name)
 
 
-def _marked(thread: Thread, host: str) -> Generator[Request, Answer, list[Comment]]:
+def _marked(thread: Thread, host: str) -> Generator[HostRequest, HostResponse, list[Comment]]:
     """Yield Kiln's comments, oldest first if the host lists them so. Raises _End."""
     found: list[Comment] = []
     query: Query = {}
@@ -161,19 +161,19 @@ def _comment(thread: Thread, item: object) -> Comment | None:
     return Comment(id=str(id_), author=name, text=text.replace("\r\n", "\n"), version=_at(comment, ("version",)))
 
 
-def _got(url: str, host: str) -> Generator[Request, Answer, Answer]:
+def _got(url: str, host: str) -> Generator[HostRequest, HostResponse, HostResponse]:
     """Raises _End."""
-    return _fine((yield Request(method="GET", url=url)), host)
+    return _fine((yield HostRequest(method="GET", url=url)), host)
 
 
-def _fine(answer: Answer, host: str) -> Answer:
+def _fine(answer: HostResponse, host: str) -> HostResponse:
     """Raises _End."""
     if not answer.fine:
         raise _End(outcome_of(answer, host))
     return answer
 
 
-def _json(answer: Answer) -> object:
+def _json(answer: HostResponse) -> object:
     """Raises _End."""
     value: object = answer.json(object)
     if value is None:

@@ -29,7 +29,7 @@ DELTA = 10**8
 """A reset below this is seconds from now, one above it a Unix time."""
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class HostRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request. `body` is a JSON value."""
 
     method: Literal["GET", "POST", "PUT", "PATCH"]
@@ -37,7 +37,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     body: object = None
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
+class HostResponse(msgspec.Struct, frozen=True, kw_only=True):
     """An answer: header names in lower case, the beginning of the body, and its time (aware)."""
 
     status: int
@@ -61,7 +61,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         return re.search(words, self.body.decode(errors="replace"), re.IGNORECASE) is not None
 
 
-Conversation = Generator[Request, Answer, Outcome]
+Conversation = Generator[HostRequest, HostResponse, Outcome]
 
 DONE = Outcome(delivered=True, final=True)
 
@@ -96,7 +96,7 @@ def refused(error: str) -> Outcome:
     return Outcome(delivered=False, final=True, error=error)
 
 
-def outcome_of(answer: Answer, host: str) -> Outcome:
+def outcome_of(answer: HostResponse, host: str) -> Outcome:
     """Classify an answer. All are final except rate limits, 408, 409 and 5xx.
 
     404 is final here, unlike for a sink: hosts return it for a token without access to the repository.
@@ -131,7 +131,7 @@ _HINTS = {
 }
 
 
-def limited(answer: Answer) -> bool:
+def limited(answer: HostResponse) -> bool:
     """Return whether the host reports a rate limit: GitHub reports both of its limits with 403 or 429."""
     if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         return True
@@ -139,7 +139,7 @@ def limited(answer: Answer) -> bool:
     return answer.status == HTTPStatus.FORBIDDEN and (told or answer.says(r"rate limit|abuse detection"))
 
 
-def _pause(answer: Answer) -> float:
+def _pause(answer: HostResponse) -> float:
     """Return the seconds until the next request: `Retry-After`, the reset of the limit, or a minute."""
     after = seconds_until(answer.headers.get("retry-after"), answer.at)
     reset = answer.headers.get("ratelimit-reset") or answer.headers.get("x-ratelimit-reset") or ""
@@ -151,7 +151,7 @@ def _pause(answer: Answer) -> float:
     return min(max(LIMITED_PAUSE if after is None else after, 1.0), LONGEST_RETRY_AFTER)
 
 
-def redirected(request: Request, answer: Answer) -> Request | None:
+def redirected(request: HostRequest, answer: HostResponse) -> HostRequest | None:
     """Follow a redirect within the same host; return `None` if it leads elsewhere.
 
     GitHub redirects requests for renamed repositories. Kiln sends the token to no other host, port or scheme.

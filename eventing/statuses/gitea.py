@@ -6,12 +6,12 @@ from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from eventing.statuses.comments import Thread
-from eventing.statuses.exchange import Conversation, Login, Request, outcome_of, refused
+from eventing.statuses.exchange import Conversation, HostRequest, Login, outcome_of, refused
 from eventing.statuses.github import body_of
 from eventing.statuses.words import Said
 
 
-class Gitea:
+class GiteaStatusApi:
     longest = 255
 
     def __init__(self, word: str) -> None:
@@ -43,7 +43,7 @@ class Gitea:
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         url = f"{self.base(repository)}/statuses/{said.commit}"
-        answer = yield Request(method="POST", url=url, body=body_of(said))
+        answer = yield HostRequest(method="POST", url=url, body=body_of(said))
         if answer.status == HTTPStatus.INTERNAL_SERVER_ERROR and answer.says("object does not exist"):
             return refused("the host does not have this commit")  # observed with Gitea 1.27
         return outcome_of(answer, host)

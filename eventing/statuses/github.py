@@ -8,7 +8,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from eventing.statuses.comments import PER_PAGE, Thread, numbered
-from eventing.statuses.exchange import Conversation, Login, Request, outcome_of
+from eventing.statuses.exchange import Conversation, HostRequest, Login, outcome_of
 from eventing.statuses.words import Said
 
 STATES = {"succeeded": "success", "failed": "failure", "cancelled": "error"}
@@ -26,7 +26,7 @@ def body_of(said: Said) -> dict[str, str]:
     }
 
 
-class GitHub:
+class GitHubStatusApi:
     word = "github"
     longest = 140
 
@@ -60,7 +60,7 @@ class GitHub:
 
     def status(self, repository: str, host: str, said: Said) -> Conversation:
         url = f"{self.base(repository)}/statuses/{said.commit}"
-        answer = yield Request(method="POST", url=url, body=body_of(said))
+        answer = yield HostRequest(method="POST", url=url, body=body_of(said))
         return outcome_of(answer, host)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from eventing.sinks import Outcome
 from eventing.statuses.comments import PER_PAGE, Thread, numbered
-from eventing.statuses.exchange import DONE, Answer, Conversation, Login, Request, outcome_of
+from eventing.statuses.exchange import DONE, Conversation, HostRequest, HostResponse, Login, outcome_of
 from eventing.statuses.words import Said
 
 STATES = {"queued": "pending", "succeeded": "success", "failed": "failed", "cancelled": "canceled"}
@@ -21,12 +21,12 @@ RUNNING = "running"
 NO_CHANGE = r"cannot transition status"
 
 
-class _Status(msgspec.Struct):
+class _CommitStatus(msgspec.Struct):
     name: str
     status: str
 
 
-class GitLab:
+class GitLabStatusApi:
     word = "gitlab"
     longest = 255
 
@@ -65,26 +65,26 @@ class GitLab:
             "description": said.description,
             **({"ref": _short(said.ref)} if said.ref else {}),
         }
-        answer = yield Request(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
+        answer = yield HostRequest(method="POST", url=f"{self.base(repository)}/statuses/{said.commit}", body=body)
         if not _unchanged(answer):
             return outcome_of(answer, host)
         query = urlencode({"name": said.context, "per_page": 100})
         url = f"{self.base(repository)}/repository/commits/{said.commit}/statuses?{query}"
-        there = yield Request(method="GET", url=url)
+        there = yield HostRequest(method="GET", url=url)
         return _settled(answer, there, said, state, host)
 
 
-def _unchanged(answer: Answer) -> bool:
+def _unchanged(answer: HostResponse) -> bool:
     """Return whether GitLab rejects the transition because the status may already have this state."""
     return answer.status == HTTPStatus.CONFLICT or (answer.status == HTTPStatus.BAD_REQUEST and answer.says(NO_CHANGE))
 
 
-def _settled(answer: Answer, there: Answer, said: Said, state: str, host: str) -> Outcome:
+def _settled(answer: HostResponse, there: HostResponse, said: Said, state: str, host: str) -> Outcome:
     """Accept the status if it has the desired state, or if its state is unknown.
 
     GitLab rejects `pending` (400) for a running status; the next status changes it.
     """
-    found = there.json(list[_Status]) if there.fine else None
+    found = there.json(list[_CommitStatus]) if there.fine else None
     now = {each.status for each in found or () if each.name == said.context}
     if not now or state in now or (answer.status == HTTPStatus.BAD_REQUEST and not said.ended):
         return DONE

@@ -33,27 +33,27 @@ LONGEST_SENTENCE = 1000
 """Characters of a failure's reason in a comment."""
 
 
-class Cause(msgspec.Struct, frozen=True):
+class CauseData(msgspec.Struct, frozen=True):
     trigger: str | None = None
     ref: str | None = None
 
 
-class Image(msgspec.Struct, frozen=True):
+class ImageData(msgspec.Struct, frozen=True):
     repository: str
     reference: str | None = None
     digest: str | None = None
 
 
-class Build(msgspec.Struct, frozen=True, kw_only=True):
+class BuildData(msgspec.Struct, frozen=True, kw_only=True):
     """The used parts of an event's data."""
 
     name: str
     repository: str
     commit: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{40,64}\Z")]
-    image: Image
+    image: ImageData
     reason: str | None = None
     message: str | None = None
-    causes: tuple[Cause, ...] = ()
+    causes: tuple[CauseData, ...] = ()
 
 
 class Said(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,9 +72,9 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
         return self.word not in UNDER_WAY
 
 
-def build_of(event: Event) -> Build:
+def build_of(event: Event) -> BuildData:
     """Parse the build. Raises msgspec.ValidationError for other data."""
-    return msgspec.convert(event.data, Build)
+    return msgspec.convert(event.data, BuildData)
 
 
 def word_of(event: Event) -> str:
@@ -101,7 +101,7 @@ def said(event: Event, *, context: str, url: str, longest: int, discreet: bool) 
     )
 
 
-def _description(build: Build, word: str, longest: int, *, discreet: bool) -> str:
+def _description(build: BuildData, word: str, longest: int, *, discreet: bool) -> str:
     if word == BUILT:
         return _image(build.image, longest)
     if word in UNDER_WAY:
@@ -111,7 +111,7 @@ def _description(build: Build, word: str, longest: int, *, discreet: bool) -> st
     return plain(sentence(build, discreet=discreet), longest)
 
 
-def sentence(build: Build, *, discreet: bool) -> str:
+def sentence(build: BuildData, *, discreet: bool) -> str:
     """Return the reason of the failure."""
     reason = build.reason or "failed"
     if discreet or not build.message:
@@ -119,7 +119,7 @@ def sentence(build: Build, *, discreet: bool) -> str:
     return f"{reason}: {build.message}"
 
 
-def _image(image: Image, longest: int) -> str:
+def _image(image: ImageData, longest: int) -> str:
     """Shorten the reference without creating another valid name: the digest goes last."""
     digest = image.digest or ""
     wholes = (image.reference or "", f"{image.repository}@{digest}", digest)

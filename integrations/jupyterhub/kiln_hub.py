@@ -70,7 +70,7 @@ class Away(Exception):
     """Kiln does not answer, or not usefully. The text gives the reason."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """Kiln refuses the request. The text is for the user."""
 
 
@@ -109,7 +109,7 @@ class Answer(NamedTuple):
         return f"it answered {self.status} {self.reason}" + (f": {self.detail}" if self.detail else "")
 
 
-class Kiln:
+class KilnClient:
     """A Kiln at `url`, with its base path. All methods block, and raise Away."""
 
     def __init__(self, url: str, token: str | None) -> None:
@@ -285,7 +285,7 @@ class KilnHandler(logging.Handler):
         self.dropped = 0
         self._told = -math.inf
         self._counting = threading.Lock()
-        self._kiln = Kiln(url, token)
+        self._kiln = KilnClient(url, token)
         self._source, self._period = source, period
         self._queue: queue.Queue[Sent | None] = queue.Queue(size)
         self._closing = threading.Event()
@@ -368,17 +368,17 @@ LOOK_AGAIN = 2.0
 """Seconds after which an active build is checked again if its log has ended or is unavailable."""
 
 
-class Wanted(NamedTuple):
+class Choice(NamedTuple):
     """The choice of a user."""
 
     repository: str
     ref: str | None
 
 
-def wanted_of(options: Mapping[str, Any] | None) -> Wanted | None:
+def wanted_of(options: Mapping[str, Any] | None) -> Choice | None:
     """Return the repository and ref in `user_options`, as JSON or a form sends them; `None` without a repository."""
     repository, ref = (_text((options or {}).get(name)) for name in ("repository", "ref"))
-    return Wanted(repository, ref or None) if repository else None
+    return Choice(repository, ref or None) if repository else None
 
 
 def _text(value: Any) -> str:
@@ -388,12 +388,12 @@ def _text(value: Any) -> str:
 
 
 def image_of(build: Build, name: str = "reference") -> str:
-    """Return the image of an ended build, with its digest, or by its tag alone. Raises Refused."""
+    """Return the image of an ended build, with its digest, or by its tag alone. Raises RequestRefused."""
     if build["state"] == "succeeded":
         return NAMES[name].format_map(build["image"])
     how = "failed" if build["state"] == "failed" else "was cancelled"
     why = build.get("message") or f"Kiln says only: {build.get('reason')}."
-    raise Refused(f"The build of {build['repository']} {how}. {why} (build {build['name']})")
+    raise RequestRefused(f"The build of {build['repository']} {how}. {why} (build {build['name']})")
 
 
 def image_hook(
@@ -417,8 +417,8 @@ def image_hook(
     """
     if fallback not in FALLBACKS or name not in NAMES:
         raise ValueError(f"fallback is one of {', '.join(FALLBACKS)}, name one of {', '.join(NAMES)}")
-    kiln = Kiln(url, token)
-    known: dict[Wanted, str] = {}
+    kiln = KilnClient(url, token)
+    known: dict[Choice, str] = {}
 
     async def pre_spawn_hook(spawner: Any) -> None:
         _unset(spawner)
@@ -441,7 +441,7 @@ def image_hook(
                 _set(spawner, last)
             which = "the last known image" if last else "its default image"
             story.tell(f"Kiln is away ({away}), so the server starts from {which}.")
-        except Refused as refused:
+        except RequestRefused as refused:
             raise _for_the_user(str(refused)) from None
         except asyncio.TimeoutError:
             late = f"The image of {wanted.repository} is not ready after {time_limit:.0f} s."
@@ -453,8 +453,8 @@ def image_hook(
     return pre_spawn_hook
 
 
-def _built(kiln: Kiln, wanted: Wanted, patience: Patience, story: Story) -> Build:
-    """Return the ended build. Raises Away, Refused."""
+def _built(kiln: KilnClient, wanted: Choice, patience: Patience, story: Story) -> Build:
+    """Return the ended build. Raises Away, RequestRefused."""
     build = _asked(kiln, wanted, patience)
     story.tell(f"Kiln has the image of {wanted.repository} built, as {build['name']}.")
     last: str | None = None
@@ -475,8 +475,8 @@ def _built(kiln: Kiln, wanted: Wanted, patience: Patience, story: Story) -> Buil
     return build
 
 
-def _asked(kiln: Kiln, wanted: Wanted, patience: Patience) -> Build:
-    """Request the build; repeating the request has no effect. Raises Away, Refused."""
+def _asked(kiln: KilnClient, wanted: Choice, patience: Patience) -> Build:
+    """Request the build; repeating the request has no effect. Raises Away, RequestRefused."""
     body = json.dumps(wanted._asdict()).encode()
     tries = 0
     while True:
@@ -492,9 +492,9 @@ def _asked(kiln: Kiln, wanted: Wanted, patience: Patience) -> Build:
         tries += 1
 
 
-def _accepted(answer: Answer, wanted: Wanted) -> Build:
+def _accepted(answer: Answer, wanted: Choice) -> Build:
     if answer.status in FOR_THE_USER:
-        raise Refused(f"No image of {wanted.repository}. {answer.detail}")
+        raise RequestRefused(f"No image of {wanted.repository}. {answer.detail}")
     if answer.status != http.client.ACCEPTED:
         raise Away(str(answer))
     return answer.build
@@ -622,7 +622,7 @@ def profile_list(
     seconds. While Kiln is away the list stays unchanged. A start from a profile that is no longer listed, for example
     after a restart of the Hub, uses the spawner's default image.
     """
-    catalogue = Catalogue(Kiln(url, token), only, fresh)
+    catalogue = Catalogue(KilnClient(url, token), only, fresh)
 
     async def profiles(spawner: Any) -> list[Profile]:
         offered = [*own, *await catalogue.profiles()]
@@ -664,7 +664,7 @@ def _profile(build: Build) -> Profile:
 class Catalogue:
     """The profiles; one refresh at a time, for any number of waiting users."""
 
-    def __init__(self, kiln: Kiln, only: Sequence[str], fresh: float) -> None:
+    def __init__(self, kiln: KilnClient, only: Sequence[str], fresh: float) -> None:
         self.reached = False
         self._kiln, self._only, self._fresh = kiln, only, fresh
         self._found: list[Profile] = []

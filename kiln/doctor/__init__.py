@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING
 
 from kiln import wiring
 from kiln.doctor import clock, cluster, machine, outside, setup, webhooks
-from kiln.doctor.findings import Finding, Probe, State, examine
+from kiln.doctor.findings import Finding, FindingState, Probe, examine
 from kiln.errors import KilnError
 
 if TYPE_CHECKING:
     from kiln.wiring import Kiln
 
-__all__ = ["Finding", "Probe", "State", "examine", "installation", "probes"]
+__all__ = ["Finding", "FindingState", "Probe", "examine", "installation", "probes"]
 
 
 def installation(environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -58,12 +58,12 @@ class _Version(msgspec.Struct):
     version: str = msgspec.field(name="gitVersion")
 
 
-class _Status(msgspec.Struct):
+class _ReviewStatus(msgspec.Struct):
     allowed: bool = False
 
 
 class _Review(msgspec.Struct):
-    status: _Status
+    status: _ReviewStatus
 
 
 def probes(kiln: Kiln) -> Iterator[Probe]:
@@ -86,12 +86,12 @@ def _api(kiln: Kiln) -> Api:
 
 
 def _answers(kiln: Kiln) -> str:
-    from builds.engines.kubernetes.api import ApiError, Forbidden  # noqa: PLC0415
+    from builds.engines.kubernetes.api import AccessDenied, ApiError  # noqa: PLC0415
 
     api = _api(kiln)
     try:
         found = msgspec.json.decode(api.get("/version"), type=_Version)
-    except Forbidden as error:
+    except AccessDenied as error:
         raise Symptom(cures.API_LOGIN, error) from None
     except ApiError as error:
         raise Symptom(cures.API_UNREACHABLE, error) from None

@@ -27,7 +27,7 @@ SAFE = (RequestError, EngineError, EventError, KilnError, RegistryError)
 """Errors whose messages are written for people and hold no secret."""
 
 
-class State(StrEnum):
+class FindingState(StrEnum):
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"
@@ -38,7 +38,7 @@ class Symptom(Exception):
 
     def __init__(self, cure: Cure, found: object, **fields: object) -> None:
         super().__init__(str(found))
-        self.state = State.FAILED if cure.fails else State.WARNING
+        self.state = FindingState.FAILED if cure.fails else FindingState.WARNING
         self.cure = cure.text.format(**fields)
 
 
@@ -52,7 +52,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """How a probe ended. `cure` is `None` where nothing is wrong."""
 
     probe: str
-    state: State
+    state: FindingState
     found: str
     cure: str | None = None
 
@@ -86,7 +86,7 @@ def _finding(probe: Probe, outcome: Future[str], seconds: float, limit: float) -
         found = outcome.result(seconds)
     except Exception as error:  # noqa: BLE001  # a probe that fails in any way is a finding
         return of(probe.name, _symptom(error, limit))
-    return Finding(probe=probe.name, state=State.OK, found=_line(found))
+    return Finding(probe=probe.name, state=FindingState.OK, found=_line(found))
 
 
 def of(probe: str, symptom: Symptom) -> Finding:

@@ -8,16 +8,16 @@ from collections.abc import Iterable
 import msgspec
 
 from kiln import tables
-from kiln.doctor.findings import Finding, State
+from kiln.doctor.findings import Finding, FindingState
 
 
 def report(findings: Iterable[Finding], *, as_json: bool) -> int:
     """Prints them, and returns the exit status."""
     found = list(findings)
-    worst = max((one.state for one in found), key=list(State).index, default=State.OK)
+    worst = max((one.state for one in found), key=list(FindingState).index, default=FindingState.OK)
     if as_json:
         text = msgspec.json.format(msgspec.json.encode({"state": worst, "findings": found}), indent=2)
         sys.stdout.write(f"{text.decode()}\n")
     else:
         tables.diagnosed(found)
-    return 1 if worst is State.FAILED else 0
+    return 1 if worst is FindingState.FAILED else 0

@@ -13,7 +13,7 @@ import msgspec
 from kiln.client import Server
 from kiln.doctor import clock, cures
 from kiln.doctor.cures import Cure
-from kiln.doctor.findings import Finding, Probe, State, Symptom, examine
+from kiln.doctor.findings import Finding, FindingState, Probe, Symptom, examine
 from kiln.errors import CommandError
 from kiln.target import Target
 
@@ -23,7 +23,7 @@ def findings(target: Target) -> Iterator[Finding]:
     server = Server(target.server, target.token)
     (first,) = examine([Probe("server", partial(_reachable, server))])
     yield first
-    if first.state is not State.FAILED:
+    if first.state is not FindingState.FAILED:
         yield from examine(_others(server, target))
 
 

@@ -27,7 +27,7 @@ from builds.builder import log as logs
 from builds.builder.daemons.podman import Steps
 from builds.builder.evidence import MAX_SERVICES, PROBE, PYPI, PYPI_FILES, needed
 from builds.builder.log import Log
-from builds.builder.outcome import PODMAN, AttemptStage, Evidence, Step, exit_status, failure, telling
+from builds.builder.outcome import PODMAN, AttemptStage, Evidence, FailedCommand, exit_status, failure, telling
 from builds.builder.output import Output
 from builds.builder.redact import Redactor
 from builds.builder.result import MAX_BYTES, MAX_MESSAGE, MAX_MOVED, fitted, message_of
@@ -360,8 +360,8 @@ def test_an_exception_of_the_tool_is_told_whole() -> None:
 NO_PACKAGE = "ERROR: No matching distribution found for x"
 
 
-def step(*output: str, name: str = "[9/9] RUN pip install -r requirements.txt") -> Step:
-    return Step(name, "exit code: 1", output, of_tool=True)
+def step(*output: str, name: str = "[9/9] RUN pip install -r requirements.txt") -> FailedCommand:
+    return FailedCommand(name, "exit code: 1", output, of_tool=True)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def running(
         engine,
         limits=Limits(**limits),  # type: ignore[arg-type]
         sinks=post.sinks if post else [],
-        courier=post or Post(REFUSED),
+        sender=post or Post(REFUSED),
         confirmer=never,
         inspector=inspector,
         events=event,
@@ -214,7 +214,7 @@ def test_while_builds_are_open_little_of_the_time_goes_to_what_has_ended(tmp_pat
             engine,
             limits=Limits(),
             sinks=[],
-            courier=Post(REFUSED),
+            sender=Post(REFUSED),
             confirmer=never,
             inspector=never,
             events=event,

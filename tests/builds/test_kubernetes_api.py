@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from builds.engines.kubernetes.api import (
     EXCERPT,
     Absent,
+    AccessDenied,
     AlreadyExists,
     ApiError,
     Busy,
     Conflict409,
-    Forbidden,
     Gone,
     Invalid,
     failure,
@@ -38,7 +38,7 @@ def status(code: int, reason: str, message: str, **more: object) -> bytes:
     ("code", "reason", "kind"),
     [
         (400, "BadRequest", Invalid),
-        (403, "Forbidden", Forbidden),
+        (403, "Forbidden", AccessDenied),
         (404, "NotFound", Absent),
         (405, "MethodNotAllowed", ApiError),
         (409, "AlreadyExists", AlreadyExists),
@@ -62,7 +62,7 @@ def test_an_error_is_told_by_status_and_reason_in_the_api_servers_words(
 
 def test_credentials_that_are_not_accepted_are_named() -> None:
     error = failure(401, status(401, "Unauthorized", "Unauthorized"))
-    assert isinstance(error, Forbidden)
+    assert isinstance(error, AccessDenied)
     assert str(error) == "The Kubernetes API server rejected the credentials: Unauthorized"
 
 

@@ -32,7 +32,7 @@ class Store:
 
     def wait_for(self, key: str, number: int) -> None:
         """Wait until `number` callers wait for the next write."""
-        until(lambda: len(self.joint._lanes[key].next.wanted) == number)
+        until(lambda: len(self.joint._queues[key].next.wanted) == number)
 
 
 class Key:
@@ -63,7 +63,7 @@ def test_what_is_wanted_while_one_writes_is_the_next_write(store: Store) -> None
         store.let.release(2)
         assert [one.result() for one in (*first, *others)] == [1, *[2] * 19]
     assert [(key, sorted(wanted)) for key, wanted in store.written] == [("a", [0]), ("a", [*range(1, 20)])]
-    assert not store.joint._lanes, "nothing is kept of those who have gone"
+    assert not store.joint._queues, "nothing is kept of those who have gone"
 
 
 def test_who_waits_for_a_turn_takes_along_what_comes_meanwhile() -> None:
@@ -72,7 +72,7 @@ def test_who_waits_for_a_turn_takes_along_what_comes_meanwhile() -> None:
     with ThreadPoolExecutor(5) as threads:
         with turn:
             many = [threads.submit(joint, "a", [number]) for number in range(5)]
-            until(lambda: len(joint._lanes["a"].next.wanted) == 5)
+            until(lambda: len(joint._queues["a"].next.wanted) == 5)
         assert [one.result() for one in many] == [None] * 5
     assert written == [[0, 1, 2, 3, 4]]
 

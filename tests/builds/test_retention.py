@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from builds.build import State
-from builds.retention import Pushed, Recorded, Rule, Verdict, judge, recorded
+from builds.retention import Pushed, Recorded, RetentionDecision, Rule, judge, recorded
 from tests.builds.engine_factories import settled_build
 from tests.builds.plan_factories import IMAGE, NOW, ago, build, cause
 
@@ -142,7 +142,7 @@ def registries(draw: st.DrawFn) -> tuple[list[Pushed], list[Recorded]]:
     return [*images, pushed("index", "all", build=None, parts=tuple(f"sha256:{name}" for name in held))], records
 
 
-def gone(verdicts: Iterable[Verdict]) -> set[str]:
+def gone(verdicts: Iterable[RetentionDecision]) -> set[str]:
     return {verdict.image.digest for verdict in verdicts if verdict.kept is None}
 
 

@@ -1,4 +1,4 @@
-"""Commit statuses from the record to the host's API: the real controller, local engine and courier."""
+"""Commit statuses from the record to the host's API: the real controller, local engine and sender."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from builds.engines.local import LocalEngine
 from builds.plan import Limits, Word
 from builds.repository import HostKind, Repository
 from builds.statuses import HostRule, Statuses, page_address
-from eventing.delivery import Courier
+from eventing.delivery import EventSender
 from eventing.event import Event
 from eventing.sinks import Sink
 from eventing.statuses import Login
@@ -95,7 +95,7 @@ def running(
     rule: HostRule = STATUSES,
 ) -> Iterator[None]:
     """Run a controller that sends statuses to the host."""
-    courier = Courier()
+    sender = EventSender()
     controller = Controller(
         engine,
         limits=limits or Limits(),
@@ -106,7 +106,7 @@ def running(
             logins=login,
             pages=page_address("https://kiln.example/", "/base/"),
         ),
-        courier=courier,
+        sender=sender,
         confirmer=never,
         inspector=never,
         events=event,
@@ -120,7 +120,7 @@ def running(
         stop.set()
         engine.wake()
         thread.join(20)
-        courier.close()
+        sender.close()
 
 
 def pushed(

@@ -26,7 +26,7 @@ Api(Configuration(), "default")
     "a controller": """
 import builds.clients.registry, builds.clients.githubapi
 from builds.controller import Controller
-Controller(*[None], limits=None, sinks=(), courier=None, confirmer=None, inspector=None, events=None)
+Controller(*[None], limits=None, sinks=(), sender=None, confirmer=None, inspector=None, events=None)
 """,
 }
 PROGRAM = """

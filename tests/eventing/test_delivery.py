@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.delivery import Courier, reach, sinks_from_environment
+from eventing.delivery import EventSender, reach, sinks_from_environment
 from eventing.errors import SinkError
 from eventing.event import Event
 from eventing.sinks import LONGEST_PAUSE, LONGEST_RETRY_AFTER, Outcome, Sink, judge, pause, seconds_until, wanted
@@ -51,9 +51,9 @@ def event(number: int = 1) -> Event:
     )
 
 
-def send(courier: Courier, sink: Sink, sent: Event | None = None) -> Future[Outcome]:
+def send(sender: EventSender, sink: Sink, sent: Event | None = None) -> Future[Outcome]:
     outcome: Future[Outcome] = Future()
-    courier.send(sent or event(), sink, outcome.set_result)  # a second call of `done` would raise and fail the test
+    sender.send(sent or event(), sink, outcome.set_result)  # a second call of `done` would raise and fail the test
     return outcome
 
 
@@ -65,10 +65,10 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def courier() -> Iterator[Courier]:
-    courier = Courier()
-    yield courier
-    courier.close()
+def sender() -> Iterator[EventSender]:
+    sender = EventSender()
+    yield sender
+    sender.close()
 
 
 @pytest.fixture
@@ -235,11 +235,11 @@ def test_importing_it_imports_no_client() -> None:
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
-def test_an_event_arrives_as_it_is(courier: Courier, receiver: EventSink, mode: str) -> None:
+def test_an_event_arrives_as_it_is(sender: EventSender, receiver: EventSink, mode: str) -> None:
     sink = msgspec.convert(
         {"name": "hub", "url": receiver.url, "mode": mode, "extensions": {"team": "stats", "reason": "ours"}}, Sink
     )
-    assert send(courier, sink).result(15) == Outcome(delivered=True, final=True, status=202)
+    assert send(sender, sink).result(15) == Outcome(delivered=True, final=True, status=202)
     (received,) = receiver.received
     assert received.path == "/events"
     assert ("ce-id" in received.headers) == (mode == "binary")
@@ -249,13 +249,13 @@ def test_an_event_arrives_as_it_is(courier: Courier, receiver: EventSink, mode: 
 
 
 @pytest.mark.parametrize("mode", ["binary", "structured"])
-def test_the_trace_of_an_event_is_that_of_its_request(courier: Courier, receiver: EventSink, mode: str) -> None:
+def test_the_trace_of_an_event_is_that_of_its_request(sender: EventSender, receiver: EventSink, mode: str) -> None:
     """Receivers and proxies may know only the headers of a trace. No secret header or token may replace them."""
     trace = Trace(traceparent=f"00-{'a' * 32}-{'b' * 16}-01", tracestate="a=b")
     sink = msgspec.convert({"name": "hub", "url": receiver.url, "mode": mode}, Sink)
     sent = msgspec.structs.replace(event(), extensions={**event().extensions, **trace.carried})
-    assert send(courier, sink, sent).result(15).delivered
-    assert send(courier, sink).result(15).delivered
+    assert send(sender, sink, sent).result(15).delivered
+    assert send(sender, sink).result(15).delivered
     first, second = receiver.received
     assert {name: first.headers[name] for name in ("traceparent", "tracestate")} == trace.carried
     assert first.events == (sent,)
@@ -283,7 +283,7 @@ TABLE: dict[str, tuple[Answer, int, Outcome | str | None]] = {
 
 
 GIVEN_UP = 9.5
-"""Seconds after which the courier gives up a silent sink, a little less than the real limit.
+"""Seconds after which the sender gives up a silent sink, a little less than the real limit.
 
 A send that waits for such a sink takes at least this long. The time bounds of these tests use it, so they hold on a
 busy machine.
@@ -299,9 +299,9 @@ class Sent(NamedTuple):
 @pytest.fixture(scope="module")
 def sent() -> Iterator[Mapping[str, Sent]]:
     """Send one event to every sink of the table at the same time, as sinks do not affect one another."""
-    courier, ended = Courier(), {}
+    sender, ended = EventSender(), {}
     with ExitStack() as stack:
-        stack.callback(courier.close)
+        stack.callback(sender.close)
         receivers = {case: stack.enter_context(EventSink()) for case in TABLE}
         began = time.monotonic()
 
@@ -311,7 +311,7 @@ def sent() -> Iterator[Mapping[str, Sent]]:
         outcomes: dict[str, Future[Outcome]] = {}
         for number, (case, (answer, _, _)) in enumerate(TABLE.items()):
             receivers[case].answer(then=answer)
-            outcomes[case] = send(courier, Sink(name=f"sink-{number}", url=receivers[case].url))
+            outcomes[case] = send(sender, Sink(name=f"sink-{number}", url=receivers[case].url))
             outcomes[case].add_done_callback(partial(noting, case))
         results = {case: outcome.result(20) for case, outcome in outcomes.items()}
         yield {case: Sent(results[case], ended[case], receivers[case].received) for case in TABLE}
@@ -334,46 +334,46 @@ def test_the_table(case: str, sent: Mapping[str, Sent]) -> None:
         assert seconds < GIVEN_UP
 
 
-def test_500_for_a_while(courier: Courier, receiver: EventSink) -> None:
+def test_500_for_a_while(sender: EventSender, receiver: EventSink) -> None:
     receiver.answer(500, 500)
-    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    assert send(sender, Sink(name="hub", url=receiver.url)).result(15).delivered
     assert [one.status for one in receiver.received] == [500, 500, 202]
 
 
-def test_a_sink_that_refuses_connections_and_then_is_there(courier: Courier, receiver: EventSink) -> None:
+def test_a_sink_that_refuses_connections_and_then_is_there(sender: EventSender, receiver: EventSink) -> None:
     receiver.refuse()
     sink = Sink(name="hub", url=receiver.url)
-    outcome = send(courier, sink).result(15)
+    outcome = send(sender, sink).result(15)
     assert (outcome.delivered, outcome.final, outcome.status) == (False, False, None)
     assert outcome.error is not None
     assert "connection refused" in outcome.error
     receiver.accept()
-    assert send(courier, sink).result(15).delivered
+    assert send(sender, sink).result(15).delivered
 
 
-def test_a_redirect_is_not_followed(courier: Courier, receiver: EventSink) -> None:
+def test_a_redirect_is_not_followed(sender: EventSender, receiver: EventSink) -> None:
     with EventSink() as elsewhere:
         receiver.answer(then=Answer(status=307, location=elsewhere.url))
-        outcome = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+        outcome = send(sender, Sink(name="hub", url=receiver.url)).result(15)
         assert (outcome.final, outcome.status) == (True, 307)
         assert outcome.error is not None
         assert "redirects are not followed" in outcome.error
         assert (len(receiver.received), elsewhere.received) == (1, [])
 
 
-def test_a_short_retry_after_is_kept_within_the_burst(courier: Courier, receiver: EventSink) -> None:
+def test_a_short_retry_after_is_kept_within_the_burst(sender: EventSender, receiver: EventSink) -> None:
     receiver.answer(Answer(status=503, retry_after="2"))
-    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    assert send(sender, Sink(name="hub", url=receiver.url)).result(15).delivered
     first, second = receiver.received
     assert second.at - first.at >= 2
 
 
-def test_a_long_retry_after_is_left_to_the_schedule(courier: Courier, receiver: EventSink) -> None:
+def test_a_long_retry_after_is_left_to_the_schedule(sender: EventSender, receiver: EventSink) -> None:
     date = format_datetime(datetime.now(UTC) + timedelta(minutes=2), usegmt=True)
     receiver.answer(Answer(status=429, retry_after="100"), Answer(status=429, retry_after=date))
     sink = Sink(name="hub", url=receiver.url)
-    assert send(courier, sink).result(5).retry_after == 100
-    by_date = send(courier, sink).result(5)
+    assert send(sender, sink).result(5).retry_after == 100
+    by_date = send(sender, sink).result(5)
     assert by_date.retry_after is not None
     assert 110 < by_date.retry_after <= 120
     assert len(receiver.received) == 2
@@ -385,15 +385,15 @@ def test_a_long_retry_after_is_left_to_the_schedule(courier: Courier, receiver: 
 def test_others_are_not_late_while_one_is_silent_with_a_queue() -> None:
     with EventSink() as silent, EventSink() as good:
         silent.answer(then=SILENT)
-        courier = Courier()
-        waiting = [send(courier, Sink(name="silent", url=silent.url), event(n)) for n in range(100)]
+        sender = EventSender()
+        waiting = [send(sender, Sink(name="silent", url=silent.url), event(n)) for n in range(100)]
         silent.wait_for(lambda received: len(received) == LANE_WIDTH)
         for number in range(20):
-            assert send(courier, Sink(name="good", url=good.url), event(number)).result(15).delivered
+            assert send(sender, Sink(name="good", url=good.url), event(number)).result(15).delivered
         assert not any(outcome.done() for outcome in waiting), "none of these was waited for"
         assert silent.most_connections == LANE_WIDTH
         began = time.monotonic()
-        courier.close()
+        sender.close()
         assert time.monotonic() - began < GIVEN_UP / 2
         for outcome in waiting:
             told = outcome.result(0)
@@ -413,51 +413,51 @@ def test_others_are_not_late_while_names_do_not_resolve(receiver: EventSink, mon
         return ask(host, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    courier = Courier()
+    sender = EventSender()
     try:
         names = [f"hangs-{number}" for number in range(40)]
         waiting = [
-            send(courier, Sink(name=name, url=f"http://{name}.example/"), event(number))
+            send(sender, Sink(name=name, url=f"http://{name}.example/"), event(number))
             for number in range(10)
             for name in names
         ]
         good = Sink(name="good", url=receiver.url.replace("127.0.0.1", "localhost"))
         for number in range(10):
-            assert send(courier, good, event(number)).result(15).delivered
+            assert send(sender, good, event(number)).result(15).delivered
         assert not any(outcome.done() for outcome in waiting), "none of these was waited for"
         began = time.monotonic()
-        courier.close()
+        sender.close()
         assert time.monotonic() - began < GIVEN_UP / 2
         assert not any(outcome.result(0).delivered for outcome in waiting)
         assert len(asked) == len(names)
     finally:
         answered.set()
-        courier.close()
+        sender.close()
 
 
-def test_a_burst_of_events_takes_few_connections(courier: Courier, receiver: EventSink) -> None:
-    sent = [send(courier, Sink(name="hub", url=receiver.url), event(number)) for number in range(1000)]
+def test_a_burst_of_events_takes_few_connections(sender: EventSender, receiver: EventSink) -> None:
+    sent = [send(sender, Sink(name="hub", url=receiver.url), event(number)) for number in range(1000)]
     assert all(outcome.result(30).delivered for outcome in sent)
     assert len({one.events[0].id for one in receiver.received}) == 1000
     assert receiver.most_connections <= LANE_WIDTH
 
 
-def test_a_wire_that_is_cut_delays_or_drops(courier: Courier, receiver: EventSink) -> None:
+def test_a_wire_that_is_cut_delays_or_drops(sender: EventSender, receiver: EventSink) -> None:
     with Proxy(("127.0.0.1", receiver.port)) as wire:
         sink = Sink(name="hub", url=f"http://{wire.address}/")
         wire.delay = 0.3
         began = time.monotonic()
-        assert send(courier, sink).result(15).delivered
+        assert send(sender, sink).result(15).delivered
         assert time.monotonic() - began > 0.6
         wire.delay = 0.0
         wire.cut()
-        assert send(courier, sink).result(15).delivered
+        assert send(sender, sink).result(15).delivered
         wire.refuse()
-        assert not send(courier, sink).result(15).delivered
+        assert not send(sender, sink).result(15).delivered
         wire.accept()
-        assert send(courier, sink).result(15).delivered
+        assert send(sender, sink).result(15).delivered
         wire.drop = True
-        assert send(courier, sink).result(15).error == "no complete answer within 10 s"
+        assert send(sender, sink).result(15).error == "no complete answer within 10 s"
 
 
 # --- credentials, which stay secret
@@ -471,23 +471,23 @@ def test_headers_are_asked_for_at_each_try_and_do_not_replace_ours(receiver: Eve
         return {"Authorization": f"Bearer {next(secrets)}", "Ce-Id": "forged", "CONTENT-TYPE": "text/plain"}
 
     receiver.answer(503)
-    courier = Courier(headers)
+    sender = EventSender(headers)
     try:
-        assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+        assert send(sender, Sink(name="hub", url=receiver.url)).result(15).delivered
     finally:
-        courier.close()
+        sender.close()
     first, second = receiver.received
     assert [one.headers["authorization"] for one in (first, second)] == ["Bearer a", "Bearer b"]
     assert second.events[0].id == event().id
 
 
-def test_the_token_file_is_read_at_each_send(courier: Courier, receiver: EventSink, tmp_path: Path) -> None:
+def test_the_token_file_is_read_at_each_send(sender: EventSender, receiver: EventSink, tmp_path: Path) -> None:
     token = tmp_path / "token"
     sink = Sink(name="k-sink", url=receiver.url, token_file=str(token))
-    assert send(courier, sink).result(15).delivered
+    assert send(sender, sink).result(15).delivered
     for text in ("one", "two\n"):
         token.write_text(text)
-        assert send(courier, sink).result(15).delivered
+        assert send(sender, sink).result(15).delivered
     assert [one.headers.get("authorization") for one in receiver.received] == [None, "Bearer one", "Bearer two"]
 
 
@@ -509,14 +509,14 @@ UNUSABLE = {
 
 
 def test_a_token_that_would_be_refused_for_good_is_waited_for(
-    courier: Courier, receiver: EventSink, tmp_path: Path
+    sender: EventSender, receiver: EventSink, tmp_path: Path
 ) -> None:
     sinks = {}
     for number, (case, (held, _)) in enumerate(UNUSABLE.items()):
         token = tmp_path / f"token-{number}"
         token.mkdir() if held is None else token.write_text(held, "utf-8")
         sinks[case] = Sink(name=f"sink-{number}", url=receiver.url, token_file=str(token))
-    sent = {case: send(courier, sink) for case, sink in sinks.items()}
+    sent = {case: send(sender, sink) for case, sink in sinks.items()}
     for case, (_, says) in UNUSABLE.items():
         outcome = sent[case].result(15)
         assert (outcome.delivered, outcome.final, outcome.status) == (False, False, None), case
@@ -526,7 +526,7 @@ def test_a_token_that_would_be_refused_for_good_is_waited_for(
             reach(sinks[case], lambda _: {}, "kiln")
     assert receiver.received == []
     (tmp_path / "token-0").write_text(jwt_until(time.time() + 600))
-    assert send(courier, sinks["expired"]).result(15).delivered
+    assert send(sender, sinks["expired"]).result(15).delivered
 
 
 @pytest.mark.parametrize(
@@ -535,21 +535,21 @@ def test_a_token_that_would_be_refused_for_good_is_waited_for(
     ids=["opaque", "segments", "objects", "words", "null", "dots", "no-json"],
 )
 def test_a_token_that_does_not_say_when_it_expires_is_sent(
-    courier: Courier, receiver: EventSink, tmp_path: Path, held: str
+    sender: EventSender, receiver: EventSink, tmp_path: Path, held: str
 ) -> None:
     (tmp_path / "token").write_text(held)
     sink = Sink(name="k-sink", url=receiver.url, token_file=str(tmp_path / "token"))
-    assert send(courier, sink).result(15).delivered
+    assert send(sender, sink).result(15).delivered
     assert receiver.received[0].headers["authorization"] == f"Bearer {held}"
 
 
-def test_no_other_sink_gets_the_token(courier: Courier, receiver: EventSink, tmp_path: Path) -> None:
+def test_no_other_sink_gets_the_token(sender: EventSender, receiver: EventSink, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(CANARY)
     (sink,) = sinks_from_environment({"K_SINK": receiver.url}, token=tmp_path / "token")
     with EventSink() as other:
         receiver.answer(Answer(status=307, location=other.url), then=Answer())
-        assert not send(courier, sink).result(15).delivered
-        assert send(courier, Sink(name="other", url=other.url)).result(15).delivered
+        assert not send(sender, sink).result(15).delivered
+        assert send(sender, Sink(name="other", url=other.url)).result(15).delivered
         assert [one.headers.get("authorization") for one in other.received] == [None]
     assert [one.headers.get("authorization") for one in receiver.received] == [f"Bearer {CANARY}"]
 
@@ -563,13 +563,13 @@ def test_no_secret_in_an_outcome_or_the_log(caplog: pytest.LogCaptureFixture) ->
         CUT,
     ]
     with ExitStack() as stack:
-        courier = Courier(lambda _: {"X-Token": CANARY})
-        stack.callback(courier.close)
+        sender = EventSender(lambda _: {"X-Token": CANARY})
+        stack.callback(sender.close)
         outcomes = []
         for number, answer in enumerate(answers):
             receiver = stack.enter_context(EventSink())
             receiver.answer(then=answer)
-            outcomes.append(send(courier, Sink(name=f"s{number}", url=f"{receiver.url}?access_token={CANARY}")))
+            outcomes.append(send(sender, Sink(name=f"s{number}", url=f"{receiver.url}?access_token={CANARY}")))
         for outcome in outcomes:
             assert not outcome.result(15).delivered
             assert CANARY not in repr(outcome.result())
@@ -586,11 +586,11 @@ def refuse_to_say(_: str) -> Mapping[str, str]:
 def test_headers_that_cannot_be_sent(
     receiver: EventSink, headers: Callable[[str], Mapping[str, str]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    courier = Courier(headers)
+    sender = EventSender(headers)
     try:
-        outcome = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+        outcome = send(sender, Sink(name="hub", url=receiver.url)).result(15)
     finally:
-        courier.close()
+        sender.close()
     assert (outcome.delivered, outcome.final) == (False, False)
     assert "Cannot send" in caplog.text
     assert CANARY not in caplog.text + repr(outcome)
@@ -598,26 +598,26 @@ def test_headers_that_cannot_be_sent(
 
 
 def test_netrc_is_not_sent(
-    courier: Courier, receiver: EventSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sender: EventSender, receiver: EventSink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text(f"machine 127.0.0.1 login me password {CANARY}\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
-    assert send(courier, Sink(name="hub", url=receiver.url)).result(15).delivered
+    assert send(sender, Sink(name="hub", url=receiver.url)).result(15).delivered
     assert "authorization" not in receiver.received[0].headers
 
 
-def test_proxies_of_the_environment(courier: Courier, receiver: EventSink, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment(sender: EventSender, receiver: EventSink, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Sink(name="hub", url="http://sink.invalid:8080/events")
     monkeypatch.setenv("HTTP_PROXY", f"127.0.0.1:{receiver.port}")
-    assert send(courier, sink).result(15).delivered
+    assert send(sender, sink).result(15).delivered
     assert receiver.received[0].path == "http://sink.invalid:8080/events"
     monkeypatch.setenv("HTTP_PROXY", f"http://me:{CANARY}@127.0.0.1:{receiver.port}")
-    assert send(courier, sink).result(15).delivered
+    assert send(sender, sink).result(15).delivered
     assert receiver.received[1].headers["proxy-authorization"].startswith("Basic ")
     monkeypatch.setenv("NO_PROXY", "sink.invalid")
-    unresolved = send(courier, sink).result(30)
+    unresolved = send(sender, sink).result(30)
     assert not unresolved.delivered
     assert len(receiver.received) == 2
 
@@ -626,24 +626,24 @@ def test_proxies_of_the_environment(courier: Courier, receiver: EventSink, monke
 
 
 def test_a_certificate_nobody_vouches_for_and_then_its_authority(
-    courier: Courier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sender: EventSender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     authority = make_authority(tmp_path, "IP:127.0.0.1")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(tmp_path / "host.pem", tmp_path / "host.key")
     with EventSink(tls=server) as receiver:
-        distrusted = send(courier, Sink(name="hub", url=receiver.url)).result(15)
+        distrusted = send(sender, Sink(name="hub", url=receiver.url)).result(15)
         assert (distrusted.delivered, distrusted.final, distrusted.status) == (False, False, None)
         assert distrusted.error is not None
         assert "certificate is not trusted" in distrusted.error
         assert receiver.received == []
 
         (sink,) = sinks_from_environment({"K_SINK": receiver.url, "K_CA_CERTS": authority})
-        assert send(courier, sink).result(15).delivered
+        assert send(sender, sink).result(15).delivered
 
         renamed = msgspec.structs.replace(sink, url=receiver.url.replace("127.0.0.1", "localhost"))
-        assert not send(courier, renamed).result(15).delivered
+        assert not send(sender, renamed).result(15).delivered
         assert len(receiver.received) == 1
 
 
@@ -651,14 +651,14 @@ def test_a_certificate_nobody_vouches_for_and_then_its_authority(
 
 
 def test_a_closed_courier_says_that_it_did_not_send(receiver: EventSink) -> None:
-    courier = Courier()
+    sender = EventSender()
     sink = Sink(name="hub", url=receiver.url)
-    assert send(courier, sink).result(15).delivered
+    assert send(sender, sink).result(15).delivered
     receiver.answer(then=503)
-    sleeping = send(courier, sink)
+    sleeping = send(sender, sink)
     receiver.wait_for(lambda received: len(received) == 2)
-    courier.close()
-    courier.close()
-    for outcome in (sleeping, send(courier, sink)):
+    sender.close()
+    sender.close()
+    for outcome in (sleeping, send(sender, sink)):
         assert outcome.result(0) == Outcome(delivered=False, final=False, error="Kiln stopped before the delivery")
     assert len(receiver.received) == 2

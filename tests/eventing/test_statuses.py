@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from eventing.event import Event
 from eventing.sinks import LONGEST_RETRY_AFTER, Outcome
-from eventing.statuses import APIS, Answer, HostSink, Login, Request, redirected
+from eventing.statuses import APIS, HostRequest, HostResponse, HostSink, Login, redirected
 from eventing.statuses.bitbucket import key_of
 from eventing.statuses.comments import MARK, merged, number_of
 from eventing.statuses.exchange import Conversation, limited, outcome_of
@@ -49,7 +49,7 @@ def event(word: str, *, repository: str = REPOSITORIES["github"], **changes: Any
     return Event(id="1", source="/k", type=f"dev.kiln.build.{word}.v1", extensions=extensions, data=data)
 
 
-def first(talk: Conversation) -> Request:
+def first(talk: Conversation) -> HostRequest:
     return next(talk)
 
 
@@ -91,7 +91,7 @@ def test_a_commit_that_gitea_does_not_have_any_more_is_final() -> None:
         talk = sink("gitea").talk(event("queued", repository=REPOSITORIES["gitea"]))
         next(talk)
         with pytest.raises(StopIteration) as end:
-            talk.send(Answer(status=500, body=f'{{"message": "{message}"}}'.encode(), at=NOW))
+            talk.send(HostResponse(status=500, body=f'{{"message": "{message}"}}'.encode(), at=NOW))
         assert (end.value.value.delivered, end.value.value.final) == (False, final)
 
 
@@ -199,7 +199,7 @@ HEADERS = st.dictionaries(
 
 @given(st.integers(200, 599), HEADERS, st.binary(max_size=60) | st.just(b"You hit a secondary rate limit"))
 def test_any_answer_has_an_outcome(status: int, headers: dict[str, str], body: bytes) -> None:
-    answer = Answer(status=status, headers=headers, body=body, at=NOW)
+    answer = HostResponse(status=status, headers=headers, body=body, at=NOW)
     outcome = outcome_of(answer, "git.example")
     assert outcome.delivered == (status // 100 == 2)
     assert outcome.final == (not limited(answer) and not (status in (408, 409) or status >= 500))
@@ -223,7 +223,7 @@ def test_any_answer_has_an_outcome(status: int, headers: dict[str, str], body: b
     ],
 )
 def test_how_long_a_host_is_left_alone(status: int, headers: dict[str, str], body: bytes, pause: float) -> None:
-    outcome = outcome_of(Answer(status=status, headers=headers, body=body, at=NOW), "git.example")
+    outcome = outcome_of(HostResponse(status=status, headers=headers, body=body, at=NOW), "git.example")
     assert (outcome.final, outcome.retry_after) == (False, pause)
 
 
@@ -243,8 +243,8 @@ def test_how_long_a_host_is_left_alone(status: int, headers: dict[str, str], bod
     ],
 )
 def test_a_token_stays_at_its_host(location: str, followed: bool) -> None:
-    request = Request(method="POST", url="https://api.example/repos/a/b", body={"a": 1})
-    moved = redirected(request, Answer(status=307, headers={"location": location}, at=NOW))
+    request = HostRequest(method="POST", url="https://api.example/repos/a/b", body={"a": 1})
+    moved = redirected(request, HostResponse(status=307, headers={"location": location}, at=NOW))
     assert (moved is not None) == followed
     if moved is not None:
         assert (moved.method, moved.body) == ("POST", {"a": 1})

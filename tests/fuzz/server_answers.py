@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from builds.clients.oidc import Issuer, IssuerAway, TokenRefused
 from eventing.sinks import Outcome
-from eventing.statuses import APIS, Answer, redirected
+from eventing.statuses import APIS, HostResponse, redirected
 from eventing.statuses.exchange import Conversation
 from eventing.statuses.words import Said
 from tests.fuzz.message import read_message
@@ -42,7 +42,7 @@ def status_answers(data: bytes) -> None:
         assert isinstance(outcome, Outcome)
 
 
-def _outcome(talk: Conversation, answers: Sequence[Answer]) -> Outcome:
+def _outcome(talk: Conversation, answers: Sequence[HostResponse]) -> Outcome:
     request = next(talk)
     for answer in chain(answers, repeat(answers[-1], MOST_REQUESTS)):
         assert request.url.startswith(HOST)
@@ -55,11 +55,13 @@ def _outcome(talk: Conversation, answers: Sequence[Answer]) -> Outcome:
     raise AssertionError("it asks for ever")
 
 
-def _answer(message: bytes) -> Answer:
+def _answer(message: bytes) -> HostResponse:
     status, _, rest = message.partition(b"\n")
     headers, body = read_message(rest)
     code = int(status) if status.isdigit() and len(status) == 3 else 200
-    return Answer(status=code, headers={name.lower(): value for name, value in headers.items()}, body=body, at=NOW)
+    return HostResponse(
+        status=code, headers={name.lower(): value for name, value in headers.items()}, body=body, at=NOW
+    )
 
 
 class _Told(Issuer):

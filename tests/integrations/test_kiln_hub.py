@@ -23,7 +23,7 @@ from eventing.http import decode
 from integrations.jupyterhub import kiln_hub
 from integrations.jupyterhub.kiln_hub import (
     KilnHandler,
-    Refused,
+    RequestRefused,
     cloud_event,
     image_hook,
     image_of,
@@ -208,9 +208,9 @@ def build(repository: str = "https://x.example/a.git", **given: Any) -> dict[str
 def test_the_image_of_a_build() -> None:
     assert image_of(build()) == "r.example/a:c0@sha256:d"
     assert image_of(build(), "tag") == "r.example/a:c0"
-    with pytest.raises(Refused, match=r"https://x.example/a.git failed. No file. \(build build-a\)"):
+    with pytest.raises(RequestRefused, match=r"https://x.example/a.git failed. No file. \(build build-a\)"):
         image_of(build(state="failed", reason="repository", message="No file."))
-    with pytest.raises(Refused, match=r"was cancelled\. Kiln says only: requested\."):
+    with pytest.raises(RequestRefused, match=r"was cancelled\. Kiln says only: requested\."):
         image_of(build(state="cancelled", reason="requested"))
 
 

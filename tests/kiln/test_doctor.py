@@ -28,7 +28,7 @@ import pytest
 import yaml
 
 from kiln import wiring
-from kiln.doctor import Finding, Probe, State, clock, cluster, examine, machine, outside, server, setup, webhooks
+from kiln.doctor import Finding, FindingState, Probe, clock, cluster, examine, machine, outside, server, setup, webhooks
 from kiln.target import Target
 from tests.builds.engine_factories import new_submission
 from tests.parts.authority import make_authority
@@ -47,7 +47,7 @@ def run(look: Callable[[], str]) -> Finding:
     return found(Probe("it", look))
 
 
-def failed(finding: Finding, cause: str, cure: str, state: State = State.FAILED) -> None:
+def failed(finding: Finding, cause: str, cure: str, state: FindingState = FindingState.FAILED) -> None:
     assert finding.state is state, finding
     assert cause in finding.found, finding
     assert cure in str(finding.cure), finding
@@ -69,11 +69,11 @@ def test_a_probe_that_hangs_or_breaks_keeps_none_from_its_finding() -> None:
     failed(hangs, "did not end within 0.5 s", "firewall")
     failed(broken, "ValueError", "Report this")
     assert CANARY not in str(broken)
-    assert (works.state, works.found) == (State.OK, "x")
+    assert (works.state, works.found) == (FindingState.OK, "x")
 
 
 def test_what_others_say_steers_no_terminal() -> None:
-    assert run(lambda: "a\x1b[31mb\nc\x07") == Finding(probe="it", state=State.OK, found="ab c")
+    assert run(lambda: "a\x1b[31mb\nc\x07") == Finding(probe="it", state=FindingState.OK, found="ab c")
 
 
 # Programs ------------------------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def test_git(programs: Callable[..., None]) -> None:
     programs("git", "git version 2.37.9 (Apple Git-154)")
     failed(run(machine.git), "git version 2.37.9", "Upgrade git to 2.38 or newer")
     programs("git", "git version 2.38.0")
-    assert run(machine.git).state is State.OK
+    assert run(machine.git).state is FindingState.OK
 
 
 def test_buildx(programs: Callable[..., None]) -> None:
@@ -109,7 +109,7 @@ def test_buildx(programs: Callable[..., None]) -> None:
     programs("docker", "github.com/docker/buildx v0.12.1 30feaa1")
     failed(run(machine.buildx), "v0.12.1", "Upgrade Docker's buildx plugin to 0.13 or newer")
     programs("docker", "github.com/docker/buildx v0.21.2 1360a9e")
-    assert run(machine.buildx).state is State.OK
+    assert run(machine.buildx).state is FindingState.OK
 
 
 # The daemon ----------------------------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_full_disks(tmp_path: Path, programs: Callable[..., None]) -> None:
     failed(said["state folder"], f"The disk of {disk} is full", "KILN_STATE_DIR")
     failed(said["git"], "2.37.9", "Upgrade git")
     failed(said["registry 127.0.0.1:1/canary/"], "Connection refused", "Start the registry")
-    assert said["configuration"].state is State.OK
+    assert said["configuration"].state is FindingState.OK
 
 
 def test_a_disk_without_inodes(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_state_folder_of_somebody_else(tmp_path: Path) -> None:
     with nobody():
         finding = run(partial(setup.state_folder, tmp_path / "state"))
     tmp_path.chmod(0o755)
-    assert finding.state is State.FAILED
+    assert finding.state is FindingState.FAILED
     assert "KILN_STATE_DIR" in str(finding.cure)
 
 
@@ -259,7 +259,7 @@ def test_secrets_that_others_can_read(tmp_path: Path) -> None:
     (tmp_path / "secrets").chmod(0o755)
     let_in(tmp_path)
     look = next(one for one in setup.probes(loaded(tmp_path, KILN_SECRETS_DIR=str(tmp_path / "secrets"))))
-    failed(found(look), str(secret), f"chmod -R o= {tmp_path / 'secrets'}", State.WARNING)
+    failed(found(look), str(secret), f"chmod -R o= {tmp_path / 'secrets'}", FindingState.WARNING)
     (tmp_path / "secrets").chmod(0o700)
     assert found(look).found == "webhooks of github; API tokens: 0"
 
@@ -270,11 +270,16 @@ def test_the_last_webhook_of_each_host(tmp_path: Path) -> None:
         (tmp_path / "secrets/webhooks" / word / "one").write_text(f"{CANARY}-{word}")
     kiln = loaded(tmp_path, KILN_SECRETS_DIR=str(tmp_path / "secrets"), KILN_PUBLIC_URL="http://127.0.0.1:8000")
     for finding in examine([*webhooks.probes(kiln)]):
-        failed(finding, "No build has been asked for by a webhook", "http://127.0.0.1:8000/webhooks/git", State.WARNING)
+        failed(
+            finding,
+            "No build has been asked for by a webhook",
+            "http://127.0.0.1:8000/webhooks/git",
+            FindingState.WARNING,
+        )
     assert not (tmp_path / "state").exists(), "looking makes no records"
     wiring.records(kiln).accept([new_submission(by="webhook:github"), new_submission("c", "2", by="token:a")])
     github, gitlab = examine([*webhooks.probes(kiln)])
-    assert (github.state, gitlab.state) == (State.OK, State.WARNING)
+    assert (github.state, gitlab.state) == (FindingState.OK, FindingState.WARNING)
     assert "2026-03-01 12:00 UTC" in github.found
     assert "/test" in github.found
 
@@ -316,26 +321,26 @@ def host(ahead: float = 0.0, tls: ssl.SSLContext | None = None) -> Iterator[int]
 @pytest.mark.parametrize(
     ("ahead", "state", "words"),
     [
-        (0, State.OK, "within 2 s"),
-        (10 * MIN, State.FAILED, "10 min behind"),
-        (-10 * MIN, State.FAILED, "10 min ahead of"),
-        (2 * MIN, State.WARNING, " s behind"),
+        (0, FindingState.OK, "within 2 s"),
+        (10 * MIN, FindingState.FAILED, "10 min behind"),
+        (-10 * MIN, FindingState.FAILED, "10 min ahead of"),
+        (2 * MIN, FindingState.WARNING, " s behind"),
     ],
 )
-def test_the_clock(tmp_path: Path, ahead: float, state: State, words: str) -> None:
+def test_the_clock(tmp_path: Path, ahead: float, state: FindingState, words: str) -> None:
     with host(ahead) as port:
         kiln = loaded(tmp_path, KILN_IMAGE_PREFIX=f"127.0.0.1:{port}/org/")
         (look,) = clock.probes(kiln)
         finding = found(look)
     assert finding.state is state, finding
     assert words in finding.found
-    assert state is State.OK or "NTP" in str(finding.cure)
+    assert state is FindingState.OK or "NTP" in str(finding.cure)
 
 
 def test_the_clock_of_one_host_among_others() -> None:
     with host() as right, host(10 * MIN) as wrong:
         finding = found(clock.probe([f"http://127.0.0.1:{right}", f"http://127.0.0.1:{wrong}", "http://127.0.0.1:1"]))
-    failed(finding, f"127.0.0.1:{wrong}", "Have the clock of the named host set", State.WARNING)
+    failed(finding, f"127.0.0.1:{wrong}", "Have the clock of the named host set", FindingState.WARNING)
 
 
 def test_a_registry_that_speaks_plain_http(tmp_path: Path) -> None:
@@ -354,7 +359,7 @@ def test_a_registry_whose_authority_this_machine_does_not_trust(tmp_path: Path) 
         kiln = loaded(tmp_path, KILN_IMAGE_PREFIX=f"0.0.0.0:{port}/org/")
         (look,) = (probe for probe in outside.probes(kiln) if probe.name.startswith("registry"))
         failed(found(look), "certificate", "Add the registry's certificate authority")
-        assert found(*clock.probes(kiln)).state is State.OK, (
+        assert found(*clock.probes(kiln)).state is FindingState.OK, (
             "an unknown certificate does not keep the time from being read"
         )
 
@@ -383,7 +388,7 @@ def seen(url: object, token: str | None = None) -> dict[str, Finding]:
 def test_a_server(web: Kiln) -> None:
     url = web.processes[0].url
     good = seen(url, CANARY)
-    assert [good[name].state for name in ("server", "token", "version", "clock")] == [State.OK] * 4, good
+    assert [good[name].state for name in ("server", "token", "version", "clock")] == [FindingState.OK] * 4, good
     failed(good["readiness"], "Docker registry", "on the server's machine")
     failed(seen(url, "other")["token"], "token", "Ask the server's operator")
     failed(seen(url)["token"], "token", "Give an API token")

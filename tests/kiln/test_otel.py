@@ -20,7 +20,7 @@ from builds import report
 from builds.build import Image
 from builds.controller import Controller
 from builds.plan import Limits
-from eventing.delivery import Courier
+from eventing.delivery import EventSender
 from eventing.event import Event
 from eventing.sinks import Outcome, Sink
 from eventing.tracing import Trace, trace_of
@@ -111,12 +111,12 @@ def test_a_build_and_its_deliveries_are_part_of_the_trace(collector: type[Collec
     spans, stop = OTelSpans("controller", "1"), threading.Event()
     engine = local_engine(tmp_path)
     with EventSink() as receiver:
-        courier = Courier(spans=spans)
+        sender = EventSender(spans=spans)
         controller = Controller(
             engine,
             limits=Limits(),
             sinks=[Sink(name="hub", url=receiver.url)],
-            courier=courier,
+            sender=sender,
             confirmer=never,
             inspector=never,
             events=lambda build, word, attempt, now, cause: report.event(
@@ -132,7 +132,7 @@ def test_a_build_and_its_deliveries_are_part_of_the_trace(collector: type[Collec
         stop.set()
         engine.wake()
         thread.join(20)
-        courier.close()
+        sender.close()
         received = receiver.received
     engine.close()
     spans.close()
@@ -152,12 +152,12 @@ def test_a_build_and_its_deliveries_are_part_of_the_trace(collector: type[Collec
 
 def test_a_delivery_that_fails_says_why(collector: type[Collector]) -> None:
     spans = OTelSpans("controller", "1")
-    courier, ended = Courier(spans=spans), Future[Outcome]()
+    sender, ended = EventSender(spans=spans), Future[Outcome]()
     with EventSink() as receiver:
         receiver.answer(400)
-        courier.send(Event(id="1", source="/kiln", type="t"), Sink(name="hub", url=receiver.url), ended.set_result)
+        sender.send(Event(id="1", source="/kiln", type="t"), Sink(name="hub", url=receiver.url), ended.set_result)
         outcome = ended.result(20)
-    courier.close()
+    sender.close()
     spans.close()
     (span,) = collector.spans
     assert (span.status.message, attributes(span)["http.response.status_code"]) == (outcome.error, 400)
@@ -176,11 +176,11 @@ OFF = """
 import sys, threading
 from kiln import wiring
 import builds.controller
-from eventing.delivery import Courier
+from eventing.delivery import EventSender
 
 kiln = wiring.load({"KILN_IMAGE_PREFIX": "r.example/", "KILN_AUTH": "none", "KILN_STATE_DIR": sys.argv[1]})
 assert wiring.spans(kiln, "web") is None
-Courier().close()
+EventSender().close()
 web = wiring.app(kiln, threading.Event()).test_client()
 asked = {"repository": "https://github.com/a/b", "commit": "c" * 40}
 headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}

@@ -94,7 +94,7 @@ def test_a_loop_that_is_blocked_fails_livez_and_then_ends_the_process(kiln: Kiln
         assert "stuck/sitecustomize.py" in process.log.read_text(), "the stacks say where"
 
 
-@pytest.mark.parametrize(("thread", "how"), [("own", "raise"), ("own", "exit"), ("courier", "exit")])
+@pytest.mark.parametrize(("thread", "how"), [("own", "raise"), ("own", "exit"), ("sender", "exit")])
 def test_a_thread_that_ends_ends_the_controller(kiln: Kiln, stuck: Path, thread: str, how: str) -> None:
     with kiln:
         process = kiln.start("controller")

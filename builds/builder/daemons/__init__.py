@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import msgspec
 
-from builds.builder.outcome import INFRASTRUCTURE, Failure, Idiom, Step
+from builds.builder.outcome import INFRASTRUCTURE, FailedCommand, Failure, Idiom
 from builds.builder.spec import DaemonKind, Surroundings
 from builds.clients import docker_config
 from builds.clients.docker_config import NO_LOGIN
@@ -28,7 +28,7 @@ class Findings(NamedTuple):
     """A daemon's reports about a build so far; the fields are those of `Account`."""
 
     error: str = ""
-    step: Step | None = None
+    step: FailedCommand | None = None
     source: str = ""
     began: bool = False
     interrupted: bool = False

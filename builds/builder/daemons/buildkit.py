@@ -16,7 +16,7 @@ import msgspec
 
 from builds.builder.daemons import Findings
 from builds.builder.log import clean
-from builds.builder.outcome import Step
+from builds.builder.outcome import FailedCommand
 from builds.builder.output import Output
 from builds.builder.pushing import Layers
 
@@ -219,10 +219,10 @@ class BuildKit:
         )
 
 
-def _step(failed: Vertex | None) -> Step | None:
+def _step(failed: Vertex | None) -> FailedCommand | None:
     if failed is None or failed.exit is None:
         return None
-    return Step(failed.name, failed.exit, tuple(clean(line) for line in failed.output))
+    return FailedCommand(failed.name, failed.exit, tuple(clean(line) for line in failed.output))
 
 
 def is_cancelled(final: str) -> bool:

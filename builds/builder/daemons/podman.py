@@ -22,7 +22,7 @@ import msgspec
 
 from builds.builder.daemons import Daemon, Findings, credentials
 from builds.builder.log import clean
-from builds.builder.outcome import PODMAN, Account, AttemptStage, Evidence, Step, failure
+from builds.builder.outcome import PODMAN, Account, AttemptStage, Evidence, FailedCommand, failure
 from builds.builder.output import Output
 from builds.builder.spec import Surroundings
 from builds.clients.registry import is_plain
@@ -195,7 +195,7 @@ def _variables(around: Surroundings, config: str | None, copy: Path) -> dict[str
     return found
 
 
-class _Line(msgspec.Struct, frozen=True):
+class _OutputLine(msgspec.Struct, frozen=True):
     stdout: str | None = None
     stderr: str | None = None
 
@@ -253,13 +253,13 @@ class Steps:
         elif self._error:  # it may quote a step of several lines
             self._error += f"\n{text}"
 
-    def _failed(self) -> Step | None:
+    def _failed(self) -> FailedCommand | None:
         found = _FAILED.search(self._error.strip())
         if found is None:
             return None
         code = "137" if _KILLED in self._output else found[2]
         said = (line for line in self._output if line != _KILLED)
-        return Step(found[1], f"exit code: {code}", tuple(said))
+        return FailedCommand(found[1], f"exit code: {code}", tuple(said))
 
     def _source(self) -> str:
         """The image or file that could not be fetched, as a URL."""
@@ -270,8 +270,8 @@ class Steps:
         return step[1] if step else ""
 
 
-def _decoded(message: str) -> _Line:
+def _decoded(message: str) -> _OutputLine:
     try:
-        return msgspec.json.decode(message, type=_Line)
+        return msgspec.json.decode(message, type=_OutputLine)
     except (msgspec.MsgspecError, UnicodeEncodeError):
-        return _Line()
+        return _OutputLine()

@@ -82,7 +82,7 @@ class ApiError(Exception):
      ├── Absent         404  no such object, or no such namespace
      ├── AlreadyExists  409  an object of that name exists
      ├── Conflict409    409  the object was replaced, or changed since the revision in the request
-     ├── Forbidden      401, 403  the roles, a policy or a quota do not permit it
+     ├── AccessDenied   401, 403  the roles, a policy or a quota do not permit it
      ├── Invalid        400, 413, 422  the object is not valid
      ├── Gone           410  the resourceVersion or continue token is too old (.token continues the list)
      └── Busy           429, 5xx, no complete answer: retryable (after .retry_after seconds, if the server named a time)
@@ -105,7 +105,7 @@ class Conflict409(ApiError):
     pass
 
 
-class Forbidden(ApiError):
+class AccessDenied(ApiError):
     pass
 
 
@@ -127,8 +127,8 @@ class Busy(ApiError):
 
 BY_STATUS: dict[int, type[ApiError]] = {
     400: Invalid,
-    401: Forbidden,
-    403: Forbidden,
+    401: AccessDenied,
+    403: AccessDenied,
     404: Absent,
     409: Conflict409,
     413: Invalid,
@@ -277,7 +277,7 @@ class Api:
     # Objects. --------------------------------------------------------------------------------------------------------
 
     def create(self, kind: str, body: Object) -> Object:
-        """Raises AlreadyExists, and the errors of all calls: Forbidden, Invalid, Busy."""
+        """Raises AlreadyExists, and the errors of all calls: AccessDenied, Invalid, Busy."""
         return _decoded(self.request("POST", self.path(kind), body=body))
 
     def read(self, kind: str, name: str, *, metadata_only: bool = False, timeout: float | None = None) -> Object:

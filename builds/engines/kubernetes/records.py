@@ -24,7 +24,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import MAX_DELIVERIES_SHOWN, VERSION, Announcement, Build, Time
+from builds.build import MAX_DELIVERIES_SHOWN, VERSION, Announcement, Build, RecordVersion, Time
 from builds.engines import UNREADABLE, Unavailable
 
 COMPONENT = "build"
@@ -75,12 +75,6 @@ class _Made(msgspec.Struct):
     """The part of a summary that places it in a list."""
 
     created_at: Time
-
-
-class _Versioned(msgspec.Struct):
-    """The only field that may be assumed before a record's version is known."""
-
-    version: int
 
 
 def manifest(build: Build, release: Release, owner: Manifest | None) -> dict[str, Any]:
@@ -175,7 +169,7 @@ def _summary(build: Build) -> Build:
 def _decoded(metadata: Manifest, text: str) -> Build:
     name = metadata["name"]
     try:
-        version = msgspec.json.decode(text, type=_Versioned).version
+        version = msgspec.json.decode(text, type=RecordVersion).version
         if version != VERSION:
             raise Unreadable(f"The record {name} has version {version}, and this version of Kiln knows only {VERSION}.")
         build = msgspec.json.decode(text, type=Build)

@@ -24,7 +24,7 @@ KEPT = 256
 """Answers kept; the oldest go first."""
 
 
-class _Answer(Generic[T]):
+class _CacheEntry(Generic[T]):
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.at = float("-inf")
@@ -42,7 +42,7 @@ class Shared(Generic[T]):
         self._max_age = max_age
         self._missed = missed
         self._lock = threading.Lock()
-        self._answers: dict[Hashable, _Answer[T]] = {}
+        self._answers: dict[Hashable, _CacheEntry[T]] = {}
 
     def get(self, key: Hashable, ask: Callable[[], T], *, max_age: float | None = None, waits: bool = True) -> T:
         """The answer to `ask`, at most `max_age` seconds old (default: the maximum age of all answers).
@@ -89,9 +89,9 @@ class Shared(Generic[T]):
         with self._lock:
             self._answers.clear()
 
-    def _answer(self, key: Hashable) -> _Answer[T]:
+    def _answer(self, key: Hashable) -> _CacheEntry[T]:
         with self._lock:
-            answer = self._answers.pop(key, None) or _Answer()
+            answer = self._answers.pop(key, None) or _CacheEntry()
             self._answers[key] = answer  # the newest place
             while len(self._answers) > KEPT:
                 del self._answers[next(iter(self._answers))]
@@ -108,7 +108,7 @@ class _Batch(Generic[W, T]):
         self.error: Exception | None = None
 
 
-class _Lane(Generic[W, T]):
+class _KeyQueue(Generic[W, T]):
     """The callers of one key: one of them writes, and the others' items form the next batch."""
 
     def __init__(self) -> None:
@@ -136,51 +136,51 @@ class Joint(Generic[W, T]):
         self._turn = turn
         self._check = check
         self._lock = threading.Lock()
-        self._lanes: dict[str, _Lane[W, T]] = {}
+        self._queues: dict[str, _KeyQueue[W, T]] = {}
 
     def __call__(self, key: str, wanted: Sequence[W]) -> T:
         with self._lock:
-            lane = self._lanes.setdefault(key, _Lane())
-            lane.users += 1
-            batch = lane.next
+            queue = self._queues.setdefault(key, _KeyQueue())
+            queue.users += 1
+            batch = queue.next
             batch.wanted += wanted
         try:
-            with self._in(lane):
+            with self._in(queue):
                 if not batch.done:
-                    self._do(key, lane, batch)
+                    self._do(key, queue, batch)
         finally:
             with self._lock:
-                lane.users -= 1
-                if not lane.users:
-                    del self._lanes[key]
+                queue.users -= 1
+                if not queue.users:
+                    del self._queues[key]
         if batch.error is not None:
             raise batch.error
         return batch.value  # type: ignore[return-value]  # the result of the write
 
     @contextmanager
-    def _in(self, lane: _Lane[W, T]) -> Iterator[None]:
-        while not lane.turn.acquire(timeout=CHECK):
+    def _in(self, queue: _KeyQueue[W, T]) -> Iterator[None]:
+        while not queue.turn.acquire(timeout=CHECK):
             self._check()
         try:
             yield
         finally:
-            lane.turn.release()
+            queue.turn.release()
 
-    def _do(self, key: str, lane: _Lane[W, T], batch: _Batch[W, T]) -> None:
+    def _do(self, key: str, queue: _KeyQueue[W, T], batch: _Batch[W, T]) -> None:
         try:
             with self._turn():
-                self._close(lane)
+                self._close(queue)
                 batch.value = self._write(key, batch.wanted)
         except Exception as error:  # noqa: BLE001  (all waiting callers get it)
             batch.error = error
-            if lane.next is batch:
-                self._close(lane)
+            if queue.next is batch:
+                self._close(queue)
         batch.done = True
 
-    def _close(self, lane: _Lane[W, T]) -> None:
+    def _close(self, queue: _KeyQueue[W, T]) -> None:
         """Begins the next batch."""
         with self._lock:
-            lane.next = _Batch()
+            queue.next = _Batch()
 
 
 class Turns:

@@ -95,7 +95,7 @@ class Liveness(Enum):
     OVER = "all of its processes have ended"
 
 
-class _Label(msgspec.Struct):
+class _SpecLabel(msgspec.Struct):
     """The part of a Spec that identifies the attempt."""
 
     attempt_label: str
@@ -115,7 +115,7 @@ class _Folder:
     def ours(self) -> bool:
         """Whether the folder belongs to this attempt. The spec is complete before a process is started with it."""
         try:
-            found = msgspec.json.decode(self["spec.json"].read_bytes(), type=_Label)
+            found = msgspec.json.decode(self["spec.json"].read_bytes(), type=_SpecLabel)
         except (FileNotFoundError, *UNREADABLE):
             return False
         return found.attempt_label == self._label

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from builds.build import VERSION, Build, State
+from builds.build import VERSION, Build, RecordVersion, State
 from builds.engines import UNREADABLE, Conflict, EngineError, NotFound, Page, Submission, Unavailable, paging
 from builds.engines.marks import (
     asks_of,
@@ -86,12 +86,6 @@ _TROUBLES = {
 
 _Row = tuple[str, bytes, int]
 """name, record, revision"""
-
-
-class _Versioned(msgspec.Struct):
-    """The only field that may be assumed before a record's version is known."""
-
-    version: int
 
 
 class Store:
@@ -356,7 +350,7 @@ def _decoded(row: _Row) -> Build:
     """Raises Unavailable for a record of another version, or an unreadable one."""
     name, record, revision = row
     try:
-        version = msgspec.json.decode(record, type=_Versioned).version
+        version = msgspec.json.decode(record, type=RecordVersion).version
         if version != VERSION:
             raise Unavailable(f"The record of {name} has version {version}, but this Kiln supports only {VERSION}.")
         return replace(msgspec.json.decode(record, type=Build), name=name, revision=str(revision))

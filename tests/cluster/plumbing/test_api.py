@@ -21,12 +21,12 @@ from kubernetes.config.incluster_config import InClusterConfigLoader
 
 from builds.engines.kubernetes.api import (
     Absent,
+    AccessDenied,
     AlreadyExists,
     Api,
     ApiError,
     Busy,
     Conflict409,
-    Forbidden,
     Invalid,
 )
 from tests.cluster.conftest import Configured
@@ -176,14 +176,14 @@ def test_a_token_that_cannot_be_read_is_said(account: Account, tmp_path: Path) -
 
 def test_a_role_that_is_missing_is_told_in_the_api_servers_words(account: Account, namespace: str) -> None:
     sentence = f'User "system:serviceaccount:{namespace}:first" cannot list resource "configmaps" in API group ""'
-    with pytest.raises(Forbidden, match=sentence):
+    with pytest.raises(AccessDenied, match=sentence):
         list(account.api.list("configmaps"))
 
 
 def test_a_token_that_is_none_is_not_accepted(account: Account, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("none")
     account.a_minute_later()
-    with pytest.raises(Forbidden, match="rejected the credentials"):
+    with pytest.raises(AccessDenied, match="rejected the credentials"):
         account.who()
 
 

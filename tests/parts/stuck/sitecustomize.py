@@ -1,6 +1,6 @@
 """Blocks or ends a thread of a Kiln process that has this folder on its PYTHONPATH.
 
-A file in the folder $STUCK_THREADS names the thread: `loop`, `lease`, `watch`, `courier`, or `own`, a thread that
+A file in the folder $STUCK_THREADS names the thread: `loop`, `lease`, `watch`, `sender`, or `own`, a thread that
 exists only for this purpose. Its content is the fault: `block`, `raise` or `exit`. It is read once.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 MODULES = {
     "loop": ("builds.controller", "Controller", ("look",)),
-    "courier": ("eventing.transport", "Transport", ("_beat",)),
+    "sender": ("eventing.transport", "Transport", ("_beat",)),
     "lease": ("builds.engines.kubernetes.lease", "Lease", ("_turn",)),
     "watch": ("builds.engines.kubernetes.watch", "Watch", ("_apply", "_once")),
 }
