@@ -63,18 +63,18 @@ class BuildCustomData(msgspec.Struct, frozen=True, kw_only=True):
     image: str
 
 
-def events(build: Build, word: Word, attempt: int, told: Event, cause: Cause | None = None) -> list[Event]:
-    """The CDEvents for `told`, Kiln's own event `word` about the build in the state after that event.
+def events(build: Build, word: Word, attempt: int, own: Event, cause: Cause | None = None) -> list[Event]:
+    """The CDEvents for `own`, Kiln's own event `word` about the build in the state after that event.
 
     `cause` is a cause that joined after the end. Its answer is a build.finished in the chain that made the image.
     """
-    return [*_Chain(build, told).events(word, attempt, cause)]
+    return [*_Chain(build, own).events(word, attempt, cause)]
 
 
 class _Chain:
-    def __init__(self, build: Build, told: Event) -> None:
+    def __init__(self, build: Build, own: Event) -> None:
         self._build = build
-        self._told = told
+        self._own = own
         seed = f"{build.uid} {build.status.round or 1}"  # 0: deleted before a controller saw it
         self._id = cdevents.chain_id(hashlib.sha256(seed.encode()).digest())
 
@@ -136,18 +136,18 @@ class _Chain:
         message: str | None = None,
         ended: bool = False,
     ) -> Event:
-        assert self._told.time is not None  # noqa: S101  (`builds.report` gives each event its time)
+        assert self._own.time is not None  # noqa: S101  (`builds.report` gives each event its time)
         return cdevents.cdevent(
             name,
             id=self._id_of(name, attempt, cause),
-            source=self._told.source,
-            time=self._told.time,
+            source=self._own.source,
+            time=self._own.time,
             chain_id=self._id,
             links=links,
             subject=self._build.name if name.startswith("build.") else self._purl(),
             content=self._content(name),
             custom=msgspec.to_builtins(self._details(attempt, message, ended=ended)),
-            extensions=counted(self._told.extensions),
+            extensions=counted(self._own.extensions),
         )
 
     def _id_of(self, name: Name, attempt: int, cause: Cause | None = None) -> str:
@@ -167,16 +167,16 @@ class _Chain:
         return cdevents.purl(image.repository, image.tag, image.digest)
 
     def _details(self, attempt: int, message: str | None, *, ended: bool) -> BuildCustomData:
-        shown: Any = self._told.data
+        shown: Any = self._own.data
         status, image = self._build.status, shown["image"]
         return BuildCustomData(
             build=self._build.name,
             attempt=attempt,
             outcome=ending(status.state, status.reason) if ended else None,
-            reason=self._told.extensions.get("reason") if ended or message else None,  # type: ignore[arg-type]
+            reason=self._own.extensions.get("reason") if ended or message else None,  # type: ignore[arg-type]
             message=message,
             repository=shown["repository"],
-            ref=self._told.extensions.get("ref"),  # type: ignore[arg-type]
+            ref=self._own.extensions.get("ref"),  # type: ignore[arg-type]
             commit=shown["commit"],
             image=image["reference"] or f"{image['repository']}:{image['tag']}",
         )

@@ -63,16 +63,16 @@ from builds.writers import Writers
 from eventing.event import Event
 from eventing.pulse import Pulse
 from eventing.sinks import Outcome, Sink, pause, wanted
-from eventing.spans import Spans, tell
+from eventing.spans import Spans, export_stage
 from eventing.statuses import HostSink
 
 log = logging.getLogger(__name__)
 
 K = TypeVar("K")
 
-IDLE = 5.0
+IDLE_INTERVAL = 5.0
 """Seconds between two rounds while no build is open and nothing changes."""
-BUSY = 1.0
+BUSY_INTERVAL = 1.0
 """Seconds between two rounds while builds are open: the precision of backoff and time limits."""
 MOMENT, URGENT_MOMENT = 0.5, 2.0
 """Seconds after which the writers drop a decision that has waited for a free thread, and the plan decides again. The
@@ -245,29 +245,29 @@ class Controller:
     def _turn(self) -> float:
         """One round, and part of the sweep. Returns the seconds until the next round, unless an event comes earlier."""
         if self._writers.blocked:
-            return BUSY  # without a beat, so that the process ends when the pulse is late
+            return BUSY_INTERVAL  # without a beat, so that the process ends when the pulse is late
         try:
             self._look_and_rest()
-            tidy_again = IDLE if self._in_flight else self._tidy()
+            tidy_again = IDLE_INTERVAL if self._in_flight else self._tidy()
         except Unavailable as error:
             if str(error) != self._unavailable:  # a standby would repeat it for weeks
-                log.warning("Engine unavailable, retrying in %g s: %s", BUSY, error)
+                log.warning("Engine unavailable, retrying in %g s: %s", BUSY_INTERVAL, error)
             self._unavailable = str(error)
             self._count(None)
-            return BUSY
+            return BUSY_INTERVAL
         self._unavailable = ""
         if self._to_collect:  # since before the engine was observed, which forgets that it was woken
             return 0.0
-        return min(tidy_again, BUSY if self._open else IDLE)
+        return min(tidy_again, BUSY_INTERVAL if self._open else IDLE_INTERVAL)
 
     def _look_and_rest(self) -> None:
         """One round, and a rest in proportion to its cost: the writers and the sender need the processor as well."""
         began = time.thread_time()
-        self.look()
+        self.reconcile()
         spent = time.thread_time() - began
         time.sleep(spent * (BACKLOG_REST if self._writers.backlog else REST))
 
-    def look(self) -> None:
+    def reconcile(self) -> None:
         """Observes, plans, and hands the actions to the writers."""
         with metrics.PLAN_SECONDS.time():
             self._pulse.beat()
@@ -278,10 +278,10 @@ class Controller:
             builds = {build.name: build for build in world.builds}
             self._drop({*builds} - {build.name for build in world.deleted})
             for build in world.deleted:
-                self._tell_deleted(build)
+                self._announce_deletion(build)
             self._count(world)
             self._note_unreadable(world.unreadable)
-            self._collect_told(builds)
+            self._collect_results(builds)
             now = self._clock()
             for build in world.builds:
                 self._recent_builds.note(build)
@@ -610,7 +610,7 @@ class Controller:
             for name, seconds in phases(stages):
                 metrics.PHASES.labels(name).observe(seconds)
             if self._spans is not None:
-                tell(self._spans, stages, trace)
+                export_stage(self._spans, stages, trace)
 
     def _start(self, work: _Work, start: Start) -> None:
         """Runs an attempt that the record already contains, so that any leader completes the start under the same
@@ -634,12 +634,12 @@ class Controller:
         event = next(a.event for a in build.status.outbox if a.event.id == deliver.event)
         sink = self._sink(deliver.sink, build)
         if sink is None:
-            self._tell(build, deliver, NO_SINK)
+            self._on_sent(build, deliver, NO_SINK)
             return
         self._sending.add((event.id, sink.name))
-        self._sender.send(event, sink, partial(self._tell, build, deliver))
+        self._sender.send(event, sink, partial(self._on_sent, build, deliver))
 
-    def _tell(self, build: Build, deliver: Deliver, outcome: Outcome) -> None:
+    def _on_sent(self, build: Build, deliver: Deliver, outcome: Outcome) -> None:
         if outcome.delivered:
             crash_if_armed(Fault.CONTROLLER_SENT)
         at = self._monotonic()
@@ -651,9 +651,9 @@ class Controller:
     def _ask_registry(self, build: Build, action: Confirm | Inspect) -> None:
         """Asks on a separate thread, because a registry may answer slowly, and no round waits for it."""
         if isinstance(action, Inspect):
-            self._ask(build, self._inspecting, (build.name, action.attempt), self._inspect)
+            self._submit_lookup(build, self._inspecting, (build.name, action.attempt), self._inspect)
         else:
-            self._ask(build, self._confirming, build.name, self._confirm)
+            self._submit_lookup(build, self._confirming, build.name, self._confirm)
 
     def _confirm(self, build: Build) -> None:
         asking = tuple(cause.key for cause in build.unanswered)
@@ -663,22 +663,22 @@ class Controller:
         if (live := build.live) is not None:
             self._inspections[build.name, live.number] = Inspection(image=self._inspector(build, live))
 
-    def _ask(self, build: Build, asking: set[K], key: K, question: Callable[[Build], None]) -> None:
-        asking.add(key)
+    def _submit_lookup(self, build: Build, pending: set[K], key: K, question: Callable[[Build], None]) -> None:
+        pending.add(key)
 
         def ask() -> None:
             try:
                 question(build)
             except Exception as error:  # noqa: BLE001  (after any error, the question stays open and is repeated)
                 log.warning("Registry lookup failed, retrying: %s", error, extra={"build": build.name})
-                time.sleep(BUSY)  # otherwise the next round would repeat it immediately
+                time.sleep(BUSY_INTERVAL)  # otherwise the next round would repeat it immediately
             finally:
-                asking.discard(key)
+                pending.discard(key)
                 self._engine.wake()
 
         self._registry.submit(ask)
 
-    def _tell_deleted(self, build: Build) -> None:
+    def _announce_deletion(self, build: Build) -> None:
         try:
             self._deleted(build)
         except Exception:  # any error is this record's
@@ -714,7 +714,7 @@ class Controller:
 
     # ---- Deliveries -----------------------------------------------------------------------------------------------
 
-    def _collect_told(self, builds: Mapping[str, Build]) -> None:
+    def _collect_results(self, builds: Mapping[str, Build]) -> None:
         """Takes the results of deliveries since the last round, by record, for the next write of each."""
         for name in {*self._unrecorded} - {*builds}:
             self._recorded(self._unrecorded.pop(name), gone=True)
@@ -746,7 +746,7 @@ class Controller:
         try:
             self._collect_work()
             builds = {build.name: build for build in self._engine.observe().builds}
-            self._collect_told(builds)
+            self._collect_results(builds)
             for name in self._unrecorded.keys() - self._quarantine.keys():
                 work = _Work(decided_on=builds[name], build=builds[name], actions=(), results=self._unrecorded[name])
                 self._write(work, None)
@@ -800,7 +800,7 @@ class Controller:
         more = self._tidy_some()
         ended = self._monotonic()
         self._sweeps_again = ended + SWEEP_SHARE * (ended - began)
-        return IDLE if not more else self._sweeps_again - ended if self._open else 0.0
+        return IDLE_INTERVAL if not more else self._sweeps_again - ended if self._open else 0.0
 
     def _tidy_some(self) -> bool:
         """Sweeps up to `SWEEP` ended builds, and returns whether more are due. A clock set back starts a new sweep.
@@ -809,7 +809,7 @@ class Controller:
         """
         now = self._clock()
         kept = min(self._limits.history, self._limits.log_history)
-        pause = max(timedelta(seconds=IDLE), min(HOUSEKEEPING, kept))
+        pause = max(timedelta(seconds=IDLE_INTERVAL), min(HOUSEKEEPING, kept))
         if self._sweep is None:
             if self._tidied is not None and timedelta() <= now - self._tidied < pause:
                 return False

@@ -81,7 +81,7 @@ def dry_run(request: Saved, triggers: Sequence[Trigger], intake: Intake, who: Wh
     if isinstance(found, Ignored):
         return DryRun(ignored=found.reason)
     who = who if request.word is None else Who(by=f"webhook:{request.word}")
-    rehearsal = _Rehearsal(request.word, triggers, intake.asking(Offline()), who, now)
+    rehearsal = _Rehearsal(request.word, triggers, intake.with_resolver(Offline()), who, now)
     return DryRun(outcomes=tuple(map(rehearsal.outcome, found)))
 
 

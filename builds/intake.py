@@ -124,7 +124,7 @@ class Intake:
         self._private = private or Private()
         self._lookups = lookups or _Unlimited()
 
-    def asking(self, resolver: Resolver) -> Intake:
+    def with_resolver(self, resolver: Resolver) -> Intake:
         """Return an intake with the same policy that resolves refs with `resolver` for all requesters."""
         other = copy.copy(self)
         other._resolver = other._entitled = resolver

@@ -167,7 +167,7 @@ def statement_for(
         internal_parameters={
             "build": build,
             "events": msgspec.to_builtins([*events]),
-            "options": _told(options),
+            "options": _stated_options(options),
         },
         resolved_dependencies=(msgspec.convert(source, Resource),),
     )
@@ -299,7 +299,7 @@ def _image(reference: str) -> Resource:
     return Resource(uri=f"docker://{name}", digest={algorithm: digits} if digits else {})
 
 
-def _told(options: Options) -> dict[str, Any]:
+def _stated_options(options: Options) -> dict[str, Any]:
     """The installation's options, with digests for long texts and values of arguments."""
     told: dict[str, Any] = msgspec.to_builtins(options)
     if options.build_args:

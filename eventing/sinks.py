@@ -110,7 +110,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The sink's `Retry-After` in seconds, at most `LONGEST_RETRY_AFTER`."""
 
 
-AGAIN = frozenset(
+RETRYABLE = frozenset(
     {
         404,  # a broker or route during its deployment
         408,  # the sink timed out waiting for the request
@@ -132,7 +132,7 @@ def judge(status: int, retry_after: float | None = None) -> Outcome:
             return Outcome(delivered=True, final=True, status=status)
         case 3:
             error += "; redirects are not followed: configure the final URL"
-        case hundreds if hundreds == 5 or status in AGAIN:  # noqa: PLR2004
+        case hundreds if hundreds == 5 or status in RETRYABLE:  # noqa: PLR2004
             return Outcome(delivered=False, final=False, status=status, error=error, retry_after=retry_after)
     return Outcome(delivered=False, final=True, status=status, error=error)
 

@@ -46,9 +46,9 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     parts: Sequence[Stage] = ()
 
 
-def tell(spans: Spans, stage: Stage, parent: Trace | None) -> None:
+def export_stage(spans: Spans, stage: Stage, parent: Trace | None) -> None:
     """Export a stage and all its children."""
     span = spans.begin(stage.name, parent, at=stage.start)
     for part in stage.parts:
-        tell(spans, part, span.trace)
+        export_stage(spans, part, span.trace)
     span.end(stage.attributes, error=stage.error, at=stage.end)

@@ -102,7 +102,7 @@ class Transport:
             self._sends.discard(task)
             done(_outcome_of(task))
 
-        send = self._tell(event, sink) if isinstance(sink, HostSink) else self._send(event, sink)
+        send = self._converse(event, sink) if isinstance(sink, HostSink) else self._send(event, sink)
         task = self._loop.create_task(send)
         self._sends.add(task)
         task.add_done_callback(finished)  # not in the coroutine: one that is cancelled before it began never runs
@@ -127,20 +127,20 @@ class Transport:
 
         async def once() -> Outcome:
             async with lane.places:  # released between tries: a pausing send delays no other
-                return await self._told(event, sink.name, exchange)
+                return await self._traced(event, sink.name, exchange)
 
         return await _burst(once)
 
-    async def _tell(self, event: Event, sink: HostSink) -> Outcome:
+    async def _converse(self, event: Event, sink: HostSink) -> Outcome:
         lane = self._lanes.get(sink.lane) or self._lanes.setdefault(sink.lane, _Lane(HOST_WIDTH))
 
         async def once() -> Outcome:
             async with lane.places:
-                return await self._told(event, sink.name, lambda _: _conversation(lane, event, sink))
+                return await self._traced(event, sink.name, lambda _: _conversation(lane, event, sink))
 
         return await _burst(once)
 
-    async def _told(
+    async def _traced(
         self, event: Event, sink: str, exchange: Callable[[Trace | None], Coroutine[Any, Any, Outcome]]
     ) -> Outcome:
         """Make one try within its trace: the event's, or a span of it if spans are collected."""

@@ -23,7 +23,7 @@ from handlers.services import this_request
 MAX_DRAIN = 32 << 20
 DRAINING = 10.0
 """Bytes, and seconds, for the rest of a refused request."""
-PATIENCE = 10.0
+PLACE_TIMEOUT = 10.0
 """Seconds to wait for a place among the large bodies. GitHub waits as long, and does not repeat."""
 
 
@@ -66,7 +66,7 @@ def held(limit: int, usual: int, places: threading.Semaphore) -> Iterator[bytes]
     if length is not None and (length <= usual or length > limit):
         yield read(limit)
         return
-    if not places.acquire(timeout=PATIENCE):
+    if not places.acquire(timeout=PLACE_TIMEOUT):
         raise Problem(503, "Too many large bodies at the same time. Retry.", {"Retry-After": "5"})
     try:
         yield read(limit)

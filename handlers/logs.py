@@ -24,15 +24,15 @@ from flask import Response
 from builds.build import Build, is_person
 from builds.engines import LogLine, NotFound, Records, Unavailable
 from handlers import metrics
-from handlers.problems import AWAY, BUSY, Problem
+from handlers.problems import BUSY_RETRY_AFTER, UNAVAILABLE_RETRY_AFTER, Problem
 
 log = logging.getLogger(__name__)
 
 KEEPALIVE = 10.0
 """Seconds of silence before a comment: proxies close idle connections, and only a write detects a lost viewer."""
-LOOK = 0.5
+POLL_INTERVAL = 0.5
 """Seconds between two reads of a growing log."""
-IDLE = 2.0
+CHANGE_TIMEOUT = 2.0
 """Seconds to wait for a change of the record while no attempt runs."""
 UNREADABLE = 10.0
 """Seconds during which an unreadable log of an ended attempt is retried, so that a lost node does not block the end."""
@@ -64,10 +64,10 @@ class Viewers:
         who = by or ""
         with self._lock:
             if self._here.total() >= self._limit:
-                raise Problem(503, "Too many logs are being followed. Retry.", {"Retry-After": str(BUSY)})
+                raise Problem(503, "Too many logs are being followed. Retry.", {"Retry-After": str(BUSY_RETRY_AFTER)})
             if by is not None and is_person(by) and self._here[who] >= self._share:
                 said = f"You already follow {self._share} logs, the limit for one person."
-                raise Problem(429, said, {"Retry-After": str(BUSY)})
+                raise Problem(429, said, {"Retry-After": str(BUSY_RETRY_AFTER)})
             self._here[who] += 1
         metrics.VIEWERS.inc()
         once = threading.Lock()
@@ -129,7 +129,9 @@ def follow(
             yield build
             return
         yield None
-        build = records.changed(name, build.revision, LOOK if build.live or failing else IDLE) or build
+        build = (
+            records.changed(name, build.revision, POLL_INTERVAL if build.live or failing else CHANGE_TIMEOUT) or build
+        )
 
 
 def begun(lines: Iterator[LogLine]) -> Iterator[LogLine]:
@@ -141,7 +143,7 @@ def begun(lines: Iterator[LogLine]) -> Iterator[LogLine]:
         return chain([*islice(lines, 1)], lines)
     except Unavailable as error:
         log.warning("Cannot read a log: %s", error)
-        raise Problem(503, "The log is unavailable. Retry.", {"Retry-After": str(AWAY)}) from error
+        raise Problem(503, "The log is unavailable. Retry.", {"Retry-After": str(UNAVAILABLE_RETRY_AFTER)}) from error
 
 
 def line_as_json(line: LogLine) -> object:

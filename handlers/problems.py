@@ -20,9 +20,9 @@ from builds.engines import AlreadyEnded, EngineError, NotFound, NothingToSend, Q
 from builds.errors import RequestError, TryAgain
 from eventing.errors import EventError
 
-BUSY = 30
+BUSY_RETRY_AFTER = 30
 """Seconds after which a sender may retry when the queue is full."""
-AWAY = 5
+UNAVAILABLE_RETRY_AFTER = 5
 """… if a dependency does not answer."""
 
 
@@ -72,8 +72,8 @@ def _of_engine(error: EngineError) -> Problem:
         case NothingToSend():
             return Problem(409, str(error))
         case QueueFull():
-            return Problem(429 if error.per_user else 503, str(error), {"Retry-After": str(BUSY)})
-    return Problem(503, "The records are unavailable. Retry.", {"Retry-After": str(AWAY)})
+            return Problem(429 if error.per_user else 503, str(error), {"Retry-After": str(BUSY_RETRY_AFTER)})
+    return Problem(503, "The records are unavailable. Retry.", {"Retry-After": str(UNAVAILABLE_RETRY_AFTER)})
 
 
 def answer(error: Exception) -> Response:

@@ -268,7 +268,7 @@ def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: 
     import msgspec  # noqa: PLC0415
 
     from builds.clients.registry import Registry  # noqa: PLC0415
-    from kiln.verify import VerifyOptions, told  # noqa: PLC0415
+    from kiln.verify import VerifyOptions, describe  # noqa: PLC0415
     from kiln.verify import verify as verified  # noqa: PLC0415
 
     config = registry_config or os.environ.get("KILN_REGISTRY_CONFIG") or None
@@ -277,7 +277,7 @@ def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: 
     except NotKnown as error:
         _failed(error.problems)
         return Exit.UNKNOWN
-    for line in [msgspec.json.encode(found.statement).decode()] if as_json else told(image, found):
+    for line in [msgspec.json.encode(found.statement).decode()] if as_json else describe(image, found):
         click.echo(line)
     return Exit.DONE
 

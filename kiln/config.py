@@ -155,7 +155,7 @@ class _ConfigReader:
             sinks=self._sinks(),
             hosts=kinds,
             accounts={name: host.account for name, host in hosts.items() if host.account is not None},
-            statuses=dict(_told(hosts)),
+            statuses=dict(_host_rules(hosts)),
             repositories=tuple(self._repositories(kinds)),
             insecure_registries=self._registries(),
             private=tuple(self._private()),
@@ -333,7 +333,7 @@ class _ConfigReader:
         return f", which is what YAML reads in {text}: write it in quotes, '{text}' (line {line})"
 
 
-def _told(hosts: Mapping[str, _Host]) -> Iterator[tuple[str, HostRule]]:
+def _host_rules(hosts: Mapping[str, _Host]) -> Iterator[tuple[str, HostRule]]:
     """Return the hosts that receive statuses."""
     for name, host in hosts.items():
         if host.statuses or host.comment:

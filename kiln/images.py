@@ -89,14 +89,14 @@ def _more(kiln: Kiln) -> Iterator[str]:
 
 def _print(verdicts: Sequence[RetentionDecision], as_json: bool, say: Say, *, ruled: bool) -> None:
     if as_json:
-        say(json.dumps([_told(verdict, ruled=ruled) for verdict in verdicts], indent=2))
+        say(json.dumps([_as_json(verdict, ruled=ruled) for verdict in verdicts], indent=2))
         return
     for verdict in verdicts:
         why = [f"kept: {verdict.kept}" if verdict.kept else "not needed"] if ruled else []
         say(clean("  ".join([_reference(verdict.image), *why])))
 
 
-def _told(verdict: RetentionDecision, *, ruled: bool) -> dict[str, Any]:
+def _as_json(verdict: RetentionDecision, *, ruled: bool) -> dict[str, Any]:
     image, record = verdict.image, verdict.record
     return {
         "reference": _reference(image),

@@ -48,7 +48,7 @@ def verify(wanted: VerifyOptions, registry: Registry) -> tuple[str, Verified]:
         raise CommandError(f"{name}@{digest}: {error}") from None
 
 
-def told(image: str, found: Verified) -> Iterator[str]:
+def describe(image: str, found: Verified) -> Iterator[str]:
     """Return the facts, one per line. All but the digest is untrusted text."""
     statement = found.statement
     run = statement.predicate.run_details

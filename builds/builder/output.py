@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-KEPT = 100
+MAX_LINES = 100
 """Last lines of each step's output."""
 
 LOOKING = "Looking in "
@@ -18,14 +18,14 @@ class Output:
 
     def __init__(self) -> None:
         self._looking: deque[str] = deque(maxlen=2)
-        self._last: deque[str] = deque(maxlen=KEPT)
+        self._last: deque[str] = deque(maxlen=MAX_LINES)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._looking
         yield from self._last
 
     def append(self, line: str) -> None:
-        if len(self._last) == KEPT and self._last[0].startswith(LOOKING):
+        if len(self._last) == MAX_LINES and self._last[0].startswith(LOOKING):
             self._looking.append(self._last[0])
         self._last.append(line)
 

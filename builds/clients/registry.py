@@ -99,10 +99,12 @@ class Configuration(msgspec.Struct):
         """Whether `docker image inspect` shows the same layers and settings, except for the label `but_for`."""
         here = (inspected["Architecture"], inspected["Os"], inspected["RootFS"].get("Layers") or [])
         there = (self.architecture, self.os, self.rootfs.diff_ids)
-        return here == there and _told(inspected["Config"], but_for) == _told(self.config or {}, but_for)
+        return here == there and _nonempty_settings(inspected["Config"], but_for) == _nonempty_settings(
+            self.config or {}, but_for
+        )
 
 
-def _told(config: Mapping[str, Any], but_for: str) -> Mapping[str, Any]:
+def _nonempty_settings(config: Mapping[str, Any], but_for: str) -> Mapping[str, Any]:
     """An image's settings without empty values, which Docker shows even if the image does not contain them."""
     labels = {name: text for name, text in (config.get("Labels") or {}).items() if name != but_for}
     return {name: value for name, value in {**config, "Labels": labels}.items() if value}

@@ -53,7 +53,7 @@ T = TypeVar("T")
 log = logging.getLogger("kiln")
 
 ENDED = ("succeeded", "failed", "cancelled")
-AGAIN = frozenset({404, 408, 409, 429})
+RETRYABLE = frozenset({404, 408, 409, 429})
 """Retryable statuses below 500: a route during its deployment answers 404."""
 FOR_THE_USER = frozenset({400, 403, 413, 422})
 """Statuses that concern the request. All others concern Kiln, or the configuration of this Hub."""
@@ -83,7 +83,7 @@ class Answer(NamedTuple):
     @property
     def passing(self) -> bool:
         """Return whether a later answer may differ."""
-        return self.status in AGAIN or self.status >= 500  # noqa: PLR2004
+        return self.status in RETRYABLE or self.status >= 500  # noqa: PLR2004
 
     @property
     def value(self) -> dict[str, Any]:
@@ -360,11 +360,11 @@ PROGRESS = {"fetch": 5, "build": 10, "push": 25}
 """Percent of the way to a server, by the phase of the build: the spawner has the rest."""
 MOST_LINES = 1000
 """Lines of a log for late viewers of the page."""
-LOOK = 0.3
+NEWS_INTERVAL = 0.3
 """Seconds between two checks for news to show."""
 _COLOURS = re.compile(r"\x1b\[[0-9;:]*m")
 """The escape sequences that a line of the log may contain."""
-LOOK_AGAIN = 2.0
+POLL_INTERVAL = 2.0
 """Seconds after which an active build is checked again if its log has ended or is unavailable."""
 
 
@@ -471,7 +471,7 @@ def _built(kiln: KilnClient, wanted: Choice, patience: Patience, story: Story) -
             continue
         patience.heard()
         if build["state"] not in ENDED:
-            patience.stop.wait(LOOK_AGAIN)
+            patience.stop.wait(POLL_INTERVAL)
     return build
 
 
@@ -558,7 +558,7 @@ class Story:
                 yield dict(event)
             if over:
                 return
-            await asyncio.sleep(LOOK)
+            await asyncio.sleep(NEWS_INTERVAL)
 
 
 def _show(spawner: Any, story: Story) -> None:

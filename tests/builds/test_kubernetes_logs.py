@@ -108,13 +108,13 @@ def texts(read: Logs, after: int = 0, *, ended: bool = True) -> list[str]:
 def test_what_could_not_be_read_once_is_read_again(
     server: Replayed, read: Logs, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(logs, "AGAIN", 60)
+    monkeypatch.setattr(logs, "RETRY_INTERVAL", 60)
     server.status = status
     for _ in range(3):
         with pytest.raises(Unavailable, match="build-a-1-x cannot be read"):
             texts(read)
     assert server.asked == 1, "who comes meanwhile is told what the first was told"
-    monkeypatch.setattr(logs, "AGAIN", 0)
+    monkeypatch.setattr(logs, "RETRY_INTERVAL", 0)
     server.status = 200
     assert texts(read) == ["line 1", "line 2", "line 3"]
     server.status = status
@@ -122,7 +122,7 @@ def test_what_could_not_be_read_once_is_read_again(
 
 
 def test_a_log_that_grows_is_read_again_too(server: Replayed, read: Logs, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "AGAIN", 0)
+    monkeypatch.setattr(logs, "RETRY_INTERVAL", 0)
     server.status = 502
     with pytest.raises(Unavailable):
         texts(read, ended=False)
@@ -148,7 +148,7 @@ def test_a_full_disk_loses_no_line(server: Replayed, read: Logs, monkeypatch: py
     def full(path: Path, mode: str = "r", **options: Any) -> Any:
         return Full(path, "ab") if mode == "ab" else opened(path, mode, **options)
 
-    monkeypatch.setattr(logs, "AGAIN", 0)
+    monkeypatch.setattr(logs, "RETRY_INTERVAL", 0)
     with monkeypatch.context() as at_first:
         at_first.setattr(Path, "open", full)
         with pytest.raises(Unavailable, match="No space left"):

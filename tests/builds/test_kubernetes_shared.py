@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from builds.engines.kubernetes.shared import Joint, Shared, Turns
+from builds.engines.kubernetes.shared import CoalescedWrites, FairSemaphore, SingleFlight
 from tests.parts.kiln import until
 
 
@@ -20,7 +20,7 @@ class Store:
         self.begun = threading.Semaphore(0)
         self.let = threading.Semaphore(0)
         self.error: Exception | None = None
-        self.joint: Joint[int, int] = Joint(self._write)
+        self.joint: CoalescedWrites[int, int] = CoalescedWrites(self._write)
 
     def _write(self, key: str, wanted: Sequence[int]) -> int:
         self.begun.release()
@@ -68,7 +68,7 @@ def test_what_is_wanted_while_one_writes_is_the_next_write(store: Store) -> None
 
 def test_who_waits_for_a_turn_takes_along_what_comes_meanwhile() -> None:
     turn, written = threading.Lock(), list[list[int]]()
-    joint: Joint[int, None] = Joint(lambda _, wanted: written.append(sorted(wanted)), lambda: turn)
+    joint: CoalescedWrites[int, None] = CoalescedWrites(lambda _, wanted: written.append(sorted(wanted)), lambda: turn)
     with ThreadPoolExecutor(5) as threads:
         with turn:
             many = [threads.submit(joint, "a", [number]) for number in range(5)]
@@ -78,8 +78,10 @@ def test_who_waits_for_a_turn_takes_along_what_comes_meanwhile() -> None:
 
 
 def test_who_gets_no_turn_writes_nothing_and_the_next_is_asked_anew() -> None:
-    turns, written = Turns(1), list[list[int]]()
-    joint: Joint[int, None] = Joint(lambda _, wanted: written.append([*wanted]), lambda: turns.one(0.01))
+    turns, written = FairSemaphore(1), list[list[int]]()
+    joint: CoalescedWrites[int, None] = CoalescedWrites(
+        lambda _, wanted: written.append([*wanted]), lambda: turns.one(0.01)
+    )
     with turns.one(1), pytest.raises(TimeoutError):
         joint("a", [1])
     joint("a", [2])
@@ -110,7 +112,7 @@ def test_one_does_not_wait_for_another_thing(store: Store) -> None:
 
 
 def test_an_answer_that_fails_is_an_error_for_all_who_waited_for_it_and_the_next_asks_again() -> None:
-    shared: Shared[str] = Shared(0)
+    shared: SingleFlight[str] = SingleFlight(0)
     asking, let, asked, key = threading.Event(), threading.Event(), [], Key()
 
     def ask() -> str:
@@ -134,7 +136,7 @@ def test_an_answer_that_fails_is_an_error_for_all_who_waited_for_it_and_the_next
 
 
 def test_who_does_not_wait_has_the_old_answer_while_another_asks() -> None:
-    shared: Shared[str] = Shared(0)
+    shared: SingleFlight[str] = SingleFlight(0)
     asking, let = threading.Event(), threading.Event()
 
     def ask() -> str:
@@ -160,7 +162,7 @@ class Counter:
     """
 
     def __init__(self) -> None:
-        self.turns = Turns(2)
+        self.turns = FairSemaphore(2)
         self.came: list[int] = []
         self.there = 0
         self.most = 0
@@ -217,14 +219,14 @@ def test_who_has_waited_too_long_takes_no_turn_from_others() -> None:
 
 
 def test_an_error_gives_the_turn_back() -> None:
-    turns = Turns(1)
+    turns = FairSemaphore(1)
     for _ in range(3):
         with pytest.raises(ValueError, match="it"), turns.one(0.01):
             raise ValueError("it")
 
 
 def test_who_has_no_hope_left_does_not_wait_for_a_turn() -> None:
-    turns = Turns(1)
+    turns = FairSemaphore(1)
 
     def hopeless() -> None:
         raise ValueError("it")

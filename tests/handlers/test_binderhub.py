@@ -35,8 +35,8 @@ def there(image: str, tag: str, build: str) -> str:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "LOOK", 0.02)
-    monkeypatch.setattr(logs, "IDLE", 0.1)
+    monkeypatch.setattr(logs, "POLL_INTERVAL", 0.02)
+    monkeypatch.setattr(logs, "CHANGE_TIMEOUT", 0.1)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ class Answering:
     ],
 )
 def test_what_the_git_host_says_is_told(harness: Harness, error: Exception, ref: str, field: str, status: int) -> None:
-    object.__setattr__(harness.services, "intake", harness.services.intake.asking(Answering(error)))
+    object.__setattr__(harness.services, "intake", harness.services.intake.with_resolver(Answering(error)))
     answer = sent(harness.client, "/new", repository=REPOSITORY, ref=ref)
     assert wrong(answer, status) == {field: str(error)}
     assert ("Retry-After" in answer.headers) is (status == 503)

@@ -25,7 +25,7 @@ SSE = {"Accept": "text/event-stream"}
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "LOOK", 0.02)
+    monkeypatch.setattr(logs, "POLL_INTERVAL", 0.02)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ BY_FULL_NAME = re.compile(r"-.*|HEAD|refs/.*|[0-9a-f]{40}")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "LOOK", 0.02)
+    monkeypatch.setattr(logs, "POLL_INTERVAL", 0.02)
 
 
 @pytest.fixture

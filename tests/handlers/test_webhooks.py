@@ -156,7 +156,7 @@ def test_as_much_as_github_sends_is_taken(harness: Harness, size: int, status: i
 def test_few_large_bodies_are_worked_on_at_once(
     harnesses: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "PATIENCE", 0.05)
+    monkeypatch.setattr(bodies, "PLACE_TIMEOUT", 0.05)
     harness = harnesses(large=threading.Semaphore(0))
     body = json.dumps(push()).encode()
     answer = harness.client.post("/webhooks/github", **signed(body.ljust(1_300_000)))

@@ -24,9 +24,9 @@ from builds.engines.kubernetes.records import selector
 
 log = logging.getLogger(__name__)
 
-IDLE = 30.0
+IDLE_TIMEOUT = 30.0
 """Seconds without a reader after which a copy is dropped."""
-AGAIN = 1.0
+RETRY_INTERVAL = 1.0
 """Seconds between two attempts to read a log that does not exist yet, or whose stream broke."""
 OVERLAP = 3
 """Seconds by which a stream overlaps the copied content, because clocks may differ."""
@@ -76,7 +76,7 @@ class Logs:
 
     def _copy(self, key: Key) -> _Copy:
         with self._lock:
-            idle = [other for other, copy in self._copies.items() if other != key and copy.idle > IDLE]
+            idle = [other for other, copy in self._copies.items() if other != key and copy.idle > IDLE_TIMEOUT]
             gone = [self._copies.pop(other) for other in idle]
             copy = self._copies.get(key)
             if copy is None:
@@ -174,7 +174,7 @@ class _Copy:
 
     def _asked_just_now(self, *, ended: bool) -> bool:
         """Whether it is too soon for another request. Raises Unavailable if the last one failed."""
-        if time.monotonic() - self._asked >= AGAIN:
+        if time.monotonic() - self._asked >= RETRY_INTERVAL:
             return False
         if self._failure is not None:
             raise Unavailable(str(self._failure))
@@ -227,7 +227,7 @@ class _Copy:
                 self._stream = stream
                 for line in stream.lines():
                     self._append([line + b"\n"])
-                    if self._closed or self.idle > IDLE:
+                    if self._closed or self.idle > IDLE_TIMEOUT:
                         return
         except (ApiError, OSError) as error:
             log.debug("The stream of %s's log broke: %s", pod, error)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from builds.engines.kubernetes.api import Absent, AlreadyExists, Api
 from builds.engines.kubernetes.records import Release, owner_reference
-from builds.engines.kubernetes.shared import Shared
+from builds.engines.kubernetes.shared import SingleFlight
 from builds.engines.kubernetes.store import translated
 
 FRESH = 2.0
@@ -25,7 +25,7 @@ class KubernetesSessions:
     def __init__(self, api: Api, release: Release, *, anchor: str | None) -> None:
         self._api, self._release, self._anchor = api, release, anchor
         self._name = f"{release.name}-signed-out"
-        self._seen: Shared[frozenset[str]] = Shared(FRESH, api.missed)
+        self._seen: SingleFlight[frozenset[str]] = SingleFlight(FRESH, api.missed)
 
     def ended(self, id: str) -> bool:  # noqa: A002
         """Raises Unavailable."""

@@ -1,8 +1,9 @@
 """Single flight, write coalescing and a fair semaphore for web's calls of the API server.
 
-Web's role has no `watch`, so requests that wait for a change poll. With `Shared`, a hundred viewers of a build cost the
-API server as much as one. The webhooks of a commit that was pushed to many refs arrive together: `Joint` writes them
-together. `Turns` bounds the number of concurrent writes, so that a storm of commits does not slow down each of them.
+Web's role has no `watch`, so requests that wait for a change poll. With `SingleFlight`, a hundred viewers of a build
+cost the API server as much as one. The webhooks of a commit that was pushed to many refs arrive together:
+`CoalescedWrites` writes them together. `FairSemaphore` bounds the number of concurrent writes, so that a storm of
+commits does not slow down each of them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 W = TypeVar("W")
 
-CHECK = 0.5
+CHECK_INTERVAL = 0.5
 """Seconds between two checks whether to go on waiting."""
-KEPT = 256
+MAX_ANSWERS = 256
 """Answers kept; the oldest go first."""
 
 
@@ -33,7 +34,7 @@ class _CacheEntry(Generic[T]):
         self.error: Exception | None = None
 
 
-class Shared(Generic[T]):
+class SingleFlight(Generic[T]):
     """Single flight: answers by key. An exception of `ask` reaches its caller and all waiting callers, which would
     otherwise repeat the wait one after the other. The next caller asks again. Each waiting caller calls `missed` with
     the exception."""
@@ -93,7 +94,7 @@ class Shared(Generic[T]):
         with self._lock:
             answer = self._answers.pop(key, None) or _CacheEntry()
             self._answers[key] = answer  # the newest place
-            while len(self._answers) > KEPT:
+            while len(self._answers) > MAX_ANSWERS:
                 del self._answers[next(iter(self._answers))]
             return answer
 
@@ -117,7 +118,7 @@ class _KeyQueue(Generic[W, T]):
         self.users = 0
 
 
-class Joint(Generic[W, T]):
+class CoalescedWrites(Generic[W, T]):
     """Write coalescing: one write at a time for each key, of all items so far. Its result or exception is for all
     callers.
 
@@ -159,7 +160,7 @@ class Joint(Generic[W, T]):
 
     @contextmanager
     def _in(self, queue: _KeyQueue[W, T]) -> Iterator[None]:
-        while not queue.turn.acquire(timeout=CHECK):
+        while not queue.turn.acquire(timeout=CHECK_INTERVAL):
             self._check()
         try:
             yield
@@ -183,7 +184,7 @@ class Joint(Generic[W, T]):
             queue.next = _Batch()
 
 
-class Turns:
+class FairSemaphore:
     """A fair semaphore: `number` at a time, first come, first served."""
 
     def __init__(self, number: int) -> None:
@@ -210,7 +211,7 @@ class Turns:
             self._waiting.append(mine)
         deadline = time.monotonic() + timeout
         try:
-            while not mine.wait(min(CHECK, max(deadline - time.monotonic(), 0))):
+            while not mine.wait(min(CHECK_INTERVAL, max(deadline - time.monotonic(), 0))):
                 check()
                 if time.monotonic() >= deadline:
                     raise TimeoutError  # noqa: TRY301  (like the exceptions of `check`)

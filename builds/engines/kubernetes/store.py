@@ -46,7 +46,7 @@ from builds.engines.kubernetes.records import (
     selector,
     summary_of,
 )
-from builds.engines.kubernetes.shared import Joint, Shared, Turns
+from builds.engines.kubernetes.shared import CoalescedWrites, FairSemaphore, SingleFlight
 from builds.engines.kubernetes.sightings import moment, nodes_of
 from builds.engines.marks import (
     asks_of,
@@ -67,7 +67,7 @@ T = TypeVar("T")
 
 FRESH = 2.0
 """Seconds for which a list is cached."""
-LOOK = 0.5
+POLL_INTERVAL = 0.5
 """Seconds between two reads of a record while a request waits for its change."""
 FAR = 20.0
 """Seconds for which the length of a queue is cached that is far from its limit."""
@@ -87,7 +87,7 @@ LATE = 4.0
 `TIMEOUT` of the ten seconds of Git hosts."""
 TRANSIENT = frozenset({401, 408, 429})
 """4xx answers about the client or a temporary condition, and not about one object. (A policy may refuse with any.)"""
-PATIENCE = 8.0
+REQUEST_TIMEOUT = 8.0
 """Seconds for which a write is retried after conflicts; the limit of all exchanges of one request."""
 
 
@@ -159,15 +159,15 @@ class KubernetesRecords:
         self._max_queued = max_queued
         self._max_queued_per_user = max_queued_per_user
         self._now = now
-        self._lists: Shared[tuple[_Entry, ...]] = Shared(FRESH, api.missed)
-        self._queues: Shared[_Queue] = Shared(FRESH, api.missed)
-        self._seen: Shared[Build] = Shared(LOOK, api.missed)
-        self._last_written: Shared[Build] = Shared(FRESH)  # the last writes of this process
-        self._turns = Turns(WRITERS)
-        self._joint: Joint[Submission, Build] = Joint(self._join, self._in_turn, self._check_hope)
+        self._lists: SingleFlight[tuple[_Entry, ...]] = SingleFlight(FRESH, api.missed)
+        self._queues: SingleFlight[_Queue] = SingleFlight(FRESH, api.missed)
+        self._seen: SingleFlight[Build] = SingleFlight(POLL_INTERVAL, api.missed)
+        self._last_written: SingleFlight[Build] = SingleFlight(FRESH)  # the last writes of this process
+        self._turns = FairSemaphore(WRITERS)
+        self._joint: CoalescedWrites[Submission, Build] = CoalescedWrites(self._join, self._in_turn, self._check_hope)
         self._asked_at = threading.local()
-        self._nodes: Shared[tuple[Node, ...]] = Shared(FRESH, api.missed)
-        self._leaders: Shared[str] = Shared(FRESH, api.missed)
+        self._nodes: SingleFlight[tuple[Node, ...]] = SingleFlight(FRESH, api.missed)
+        self._leaders: SingleFlight[str] = SingleFlight(FRESH, api.missed)
         self._logs = Logs(api)
         self._archive = Archive(api, release)
         self._reported: set[tuple[str, str]] = set()
@@ -183,7 +183,7 @@ class KubernetesRecords:
             groups.setdefault(ask.name, []).append(ask)
         self._asked_at.value = time.monotonic()
         with translated():
-            with self._api.within(PATIENCE):
+            with self._api.within(REQUEST_TIMEOUT):
                 self._check_room(groups)
             crash_if_armed(Fault.WEB_ACCEPTING)
             builds = {name: self._asked(name, group) for name, group in groups.items()}
@@ -222,7 +222,7 @@ class KubernetesRecords:
         return self._marked(name, lambda build: withdrawn(build, ref))
 
     def _marked(self, name: str, mark: Callable[[Build], Build]) -> Build:
-        with translated(), self._api.within(PATIENCE):
+        with translated(), self._api.within(REQUEST_TIMEOUT):
             for attempt in _meeting_others():
                 with attempt:
                     before = self._require(name)
@@ -255,7 +255,7 @@ class KubernetesRecords:
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
-            time.sleep(min(left, LOOK))
+            time.sleep(min(left, POLL_INTERVAL))
 
     # ---- Asking -----------------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class KubernetesRecords:
                 turn.enter_context(self._turns.one(TURN, self._check_hope))
             except TimeoutError:
                 raise Unavailable("Too many requests are waiting to be written. Try again.") from None
-            turn.enter_context(self._api.within(TIMEOUT if self._api.failing else PATIENCE))
+            turn.enter_context(self._api.within(TIMEOUT if self._api.failing else REQUEST_TIMEOUT))
             yield
 
     def _check_hope(self) -> None:
@@ -457,7 +457,7 @@ def _meeting_others() -> Retrying:
     return Retrying(
         retry=retry_if_exception_type(Conflict),
         wait=wait_random_exponential(multiplier=0.02, max=0.5),
-        stop=stop_after_delay(PATIENCE),
+        stop=stop_after_delay(REQUEST_TIMEOUT),
         retry_error_callback=_given_up,
     )
 
