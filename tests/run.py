@@ -295,7 +295,7 @@ def tiers(wanted: Sequence[str]) -> list[Tier]:
     there += [Tier(name, [str(HERE / name)], needs) for name, needs in folders.items()]
     unknown = {*wanted} - {tier.name for tier in there}
     if unknown:
-        sys.exit(f"There is no tier {', '.join(sorted(unknown))}; there is {', '.join(tier.name for tier in there)}.")
+        sys.exit(f"Unknown tier: {', '.join(sorted(unknown))}. Known: {', '.join(tier.name for tier in there)}.")
     return [tier for tier in there if not wanted or tier.name in wanted]
 
 

@@ -93,7 +93,7 @@ def test_a_browser_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_an_unknown_tier_is_named() -> None:
-    with pytest.raises(SystemExit, match="no tier typo; there is unit"):
+    with pytest.raises(SystemExit, match=r"Unknown tier: typo\. Known: unit"):
         run.tiers(["typo"])
 
 

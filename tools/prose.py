@@ -33,6 +33,7 @@ SENTENCE = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[A-Z0-9*`\"'(\[]|(?:docker|git|s
 PRAGMA = re.compile(r"#!|#\s*(?:noqa|type:|pragma|fmt:|mypy:)|#\s*-+$")
 TREE = re.compile("[├└]──")  # a drawing
 MESSAGE_WORDS = 4  # shorter strings are names and values
+MESSAGE_LINES = 3
 READ_ATTRIBUTES = {"alt", "aria-label", "placeholder", "title"}
 INLINE = {"a", "b", "bdi", "code", "em", "i", "small", "span", "strong", "time"}
 
@@ -158,12 +159,18 @@ def literal(node: ast.AST) -> str | None:
 
 
 def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Find the strings that read as prose: at least four words without capitals."""
+    """Find the strings that read as prose: at least four words without capitals.
+
+    A string of more than a few lines is a program or a document, unless it describes an attribute.
+    """
     known = {id(node) for node in docstrings(tree)}
+    attributes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         text = None if id(node) in known else literal(node)
         if isinstance(node, ast.JoinedStr):
             known |= {id(part) for part in node.values}
+        if text and text.count("\n") > MESSAGE_LINES and id(node) not in attributes:
+            continue
         if text and is_message(text):
             yield getattr(node, "lineno", 1), text
 

@@ -35,7 +35,7 @@ def main(wanted: list[str]) -> None:
         return
     unknown = {*wanted} - {*BENCHMARKS}
     if unknown:
-        sys.exit(f"There is no {', '.join(sorted(unknown))}; there is {', '.join(BENCHMARKS)}.")
+        sys.exit(f"Unknown benchmark: {', '.join(sorted(unknown))}. Known: {', '.join(BENCHMARKS)}.")
     for name in wanted or BENCHMARKS:
         run = BENCHMARKS[name]
         print(f"{name}: {(run.__doc__ or '').splitlines()[0]}", flush=True)

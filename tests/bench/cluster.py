@@ -319,7 +319,7 @@ def _sustained(release: Release, api: Api) -> None:
     until(lambda: _queued(release) >= queued + STORM, 300)
     told = STORM / (time.monotonic() - began)
     beside("events accepted", accepted, bare, "/s", "POSTs of ConfigMaps")
-    beside("events written and told of", told, bare, "/s", "POSTs of ConfigMaps")
+    beside("events written and announced", told, bare, "/s", "POSTs of ConfigMaps")
 
 
 def _queued(release: Release) -> int:

@@ -351,7 +351,7 @@ def compared(revision: str) -> None:
             figures = _turns(sides, jobs, api)
             _print(figures, revision)
             beside(ONE, median(figures[ONE]["new"]), median(figures[ONE]["bare"]), "ms", "the same writes, bare", 1000)
-            key = f"{AT_ONCE} at once: all Jobs"
+            key = f"{AT_ONCE} in one burst: all Jobs"
             beside(key, median(figures[key]["new"]), median(figures[key]["bare"]), "s", "the same writes, bare")
             full_of = sides[0]()
             _lie(api, full_of)
@@ -384,16 +384,16 @@ def _turns(sides: Sequence[Callable[[], Side]], jobs: Jobs, api: Api, *, only_bu
                     add(ONE, side.what, _one_by_one(side, jobs))
                     add(ONE, "bare", _bare(api, senders=1, builds=ONE_BY_ONE) / ONE_BY_ONE)
                 burst = _burst(side, jobs)
-                add(f"{AT_ONCE} at once: all accepted", side.what, burst["accepted"])
-                add(f"{AT_ONCE} at once: all Jobs", side.what, burst["jobs"])
-                add(f"{AT_ONCE} at once: all told of", side.what, burst["told"])
+                add(f"{AT_ONCE} in one burst: all accepted", side.what, burst["accepted"])
+                add(f"{AT_ONCE} in one burst: all Jobs", side.what, burst["jobs"])
+                add(f"{AT_ONCE} in one burst: all announced", side.what, burst["told"])
                 if not only_burst:
                     before, began = len(jobs.seen), time.monotonic()
                     add(f"{COMMITS * REFS} webhooks, {COMMITS} commits", side.what, _storm(side, REFS, COMMITS))
                     until_fast(lambda there=before + COMMITS: len(jobs.seen) >= there)  # type: ignore[misc]
                     add(f"{COMMITS * REFS} webhooks: all Jobs", side.what, time.monotonic() - began)
                     add(f"{MANY} webhooks, as many commits", side.what, _storm(side, 1, MANY))
-            add(f"{AT_ONCE} at once: all Jobs", "bare", _bare(api))
+            add(f"{AT_ONCE} in one burst: all Jobs", "bare", _bare(api))
     return found
 
 

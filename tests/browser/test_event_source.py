@@ -74,7 +74,7 @@ def test_a_page_follows_a_build_to_its_image_and_asks_once(pair: HubService, pag
     check_order(first)
     check_there(pair.system, first[-1])
     assert {"fetching", "building"} <= {message["phase"] for message in first}
-    assert again == [first[-1:]] * 2, "the browser came back by itself, and was told the end"
+    assert again == [first[-1:]] * 2, "the browser reconnects by itself and receives the end"
     (build,) = pair.builds(commit)
     assert build["attempt"] == 1
     assert [cause["by"] for cause in build["causes"]] == ["user:ada"]

@@ -128,7 +128,7 @@ class RecordsContract:
         assert records.get("b") == build
         assert [one.by for one in build.causes] == [f"user:{n}" for n in range(MAX_CAUSES)]
         records.write(settled_build(build))
-        assert records.accept([new_submission("b", by="user:late")]), "those who were answered make room"
+        assert records.accept([new_submission("b", by="user:late")]), "answered causes free places"
 
     # ---- Limits -----------------------------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class RecordsContract:
         with pytest.raises(QueueFull):
             records.accept([new_submission("b", "2")])
         assert records.accept([new_submission("b", "1")])[0].causes == build.causes, (
-            "who is known is told the same as before"
+            "a known cause gets the same answer"
         )
 
     @pytest.mark.parametrize("by", ["user:a", "oidc:a"])

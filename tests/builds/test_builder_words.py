@@ -228,12 +228,12 @@ def test_evidence_decides_about_a_failed_step(
 
 
 def test_what_nobody_knows_is_the_repositorys_fault_once_the_daemon_builds() -> None:
-    unknown = "ERROR: failed to solve: nobody has ever seen this"
+    unknown = "ERROR: failed to solve: an error of no known form"
     for begun, reason in ((False, Reason.INFRASTRUCTURE), (True, Reason.REPOSITORY)):
         messages = [vertex("[internal] load build definition from Dockerfile")] if begun else []
         failed = failure(progress(*messages, unknown).account(), Evidence())
         assert failed.reason is reason
-        assert "nobody has ever seen this" in failed.message
+        assert "an error of no known form" in failed.message
 
 
 def test_a_build_that_was_cancelled_from_outside_is_not_the_repositorys() -> None:

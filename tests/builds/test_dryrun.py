@@ -171,7 +171,7 @@ def test_a_webhook_is_its_hosts_and_speaks_for_no_other() -> None:
     body = json.dumps(push().data).encode()
     private = Private([PrivateRule(match="https://github.com/our-org/*")])
     (outcome,) = dry_run(parse(body, "github"), load([OURS]), intake(private=private), Who(by="user:ada"), NOW).outcomes
-    assert [planned.refused for planned in outcome.builds] == [None], "`private` lets webhooks in by default"
+    assert [planned.refused for planned in outcome.builds] == [None], "`private` admits webhooks by default"
     (other,) = run(push(), OURS, who=Who(by="user:ada"), through=intake(private=private)).outcomes
     assert [type(planned.refused) for planned in other.builds] == [Forbidden]
     elsewhere = body.replace(b"github.com", b"git.example")

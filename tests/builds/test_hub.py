@@ -86,7 +86,7 @@ def test_no_more_wait_than_may(api: HubApi) -> None:
     with ThreadPoolExecutor(20) as many:
         assert sum(many.map(ask, range(20))) == 4
     api.stall = 0
-    assert ask(0), "there is room again"
+    assert ask(0), "a place is free again"
 
 
 @pytest.mark.parametrize("trickle", [False, True])
@@ -101,7 +101,7 @@ def test_a_slow_one_is_waited_for_no_longer_than_the_limit(api: HubApi, trickle:
     asked = len(api.asked)
     with pytest.raises(HubAway):
         hub.holder("canary")
-    assert len(api.asked) == asked, "nobody waits for what has just failed"
+    assert len(api.asked) == asked, "no caller waits after a failure"
     api.stall, api.trickle = 0.0, False
 
     def answers() -> bool:

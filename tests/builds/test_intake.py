@@ -59,7 +59,7 @@ class Refs:
                 "refs/tags/v1": Resolved("refs/tags/v1", "3" * 40),
             }[ref]
         except KeyError:
-            raise UnknownRef("There is no such branch or tag.") from None
+            raise UnknownRef("The repository has no such branch or tag.") from None
 
 
 def intake(refs: Refs | None = None, **more: Any) -> Intake:
@@ -314,7 +314,7 @@ def test_any_request_is_named_or_refused(request_body: BuildRequestBody) -> None
     try:
         found = ask(from_body(request_body))
     except TryAgain:
-        pytest.fail("Whatever is in a request, it is no reason to try again.")
+        pytest.fail("A retry cannot mend the content of a request.")
     except RequestError:
         return
     assert ask(from_body(request_body)) == found

@@ -202,12 +202,12 @@ def test_only_a_private_image_has_its_registry_s_credential() -> None:
 
 
 def test_what_is_refused_has_nothing() -> None:
-    assert secrets_of(("a",), private=True, refused="Somebody has changed it.") == {}
+    assert secrets_of(("a",), private=True, refused="Its content has changed.") == {}
 
 
 @pytest.mark.parametrize(
     ("around", "refused", "there"),
-    [({}, None, True), ({"provenance": False}, None, False), ({}, "Somebody has changed it.", False)],
+    [({}, None, True), ({"provenance": False}, None, False), ({}, "Its content has changed.", False)],
 )
 def test_a_pod_has_the_key_that_signs_where_there_will_be_something_to_sign(
     around: dict[str, Any], refused: str | None, there: bool

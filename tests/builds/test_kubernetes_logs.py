@@ -113,7 +113,7 @@ def test_what_could_not_be_read_once_is_read_again(
     for _ in range(3):
         with pytest.raises(Unavailable, match="build-a-1-x cannot be read"):
             texts(read)
-    assert server.asked == 1, "who comes meanwhile is told what the first was told"
+    assert server.asked == 1, "a reader in between gets the same answer as the first"
     monkeypatch.setattr(logs, "RETRY_INTERVAL", 0)
     server.status = 200
     assert texts(read) == ["line 1", "line 2", "line 3"]

@@ -213,7 +213,7 @@ def test_once_asked_for_it_is_there(
     """Repeating a comparison changes nothing, and every submission adds a cause to the record."""
     wants, there, elsewhere = ask(tags=tags), record(state, *causes, reason=reason), moved(the_push(), seen)
     further = due(wants, there, elsewhere)
-    assert further == due(wants, there, elsewhere), "two who look at once ask for the same"
+    assert further == due(wants, there, elsewhere), "two concurrent polls request the same builds"
     if further is not None:
         after = joined(there, [further], uid=lambda: "", now=NOW, share=20)
         assert after.causes[:-1] == there.causes

@@ -54,7 +54,7 @@ def awaited(engine: LocalEngine, *phases: Phase) -> Sighting:
         assert time.monotonic() < deadline, f"still {sighting}"
         began = time.monotonic()
         engine.wait(10)
-        assert time.monotonic() - began < 9, f"was not told that it is no more {sighting.phase}"
+        assert time.monotonic() - began < 9, f"did not return although the attempt left the phase {sighting.phase}"
     return sighting
 
 
@@ -536,7 +536,7 @@ def test_a_folder_that_cannot_be_deleted_holds_up_no_end(
     assert [line for line in caplog.messages if "kiln-left cannot be deleted" in line]
     with pytest.raises(Refused, match="cannot be deleted"):
         engine.forget(engine.get("b"))
-    assert everything(engine) == ["b"], "its folder is known by its record"
+    assert everything(engine) == ["b"], "the engine finds the folder by its record"
 
 
 def test_a_builder_that_cannot_even_begin_is_not_tried_for_ever(state: Path, engine: LocalEngine) -> None:
@@ -592,7 +592,7 @@ def test_what_does_not_stop_is_killed(state: Path) -> None:
     until((folder(state) / "ready").exists)
     child = int((folder(state) / "child").read_text())
     later = timedelta(minutes=10)
-    assert sighted(engine).phase is Phase.RUNNING, "a long build is nobody's business here"
+    assert sighted(engine).phase is Phase.RUNNING, "the engine sets no time limit"
     later = timedelta()
     stop(engine, build)
     assert sighted(engine).phase is Phase.RUNNING

@@ -538,9 +538,9 @@ def test_a_start_that_cannot_be_carried_out_is_given_up_after_the_grace() -> Non
 
 def test_a_start_that_cannot_be_carried_out_says_why_and_is_tried_again() -> None:
     written = build(attempts=(attempt(1, "n1"),))
-    absent = sighting_of(written, Phase.ABSENT, waiting="The quota has no room.")
-    assert only(decide(written, sightings=[absent])) == Explain(build="b", waiting="The quota has no room.")
-    told = replace(written, status=replace(written.status, waiting="The quota has no room."))
+    absent = sighting_of(written, Phase.ABSENT, waiting="The quota is used up.")
+    assert only(decide(written, sightings=[absent])) == Explain(build="b", waiting="The quota is used up.")
+    told = replace(written, status=replace(written.status, waiting="The quota is used up."))
     assert only(decide(told, sightings=[absent])) == Start(build="b", attempt=1, node="n1")
     silent = replace(absent, waiting=None)
     assert only(decide(told, sightings=[silent])) == Start(build="b", attempt=1, node="n1"), "and forgets nothing"
@@ -641,8 +641,8 @@ def test_a_stop_that_is_repeated_says_the_same() -> None:
 
 
 def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None:
-    unfit = build("unfit", attempts=(failed(1, quarantine=True, message="No room.", finished_at=NOW),), attempt=2)
-    waiting = "Node n1 is quarantined until 12:05:00 UTC: No room."
+    unfit = build("unfit", attempts=(failed(1, quarantine=True, message="Disk full.", finished_at=NOW),), attempt=2)
+    waiting = "Node n1 is quarantined until 12:05:00 UTC: Disk full."
 
     def after(minutes: float, *nodes: Node) -> list[Action]:
         return decide(unfit, build("b"), nodes=nodes, now=NOW + timedelta(minutes=minutes))
@@ -661,17 +661,17 @@ def test_a_node_that_could_not_take_an_attempt_is_left_out_for_a_while() -> None
 
 
 def test_a_node_stays_left_out_when_the_build_that_found_it_unfit_has_been_settled() -> None:
-    unfit = failed(1, quarantine=True, message="No room.", finished_at=NOW)
-    waiting = "Node n1 is quarantined until 12:05:00 UTC: No room."
+    unfit = failed(1, quarantine=True, message="Disk full.", finished_at=NOW)
+    waiting = "Node n1 is quarantined until 12:05:00 UTC: Disk full."
     assert only(decide(build(), quarantine=[unfit])) == Explain(build="b", waiting=waiting)
     assert started(decide(build(), quarantine=[unfit], now=NOW + timedelta(minutes=5))) == ["b"]
     assert started(decide(build(), quarantine=[failed(1, finished_at=NOW)])) == ["b"]
 
 
 def test_a_node_is_left_out_from_the_moment_that_its_attempt_is_given_up() -> None:
-    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="No room.", quarantine=True)
+    live = attempt(1, stopping=Reason.INFRASTRUCTURE, message="Disk full.", quarantine=True)
     actions = decide(build("unfit", attempts=(live,)), build("b"))
-    assert only(actions) == Explain(build="b", waiting="Node n1 is quarantined: No room.")
+    assert only(actions) == Explain(build="b", waiting="Node n1 is quarantined: Disk full.")
     pending = build("unfit", attempts=(attempt(),))
     waited = {("unfit", 1): timedelta(seconds=61)}
     for trouble, explain in [
@@ -700,7 +700,7 @@ def test_where_no_node_is_ready_one_attempt_is_started_without() -> None:
     builds = [build("sync", cause(kind=Kind.SYNC), created=30), build("person", created=1)]
     waiting = "No node has a ready Docker daemon."
     start, explain = scaled(*builds)
-    assert start == Start(build="person", attempt=1, node=None), "whoever is first in the order"
+    assert start == Start(build="person", attempt=1, node=None), "the first build of the order"
     assert explain == Explain(build="sync", waiting=waiting)
     for reason in (
         decide(*builds, nodes=()),
@@ -713,7 +713,7 @@ def test_where_no_node_is_ready_one_attempt_is_started_without() -> None:
 
 
 def test_a_node_that_is_left_out_is_a_node() -> None:
-    unfit = build("unfit", attempts=(failed(1, quarantine=True, message="No room.", finished_at=NOW),), attempt=2)
+    unfit = build("unfit", attempts=(failed(1, quarantine=True, message="Disk full.", finished_at=NOW),), attempt=2)
     assert started(scaled(unfit, nodes=[node()])) == []
 
 
@@ -731,7 +731,7 @@ def test_they_wait_since_they_were_asked_for_or_since_the_last_try() -> None:
 def test_it_needs_a_slot_on_each_node_that_it_may_come_to() -> None:
     drained, limits = node(ready=False), Limits(builds_per_node=1)
     assert started(scaled(running("live"), build(), nodes=[drained], limits=limits)) == []
-    assert started(scaled(running("live"), build(), limits=limits)) == [], "one that nobody lists any more"
+    assert started(scaled(running("live"), build(), limits=limits)) == [], "a node that no list contains any more"
     assert started(scaled(running("live"), build(), nodes=[drained])) == ["b"]
     memory = build(attempts=(failed(1, out_of_memory=True),), attempt=2)
     assert started(scaled(running("live"), memory, nodes=[drained])) == []
@@ -951,7 +951,7 @@ def test_the_backstop_behind_the_builders_own_limit() -> None:
 
     assert after(180, live) == []
     assert only(after(181, live)) == stop
-    assert decide(live, sightings=[sighting_of(live)], limits=limits) == [], "whatever the time of day says"
+    assert decide(live, sightings=[sighting_of(live)], limits=limits) == [], "the time of day does not matter"
     never_ran = build(attempts=(attempt(),))
     assert after(180, never_ran, Phase.PENDING) == []
     given_up = replace(stop, reason=Reason.INFRASTRUCTURE, message="The attempt did not start.")
@@ -1240,11 +1240,11 @@ def test_a_start_without_a_node_that_is_in_flight_is_the_only_one() -> None:
 
 def test_nothing_is_sent_to_a_node_from_which_an_attempt_is_just_taken_back() -> None:
     stuck = build("stuck", attempts=(attempt(1),))
-    stop = Stop(build="stuck", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", quarantine=True)
+    stop = Stop(build="stuck", attempt=1, reason=Reason.INFRASTRUCTURE, message="Disk full.", quarantine=True)
     assert started(decide(stuck, build("b"))) == ["b"]
     (told,) = decide(stuck, build("b"), in_flight={"stuck": stop})
     assert isinstance(told, Explain)
-    assert told.waiting == "Node n1 is quarantined: No room."
+    assert told.waiting == "Node n1 is quarantined: Disk full."
 
 
 # ---- Pull requests ------------------------------------------------------------------------------------------------

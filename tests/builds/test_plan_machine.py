@@ -588,7 +588,7 @@ class World(RuleBasedStateMachine):
             case Report(word=Word.RETRYING):
                 assert action.outcome is not None
                 assert action.outcome.reason is Reason.INFRASTRUCTURE
-                assert not cancelled, "tried again after a cancel"
+                assert not cancelled, "retried after a cancel"
                 self.check_counted(build, action)
             case Report(word=Word.FAILED, outcome=outcome) if outcome and outcome.reason is Reason.INFRASTRUCTURE:
                 self.check_counted(build, action)
@@ -612,7 +612,7 @@ class World(RuleBasedStateMachine):
         assert self.nodes[node], "started on a node that is not ready"
         tried = [attempt for build in self.records.values() if build.open for attempt in build.status.attempts]
         unfit = [attempt.finished_at for attempt in tried if attempt.quarantine and attempt.node == node]
-        assert all(at and not timedelta() <= self.now - at < QUARANTINE for at in unfit), "sent where there is no room"
+        assert all(at and not timedelta() <= self.now - at < QUARANTINE for at in unfit), "placed on a quarantined node"
 
     def check_counted(self, build: Build, report: Report) -> None:
         """Check that only a result of the builder, or its absence, counts as a failed attempt."""

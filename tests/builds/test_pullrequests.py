@@ -270,7 +270,7 @@ class TestCredentials:
 
         class Closed(Refs):
             def resolve(self, *_: object) -> object:  # type: ignore[override]
-                raise UnknownRef("The repository is not there, or not for everybody.")
+                raise UnknownRef("The repository does not exist, or is not public.")
 
         closed = self.intake(entitled=Refs())
         closed._resolver = Closed()

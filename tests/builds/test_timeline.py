@@ -68,9 +68,9 @@ def test_cancelled_while_it_waited_for_another_attempt() -> None:
 
 def test_an_attempt_that_never_ran_is_time_in_the_queue() -> None:
     lost = failed(1, finished_at=ago(40))
-    end = {"state": State.FAILED, "reason": Reason.INFRASTRUCTURE, "finished_at": ago(40), "message": "No room."}
+    end = {"state": State.FAILED, "reason": Reason.INFRASTRUCTURE, "finished_at": ago(40), "message": "Disk full."}
     never = build(created=100, attempts=(lost,), **end)  # type: ignore[arg-type]
-    assert drawn(timeline(never)) == ["build 100 40 (No room.)", "  queue 100 40"]
+    assert drawn(timeline(never)) == ["build 100 40 (Disk full.)", "  queue 100 40"]
 
 
 def test_a_round_before_is_no_part_of_it() -> None:

@@ -106,15 +106,15 @@ def test_a_start_tells_where_an_attempt_that_was_not_pinned_has_come_to() -> Non
 
 
 def test_who_gives_an_attempt_up_writes_down_why() -> None:
-    stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="No room.", quarantine=True)
+    stop = Stop(build="b", attempt=1, reason=Reason.INFRASTRUCTURE, message="Disk full.", quarantine=True)
     given_up = advance(build(attempts=(attempt(),)), stop, NOW, announce)
     assert given_up.live is not None
     assert (given_up.live.stopping, given_up.live.message, given_up.live.quarantine) == (
         Reason.INFRASTRUCTURE,
-        "No room.",
+        "Disk full.",
         True,
     )
-    outcome = AttemptOutcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="No room.", counted=False)
+    outcome = AttemptOutcome(state=State.FAILED, reason=Reason.INFRASTRUCTURE, message="Disk full.", counted=False)
     retrying = report(Word.RETRYING, outcome=outcome, retry_at=NOW, node=None)
     assert advance(given_up, retrying, NOW, announce).status.attempts[0].quarantine
     came_to_run = advance(given_up, report(Word.STARTED), NOW, announce)

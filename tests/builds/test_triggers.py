@@ -408,7 +408,7 @@ def test_a_request_needs_no_trigger() -> None:
     (want,) = requested_builds((), event(body, type="dev.kiln.build.requested.v1"))
     assert (want.repository, want.ref, want.commit) == ("https://git.example/a", "main", COMMIT)
     assert (want.force, want.trigger) == (True, None)
-    assert texts(want) == ("x", {"A": "{commit}"}, "r.example/a", ("{ref_name}",)), "nobody's words are a template"
+    assert texts(want) == ("x", {"A": "{commit}"}, "r.example/a", ("{ref_name}",)), "request values are no templates"
     nulls = {"repository": "https://git.example/a", **dict.fromkeys(["ref", "subdir", "build_args", "image", "tags"])}
     (want,) = requested_builds((), event(nulls, type="dev.kiln.build.requested.v1"))
     assert want == RequestedBuild(repository="https://git.example/a", subdir=plain(""))
@@ -441,7 +441,7 @@ def test_a_request_of_another_shape(data: object) -> None:
     said, _, what = str(caught.value).partition(": ")
     assert said == "Invalid request for a build"
     assert re.fullmatch(r"(Expected|Object) .+\.", what)
-    assert len(what) <= 201, "a sentence, whatever was sent"
+    assert len(what) <= 201, "the sentence is short for any request"
 
 
 @pytest.mark.parametrize("word", ["succeeded.v1", "queued.v1", "requested.v2"])

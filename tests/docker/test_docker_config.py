@@ -49,7 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "a helper with nothing wins": {"auths": {"H": AUTH}, "credHelpers": {"H": "nothing"}},
     "a helper that fails": {"auths": {"H": AUTH}, "credHelpers": {"H": "failing"}},
     "a failing helper and nothing else": {"credHelpers": {"H": "failing"}},
-    "a helper that is not there": {"auths": {"H": AUTH}, "credHelpers": {"H": "missing"}},
+    "a missing helper": {"auths": {"H": AUTH}, "credHelpers": {"H": "missing"}},
     "a helper for another key": {"auths": {"H": AUTH}, "credHelpers": {"https://H": "nothing"}},
     "the store": {"credsStore": "right"},
     "the store wins": {"auths": {"H": STALE}, "credsStore": "right"},

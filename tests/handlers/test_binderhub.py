@@ -125,8 +125,8 @@ def test_a_failed_build_says_why_and_that_it_waits_for_another_try(harness: Harn
         harness.run(name)
         harness.say(name, "one")
         assert next(said)["id"] == f"{name}:1:1"
-        explain(harness, harness.end(name, retry=True), waiting="Tried again after 12:00:00 UTC: the network.")
-        assert next(said)["message"] == "Tried again after 12:00:00 UTC: the network.\n"
+        explain(harness, harness.end(name, retry=True), waiting="Retried after 12:00:00 UTC: the network.")
+        assert next(said)["message"] == "Retried after 12:00:00 UTC: the network.\n"
         harness.run(name)
         harness.say(name, "two", attempt=2)
         assert next(said)["id"] == f"{name}:2:1"

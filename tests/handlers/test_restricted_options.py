@@ -71,7 +71,7 @@ def test_how_is_for_admins_and_programs(harnesses: Callable[..., Harness], way: 
 def test_what_has_succeeded_is_not_built_again_for_ordinary_people(harnesses: Callable[..., Harness], way: Way) -> None:
     somebody = Named("user:kim")
     harness = harnesses(auth_gate=Gate((somebody,)))
-    assert through_api(harness, {"force": True}).status_code == 202, "nothing is there yet"
+    assert through_api(harness, {"force": True}).status_code == 202, "no build exists yet"
     (build,) = harness.builds()
     harness.run(build.name)
     harness.end(build.name)
@@ -148,4 +148,4 @@ def test_everybody_who_waits_decides_on_a_cancel(harnesses: Callable[..., Harnes
     harness.end(name, state=State.FAILED)
     somebody.by = "user:kim"
     harness.ask()
-    assert harness.client.delete(f"/api/v1/builds/{name}").status_code == 202, "nobody else waits any more"
+    assert harness.client.delete(f"/api/v1/builds/{name}").status_code == 202, "no other user waits any more"

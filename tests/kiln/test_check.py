@@ -249,7 +249,7 @@ TRIGGERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "a commit's tag": (f"{{build: {{tags: [{'a' * 40}]}}}}", ("build.tags", "commit")),
     "too many tags": (f"{{build: {{tags: [{', '.join(f'a{n}' for n in range(21))}]}}}}", ("build.tags", "20")),
     "an argument's name": ("{build: {build_args: {A-B: x}}}", ("build.build_args", "letters")),
-    "an argument for nobody": ("{build: {build_args: {HTTP_PROXY: x}}}", ("build.build_args", "HTTP_PROXY")),
+    "an argument of the tool chain": ("{build: {build_args: {HTTP_PROXY: x}}}", ("build.build_args", "HTTP_PROXY")),
     "a number as argument": ("{build: {build_args: {YEAR: 2026}}}", ("build.build_args.YEAR", "'2026'")),
     "too long an argument": (f"{{build: {{build_args: {{A: {'x' * 4097}}}}}}}", ("build.build_args", "4096")),
 }

@@ -53,7 +53,7 @@ def missing() -> list[Step]:
     if absent:
         steps.append(Step(f"install Debian packages for {', '.join(absent)} with apt-get", _install))
     if absent or not _runs("docker", "buildx", "version"):
-        steps.append(Step(f"put the docker-buildx plugin in {PLUGINS} unless its package is there", _install_buildx))
+        steps.append(Step(f"put the docker-buildx plugin in {PLUGINS} if its package is missing", _install_buildx))
     if not absent and may_not_use_daemon() and _user() not in grp.getgrnam(GROUP).gr_mem:
         steps.append(Step(f"add {_user()} to the group {GROUP}, which is as good as root", _join_group))
     if not absent and not may_not_use_daemon() and not daemon_answers() and SYSTEMD.is_dir():

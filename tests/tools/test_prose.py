@@ -149,6 +149,12 @@ def test_code_is_not_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found(tmp_path / "page.md", page, monkeypatch) == []
 
 
+def test_a_program_in_a_string_is_not_prose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = '"""A module."""\n\nTEXT = """\n{}nobody dies at once here\n"""\n'
+    assert found(tmp_path / "program.py", module.format("import sys\n" * 3), monkeypatch) == []
+    assert found(tmp_path / "message.py", module.format("Two lines:\n"), monkeypatch)
+
+
 def test_comments_of_yaml_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found(tmp_path / "values.yaml", "# The pod dies,\n# and starts.\npod: dies\n", monkeypatch)
 

@@ -44,7 +44,7 @@ def refusal(values: dict[str, Any]) -> str:
 def test_who_may_come_in_has_to_be_said_and_the_choices_are_named() -> None:
     words = refusal({"settings": {"image_prefix": "registry.example/org/"}})
     assert "missing property 'auth (who may use the API and the pages: hub, the JupyterHub" in words
-    assert "or none, which lets everybody in" in words
+    assert "or none, which admits every client" in words
 
 
 def test_where_images_go_has_to_be_said() -> None:
@@ -197,7 +197,7 @@ def test_the_readme_s_table_of_values_is_what_values_yaml_says() -> None:
 
 def test_a_value_that_nobody_explained_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"web\.b has no comment"):
-        rows("web:\n  # What a is.\n  a: 1\n  b: 2\n")
+        rows("web:\n  # The value of a.\n  a: 1\n  b: 2\n")
 
 
 def test_every_key_of_the_schema_has_a_default_and_so_a_row() -> None:

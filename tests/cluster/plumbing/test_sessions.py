@@ -40,7 +40,7 @@ def soon() -> float:
 def test_a_session_ends_on_every_replica(replicas: list[KubernetesSessions], api: Api) -> None:
     assert not any(one.ended("a") for one in replicas)
     replicas[0].end("a", soon())
-    assert replicas[0].ended("a"), "who has ended it knows at once"
+    assert replicas[0].ended("a"), "the replica that ended it knows immediately"
     until(lambda: all(one.ended("a") for one in replicas), FRESH + 10)
     assert not any(one.ended("b") for one in replicas)
     owners = api.read("configmaps", NAME)["metadata"]["ownerReferences"]

@@ -163,7 +163,7 @@ def test_a_wrong_password(entry: str, path: str, builder: Builder, host: GitHost
         config = credentials(tmp_path, closed, "ada", canary) if entry == "wrong" else None
         attempt = builder.run(asked(host, path, head, closed), registry_config=config)
     assert "does not accept the credential for it in " in ours(attempt)
-    assert f"The registry {closed.host} " in attempt.text, "it is told before the build as well"
+    assert f"The registry {closed.host} " in attempt.text, "the log names the registry before the build, too"
     assert canary not in attempt.everything
 
 

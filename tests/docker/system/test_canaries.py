@@ -172,7 +172,7 @@ def test_no_credential_is_where_it_does_not_belong(scene: Scene) -> None:
     assert [build["state"] for build in builds] == ["succeeded", "failed"], builds
     assert builds[0]["image"]["reference"].startswith(f"{system.registry.host}/private/")
     assert "the token is ***" in system.log(failing)
-    assert any("/statuses/" in target for target in scene.private.credentials), "the host was not told"
+    assert any("/statuses/" in target for target in scene.private.credentials), "the host received no status"
     look_around(system, (good, failing), saw)
 
     places = places_of(system, witness, answers)

@@ -62,6 +62,6 @@ def test_a_push_that_came_while_web_was_away_is_built(system: System) -> None:
     assert system.digest(image["repository"], commit) == system.digest(image["repository"], "main") == image["digest"]
     for sink in system.sinks:
         assert system.arrived(sink, name, "succeeded").extensions["commit"] == commit
-    assert system.deliver(webhook).json()["builds"][0]["name"] == name, "told of at last, it is the same build"
+    assert system.deliver(webhook).json()["builds"][0]["name"] == name, "the late delivery joins the same build"
     system.wait(name, lambda found: len(found["causes"]) == 2)
     assert system.ended(name)["attempt"] == 1
