@@ -140,8 +140,8 @@ class Intake:
 
         Raises Forbidden for a repository on a host of another kind, RepositoryError.
         """
-        told = push_of(event) or request_of(event)
-        for url in {*(each.repository for each in found), *([told.repository] if told else [])}:
+        facts = push_of(event) or request_of(event)
+        for url in {*(each.repository for each in found), *([facts.repository] if facts else [])}:
             if not of_kind(self.repository(url), word):
                 raise Forbidden(f"The repository is not on a known {word} host. Configure its host under `hosts:`.")
 

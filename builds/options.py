@@ -61,8 +61,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
         `pull` is left out: it changes when images are looked up, not what is built.
         """
-        told = [self.base_image, [*self.classes], self.appendix, {**self.build_args}, self.target_repo_dir]
-        return fingerprint(told)[:16] if any(told) else ""
+        values = [self.base_image, [*self.classes], self.appendix, {**self.build_args}, self.target_repo_dir]
+        return fingerprint(values)[:16] if any(values) else ""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -483,8 +483,8 @@ def _complete(build: Build, live: Attempt, stop: Stop | None, sighting: Sighting
     elif _lost_its_slot(build, live, snapshot):
         why = "Another build took the slot meanwhile."
     else:
-        told = _explain(build, sighting.waiting) if sighting.waiting else None
-        return told or Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
+        explanation = _explain(build, sighting.waiting) if sighting.waiting else None
+        return explanation or Start(build=build.name, attempt=live.number, node=live.node, alone=live.alone)
     return _end(build, live, _uncounted(why), snapshot)
 
 
@@ -835,8 +835,8 @@ def _waits_since(build: Build) -> datetime:
 
 def _to_be_alone(build: Build) -> bool:
     """Whether the last conclusive attempt ran out of memory."""
-    told = [attempt for attempt in _of_round(build) if attempt.counted or attempt.out_of_memory]
-    return any(attempt.out_of_memory for attempt in told[-1:])
+    conclusive = [attempt for attempt in _of_round(build) if attempt.counted or attempt.out_of_memory]
+    return any(attempt.out_of_memory for attempt in conclusive[-1:])
 
 
 def asker(build: Build) -> str:

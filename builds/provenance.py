@@ -275,12 +275,12 @@ def _decoded(content: bytes) -> Statement:
 def _problems(statement: Statement, expected: Expected) -> Iterator[str]:
     if expected.digest not in _digests(statement):
         yield f"The provenance statement is about another image ({', '.join(_digests(statement)) or 'none'})."
-    told = {
+    claims = {
         "repository": (expected.repository, statement.external.get("repository")),
         "commit": (expected.commit, statement.external.get("commit")),
         "builder": (expected.builder, statement.predicate.run_details.builder.id),
     }
-    for name, (wanted, said) in told.items():
+    for name, (wanted, said) in claims.items():
         if wanted is not None and said != wanted:
             yield f"The image's {name} is {said}, not {wanted}."
     commits = [one.digest.get("gitCommit") for one in statement.predicate.build_definition.resolved_dependencies]
@@ -301,12 +301,12 @@ def _image(reference: str) -> Resource:
 
 def _stated_options(options: Options) -> dict[str, Any]:
     """The installation's options, with digests for long texts and values of arguments."""
-    told: dict[str, Any] = msgspec.to_builtins(options)
+    stated: dict[str, Any] = msgspec.to_builtins(options)
     if options.build_args:
-        told["build_args"] = _hashed(options.build_args)
+        stated["build_args"] = _hashed(options.build_args)
     if options.appendix:
-        told["appendix"] = _digest(options.appendix)
-    return told
+        stated["appendix"] = _digest(options.appendix)
+    return stated
 
 
 def _hashed(arguments: Mapping[str, str]) -> dict[str, str]:

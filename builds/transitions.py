@@ -171,8 +171,8 @@ def _lacks_tags(build: Build, cause: Cause, image: Image) -> bool:
     """Whether the cause joined after the attempt was written, so that the builder did not know its tags. It is answered
     like a request for an existing image, which sets them."""
     joined = any(cause.at > attempt.written_at for attempt in build.status.attempts[-1:])
-    told = {image.tag, *image.tags, *(refused.name for refused in image.refused_tags)}
-    return joined and not (cause.force or cause.withdrawn) and not {*cause.tags} <= told
+    known = {image.tag, *image.tags, *(refused.name for refused in image.refused_tags)}
+    return joined and not (cause.force or cause.withdrawn) and not {*cause.tags} <= known
 
 
 def _keys(build: Build, answered: Sequence[Cause]) -> tuple[str, ...]:

@@ -107,13 +107,13 @@ def follow(
     NotFound, Unavailable for the record.
     """
     attempt, line = position
-    told: str | None = None
+    shown: str | None = None
     failing: float | None = None
     build = records.get(name)
     while not stopping.is_set():
-        if build.revision != told and not ended(build):
+        if build.revision != shown and not ended(build):
             yield build
-            told = build.revision
+            shown = build.revision
         try:
             for entry in records.log(name, attempt, after=line):
                 yield entry
@@ -201,7 +201,7 @@ def _said(
     shape: Callable[[Build], object],
     shape_line: Callable[[LogLine], object],
 ) -> Iterator[bytes]:
-    told = b""
+    last = b""
     with suppress(NotFound, Unavailable):
         for new in seen:
             if new is None:
@@ -210,8 +210,8 @@ def _said(
                 yield frame(shape_line(new), event="log", id=f"{new.attempt}:{new.number}")
             else:
                 state = frame(shape(new), event="state")
-                yield b"" if state == told else state
-                told = state
+                yield b"" if state == last else state
+                last = state
 
 
 def frame(value: object, *, event: str | None = None, id: str | None = None) -> bytes:  # noqa: A002

@@ -378,15 +378,15 @@ def _hub_service(found: Settings) -> HubService | None:
     from handlers.auth import SESSION_SECONDS  # noqa: PLC0415
     from handlers.hub import HubService  # noqa: PLC0415
 
-    told = found.hub
+    hub = found.hub
     return HubService(
-        hub=HubClient(told.api_url, max_waiting=found.max_hub_calls),
-        client_id=told.client_id,
-        secret=told.api_token,
-        access_scopes=told.access_scopes,
-        authorize_url=told.authorize_url,
-        callback_url=told.callback_url or f"{found.base_path}oauth_callback",
-        logout_url=told.logout_url,
+        hub=HubClient(hub.api_url, max_waiting=found.max_hub_calls),
+        client_id=hub.client_id,
+        secret=hub.api_token,
+        access_scopes=hub.access_scopes,
+        authorize_url=hub.authorize_url,
+        callback_url=hub.callback_url or f"{found.base_path}oauth_callback",
+        logout_url=hub.logout_url,
         session_seconds=SESSION_SECONDS,
     )
 
@@ -685,8 +685,8 @@ def control(kiln: Kiln, stop: StopSignal, begun: Callable[[Sequence[Pulse]], Non
     from builds.controller import Controller  # noqa: PLC0415
     from eventing.delivery import EventSender  # noqa: PLC0415
 
-    loop, told = Pulse("controller"), spans(kiln, "controller")
-    sender, confirmer = EventSender(kiln.secrets.headers, told), _confirmer(kiln)
+    loop, exporter = Pulse("controller"), spans(kiln, "controller")
+    sender, confirmer = EventSender(kiln.secrets.headers, exporter), _confirmer(kiln)
     try:
         with _engine(kiln, stop, loop) as (engine, leading, pulses):
             stop.wakers.append(engine.wake)
@@ -699,7 +699,7 @@ def control(kiln: Kiln, stop: StopSignal, begun: Callable[[Sequence[Pulse]], Non
                         limits=limits(kiln.settings, ledger=kiln.config.keep is not None),
                         sinks=kiln.sinks,
                         statuses=statuses(kiln),
-                        spans=told,
+                        spans=exporter,
                         sender=sender,
                         confirmer=confirmer,
                         inspector=confirmer.inspect,
@@ -855,16 +855,16 @@ def _beside(name: str, run: Callable[[threading.Event], None]) -> Iterator[None]
 def _the_only_one(state_dir: Path, stop: threading.Event, pulse: Pulse) -> Iterator[Over]:
     """Waits until no other controller has this folder, or until `stop`."""
     with (state_dir / "controller.lock").open("wb") as file:
-        told = False
+        logged = False
         while not stop.is_set():
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 log.info("This is now the controller of %s", state_dir)
                 break
             except BlockingIOError:
-                if not told:
+                if not logged:
                     log.info("Another controller runs in %s; this one waits for its end", state_dir)
-                told = True
+                logged = True
                 pulse.beat()
                 stop.wait(0.2)
         yield stop.is_set

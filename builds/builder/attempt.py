@@ -181,13 +181,13 @@ class AttemptRun:
     def _wait_for_daemon(self) -> None:
         daemon, patience = self._daemon, self.spec.daemon_patience
         deadline = time.monotonic() + patience
-        told = False
+        logged = False
         while (trouble := daemon.trouble()) is not None:
             if time.monotonic() > deadline:
                 raise Failure(INFRASTRUCTURE, f"The {daemon.idiom.daemon} does not answer: {trouble}", counted=False)
-            if not told:
+            if not logged:
                 self.log.say(f"The {daemon.idiom.daemon} does not answer; waiting up to {patience:.0f} s. {trouble}")
-            told = True
+            logged = True
             time.sleep(0.5)
 
     def _fetch(self) -> None:
@@ -239,9 +239,9 @@ class AttemptRun:
         """Builds in `folder`, which must be empty, with the layers of `reused`. Raises Failure."""
         spec = self.spec
         options = spec.surroundings.options
-        told = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
-        told |= {LABEL_OPTIONS: options.label} if options.label else {}
-        told |= labels(spec, self.tag, self._committed_at)
+        image_labels = {LABEL_BUILD: spec.name, LABEL_ATTEMPT: spec.attempt_label}
+        image_labels |= {LABEL_OPTIONS: options.label} if options.label else {}
+        image_labels |= labels(spec, self.tag, self._committed_at)
         image = f"{spec.request.image}:{self.tag}"
         stays = spec.request.stays
         apart = not stays and (spec.private or spec.force or not self._daemon.pushes)
@@ -249,7 +249,7 @@ class AttemptRun:
         env = {**self._git.environment, **self._daemon.variables}
         outside = _outside(env)
         command = tool.command(
-            *(spec.request, built, told, folder, outside),
+            *(spec.request, built, image_labels, folder, outside),
             engine=self._daemon.engine,
             options=options,
             refs=spec.refs,

@@ -41,8 +41,8 @@ def attest(registry: Registry, image: Image, spec: Spec, started: datetime, say:
 def labels(spec: Spec, tag: str, committed_at: datetime | None) -> dict[str, str]:
     """The image's OCI labels (image-spec 1.1, annotations.md), the same for every build of a commit."""
     created = {} if committed_at is None else {"created": committed_at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
-    told = {"source": spec.request.repository, "revision": spec.request.commit, "version": tag, **created}
-    return {f"org.opencontainers.image.{name}": value for name, value in told.items()}
+    facts = {"source": spec.request.repository, "revision": spec.request.commit, "version": tag, **created}
+    return {f"org.opencontainers.image.{name}": value for name, value in facts.items()}
 
 
 def _attested(registry: Registry, image: Image, spec: Spec, started: datetime) -> str:

@@ -75,16 +75,16 @@ class Witness:
         self._killed_before = oom_kills()
         self._watch = daemon.watch()
 
-    def examine(self, told: Account) -> Evidence:
+    def examine(self, account: Account) -> Evidence:
         """Collects the evidence about this failure."""
-        if told.stage is AttemptStage.FETCH:
+        if account.stage is AttemptStage.FETCH:
             return Evidence(disk_full=self._own_disk_full(), out_of_memory=oom_kills() > self._killed_before)
         full = self._own_disk_full() or self._daemon_disk_full()
         return Evidence(
             daemon=self._daemon_trouble(),
             disk_full=full,
             out_of_memory=oom_kills() > self._killed_before,
-            service=self._service(told.step, told.base) if told.step and told.step.of_tool else "",
+            service=self._service(account.step, account.base) if account.step and account.step.of_tool else "",
         )
 
     def over(self) -> None:

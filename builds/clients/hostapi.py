@@ -140,9 +140,9 @@ class HostApi:
 
 def _counted_out(answer: requests.Response) -> bool:
     """Whether the host reports too many requests. GitHub reports both of its limits with either status."""
-    told = "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
+    limited = "Retry-After" in answer.headers or answer.headers.get("X-RateLimit-Remaining") == "0"
     return answer.status_code == requests.codes.too_many_requests or (
-        answer.status_code == requests.codes.forbidden and told
+        answer.status_code == requests.codes.forbidden and limited
     )
 
 

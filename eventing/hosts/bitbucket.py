@@ -124,10 +124,10 @@ class Bitbucket:
         The repository has no ref for a request, so it serves the head only from a branch of its own.
         """
         with as_request_of("Bitbucket"):
-            told = msgspec.convert(event.data, _PullRequestEvent)
-        request, key = told.pullrequest, event.type.rpartition(".")[2]
+            payload = msgspec.convert(event.data, _PullRequestEvent)
+        request, key = payload.pullrequest, event.type.rpartition(".")[2]
         return RequestFacts(
-            repository=f"{_page(told.repository.links.html.href)}.git",
+            repository=f"{_page(payload.repository.links.html.href)}.git",
             number=request.id,
             ref=f"refs/pull-requests/{request.id}/from",
             served=False,

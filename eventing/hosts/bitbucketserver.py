@@ -123,21 +123,21 @@ class BitbucketServer:
 
     def request(self, event: Event) -> RequestFacts:
         with as_request_of("Bitbucket"):
-            told = msgspec.convert(event.data, _PullRequestEvent)
-        request, key = told.pullRequest, event.type.removeprefix("com.bitbucket-server.pr.")
+            payload = msgspec.convert(event.data, _PullRequestEvent)
+        request, key = payload.pullRequest, event.type.removeprefix("com.bitbucket-server.pr.")
         head, base = request.fromRef, request.toRef
         return RequestFacts(
             repository=request.clone_url,
             number=request.id,
             ref=f"refs/pull-requests/{request.id}/from",
             commit=head.latestCommit,
-            before=told.previousFromHash,
+            before=payload.previousFromHash,
             at=datetime.fromtimestamp(request.updatedDate / 1000, UTC) if request.updatedDate else None,
             base=base.displayId,
             head=head.displayId,
             fork=head.repository.id is None or head.repository.id != base.repository.id,
             moved=key in ("opened", "from_ref_updated"),
-            retargeted=key == "modified" and told.previousTarget not in (None, _Target(base.displayId)),
+            retargeted=key == "modified" and payload.previousTarget not in (None, _Target(base.displayId)),
             closed=key in ("merged", "declined", "deleted"),
         )
 

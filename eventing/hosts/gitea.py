@@ -162,12 +162,12 @@ class Gitea:
         The head of such a request is in the target repository, but on no branch. https://docs.gitea.com/usage/agit
         """
         with as_request_of(type(self).__name__):
-            told = msgspec.convert(event.data, pullrequest.PullRequestEvent)
-        return told.facts(
-            fork=told.fork or told.pull_request.head.ref.startswith("refs/"),
+            payload = msgspec.convert(event.data, pullrequest.PullRequestEvent)
+        return payload.facts(
+            fork=payload.fork or payload.pull_request.head.ref.startswith("refs/"),
             moving=("opened", "reopened", "synchronized"),
-            added=told.labels if told.action == "label_updated" else (),
-            retargeted=told.has_changed("ref"),
+            added=payload.labels if payload.action == "label_updated" else (),
+            retargeted=payload.has_changed("ref"),
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

@@ -184,12 +184,12 @@ class GitHub:
 
     def request(self, event: Event) -> RequestFacts:
         with as_request_of("GitHub"):
-            told = msgspec.convert(event.data, pullrequest.PullRequestEvent)
-        return told.facts(
-            fork=told.fork,
+            payload = msgspec.convert(event.data, pullrequest.PullRequestEvent)
+        return payload.facts(
+            fork=payload.fork,
             moving=("opened", "reopened", "synchronize"),
-            added=(told.label.name,) if told.label and told.action == "labeled" else (),
-            retargeted=told.has_changed("base"),
+            added=(payload.label.name,) if payload.label and payload.action == "labeled" else (),
+            retargeted=payload.has_changed("base"),
         )
 
     def pushed(self, *, id: str, repository: str, ref: str, commit: str, default_branch: str | None) -> Event:  # noqa: A002

@@ -170,10 +170,10 @@ class GitLab:
     def request(self, event: Event) -> RequestFacts:
         """`oldrev` is present if the head has moved."""
         with as_request_of("GitLab"):
-            told = msgspec.convert(event.data, _MergeRequest)
-        about = told.object_attributes
+            payload = msgspec.convert(event.data, _MergeRequest)
+        about = payload.object_attributes
         return RequestFacts(
-            repository=told.clone_url,
+            repository=payload.clone_url,
             number=about.iid,
             ref=f"refs/merge-requests/{about.iid}/head",
             commit=about.last_commit.id,
@@ -183,9 +183,9 @@ class GitLab:
             head=about.source_branch,
             fork=about.source_project_id is None or about.source_project_id != about.target_project_id,
             moved=about.action in ("open", "reopen") or (about.action == "update" and about.oldrev is not None),
-            labels=tuple(label.title for label in told.labels or about.labels or ()),
-            added=told.changes.added if about.action == "update" else (),
-            retargeted=about.action == "update" and told.changes.target_branch is not None,
+            labels=tuple(label.title for label in payload.labels or about.labels or ()),
+            added=payload.changes.added if about.action == "update" else (),
+            retargeted=about.action == "update" and payload.changes.target_branch is not None,
             closed=about.action in ("close", "merge"),
         )
 

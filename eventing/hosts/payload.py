@@ -194,12 +194,12 @@ def paths_of(commits: object, is_all: Callable[[Sequence[int]], bool]) -> Change
     return ChangedPaths(commits) if len(known) == len(counts) and is_all(known) else None
 
 
-def commit_at(ref: str, after: str, told: str | None) -> str | None:
-    """Return the commit of a ref: the `told` one of the host.
+def commit_at(ref: str, after: str, stated: str | None) -> str | None:
+    """Return the commit of a ref: `stated` if the host states it.
 
     Without it, `after` is the commit of a branch; a tag may be an object of its own.
     """
-    return told or (after if ref.startswith("refs/heads/") else None)
+    return stated or (after if ref.startswith("refs/heads/") else None)
 
 
 def message_of(commit: str | None, commits: Iterable[Commit]) -> str | None:

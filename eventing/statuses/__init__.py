@@ -108,10 +108,10 @@ class HostSink(msgspec.Struct, frozen=True, kw_only=True):
             return refused("its API has no place for a repository with this address")
         if self.number is not None:
             return (yield from self._comment(event, repository, self.number))
-        told = said(event, context=self.context, url=self.page, longest=self.api.longest, discreet=self.discreet)
-        return (yield from self.api.status(repository, self.host, told))
+        status = said(event, context=self.context, url=self.page, longest=self.api.longest, discreet=self.discreet)
+        return (yield from self.api.status(repository, self.host, status))
 
     def _comment(self, event: Event, repository: str, number: str) -> Conversation:
-        told = section(event, context=self.context, url=self.page, discreet=self.discreet)
+        text = section(event, context=self.context, url=self.page, discreet=self.discreet)
         thread, commit = self.api.thread(repository, number), build_of(event).commit
-        return (yield from commented(thread, context=self.context, section=told, commit=commit, host=self.host))
+        return (yield from commented(thread, context=self.context, section=text, commit=commit, host=self.host))

@@ -135,8 +135,8 @@ def limited(answer: HostResponse) -> bool:
     """Return whether the host reports a rate limit: GitHub reports both of its limits with 403 or 429."""
     if answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         return True
-    told = "retry-after" in answer.headers or answer.headers.get("x-ratelimit-remaining") == "0"
-    return answer.status == HTTPStatus.FORBIDDEN and (told or answer.says(r"rate limit|abuse detection"))
+    announced = "retry-after" in answer.headers or answer.headers.get("x-ratelimit-remaining") == "0"
+    return answer.status == HTTPStatus.FORBIDDEN and (announced or answer.says(r"rate limit|abuse detection"))
 
 
 def _pause(answer: HostResponse) -> float:

@@ -283,7 +283,7 @@ class KilnHandler(logging.Handler):
     ) -> None:
         super().__init__()
         self.dropped = 0
-        self._told = -math.inf
+        self._logged_at = -math.inf
         self._counting = threading.Lock()
         self._kiln = KilnClient(url, token)
         self._source, self._period = source, period
@@ -346,8 +346,8 @@ class KilnHandler(logging.Handler):
     def _drop(self, why: str) -> None:
         with self._counting:
             self.dropped += 1
-            if time.monotonic() > self._told + self.LONGEST_PAUSE:
-                self._told = time.monotonic()
+            if time.monotonic() > self._logged_at + self.LONGEST_PAUSE:
+                self._logged_at = time.monotonic()
                 log.warning("An event of this Hub did not reach Kiln: %s. That makes %d so far.", why, self.dropped)
 
 
@@ -546,7 +546,7 @@ class Story:
     def end(self) -> None:
         self._over = True
 
-    async def told(self) -> AsyncIterator[dict[str, Any]]:
+    async def progress(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the Hub's progress events from the beginning (or the kept part) to the end."""
         seen = 0
         while True:
@@ -569,7 +569,7 @@ def _show(spawner: Any, story: Story) -> None:
     """
 
     async def progress() -> AsyncIterator[dict[str, Any]]:
-        async for event in story.told():
+        async for event in story.progress():
             yield event
         rest = type(spawner).progress(spawner)
         try:

@@ -257,20 +257,20 @@ def _hub(kiln: Kiln) -> Iterator[Probe]:
     found = kiln.settings
     if found.hub is None or "hub" not in found.auth + found.events_auth:
         return
-    told = found.hub
+    hub = found.hub
 
     def run() -> str:
         from builds.clients.jupyterhub import HubClient  # noqa: PLC0415
 
         try:
-            holder = HubClient(told.api_url).holder(told.api_token)
+            holder = HubClient(hub.api_url).holder(hub.api_token)
         except RequestError as error:
             raise Symptom(cures.HUB_DOWN, error) from None
         if holder is None:
             raise Symptom(cures.HUB_TOKEN, "it does not know JUPYTERHUB_API_TOKEN")
         return f"knows this service as {holder.kind} {holder.name}"
 
-    yield Probe(f"JupyterHub {told.api_url}", run)
+    yield Probe(f"JupyterHub {hub.api_url}", run)
 
 
 def _issuers(kiln: Kiln) -> Iterator[Probe]:

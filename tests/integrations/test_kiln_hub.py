@@ -261,7 +261,7 @@ def test_the_story_is_the_same_for_who_comes_late() -> None:
 
     async def seen(first: bool) -> list[dict[str, Any]]:
         found = []
-        async for event in story.told():
+        async for event in story.progress():
             found.append(event)
             if first and len(found) == 2:
                 story.tell("The end")
@@ -281,7 +281,7 @@ def test_a_story_has_an_end() -> None:
     story.end()
 
     async def seen() -> list[str]:
-        return [event["message"] async for event in story.told()]
+        return [event["message"] async for event in story.progress()]
 
     assert asyncio.run(seen()) == [str(number) for number in range(7, kiln_hub.MOST_LINES + 7)]
 

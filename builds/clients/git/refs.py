@@ -106,10 +106,10 @@ class RefResolver:
         """All branches and tags. Raises CannotBuild, RepositoryRefused, Unreachable, after at most `LIST_TIMEOUT`
         seconds."""
         with self._asking(repository, LIST_TIMEOUT) as (git, deadline):
-            told = git.all_refs(repository.clone_url, deadline)
-        names = [name for name in told if name.startswith("refs/") and not name.endswith("^{}")]
-        commits = {name: told.get(f"{name}^{{}}", told[name]) for name in names}
-        default = told.get("HEAD:")
+            found = git.all_refs(repository.clone_url, deadline)
+        names = [name for name in found if name.startswith("refs/") and not name.endswith("^{}")]
+        commits = {name: found.get(f"{name}^{{}}", found[name]) for name in names}
+        default = found.get("HEAD:")
         return Refs(commits=commits, default=default if default in commits else None)
 
     @contextmanager

@@ -472,7 +472,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except ApiError as error:
-        told = f"Kubernetes API request failed: {error}"
+        message = f"Kubernetes API request failed: {error}"
         if 400 <= (error.status or 0) < 500 and error.status not in TRANSIENT:  # noqa: PLR2004
-            raise Refused(told) from error
-        raise Unavailable(told) from error
+            raise Refused(message) from error
+        raise Unavailable(message) from error

@@ -198,13 +198,13 @@ class LocalEngine:
 
     def _left_over(self) -> Iterator[Sighting]:
         """Running attempts without a record: each is stopped once, and deleted after its end."""
-        for uid, (build, attempt, told) in tuple(self._left.items()):
+        for uid, (build, attempt, stopped) in tuple(self._left.items()):
             with suppress(Unavailable):
                 if self._attempts.supervise(build, attempt) in (Liveness.NEVER, Liveness.OVER):
                     del self._left[uid]
                     self._attempts.discard(build)
                     continue
-                if not told:
+                if not stopped:
                     self._attempts.stop(build, attempt)
                     self._left[uid] = (build, attempt, True)
             name = f"{build.name}-{attempt.number}"

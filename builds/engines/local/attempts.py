@@ -197,8 +197,8 @@ class Attempts:
         with _unavailable("looked at"):
             folder = self._folder(build, attempt)
             liveness = _liveness(folder)
-            told = _written(folder["stopping"])
-            overdue = told is not None and self._now() - told > STOP_GRACE
+            stopping_since = _written(folder["stopping"])
+            overdue = stopping_since is not None and self._now() - stopping_since > STOP_GRACE
             if liveness is Liveness.ORPHANED or (overdue and liveness in (Liveness.STARTING, Liveness.RUNNING)):
                 _kill(folder.session)
             if liveness is Liveness.OVER:
