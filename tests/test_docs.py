@@ -24,7 +24,7 @@ from kiln.cli import commands
 from kiln.config import parse
 from kiln.settings import SETTINGS
 from tests.cluster.chart.helm import LEAST, merged
-from tests.handlers.house import SECRET, House, build_house, push, signed
+from tests.handlers.harness import SECRET, Harness, create_harness, push, signed
 from tests.parts.githost import GitHost
 from tests.parts.reader import MARKS, PAGES, ROOT, Block, Reader, blocks
 
@@ -178,19 +178,19 @@ def test_a_block_of_yaml_is_accepted(place: str, text: str) -> None:
 class Controlled:
     """A web on loopback, and a controller whose builder logs a line and succeeds. A context that ends both."""
 
-    def __init__(self, house: House) -> None:
-        self.house, self._ended = house, threading.Event()
-        self._server = make_server("127.0.0.1", 0, house.app, threaded=True)
+    def __init__(self, harness: Harness) -> None:
+        self.harness, self._ended = harness, threading.Event()
+        self._server = make_server("127.0.0.1", 0, harness.app, threaded=True)
         self.port = self._server.server_port
         self._threads = [threading.Thread(target=run) for run in (self._server.serve_forever, self._control)]
 
     def _control(self) -> None:
         while not self._ended.wait(0.05):
-            for build in self.house.builds():
+            for build in self.harness.builds():
                 if build.state is State.QUEUED:
-                    self.house.run(build.name)
-                    self.house.say(build.name, "Step 1/1 : FROM scratch")
-                    self.house.end(build.name)
+                    self.harness.run(build.name)
+                    self.harness.say(build.name, "Step 1/1 : FROM scratch")
+                    self.harness.end(build.name)
 
     def __enter__(self) -> Controlled:
         for thread in self._threads:
@@ -203,7 +203,7 @@ class Controlled:
         for thread in self._threads:
             thread.join()
         self._server.server_close()
-        self.house.close()
+        self.harness.close()
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +218,8 @@ def github(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GitHost]:
 
 @pytest.fixture(scope="module")
 def controlled(github: GitHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controlled]:
-    house = build_house(tmp_path_factory.mktemp("house"), allowed=[f"{github.base}/**", "https://github.com/**"])
-    with Controlled(house) as running:
+    harness = create_harness(tmp_path_factory.mktemp("harness"), allowed=[f"{github.base}/**", "https://github.com/**"])
+    with Controlled(harness) as running:
         yield running
 
 
