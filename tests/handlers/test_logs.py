@@ -63,7 +63,7 @@ def test_a_log_that_cannot_be_read_is_503_and_is_read_again(harness: Harness, ru
             True,
         )
     page = harness.client.get(f"/builds/{running.name}", headers={"Accept": "text/html"})
-    assert (page.status_code, "cannot be read just now" in page.text) == (200, True)
+    assert (page.status_code, "The log is not readable now" in page.text) == (200, True)
     answer, events = stream(harness.client, running.name)
     with closing(answer):
         assert json.loads(next(events)["data"])["state"] == "running"
