@@ -32,6 +32,12 @@ LOCAL_IMAGES = "localhost/"
 address. Podman names its own images this way (https://docs.podman.io/en/v5.4.2/markdown/podman-build.1.html,
 `--tag`)."""
 
+
+def stays_with_daemon(image: str) -> bool:
+    """Whether an image of this name, or prefix of names, stays with its daemon and is never pushed."""
+    return image.startswith(LOCAL_IMAGES)
+
+
 MAX_OUTBOX = 50
 """Events of one build that may wait for a sink, each stored whole. Further requests get 429 and may be repeated
 later."""
@@ -98,7 +104,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stays(self) -> bool:
         """Whether its image stays with the daemon that builds it, and is pushed nowhere."""
-        return self.image.startswith(LOCAL_IMAGES)
+        return stays_with_daemon(self.image)
 
 
 class Push(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,7 +224,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
         """`name:tag@sha256:…`: identifies the image permanently, and shows the commit to a reader. An image that was
         never pushed has no digest, and its reference is `name:tag`."""
         named = f"{self.repository}:{self.tag}"
-        return named if self.repository.startswith(LOCAL_IMAGES) else f"{named}@{self.digest}"
+        return named if stays_with_daemon(self.repository) else f"{named}@{self.digest}"
 
 
 class Timings(msgspec.Struct, frozen=True, kw_only=True):

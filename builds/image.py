@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 
-from builds.build import LOCAL_IMAGES, fingerprint, readable
+from builds.build import fingerprint, readable, stays_with_daemon
 from builds.errors import Forbidden, Malformed, RuleError
 from builds.repository import Repository, glob_match, short_name
 
@@ -135,7 +135,7 @@ class ImagePolicy:
     def pushed_prefixes(self) -> tuple[str, ...]:
         """The prefixes that name a registry."""
         prefixes = filter(None, (self.prefix, self.private_prefix))
-        return tuple(prefix for prefix in prefixes if not prefix.startswith(LOCAL_IMAGES))
+        return tuple(prefix for prefix in prefixes if not stays_with_daemon(prefix))
 
     def own(self, repository: Repository) -> str:
         """The repository's default image."""

@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 
 from builds import metrics
-from builds.build import LOCAL_IMAGES, Build
+from builds.build import Build, stays_with_daemon
 from builds.clients.errors import RegistryError, Unauthorized
 from builds.clients.inventory import REFERRERS, Inventory, artifacts
 from builds.clients.registry import Manifest, Registry
@@ -89,7 +89,7 @@ class Pruner:
             yield self._review(repository, records[repository])
 
     def _review(self, repository: str, records: Sequence[Recorded]) -> ImageReview:
-        if repository.startswith(LOCAL_IMAGES):  # Kiln does not delete these
+        if stays_with_daemon(repository):  # Kiln does not delete these
             return ImageReview(repository=repository, records=records)
         named = {record.digest for record in records if record.digest}
         try:

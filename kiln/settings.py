@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from builds.build import LOCAL_IMAGES
+from builds.build import stays_with_daemon
 from builds.repository import is_loopback
 from eventing.event import Format
 from kiln.errors import SettingsError
@@ -925,8 +925,9 @@ def _what_a_cluster_needs(values: Mapping[str, Any]) -> Iterable[str]:
     """Check the settings that the chart sets, and that web and controller share."""
     if not re.fullmatch(r"[a-z0-9-]+/[a-z0-9.-]+", values.get("instance") or ""):
         yield "KILN_INSTANCE: must be <namespace>/<release> with KILN_ENGINE kubernetes"
-    if (values.get("image_prefix") or "").startswith(LOCAL_IMAGES):
-        yield f"KILN_IMAGE_PREFIX: {LOCAL_IMAGES} is no registry, and with KILN_ENGINE kubernetes images must be pushed"
+    if stays_with_daemon(values.get("image_prefix") or ""):
+        prefix = values["image_prefix"]
+        yield f"KILN_IMAGE_PREFIX: {prefix} names no registry, and with KILN_ENGINE kubernetes images must be pushed"
     if values.get("anchor") is None:
         yield "KILN_ANCHOR: must be set with KILN_ENGINE kubernetes, to the name of a ConfigMap and a Lease"
 

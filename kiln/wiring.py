@@ -24,7 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
-from builds.build import LOCAL_IMAGES
+from builds.build import stays_with_daemon
 from builds.errors import RepositoryError, RuleError
 from builds.image import ImagePolicy
 from builds.literals import refusals
@@ -119,6 +119,7 @@ def load(environ: Mapping[str, str]) -> Kiln:
     problems += _wrong_registry_configs(found, _registry_config(found, environ))
     problems += _wrong_signing_key(found)
     problems += _too_much(found, configured)
+    problems += _not_pushed(found, configured)
     if policy is not None and images is not None:
         problems += (f"{found.config}: {problem}" for problem in _refused(configured, policy, images))
     if problems or policy is None or images is None:
@@ -133,6 +134,17 @@ def load(environ: Mapping[str, str]) -> Kiln:
         docker_host=_daemon_address(found, environ),
         registry_config=_registry_config(found, environ),
     )
+
+
+def _not_pushed(found: Settings, configured: Config) -> Iterator[str]:
+    """Return the image names that name no registry, although the nodes of a cluster pull from one."""
+    if found.engine != "kubernetes":
+        return
+    named = {"private_image_prefix": configured.private_image_prefix or ""}
+    named |= {f"allowed_images[{number}]": pattern for number, pattern in enumerate(configured.allowed_images)}
+    for place, image in named.items():
+        if stays_with_daemon(image):
+            yield f"{place}: {image} names no registry, and with KILN_ENGINE kubernetes images must be pushed"
 
 
 def _refused(configured: Config, policy: Policy, images: ImagePolicy) -> Iterator[str]:
@@ -358,7 +370,7 @@ def store(kiln: Kiln, *limits: tuple[float, float], pushes: bool = False) -> Cal
     in_registry = registry(kiln, *limits, pushes=pushes)
 
     def make(image: str) -> ImageStore:
-        return on_this_machine(kiln) if image.startswith(LOCAL_IMAGES) else in_registry(image)
+        return on_this_machine(kiln) if stays_with_daemon(image) else in_registry(image)
 
     return make
 
