@@ -120,8 +120,8 @@ class _Rehearsal(NamedTuple):
 
     def _stopped(self, event: Event) -> str | None:
         if self.intake.is_own(event):
-            return "Kiln's own account has pushed it, or this Kiln has sent it."
-        return "It has passed as many brokers as it may (knativebrokerttl)." if is_spent(event) else None
+            return "Kiln pushed or sent it."
+        return "It has passed the maximum number of brokers (knativebrokerttl)." if is_spent(event) else None
 
     def _planned(self, want: RequestedBuild, event: Event) -> Planned:
         try:
@@ -144,7 +144,7 @@ class _Rehearsal(NamedTuple):
 def _default_branch(push: PushFacts, notes: list[str]) -> str | None:
     """Return the default branch that the push names, or else the branch of the push; the host is not asked."""
     if push.default_branch is None:
-        notes.append("Which branch is the default one would be looked up; this one is taken for it.")
+        notes.append("A real request looks up the default branch; here this branch counts as the default.")
     return push.default_branch or short_name(push.ref)
 
 

@@ -56,7 +56,7 @@ def _objections(
     rule: PullRequestRule, request: RequestFacts, paths: Callable[[], Collection[str] | None]
 ) -> Iterator[str]:
     if request.fork and not rule.forks:
-        yield "the pull request comes from a fork, and the trigger does not have from: anyone"
+        yield "the pull request comes from a fork, and the trigger does not have `from: anyone`"
     if request.fork and not request.served:
         yield "the pull request comes from a fork, and its host serves the commits only there"
     if rule.branches is not None and not chosen(rule.branches, request.base):

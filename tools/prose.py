@@ -32,6 +32,7 @@ MARKDOWN = MarkdownIt("commonmark").enable("table")
 SENTENCE = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[A-Z0-9*`\"'(\[]|(?:docker|git|ssh)\b)")
 PRAGMA = re.compile(r"#!|#\s*(?:noqa|type:|pragma|fmt:|mypy:)|#\s*-+$")
 TREE = re.compile("[├└]──")  # a drawing
+WORD = re.compile(r"(?:^|\s)\(?[A-Za-z]?[a-z'-]+(?=[\s,.:;)?!]|$)")
 MESSAGE_WORDS = 4  # shorter strings are names and values
 MESSAGE_LINES = 3
 READ_ATTRIBUTES = {"alt", "aria-label", "placeholder", "title"}
@@ -159,7 +160,7 @@ def literal(node: ast.AST) -> str | None:
 
 
 def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Find the strings that read as prose: at least four words without capitals.
+    """Find the strings that read as prose: at least four words, most of them without capitals.
 
     A string of more than a few lines is a program or a document, unless it describes an attribute.
     """
@@ -176,7 +177,7 @@ def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
 
 
 def is_message(text: str) -> bool:
-    return len(re.findall(r"(?:^|\s)\(?[A-Za-z]?[a-z'-]+(?=[\s,.:;)?!]|$)", text)) >= MESSAGE_WORDS
+    return len(WORD.findall(text)) >= MESSAGE_WORDS
 
 
 def comments(source: str) -> Iterator[tuple[int, str]]:

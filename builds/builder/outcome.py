@@ -170,7 +170,7 @@ ROWS: Sequence[Row] = (
             evidence.out_of_memory and (account.killed or (account.step and account.step.exit == "exit code: 137"))
         ),
         INFRASTRUCTURE,
-        "There was not enough memory: the kernel killed a process. {words}",
+        "Not enough memory: the kernel killed a process. {words}",
         out_of_memory=True,
     ),
     Row(
@@ -310,7 +310,7 @@ def _fields(account: Account, evidence: Evidence) -> dict[str, str]:
 def _host(error: str) -> str:
     """The host in BuildKit's error."""
     found = re.search(r"https?://([^/\"\s]+)|lookup (\S+)", error)
-    return (found[1] or found[2]) if found else "What the Dockerfile names"
+    return (found[1] or found[2]) if found else "A host of the Dockerfile"
 
 
 def _words(account: Account) -> str:

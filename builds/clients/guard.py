@@ -227,7 +227,7 @@ class Guard:
                 return repository
         raise RepositoryRefused(
             f"A connection to {_authority(target) if user == DIRECT else _place(target)} was refused: neither the "
-            "repository nor a submodule that its .gitmodules names is there."
+            "repository nor a submodule of its .gitmodules has this address."
         )
 
     def _addresses(
@@ -283,7 +283,7 @@ def addresses(host: str, seconds: float = CONNECT_TIMEOUT) -> list[str]:
     if found:
         return [address.partition("%")[0] for address in found]
     if any(isinstance(error, socket.gaierror) and error.errno in _UNKNOWN_NAME for error in trouble):
-        raise CannotBuild(f"There is no host called {host}.")
+        raise CannotBuild(f"The host {host} does not exist in DNS.")
     raise Unreachable(f"The name {host} could not be looked up.")
 
 

@@ -45,8 +45,8 @@ MAX_RESPONSE = 4 << 20
 """Bytes of a response: the list of an admin's scopes may be long."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
-AWAY = "The JupyterHub that says who may come in does not answer just now. Try again."
-CROWDED = "Too many wait for the JupyterHub to say who they are. Try again."
+AWAY = "JupyterHub, which authenticates users, does not answer. Try again."
+CROWDED = "Too many requests wait for JupyterHub to authenticate them. Try again."
 
 
 class HubAway(TryAgain):
@@ -171,5 +171,5 @@ def _decoded(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except (ValueError, RecursionError):
-        log.warning("What answers in the Hub's place is no Hub")
+        log.warning("The Hub's address does not answer as a JupyterHub")
         raise HubAway from None

@@ -41,5 +41,5 @@ def place(text: str) -> Place:
     try:
         found: Place = msgspec.json.decode(base64.b64decode(text, altchars=b"-_", validate=True), type=Place)
     except UNREADABLE as error:
-        raise ValueError("Invalid cursor. Send back the one that the last page contained.") from error
+        raise ValueError("Invalid cursor. Send the cursor of the last page.") from error
     return found

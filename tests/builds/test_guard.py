@@ -181,7 +181,7 @@ def test_redirects_in_a_circle_end(host: GitHost) -> None:
 
 def test_a_redirect_to_a_page(host: GitHost) -> None:
     host.api = lambda *_: (302, {"Location": f"{host.base}/users/sign_in"}, b"")
-    with pytest.raises(CannotBuild, match="redirects to what is no repository"):
+    with pytest.raises(CannotBuild, match="redirects to a page without a repository"):
         RefResolver(Policy([f"{host.base}/**"])).resolve(canonical(f"{host.base}/api/private"), "main")
 
 

@@ -136,7 +136,7 @@ PENDING = {"waiting": {"reason": "ContainerCreating"}}
             pod(state=PENDING),
             [event("FailedMount", "hostPath type check failed: /var/run/kiln/x is not a directory")],
             True,
-            "/var/run/kiln/x is not there on n1",
+            "/var/run/kiln/x does not exist on n1",
         ),
         (pod(state=PENDING), [event("FailedCreatePodSandBox", "no network")], True, "on n1: no network"),
     ],
@@ -165,7 +165,7 @@ def test_one_that_is_only_slow_has_no_trouble() -> None:
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        ('pods "b-1-x" is forbidden: exceeded quota: q, requested: pods=1', "The quota of the namespace has no room"),
+        ('pods "b-1-x" is forbidden: exceeded quota: q, requested: pods=1', "The quota of the namespace does not allow"),
         ('pods "b-1-x" is forbidden: violates PodSecurity "restricted:latest"', "until it has the label pod-security"),
         ('pods "b-1-x" is forbidden: no PriorityClass with name high was found', "no PriorityClass with name high"),
     ],

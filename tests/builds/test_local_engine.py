@@ -191,7 +191,7 @@ def test_a_newer_file_is_refused(state: Path, engine: LocalEngine) -> None:
     with sqlite3.connect(state / "kiln.db") as connection:
         connection.execute("PRAGMA user_version = 99")
     connection.close()
-    with pytest.raises(EngineError, match=r"written by a newer Kiln.*99"):
+    with pytest.raises(EngineError, match=r"belongs to a newer Kiln.*99"):
         local_engine(state)
 
 

@@ -154,7 +154,7 @@ def test_with_all_nodes_cordoned_a_build_waits_says_why_and_runs_when_one_is_bac
 def test_where_the_daemons_folder_cannot_be_mounted_it_says_so_and_goes_elsewhere(forgetful: Release) -> None:
     node = home(forgetful, "node/folder")
     folder = sockets(forgetful)
-    why = f"The daemon's folder {folder} is not there on {node}: its Docker daemon's pod makes it."
+    why = f"The daemon's folder {folder} does not exist on {node}: the daemon's pod creates it."
     with replaced_by_a_file(node, folder):
         name = forgetful.build("node/folder", forgetful.commit("node/folder", {"Dockerfile": SMALL}))
         forgetful.wait(name, lambda build: build["waiting"] == why)
@@ -258,7 +258,7 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
         assert (build["state"], build["reason"], len(build["attempts"])) == ("failed", "infrastructure", 2)
         for attempt in build["attempts"]:
             assert attempt["reason"] == "infrastructure"
-            assert "not enough memory" in attempt["message"]
+            assert "Not enough memory" in attempt["message"]
         for word in ("retrying", "failed"):
             event = release.arrived("first", name, word)
             assert event.extensions["reason"] == "infrastructure"

@@ -21,7 +21,7 @@ class NoSuchRepository(CannotBuild):
 
 
 MESSAGES: Sequence[tuple[str, type[RequestError], str]] = (
-    (r"died of signal|external filter .* failed|smudge filter lfs failed", TryAgain, "git was ended from outside."),
+    (r" of signal \d|external filter .* failed|smudge filter lfs failed", TryAgain, "git was ended from outside."),
     (r"returned error: 30\d|redirect", Redirected, "The Git host redirects too often, or not to a repository."),
     (r"transport '.*' not allowed|protocol '.*' is not supported", RepositoryRefused, "The protocol is not allowed."),
     (
@@ -32,13 +32,17 @@ MESSAGES: Sequence[tuple[str, type[RequestError], str]] = (
     (
         r"could not read (Username|Password)|Authentication failed|returned error: 40[13]",
         NotShown,
-        "The Git host does not show this repository: it is not there, or not without a credential.",
+        "The Git host denies access to this repository: it does not exist, or requires a credential.",
     ),
     (r"repository '.*' not found|returned error: 4(04|10)", NoSuchRepository, "The Git host has no such repository."),
-    (r"does not appear to be a git repository|is this a git repository", CannotBuild, "There is no Git repository."),
+    (
+        r"does not appear to be a git repository|is this a git repository",
+        CannotBuild,
+        "No Git repository has this address.",
+    ),
     (r"bad config", CannotBuild, "The repository's .gitmodules cannot be read."),
     (r"does not support shallow", CannotBuild, "The Git host does not speak the smart HTTP protocol."),
-    (r"No space left on device", TryAgain, "There is no space left for the repository."),
+    (r"No space left on device", TryAgain, "The disk has no space for the repository."),
     (r"unable to create file|File name too long", CannotBuild, "The repository has a file that cannot be written."),
     (
         (

@@ -250,7 +250,7 @@ class Git:
         base, found, _ = where.partition("/info/refs?service=git-upload-pack")
         if not found:  # most likely a sign-in page
             raise CannotBuild(
-                f"{now.url} redirects to what is no repository: it is not there, or not without a credential."
+                f"{now.url} redirects to a page without a repository: it does not exist, or requires a credential."
             )
         target = canonical(base)
         try:

@@ -95,7 +95,7 @@ def had_pod(job: Manifest) -> bool:
 
 def _refusal(message: str) -> str:
     if "exceeded quota" in message:
-        return "The quota of the namespace has no room for the build pod"
+        return "The quota of the namespace does not allow the build pod"
     if "violates PodSecurity" in message:
         return f"The namespace admits no build pods until it has the label {PRIVILEGED}"
     return "The cluster refuses the build pod"
@@ -226,7 +226,7 @@ def _mount_trouble(pod: Manifest, events: Iterable[Manifest]) -> Trouble | None:
         no_key = f"A Secret that build pods mount lacks the key {missing['key']}: {said}"
         return Trouble(message=absent if missing["name"] else no_key, elsewhere=False)
     if path := _HOST_PATH.search(said):
-        message = f"The daemon's folder {path['path']} is not there on {node}: its Docker daemon's pod makes it."
+        message = f"The daemon's folder {path['path']} does not exist on {node}: the daemon's pod creates it."
         return Trouble(message=message, elsewhere=True)
     return Trouble(message=f"The build pod cannot begin on {node}: {said}", elsewhere=True)
 

@@ -242,7 +242,7 @@ class Store:
     def _require(self, connection: sqlite3.Connection, name: str) -> Build:
         build = self._find(connection, name)
         if build is None:
-            raise NotFound(f"There is no build {name}.")
+            raise NotFound(f"Build {name} not found.")
         return build
 
     def _put(self, connection: sqlite3.Connection, build: Build) -> Build:
@@ -282,7 +282,7 @@ class Store:
                 (version,) = connection.execute("PRAGMA user_version").fetchone()
                 if version > SCHEMA:
                     raise EngineError(
-                        f"{self._path} was written by a newer Kiln (schema {version}; this version supports {SCHEMA}). "
+                        f"{self._path} belongs to a newer Kiln (schema {version}; this version supports {SCHEMA}). "
                         "Upgrade Kiln, or set another KILN_STATE_DIR."
                     )
                 if version == 0:
@@ -352,7 +352,9 @@ def _decoded(row: _Row) -> Build:
     try:
         version = msgspec.json.decode(record, type=RecordVersion).version
         if version != VERSION:
-            raise Unavailable(f"The record of {name} has version {version}, but this Kiln supports only {VERSION}.")
+            raise Unavailable(
+                f"The record of {name} has version {version}, but this version of Kiln supports only {VERSION}."
+            )
         return replace(msgspec.json.decode(record, type=Build), name=name, revision=str(revision))
     except UNREADABLE as error:
         raise Unavailable(f"The record of {name} cannot be read: {error}.") from error
