@@ -1,7 +1,7 @@
-"""The command `kiln`. Each command imports what it needs when it runs, so that none pays for another.
+"""The command `kiln`. Each subcommand imports its modules when it runs, so that all start fast.
 
-An error is one line on standard error that begins with `kiln: error:`, and says what to do next. The exit statuses are
-in `kiln.exits`.
+An error is one line on standard error: `kiln: error:`, the fault, and the next step. The exit statuses are in
+`kiln.exits`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from urllib.parse import urljoin, urlsplit
 
 import click
 
-from kiln import remote, target
+from kiln import buildcommands, target
+from kiln.buildcommands import server_flags
 from kiln.errors import CommandError, KilnError, NotKnown
 from kiln.exits import Exit
-from kiln.remote import server_flags
 from kiln.settings import SETTINGS, for_web
 
 if TYPE_CHECKING:
@@ -35,18 +35,23 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def main() -> None:
-    """Runs the command line and exits with its status."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know every letter of an event
+    """Run the command line and exit with its status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of an event
     try:
         status = commands.main(prog_name="kiln", standalone_mode=False)
+        sys.stdout.flush()
     except KilnError as error:
         status = _failed(error.problems)
     except click.ClickException as error:
         status = _misused(error)
-    except BrokenPipeError:  # who reads the output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of the output has ended, such as `head`
+        _discard_output()
         status = Exit.FAILED
+    except OSError as error:
+        _discard_output()
+        status = _failed([f"{error.filename or 'Standard output'}: {error.strerror}"])
     except (KeyboardInterrupt, click.Abort):
         status = Exit.INTERRUPTED
     sys.exit(status)
@@ -58,8 +63,13 @@ def _failed(problems: Iterable[str]) -> Exit:
     return Exit.FAILED
 
 
+def _discard_output() -> None:
+    """Discard buffered output, which Python would otherwise write at its end, with another error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _misused(error: click.ClickException) -> Exit:
-    """With what to look at next."""
+    """Print the error, and where to find the options."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     _complain(f"kiln: error: {error.format_message()}")
     if context:
@@ -70,11 +80,11 @@ def _misused(error: click.ClickException) -> Exit:
 @click.group()
 @click.version_option(package_name="kiln-images")
 def commands() -> None:
-    """Turns events into container images."""
+    """Turn events into container images."""
 
 
 def settings_flags(command: F) -> F:
-    """Every `KILN_*` setting as an option: `KILN_IMAGE_PREFIX` is `--image-prefix`."""
+    """Add every `KILN_*` setting as an option: `KILN_IMAGE_PREFIX` is `--image-prefix`."""
     for setting in reversed(SETTINGS):
         if not setting.name.startswith("K_") and setting.name != "KILN_FAULT":
             option = click.option(setting.flag, setting.name, help=f"{setting.says} [{setting.name}]", metavar="VALUE")
@@ -83,7 +93,7 @@ def settings_flags(command: F) -> F:
 
 
 def environment(flags: dict[str, Any]) -> dict[str, str]:
-    """The environment, with what was given as options before it."""
+    """The environment; values of options take precedence."""
     return {**os.environ, **{name: value for name, value in flags.items() if value is not None}}
 
 
@@ -105,7 +115,7 @@ def web(**flags: Any) -> None:
 @commands.command()
 @settings_flags
 def controller(**flags: Any) -> None:
-    """Run the builds that were asked for. One of these runs at a time."""
+    """Run the requested builds. Further controllers wait for the first to end."""
     from builds.engines import EngineError  # noqa: PLC0415
     from kiln import wiring  # noqa: PLC0415
 
@@ -119,7 +129,7 @@ def controller(**flags: Any) -> None:
 @commands.command()
 @settings_flags
 def serve(**flags: Any) -> int:
-    """Run web and controller on this machine, and start again what ends."""
+    """Run web and controller, and restart them when they end."""
     from kiln import logs, wiring  # noqa: PLC0415
     from kiln import serve as both  # noqa: PLC0415
 
@@ -154,26 +164,30 @@ def check(saved: BinaryIO | None, online: bool, **flags: Any) -> int:
 @server_flags
 @settings_flags
 def diagnose(*, as_json: bool, **flags: Any) -> int:
-    """Find what is wrong with this machine and what Kiln needs, and say what to do.
+    """Find faults, and name their cures.
 
-    Of a server (--server, --profile) what can be seen from here. Exit status 1 if anything failed.
+    It examines this machine and the services that Kiln uses. With --server or --profile it examines that server from
+    this machine. The exit status is 1 if a probe failed.
     """
     from kiln.doctor import installation, report, server  # noqa: PLC0415
-    from kiln.here import prefixed  # noqa: PLC0415
+    from kiln.embedded import with_prefix  # noqa: PLC0415
 
-    of_server = {name: flags.pop(name) for name in target.OPTIONS}
-    away = target.chosen(os.environ, **of_server) if target.is_named(os.environ, of_server) else None
-    found = server.findings(away) if away else installation(prefixed(environment(flags)))
+    options = {name: flags.pop(name) for name in target.OPTIONS}
+    remote = target.resolve(os.environ, **options) if target.selects_server(os.environ, options) else None
+    found = server.findings(remote) if remote else installation(with_prefix(environment(flags)))
     return report.report(found, as_json=as_json)
 
 
 @commands.command()
 @click.argument("urls", nargs=-1, metavar="[URL]...")
-@click.option("--dry-run", "dry", is_flag=True, help="Show what is missing, and ask for nothing.")
+@click.option("--dry-run", "dry", is_flag=True, help="Show missing builds without requesting them.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @settings_flags
 def sync(urls: tuple[str, ...], dry: bool, as_json: bool, **flags: Any) -> int:
-    """Ask for what the listed repositories have and no webhook has told of."""
+    """Request builds that no webhook requested.
+
+    It compares the refs of the listed repositories, or of each URL, with the builds.
+    """
     from kiln.sync import run  # noqa: PLC0415
 
     return run(environment(flags), urls, dry=dry, as_json=as_json, say=click.echo, complain=_complain)
@@ -185,7 +199,7 @@ def sync(urls: tuple[str, ...], dry: bool, as_json: bool, **flags: Any) -> int:
 @click.pass_context
 def images(context: click.Context, /, as_json: bool, **flags: Any) -> int | None:
     """List the images that Kiln has pushed, and why each is kept."""
-    context.obj = flags
+    context.obj = flags | {"as_json": as_json}
     if context.invoked_subcommand is not None:
         return None
     from kiln.images import show  # noqa: PLC0415
@@ -194,14 +208,15 @@ def images(context: click.Context, /, as_json: bool, **flags: Any) -> int | None
 
 
 @images.command()
-@click.option("--delete", is_flag=True, help="Delete them; without it they are only shown.")
+@click.option("--delete", is_flag=True, help="Delete the images instead of only listing them.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON array.")
 @settings_flags
 @click.pass_obj
 def prune(before: dict[str, Any], /, delete: bool, as_json: bool, **flags: Any) -> int:
-    """Show the images that the rule `keep` does not need any more, or delete them."""
+    """List the images that the rule `keep` does not retain, or delete them."""
     from kiln.images import prune  # noqa: PLC0415
 
+    as_json = before.pop("as_json") or as_json
     given = environment(before | {name: value for name, value in flags.items() if value is not None})
     return prune(given, delete=delete, as_json=as_json, say=click.echo, complain=_complain)
 
@@ -217,53 +232,58 @@ def _complain(text: str) -> None:
 @click.option("--image", help="Image repository, without tag.")
 @click.option("--tag", "tags", multiple=True, help="Further tag to set on the image. Can be repeated.")
 @click.option("--build-arg", "build_args", multiple=True, metavar="NAME=VALUE", help="Can be repeated.")
-@click.option("--force", is_flag=True, help="Build again what was built before.")
+@click.option("--force", is_flag=True, help="Build again even if the image exists.")
 @click.option(
     "--push/--no-push",
     default=None,
-    help="On this machine: push the image, or leave it with the local daemon; by default push where KILN_IMAGE_PREFIX "
-    "is set.",
+    help="On this machine: push the image, or leave it with the local daemon. By default KILN_IMAGE_PREFIX decides.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the build as JSON at its end.")
 @server_flags
 def build(build_args: tuple[str, ...], *, push: bool | None, as_json: bool, **asked: Any) -> Exit:
-    """Build an image of a repository, follow the log, and print the image's reference.
+    """Build an image of a repository.
 
-    Without a server it is built on this machine, with nothing of Kiln running.
+    The log goes to standard error, and the image's reference to standard output. Without a server this machine builds
+    it, and no other process of Kiln needs to run.
     """
-    from kiln import building  # noqa: PLC0415
+    from kiln.backends import open_backend  # noqa: PLC0415
+    from kiln.follow import follow  # noqa: PLC0415
 
     _check_served(asked["repository"])
     pairs = _pairs(build_args)
-    with building.place(asked, push=push) as where:
-        where.ready()
+    with open_backend(asked, push=push) as backend:
+        backend.check_ready()
         body = {name: value for name, value in asked.items() if value} | {"build_args": pairs}
-        return building.finish(where, where.server.ask(body), as_json=as_json)
+        return follow(backend, backend.server.ask(body), as_json=as_json)
 
 
 def _check_served(repository: str) -> None:
-    """Raises CommandError for a folder of this machine: a commit there may be gone before its build begins."""
+    """Raises CommandError for a local folder, whose commit could be gone before the build begins."""
     path = "://" not in repository and (repository.startswith((".", "/", "~")) or Path(repository).exists())
     if path or repository.startswith("file:"):
         raise CommandError(
-            f"{repository} is a folder of this machine, and Kiln builds what a Git host serves. Push it to one and "
-            "name its URL, or build the folder with jupyter-repo2docker."
+            f"{repository} is a local folder, and Kiln builds repositories that a Git host serves. Push it to a Git "
+            "host and name its URL, or build the folder with jupyter-repo2docker."
         )
 
 
 @commands.command()
 @click.argument("image")
-@click.option("--repository", metavar="URL", help="The repository that it must be built from.")
-@click.option("--commit", help="The commit (40 or 64 hexadecimal digits) that it must be built from.")
-@click.option("--builder-id", "builder", metavar="URI", help="The Kiln that must have built it.")
-@click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) that must have signed the statement.")
+@click.option("--repository", metavar="URL", help="The repository that the image must come from.")
+@click.option("--commit", help="The commit (40 or 64 hexadecimal digits) that the image must come from.")
+@click.option("--builder-id", "builder", metavar="URI", help="The Kiln that must have built the image.")
+@click.option("--key", type=click.Path(path_type=Path), help="Public key (PEM) of the required signature.")
 @click.option("--registry-config", type=click.Path(path_type=Path), help="A docker config.json; by default the user's.")
-@click.option("--insecure-registry", "insecure", multiple=True, metavar="HOST:PORT", help="Speaks plain HTTP.")
-@click.option("--json", "as_json", is_flag=True, help="Print the statement itself.")
+@click.option(
+    "--insecure-registry", "insecure", multiple=True, metavar="HOST:PORT", help="A registry that speaks plain HTTP."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the statement as JSON.")
 def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: bool, **asked: Any) -> Exit:
-    """Check the provenance statement of IMAGE (name:tag or name@digest), and print what it proves.
+    """Check the provenance of an image.
 
-    Exit status: 0 it holds, 1 it does not, 3 it could not be looked at.
+    IMAGE is name:tag or name@digest. The output is the facts that its provenance statement proves.
+
+    Exit status: 0 the statement is valid, 1 it is not, 3 it could not be read.
     """
     import msgspec  # noqa: PLC0415
 
@@ -284,18 +304,18 @@ def verify(registry_config: Path | None, insecure: tuple[str, ...], *, as_json: 
 
 @commands.command()
 @click.argument("file", type=click.File("rb"))
-@click.option("--to", "url", metavar="URL", help="Kiln's URL, or a route's; by default this machine's Kiln.")
+@click.option("--to", "url", metavar="URL", help="Kiln's URL, or that of a route; by default this machine's Kiln.")
 @click.option("--token-file", type=click.Path(path_type=Path), help="File with an API token.")
-@click.option("--host", metavar="HOST", help="The Git host (github, gitea, …) whose webhook's payload the file holds.")
-@click.option("--sign", is_flag=True, help="Sign a webhook anew, with a secret of KILN_SECRETS_DIR.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option("--host", metavar="HOST", help="The Git host (github, gitea, …) of the payload in the file.")
+@click.option("--sign", is_flag=True, help="Sign a webhook again, with a secret of KILN_SECRETS_DIR.")
+@click.option("--json", "as_json", is_flag=True, help="Print the response as JSON.")
 def send(
     file: BinaryIO, url: str | None, token_file: Path | None, host: str | None, *, sign: bool, as_json: bool
 ) -> Exit:
-    """Post a saved event or webhook to the route that fits, and print the answer.
+    """Post a saved event or webhook to Kiln.
 
-    FILE is an event as JSON, an array of them, an HTTP request, a webhook's record or what its delivery page shows, or,
-    with --host, its payload alone.
+    The matching route receives it. FILE is an event as JSON, an array of events, an HTTP request, a webhook's record,
+    the text of its delivery page, or, with --host, its payload alone.
     """
     from kiln.client import Server  # noqa: PLC0415
 
@@ -306,7 +326,7 @@ def send(
     answer = Server(url, target.token_in(token_file)).send(url, headers, request.body)
     _show(answer, as_json=as_json)
     if answer.status_code == HTTPStatus.UNAUTHORIZED and request.word and not sign:
-        _complain("kiln: error: The file may not hold the body byte for byte, or not the secret. --sign signs it anew.")
+        _failed(["The signature does not match: the body or the secret has changed. --sign signs the webhook again."])
     return Exit.DONE if answer.ok else Exit.FAILED
 
 
@@ -327,13 +347,13 @@ def _content(file: BinaryIO) -> bytes:
     try:
         return file.read()
     except OSError as error:
-        raise CommandError(f"{file.name} cannot be read: {error.strerror}") from None
+        raise CommandError(f"{file.name} cannot be read: {error.strerror}. Name another file.") from None
 
 
 def _route(url: str | None, word: str | None) -> str:
-    """The route for what is sent, where `url` is none, Kiln's own, or that of its events; else `url`."""
-    url = url or f"{target.here(os.environ)}events"
-    with suppress(ValueError):  # it is told of when it is used
+    """The URL of the matching route, if `url` is `None`, Kiln's own or its route for events; else `url`."""
+    url = url or f"{target.local_url(os.environ)}events"
+    with suppress(ValueError):  # the client reports an invalid URL
         path = urlsplit(url).path
         if word and (not path or path.endswith(("/", "/events"))):
             return urljoin(url, f"webhooks/{word}")
@@ -352,28 +372,32 @@ def _saved(content: bytes, host: str | None) -> Saved:
 
 
 def _signed(request: Saved) -> dict[str, str]:
-    """The headers of a webhook, signed by one of this machine's secrets. Raises CommandError."""
+    """The headers of a webhook, signed with a secret of this machine. Raises CommandError."""
     from eventing.hosts import DIALECTS  # noqa: PLC0415
     from kiln.secrets import Secrets  # noqa: PLC0415
 
     if request.word is None:
-        raise CommandError("--sign: only webhooks of Git hosts are signed")
+        raise CommandError("--sign: only webhooks of Git hosts are signed. Omit --sign.")
     folder = os.environ.get("KILN_SECRETS_DIR")
     try:
         secrets = Secrets(Path(folder) if folder else None).webhooks(request.word)
     except OSError as error:
-        raise CommandError(f"--sign: KILN_SECRETS_DIR cannot be read: {error.strerror}") from None
+        raise CommandError(
+            f"--sign: KILN_SECRETS_DIR cannot be read: {error.strerror}. Correct its path or permissions."
+        ) from None
     if not secrets:
-        raise CommandError(f"--sign: KILN_SECRETS_DIR has no secret in webhooks/{request.word}")
+        raise CommandError(
+            f"--sign: KILN_SECRETS_DIR has no secret in webhooks/{request.word}. Add a file with the secret."
+        )
     return DIALECTS[request.word].signed(request.sent, request.body, secrets[0], datetime.now(UTC))
 
 
 def _pairs(arguments: tuple[str, ...]) -> dict[str, str]:
     pairs = [argument.partition("=") for argument in arguments]
     if any(not name or not equals for name, equals, _ in pairs):
-        raise click.UsageError("--build-arg must be NAME=VALUE")
+        raise click.UsageError("--build-arg must have the form NAME=VALUE")
     return {name: value for name, _, value in pairs}
 
 
-for command in remote.COMMANDS:
+for command in buildcommands.COMMANDS:
     commands.add_command(command)

@@ -1,7 +1,7 @@
-"""Asks a Kiln over its HTTP API: what the commands need, no more.
+"""A client for Kiln's HTTP API, as far as the commands need it.
 
-A log is followed as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Its ids are
-the same on every replica and after every restart, so a connection that drops is just made again from the last one.
+A log arrives as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html). Their ids are the
+same on every replica and after every restart, so after a lost connection the client resumes at the last id.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from kiln.errors import CommandError
 
 TIMEOUT = (5.0, 60.0)
 """Seconds to connect, and between two bytes: the server sends a comment at least every 30 s."""
-PATIENCE = 300.0
-"""Seconds without any answer after which following a log is given up."""
-ASK_AGAIN = 60.0
-"""Seconds for which a server that says "try again" is asked again."""
-TRY_AGAIN = frozenset({429, 502, 503, 504})
+RECONNECT_PERIOD = 300.0
+"""Seconds without an answer after which the client stops following a log."""
+RETRY_PERIOD = 60.0
+"""Seconds for which the client repeats a request with a retryable answer."""
+RETRYABLE = frozenset({429, 502, 503, 504})
+ENDED = ("succeeded", "failed", "cancelled")
+"""States of an ended build."""
 CURES: Mapping[int, str] = {
-    401: "Name a token by --token-file, KILN_TOKEN or a profile.",
-    403: "Ask as somebody who may, with another token.",
-    404: "`kiln ls` shows which builds there are.",
-    409: "`kiln show` tells how it ended.",
+    401: "Name a token with --token-file, KILN_TOKEN or a profile.",
+    403: "Use the token of a user with this permission.",
+    404: "`kiln ls` shows the builds.",
+    409: "`kiln show` shows how the build ended.",
     429: "Try again later.",
+    502: "Try again later.",
     503: "Try again later.",
+    504: "Try again later.",
 }
-"""What to do next, by the status of the answer. Of 400 and 422 the answer itself says it."""
+"""The next step for the user, by the status of the answer. An answer with 400 or 422 contains it."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,16 +48,16 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Server:
-    """A Kiln at `url` (with its base path). All methods raise CommandError with a sentence."""
+    """The server at `url`, which includes the base path. All methods raise CommandError with a sentence."""
 
     def __init__(self, url: str, token: str | None = None, adapter: BaseAdapter | None = None) -> None:
-        """`adapter` answers in place of the network."""
+        """`adapter` replaces the network."""
         try:
             valid = urlsplit(url).scheme in ("http", "https") and urlsplit(url).port != 0
         except ValueError:
             valid = False
         if not valid:
-            raise CommandError(f"{url} is not an http or https URL")
+            raise CommandError(f"{url} is not an http or https URL. Give one such as https://kiln.example.edu/.")
         self._url = url.rstrip("/") + "/"
         self._session = requests.Session()
         self._session.auth = _Bearer(token)
@@ -61,23 +65,23 @@ class Server:
             self._session.mount(self._url, adapter)
 
     def location(self, path: str) -> str:
-        """The URL of an absolute path that the server gave."""
+        """The URL of an absolute path in an answer."""
         return urljoin(self._url, path)
 
     def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Asks for a build; asking twice is asking once. Returns it."""
+        """Requests a build, and returns it. The request is idempotent."""
         return self._asked(urljoin(self._url, "api/v1/builds"), body)
 
     def rebuild(self, name: str) -> dict[str, Any]:
-        """Asks for the same build once more. Returns it."""
+        """Requests the same build again, and returns it."""
         return self._asked(f"{self._of(name)}/rebuild", {})
 
     def _asked(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        deadline = time.monotonic() + ASK_AGAIN
+        deadline = time.monotonic() + RETRY_PERIOD
         while True:
             answer = self._request("POST", url, json=body)
             pause = _pause(answer)
-            if answer.status_code not in TRY_AGAIN or time.monotonic() + pause > deadline:
+            if answer.status_code not in RETRYABLE or time.monotonic() + pause > deadline:
                 return _json(answer)
             time.sleep(pause)
 
@@ -92,7 +96,7 @@ class Server:
         return _json(self._request("DELETE", self._of(name)))
 
     def log(self, name: str, attempt: int | None) -> Iterator[str]:
-        """The lines that there are now."""
+        """The lines of the log up to now."""
         query = {"attempt": attempt} if attempt else {}
         with self._request("GET", f"{self._of(name)}/log", params=query, stream=True) as answer:
             if not answer.ok:
@@ -101,44 +105,50 @@ class Server:
                 yield line.decode("utf-8", "replace")
 
     def page(self, name: str | None) -> str:
-        """The address of a build's page, or of the list."""
+        """The URL of a build's page, or of the list of builds."""
         return urljoin(self._url, f"builds/{quote(name, safe='')}" if name else "")
 
     def _of(self, name: str) -> str:
         return urljoin(self._url, f"api/v1/builds/{quote(name, safe='')}")
 
     def follow(self, name: str, last: str | None = None) -> Iterator[Message]:
-        """The build's log and states to its end, over as many connections as it takes. `last` is the id of the last
-        message that was seen before."""
-        heard = time.monotonic()
+        """The build's log and states to its end. Reconnects when the connection breaks.
+
+        `last` is the id of the last known message.
+        """
+        answered_at = time.monotonic()
         while True:
             try:
                 for message in self._stream(name, last):
-                    heard = time.monotonic()
+                    answered_at = time.monotonic()
                     last = message.id or last
                     yield message
                 build = self.build(name)
-                heard = time.monotonic()
-                if build["state"] in ("succeeded", "failed", "cancelled"):
+                answered_at = time.monotonic()
+                if build["state"] in ENDED:
                     yield Message(kind="state", data=build)
                     return
             except _Dropped as dropped:
-                if time.monotonic() - heard > PATIENCE:
-                    raise CommandError(f"{dropped} The build {name} goes on.") from None
+                if time.monotonic() - answered_at > RECONNECT_PERIOD:
+                    raise CommandError(f"{dropped} The build {name} continues.") from None
             time.sleep(1)
 
+    def wait(self, name: str) -> dict[str, Any]:
+        """Waits for the end of a build, and returns it."""
+        return next(message.data for message in self.follow(name) if message.data.get("state") in ENDED)
+
     def get(self, path: str) -> requests.Response:
-        """Whatever is answered at a path under the server's URL."""
+        """The answer at a path below the server's URL, also if it is an error."""
         return self._request("GET", urljoin(self._url, path))
 
     def send(self, url: str, headers: Mapping[str, str], body: bytes) -> requests.Response:
-        """Posts what was saved, and returns whatever is answered."""
+        """Posts a saved request, and returns the answer, also if it is an error."""
         return self._request("POST", url, data=body, headers=headers)
 
     def _stream(self, name: str, last: str | None) -> Iterator[Message]:
         headers = {"Accept": "text/event-stream"} | ({"Last-Event-ID": last} if last else {})
         with self._request("GET", f"{self._of(name)}/log", headers=headers, stream=True) as answer:
-            if answer.status_code in TRY_AGAIN:
+            if answer.status_code in RETRYABLE:
                 raise _Dropped(_problem(answer))
             if not answer.ok:
                 raise CommandError(_problem(answer))
@@ -152,15 +162,15 @@ class Server:
             return self._session.request(method, url, timeout=TIMEOUT, allow_redirects=False, **options)
         except requests.RequestException as error:
             said = f"{self._url} does not answer ({type(error).__name__})."
-            raise _Dropped(f"{said} Check the address; `kiln serve` starts a Kiln on this machine.") from error
+            raise _Dropped(f"{said} Check the address; `kiln serve` starts Kiln on this machine.") from error
 
 
 class _Dropped(CommandError):
-    """Nothing was answered, or not to the end."""
+    """No answer arrived, or only a part of it."""
 
 
 class _Bearer(requests.auth.AuthBase):
-    """Being there, it keeps requests from taking credentials out of ~/.netrc."""
+    """Adds the token, if any. Its presence keeps requests from reading credentials in ~/.netrc."""
 
     def __init__(self, token: str | None) -> None:
         self._token = token
@@ -172,7 +182,7 @@ class _Bearer(requests.auth.AuthBase):
 
 
 def messages(lines: Iterable[bytes]) -> Iterator[Message]:
-    """Server-sent events from their lines; comments and what is not JSON are left out."""
+    """Parse server-sent events; comments and events without JSON are left out."""
     fields: dict[str, str] = {}
     for line in lines:
         if line:
@@ -190,15 +200,15 @@ def messages(lines: Iterable[bytes]) -> Iterator[Message]:
 
 def _json(answer: requests.Response) -> dict[str, Any]:
     if not answer.ok:
-        raise (_Dropped if answer.status_code in TRY_AGAIN else CommandError)(_problem(answer))
+        raise (_Dropped if answer.status_code in RETRYABLE else CommandError)(_problem(answer))
     try:
         return msgspec.json.decode(answer.content, type=dict[str, Any])
     except msgspec.DecodeError:
-        raise CommandError(f"{answer.url} does not answer like a Kiln. Check the address and its base path.") from None
+        raise CommandError(f"{answer.url} is not an API of Kiln. Check the address and its base path.") from None
 
 
 def _problem(answer: requests.Response) -> str:
-    """What the server says is wrong (RFC 9457), or just its status; and what to do next."""
+    """The problem in the answer (RFC 9457), or else its status, and the next step for the user."""
     try:
         problem = msgspec.json.decode(answer.content, type=dict[str, Any])
     except msgspec.DecodeError:

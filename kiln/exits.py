@@ -1,4 +1,4 @@
-"""The exit statuses of `kiln`, as docs/cli.md has them."""
+"""The exit statuses of `kiln`, documented in docs/cli.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Those of signals are as a shell has them: 128 and the signal's number."""
+    """The statuses of signals are 128 plus the signal's number, as in a shell."""
 
     DONE = 0
     FAILED = 1

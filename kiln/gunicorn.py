@@ -32,7 +32,7 @@ from gunicorn.workers.gthread import TConn, ThreadWorker  # type: ignore[import-
 
 from builds.engines import EngineError
 from eventing.wire import REPEATED
-from kiln import logs, running
+from kiln import discovery, logs
 from kiln.arrival import Arrival
 from kiln.ops import Ops
 from kiln.settings import Settings
@@ -402,7 +402,7 @@ class Web(BaseApplication):  # type: ignore[misc]
             return None
         path = self._settings.base_path.removeprefix("/")
         try:
-            return running.announce(self._settings.state_dir, f"{_reached(address)}{path}")
+            return discovery.announce(self._settings.state_dir, f"{_reached(address)}{path}")
         except OSError as error:
             log.warning("The commands of this machine will not find this web: %s", error)
             return None

@@ -1,6 +1,7 @@
-"""What `kiln build` shows while it waits: plain lines in a file, and on a terminal a last line that says how it stands.
+"""The progress of a build, as `kiln build` shows it: plain lines, and on a terminal a last line with the current phase.
 
-A log is text from a stranger's repository: on its way to a terminal it loses everything that could steer one.
+A log contains text from any repository. Control characters and escape sequences are removed, because they could change
+the terminal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from kiln.client import Message
 
 
 class Progress:
-    """Use as a context; `show` each message as it comes."""
+    """A context; `show` prints a message of the build."""
 
     def __init__(self, out: TextIO) -> None:
         self._lines: _Lines = _Terminal(out) if out.isatty() else _Plain(out)
@@ -38,8 +39,8 @@ class Progress:
         phase = line.get("phase")
         if phase and phase != self._phase:
             self._phase = str(phase)
-            self._lines.stands(self._phase)
-        self._lines.say(printable(str(line.get("line") or "")))
+            self._lines.status(self._phase)
+        self._lines.line(printable(str(line.get("line") or "")))
 
     def _change(self, build: dict[str, Any]) -> None:
         state, waiting = str(build.get("state")), build.get("waiting")
@@ -48,26 +49,26 @@ class Progress:
             return
         self._state, self._phase = said, None
         if build.get("finished_at") and (took := _took(build.get("durations") or {})):
-            self._lines.say(f"[{took}]")
-        self._lines.say(f"[{said}]")
-        self._lines.stands(said)
+            self._lines.line(f"[{took}]")
+        self._lines.line(f"[{said}]")
+        self._lines.status(said)
 
 
 def _took(durations: dict[str, float | None]) -> str:
-    """How long each phase took; empty where none was reached."""
+    """The duration of each phase that was reached."""
     phases = ((name, durations.get(name)) for name in ("fetch", "build", "push"))
     return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases if seconds is not None)
 
 
 class _Lines(Protocol):
-    """Where lines go. All text is printable."""
+    """An output for lines. All text is printable."""
 
     def begin(self) -> None: ...
 
-    def say(self, text: str) -> None: ...
+    def line(self, text: str) -> None: ...
 
-    def stands(self, text: str) -> None:
-        """What is being done, in a word."""
+    def status(self, text: str) -> None:
+        """Shows the current phase or state."""
 
     def end(self) -> None: ...
 
@@ -80,17 +81,17 @@ class _Plain:
 
     def begin(self) -> None: ...
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         self._out.write(f"{text}\n")
         self._out.flush()
 
-    def stands(self, text: str) -> None: ...
+    def status(self, text: str) -> None: ...
 
     def end(self) -> None: ...
 
 
 class _Terminal:
-    """A terminal: below the lines stands what is being done, and for how long the build has been followed."""
+    """A terminal. A line below the log shows the current phase and the time since the command started."""
 
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console  # noqa: PLC0415
@@ -104,10 +105,10 @@ class _Terminal:
     def begin(self) -> None:
         self._bars.start()
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         self._bars.console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
-    def stands(self, text: str) -> None:
+    def status(self, text: str) -> None:
         self._bars.update(self._task, description=text)
 
     def end(self) -> None:

@@ -1,4 +1,4 @@
-"""`kiln serve`: web and controller of one machine, each in a process of its own that is started again when it ends."""
+"""`kiln serve` supervises web and controller on one machine: each is a process, and restarts when it ends."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from kiln.ops import NOTIFY_SOCKET
 from kiln.settings import Settings
 
 LONGEST_PAUSE = 30.0
-"""Seconds before a process is started again."""
+"""The longest delay before a restart, in seconds."""
 STEADY = 60.0
-"""Seconds after which a process counts as healthy: the pause after its end is the shortest."""
+"""Seconds after which a process counts as healthy, so that it restarts after the shortest delay."""
 _PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
 
 
 def serve(environment: Mapping[str, str], found: Settings) -> int:
-    """Runs both until SIGTERM or SIGINT, a second of which kills them. Returns the exit status."""
+    """Run both until SIGTERM or SIGINT; a second signal kills them. Returns the exit status."""
     return asyncio.run(_serve(environment, found))
 
 
@@ -44,12 +44,12 @@ async def _serve(environment: Mapping[str, str], found: Settings) -> int:
 
 
 def _other_port(found: Settings) -> dict[str, str]:
-    """The controller's ops port where one is set: the next after web's."""
+    """The controller's ops port: the number after web's, if that is set."""
     return {"KILN_OPS_PORT": str(found.ops_port + 1)} if found.ops_port else {}
 
 
 class _Supervised:
-    """One process, which is started again when it ends."""
+    """A process that restarts when it ends."""
 
     def __init__(self, name: str, environment: Mapping[str, str], stop: asyncio.Event, kill: asyncio.Event) -> None:
         self._name = name
@@ -58,30 +58,30 @@ class _Supervised:
         self._kill = kill
 
     async def run(self) -> int:
-        """Runs it until `stop`. Sets `stop` and returns 1 where it ends without ever having been ready, else 0."""
+        """Run the process until `stop`, and return 0. If it ends without ever being ready, set `stop` and return 1."""
         pause = 0.0
-        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as told:
-            told.bind("")  # to a name that the kernel gives, without a file (unix(7))
+        with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as notices:
+            notices.bind("")  # the kernel chooses an abstract name (unix(7))
             while True:
                 began = time.monotonic()
-                status = await self._once(told)
+                status = await self._once(notices)
                 if self._stop.is_set():
                     return 0
-                if not _has_been_ready(told):
+                if not _has_been_ready(notices):
                     self._stop.set()
                     return 1
                 lasted = time.monotonic() - began
                 pause = 1.0 if lasted > STEADY else min(max(2 * pause, 1.0), LONGEST_PAUSE)
-                log.error("%s ended with status %d; started again in %.0f s", self._name, status, pause)
+                log.error("%s ended with status %d; restarting in %.0f s", self._name, status, pause)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), pause)
                 if self._stop.is_set():
                     return 0
 
-    async def _once(self, told: socket.socket) -> int:
-        """Its status, when it has ended."""
+    async def _once(self, notices: socket.socket) -> int:
+        """Run the process once, and return its exit status. Its notices of readiness go to `notices` (sd_notify(3))."""
         command = [sys.executable, "-m", "kiln", self._name]
-        environment = {**self._environment, NOTIFY_SOCKET: "@" + told.getsockname()[1:].decode()}
+        environment = {**self._environment, NOTIFY_SOCKET: "@" + notices.getsockname()[1:].decode()}
         process = await asyncio.create_subprocess_exec(
             *command, env=environment, start_new_session=True, preexec_fn=_end_with_parent
         )
@@ -101,14 +101,14 @@ class _Supervised:
         return await ended
 
 
-def _has_been_ready(told: socket.socket) -> bool:
-    """Whether any process so far has told that. What it sent stays there, however soon it ended after."""
+def _has_been_ready(notices: socket.socket) -> bool:
+    """Whether a process has sent a notice of readiness. The notice stays in the socket."""
     try:
-        return bool(told.recv(64, socket.MSG_DONTWAIT | socket.MSG_PEEK))
+        return bool(notices.recv(64, socket.MSG_DONTWAIT | socket.MSG_PEEK))
     except BlockingIOError:
         return False
 
 
 def _end_with_parent() -> None:
-    """In the child: have the kernel send SIGTERM when `kiln serve` dies (prctl(2))."""
+    """In the child: make the kernel send SIGTERM when `kiln serve` ends (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,7 +1,7 @@
-"""Builds as a person reads them in a terminal: tables, with colours where the terminal has them.
+"""Tables of builds and findings for a terminal.
 
-rich takes colours and width from the terminal, and follows `NO_COLOR` (https://no-color.org). Texts of a repository
-lose what could steer a terminal.
+rich takes colours and width from the terminal, and respects `NO_COLOR` (https://no-color.org). Control characters in
+texts of a repository are removed.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ STYLES = {
 }
 STEPS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 SHORT = 7
-"""Letters of a commit."""
+"""Digits of a commit that a table shows."""
 WIDEST = 10_000
-"""Columns of what is no terminal."""
+"""Columns of an output that is not a terminal."""
 
 Shape = Mapping[str, Any]
-"""A build as the API gives it (`builds.report.BuildView`)."""
+"""A build in the API's form (`builds.report.BuildView`)."""
 
 
-def listed(builds: Iterable[Shape], now: datetime) -> None:
-    """A line for each build."""
+def print_builds(builds: Iterable[Shape], now: datetime) -> None:
+    """Print a line for each build."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("NAME", "STATE", "REPOSITORY", "REF", "COMMIT", "AGE", "TOOK"):
         table.add_column(heading, overflow="fold", no_wrap=heading != "REPOSITORY")
@@ -50,8 +50,8 @@ def listed(builds: Iterable[Shape], now: datetime) -> None:
     _print(table)
 
 
-def shown(build: Shape) -> None:
-    """All that is known of a build, a line for each fact."""
+def print_build(build: Shape) -> None:
+    """Print all facts about a build, one per line."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -61,8 +61,8 @@ def shown(build: Shape) -> None:
     _print(table)
 
 
-def diagnosed(findings: Iterable[Finding]) -> None:
-    """A line for each finding of `kiln doctor`."""
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Print a line for each finding of `kiln doctor`."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("STATE", "PROBE", "FOUND", "WHAT TO DO"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "STATE")
@@ -72,7 +72,7 @@ def diagnosed(findings: Iterable[Finding]) -> None:
 
 
 def _print(table: Table) -> None:
-    """Within the terminal's width; elsewhere a line for each row, however long, so that `grep` finds whole names."""
+    """Fit the table into a terminal's width; elsewhere print each row on one line, so that `grep` finds whole names."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDEST)
@@ -111,13 +111,13 @@ def _state(build: Shape) -> str:
 
 
 def _text(value: str | None) -> Text:
-    """Coloured where it is a state. Never read as rich's markup."""
+    """Colour a state; rich must not interpret the text as markup."""
     text = printable(value or "")
     return Text(text, style=STYLES.get(text.partition(" ")[0], ""))
 
 
 def _short(repository: str) -> str:
-    """Without the scheme."""
+    """The URL without its scheme."""
     parts = urlsplit(repository)
     return f"{parts.netloc}{parts.path}"
 
@@ -128,7 +128,7 @@ def _ref(build: Shape) -> str:
 
 
 def took(build: Shape) -> str:
-    """From the start of the latest attempt to its end; empty while it has not both."""
+    """The duration of the latest attempt; empty until its end."""
     if not build["started_at"] or not build["finished_at"]:
         return ""
     return span(
@@ -137,12 +137,12 @@ def took(build: Shape) -> str:
 
 
 def age(moment: str, now: datetime) -> str:
-    """How long ago an RFC 3339 time was."""
+    """The time since an RFC 3339 time."""
     return span((now - datetime.fromisoformat(moment).astimezone(UTC)).total_seconds())
 
 
 def span(seconds: float) -> str:
-    """Seconds in the largest unit that fits."""
+    """A duration in the largest unit that is not longer than it."""
     size, unit = next(((size, unit) for size, unit in STEPS if seconds >= size), STEPS[-1])
     return (
         f"{seconds / size:.1f} {unit}" if unit == "s" and seconds < STEPS[-2][0] else f"{int(seconds // size)} {unit}"

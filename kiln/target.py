@@ -1,9 +1,8 @@
-"""Which Kiln the command talks to, and as whom.
+"""The server of a command, and the credential for it.
 
-What comes first counts: options, then `KILN_SERVER` and `KILN_TOKEN`, then a profile, then this machine's Kiln: its web
-if one runs, or else its records themselves. A token
-belongs to the server that was named with it: one of the environment or of a profile is never sent to a server from an
-option.
+The first of these counts: options, `KILN_SERVER` with `KILN_TOKEN`, a profile, and the web of this machine. Without any
+of them the command uses the embedded Kiln. A token belongs to the server that was named with it. So a token of the
+environment or of a profile is never sent to a server from an option.
 
     ~/.config/kiln/profiles.yaml (XDG Base Directory Specification: $XDG_CONFIG_HOME in place of ~/.config)
 
@@ -22,35 +21,35 @@ from urllib.parse import urlsplit
 import msgspec
 
 from builds.repository import is_loopback
-from kiln import localtoken, running, yamlfile
+from kiln import discovery, localtoken, yamlfile
 from kiln.errors import CommandError, ConfigError
 from kiln.settings import SETTINGS
 
 OPTIONS = ("server", "token_file", "profile")
-"""By which a command is told."""
+"""The options that select a server."""
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry of the file."""
+    """An entry of profiles.yaml."""
 
     server: str
     token_file: str | None = None
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
-    """`server` is a URL with the base path; `token_file` is where the token was read, if it was a file."""
+    """`server` is a URL with the base path; `token_file` is the file that held the token, if any."""
 
     server: str
     token: str | None = None
     token_file: Path | None = None
 
 
-def chosen(
+def resolve(
     environ: Mapping[str, str], *, server: str | None, token_file: Path | None, profile: str | None
 ) -> Target | None:
-    """`None` where this machine's records are asked without a server.
+    """The selected server; `None` for the embedded Kiln.
 
-    Raises CommandError for a file that cannot be read, and for a profile that is not there.
+    Raises CommandError for an unreadable file or a missing profile.
     """
     named = None if server else profile or (None if environ.get("KILN_SERVER") else environ.get("KILN_PROFILE"))
     if named:
@@ -60,38 +59,36 @@ def chosen(
     if not server and environ.get("KILN_SERVER"):
         token = environ.get("KILN_TOKEN") if token_file is None else token_in(token_file)
         return Target(server=environ["KILN_SERVER"], token=token, token_file=token_file)
-    url = server or running.found(state_dir(environ)) or (here(environ) if in_cluster(environ) else None)
+    url = server or discovery.running_web(state_dir(environ)) or (local_url(environ) if in_cluster(environ) else None)
     if url is None:
         if token_file:
-            raise CommandError(
-                "--token-file: no web runs on this machine that a token could be for. Name one by --server."
-            )
+            raise CommandError("--token-file: No web runs on this machine. Name a server with --server.")
         return None
     file = token_file or local_token(environ, url)
     own = None if server or file else environ.get("KILN_TOKEN")
     return Target(server=url, token=own or token_in(file), token_file=file)
 
 
-def is_named(environ: Mapping[str, str], options: Mapping[str, object]) -> bool:
-    """Whether a server is named, by an option or the environment."""
+def selects_server(environ: Mapping[str, str], options: Mapping[str, object]) -> bool:
+    """Whether an option or the environment selects a server."""
     named = (options["server"], options["profile"], environ.get("KILN_SERVER"), environ.get("KILN_PROFILE"))
     return any(named)
 
 
-def repeated(options: Mapping[str, object]) -> str:
-    """Those of the options that were given, as a shell takes them, each with a space before it."""
+def as_arguments(options: Mapping[str, object]) -> str:
+    """The options that have a value, quoted for a shell, each with a space before it."""
     given = ((name.replace("_", "-"), options[name]) for name in OPTIONS if options[name])
     return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given)
 
 
-def here(environ: Mapping[str, str]) -> str:
-    """This machine's web: the one that runs, or else where it would be."""
-    url = None if in_cluster(environ) else running.found(state_dir(environ))
+def local_url(environ: Mapping[str, str]) -> str:
+    """The URL of this machine's running web, or else of the port that a web would use."""
+    url = None if in_cluster(environ) else discovery.running_web(state_dir(environ))
     return url or _by_port(environ)
 
 
 def in_cluster(environ: Mapping[str, str]) -> bool:
-    """Whether the records are not this machine's."""
+    """Whether the records are in a cluster, not on this machine."""
     return environ.get("KILN_ENGINE") == "kubernetes"
 
 
@@ -106,7 +103,7 @@ def _by_port(environ: Mapping[str, str]) -> str:
 
 
 def local_token(environ: Mapping[str, str], url: str) -> Path | None:
-    """The file with this machine's token, where there is one and it would not leave the machine."""
+    """The file with this machine's token, if it exists and `url` is a loopback address."""
     try:
         near = is_loopback(urlsplit(url).hostname or "")
     except ValueError:
@@ -116,7 +113,7 @@ def local_token(environ: Mapping[str, str], url: str) -> Path | None:
 
 
 def profiles_file(environ: Mapping[str, str]) -> Path:
-    """https://specifications.freedesktop.org/basedir-spec/latest/: a relative path there is ignored."""
+    """https://specifications.freedesktop.org/basedir-spec/latest/: a relative XDG_CONFIG_HOME is ignored."""
     folder = Path(environ.get("XDG_CONFIG_HOME") or "")
     return (folder if folder.is_absolute() else Path("~/.config").expanduser()) / "kiln" / "profiles.yaml"
 
@@ -126,13 +123,16 @@ def _profile(environ: Mapping[str, str], name: str) -> Profile:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise CommandError(f"The profile {name} needs {path}, which cannot be read: {error.strerror}") from None
+        raise CommandError(
+            f"The profile {name} cannot be read from {path}: {error.strerror}. Correct that, or use --server."
+        ) from None
     try:
         profiles = msgspec.convert(yamlfile.document(content).value or {}, dict[str, Profile])
     except (ConfigError, msgspec.ValidationError) as error:
         raise CommandError(f"{path}: {error}") from None
     if name not in profiles:
-        raise CommandError(f"{path} has no profile {name}; it has {', '.join(sorted(profiles)) or 'none'}")
+        known = ", ".join(sorted(profiles)) or "none"
+        raise CommandError(f"{path} has no profile {name}; it has {known}. Add {name}, or name another profile.")
     return profiles[name]
 
 
@@ -142,4 +142,6 @@ def token_in(file: Path | None) -> str | None:
     try:
         return file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--token-file: {file} cannot be read ({type(error).__name__})") from None
+        raise CommandError(
+            f"The token file {file} cannot be read ({type(error).__name__}). Correct its path or permissions."
+        ) from None

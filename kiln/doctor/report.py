@@ -19,5 +19,5 @@ def report(findings: Iterable[Finding], *, as_json: bool) -> int:
         text = msgspec.json.format(msgspec.json.encode({"state": worst, "findings": found}), indent=2)
         sys.stdout.write(f"{text.decode()}\n")
     else:
-        tables.diagnosed(found)
+        tables.print_findings(found)
     return 1 if worst is FindingState.FAILED else 0

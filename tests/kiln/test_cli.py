@@ -274,7 +274,7 @@ def test_what_a_delivery_page_shows_goes_to_its_hosts_route(with_secrets: tuple[
     here = {"PORT": str(web.url).split(":")[2].split("/")[0]}
     unsigned = kiln.run("send", "-", stdin=page.encode(), **here)
     assert (unsigned.returncode, unsigned.stdout[:4]) == (1, "401 ")
-    assert "--sign signs it anew" in unsigned.stderr
+    assert "--sign signs the webhook again" in unsigned.stderr
     for to in ((), ("--to", str(web.url)), ("--to", f"{web.url}events"), ("--to", f"{web.url}webhooks/github")):
         done = kiln.run("send", "-", "--sign", *to, stdin=page.encode(), **here)
         assert (done.returncode, done.stdout[:4], done.stderr) == (0, "202 ", "")

@@ -1,7 +1,7 @@
-"""Which web runs on a state folder: each has a file there with its URL, and keeps it locked.
+"""Discovery of the webs that run on a state folder: each keeps a file there with its URL, and holds a lock on it.
 
-A file alone could name a port that another program has by now, which must not be sent this machine's token. The kernel
-lets a lock go with the last process that holds it, so a locked file is never out of date.
+Without the lock, a file could name a port that belongs to another program by now, and a command would send this
+machine's token there. The kernel releases the lock with the last process that holds it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 PATTERN = "web-*.url"
-LARGEST = 4096
+MAX_URL = 4096
+"""Bytes of a URL that are read."""
 
 
 def announce(state_dir: Path, url: str) -> BinaryIO:
-    """Makes the file. It tells of this process until what is returned is closed here and in all forks.
+    """Writes the file and locks it. Web is announced until this process and all its forks close the returned file.
 
     Raises OSError.
     """
@@ -32,24 +33,24 @@ def announce(state_dir: Path, url: str) -> BinaryIO:
     return file
 
 
-def found(state_dir: Path) -> str | None:
-    """The URL of the web that began last of those that run. Removes the files of those that have ended."""
-    files = sorted(state_dir.glob(PATTERN), key=_began, reverse=True)
+def running_web(state_dir: Path) -> str | None:
+    """The URL of the running web that started last. Removes the files of webs that have ended."""
+    files = sorted(state_dir.glob(PATTERN), key=_started, reverse=True)
     return next(filter(None, map(_url, files)), None)
 
 
-def _began(file: Path) -> float:
+def _started(file: Path) -> float:
     with suppress(OSError):
         return file.stat().st_mtime
     return 0.0
 
 
 def _url(path: Path) -> str | None:
-    """`None` where nobody holds the lock."""
+    """`None` if no process holds the lock."""
     with suppress(OSError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return file.read(LARGEST).decode()
+            return file.read(MAX_URL).decode()
         path.unlink()
     return None

@@ -1,6 +1,6 @@
-"""The API without a server: an adapter of requests behind which a WSGI application answers, in this process.
+"""A transport adapter for requests that calls a WSGI application in this process, in place of a server.
 
-So the commands ask this machine's records as they ask a server: one client, one set of answers, no second policy.
+So a command without a server uses the same client, API and policy as with one.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 
-class InProcess(BaseAdapter):
-    """Pieces of an answer come as the application makes them: a log can be followed."""
+class WSGIAdapter(BaseAdapter):
+    """Passes on each piece of a response as the application yields it, so that a client can follow a log."""
 
     def __init__(self, app: WSGIApplication) -> None:
         super().__init__()
         self._app = app
 
-    def send(  # noqa: PLR0917  (the signature is requests')
+    def send(  # noqa: PLR0917  (the signature of requests)
         self,
         request: requests.PreparedRequest,
         stream: bool = False,  # noqa: ARG002
@@ -53,11 +53,11 @@ class InProcess(BaseAdapter):
         return answer
 
     def close(self) -> None:
-        """There is no connection."""
+        """Does nothing: no connection exists."""
 
 
 class _Body:
-    """As urllib3 gives it to requests."""
+    """A response body with the methods of urllib3 that requests calls."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self._chunks = chunks

@@ -22,12 +22,12 @@ from builds.builder.spec import Surroundings
 from builds.engines import Submission
 from builds.engines.local import LocalEngine
 from builds.transitions import change
-from kiln import running
+from kiln import discovery
 from kiln.cli import commands
 from kiln.client import Message, Server
 from kiln.exits import Exit
-from kiln.inprocess import InProcess
 from kiln.progress import Progress
+from kiln.wsgiadapter import WSGIAdapter
 from tests.parts.kiln import ROOT, Kiln, get, until
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -89,7 +89,7 @@ def test_work_that_cannot_be_done_is_an_error_and_not_an_interruption(tmp_path: 
         for command in (("cancel", name), ("logs", "-f", name)):
             done = kiln.run(*command)
             assert (done.returncode, done.stdout) == (1, "")
-            assert done.stderr.startswith("kiln: error: The build cannot be gone on with: [Errno 21]"), done.stderr
+            assert done.stderr.startswith("kiln: error: The controller failed: [Errno 21]"), done.stderr
 
 
 def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) -> None:
@@ -111,35 +111,36 @@ def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) ->
 
 def test_the_lock_tells_which_webs_run(tmp_path: Path) -> None:
     (tmp_path / "web-stale.url").write_text("http://127.0.0.1:1/")
-    assert running.found(tmp_path) is None
+    assert discovery.running_web(tmp_path) is None
     assert not list(tmp_path.iterdir())
-    first = running.announce(tmp_path, "http://127.0.0.1:2/")
+    first = discovery.announce(tmp_path, "http://127.0.0.1:2/")
     for path in tmp_path.iterdir():
         os.utime(path, (1, 1))
-    second = running.announce(tmp_path, "http://127.0.0.1:3/")
-    assert running.found(tmp_path) == "http://127.0.0.1:3/"
+    second = discovery.announce(tmp_path, "http://127.0.0.1:3/")
+    assert discovery.running_web(tmp_path) == "http://127.0.0.1:3/"
     second.close()
-    assert running.found(tmp_path) == "http://127.0.0.1:2/"
+    assert discovery.running_web(tmp_path) == "http://127.0.0.1:2/"
     first.close()
-    assert running.found(tmp_path / "absent") is None
-    assert running.found(tmp_path) is None
+    assert discovery.running_web(tmp_path / "absent") is None
+    assert discovery.running_web(tmp_path) is None
 
 
 @pytest.mark.parametrize(
     ("arguments", "more", "status", "says"),
     [
-        (["build", URL], NOWHERE, 1, "does not answer: No such file or directory. Start it"),
-        (["build", "."], {}, 1, "is a folder of this machine"),
-        (["build", "file:///srv/course"], {}, 1, "is a folder of this machine"),
-        (["build", "./course"], {}, 1, "Push it to one and name its URL"),
-        (["build", "--push", URL], {}, 1, "KILN_IMAGE_PREFIX must be set"),
-        (["build", "--push", URL, "--server", "http://127.0.0.1:9/"], {}, 2, "are for builds on this machine"),
-        (["build", "--no-push", URL], {"KILN_SERVER": "http://127.0.0.1:9/"}, 2, "are for builds on this machine"),
-        (["build", URL, "--token-file", "/nowhere"], {}, 1, "Name one by --server"),
+        (["build", URL], NOWHERE, 1, "does not answer: No such file or directory. Start the daemon"),
+        (["build", "."], {}, 1, "is a local folder"),
+        (["build", "file:///srv/course"], {}, 1, "is a local folder"),
+        (["build", "./course"], {}, 1, "Push it to a Git host and name its URL"),
+        (["build", "--push", URL], {}, 1, "Set KILN_IMAGE_PREFIX"),
+        (["build", "--push", URL], {"KILN_IMAGE_PREFIX": "localhost/mine/"}, 1, "--push needs a registry"),
+        (["build", "--push", URL, "--server", "http://127.0.0.1:9/"], {}, 2, "apply to builds on this machine"),
+        (["build", "--no-push", URL], {"KILN_SERVER": "http://127.0.0.1:9/"}, 2, "apply to builds on this machine"),
+        (["build", URL, "--token-file", "/nowhere"], {}, 1, "Name a server with --server"),
         (["build"], {}, 2, "`kiln build --help` shows every option"),
         (["bake"], {}, 2, "`kiln --help` shows every option"),
         (["ls"], {"KILN_SERVER": "http://127.0.0.1:9/"}, 1, "Check the address"),
-        (["rebuild", "build-none"], {}, 1, "`kiln ls` shows which builds there are"),
+        (["rebuild", "build-none"], {}, 1, "`kiln ls` shows the builds"),
         (["web"], {}, 1, "KILN_IMAGE_PREFIX: must be set"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -189,7 +190,7 @@ def test_exit_statuses_are_documented_and_no_other_is_used() -> None:
     page = (ROOT / "docs" / "cli.md").read_text()
     table = page.partition("| exit status | |")[2].partition("\n\n")[0]
     assert [int(status) for status in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == [*Exit]
-    for module in ("building", "cli", "remote"):
+    for module in ("backends", "buildcommands", "cli", "follow"):
         tree = ast.parse((ROOT / "kiln" / f"{module}.py").read_text())
         returned = (node.value for node in ast.walk(tree) if isinstance(node, ast.Return))
         numbers = [node.value for node in returned if isinstance(node, ast.Constant) and type(node.value) is int]
@@ -277,7 +278,7 @@ def test_an_answer_in_this_process_comes_piece_by_piece_and_is_closed() -> None:
 
         return pieces()
 
-    server = Server("http://127.0.0.1/a%20b", "secret", InProcess(app))
+    server = Server("http://127.0.0.1/a%20b", "secret", WSGIAdapter(app))
     follow = server.follow("build-ü/x")
     assert next(follow).data == {"line": "0"}
     assert told == ["GET /a b/api/v1/builds/build-Ã¼/x/log?", "", "Bearer secret", "made 0"]

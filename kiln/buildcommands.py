@@ -1,6 +1,6 @@
-"""Commands about builds: each is a few requests of the HTTP API, of a Kiln that runs or of this machine's records.
+"""Commands about builds: each sends a few requests to the HTTP API of a server or of the embedded Kiln.
 
-With `--json` a command prints what the API answered, and nothing else, on standard output.
+With `--json` a command prints the API's response alone on standard output.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., object])
 
-COMPLETED = 50
+MAX_COMPLETED = 50
 """Builds whose names a shell completes."""
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
 def server_flags(command: F) -> F:
-    """Where Kiln is, and who asks."""
+    """Add the options that select the server and the credential."""
     server = click.option("--server", default=None, metavar="URL", help="Kiln's URL. [KILN_SERVER]")
     token = click.option(
         "--token-file", type=click.Path(path_type=Path), help="File with an API token. [KILN_TOKEN: the token itself]"
@@ -40,35 +40,35 @@ def server_flags(command: F) -> F:
     return server(token(profile(command)))
 
 
-def targeted(flags: dict[str, Any]) -> Target | None:
-    """Takes the flags of `server_flags` out of `flags`. Raises CommandError."""
-    return target.chosen(os.environ, **{name: flags.pop(name) for name in target.OPTIONS})
+def selected(flags: dict[str, Any]) -> Target | None:
+    """The server that `flags` select; takes the options of `server_flags` out of them. Raises CommandError."""
+    return target.resolve(os.environ, **{name: flags.pop(name) for name in target.OPTIONS})
 
 
 def connected(flags: dict[str, Any]) -> Server:
-    """The server that they name, or this machine's records. Raises KilnError."""
+    """The server that `flags` select, or else the embedded Kiln. Raises KilnError."""
     from kiln.client import Server  # noqa: PLC0415
 
-    found = targeted(flags)
+    found = selected(flags)
     if found:
         return Server(found.server, found.token)
-    from kiln.here import opened  # noqa: PLC0415
+    from kiln.embedded import open_kiln  # noqa: PLC0415
 
-    return opened(os.environ).server
+    return open_kiln(os.environ).server
 
 
-def complete(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-    """The names of the latest builds; none where they cannot be had."""
+def complete(context: click.Context, _parameter: click.Parameter, prefix: str) -> list[CompletionItem]:
+    """The names of the latest builds that begin with `prefix`; none after an error."""
     flags = {name: context.params.get(name) for name in target.OPTIONS}
     try:
-        items = connected(flags).list({"limit": COMPLETED})["items"]
+        items = connected(flags).list({"limit": MAX_COMPLETED})["items"]
     except KilnError:
         return []
     found = ((item["name"], f"{item['state']} {item['repository']}") for item in items)
-    return [CompletionItem(name, help=about) for name, about in found if name.startswith(begun)]
+    return [CompletionItem(name, help=about) for name, about in found if name.startswith(prefix)]
 
 
-as_json = click.option("--json", "json", is_flag=True, help="Print the API's answer as JSON.")
+as_json = click.option("--json", "json", is_flag=True, help="Print the API's response as JSON.")
 
 
 @click.command("ls")
@@ -86,7 +86,7 @@ def ls(*, json: bool, **flags: Any) -> None:
     if json:
         _print(page)
     else:
-        tables.listed(page["items"], datetime.now(UTC))
+        tables.print_builds(page["items"], datetime.now(UTC))
 
 
 @click.command("show")
@@ -94,26 +94,29 @@ def ls(*, json: bool, **flags: Any) -> None:
 @as_json
 @server_flags
 def show(name: str, *, json: bool, **flags: Any) -> None:
-    """Show all that is known of a build."""
+    """Show all facts about a build."""
     from kiln import tables  # noqa: PLC0415
 
     build = connected(flags).build(name)
     if json:
         _print(build)
     else:
-        tables.shown(build)
+        tables.print_build(build)
 
 
 @click.command("logs")
 @click.argument("name", shell_complete=complete)
-@click.option("-f", "--follow", is_flag=True, help="Go on until the build has ended.")
-@click.option("--attempt", type=click.IntRange(1), help="Of this attempt; by default the latest.")
+@click.option("-f", "--follow", is_flag=True, help="Continue to the end of the build.")
+@click.option("--attempt", type=click.IntRange(1), help="The number of the attempt; by default the latest.")
 @click.option("--json", "json", is_flag=True, help="Print a JSON object for each line.")
 @server_flags
 def logs(name: str, *, follow: bool, attempt: int | None, json: bool, **flags: Any) -> Exit:
-    """Print the log of a build. With --follow the exit status is 1 where the build does not succeed."""
+    """Print the log of a build.
+
+    With --follow the exit status is 1 unless the build succeeds.
+    """
     if follow and attempt:
-        raise click.UsageError("--follow goes on from one attempt to the next, so it takes no --attempt")
+        raise click.UsageError("--follow covers all attempts. Omit --attempt, or --follow.")
     if follow:
         return _follow(name, flags, json=json)
     for line in connected(flags).log(name, attempt):
@@ -122,12 +125,12 @@ def logs(name: str, *, follow: bool, attempt: int | None, json: bool, **flags: A
 
 
 def _follow(name: str, flags: dict[str, Any], *, json: bool) -> Exit:
-    """On this machine the build is gone on with: no other process may be there to do it."""
-    from kiln import building  # noqa: PLC0415
+    """Without a server a controller runs meanwhile: possibly no other process would continue the build."""
+    from kiln.backends import open_backend  # noqa: PLC0415
 
     state = ""
-    with building.place(flags) as where:
-        for message in where.server.follow(name):
+    with open_backend(flags) as backend:
+        for message in backend.server.follow(name):
             if message.kind == "log":
                 _line(message.data, json=json)
             elif message.kind == "state":
@@ -150,15 +153,23 @@ def _line(line: dict[str, Any], *, json: bool) -> None:
 @server_flags
 def cancel(names: tuple[str, ...], *, json: bool, **flags: Any) -> None:
     """Cancel builds that have not ended."""
-    from kiln import building  # noqa: PLC0415
+    from kiln.backends import open_backend  # noqa: PLC0415
+    from kiln.client import ENDED  # noqa: PLC0415
 
-    with building.place(flags) as where:
-        for name in names:
-            build = building.cancel(where, name)
+    problems: list[str] = []
+    with open_backend(flags) as backend:
+        for name in dict.fromkeys(names):
+            try:
+                build = backend.cancel(name)
+            except CommandError as error:
+                problems += [f"{name}: {problem}" for problem in error.problems] if len(names) > 1 else error.problems
+                continue
             if json:
-                _print(build)
+                _print(build, indent=2 if len(names) == 1 else 0)
             else:
-                click.echo(f"{name}: {build['state'] if build['state'] in building.ENDED else 'cancelling'}")
+                click.echo(f"{name}: {build['state'] if build['state'] in ENDED else 'cancelling'}")
+    if problems:
+        raise KilnError(problems)
 
 
 @click.command("rebuild")
@@ -166,12 +177,16 @@ def cancel(names: tuple[str, ...], *, json: bool, **flags: Any) -> None:
 @as_json
 @server_flags
 def rebuild(name: str, *, json: bool, **flags: Any) -> Exit:
-    """Build the same image of the same commit once more, follow the log, and print the image's reference."""
-    from kiln import building  # noqa: PLC0415
+    """Build an image again, from the same commit.
 
-    with building.place(flags, of=name) as where:
-        where.ready()
-        return building.finish(where, where.server.rebuild(name), as_json=json)
+    The log goes to standard error, and the image's reference to standard output.
+    """
+    from kiln.backends import open_backend  # noqa: PLC0415
+    from kiln.follow import follow  # noqa: PLC0415
+
+    with open_backend(flags, rebuilt=name) as backend:
+        backend.check_ready()
+        return follow(backend, backend.server.rebuild(name), as_json=json)
 
 
 @click.command("open")
@@ -179,19 +194,22 @@ def rebuild(name: str, *, json: bool, **flags: Any) -> Exit:
 @click.option("--json", "json", is_flag=True, help="Print the address as JSON.")
 @server_flags
 def open_page(name: str | None, *, json: bool, **flags: Any) -> None:
-    """Open the page of a build, or of all builds, in a browser."""
+    """Open the page of a build in a browser.
+
+    Without NAME it opens the list of builds.
+    """
     from kiln.client import Server  # noqa: PLC0415
 
-    found = targeted(flags)
+    found = selected(flags)
     if found is None:
-        raise CommandError("No web runs on this machine that has pages. Start `kiln serve`, and open it then.")
+        raise CommandError("No web runs on this machine. Start `kiln serve`, then open the page.")
     url = Server(found.server).page(name)
     if json:
         _print({"url": url})
     else:
         click.echo(url)
     if click.launch(url):
-        raise CommandError("No browser could be started. Open the address above.")
+        raise CommandError("No browser was found. Open the printed address in one.")
 
 
 def _print(value: Any, indent: int = 2) -> None:
