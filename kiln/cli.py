@@ -145,18 +145,22 @@ def serve(**flags: Any) -> int:
     "--event", "saved", type=click.File("rb"), help="Show what this saved request would build, and build nothing."
 )
 @click.option("--online", is_flag=True, help="Run the probes of `kiln doctor` as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @settings_flags
-def check(saved: BinaryIO | None, online: bool, **flags: Any) -> int:
+def check(saved: BinaryIO | None, *, online: bool, as_json: bool, **flags: Any) -> int:
     """Check the environment, the YAML file and the secrets.
 
-    With --event, `--host github` says whose a webhook's payload alone is.
+    With --event and a webhook's payload alone, --host names its Git host, such as `--host github`.
     """
     from eventing.hosts import DIALECTS  # noqa: PLC0415
     from kiln import check as checking  # noqa: PLC0415
 
     host = flags.pop("KILN_HOST") if saved and flags["KILN_HOST"] in DIALECTS else None
     event = None if saved is None else _content(saved)
-    return checking.check(environment(flags), event, click.echo, host=host, online=online)
+    report = checking.check(environment(flags), event, host=host, online=online)
+    for line in [report.as_json()] if as_json else report.lines():
+        click.echo(line)
+    return Exit.DONE if report.valid else Exit.FAILED
 
 
 @commands.command("doctor")

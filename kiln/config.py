@@ -149,7 +149,7 @@ class _ConfigReader:
         kinds = {name: host.kind for name, host in hosts.items()}
         for name, host in hosts.items():
             if host.kind != KNOWN_HOSTS.get(name, host.kind):
-                self.problems.append(f"hosts.{name}.kind: this is a {KNOWN_HOSTS[name]} hostalready. Remove the key")
+                self.problems.append(f"hosts.{name}.kind: this is already a {KNOWN_HOSTS[name]} host. Remove the key")
         return Config(
             triggers=self._triggers(),
             sinks=self._sinks(),
@@ -277,7 +277,7 @@ class _ConfigReader:
         registries = tuple(self._items("insecure_registries", str))
         for number, registry in enumerate(registries):
             if not re.fullmatch(rf"(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\]){PORT}", registry):
-                self.problems.append(f"insecure_registries[{number}]: must be host:portwithout scheme and path")
+                self.problems.append(f"insecure_registries[{number}]: must be host:port, without scheme and path")
             if registry != registry.lower():
                 self.problems.append(f"insecure_registries[{number}]: images name it in lower case, {registry.lower()}")
         return registries

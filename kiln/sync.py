@@ -24,7 +24,7 @@ Say = Callable[[str], object]
 
 def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, as_json: bool, say: Say, complain: Say) -> int:
     """Poll the listed repositories, or the given ones. Returns the exit status. Raises KilnError."""
-    told: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     kiln = wiring.load(environ)
     chosen = _chosen(kiln, urls)
     if not chosen:
@@ -40,16 +40,17 @@ def run(environ: Mapping[str, str], urls: Sequence[str], *, dry: bool, as_json: 
                     looked = SyncReport(comparison=compared) if dry else look.submit(compared)
                 except RequestError as error:
                     complain(f"kiln: error: {listed.url}: {error}")
+                    entries.append(_failed(listed, error))
                     whole = False
                 else:
-                    told.append(_shape(listed, looked, dry=dry))
+                    entries.append(_shape(listed, looked, dry=dry))
                     whole = _tell(listed, looked, _nothing if as_json else say, complain, dry=dry) and whole
         finally:
             records.close()
     except EngineError as error:
         raise CommandError(str(error)) from error
     if as_json:
-        say(json.dumps(told, indent=2))
+        say(json.dumps(entries, indent=2))
     return 0 if whole else 1
 
 
@@ -89,7 +90,7 @@ def _tell(listed: Listed, looked: SyncReport, say: Say, complain: Say, *, dry: b
 
 
 def _shape(listed: Listed, looked: SyncReport, *, dry: bool) -> dict[str, Any]:
-    """Of one repository; `asked` are the names of the builds that were asked for, or would be."""
+    """The result for one repository; `asked` are the names of the builds that were requested, or would be."""
     compared = looked.comparison
     asked = compared.missing if dry else looked.asked
     return {
@@ -99,11 +100,19 @@ def _shape(listed: Listed, looked: SyncReport, *, dry: bool) -> dict[str, Any]:
         "refused": [*compared.refused],
         "unanswered": [*compared.unanswered],
         "left": looked.left,
+        "error": None,
     }
 
 
+def _failed(listed: Listed, error: RequestError) -> dict[str, Any]:
+    """The same members for a repository that could not be polled."""
+    nothing: list[str] = []
+    members = {"asked": nothing, "known": 0, "refused": nothing, "unanswered": nothing, "left": 0}
+    return {"repository": listed.url, **members, "error": str(error)}
+
+
 def _nothing(_: str) -> None:
-    """Says nothing."""
+    """Discard a line."""
 
 
 def _line(ask: Submission) -> str:

@@ -380,14 +380,14 @@ SECRETS: Mapping[str, tuple[str, bytes, str]] = {
 def check(tmp_path: Path, text: str = "", **settings: str) -> tuple[int, str]:
     """Exit status and output of `kiln check` with this file."""
     (tmp_path / "kiln.yaml").write_text(text)
-    said: list[str] = []
     environment = {
         **ENVIRONMENT,
         "KILN_CONFIG": str(tmp_path / "kiln.yaml"),
         "DOCKER_CONFIG": str(tmp_path),
         **settings,
     }
-    return checking.check(environment, None, said.append), "\n".join(said)
+    report = checking.check(environment)
+    return int(not report.valid), "\n".join(report.lines())
 
 
 def refused(found: tuple[int, str], words: tuple[str, ...]) -> None:

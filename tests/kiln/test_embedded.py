@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from builds.build import BuildStatus, Cause, Image, Kind, Request, State
@@ -23,7 +22,6 @@ from builds.engines import Submission
 from builds.engines.local import LocalEngine
 from builds.transitions import change
 from kiln import discovery
-from kiln.cli import commands
 from kiln.client import Message, Server
 from kiln.exits import Exit
 from kiln.progress import Progress
@@ -171,19 +169,6 @@ def test_an_image_that_was_pushed_nowhere_has_no_digest_in_its_reference(tmp_pat
 
 
 # The whole of the command --------------------------------------------------------------------------------------------
-
-
-def every_command() -> Iterator[tuple[str, click.Command]]:
-    for name, command in commands.commands.items():
-        yield name, command
-        if isinstance(command, click.Group):
-            yield from ((f"{name} {inner}", one) for inner, one in command.commands.items())
-
-
-@pytest.mark.parametrize(("name", "command"), [*every_command()], ids=[name for name, _ in every_command()])
-def test_every_command_that_prints_facts_prints_them_as_json(name: str, command: click.Command) -> None:
-    flags = {flag for option in command.params for flag in option.opts}
-    assert ("--json" in flags) != (name in {"web", "controller", "serve", "check"})
 
 
 def test_exit_statuses_are_documented_and_no_other_is_used() -> None:

@@ -126,7 +126,7 @@ def test_check_lists_repositories_and_refuses_those_that_are_not_allowed(kiln: I
     kiln.list({"url": kiln.url, "poll": "10m"})
     done = kiln.run("check")
     assert done.returncode == 0
-    assert f"repository: {kiln.url}, looked at every 600 s\n" in done.stdout
+    assert f"repository: {kiln.url}, polled every 600 s\n" in done.stdout
     kiln.list({"url": kiln.url, "poll": "10m"}, {"url": "https://github.com/a/b"})
     done = kiln.run("check")
     assert done.returncode == 1
