@@ -165,7 +165,10 @@ def test_one_that_is_only_slow_has_no_trouble() -> None:
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        ('pods "b-1-x" is forbidden: exceeded quota: q, requested: pods=1', "The quota of the namespace does not allow"),
+        (
+            'pods "b-1-x" is forbidden: exceeded quota: q, requested: pods=1',
+            "The quota of the namespace does not allow",
+        ),
         ('pods "b-1-x" is forbidden: violates PodSecurity "restricted:latest"', "until it has the label pod-security"),
         ('pods "b-1-x" is forbidden: no PriorityClass with name high was found', "no PriorityClass with name high"),
     ],

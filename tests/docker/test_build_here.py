@@ -18,10 +18,11 @@ from typing import Any, Self
 
 import pytest
 
-from tests.parts import machine
+from tests.parts import machine, wheel
 from tests.parts.githost import GitHost
 from tests.parts.kiln import ROOT, Kiln, until
 from tests.parts.registry import Registry
+from tests.parts.wheel import InstalledKiln
 
 IMAGE = re.compile(r"(localhost/kiln/[a-z0-9-]+):([0-9a-f]{40})\n")
 
@@ -117,6 +118,15 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         made = Here(Kiln(folder, **settings), host, folder)
         yield made
         made.remove_images()
+
+
+def test_the_wheel_builds_from_an_empty_folder(here: Here) -> None:
+    url = here.repository("echo built by the wheel")
+    program = wheel.install(wheel.build(here.folder / "wheel"), here.folder)
+    kiln = InstalledKiln(program, here.folder, **here.kiln.settings)
+    done = kiln.run("build", url)
+    assert (done.returncode, bool(IMAGE.fullmatch(done.stdout))) == (0, True), done.stderr
+    assert "built by the wheel" in done.stderr
 
 
 def inspected(image: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from kiln.cli import commands
-from tests.parts.kiln import Kiln
+from tests.parts.kiln import ROOT, Kiln
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 URL = "https://github.com/binder-examples/conda"
@@ -22,6 +22,9 @@ EVENT = {
     "type": "dev.kiln.build.requested.v1",
     "data": {"repository": URL, "commit": COMMIT, "build_args": {"A": "1"}, "tags": ["latest"]},
 }
+PAGE = (ROOT / "docs" / "cli.md").read_text().partition("\n## JSON\n")[2].partition("\n## ")[0]
+OF_THE_API = {"cancel", "ls", "show"}
+"""Commands that print the API's answer, which docs/api.md describes."""
 SERVERS = {"web", "controller", "serve"}
 """Commands that run until a signal and print no facts."""
 WITH_DOCKER = {"build", "rebuild", "verify"}
@@ -90,8 +93,20 @@ def test_no_command_is_left_out() -> None:
 def test_the_output_is_json(kiln: Kiln, names: dict[str, str], run: tuple[str, ...]) -> None:
     arguments = [argument.format(**names) for argument in run]
     done = kiln.run(*arguments, stdin=json.dumps(EVENT).encode(), BROWSER="true", DISPLAY="")
-    assert len(documents(done.stdout)) == {"cancel": 2, "logs": 0}.get(run[0], 1), done.stderr
+    found = documents(done.stdout)
+    assert len(found) == {"cancel": 2, "logs": 0}.get(run[0], 1), done.stderr
     assert "Traceback" not in done.stderr
+    if run[0] not in OF_THE_API:
+        members = {member for document in found for one in rows(document) for member in one}
+        assert [member for member in members if f"`{member}`" not in PAGE] == [], "docs/cli.md"
+
+
+def rows(document: Any) -> list[dict[str, Any]]:
+    """The objects of a document: those of an array, or an object and the objects in its members."""
+    if isinstance(document, list):
+        return document
+    inner = [one for value in document.values() if isinstance(value, list) for one in value if isinstance(one, dict)]
+    return [document, *inner]
 
 
 def test_cancel_continues_after_an_error(kiln: Kiln, names: dict[str, str]) -> None:

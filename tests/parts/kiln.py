@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -52,6 +52,8 @@ class Kiln:
             **settings,
         }
         self.processes: list[Process] = []
+        self.program: Sequence[str] = (sys.executable, "-m", "kiln")
+        self.cwd = ROOT
 
     def __enter__(self) -> Self:
         return self
@@ -81,9 +83,7 @@ class Kiln:
         environment = self.environment | {"PORT": str(port), "KILN_OPS_PORT": str(ops)} | settings
         log = self.folder / f"{command}-{len(self.processes)}.log"
         with log.open("wb") as out:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "kiln", command], cwd=ROOT, env=environment, stdout=out, stderr=out
-            )
+            popen = subprocess.Popen([*self.program, command], cwd=self.cwd, env=environment, stdout=out, stderr=out)
         base = environment.get("KILN_BASE_PATH") or environment.get("JUPYTERHUB_SERVICE_PREFIX", "/")
         url = f"http://127.0.0.1:{port}{base}" if command == "web" else None
         process = Process(popen, log, url, f"http://127.0.0.1:{ops}")
@@ -97,8 +97,8 @@ class Kiln:
     def run(self, *arguments: str, stdin: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
         """Runs a command that ends by itself."""
         done = subprocess.run(
-            [sys.executable, "-m", "kiln", *arguments],
-            cwd=ROOT,
+            [*self.program, *arguments],
+            cwd=self.cwd,
             env=self.environment | settings,
             input=stdin,
             capture_output=True,
