@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kiln import wiring
-from kiln.errors import SettingsError
+from kiln.errors import KilnError, SettingsError
 from kiln.quantities import LONGEST, duration, size
 from kiln.settings import SETTINGS, Setting, Settings, for_web, read
 
@@ -221,7 +221,20 @@ def test_a_cluster_has_to_be_told_which_installation_this_is() -> None:
     cluster = {"KILN_ENGINE": "kubernetes", "KILN_INSTANCE": "hub/kiln", "KILN_ANCHOR": "kiln"}
     assert read(LEAST | cluster).anchor
     (problem,) = problems(**cluster, KILN_IMAGE_PREFIX="localhost/kiln/")
-    assert "localhost/ is no registry" in problem
+    assert problem.startswith("KILN_IMAGE_PREFIX: localhost/kiln/ names no registry")
+
+
+def test_images_of_a_cluster_need_a_registry(tmp_path: Path) -> None:
+    file = tmp_path / "kiln.yaml"
+    file.write_text("private_image_prefix: localhost/private/\nallowed_images: ['localhost/**']\n")
+    wiring.load(LEAST | {"KILN_CONFIG": str(file)})
+    cluster = {"KILN_ENGINE": "kubernetes", "KILN_INSTANCE": "hub/kiln", "KILN_ANCHOR": "kiln"}
+    with pytest.raises(KilnError) as caught:
+        wiring.load(LEAST | cluster | {"KILN_CONFIG": str(file)})
+    assert [problem.partition(" names no registry")[0] for problem in caught.value.problems] == [
+        "private_image_prefix: localhost/private/",
+        "allowed_images[0]: localhost/**",
+    ]
 
 
 def test_a_relative_path_is_from_here_for_builders_too() -> None:
