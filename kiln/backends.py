@@ -24,6 +24,13 @@ BuildJSON = dict[str, Any]
 """A build in the API's form (`builds.report.BuildView`)."""
 
 
+class _StderrHandler(logging.Handler):
+    """Writes to the current `sys.stderr`, which rich replaces while it shows progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(self.format(record), err=True)
+
+
 class Backend(Protocol):
     """All methods raise CommandError."""
 
@@ -115,6 +122,7 @@ def open_backend(flags: dict[str, Any], *, push: bool | None = None, rebuilt: st
         raise click.UsageError(
             "--push and --no-push apply to builds on this machine. The server has an image prefix of its own."
         )
+    logging.basicConfig(format="kiln: %(message)s", level=logging.WARNING, handlers=[_StderrHandler()])
     found = None if push is not None else target.resolve(os.environ, **options)
     if found:
         yield RemoteBackend(Server(found.server, found.token), target.as_arguments(options))
@@ -122,7 +130,6 @@ def open_backend(flags: dict[str, Any], *, push: bool | None = None, rebuilt: st
     kiln = open_kiln(os.environ, push=push)
     if rebuilt and stays_with_daemon(kiln.server.build(rebuilt)["image"]["repository"]):
         kiln = open_kiln(os.environ, push=False)
-    logging.basicConfig(format="kiln: %(message)s", level=logging.WARNING)
     with kiln.controller() as controller:
         try:
             yield EmbeddedBackend(kiln, controller)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import webbrowser
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,13 +31,22 @@ MAX_COMPLETED = 50
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 
 
+def not_empty(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty value, which a shell makes of an unset variable."""
+    if value == "":
+        raise click.BadParameter("must not be empty.")
+    return value
+
+
 def server_flags(command: F) -> F:
     """Add the options that select the server and the credential."""
-    server = click.option("--server", default=None, metavar="URL", help="Kiln's URL. [KILN_SERVER]")
+    server = click.option("--server", default=None, metavar="URL", callback=not_empty, help="Kiln's URL. [KILN_SERVER]")
     token = click.option(
         "--token-file", type=click.Path(path_type=Path), help="File with an API token. [KILN_TOKEN: the token itself]"
     )
-    profile = click.option("--profile", metavar="NAME", help="Entry of profiles.yaml with both. [KILN_PROFILE]")
+    profile = click.option(
+        "--profile", metavar="NAME", callback=not_empty, help="Entry of profiles.yaml with both. [KILN_PROFILE]"
+    )
     return server(token(profile(command)))
 
 
@@ -208,7 +218,7 @@ def open_page(name: str | None, *, json: bool, **flags: Any) -> None:
         _print({"url": url})
     else:
         click.echo(url)
-    if click.launch(url):
+    if not webbrowser.open(url):
         raise CommandError("No browser was found. Open the printed address in one.")
 
 

@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import click
 
 from kiln import buildcommands, target
-from kiln.buildcommands import server_flags
+from kiln.buildcommands import not_empty, server_flags
 from kiln.errors import CommandError, KilnError, NotKnown
 from kiln.exits import Exit
 from kiln.settings import SETTINGS, for_web
@@ -36,31 +36,56 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    _prepare_streams()
+    sys.exit(_run())
+
+
+def _prepare_streams() -> None:
+    if sys.stdout is None:  # the caller has closed it
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack characters of an event
+
+
+def _run() -> int:
+    """Run the command line, print the errors, and return the exit status."""
     try:
-        status = commands.main(prog_name="kiln", standalone_mode=False)
+        status: int = commands.main(prog_name="kiln", standalone_mode=False)
         sys.stdout.flush()
-    except KilnError as error:
-        status = _failed(error.problems)
-    except click.ClickException as error:
-        status = _misused(error)
-    except BrokenPipeError:  # the reader of the output has ended, such as `head`
-        _discard_output()
-        status = Exit.FAILED
-    except OSError as error:
-        _discard_output()
-        status = _failed([f"{error.filename or 'Standard output'}: {error.strerror}"])
+    except (KilnError, click.ClickException, OSError, UnicodeEncodeError) as error:
+        return _reported(error)
     except (KeyboardInterrupt, click.Abort):
-        status = Exit.INTERRUPTED
-    sys.exit(status)
+        return Exit.INTERRUPTED
+    return status
+
+
+def _reported(error: Exception) -> Exit:
+    match error:
+        case KilnError():
+            return _failed(error.problems)
+        case click.ClickException():
+            return _misused(error)
+        case BrokenPipeError():  # the reader of the output has ended, such as `head`
+            _discard_output()
+            return Exit.FAILED
+        case OSError():
+            _discard_output()
+            return _failed([f"{error.filename or 'Standard output'}: {error.strerror}"])
+        case UnicodeEncodeError() if not all(map(_is_text, sys.argv)):
+            return _failed(["An argument contains bytes that are not UTF-8. Correct it, or rename the file."])
+    raise error
 
 
 def _failed(problems: Iterable[str]) -> Exit:
     for problem in problems:
         _complain(f"kiln: error: {problem}")
     return Exit.FAILED
+
+
+def _is_text(argument: str) -> bool:
+    """Whether an argument holds no byte that Python could not decode."""
+    return not any("\udc80" <= letter <= "\udcff" for letter in argument)
 
 
 def _discard_output() -> None:
@@ -70,6 +95,9 @@ def _discard_output() -> None:
 
 def _misused(error: click.ClickException) -> Exit:
     """Print the error, and where to find the options."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        _complain(error.format_message())
+        return Exit.MISUSED
     context = error.ctx if isinstance(error, click.UsageError) else None
     _complain(f"kiln: error: {error.format_message()}")
     if context:
@@ -230,7 +258,7 @@ def _complain(text: str) -> None:
 
 
 @commands.command()
-@click.argument("repository", metavar="URL")
+@click.argument("repository", metavar="URL", callback=not_empty)
 @click.option("--ref", help="Branch, tag, full ref or commit; by default HEAD.")
 @click.option("--subdir", help="Folder of the repository to build.")
 @click.option("--image", help="Image repository, without tag.")

@@ -6,10 +6,13 @@ same on every replica and after every restart, so after a lost connection the cl
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import msgspec
 import requests
@@ -39,6 +42,11 @@ CURES: Mapping[int, str] = {
 """The next step for the user, by the status of the answer. An answer with 400 or 422 contains it."""
 
 
+_NAME = re.compile(r"[a-z0-9-]+")
+
+log = logging.getLogger(__name__)
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True):
     """One server-sent event: `log` with {"line", "phase"}, `state` with the build."""
 
@@ -52,12 +60,7 @@ class Server:
 
     def __init__(self, url: str, token: str | None = None, adapter: BaseAdapter | None = None) -> None:
         """`adapter` replaces the network."""
-        try:
-            valid = urlsplit(url).scheme in ("http", "https") and urlsplit(url).port != 0
-        except ValueError:
-            valid = False
-        if not valid:
-            raise CommandError(f"{url} is not an http or https URL. Give one such as https://kiln.example.edu/.")
+        _check_url(url)
         self._url = url.rstrip("/") + "/"
         self._session = requests.Session()
         self._session.auth = _Bearer(token)
@@ -83,6 +86,7 @@ class Server:
             pause = _pause(answer)
             if answer.status_code not in RETRYABLE or time.monotonic() + pause > deadline:
                 return _json(answer)
+            log.warning("%s Retrying in %.0f s.", _detail(answer), pause)
             time.sleep(pause)
 
     def build(self, name: str) -> dict[str, Any]:
@@ -106,10 +110,11 @@ class Server:
 
     def page(self, name: str | None) -> str:
         """The URL of a build's page, or of the list of builds."""
-        return urljoin(self._url, f"builds/{quote(name, safe='')}" if name else "")
+        return urljoin(self._url, "" if name is None else f"builds/{_checked_name(name)}")
 
     def _of(self, name: str) -> str:
-        return urljoin(self._url, f"api/v1/builds/{quote(name, safe='')}")
+        """The URL of a build's API. An empty name would be that of the list."""
+        return urljoin(self._url, f"api/v1/builds/{_checked_name(name)}")
 
     def follow(self, name: str, last: str | None = None) -> Iterator[Message]:
         """The build's log and states to its end. Reconnects when the connection breaks.
@@ -129,6 +134,7 @@ class Server:
                     yield Message(kind="state", data=build)
                     return
             except _Dropped as dropped:
+                log.warning("%s Reconnecting.", dropped)
                 if time.monotonic() - answered_at > RECONNECT_PERIOD:
                     raise CommandError(f"{dropped} The build {name} continues.") from None
             time.sleep(1)
@@ -163,6 +169,28 @@ class Server:
         except requests.RequestException as error:
             said = f"{self._url} does not answer ({type(error).__name__})."
             raise _Dropped(f"{said} Check the address; `kiln serve` starts Kiln on this machine.") from error
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise CommandError(f"{url} is not an http or https URL. Give one such as https://kiln.example.edu/.")
+    if "@" in parts.netloc:  # the message must not contain the password
+        raise CommandError(
+            "The server's URL must not contain a user name or password. Name a token with --token-file, KILN_TOKEN or "
+            "a profile."
+        )
+
+
+def _checked_name(name: str) -> str:
+    """The name, if a build could have it. Raises CommandError."""
+    if not _NAME.fullmatch(name):
+        raise CommandError(f"Build not found. {CURES[404]}")
+    return name
 
 
 class _Dropped(CommandError):
@@ -208,15 +236,20 @@ def _json(answer: requests.Response) -> dict[str, Any]:
 
 
 def _problem(answer: requests.Response) -> str:
-    """The problem in the answer (RFC 9457), or else its status, and the next step for the user."""
+    """The problem in the answer, and the next step for the user if the answer has only one sentence."""
+    detail = _detail(answer)
+    complete = ". " in detail and answer.status_code != HTTPStatus.UNAUTHORIZED
+    cure = None if complete else CURES.get(answer.status_code)
+    return f"{detail} {cure}" if cure else detail
+
+
+def _detail(answer: requests.Response) -> str:
+    """The problem in the answer (RFC 9457), or else its status."""
     try:
         problem = msgspec.json.decode(answer.content, type=dict[str, Any])
     except msgspec.DecodeError:
         problem = {}
-    detail = problem.get("detail") or problem.get("title")
-    said = f"{answer.status_code} {answer.reason}" + (f": {detail}" if detail else "")
-    cure = CURES.get(answer.status_code)
-    return f"{said} {cure}" if cure else said
+    return str(problem.get("detail") or f"The server answered {answer.status_code} {answer.reason}.")
 
 
 def _pause(answer: requests.Response) -> float:

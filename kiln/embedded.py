@@ -42,9 +42,8 @@ STOP_TIMEOUT = 5.0
 class EmbeddedKiln:
     """`server` sends requests to web's application in this process."""
 
-    def __init__(self, kiln: Kiln, app: Flask) -> None:
+    def __init__(self, kiln: Kiln, app: Flask, token: str) -> None:
         self.kiln = kiln
-        token = localtoken.ensured(kiln.settings.state_dir).decode()
         self.server = Server(f"http://127.0.0.1{kiln.settings.base_path}", token, WSGIAdapter(app))
         self._records: Records = app.extensions["kiln"].records
 
@@ -126,8 +125,9 @@ def open_kiln(environ: Mapping[str, str], *, push: bool | None = None) -> Embedd
     if push and stays_with_daemon(kiln.settings.image_prefix):
         raise CommandError("--push needs a registry. Set KILN_IMAGE_PREFIX, for example to registry.example/org/.")
     requests = _without_registry(kiln) if push is False or not environ.get("KILN_IMAGE_PREFIX") else kiln
+    token = localtoken.ensured(kiln.settings.state_dir).decode()
     try:
-        return EmbeddedKiln(kiln, wiring.app(_for_owner(requests), threading.Event()))
+        return EmbeddedKiln(kiln, wiring.app(_for_owner(requests), threading.Event()), token)
     except EngineError as error:
         raise CommandError(str(error)) from None
 

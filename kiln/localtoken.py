@@ -30,7 +30,9 @@ def ensured(state_dir: Path) -> bytes:
         if not path.exists():
             _make(path)
     except OSError as error:
-        raise CommandError(f"The folder {state_dir} (KILN_STATE_DIR) is not usable: {error.strerror}") from None
+        raise CommandError(
+            f"The folder {state_dir} (KILN_STATE_DIR) is not usable: {error.strerror}. Set another."
+        ) from None
     return read(path)
 
 

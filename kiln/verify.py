@@ -5,6 +5,7 @@ The digest of the manifest identifies the image. The digest that the registry re
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from builds.provenance import ENVELOPE, STATEMENT, Expected, Statement, Verified
 from builds.repository import canonical
 from kiln.errors import CommandError, NotKnown
 from kiln.progress import printable
+
+_REFERENCE = re.compile(r"(\[[0-9a-f:]+\]|[\w.-]+)(:\d+)?(/[\w.-]+)*(:[\w.-]+)?(@\w+:[0-9a-f]+)?", re.ASCII)
 
 
 class VerifyOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +88,9 @@ def _events(found: object) -> Iterator[str]:
 
 
 def _split(image: str) -> tuple[str, str]:
-    """Split into repository, and digest or tag; the default is `latest`."""
+    """Split into repository, and digest or tag; the default is `latest`. Raises NotKnown."""
+    if not _REFERENCE.fullmatch(image):
+        raise NotKnown(f"{image} is not the name of an image. Give one such as registry.example/org/course:main.")
     name, _, digest = image.partition("@")
     repository, colon, tag = name.rpartition(":")
     if colon and "/" not in tag:

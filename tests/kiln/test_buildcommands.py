@@ -71,11 +71,11 @@ def test_a_build_that_there_is_not_is_a_sentence(kiln: Kiln, at: dict[str, str])
     for command in ("show", "logs", "cancel"):
         done = kiln.run(command, "build-nothing", **at)
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr.startswith("kiln: error: 404 NOT FOUND: ")
+        assert done.stderr == "kiln: error: Build not found. `kiln ls` shows the builds.\n"
 
 
 def test_a_name_stays_below_the_builds(kiln: Kiln, at: dict[str, str]) -> None:
-    assert kiln.run("show", "../../health", **at).stderr.startswith("kiln: error: 404")
+    assert "not found" in kiln.run("show", "../../health", **at).stderr
 
 
 def test_cancel_leaves_the_mark(kiln: Kiln, at: dict[str, str]) -> None:
@@ -117,6 +117,35 @@ def heard() -> Iterator[tuple[str, list[str | None]]]:
     yield f"http://localhost:{server.server_address[1]}/", notes
     server.shutdown()
     server.server_close()
+
+
+def test_a_server_that_is_busy_is_asked_again(tmp_path: Path) -> None:
+    answers = [503, 503, 422]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            status = answers.pop(0)
+            body = json.dumps({"detail": f"It answers {status}."}).encode()
+            self.send_response(status)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, Kiln(tmp_path) as kiln:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = kiln.run("build", URL, "--server", f"http://127.0.0.1:{server.server_address[1]}")
+        server.shutdown()
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "kiln: It answers 503. Retrying in 0 s.",
+        "kiln: It answers 503. Retrying in 0 s.",
+        "kiln: error: It answers 422.",
+    ]
 
 
 @pytest.fixture

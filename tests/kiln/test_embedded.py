@@ -8,10 +8,12 @@ import json
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -77,7 +79,7 @@ def test_what_waits_is_cancelled_with_nothing_running(tmp_path: Path) -> None:
         name = waiting(kiln)
         assert kiln.run("cancel", name).stdout == f"{name}: cancelled\n"
         assert kiln.run("show", "--json", name).stdout.count('"cancelled"') == 1
-        assert kiln.run("cancel", name).stderr.startswith("kiln: error: 409 ")
+        assert kiln.run("cancel", name).stderr.startswith("kiln: error: The build has already ended. `kiln show`")
 
 
 def test_work_that_cannot_be_done_is_an_error_and_not_an_interruption(tmp_path: Path) -> None:
@@ -135,6 +137,14 @@ def test_the_lock_tells_which_webs_run(tmp_path: Path) -> None:
         (["build", "--push", URL, "--server", "http://127.0.0.1:9/"], {}, 2, "apply to builds on this machine"),
         (["build", "--no-push", URL], {"KILN_SERVER": "http://127.0.0.1:9/"}, 2, "apply to builds on this machine"),
         (["build", URL, "--token-file", "/nowhere"], {}, 1, "Name a server with --server"),
+        (["build", ""], {}, 2, "must not be empty"),
+        (["ls", "--server", ""], {}, 2, "must not be empty"),
+        (["ls", "--server", "http://a:canary@127.0.0.1:9/"], {}, 1, "must not contain a user name or password"),
+        (["show", ""], {}, 1, "Build not found."),
+        (["cancel", ".."], {}, 1, "Build not found."),
+        (["rebuild", "\udcff"], {}, 1, "Build not found."),
+        (["ls", "--repository", "\udcff"], {}, 1, "bytes that are not UTF-8"),
+        (["verify", "no image"], {}, 3, "is not the name of an image"),
         (["build"], {}, 2, "`kiln build --help` shows every option"),
         (["bake"], {}, 2, "`kiln --help` shows every option"),
         (["ls"], {"KILN_SERVER": "http://127.0.0.1:9/"}, 1, "Check the address"),
@@ -146,12 +156,38 @@ def test_the_lock_tells_which_webs_run(tmp_path: Path) -> None:
 def test_an_error_has_one_prefix_a_status_and_a_next_step(
     tmp_path: Path, arguments: list[str], more: dict[str, str], status: int, says: str
 ) -> None:
-    with Kiln(tmp_path, KILN_IMAGE_PREFIX="", **more) as kiln:
+    with Kiln(tmp_path, **{"KILN_IMAGE_PREFIX": "", **more}) as kiln:
         done = kiln.run(*arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr.startswith("kiln: error: ")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+    assert "canary" not in done.stderr
+
+
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    with Kiln(tmp_path, KILN_IMAGE_PREFIX="") as kiln, Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*kiln.program, "ls"], cwd=ROOT, env=kiln.environment, stdout=full, stderr=PIPE, check=False
+        )
+        assert (done.returncode, done.stderr) == (1, b"kiln: error: Standard output: No space left on device\n")
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [*kiln.program, "ls"], cwd=ROOT, env=kiln.environment, stdout=writer, stderr=PIPE, check=False
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_without_a_command_it_shows_its_help(tmp_path: Path) -> None:
+    with Kiln(tmp_path) as kiln:
+        done = kiln.run()
+    assert (done.returncode, done.stdout, done.stderr.partition("\n")[0]) == (
+        2,
+        "",
+        "Usage: kiln [OPTIONS] COMMAND [ARGS]...",
+    )
 
 
 def test_an_image_that_was_pushed_nowhere_has_no_digest_in_its_reference(tmp_path: Path) -> None:
@@ -264,8 +300,8 @@ def test_an_answer_in_this_process_comes_piece_by_piece_and_is_closed() -> None:
         return pieces()
 
     server = Server("http://127.0.0.1/a%20b", "secret", WSGIAdapter(app))
-    follow = server.follow("build-ü/x")
+    follow = server.follow("build-x")
     assert next(follow).data == {"line": "0"}
-    assert told == ["GET /a b/api/v1/builds/build-Ã¼/x/log?", "", "Bearer secret", "made 0"]
+    assert told == ["GET /a b/api/v1/builds/build-x/log?", "", "Bearer secret", "made 0"]
     follow.close()  # type: ignore[attr-defined]
     assert told[-1] == "closed"
