@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -30,9 +30,13 @@ STYLES = {
     "warning": "yellow",
 }
 STEPS = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-SHORT = 7
-"""Digits of a commit that a table shows."""
-WIDEST = 10_000
+HEADINGS = ("NAME", "STATE", "REPOSITORY", "REF", "COMMIT", "AGE", "TOOK")
+OPTIONAL = ("TOOK", "COMMIT", "REF", "REPOSITORY", "AGE")
+"""Columns that a narrow terminal omits, in this order."""
+SHORTENED = {"REPOSITORY": 40, "REF": 20}
+"""Widths of columns in a terminal that is too narrow for the whole table."""
+COMMIT_DIGITS = 7
+MAX_WIDTH = 10_000
 """Columns of an output that is not a terminal."""
 
 Shape = Mapping[str, Any]
@@ -40,14 +44,48 @@ Shape = Mapping[str, Any]
 
 
 def print_builds(builds: Iterable[Shape], now: datetime) -> None:
-    """Print a line for each build."""
+    """Print a line for each build. A terminal that is too narrow shows fewer columns, but names in full."""
+    rows = [_cells(build, now) for build in builds]
+    console = _console()
+    widths = _fitting(rows, console.width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("NAME", "STATE", "REPOSITORY", "REF", "COMMIT", "AGE", "TOOK"):
-        table.add_column(heading, overflow="fold", no_wrap=heading != "REPOSITORY")
-    for build in builds:
-        cells = [build["name"], _state(build), _short(build["repository"]), _ref(build), build["commit"][:SHORT]]
-        table.add_row(*(_text(cell) for cell in cells), age(build["queued_at"], now), took(build))
-    _print(table)
+    overflow: OverflowMethod = "ellipsis" if console.encoding.startswith("utf") else "crop"
+    for heading, width in widths.items():
+        table.add_column(heading, no_wrap=True, overflow=overflow, max_width=width)
+    for row in rows:
+        table.add_row(*(row[heading] for heading in widths))
+    _print(table, _total(widths))
+
+
+def _cells(build: Shape, now: datetime) -> dict[str, Text]:
+    cells = {
+        "NAME": build["name"],
+        "STATE": _state(build),
+        "REPOSITORY": _short(build["repository"]),
+        "REF": _ref(build),
+        "COMMIT": build["commit"][:COMMIT_DIGITS],
+        "AGE": age(build["queued_at"], now),
+        "TOOK": took(build),
+    }
+    return {heading: _text(cell) for heading, cell in cells.items()}
+
+
+def _fitting(rows: Iterable[Mapping[str, Text]], width: int) -> dict[str, int]:
+    """The columns for a terminal of `width`, and the width of each. The name and the state never lose characters."""
+    widths = {heading: len(heading) for heading in HEADINGS}
+    for row in rows:
+        widths = {heading: max(width, row[heading].cell_len) for heading, width in widths.items()}
+    if _total(widths) > width:
+        widths |= {heading: min(widths[heading], most) for heading, most in SHORTENED.items()}
+    for heading in OPTIONAL:
+        if _total(widths) > width:
+            del widths[heading]
+    return widths
+
+
+def _total(widths: Mapping[str, int]) -> int:
+    """Columns of a table, with two spaces between its own."""
+    return sum(widths.values()) + 2 * (len(widths) - 1)
 
 
 def print_build(build: Shape) -> None:
@@ -71,11 +109,16 @@ def print_findings(findings: Iterable[Finding]) -> None:
     _print(table)
 
 
-def _print(table: Table) -> None:
-    """Fit the table into a terminal's width; elsewhere print each row on one line, so that `grep` finds whole names."""
+def _console() -> Console:
+    """A console with the terminal's width; elsewhere each row is one line, so that `grep` finds whole names."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDEST)
+    return console if console.is_terminal else Console(width=MAX_WIDTH)
+
+
+def _print(table: Table, width: int = 0) -> None:
+    """Print a table that needs at least `width` columns: a narrower terminal wraps the lines itself."""
+    console = _console()
+    console.width = max(console.width, width)
     with console.capture() as printed:
         console.print(table)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))

@@ -54,6 +54,24 @@ def test_ls_shows_a_line_for_each_build(kiln: Kiln, at: dict[str, str], name: st
     assert "\x1b" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("columns", "shown", "omitted"),
+    [
+        (40, ["NAME", "STATE"], ["AGE", "REPOSITORY"]),
+        (80, ["NAME", "STATE", "AGE"], ["REF", "COMMIT"]),
+        (200, ["NAME", "STATE", "REPOSITORY", "REF", "COMMIT", "AGE", "TOOK"], []),
+    ],
+)
+def test_ls_shows_whole_names_in_a_narrow_terminal(
+    kiln: Kiln, at: dict[str, str], name: str, columns: int, shown: list[str], omitted: list[str]
+) -> None:
+    terminal = {"FORCE_COLOR": "1", "NO_COLOR": "1", "TERM": "xterm", "COLUMNS": str(columns)}
+    heading, *lines = kiln.run("ls", **terminal, **at).stdout.splitlines()
+    assert [word for word in shown if word not in heading] == []
+    assert [word for word in omitted if word in heading] == []
+    assert any(line.startswith(f"{name}  queued") for line in lines)
+
+
 def test_ls_shows_only_what_is_asked_for(kiln: Kiln, at: dict[str, str], name: str) -> None:
     assert name in kiln.run("ls", "--state", "queued", "--repository", URL, "--limit", "1", **at).stdout
     assert name not in kiln.run("ls", "--state", "failed", **at).stdout
