@@ -129,11 +129,12 @@ def environment(flags: dict[str, Any]) -> dict[str, str]:
 @settings_flags
 def web(**flags: Any) -> None:
     """Serve the API, the pages and the webhooks."""
-    from kiln import localtoken, vitals, wiring  # noqa: PLC0415
+    from kiln import localtoken, ports, vitals, wiring  # noqa: PLC0415
     from kiln.gunicorn import Web  # noqa: PLC0415
 
     kiln = wiring.load(environment(flags))
     for_web(kiln.settings)
+    ports.check(kiln.settings.host, kiln.settings.port)
     ops = wiring.ops(kiln, "web")
     token = localtoken.ensured(kiln.settings.state_dir).decode() if kiln.settings.loopback_only else None
     vitals.end_with_any_thread()

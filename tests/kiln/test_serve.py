@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from kiln import ports
 from tests.parts.kiln import ROOT, Kiln, get, until
 from tests.parts.registry import free_pair, free_port
 
@@ -103,3 +105,21 @@ def test_a_port_in_use_ends_it(tmp_path: Path, name: str) -> None:
         done = kiln.run("serve", **others | {name: ports[name]})
     assert done.returncode == 1
     assert ports[name] in done.stderr
+
+
+@pytest.mark.parametrize("command", ["web", "serve"])
+def test_a_port_in_use_is_one_error(tmp_path: Path, command: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, Kiln(tmp_path, KILN_OPS_PORT="0") as kiln:
+        port = taken.getsockname()[1]
+        done = kiln.run(command, PORT=str(port))
+    (error,) = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert done.returncode == 1
+    assert error.startswith(f"kiln: error: PORT: 127.0.0.1 port {port} is not available: Address already in use. Stop")
+
+
+def test_web_waits_for_its_predecessor_to_leave_the_port() -> None:
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    threading.Timer(0.3, taken.close).start()
+    ports.check("127.0.0.1", port)
+    socket.create_server(("127.0.0.1", port)).close()
