@@ -74,7 +74,7 @@ def _fitting(rows: Iterable[Mapping[str, Text]], width: int) -> dict[str, int]:
     """The columns for a terminal of `width`, and the width of each. The name and the state never lose characters."""
     widths = {heading: len(heading) for heading in HEADINGS}
     for row in rows:
-        widths = {heading: max(width, row[heading].cell_len) for heading, width in widths.items()}
+        widths = {heading: max(longest, row[heading].cell_len) for heading, longest in widths.items()}
     if _total(widths) > width:
         widths |= {heading: min(widths[heading], most) for heading, most in SHORTENED.items()}
     for heading in OPTIONAL:
