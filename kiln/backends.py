@@ -16,12 +16,9 @@ import click
 
 from builds.build import stays_with_daemon
 from kiln import target
-from kiln.client import Server
+from kiln.client import BuildJSON, Server
 from kiln.embedded import EmbeddedController, EmbeddedKiln, open_kiln
 from kiln.errors import CommandError
-
-BuildJSON = dict[str, Any]
-"""A build in the API's form (`builds.report.BuildView`)."""
 
 
 class _StderrHandler(logging.Handler):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
+from builds.build import State
 from kiln import target
 from kiln.errors import CommandError, KilnError
 from kiln.exits import Exit
@@ -28,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 MAX_COMPLETED = 50
 """Builds whose names a shell completes."""
-STATES = ("queued", "running", "succeeded", "failed", "cancelled")
+STATES = [state.value for state in State]
 
 
 def not_empty(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:

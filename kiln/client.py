@@ -18,6 +18,7 @@ import msgspec
 import requests
 from requests.adapters import BaseAdapter
 
+from builds.build import State
 from kiln.errors import CommandError
 
 TIMEOUT = (5.0, 60.0)
@@ -27,8 +28,7 @@ RECONNECT_PERIOD = 300.0
 RETRY_PERIOD = 60.0
 """Seconds for which the client repeats a request with a retryable answer."""
 RETRYABLE = frozenset({429, 502, 503, 504})
-ENDED = ("succeeded", "failed", "cancelled")
-"""States of an ended build."""
+ENDED = frozenset(state for state in State if state.ended)
 CURES: Mapping[int, str] = {
     401: "Name a token with --token-file, KILN_TOKEN or a profile.",
     403: "Use the token of a user with this permission.",
@@ -41,6 +41,8 @@ CURES: Mapping[int, str] = {
 }
 """The next step for the user, by the status of the answer. An answer with 400 or 422 contains it."""
 
+BuildJSON = dict[str, Any]
+"""A build in the API's form (`builds.report.BuildView`)."""
 
 _NAME = re.compile(r"[a-z0-9-]+")
 
@@ -71,11 +73,11 @@ class Server:
         """The URL of an absolute path in an answer."""
         return urljoin(self._url, path)
 
-    def ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def ask(self, body: Mapping[str, Any]) -> BuildJSON:
         """Requests a build, and returns it. The request is idempotent."""
         return self._asked(urljoin(self._url, "api/v1/builds"), body)
 
-    def rebuild(self, name: str) -> dict[str, Any]:
+    def rebuild(self, name: str) -> BuildJSON:
         """Requests the same build again, and returns it."""
         return self._asked(f"{self._of(name)}/rebuild", {})
 
@@ -89,14 +91,14 @@ class Server:
             log.warning("%s Retrying in %.0f s.", _detail(answer), pause)
             time.sleep(pause)
 
-    def build(self, name: str) -> dict[str, Any]:
+    def build(self, name: str) -> BuildJSON:
         return _json(self._request("GET", self._of(name)))
 
     def list(self, query: Mapping[str, Any]) -> dict[str, Any]:
         """One page: {"items", "continue"}; `query` has `repository`, `state`, `limit`."""
         return _json(self._request("GET", urljoin(self._url, "api/v1/builds"), params=query))
 
-    def cancel(self, name: str) -> dict[str, Any]:
+    def cancel(self, name: str) -> BuildJSON:
         return _json(self._request("DELETE", self._of(name)))
 
     def log(self, name: str, attempt: int | None) -> Iterator[str]:
@@ -121,11 +123,11 @@ class Server:
 
         `last` is the id of the last known message.
         """
-        answered_at = time.monotonic()
+        answered_at, connected = time.monotonic(), True
         while True:
             try:
                 for message in self._stream(name, last):
-                    answered_at = time.monotonic()
+                    answered_at, connected = time.monotonic(), True
                     last = message.id or last
                     yield message
                 build = self.build(name)
@@ -134,12 +136,14 @@ class Server:
                     yield Message(kind="state", data=build)
                     return
             except _Dropped as dropped:
-                log.warning("%s Reconnecting.", dropped)
+                if connected:
+                    log.warning("The connection to %s was lost. Reconnecting.", self._url)
+                connected = False
                 if time.monotonic() - answered_at > RECONNECT_PERIOD:
                     raise CommandError(f"{dropped} The build {name} continues.") from None
             time.sleep(1)
 
-    def wait(self, name: str) -> dict[str, Any]:
+    def wait(self, name: str) -> BuildJSON:
         """Waits for the end of a build, and returns it."""
         return next(message.data for message in self.follow(name) if message.data.get("state") in ENDED)
 

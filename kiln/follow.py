@@ -17,7 +17,8 @@ import click
 import msgspec
 
 from builds.explanation import NEXT_STEPS
-from kiln.backends import Backend, BuildJSON
+from kiln.backends import Backend
+from kiln.client import BuildJSON
 from kiln.errors import CommandError
 from kiln.exits import Exit
 from kiln.progress import Progress, printable

@@ -16,6 +16,7 @@ from rich.console import Console, OverflowMethod
 from rich.table import Table
 from rich.text import Text
 
+from kiln.client import BuildJSON
 from kiln.progress import printable
 
 if TYPE_CHECKING:
@@ -39,11 +40,8 @@ COMMIT_DIGITS = 7
 MAX_WIDTH = 10_000
 """Columns of an output that is not a terminal."""
 
-Shape = Mapping[str, Any]
-"""A build in the API's form (`builds.report.BuildView`)."""
 
-
-def print_builds(builds: Iterable[Shape], now: datetime) -> None:
+def print_builds(builds: Iterable[BuildJSON], now: datetime) -> None:
     """Print a line for each build. A terminal that is too narrow shows fewer columns, but names in full."""
     rows = [_cells(build, now) for build in builds]
     console = _console()
@@ -57,7 +55,7 @@ def print_builds(builds: Iterable[Shape], now: datetime) -> None:
     _print(table, _total(widths))
 
 
-def _cells(build: Shape, now: datetime) -> dict[str, Text]:
+def _cells(build: BuildJSON, now: datetime) -> dict[str, Text]:
     cells = {
         "NAME": build["name"],
         "STATE": _state(build),
@@ -88,7 +86,7 @@ def _total(widths: Mapping[str, int]) -> int:
     return sum(widths.values()) + 2 * (len(widths) - 1)
 
 
-def print_build(build: Shape) -> None:
+def print_build(build: BuildJSON) -> None:
     """Print all facts about a build, one per line."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -124,7 +122,7 @@ def _print(table: Table, width: int = 0) -> None:
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
 
 
-def _facts(build: Shape) -> Iterable[tuple[str, Any]]:
+def _facts(build: BuildJSON) -> Iterable[tuple[str, Any]]:
     durations = {name: seconds for name, seconds in build["durations"].items() if seconds is not None}
     yield "Name", build["name"]
     yield "State", _state(build)
@@ -149,7 +147,7 @@ def _facts(build: Shape) -> Iterable[tuple[str, Any]]:
         yield "Delivery", f"{told} ({delivery['error']})" if delivery["error"] else told
 
 
-def _state(build: Shape) -> str:
+def _state(build: BuildJSON) -> str:
     return f"{build['state']} ({build['reason']})" if build["reason"] else str(build["state"])
 
 
@@ -165,12 +163,12 @@ def _short(repository: str) -> str:
     return f"{parts.netloc}{parts.path}"
 
 
-def _ref(build: Shape) -> str:
+def _ref(build: BuildJSON) -> str:
     ref = str(build["ref"] or "")
     return ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
 
 
-def took(build: Shape) -> str:
+def took(build: BuildJSON) -> str:
     """The duration of the latest attempt; empty until its end."""
     if not build["started_at"] or not build["finished_at"]:
         return ""
