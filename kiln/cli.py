@@ -105,7 +105,7 @@ def _misused(error: click.ClickException) -> Exit:
     return Exit.MISUSED
 
 
-@click.group()
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kiln-images")
 def commands() -> None:
     """Turn events into container images."""

@@ -128,7 +128,7 @@ def test_the_lock_tells_which_webs_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "more", "status", "says"),
     [
-        (["build", URL], NOWHERE, 1, "does not answer: No such file or directory. Start the daemon"),
+        (["build", URL], NOWHERE, 1, "does not answer: No such file or directory. `kiln doctor` names the cure"),
         (["build", "."], {}, 1, "is a local folder"),
         (["build", "file:///srv/course"], {}, 1, "is a local folder"),
         (["build", "./course"], {}, 1, "Push it to a Git host and name its URL"),
