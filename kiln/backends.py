@@ -83,7 +83,7 @@ class EmbeddedBackend:
 
     def check_ready(self) -> None:
         if (trouble := self._kiln.trouble()) is not None:
-            raise CommandError(f"{trouble} `kiln doctor` names the cure. For another daemon set KILN_DOCKER_HOST.")
+            raise CommandError(f"{trouble} `kiln doctor` names the cure.")
 
     def log_location(self, build: BuildJSON) -> str:
         return str(self._kiln.log_file(build["name"], build["attempt"]))

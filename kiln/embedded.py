@@ -8,6 +8,7 @@ command or server completes a build that the last one left.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,8 @@ class EmbeddedKiln:
         """The reason why this machine cannot build now, as a sentence; `None` if it can."""
         from builds.engines.local.daemon import DaemonProbe  # noqa: PLC0415
 
+        if shutil.which("git") is None:
+            return "git is not installed, or is not on PATH."
         return DaemonProbe(self.kiln.docker_host, self.kiln.settings.daemon).trouble()
 
     def settle(self, name: str) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from builds.clients.git import Git, RefResolver, ResolvedRef, credential_for, credentials, process, refs
-from builds.errors import CannotBuild, RepositoryRefused, RequestError, UnknownRef, Unreachable
+from builds.errors import CannotBuild, RepositoryRefused, RequestError, TryAgain, UnknownRef, Unreachable
 from builds.repository import Policy, Refs, canonical
 from tests.parts.authority import make_authority
 from tests.parts.githost import GitHost, git
@@ -337,3 +337,9 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_machine_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TryAgain, match=r"^git cannot be started: No such file or directory. Install git"):
+        RefResolver(Policy(["https://git.example/**"])).resolve(canonical("https://git.example/a/b"), "main")

@@ -165,6 +165,12 @@ def test_an_error_has_one_prefix_a_status_and_a_next_step(
     assert "canary" not in done.stderr
 
 
+def test_a_machine_without_git_cannot_build(tmp_path: Path) -> None:
+    with Kiln(tmp_path, KILN_IMAGE_PREFIX="", PATH=str(tmp_path)) as kiln:
+        done = kiln.run("build", URL)
+    assert done.stderr == "kiln: error: git is not installed, or is not on PATH. `kiln doctor` names the cure.\n"
+
+
 def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with Kiln(tmp_path, KILN_IMAGE_PREFIX="") as kiln, Path("/dev/full").open("w") as full:
         done = subprocess.run(

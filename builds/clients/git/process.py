@@ -271,16 +271,7 @@ class Git:
 
     def _run(self, arguments: Sequence[str], deadline: float | None, most: int, extra: Mapping[str, str] = {}) -> _Done:
         self.guard.error = None
-        child = subprocess.Popen(
-            ["git", *arguments],  # noqa: S607 (the one on PATH)
-            cwd=self.home,
-            env={**self.environment, **extra},
-            stdin=self._stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            process_group=0,
-        )
-        with child:
+        with self._started(arguments, extra) as child:
             try:
                 output, complaint = _heard(child, deadline, most)
                 child.wait()
@@ -288,6 +279,21 @@ class Git:
                 if child.returncode is None:  # its transport helpers must end as well
                     os.killpg(child.pid, signal.SIGKILL)
         return _Done(child.returncode, output, complaint.decode(errors="replace"))
+
+    def _started(self, arguments: Sequence[str], extra: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        """Raises TryAgain if this machine has no git."""
+        try:
+            return subprocess.Popen(
+                ["git", *arguments],  # noqa: S607 (the one on PATH)
+                cwd=self.home,
+                env={**self.environment, **extra},
+                stdin=self._stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                process_group=0,
+            )
+        except OSError as error:
+            raise TryAgain(f"git cannot be started: {error.strerror}. Install git 2.38 or newer.") from None
 
     @property
     def _config(self) -> Path:
