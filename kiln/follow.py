@@ -40,8 +40,9 @@ def follow(backend: Backend, build: BuildJSON, *, as_json: bool) -> Exit:
         _print_image(build, as_json=as_json)
         return Exit.DONE
     message = build["message"] or "No reason given."
+    sentence = message if message.endswith((".", "!", "?")) else f"{message}."
     cure = NEXT_STEPS.get(build["reason"] or "", "")
-    click.echo(printable(f"kiln: error: {build['state']} ({build['reason']}): {message} {cure}".rstrip()), err=True)
+    click.echo(printable(f"kiln: error: {build['state']} ({build['reason']}): {sentence} {cure}".rstrip()), err=True)
     return Exit.FAILED
 
 

@@ -143,6 +143,7 @@ def test_an_image_is_built_and_stays_on_this_machine(here: Here) -> None:
     assert "a line of the build" in first.stderr
     assert "a line of the build" in Path(log).read_text()
     assert first.stderr.splitlines()[-1] == "[succeeded]"
+    assert "registry" not in first.stderr, "an image of this machine has none"
     found = inspected(f"{image}:{tag}")
     assert found["Config"]["Labels"]["dev.kiln.build"] == name
     assert inspected(f"{image}:latest")["Id"] == found["Id"]
