@@ -212,7 +212,7 @@
     searchTimer = 0;
     const end = performance.now() + BUDGET;
     while (pattern && searched < lines.length && performance.now() < end) {
-      for (let count = 0; count < 200 && searched < lines.length; count++, searched++) {
+      for (let count = 0; count < 500 && searched < lines.length; count++, searched++) {
         pattern.lastIndex = 0;
         if (pattern.test(lines[searched].text)) matches.push(searched);
       }
