@@ -151,8 +151,8 @@ def test_a_request_needs_no_trigger_and_its_ref_is_not_looked_up() -> None:
     [
         (push(deleted=True, after="0" * 40, head_commit=None), {}, "deletes the ref"),
         (event(type="dev.kiln.build.succeeded.v1"), {}, "Kiln's own events"),
-        (push(), {"source": "/kiln"}, "this Kiln has sent it"),
-        (push(), {"knativebrokerttl": 0}, "as many brokers as it may"),
+        (push(), {"source": "/kiln"}, "Kiln pushed or sent it"),
+        (push(), {"knativebrokerttl": 0}, "maximum number of brokers"),
     ],
 )
 def test_why_no_trigger_is_asked(told: Event, more: dict[str, Any], why: str) -> None:

@@ -290,7 +290,7 @@ def test_an_empty_repository_has_nothing_to_build(harness: Harness) -> None:
 
 def test_a_stored_credential_is_used(harness: Harness, tmp_path: Path) -> None:
     harness.host.passwords["/ada/page.git"] = ("ada", "secret")
-    with pytest.raises(CannotBuild, match="does not show"):
+    with pytest.raises(CannotBuild, match="denies access"):
         harness.look(harness.sync(), harness.host.url("ada/page"))
     (tmp_path / "git-credentials").write_text(f"http://ada:secret@127.0.0.1:{harness.host.port}/ada/page\n")
     sync = harness.sync(credentials=lambda: credentials(tmp_path / "git-credentials"))

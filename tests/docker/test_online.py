@@ -229,7 +229,7 @@ def test_a_credential_without_a_repository(site: Site, password: str, path: str,
         assert found[0] == 0, found[1]
         assert f"ok: credential for {site.host.base}/team: the host accepts it" in found[1]
     else:
-        failed(found, f"credential for {site.host.base}/team", "does not show")
+        failed(found, f"credential for {site.host.base}/team", "denies access")
 
 
 def test_a_credential_for_what_may_not_be_built(site: Site) -> None:
