@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MODULES = {
-    "loop": ("builds.controller", "Controller", ("look",)),
+    "loop": ("builds.controller", "Controller", ("reconcile",)),
     "sender": ("eventing.transport", "Transport", ("_beat",)),
     "lease": ("builds.engines.kubernetes.lease", "Lease", ("_turn",)),
     "watch": ("builds.engines.kubernetes.watch", "Watch", ("_apply", "_once")),
