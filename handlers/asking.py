@@ -29,7 +29,7 @@ MAX_NOTE = 1000
 
 
 def check(wanted: RequestedBuild, event: Event, *, who: Identity, kind: Kind) -> Submission:
-    """Check that the sender may have the requested builds. Raises AskError, Unavailable."""
+    """Check that the sender may have the requested builds. Raises RequestError, Unavailable."""
     held = services()
     ask = held.intake.submission(
         wanted,
@@ -69,7 +69,7 @@ def withdraw(event: Event) -> str | None:
     """Withdraw the cause of a closed pull request from its builds and return a sentence; other causes keep a build
     alive.
 
-    Raises EventError, AskError, EngineError.
+    Raises EventError, RequestError, EngineError.
     """
     request = request_of(event)
     if request is None or not request.closed:

@@ -146,7 +146,7 @@ def _raw(spec: str) -> str:
 
 
 def _ask(source: NamedSource, address: str, who: Identity) -> tuple[Submission, list[str]]:
-    """Return the request, and a first message with advice if the default branch has a new name. Raises AskError."""
+    """Return the request, and a first message with advice if the default branch has a new name. Raises RequestError."""
     notes = [] if request.args.get("build_only", "").lower() == "true" else [NO_LAUNCH]
 
     def ask(ref: str) -> Submission:

@@ -71,7 +71,7 @@ def _receive() -> Response:
 
 
 def _asks(event: Event, who: Identity) -> list[Submission]:
-    """Return the builds that an event requests. Raises AskError, DecodeError."""
+    """Return the builds that an event requests. Raises RequestError, DecodeError."""
     for_people = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
     somebody_waits = for_people and not who.sender
     kind = Kind.PERSON if somebody_waits else Kind.PUSH

@@ -67,7 +67,7 @@ def _receive(word: str) -> Response:
 def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tuple[list[Submission], list[str]]:
     """Return the builds that a delivery requests, and the reasons for those that it does not. Frees the body.
 
-    Raises Problem, AskError, EventError.
+    Raises Problem, RequestError, EventError.
     """
     headers = {name: value for name, value in this_request().headers}  # noqa: C416 (`dict` looks each up again)
     with bodies.held(MAX_BODY, held.max_body, held.large) as body:
@@ -111,7 +111,7 @@ def _collected(refusals: list[str]) -> Iterator[None]:
 
 def _wanted(held: Services, event: Event, word: str) -> list[RequestedBuild]:
     """Return the builds that a delivery requests. Raises Problem 403 for a repository on a host of another kind;
-    AskError.
+    RequestError.
     """
     by, intake = _by(word), held.intake
     found = requested_builds(

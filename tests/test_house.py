@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import importlib
 import json
 import re
@@ -114,6 +115,15 @@ def test_a_class_name_stands_for_one_thing() -> None:
     nodes = (node for path in MODULES for node in ast.walk(ast.parse(path.read_text())))
     names = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef) and node.name[0] != "_")
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_an_error_that_a_docstring_names_exists() -> None:
+    nodes = [node for path in MODULES for node in ast.walk(ast.parse(path.read_text()))]
+    used = {getattr(node, field, None) for node in nodes for field in ("id", "attr", "name")}
+    expressions = (node.value for node in nodes if isinstance(node, ast.Expr))
+    texts = [one.value for one in expressions if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+    named = {name for text in texts for name in re.findall(r"\b[A-Z]\w*Error\b", text)}
+    assert named - used - {*dir(builtins)} == set()
 
 
 def test_the_tree_names_no_registry_of_packages_and_no_place_of_work() -> None:
