@@ -366,8 +366,8 @@ def send(
 def _show(answer: Response, *, as_json: bool) -> None:
     location = answer.headers.get("Location")
     if as_json:
-        told = {"status": answer.status_code, "reason": answer.reason, "location": location, "body": answer.text}
-        click.echo(json.dumps(told))
+        response = {"status": answer.status_code, "reason": answer.reason, "location": location, "body": answer.text}
+        click.echo(json.dumps(response))
         return
     click.echo(f"{answer.status_code} {answer.reason}")
     if location:

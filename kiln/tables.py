@@ -143,8 +143,8 @@ def _facts(build: BuildJSON) -> Iterable[tuple[str, Any]]:
         said = [attempt["state"] or "runs", f"on {attempt['node']}", attempt["message"]]
         yield f"Attempt {attempt['number']}", " ".join(filter(None, said))
     for delivery in build["deliveries"]:
-        told = f"{delivery['sink']}: {delivery['type']} {delivery['state']}"
-        yield "Delivery", f"{told} ({delivery['error']})" if delivery["error"] else told
+        line = f"{delivery['sink']}: {delivery['type']} {delivery['state']}"
+        yield "Delivery", f"{line} ({delivery['error']})" if delivery["error"] else line
 
 
 def _state(build: BuildJSON) -> str:

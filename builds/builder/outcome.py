@@ -179,7 +179,7 @@ ROWS: Sequence[Row] = (
         "{service} does not answer, and the build needs it. {words}",
     ),
     Row(lambda account, _: account.step, REPOSITORY, "A step of the build failed. {words}"),
-    Row(lambda told, _: told.killed, INFRASTRUCTURE, "A build tool was ended from outside. {words}"),
+    Row(lambda account, _: account.killed, INFRASTRUCTURE, "A build tool was ended from outside. {words}"),
     Row(
         lambda account, _: re.search(account.idiom.lost, account.error),
         INFRASTRUCTURE,

@@ -319,8 +319,8 @@ class ToolProgress:
     @property
     def unexplained(self) -> bool:
         """Whether BuildKit failed without a failed command, possibly because of reused layers."""
-        told = self.account()
-        return self.stage is AttemptStage.BUILD and told.began and told.step is None
+        account = self.account()
+        return self.stage is AttemptStage.BUILD and account.began and account.step is None
 
     def account(self, *, killed: bool = False) -> Account:
         """The account of the failure. `killed`: a signal ended the tool itself."""
@@ -381,8 +381,8 @@ def build(
         if status < 0 or status == 143:  # noqa: PLR2004 (128 + SIGTERM)
             time.sleep(0.5)  # the signal may have been for this process, too, and then arrives here
         if status:
-            told = progress.account(killed=status < 0)
-            raise failure(told, witness.examine(told))
+            account = progress.account(killed=status < 0)
+            raise failure(account, witness.examine(account))
         witness.over()
 
 
@@ -403,8 +403,8 @@ def push(daemon: Daemon, built: str, image: str, progress: ToolProgress, log: Lo
             if (shown := _summed(text, layers)) is not None:
                 log.say(shown)
     if status := child.wait():
-        told = progress.account()._replace(error=said, killed=status < 0)  # the build itself has succeeded
-        raise failure(told, Evidence())
+        account = progress.account()._replace(error=said, killed=status < 0)  # the build itself has succeeded
+        raise failure(account, Evidence())
 
 
 def _summed(text: str, layers: Layers) -> str | None:

@@ -223,25 +223,25 @@ class Git:
         `HEAD` may be requested; if it is a branch, that branch is added under the name `HEAD:`. git-ls-remote(1)
         matches by suffix, so its answer is filtered here.
         """
-        told = self._ls_remote(url, wanted, deadline)
-        return {name: value for name, value in told.items() if name in wanted or name == "HEAD:"}
+        refs = self._ls_remote(url, wanted, deadline)
+        return {name: value for name, value in refs.items() if name in wanted or name == "HEAD:"}
 
     def all_refs(self, url: str, deadline: float | None = None) -> dict[str, str]:
         """All branches and tags with their objects, and `HEAD` and `HEAD:`, as in `refs`."""
-        told = self._ls_remote(url, ("HEAD", "refs/heads/*", "refs/tags/*"), deadline)
-        return {name: value for name, value in told.items() if name.startswith(("HEAD", "refs/heads/", "refs/tags/"))}
+        refs = self._ls_remote(url, ("HEAD", "refs/heads/*", "refs/tags/*"), deadline)
+        return {name: value for name, value in refs.items() if name.startswith(("HEAD", "refs/heads/", "refs/tags/"))}
 
     def _ls_remote(self, url: str, patterns: Sequence[str], deadline: float | None) -> dict[str, str]:
         command = ("ls-remote", "--symref", "--", url, *patterns)
         output = self.reach(url, lambda: self.run(*command, deadline=deadline, most=MAX_REFS), deadline)
-        told = {}
+        refs = {}
         for line in output.decode(errors="surrogateescape").split("\n"):  # a name may contain other line ends
             value, _, name = line.partition("\t")
             if value.startswith("ref: ") and name == "HEAD":
-                told["HEAD:"] = value.removeprefix("ref: ")
+                refs["HEAD:"] = value.removeprefix("ref: ")
             elif is_commit(value):
-                told[name] = value
-        return told
+                refs[name] = value
+        return refs
 
     def _follow(self, url: str, deadline: float | None) -> None:
         """Replaces the target of a permitted URL by the target of its host's redirect."""
@@ -266,8 +266,8 @@ class Git:
         headers."""
         trace = {"GIT_TRACE_CURL": "1", "GIT_TRACE_CURL_NO_DATA": "1"}
         done = self._run(["ls-remote", "--", url, "HEAD"], deadline, MAX_REFS, trace)
-        told = re.findall(r"(?im)<= Recv header: location: *(\S+)", done.complaint)
-        return told[-1] if told else ""
+        locations = re.findall(r"(?im)<= Recv header: location: *(\S+)", done.complaint)
+        return locations[-1] if locations else ""
 
     def _run(self, arguments: Sequence[str], deadline: float | None, most: int, extra: Mapping[str, str] = {}) -> _Done:
         self.guard.error = None

@@ -89,8 +89,8 @@ def of_job(build: Build, number: int, job: Manifest, events: Iterable[Manifest],
 def had_pod(job: Manifest) -> bool:
     """Whether the Job's status counts a pod, present or past."""
     status = job.get("status", {})
-    told = ("active", "succeeded", "failed", "terminating", "conditions")
-    return any(status.get(name) for name in told) or any((status.get("uncountedTerminatedPods") or {}).values())
+    fields = ("active", "succeeded", "failed", "terminating", "conditions")
+    return any(status.get(name) for name in fields) or any((status.get("uncountedTerminatedPods") or {}).values())
 
 
 def _refusal(message: str) -> str:
