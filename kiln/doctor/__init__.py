@@ -35,7 +35,7 @@ __all__ = ["Finding", "FindingState", "Probe", "examine", "installation", "probe
 
 
 def installation(environ: Mapping[str, str]) -> Iterator[Finding]:
-    """Findings about the installation that these variables configure; about the machine alone if they are invalid."""
+    """Examines the installation that these variables configure; only the machine if they are invalid."""
     try:
         kiln = wiring.load(environ)
     except KilnError as error:
@@ -46,6 +46,6 @@ def installation(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 
 def probes(kiln: Kiln) -> Iterator[Probe]:
-    """All probes of the machine and of what Kiln needs outside."""
+    """Yields all probes of the machine and of the services that Kiln uses."""
     for module in (machine, setup, outside, cluster, clock, webhooks):
         yield from module.probes(kiln)

@@ -1,4 +1,4 @@
-"""This machine's clock against the `Date` of the hosts that Kiln talks to (RFC 9110, §6.6.1).
+"""Compare this machine's clock with the `Date` header of the hosts that Kiln talks to (RFC 9110, §6.6.1).
 
 A clock that is minutes off makes valid tokens and certificates invalid, and webhooks too old.
 """
@@ -26,7 +26,7 @@ DRIFT, OFF = 60.0, 300.0
 """Seconds. Standard Webhooks and most issuers of tokens allow five minutes, so from there on requests are refused."""
 TIMEOUT = 5.0
 MOST = 8
-"""Hosts that are asked."""
+"""Hosts whose clocks are compared."""
 
 
 def probes(kiln: Kiln) -> Iterator[Probe]:
@@ -38,7 +38,7 @@ def probe(urls: list[str]) -> Probe:
 
 
 def origins(kiln: Kiln) -> Iterator[str]:
-    """Of the registries, Git hosts, the JupyterHub and issuers that are configured, and of the API server."""
+    """Yields the origins of the configured registries, Git hosts, JupyterHub and issuers, and of the API server."""
     for prefix in kiln.images.pushed_prefixes:
         yield registry_origin(prefix, kiln.config.insecure_registries)
     hub = kiln.settings.hub
@@ -64,7 +64,7 @@ def _api_server(kiln: Kiln) -> str:
 
 
 def compared(urls: list[str]) -> str:
-    """By how much this machine's clock is off, by the host that it agrees with best."""
+    """Returns the difference to the host whose clock is nearest. Raises Symptom if the clocks differ by `DRIFT`."""
     with ThreadPoolExecutor(MOST) as pool:
         seen = {
             url: offset for url, offset in zip(urls, pool.map(offset_from, urls), strict=True) if offset is not None
@@ -87,7 +87,7 @@ def _by(seconds: float) -> str:
 
 
 def offset_from(url: str) -> float | None:
-    """Seconds that this clock is ahead of the host's; `None` where it tells no time."""
+    """Returns the seconds by which this clock is ahead of the host's; `None` if its response has no Date."""
     began = time.time()
     text = _headers(url).get("Date")
     ended = time.time()
@@ -99,7 +99,9 @@ def offset_from(url: str) -> float | None:
 
 
 def _headers(url: str) -> Mapping[str, str]:
-    """Of any answer of the host. With a wrong clock no certificate is valid, so none is verified; no secret is sent."""
+    """Returns the headers of any response. No certificate is verified, because a wrong clock makes all of them invalid.
+    The request contains no secret.
+    """
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=unverified), _Here)
@@ -115,7 +117,7 @@ def _headers(url: str) -> Mapping[str, str]:
 
 
 class _Here(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the time of another host is not asked for."""
+    """Does not follow redirects: another host has another clock."""
 
     def redirect_request(self, *_: object) -> None:
         return None

@@ -1,7 +1,7 @@
 """The release in its cluster: the API server, what this service account may do, and the daemons beside builds.
 
-Kiln has no permission to read the namespace or the DaemonSet. That the namespace admits privileged pods shows in the
-daemons' pods, and that it does not, in the Events of the DaemonSet.
+Kiln has no permission to read the namespace or the DaemonSet. If the namespace admits privileged pods, the daemons have
+pods; if not, the DaemonSet has Events that say so.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def probes(kiln: Kiln) -> Iterator[Probe]:
 
 
 def _api(kiln: Kiln) -> Api:
-    """Raises Symptom where none can be found."""
+    """Raises Symptom without a cluster."""
     from builds.engines import EngineError  # noqa: PLC0415
     from builds.engines.kubernetes import connect  # noqa: PLC0415
 
@@ -99,7 +99,7 @@ def _answers(kiln: Kiln) -> str:
 
 
 def _permissions(kiln: Kiln) -> str:
-    """Asks the API server by SelfSubjectAccessReview, which every account may."""
+    """Sends SelfSubjectAccessReviews, which every account may create."""
     from builds.engines.kubernetes.api import ApiError  # noqa: PLC0415
 
     process: Process = "web" if kiln.settings.pod_template is None else "controller"
@@ -124,7 +124,7 @@ def _may(api: Api, need: Need, verb: str, own: str) -> bool:
 
 
 def _records(kiln: Kiln) -> str:
-    """Whether records can be listed, and whether the chart's ConfigMap and Lease exist."""
+    """Checks that records can be listed, and that the chart's ConfigMap and Lease exist."""
     from builds.engines import EngineError  # noqa: PLC0415
     from builds.engines.kubernetes.api import Absent, ApiError  # noqa: PLC0415
 
@@ -141,7 +141,7 @@ def _records(kiln: Kiln) -> str:
 
 
 def _daemons(kiln: Kiln) -> str:
-    """Which nodes have a daemon that is ready for builds."""
+    """Names the nodes that have a daemon ready for builds."""
     from builds.engines.kubernetes import Release  # noqa: PLC0415
     from builds.engines.kubernetes.api import ApiError  # noqa: PLC0415
     from builds.engines.kubernetes.records import DAEMON, selector  # noqa: PLC0415

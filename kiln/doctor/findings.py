@@ -1,4 +1,4 @@
-"""Probes and findings. Probes run side by side, so that one that hangs delays none of the others."""
+"""Probes and findings. Probes run concurrently, so that a hanging probe does not delay the others."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Probe(NamedTuple):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """How a probe ended. `cure` is `None` where nothing is wrong."""
+    """The outcome of a probe. `cure` is `None` if nothing is wrong."""
 
     probe: str
     state: FindingState
@@ -67,7 +67,7 @@ def examine(probes: Sequence[Probe], *, limit: float | None = None) -> Iterator[
 
 
 def _begun(probe: Probe, places: threading.BoundedSemaphore) -> Future[str]:
-    """On a daemon thread: one that hangs must not keep the command from ending."""
+    """Runs the probe on a daemon thread, because a hanging probe must not prevent the end of the command."""
     outcome: Future[str] = Future()
 
     def run() -> None:
@@ -90,12 +90,12 @@ def _finding(probe: Probe, outcome: Future[str], seconds: float, limit: float) -
 
 
 def of(probe: str, symptom: Symptom) -> Finding:
-    """The finding that a symptom is."""
+    """Returns the finding for a symptom."""
     return Finding(probe=probe, state=symptom.state, found=_line(str(symptom)), cure=_line(symptom.cure))
 
 
 def _symptom(error: Exception, limit: float) -> Symptom:
-    """The symptom that an exception stands for: of an unknown one only the type, as its message may hold a secret."""
+    """Returns the symptom for an exception. An unknown one shows only its type: its message may contain a secret."""
     if isinstance(error, Symptom):
         return error
     if isinstance(error, TimeoutError):
@@ -106,5 +106,5 @@ def _symptom(error: Exception, limit: float) -> Symptom:
 
 
 def _line(text: str) -> str:
-    """One line; what other programs and hosts said is in it."""
+    """Returns the text on one line: it may contain the output of other programs and hosts."""
     return printable(" ".join(text.split()))

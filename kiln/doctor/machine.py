@@ -1,6 +1,7 @@
 """Requirements of builds on this machine: git, a daemon with free disk space, and repo2docker.
 
-With the engine `kubernetes` builds run in other pods, beside other daemons (`cluster`); git alone is needed here.
+With the engine `kubernetes`, builds run in other pods next to other daemons (`cluster`). This machine then needs git
+only.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def probes(kiln: Kiln) -> Iterator[Probe]:
 
 
 def unconfigured(environ: Mapping[str, str]) -> Iterator[Probe]:
-    """The same without a valid configuration: of the machine's Docker."""
+    """Yields the probes of git and of the machine's Docker, without a valid configuration."""
     yield Probe("git", git)
     if environ.get("KILN_ENGINE", "local") == "local" and environ.get("KILN_DAEMON", "docker") == "docker":
         yield from _local("docker", environ.get("KILN_DOCKER_HOST") or environ.get("DOCKER_HOST") or None)
@@ -101,7 +102,7 @@ def repo2docker() -> str:
 
 
 def _recent(*command: str, least: tuple[int, int], missing: Cure, old: Cure) -> str:
-    """The first line that the program prints, if the version in it is recent enough."""
+    """Returns the first line of the program's output. Raises Symptom if the version in it is too old."""
     wanted = ".".join(map(str, least))
     said = _version(*command, missing=missing, least=wanted)
     found = re.search(r"(\d+)\.(\d+)", said)
@@ -118,7 +119,7 @@ def _version(*command: str, missing: Cure, **fields: str) -> str:
 
 
 def daemon(kind: DaemonKind, address: str | None) -> str:
-    """Whether the daemon answers and has free disk space."""
+    """Checks that the daemon answers and has free disk space."""
     from builds.engines.local.daemon import DaemonProbe  # noqa: PLC0415
 
     tools, program = (DOCKER, "docker") if kind == "docker" else (PODMAN, podman_client())
@@ -146,7 +147,7 @@ def _why_silent(tools: Tools, program: str, socket: Path | None) -> Cure:
 
 
 def _daemon_room(client: str, folder: str, socket: Path | None) -> str:
-    """The free space on the daemon's disk. It can be seen from here only where it is this machine's."""
+    """Returns the free space on the daemon's disk, if the disk belongs to this machine."""
     if socket is None or not Path(folder).is_dir():
         return "its disk cannot be seen from here"
     found = Room.of(Path(folder))
@@ -158,7 +159,7 @@ def _daemon_room(client: str, folder: str, socket: Path | None) -> str:
 
 
 class Room(NamedTuple):
-    """Free space on a disk: bytes, and inodes (0 of 0 where the file system does not count them)."""
+    """Free space on a disk: bytes, and inodes (0 of 0 if the file system does not count them)."""
 
     free: int
     size: int

@@ -75,7 +75,7 @@ def _refusal(error: RegistryError, image: str) -> Cure:
 
 
 def _speaks_plain_http(image: str) -> bool:
-    """Nothing secret is asked: no credential goes along."""
+    """Reports whether the registry speaks plain HTTP. The request contains no credential."""
     from builds.clients.docker_config import NO_LOGIN  # noqa: PLC0415
     from builds.clients.registry import Registry, origin  # noqa: PLC0415
 
@@ -89,8 +89,8 @@ def _speaks_plain_http(image: str) -> bool:
 
 
 def _git(kiln: Kiln) -> Iterator[Probe]:
-    """The repositories that the file names. For each other credential or host, a repository that does not exist: a host
-    says so only to a client whose credential it accepts."""
+    """Probes the repositories that the configuration names. For each other credential or host, the probe requests a
+    repository that does not exist: a host reports that only to a client whose credential it accepts."""
     from builds.clients.git import RefResolver, credentials  # noqa: PLC0415
 
     stored = credentials(kiln.secrets.git_credentials)
@@ -151,7 +151,7 @@ def _answers(resolver: RefResolver, tried: Repository) -> str:
 
 
 def _named(kiln: Kiln) -> Iterator[Repository]:
-    """The listed repositories, and those that triggers name literally."""
+    """Yields the listed repositories, and those that triggers name literally."""
     for listed in kiln.config.repositories:
         yield canonical(listed.url, kiln.config.hosts)
     for trigger in kiln.config.triggers:
@@ -160,7 +160,7 @@ def _named(kiln: Kiln) -> Iterator[Repository]:
 
 
 def _below(kiln: Kiln, place: str) -> Iterator[Repository]:
-    """Addresses of repositories that do not exist, below a place, and that the policy allows."""
+    """Yields URLs of repositories that do not exist, below an origin or folder, and that the policy allows."""
     made = "kiln-check-of-nobody"
     below = [f"{place.rstrip('/')}{path}" for path in ("", f"/{made}", f"/{made}/{made}")]
     allowed = [pattern.replace("**", f"{made}/{made}").replace("*", made) for pattern in kiln.policy.allowed]
@@ -205,7 +205,7 @@ def _sinks(kiln: Kiln) -> Iterator[Probe]:
 
 
 def _hosts(kiln: Kiln) -> Iterator[Probe]:
-    """Each credential in `statuses/`. A valid one may lack the right to read its account, but is not answered 401."""
+    """Probes each credential in `statuses/`. A valid one may lack the right to read its account, but gets no 401."""
     from builds.clients.git import credentials_in, trusted_certificates  # noqa: PLC0415
     from eventing.delivery import reach_host  # noqa: PLC0415
     from eventing.statuses import APIS  # noqa: PLC0415
@@ -238,14 +238,14 @@ def _hosts(kiln: Kiln) -> Iterator[Probe]:
 
 
 def _asked_about(api: StatusApi, below: Iterator[Repository]) -> Iterator[tuple[Repository, str]]:
-    """The URL of an API that shows whose credential it is, for each repository that can be on its host."""
+    """Yields the URL that returns the account of a credential, for each repository that can be on its host."""
     for tried in below:
         with suppress(ValueError):
             yield tried, api.thread(tried.url, "1").account or api.base(tried.url)
 
 
 def _root(kiln: Kiln, name: str) -> str:
-    """The host's address, over HTTP where only that is allowed."""
+    """Returns the host's origin, with HTTP if only that is allowed."""
     plain = f"http://{name}"
     return plain if next(_below(kiln, plain), None) else f"https://{name}"
 

@@ -12,7 +12,7 @@ from kiln.doctor.findings import Finding, FindingState
 
 
 def report(findings: Iterable[Finding], *, as_json: bool) -> int:
-    """Prints them, and returns the exit status."""
+    """Prints the findings, and returns the exit status."""
     found = list(findings)
     worst = max((one.state for one in found), key=list(FindingState).index, default=FindingState.OK)
     if as_json:

@@ -1,4 +1,4 @@
-"""A Kiln that runs elsewhere, as far as it can be seen from here: reachable, token accepted, version, readiness."""
+"""Probes of a server: it is reachable, accepts the token, has a suitable version, and is ready."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kiln.target import Target
 
 
 def findings(target: Target) -> Iterator[Finding]:
-    """Of the server alone where it does not answer as a Kiln."""
+    """Yields the findings; only that about the server if no Kiln answers."""
     server = Server(target.server, target.token)
     (first,) = examine([Probe("server", partial(_reachable, server))])
     yield first
@@ -71,7 +71,7 @@ def _readiness(server: Server) -> str:
 
 
 def _asked(server: Server, path: str) -> tuple[int, dict[str, Any]]:
-    """Status and body; an empty one where it is no JSON object."""
+    """Returns the status and the body; an empty body if it is not a JSON object."""
     try:
         answer = server.get(path)
     except CommandError as error:

@@ -1,4 +1,4 @@
-"""Parts that an operator sets up: configuration, the folder of secrets, the state folder."""
+"""Probes of the configuration, the folder of secrets and the state folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def version() -> Probe:
 
 
 def invalid(error: KilnError) -> Iterator[Finding]:
-    """One finding for each problem."""
+    """Yields one finding for each problem."""
     for problem in error.problems:
         yield of("configuration", Symptom(cures.CONFIGURATION, problem))
 
@@ -47,7 +47,7 @@ def probes(kiln: Kiln) -> Iterator[Probe]:
 
 
 def unconfigured(environ: Mapping[str, str]) -> Iterator[Probe]:
-    """Without a valid configuration: the state folder."""
+    """Yields the probe of the state folder, without a valid configuration."""
     (setting,) = (setting for setting in SETTINGS if setting.name == "KILN_STATE_DIR")
     if environ.get("KILN_ENGINE", "local") == "local":
         folder = setting.read(environ.get(setting.name) or str(setting.default))
@@ -55,7 +55,7 @@ def unconfigured(environ: Mapping[str, str]) -> Iterator[Probe]:
 
 
 def _secrets(kiln: Kiln) -> str:
-    """Which there are. Those that cannot be read are problems of the configuration."""
+    """Summarizes the secrets. Unreadable secrets are problems of the configuration."""
     root, secrets = kiln.secrets.root, kiln.secrets
     if root is None:
         return "none (KILN_SECRETS_DIR is not set)"
@@ -67,12 +67,12 @@ def _secrets(kiln: Kiln) -> str:
 
 
 def _open(root: Path) -> bool:
-    """Whether other users can come as far as the folder."""
+    """Reports whether other users can enter the folder."""
     return all(_others(folder, stat.S_IXOTH) for folder in root.resolve().parents)
 
 
 def _shown(root: Path) -> Path | None:
-    """A secret that others can read, if any: a folder that they cannot enter hides what is in it."""
+    """Returns a secret that other users can read, if any. A folder that they cannot enter protects its content."""
     if not _others(root, stat.S_IXOTH):
         return None
     entries = sorted(root.iterdir())
@@ -96,7 +96,7 @@ def state_folder(folder: Path) -> str:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the one above it in which it would be made."""
+    """Returns the folder, or its nearest existing parent."""
     for path in (folder, *folder.parents):
         with suppress(PermissionError):  # it is in a folder that this user may not enter
             if path.exists():

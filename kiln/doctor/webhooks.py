@@ -1,4 +1,4 @@
-"""When each Git host's last webhook came, as the records of builds tell."""
+"""Probes of the last webhook of each Git host, by the records of builds."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _causes(kiln: Kiln, word: str) -> Iterator[Cause]:
 
 
 def _newest(kiln: Kiln) -> Iterator[Build]:
-    """None where nothing was ever recorded: looking must not make the records."""
+    """Yields the latest builds; nothing without a database, which a probe must not create."""
     if kiln.settings.engine == "kubernetes" or (kiln.settings.state_dir / "kiln.db").exists():
         yield from _pages(wiring.records(kiln))
 
