@@ -39,7 +39,7 @@ _COMPARED: Mapping[str, Callable[[str, str], bool]] = {
     "exists": lambda _value, _wanted: True,
 }
 _DEMANDS = {"exact": "must be", "prefix": "must begin with", "suffix": "must end with"}
-"""Of what may differ."""
+"""The verbs of explanations, by dialect."""
 _COMBINED = ("all", "any", "not")
 _DIALECTS = ("exact", "prefix", "suffix", *_COMBINED)
 

@@ -103,7 +103,7 @@ def without_sequences(text: bytes) -> bytes:
 
 
 def styled(line: str) -> list[Run]:
-    """The same text in runs of one style each."""
+    """Splits the line into runs of one style each."""
     if not _CONTROL.search(line):
         return [Run(line, "")]
     runs: list[Run] = []
@@ -120,7 +120,7 @@ def styled(line: str) -> list[Run]:
 
 
 def coloured(line: str) -> str:
-    """The same text with the codes of its styles, and no others: what a terminal may be given."""
+    """Returns the text with its style codes and no other control sequences, safe for a terminal."""
     if not _CONTROL.search(line):
         return line
     shown = line.rstrip("\r").rpartition("\r")[2]

@@ -29,7 +29,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     body: bytes
     path: str = ""
-    """Of the request line, if present."""
+    """The path of the request line, if there is one."""
 
 
 def parts(content: bytes) -> list[Part]:

@@ -51,7 +51,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Of every answer that has not one of that name itself; they keep a hostile log line or repository name from being
+"""Headers of every response that does not set them itself. They keep a hostile log line or repository name from being
 more than text."""
 _BY_NAME = {name.lower(): (name, value) for name, value in HEADERS.items()}
 

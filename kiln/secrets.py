@@ -82,7 +82,7 @@ class Secrets:
 
     @property
     def git_credentials(self) -> Path | None:
-        """Where credentials in git's store format are, if anywhere: a file, or a folder of such files."""
+        """The path of credentials in git's store format: a file, or a folder of such files. It may not exist."""
         return None if self.root is None else self.root / "git-credentials"
 
     def check(self, *, words: Collection[str], sinks: Collection[str], hosts: Collection[str]) -> None:

@@ -20,7 +20,7 @@ STATUS = 70
 
 
 def end_with_any_thread() -> None:
-    """From now on an exception that ends any thread ends the process. (The main thread's does so anyway.)"""
+    """Makes an exception that ends any thread end the process. (The main thread's does so anyway.)"""
 
     def ended(hook: threading.ExceptHookArgs) -> None:
         name = hook.thread.name if hook.thread else "unknown"
@@ -49,6 +49,6 @@ def _watch(pulses: Sequence[Pulse]) -> None:
 
 
 def _exit() -> None:
-    """Without clean-up, which a blocked thread would hold up."""
+    """Ends the process without clean-up, which a blocked thread could delay."""
     logging.shutdown()
     os._exit(STATUS)

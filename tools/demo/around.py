@@ -1,4 +1,4 @@
-"""What `make cluster` puts beside the cluster, in a container: a Git host, and a receiver that prints its events.
+"""The container that `make cluster` starts beside the cluster: a Git host, and a sink that prints its events.
 
 python -m tools.demo.around ROOT     # the bare repositories
 """

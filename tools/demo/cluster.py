@@ -31,7 +31,7 @@ from tests.parts.registry import IMAGE as REGISTRY_IMAGE
 from tools.demo.around import GIT_PORT, SINK_PORT
 
 NAME = "kiln"
-"""Of cluster, namespace, release and Service."""
+"""The name of the cluster, the namespace, the release and the Service."""
 NODE_PORT = 30080
 AROUND, REGISTRY = f"{NAME}-around", f"{NAME}-registry"
 REPOSITORY = "demo/sample"

@@ -26,7 +26,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 
 
 def payload(clone_url: str, before: str, after: str, ref: str) -> dict[str, Any]:
-    """What GitHub says of one ref that was pushed. Run it in the bare repository."""
+    """Return GitHub's payload for the push of one ref. The current folder must be the bare repository."""
     created, deleted = not before.strip("0"), not after.strip("0")
     forced = not created and not deleted and _git("merge-base", before, after) != before
     new = "" if deleted else _git("rev-list", "--reverse", f"--max-count={MOST_COMMITS}", after, *_known(before))

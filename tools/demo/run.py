@@ -43,18 +43,18 @@ EXIT = os.environ.get("DEMO_EXIT") == "1"
 YES = EXIT or os.environ.get("DEMO_YES") == "1"
 REPOSITORY = "demo/sample"
 IMAGE = "demo/image"
-"""In the registry. By itself Kiln makes the name from the Git host's address, whose port is another one each time: then
-the layers that the registry keeps would not be found."""
+"""The image's name in the registry. Kiln's own choice contains the Git host's port, which differs in each run, so no
+run would find the layers of the last one."""
 BASE = "buildpack-deps:24.04"
-"""What repo2docker's own images begin with. Where the daemon has it, the demo builds a repository of that kind."""
+"""The base of repo2docker's images. If the daemon has it, the demo also builds a repository without a Dockerfile."""
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why."""
+    """The demo cannot continue. The message gives the reason."""
 
 
 class Said:
-    """What is printed: each stage with the seconds since the start."""
+    """Prints each stage with the seconds since the start."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
@@ -71,7 +71,7 @@ def printable_lines(text: str) -> str:
 
 
 def prepare(said: Said) -> None:
-    """Sees to it that Docker with buildx is here; asks before it installs anything."""
+    """Provide Docker with buildx. Asks before it installs anything."""
     done: list[str] = []
     while steps := machine.missing():
         sentences = [step.sentence for step in steps]
