@@ -1,10 +1,11 @@
-"""`make cluster`: a Kubernetes cluster on this machine with Kiln in it, and what Kiln needs around it; it stays.
+"""`make cluster`: a Kubernetes cluster on this machine with Kiln and the services around it. It keeps running.
 
-    python -m tools.demo.cluster up      # again: Kiln and the chart as they are in the working copy now
+    python -m tools.demo.cluster up      # the next time: upgrades Kiln and the chart from the working copy
     python -m tools.demo.cluster down
 
-It is the cluster of the tests (tests/cluster/kind.yaml) under a name of its own, so both can be there. Registry, Git
-host and a receiver of events are containers on its network: this machine and the pods reach them by the same addresses.
+It has the configuration of the tests' cluster (tests/cluster/kind.yaml) and another name, so both can run. The
+registry, the Git host and a sink are containers on its network: this machine and the pods reach them by the same
+addresses.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def down() -> None:
 
 
 def _beside(cluster: Cluster, name: str, image: str, *options: str, command: tuple[str, ...] = ()) -> str:
-    """A container on the cluster's network; returns its address. One that runs stays, with its address and its data."""
+    """Starts a container on the cluster's network, unless it runs. Returns its address."""
     running = ["docker", "ps", "--quiet", f"--filter=name=^{name}$", "--filter=status=running"]
     if not run(*running).strip():
         subprocess.run(["docker", "rm", "--force", "--volumes", name], check=False, capture_output=True)
@@ -71,7 +72,7 @@ def _beside(cluster: Cluster, name: str, image: str, *options: str, command: tup
 
 
 def _around(cluster: Cluster, url: str) -> str:
-    """The Git host and the receiver, started, with a repository whose pushes are told to Kiln."""
+    """Starts the Git host and the sink, with a repository whose pushes are sent to Kiln. Returns their address."""
     folder = cluster.folder / "git"
     with GitHost(folder) as host:
         bare = host.bare(REPOSITORY)
@@ -99,7 +100,7 @@ def _around(cluster: Cluster, url: str) -> str:
 
 def _values(cluster: Cluster, registry: str, git: str) -> dict[str, object]:
     repository, _, tag = cluster.kiln_image.partition(":")
-    # The same tag may be another image: who made it anew wants to see it run.
+    # The tag stays the same when the image is built again: the annotation replaces the pods.
     annotations = {"podAnnotations": {"kiln.dev/image": str(image.inspect(cluster.kiln_image)["Id"])}}
     around = git.removeprefix("http://").partition(":")[0]
     secret = (cluster.folder / "git/secret").read_text()

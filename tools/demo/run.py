@@ -1,11 +1,12 @@
 """`make demo`: a Git host, a registry, a receiver of events and Kiln on loopback, then a real `git push`.
 
-Every part is real; only the Git host is a small one, whose hook sends what GitHub would send. Where the daemon has the
-base image of repo2docker, what is pushed is a notebook with a `requirements.txt`; elsewhere it is a Dockerfile that
-needs nothing. What it starts it also stops, and what it writes is in a folder that goes away, but for the layers in the
-registry (`.cache/demo`), which make the next run quick. `DEMO_YES=1` agrees to all that has to be installed;
-`DEMO_EXIT=1` as well, and ends by itself: with status 0 only if the image can be pulled by the digest that the event
-named, and the registry says the same digest.
+Every part is real; only the Git host is a small one, whose hook sends the webhooks of GitHub. If the daemon has the
+base image of repo2docker, the pushed repository is a notebook with a `requirements.txt`, otherwise a Dockerfile without
+a base. The demo stops all that it started, and removes its folder. Only the layers in the registry (`.cache/demo`)
+stay, so that the next run is quick.
+
+`DEMO_YES=1` agrees to all installations. `DEMO_EXIT=1` does too, and ends the demo after the build. The status is 0
+only if the image can be pulled by the digest in the event, and the registry has the same digest.
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ def agreed() -> bool:
 
 
 def again_in_group() -> NoReturn:
-    """Starts anew as a member of the group that may use the daemon: a login from before does not have it."""
+    """Starts this program again in the group that may use the daemon: an earlier login is not in the group."""
     if os.environ.get("DEMO_IN_GROUP"):
-        raise DemoError(f"the Docker daemon does not let us in, though we are in the group {machine.GROUP}")
+        raise DemoError(f"the Docker daemon refuses access, though this user is in the group {machine.GROUP}")
     command = shlex.join([sys.executable, "-m", "tools.demo.run"])
     os.environ["DEMO_IN_GROUP"] = "1"
     os.execvp("sg", ["sg", machine.GROUP, "-c", f"exec {command}"])
@@ -106,7 +107,7 @@ def again_in_group() -> NoReturn:
 
 @contextmanager
 def parts(said: Said, folder: Path) -> Iterator[System]:
-    """All that runs, until the end of the context."""
+    """Runs all parts until the end of the context."""
     with ExitStack() as running:
         registry = running.enter_context(Registry(machine.CACHE / "demo/registry"))
         running.callback(forget_images, registry.host)
@@ -124,7 +125,7 @@ def parts(said: Said, folder: Path) -> Iterator[System]:
 
 
 def serve(system: System) -> None:
-    """Web and controller as `kiln serve` starts them. Returns once web answers."""
+    """Starts `kiln serve`. Returns when web answers."""
     (system.folder / "docker.json").write_text("{}")
     port, log = free_port(), system.folder / "kiln.log"
     strangers = ("KILN_", "K_", "JUPYTERHUB_")
@@ -143,7 +144,7 @@ def serve(system: System) -> None:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,  # Ctrl-C is for us: we end it in our order
+            start_new_session=True,  # Ctrl-C reaches only the demo, which stops its parts in order
         )
     web = Process(process, log, f"http://127.0.0.1:{port}/", "")
     system.processes.append(web)
@@ -154,13 +155,13 @@ def serve(system: System) -> None:
 
 
 def chosen() -> str:
-    """The folder of the repository to build: one with a `requirements.txt`, or one that needs no base image."""
+    """Returns the folder to build: one with a `requirements.txt`, or one without a base image."""
     there = subprocess.run(["docker", "image", "inspect", BASE], check=False, capture_output=True).returncode == 0
     return "notebook" if there else "sample"
 
 
 def make_repository(system: System) -> Path:
-    """A bare repository with a hook on the Git host, and a clone of it with what is built."""
+    """Creates a bare repository with a hook on the Git host. Returns a clone with one commit."""
     system.host.create(REPOSITORY)
     url, bare = system.host.url(REPOSITORY), system.host.bare(REPOSITORY)
     arguments = shlex.join([f"{system.url}webhooks/github", str(system.secrets / "webhooks/github/main"), url])
@@ -183,7 +184,7 @@ def make_repository(system: System) -> Path:
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Runs git as a person would, and returns what it said."""
+    """Runs git as a person would, and returns its output."""
     done = subprocess.run(
         ["git", *arguments],
         cwd=folder,
@@ -199,7 +200,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def follow(said: Said, system: System) -> dict[str, Any]:
-    """Shows the build's states and log to its end, and returns it."""
+    """Shows the states and the log of the build, and returns the ended build."""
     found = system.listed()
     if not found:
         raise DemoError("the push asked for no build: see the webhook's answer above")
@@ -216,7 +217,7 @@ def follow(said: Said, system: System) -> dict[str, Any]:
 
 
 def show_event(said: Said, system: System, build: dict[str, Any]) -> None:
-    """Waits for the completion event and prints it as it was received."""
+    """Waits for the completion event, and prints it."""
     event = system.sinks["demo"].wait_for_event(f"dev.kiln.build.{build['state']}.v1", timeout=30)
     said.stage("The completion event, as the receiver got it")
     _, body = encode(event, "structured")
@@ -226,14 +227,14 @@ def show_event(said: Said, system: System, build: dict[str, Any]) -> None:
 
 
 def check_image(said: Said, system: System, build: dict[str, Any]) -> None:
-    """Pulls the image by its digest, and holds the digest against the registry's own."""
+    """Compares the digest with that in the registry, and pulls the image by it."""
     image = build["image"]
     name = image["repository"]
     digest = system.digest(name, image["tag"])
     if digest != image["digest"]:
         raise DemoError(f"the event names {image['digest']}, the registry {digest}")
     reference = f"{name}@{digest}"
-    forget_images(system.registry.host)  # the daemon that built it has it still: the pull must bring it anew
+    forget_images(system.registry.host)  # otherwise the daemon that built it would pull nothing
     pulled = subprocess.run(["docker", "pull", reference], check=False, capture_output=True, text=True)
     if pulled.returncode:
         raise DemoError(f"docker pull {reference}: {pulled.stderr.strip()}")
@@ -242,7 +243,7 @@ def check_image(said: Said, system: System, build: dict[str, Any]) -> None:
 
 
 def forget_images(registry: str) -> None:
-    """Takes from the daemon what was built here for that registry, and nothing else."""
+    """Removes the images of that registry from the daemon."""
     shape = "{{.Repository}} {{.Tag}} {{.Digest}}"
     filters = [f"--filter=reference={registry}/{path}" for path in ("*", "*/*")]
     command = ["docker", "image", "ls", "--digests", "--format", shape, *filters]
@@ -253,7 +254,7 @@ def forget_images(registry: str) -> None:
 
 
 def stay(said: Said, system: System, clone: Path) -> None:
-    """Until Ctrl-C. Further pushes and builds are told as their events come in."""
+    """Waits for Ctrl-C. Shows the events of further pushes and builds."""
     server = f"--server {system.url}"
     said.stage(
         f"The page: {system.url}?token={system.own_token}   Ctrl-C ends all of it. To try next, in another terminal:"
@@ -278,7 +279,7 @@ def demo() -> None:
         started.enter_context(machine.daemon())
         folder = Path(started.enter_context(tempfile.TemporaryDirectory(prefix="kiln-demo-")))
         system = started.enter_context(parts(said, folder))
-        started.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # from here on: clean up in peace
+        started.callback(signal.signal, signal.SIGINT, signal.SIG_IGN)  # while the parts stop
         clone = make_repository(system)
         files = ", ".join(sorted(path.name for path in clone.iterdir() if path.name != ".git"))
         said.stage(f"git push to {system.host.url(REPOSITORY)}: {files}")
@@ -296,7 +297,7 @@ def demo() -> None:
 def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(143))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job would ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     try:
         demo()
     except (DemoError, machine.MachineError, KilnError, AssertionError) as error:
