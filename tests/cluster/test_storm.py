@@ -44,6 +44,57 @@ ANSWERED = 10.0
 """Seconds after which Git hosts abandon a webhook."""
 
 
+@pytest.fixture
+def hanging(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[tuple[Release, Proxy]]:
+    """A release without a node for builds, and the proxy between it and the API server."""
+    config = {"triggers": [{"name": "every", "push": {"branches": ["*"]}}]}
+    nowhere = {"dockerd": {"nodeSelector": {"kiln.dev/storm": "nowhere"}}}
+    with (
+        Proxy(cluster.api_server, cluster.gateway) as api,
+        Release(
+            cluster,
+            registry=registry,
+            host=host,
+            sinks=[],
+            config=config,
+            values=nowhere,
+            api_proxy=api,
+            max_queued=2000,
+        ) as release,
+    ):
+        yield release, api
+
+
+def test_an_api_server_that_hangs_in_a_storm(hanging: tuple[Release, Proxy]) -> None:
+    """Every webhook is answered in time, `kiln sync` finds the refused ones, and no build is incomplete."""
+    release, api = hanging
+    branches = commits(release.host, "storm/hangs", 500)
+    pushes = [release.push("storm/hangs", commit, ref=f"refs/heads/{branch}") for branch, commit in branches.items()]
+    with ThreadPoolExecutor(1) as aside:
+        storming = aside.submit(deliver, release, pushes)
+        until(lambda: len(everything(release)) >= 20)
+        api.drop = True
+        time.sleep(HANGS)  # the duration of the fault
+        answers = storming.result()
+    api.drop = False
+    api.cut()
+    assert {answer.status for answer in answers} == {202, 503}, "the API server hangs while they come"
+    assert max(answer.seconds for answer in answers) <= ANSWERED
+    taken = {answer.said for answer in answers if answer.status == 202}
+    until(lambda: release.get("api/v1/builds").status_code == 200)
+    until(lambda: taken <= {build["name"] for build in everything(release)})
+    there = everything(release)
+    assert len(there) < 500, "what is refused is not written behind the sender's back"
+    url = release.host.url("storm/hangs")
+    until(release.leader)
+    said = within(release.cluster, release.leader() or {}, "kiln", "sync", url).splitlines()
+    assert said[0] == f"{url}: {500 - len(there)} requested, {len(there)} known already"
+    until(lambda: len(everything(release)) == 500)
+    builds = everything(release)
+    assert {build["commit"] for build in builds} == {*branches.values()}
+    assert {build["state"] for build in builds} == {"queued"}
+
+
 @pytest.fixture(scope="module")
 def storm(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[Release]:
     config = {"triggers": [{"name": "every", "push": {"branches": ["*"]}}]}
@@ -112,57 +163,6 @@ def test_a_thousand_commits_at_once_are_recorded_and_nobody_elsewhere_waits(
     check_slots(storm, asked)
     print(f"Jobs of another namespace ran after {', '.join(f'{seconds:.1f}' for seconds in starts)} s")
     assert max(starts) < 5
-
-
-@pytest.fixture
-def hanging(cluster: Cluster, registry: Registry, host: GitHost) -> Iterator[tuple[Release, Proxy]]:
-    """A release without a node for builds, and the proxy between it and the API server."""
-    config = {"triggers": [{"name": "every", "push": {"branches": ["*"]}}]}
-    nowhere = {"dockerd": {"nodeSelector": {"kiln.dev/storm": "nowhere"}}}
-    with (
-        Proxy(cluster.api_server, cluster.gateway) as api,
-        Release(
-            cluster,
-            registry=registry,
-            host=host,
-            sinks=[],
-            config=config,
-            values=nowhere,
-            api_proxy=api,
-            max_queued=2000,
-        ) as release,
-    ):
-        yield release, api
-
-
-def test_an_api_server_that_hangs_in_a_storm(hanging: tuple[Release, Proxy]) -> None:
-    """Every webhook is answered in time, `kiln sync` finds the refused ones, and no build is incomplete."""
-    release, api = hanging
-    branches = commits(release.host, "storm/hangs", 500)
-    pushes = [release.push("storm/hangs", commit, ref=f"refs/heads/{branch}") for branch, commit in branches.items()]
-    with ThreadPoolExecutor(1) as aside:
-        storming = aside.submit(deliver, release, pushes)
-        until(lambda: len(everything(release)) >= 20)
-        api.drop = True
-        time.sleep(HANGS)  # the duration of the fault
-        answers = storming.result()
-    api.drop = False
-    api.cut()
-    assert {answer.status for answer in answers} == {202, 503}, "the API server hangs while they come"
-    assert max(answer.seconds for answer in answers) <= ANSWERED
-    taken = {answer.said for answer in answers if answer.status == 202}
-    until(lambda: release.get("api/v1/builds").status_code == 200)
-    until(lambda: taken <= {build["name"] for build in everything(release)})
-    there = everything(release)
-    assert len(there) < 500, "what is refused is not written behind the sender's back"
-    url = release.host.url("storm/hangs")
-    until(release.leader)
-    said = within(release.cluster, release.leader() or {}, "kiln", "sync", url).splitlines()
-    assert said[0] == f"{url}: {500 - len(there)} requested, {len(there)} known already"
-    until(lambda: len(everything(release)) == 500)
-    builds = everything(release)
-    assert {build["commit"] for build in builds} == {*branches.values()}
-    assert {build["state"] for build in builds} == {"queued"}
 
 
 def commits(host: GitHost, path: str, number: int) -> dict[str, str]:
