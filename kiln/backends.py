@@ -128,8 +128,4 @@ def open_backend(flags: dict[str, Any], *, push: bool | None = None, rebuilt: st
     if rebuilt and stays_with_daemon(kiln.server.build(rebuilt)["image"]["repository"]):
         kiln = open_kiln(os.environ, push=False)
     with kiln.controller() as controller:
-        try:
-            yield EmbeddedBackend(kiln, controller)
-        except KeyboardInterrupt:
-            controller.check()
-            raise
+        yield EmbeddedBackend(kiln, controller)

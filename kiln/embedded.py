@@ -38,6 +38,8 @@ SETTLE_TIMEOUT = 10.0
 """Seconds to wait for the answers to all requests for an ended build."""
 STOP_TIMEOUT = 5.0
 """Seconds to wait for the end of the controller's thread."""
+SIGNAL_INTERVAL = 2.0
+"""Seconds until a failed controller sends the next SIGINT."""
 
 
 class EmbeddedKiln:
@@ -80,18 +82,28 @@ class EmbeddedKiln:
 
     @contextmanager
     def controller(self) -> Iterator[EmbeddedController]:
-        """Runs a controller for the duration of the context; it is idle while another process is the controller."""
+        """Runs a controller for the duration of the context; it is idle while another process is the controller.
+
+        Raises CommandError if it fails.
+        """
         controller = EmbeddedController(self.kiln)
-        controller.thread.start()
         try:
+            controller.thread.start()  # which waits, so the controller may fail meanwhile
             yield controller
+        except KeyboardInterrupt:
+            controller.check()
+            raise
         finally:
             controller.stop()
             controller.thread.join(STOP_TIMEOUT)
 
 
 class EmbeddedController:
-    """A controller on a thread. If it fails, it stores `error` and sends SIGINT to the main thread."""
+    """A controller on a thread.
+
+    If it fails, it stores `error`, and sends SIGINT to the main thread until that calls `check` or `stop`. One signal
+    may have no effect: Python ignores exceptions in destructors and in callbacks of C code.
+    """
 
     def __init__(self, kiln: Kiln) -> None:
         self.stop = wiring.StopSignal()
@@ -101,6 +113,7 @@ class EmbeddedController:
     def check(self) -> None:
         """Raises CommandError if the controller has failed."""
         if self.error is not None:
+            self.stop.set()
             raise CommandError(
                 f"The controller failed: {self.error}. Remove the cause, and run the same command again to continue."
             )
@@ -110,7 +123,9 @@ class EmbeddedController:
             wiring.control(kiln, self.stop, lambda _: None)
         except Exception as error:  # noqa: BLE001  (after any error this process builds no longer)
             self.error = error
-            os.kill(os.getpid(), signal.SIGINT)
+            while not self.stop.is_set():
+                os.kill(os.getpid(), signal.SIGINT)
+                self.stop.wait(SIGNAL_INTERVAL)
 
 
 def with_prefix(environ: Mapping[str, str]) -> Mapping[str, str]:

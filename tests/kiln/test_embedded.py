@@ -14,7 +14,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,8 +23,10 @@ from builds.builder.spec import Surroundings
 from builds.engines import Submission
 from builds.engines.local import LocalEngine
 from builds.transitions import change
-from kiln import discovery
+from kiln import discovery, wiring
 from kiln.client import Message, Server
+from kiln.embedded import EmbeddedController
+from kiln.errors import CommandError
 from kiln.exits import Exit
 from kiln.progress import Progress
 from kiln.wsgiadapter import WSGIAdapter
@@ -90,6 +92,25 @@ def test_work_that_cannot_be_done_is_an_error_and_not_an_interruption(tmp_path: 
             done = kiln.run(*command)
             assert (done.returncode, done.stdout) == (1, "")
             assert done.stderr.startswith("kiln: error: The controller failed: [Errno 21]"), done.stderr
+
+
+def test_a_controller_that_fails_repeats_its_signal_until_the_main_thread_checks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The main thread may lose the first one, and would then wait for a build without a controller."""
+    monkeypatch.setattr("kiln.embedded.SIGNAL_INTERVAL", 0.01)
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        controller = EmbeddedController(cast("wiring.Kiln", None))
+        controller.thread.start()
+        until(lambda: len(received) > 1)
+        with pytest.raises(CommandError, match="The controller failed"):
+            controller.check()
+        controller.thread.join(20)
+        assert not controller.thread.is_alive()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) -> None:
