@@ -81,8 +81,8 @@ def dry_run(request: Saved, triggers: Sequence[Trigger], intake: Intake, who: Wh
     if isinstance(found, Ignored):
         return DryRun(ignored=found.reason)
     who = who if request.word is None else Who(by=f"webhook:{request.word}")
-    rehearsal = _Rehearsal(request.word, triggers, intake.with_resolver(Offline()), who, now)
-    return DryRun(outcomes=tuple(map(rehearsal.outcome, found)))
+    evaluation = _Evaluation(request.word, triggers, intake.with_resolver(Offline()), who, now)
+    return DryRun(outcomes=tuple(map(evaluation.outcome, found)))
 
 
 def _events(request: Saved) -> list[Event] | Ignored:
@@ -91,7 +91,7 @@ def _events(request: Saved) -> list[Event] | Ignored:
     return DIALECTS[request.word].parse(request.headers, request.body)
 
 
-class _Rehearsal(NamedTuple):
+class _Evaluation(NamedTuple):
     """The values that all events of a request share."""
 
     word: str | None

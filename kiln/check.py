@@ -34,7 +34,7 @@ def check(
     """
     try:
         kiln = _loaded(environ)
-        report = _described(kiln) if event is None else _rehearsed(kiln, event, host)
+        report = _described(kiln) if event is None else _evaluated(kiln, event, host)
     except KilnError as error:
         return CheckReport(errors=error.problems)
     return change(report, findings=_findings(kiln)) if online else report
@@ -90,7 +90,7 @@ def _findings(kiln: Kiln) -> list[Finding]:
     return list(doctor.examine(list(doctor.probes(kiln))))
 
 
-def _rehearsed(kiln: Kiln, event: bytes, host: str | None) -> CheckReport:
+def _evaluated(kiln: Kiln, event: bytes, host: str | None) -> CheckReport:
     try:
         request = saved.parse(event, host)
         run = dry_run(request, kiln.config.triggers, wiring.intake(kiln, Offline()), Who(), datetime.now(UTC))

@@ -52,7 +52,8 @@ def print_builds(builds: Iterable[BuildJSON], now: datetime) -> None:
         table.add_column(heading, no_wrap=True, overflow=overflow, max_width=width)
     for row in rows:
         table.add_row(*(row[heading] for heading in widths))
-    _print(table, _total(widths))
+    console.width = max(console.width, _total(widths))  # a narrower terminal wraps the lines itself
+    _print(table, console)
 
 
 def _cells(build: BuildJSON, now: datetime) -> dict[str, Text]:
@@ -94,7 +95,7 @@ def print_build(build: BuildJSON) -> None:
     for name, value in _facts(build):
         if value:
             table.add_row(name, _text(value))
-    _print(table)
+    _print(table, _console())
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
@@ -104,7 +105,7 @@ def print_findings(findings: Iterable[Finding]) -> None:
         table.add_column(heading, overflow="fold", no_wrap=heading == "STATE")
     for one in findings:
         table.add_row(*(_text(cell) for cell in (one.state, one.probe, one.found, one.cure)))
-    _print(table)
+    _print(table, _console())
 
 
 def _console() -> Console:
@@ -113,10 +114,8 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=MAX_WIDTH)
 
 
-def _print(table: Table, width: int = 0) -> None:
-    """Print a table that needs at least `width` columns: a narrower terminal wraps the lines itself."""
-    console = _console()
-    console.width = max(console.width, width)
+def _print(table: Table, console: Console) -> None:
+    """Print a table without the spaces at the ends of its lines."""
     with console.capture() as printed:
         console.print(table)
     sys.stdout.write("".join(f"{line.rstrip()}\n" for line in printed.get().splitlines()))
