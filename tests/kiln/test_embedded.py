@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import io
 import json
 import os
@@ -124,10 +125,21 @@ def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) ->
         assert json.loads(sent.stdout)["status"] == 202
         (build,) = json.loads(kiln.run("ls", "--json", KILN_IMAGE_PREFIX="").stdout)["items"]
         assert build["image"]["repository"].startswith("registry.invalid/of-web/")
+        (announcement,) = (tmp_path / "state").glob("web-*.url")
         web.stop(signal.SIGKILL)
-        until(lambda: get(url)[0] == 0)
+        until(lambda: get(url)[0] == 0 and not is_locked(announcement))
         assert json.loads(kiln.run("ls", "--json", KILN_IMAGE_PREFIX="").stdout)["items"] == [build]
         assert not list((tmp_path / "state").glob("web-*.url"))
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process of that web still runs: its worker closes the port before it ends."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def test_the_lock_tells_which_webs_run(tmp_path: Path) -> None:
