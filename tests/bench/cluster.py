@@ -90,19 +90,19 @@ def with_environments() -> None:
     with _site() as (release, pods, _):
         parts.offer_buildpacks(release)
         _kiln(release, pods, building.environment(release))  # fills the caches of the node that it is placed on
-        node = release.pods()[0]["spec"]["nodeName"]
-        bare_pod = _bare_pod(release, pods.api, node)
+        builder = release.pods()[0]
+        bare_pod = _bare_pod(release, pods.api, builder["spec"]["nodeName"])
         for what, make in (("cold", building.environment_anew), ("warm", building.environment)):
             told: dict[str, list[float]] = {"event": [], "bare": [], "job": []}
             for _ in range(building.PAIRS):
                 told["bare"].append(_bare(release, bare_pod, make(release)))
                 told["event"].append(_kiln(release, pods, make(release))["event"])
-                told["job"].append(_job(release, pods, node)["job"])
+                told["job"].append(_job(pods, builder)["job"])
             for number, (bare, event) in enumerate(zip(told["bare"], told["event"], strict=True), 1):
                 beside(f"{what}, pair {number}", event, bare, "s", "repo2docker --push")
             found = {which: median(seconds) for which, seconds in told.items()}
             least = found["bare"] + found["job"]
-            beside(f"environment.yml, {what}, median", found["event"], least, "s", "repo2docker + an empty Job")
+            beside(f"environment.yml, {what}, median", found["event"], least, "s", "repo2docker + a Job that does nothing")
         nodes = {pod["spec"]["nodeName"] for pod in release.pods()}
         print(f"  builds ran on {len(nodes)} node{'s' if len(nodes) > 1 else ''}")
 
@@ -145,20 +145,20 @@ def _watched(release: Release) -> Iterator[Pods]:
 
 
 def _builds(release: Release, pods: Pods) -> None:
-    """Time single builds with a slot free, each next to an empty Job and to repo2docker in a pod that already runs."""
+    """Time single builds with a slot free, each next to a Job that does nothing and to repo2docker in a running pod."""
     building.through_kiln(release, building.fresh(release))  # warms the caches of the node on which it is placed
-    node = release.pods()[0]["spec"]["nodeName"]
-    bare_pod = _bare_pod(release, pods.api, node)
+    builder = release.pods()[0]
+    bare_pod = _bare_pod(release, pods.api, builder["spec"]["nodeName"])
     told: dict[str, list[float]] = {}
     for _ in range(TURNS):
-        for what, seconds in (_kiln(release, pods, building.fresh(release)) | _job(release, pods, node)).items():
+        for what, seconds in (_kiln(release, pods, building.fresh(release)) | _job(pods, builder)).items():
             told.setdefault(what, []).append(seconds)
         told.setdefault("bare", []).append(_bare(release, bare_pod, building.fresh(release)))
     found = {what: median(seconds) for what, seconds in told.items()}
     beside("202 to pod created", found["pod made"], found["job's pod made"], "s", "POST of a Job to its pod")
     beside("pod ended to event at sink", found["told"], 0, "s", "")
     least = found["bare"] + found["job"]
-    beside("webhook to event", found["event"], least, "s", "repo2docker + an empty Job")
+    beside("webhook to event", found["event"], least, "s", "repo2docker + a Job that does nothing")
 
 
 def _bare(release: Release, pod: Object, commit: str) -> float:
@@ -184,12 +184,14 @@ def _kiln(release: Release, pods: Pods, commit: str) -> dict[str, float]:
     return {"pod made": pods.made[job] - answered, "told": event - pods.ended[job], "event": event - began}
 
 
-def _job(release: Release, pods: Pods, node: str) -> dict[str, float]:
-    """Time an empty Job of Kiln's image under the conditions of a build: pinned to the node and observed by a watch."""
+def _job(pods: Pods, builder: Object) -> dict[str, float]:
+    """Time a Job whose pod is the builder's, with its node and volumes, but for the command, which does nothing."""
     name = f"bench-{secrets.token_hex(4)}"
+    spec = {field: value for field, value in builder["spec"].items() if field != "nodeName"}
+    spec["containers"] = [{**spec["containers"][0], "command": ["true"], "args": []}]
+    template = {"metadata": {"annotations": builder["metadata"]["annotations"]}, "spec": spec}
     began = time.monotonic()
-    spec = {"backoffLimit": 0, "template": {"spec": _pod_spec(release, node, ["true"])}}
-    pods.api.create("jobs", {"metadata": {"name": name}, "spec": spec})
+    pods.api.create("jobs", {"metadata": {"name": name}, "spec": {"backoffLimit": 0, "template": template}})
     until(lambda: name in pods.ended)
     return {"job's pod made": pods.made[name] - began, "job": pods.ended[name] - began}
 

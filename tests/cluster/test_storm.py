@@ -281,10 +281,8 @@ def seconds_to_start(cluster: Cluster, namespace: str) -> float:
     """Return the seconds from the creation of a Job to the start of its container.
 
     The container reports the time itself, because Kubernetes records whole seconds. All nodes run on this machine and
-    share
-    its clock. Like builds (50m each), the Job requests processor time. Otherwise it would get almost none next to them,
-    and
-    the test would measure only that.
+    share its clock. Like builds (50m each), the Job requests processor time. Otherwise it would get almost none next to
+    them, and the test would measure only that.
     """
     name = f"job-{secrets.token_hex(3)}"
     say = ["sh", "-c", "cut -d' ' -f1 /proc/uptime >/dev/termination-log"]
