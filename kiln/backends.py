@@ -17,7 +17,7 @@ import click
 from builds.build import stays_with_daemon
 from kiln import target
 from kiln.client import BuildJSON, Server
-from kiln.embedded import EmbeddedController, EmbeddedKiln, open_kiln
+from kiln.embedded import EmbeddedKiln, open_kiln
 from kiln.errors import CommandError
 
 
@@ -29,7 +29,7 @@ class _StderrHandler(logging.Handler):
 
 
 class Backend(Protocol):
-    """All methods raise CommandError."""
+    """All methods raise CommandError, for example if the embedded controller has failed."""
 
     server: Server
 
@@ -41,9 +41,6 @@ class Backend(Protocol):
 
     def left_message(self, name: str) -> str:
         """Sentences about a build that the command leaves before its end."""
-
-    def check_controller(self) -> None:
-        """Raises CommandError if the embedded controller has failed."""
 
     def settle(self, name: str) -> bool:
         """Waits until all requests for an ended build are answered. Returns whether the build was reopened instead."""
@@ -66,8 +63,6 @@ class RemoteBackend:
     def left_message(self, name: str) -> str:
         return f"The build continues on the server. To cancel it: kiln cancel{self._arguments} {name}"
 
-    def check_controller(self) -> None: ...
-
     def settle(self, name: str) -> bool:  # noqa: ARG002
         return False
 
@@ -78,8 +73,8 @@ class RemoteBackend:
 class EmbeddedBackend:
     """The embedded Kiln and its controller."""
 
-    def __init__(self, kiln: EmbeddedKiln, controller: EmbeddedController) -> None:
-        self.server, self._kiln, self._controller = kiln.server, kiln, controller
+    def __init__(self, kiln: EmbeddedKiln) -> None:
+        self.server, self._kiln = kiln.server, kiln
 
     def check_ready(self) -> None:
         if (trouble := self._kiln.trouble()) is not None:
@@ -92,9 +87,6 @@ class EmbeddedBackend:
         queued = self.server.build(name)["state"] == "queued"
         state = "The build waits in the queue" if queued else "The build continues"
         return f"{state}. Run the same command again, or `kiln serve`, to complete it. To cancel it: kiln cancel {name}"
-
-    def check_controller(self) -> None:
-        self._controller.check()
 
     def settle(self, name: str) -> bool:
         return self._kiln.settle(name)
@@ -127,5 +119,5 @@ def open_backend(flags: dict[str, Any], *, push: bool | None = None, rebuilt: st
     kiln = open_kiln(os.environ, push=push)
     if rebuilt and stays_with_daemon(kiln.server.build(rebuilt)["image"]["repository"]):
         kiln = open_kiln(os.environ, push=False)
-    with kiln.controller() as controller:
-        yield EmbeddedBackend(kiln, controller)
+    with kiln.controller():
+        yield EmbeddedBackend(kiln)

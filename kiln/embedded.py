@@ -7,9 +7,7 @@ command or server completes a build that the last one left.
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,16 +36,19 @@ SETTLE_TIMEOUT = 10.0
 """Seconds to wait for the answers to all requests for an ended build."""
 STOP_TIMEOUT = 5.0
 """Seconds to wait for the end of the controller's thread."""
-SIGNAL_INTERVAL = 2.0
-"""Seconds until a failed controller sends the next SIGINT."""
 
 
 class EmbeddedKiln:
-    """`server` sends requests to web's application in this process."""
+    """`server` sends requests to web's application in this process. `stopping` ends the application's streams.
 
-    def __init__(self, kiln: Kiln, app: Flask, token: str) -> None:
+    A request raises CommandError if the controller has failed.
+    """
+
+    def __init__(self, kiln: Kiln, app: Flask, stopping: threading.Event, token: str) -> None:
         self.kiln = kiln
-        self.server = Server(f"http://127.0.0.1{kiln.settings.base_path}", token, WSGIAdapter(app))
+        self._stopping = stopping
+        self._failure: Exception | None = None
+        self.server = Server(f"http://127.0.0.1{kiln.settings.base_path}", token, WSGIAdapter(app, self._check))
         self._records: Records = app.extensions["kiln"].records
 
     def log_file(self, name: str, attempt: int) -> Path:
@@ -81,51 +82,29 @@ class EmbeddedKiln:
         return not build.state.ended
 
     @contextmanager
-    def controller(self) -> Iterator[EmbeddedController]:
-        """Runs a controller for the duration of the context; it is idle while another process is the controller.
-
-        Raises CommandError if it fails.
-        """
-        controller = EmbeddedController(self.kiln)
+    def controller(self) -> Iterator[None]:
+        """Runs a controller for the duration of the context; it is idle while another process is the controller."""
+        stop = wiring.StopSignal()
+        thread = threading.Thread(target=self._control, args=(stop,), name="controller", daemon=True)
         try:
-            controller.thread.start()  # which waits, so the controller may fail meanwhile
-            yield controller
-        except KeyboardInterrupt:
-            controller.check()
-            raise
+            thread.start()
+            yield
         finally:
-            controller.stop()
-            controller.thread.join(STOP_TIMEOUT)
+            stop()
+            thread.join(STOP_TIMEOUT)
 
-
-class EmbeddedController:
-    """A controller on a thread.
-
-    If it fails, it stores `error`, and sends SIGINT to the main thread until that calls `check` or `stop`. One signal
-    may have no effect: Python ignores exceptions in destructors and in callbacks of C code.
-    """
-
-    def __init__(self, kiln: Kiln) -> None:
-        self.stop = wiring.StopSignal()
-        self.error: Exception | None = None
-        self.thread = threading.Thread(target=self._run, args=(kiln,), name="controller", daemon=True)
-
-    def check(self) -> None:
-        """Raises CommandError if the controller has failed."""
-        if self.error is not None:
-            self.stop.set()
-            raise CommandError(
-                f"The controller failed: {self.error}. Remove the cause, and run the same command again to continue."
-            )
-
-    def _run(self, kiln: Kiln) -> None:
+    def _control(self, stop: wiring.StopSignal) -> None:
         try:
-            wiring.control(kiln, self.stop, lambda _: None)
+            wiring.control(self.kiln, stop, lambda _: None)
         except Exception as error:  # noqa: BLE001  (after any error this process builds no longer)
-            self.error = error
-            while not self.stop.is_set():
-                os.kill(os.getpid(), signal.SIGINT)
-                self.stop.wait(SIGNAL_INTERVAL)
+            self._failure = error
+            self._stopping.set()  # who follows a build requests its state next
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise CommandError(
+                f"The controller failed: {self._failure}. Remove the cause, and run the same command again to continue."
+            )
 
 
 def with_prefix(environ: Mapping[str, str]) -> Mapping[str, str]:
@@ -144,8 +123,9 @@ def open_kiln(environ: Mapping[str, str], *, push: bool | None = None) -> Embedd
         raise CommandError("--push needs a registry. Set KILN_IMAGE_PREFIX, for example to registry.example/org/.")
     requests = _without_registry(kiln) if push is False or not environ.get("KILN_IMAGE_PREFIX") else kiln
     token = localtoken.ensured(kiln.settings.state_dir).decode()
+    stopping = threading.Event()
     try:
-        return EmbeddedKiln(kiln, wiring.app(_for_owner(requests), threading.Event()), token)
+        return EmbeddedKiln(kiln, wiring.app(_for_owner(requests), stopping), stopping, token)
     except EngineError as error:
         raise CommandError(str(error)) from None
 

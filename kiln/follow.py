@@ -89,7 +89,6 @@ def _ended(backend: Backend, build: BuildJSON) -> BuildJSON:
             if not backend.settle(name):
                 return backend.server.build(name)
         except KeyboardInterrupt as interrupt:
-            backend.check_controller()
             _ask_to_cancel(backend, name, interrupt)
 
 

@@ -5,7 +5,7 @@ So a command without a server uses the same client, API and policy as with one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import requests
@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 
 class WSGIAdapter(BaseAdapter):
-    """Passes on each piece of a response as the application yields it, so that a client can follow a log."""
+    """Passes on each piece of a response as the application yields it, so that a client can follow a log.
 
-    def __init__(self, app: WSGIApplication) -> None:
+    Calls `check` before each request.
+    """
+
+    def __init__(self, app: WSGIApplication, check: Callable[[], None]) -> None:
         super().__init__()
-        self._app = app
+        self._app, self._check = app, check
 
     def send(  # noqa: PLR0917  (the signature of requests)
         self,
@@ -33,6 +36,7 @@ class WSGIAdapter(BaseAdapter):
         cert: object = None,  # noqa: ARG002
         proxies: Mapping[str, str] | None = None,  # noqa: ARG002
     ) -> requests.Response:
+        self._check()
         builder = EnvironBuilder(
             path=request.path_url,
             base_url=str(request.url).removesuffix(request.path_url),

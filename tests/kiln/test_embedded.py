@@ -10,12 +10,13 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import PIPE
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -24,9 +25,9 @@ from builds.builder.spec import Surroundings
 from builds.engines import Submission
 from builds.engines.local import LocalEngine
 from builds.transitions import change
-from kiln import discovery, wiring
+from kiln import discovery
 from kiln.client import Message, Server
-from kiln.embedded import EmbeddedController
+from kiln.embedded import open_kiln
 from kiln.errors import CommandError
 from kiln.exits import Exit
 from kiln.progress import Progress
@@ -95,23 +96,23 @@ def test_work_that_cannot_be_done_is_an_error_and_not_an_interruption(tmp_path: 
             assert done.stderr.startswith("kiln: error: The controller failed: [Errno 21]"), done.stderr
 
 
-def test_a_controller_that_fails_repeats_its_signal_until_the_main_thread_checks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The main thread may lose the first one, and would then wait for a build without a controller."""
-    monkeypatch.setattr("kiln.embedded.SIGNAL_INTERVAL", 0.01)
-    received: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
-    try:
-        controller = EmbeddedController(cast("wiring.Kiln", None))
-        controller.thread.start()
-        until(lambda: len(received) > 1)
-        with pytest.raises(CommandError, match="The controller failed"):
-            controller.check()
-        controller.thread.join(20)
-        assert not controller.thread.is_alive()
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_a_controller_that_fails_ends_the_wait_for_a_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Kiln(tmp_path, **NOWHERE) as kiln:
+        name = waiting(kiln)
+        fail = threading.Event()
+
+        def control(*_: object) -> None:
+            fail.wait(20)
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr("kiln.wiring.control", control)
+        embedded = open_kiln(kiln.environment)
+        with embedded.controller():
+            news = embedded.server.follow(name)
+            assert next(news).data["state"] == "queued"
+            fail.set()
+            with pytest.raises(CommandError, match=r"The controller failed: No space left on device\. Remove"):
+                list(news)
 
 
 def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) -> None:
@@ -338,7 +339,7 @@ def test_an_answer_in_this_process_comes_piece_by_piece_and_is_closed() -> None:
 
         return pieces()
 
-    server = Server("http://127.0.0.1/a%20b", "secret", WSGIAdapter(app))
+    server = Server("http://127.0.0.1/a%20b", "secret", WSGIAdapter(app, lambda: None))
     follow = server.follow("build-x")
     assert next(follow).data == {"line": "0"}
     assert told == ["GET /a b/api/v1/builds/build-x/log?", "", "Bearer secret", "made 0"]
