@@ -31,6 +31,7 @@ from builds.build import (
 from builds.engines import AlreadyEnded, Conflict, Engine, NotFound, NothingToSend, QueueFull, Submission
 from eventing.event import Event
 from tests.builds.engine_factories import AT, new_submission, settled_build
+from tests.parts.kiln import until
 
 
 def everything(records: Engine, **filters: object) -> list[str]:
@@ -52,7 +53,7 @@ class RecordsContract:
         assert build.revision
         assert [one.by for one in build.causes] == ["token:ci"]
         assert records.get("b") == build
-        assert records.observe().builds == (build,)
+        until(lambda: records.observe().builds == (build,))
 
     def test_a_known_cause_changes_nothing(self, records: Engine) -> None:
         first = records.accept([new_submission("b", "1")])
@@ -85,7 +86,7 @@ class RecordsContract:
     def test_a_new_cause_opens_an_ended_build_again(self, records: Engine, end: State) -> None:
         (build,) = records.accept([new_submission("b", "1")])
         records.write(settled_build(build, end))
-        assert records.observe().builds == ()
+        until(lambda: records.observe().builds == ())
         (again,) = records.accept([new_submission("b", "2")])
         assert (again.open, again.state) == (True, State.QUEUED)
         assert everything(records, state=State.QUEUED) == ["b"]
