@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 from flask import Response, request, url_for
@@ -71,8 +72,11 @@ def build(name: str) -> Response:
     identity = services().auth.admit(request)
     found = get_build(name, identity)
     attempt = requested_attempt(found)
-    sections = [] if request.args.get("part") == "facts" else _sections(_log_end(found, attempt))
     view = build_view(found)
+    log_end = cache(partial(_log_end, found))
+    facts_only = request.args.get("part") == "facts"
+    sections = [] if facts_only else _sections(log_end(attempt or view["attempt"]))
+    in_log = needs_log(view, facts_only=facts_only)
     return html.page(
         "build.html",
         identity,
@@ -83,7 +87,7 @@ def build(name: str) -> Response:
         sections=sections,
         max_lines=MAX_LINES,
         truncated=sum(len(section.lines) for section in sections) >= MAX_LINES,
-        steps=steps(view, next((section.phase for section in reversed(sections) if section.phase), None)),
+        steps=steps(view, _last_phase(log_end(view["attempt"])) if in_log else None),
         explanation=explain(view),
         live=not found.state.ended,
         may_cancel=may_cancel(found, identity),
@@ -148,7 +152,7 @@ def line_as_runs(line: LogLine) -> object:
 
 
 def steps(build: Mapping[str, Any], phase: str | None) -> list[Step]:
-    """Return the steps of a build, with the seconds in its latest attempt. `phase` is the last phase in its log."""
+    """Return the steps of a build's latest attempt, with their seconds. `phase` is the last one in its log."""
     durations: Mapping[str, float | None] = build["durations"]
     reached = _reached(build, phase)
     queued = build["state"] == "queued"
@@ -162,24 +166,37 @@ def steps(build: Mapping[str, Any], phase: str | None) -> list[Step]:
     return found
 
 
+def needs_log(build: Mapping[str, Any], *, facts_only: bool = False) -> bool:
+    """Return whether only the log shows which phase the latest attempt has reached.
+
+    An attempt that still runs, or that left no result, has no durations. The script, which requests only the facts,
+    follows the log of a running build itself.
+    """
+    if not build["started_at"] or build["state"] in ("queued", "succeeded"):
+        return False
+    has_durations = any(build["durations"][name] is not None for name in PHASES)
+    return not has_durations and not (facts_only and build["state"] == "running")
+
+
 def _reached(build: Mapping[str, Any], phase: str | None) -> int:
     """Return the index of the current or last phase, -1 before the first."""
     if build["state"] == "queued" or not build["started_at"]:
         return -1
-    if build["state"] == "running" and phase in PHASES:
-        return PHASES.index(phase)
-    done = [place for place, name in enumerate(PHASES) if build["durations"][name] is not None]
-    return max(done, default=PHASES.index(phase) if phase in PHASES else 0)
+    found = [place for place, name in enumerate(PHASES) if name == phase or build["durations"][name] is not None]
+    return max(found, default=0)
 
 
-def _log_end(build: Build, attempt: int | None) -> Iterable[LogLine]:
+def _log_end(build: Build, attempt: int) -> Sequence[LogLine]:
     """Return the last lines of an attempt's log, or those in the record if the log is unreadable."""
-    number = attempt or max(build.status.attempt, build.first_attempt)
     try:
-        return deque(services().records.log(build.name, number), maxlen=MAX_LINES)
+        return deque(services().records.log(build.name, attempt), maxlen=MAX_LINES)
     except Unavailable:
         kept = [UNREADABLE, *build.status.log_tail.splitlines()]
-        return [LogLine(attempt=number, number=place, text=text) for place, text in enumerate(kept)]
+        return [LogLine(attempt=attempt, number=place, text=text) for place, text in enumerate(kept)]
+
+
+def _last_phase(lines: Sequence[LogLine]) -> str | None:
+    return next((line.phase for line in reversed(lines) if line.phase), None)
 
 
 def _sections(lines: Iterable[LogLine]) -> list[Section]:

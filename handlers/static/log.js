@@ -95,12 +95,13 @@
     return element;
   }
 
-  // ---- Steps: the log shows the current step of a running build before the other facts do.
+  // ---- Steps: the log shows the current step of a running build before the other facts do. They are those of the
+  // latest attempt, while the log may still be that of an earlier one.
   function markStep() {
     const steps = [...document.querySelectorAll(".steps li")];
     const running = document.querySelector("#facts .lead .state.running");
     const at = steps.findIndex((step) => step.dataset.step === section?.phase);
-    if (!running || at < 0) return;
+    if (!running || at < 0 || section.attempt !== Number(steps[0].parentElement.dataset.attempt)) return;
     steps.forEach((step, index) => {
       step.className = index < at ? "done" : index === at ? "current" : "";
       if (index === at) step.setAttribute("aria-current", "step");

@@ -262,7 +262,20 @@ def test_a_failure_is_explained(site: Site, visit: Visiting) -> None:
     expect(explanation).to_contain_text("RUN pip install -r requirements.txt: exit code 1")
     expect(explanation.locator("blockquote")).to_contain_text(said)
     expect(explanation).to_contain_text("Correct the repository")
-    expect(page.locator(".steps .failed")).to_have_count(1)
+    expect(page.locator(".steps .failed")).to_have_text(re.compile("build"))
+
+
+def test_a_running_build_is_at_a_step_of_its_latest_attempt(site: Site, visit: Visiting) -> None:
+    build = running(site)
+    site.harness.say(build.name, "Layers", phase="push")
+    site.harness.end(build.name, retry=True)
+    site.harness.run(build.name)
+    page = visit(site.page(f"builds/{build.name}")).page
+    expect(page.get_by_text("Layers")).to_be_visible()
+    expect(page.locator("[aria-current=step]")).to_contain_text("fetch")
+    site.harness.say(build.name, "Step 1", attempt=2)
+    expect(page.locator("[aria-current=step]")).to_contain_text("build")
+    site.harness.end(build.name, attempt=2)
 
 
 def test_the_page_is_whole_without_javascript(site: Site, visit: Visiting, long: Build) -> None:

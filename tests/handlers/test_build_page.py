@@ -48,6 +48,33 @@ def test_a_running_build_is_at_the_step_that_its_log_is_about() -> None:
     assert [step.state for step in steps({**build, "state": "failed"}, "build")] == ["done", "done", "failed", ""]
 
 
+PARTS = ("", "?part=facts", "?attempt=1", "?attempt=1&part=facts")
+"""Queries of a build's page. Each shows the facts, of which the steps are those of the latest attempt."""
+
+
+def marked(harness: Harness, name: str, query: str) -> tuple[str, str]:
+    """The first step that the page does not show as done, and how it is marked."""
+    page = BeautifulSoup(harness.client.get(f"/builds/{name}{query}", headers=HTML).text, "html.parser")
+    (step, *_) = (one for one in page.select(".steps li") if one["class"] != ["done"])
+    return str(step["data-step"]), " ".join(step["class"])
+
+
+@pytest.mark.parametrize("query", PARTS)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_failure_without_durations_is_at_the_step_of_its_log(harness: Harness, phase: str, query: str) -> None:
+    """An attempt that Kiln or a lost node ended has no result, and so no durations."""
+    name = harness.run(harness.ask().name).name
+    harness.say(name, "the first attempt", phase="push" if phase != "push" else "fetch")
+    harness.end(name, retry=True)
+    harness.run(name)
+    harness.say(name, "Trace 1.", phase="", attempt=2)
+    harness.say(name, "the last words", phase=phase, attempt=2)
+    if "part=facts" not in query:  # the script marks the step of a running build
+        assert marked(harness, name, query) == (phase, "current")
+    harness.end(name, attempt=2, state=State.FAILED, reason=Reason.INFRASTRUCTURE)
+    assert marked(harness, name, query) == (phase, "failed")
+
+
 def ended(**facts: Any) -> dict[str, Any]:
     return {"state": "failed", "reason": "repository", "message": None, "log": {"tail": ""}, **facts}
 
