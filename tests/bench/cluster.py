@@ -102,7 +102,8 @@ def with_environments() -> None:
                 beside(f"{what}, pair {number}", event, bare, "s", "repo2docker --push")
             found = {which: median(seconds) for which, seconds in told.items()}
             least = found["bare"] + found["job"]
-            beside(f"environment.yml, {what}, median", found["event"], least, "s", "repo2docker + a Job that does nothing")
+            against = "repo2docker + a Job that does nothing"
+            beside(f"environment.yml, {what}, median", found["event"], least, "s", against)
         nodes = {pod["spec"]["nodeName"] for pod in release.pods()}
         print(f"  builds ran on {len(nodes)} node{'s' if len(nodes) > 1 else ''}")
 
