@@ -102,9 +102,9 @@ def oci_proxy(request: pytest.FixtureRequest, registry: Registry) -> Iterator[Oc
         yield oci_proxy
 
 
-def pushed(host: str, path: str, content: str = "") -> Image:
+def pushed(host: str, path: str, content: str = "", client: Client | None = None) -> Image:
     """An image without layers."""
-    client, image = Client(), f"{host}/{path}"
+    client, image = client or Client(), f"{host}/{path}"
     config = json.dumps({"architecture": "amd64", "os": "linux", "config": {"Labels": {"content": content}}}).encode()
     client.upload(image, config)
     described = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(config)}

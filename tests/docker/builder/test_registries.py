@@ -19,6 +19,7 @@ from builds.builder.spec import Tags
 from builds.clients.registry import Registry as Client
 from builds.clients.registry import Unauthorized
 from tests.docker.builder.conftest import asked
+from tests.docker.builder.test_provenance import COMMIT, pushed
 from tests.parts.building import Builder
 from tests.parts.githost import GitHost, commit
 from tests.parts.ociregistry import PASSWORD, USER, Answer, Asked, Behaviour, OciProxy, Tokens, refusal
@@ -160,9 +161,9 @@ BEHAVIOURS = {
     "artifactory": Artifactory(),
     "old quay": OldQuay(),
     "no digest": NoDigest(),
-    "no head": NoHead(),
-    **{name: Shouting(spelling) for name, spelling in SPELLINGS.items()},
 }
+FOR_US = {"no head": NoHead(), **{name: Shouting(spelling) for name, spelling in SPELLINGS.items()}}
+"""Behaviours that docker's own requests do not meet."""
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS.values(), ids=BEHAVIOURS)
@@ -191,18 +192,29 @@ def test_the_first_build_is_pushed_and_tagged_in_one_attempt(
     assert again.result.image.reference == image.reference
 
 
-@pytest.mark.parametrize("status", [400, 403, 409, 412])
-def test_a_tag_that_may_not_be_moved_fails_nothing(
-    status: int,
-    request_: Request,
-    builder: Builder,
-    oci_proxy: OciProxy,
-    known: str,
-    tmp_path: Path,
-    host: GitHost,
-    path: str,
+@pytest.mark.parametrize("behaviour", FOR_US.values(), ids=FOR_US)
+def test_an_image_is_looked_up_put_and_tagged(
+    behaviour: Behaviour, path: str, registry: Registry, oci_proxy: OciProxy, known: str
 ) -> None:
-    oci_proxy.behaviour = Immutable(status)
+    """By the requests of a build: each of them meets the challenge, for reads and for writes."""
+    oci_proxy.behaviour = behaviour
+    client, image = Client(known, pushes=True), f"{oci_proxy.host}/{path}"
+    assert client.labels(image, COMMIT) is None
+    digest = pushed(oci_proxy.host, path, client=client).digest
+    client.tag(image, digest, "course")
+    there = Client().manifest(f"{registry.host}/{path}", "course")
+    assert there
+    assert there.digest == digest
+    again = Client(known)
+    found = again.manifest(image, COMMIT)
+    assert found
+    assert (found.digest, again.labels(image, COMMIT)) == (digest, {"content": ""})
+
+
+def test_a_tag_that_may_not_be_moved_fails_nothing(
+    request_: Request, builder: Builder, oci_proxy: OciProxy, known: str, tmp_path: Path, host: GitHost, path: str
+) -> None:
+    oci_proxy.behaviour = Immutable()
     tags = (Tags(ref=None, names=("v1",)), Tags(ref=None, names=("course",)))
     first = builder.run(request_, registry_config=known, tags=tags).result.image
     assert first
@@ -211,14 +223,16 @@ def test_a_tag_that_may_not_be_moved_fails_nothing(
     assert again
     assert (again.tags, again.refused_tags) == (("v1", "course"), ()), "each is what it should be already"
 
-    other = commit(host.bare(path), tmp_path / "content", message="Moved on")
-    attempt = builder.run(msgspec.structs.replace(request_, commit=other), registry_config=known, tags=tags)
-    assert attempt.status == 0, attempt.text
-    assert attempt.result.image
-    assert attempt.result.image.tags == ()
-    assert [one.name for one in attempt.result.image.refused_tags] == ["v1", "course"]
-    assert "The tag is immutable" in attempt.result.image.refused_tags[0].message
-    assert "The tag v1 is not set: " in attempt.text
+    moved = msgspec.structs.replace(request_, commit=commit(host.bare(path), tmp_path / "content", message="Moved on"))
+    for status in (412, 400, 403, 409):  # the first one pushes the image, the others find it
+        oci_proxy.behaviour = Immutable(status)
+        attempt = builder.run(moved, registry_config=known, tags=tags)
+        assert attempt.status == 0, attempt.text
+        assert attempt.result.image
+        assert attempt.result.image.tags == ()
+        assert [one.name for one in attempt.result.image.refused_tags] == ["v1", "course"]
+        assert "The tag is immutable" in attempt.result.image.refused_tags[0].message
+        assert "The tag v1 is not set: " in attempt.text
 
 
 def test_what_the_registry_says_is_told(oci_proxy: OciProxy, path: str, known: str) -> None:
