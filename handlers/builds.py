@@ -30,6 +30,8 @@ from handlers.services import services
 
 routes = Blueprint("builds", __name__, url_prefix="/api/v1/builds")
 
+JSON_LINES = "application/x-ndjson"
+"""Media type of JSON values that each end in a line feed (https://github.com/ndjson/ndjson-spec)."""
 MAX_EXAMINED = 5000
 """Builds that one request examines if few of them match or are visible."""
 BATCH = 500
@@ -201,18 +203,26 @@ def delete_build(name: str) -> Response:
 
 @routes.get("/<name>/log")
 def show_log(name: str) -> Response:
-    """Return server-sent events if the request accepts them, otherwise the present text."""
+    """Return server-sent events or the present lines as JSON if the request accepts them, otherwise as text."""
     identity = services().auth.admit(request)
     build = get_build(name, identity)
     attempt = requested_attempt(build)
     if wants_stream():
         return log_stream(build, attempt, identity)
-    return log_text(build, attempt or build.status.attempt)
+    present = log_json if JSON_LINES in request.accept_mimetypes.values() else log_text
+    return present(build, attempt or build.status.attempt)
 
 
 def wants_stream() -> bool:
     """Return whether the request accepts server-sent events."""
     return "text/event-stream" in request.accept_mimetypes.values()
+
+
+def log_json(build: Build, attempt: int) -> Response:
+    """Return the present log of an attempt, of each line a JSON object with its text and phase. Raises Problem 503."""
+    lines = logs.begun(services().records.log(build.name, attempt))
+    encoded = (msgspec.json.encode(logs.line_as_json(line)) + b"\n" for line in lines)
+    return Response(encoded, content_type=JSON_LINES)
 
 
 def log_text(build: Build, attempt: int, headers: dict[str, str] | None = None) -> Response:

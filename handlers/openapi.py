@@ -26,6 +26,7 @@ TEXT: Object = {"type": "string"}
 JSON = "application/json"
 PLAIN = "text/plain"
 STREAM = "text/event-stream"
+JSON_LINES = "application/x-ndjson"
 SVG = "image/svg+xml"
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -144,7 +145,10 @@ def _api() -> Object:
         _query("continue", TEXT),
     )
     attempt = _query("attempt", {"type": "integer", "minimum": 1})
-    log = _answer({PLAIN: {"schema": TEXT}, STREAM: {"schema": TEXT}}, "The log so far, or its events.")
+    log = _answer(
+        {PLAIN: {"schema": TEXT}, JSON_LINES: {"schema": TEXT}, STREAM: {"schema": TEXT}},
+        "The log so far, as text or as JSON lines, or its events.",
+    )
     return {
         "/api/v1/builds": {
             "post": _operation(

@@ -131,7 +131,7 @@ def logs(name: str, *, follow: bool, attempt: int | None, json: bool, **flags: A
     if follow:
         return _follow(name, flags, json=json)
     for line in connected(flags).log(name, attempt):
-        _line({"line": line}, json=json)
+        _line(line, json=json)
     return Exit.DONE
 
 

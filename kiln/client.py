@@ -27,6 +27,7 @@ RECONNECT_PERIOD = 300.0
 """Seconds without an answer after which the client stops following a log."""
 RETRY_PERIOD = 60.0
 """Seconds for which the client repeats a request with a retryable answer."""
+JSON_LINES = "application/x-ndjson"
 RETRYABLE = frozenset({429, 502, 503, 504})
 ENDED = frozenset(state for state in State if state.ended)
 CURES: Mapping[int, str] = {
@@ -101,14 +102,15 @@ class Server:
     def cancel(self, name: str) -> BuildJSON:
         return _json(self._request("DELETE", self._of(name)))
 
-    def log(self, name: str, attempt: int | None) -> Iterator[str]:
-        """The lines of the log up to now."""
+    def log(self, name: str, attempt: int | None) -> Iterator[dict[str, Any]]:
+        """The lines of the log up to now, each {"line", "phase"}."""
         query = {"attempt": attempt} if attempt else {}
-        with self._request("GET", f"{self._of(name)}/log", params=query, stream=True) as answer:
+        headers = {"Accept": JSON_LINES}
+        with self._request("GET", f"{self._of(name)}/log", params=query, headers=headers, stream=True) as answer:
             if not answer.ok:
                 raise CommandError(_problem(answer))
-            for line in answer.iter_lines():
-                yield line.decode("utf-8", "replace")
+            for line in self._lines(answer):
+                yield _decoded(answer, line)
 
     def page(self, name: str | None) -> str:
         """The URL of a build's page, or of the list of builds."""
@@ -162,10 +164,14 @@ class Server:
                 raise _Dropped(_problem(answer))
             if not answer.ok:
                 raise CommandError(_problem(answer))
-            try:
-                yield from messages(answer.iter_lines(chunk_size=None))
-            except requests.RequestException as error:
-                raise _Dropped(f"The connection to {self._url} was lost.") from error
+            yield from messages(self._lines(answer))
+
+    def _lines(self, answer: requests.Response) -> Iterator[bytes]:
+        """The lines of an answer as they arrive. Raises _Dropped."""
+        try:
+            yield from answer.iter_lines(chunk_size=None)
+        except requests.RequestException as error:
+            raise _Dropped(f"The connection to {self._url} was lost.") from error
 
     def _request(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
@@ -233,8 +239,13 @@ def messages(lines: Iterable[bytes]) -> Iterator[Message]:
 def _json(answer: requests.Response) -> dict[str, Any]:
     if not answer.ok:
         raise (_Dropped if answer.status_code in RETRYABLE else CommandError)(_problem(answer))
+    return _decoded(answer, answer.content)
+
+
+def _decoded(answer: requests.Response, text: bytes) -> dict[str, Any]:
+    """The JSON object in an answer, or in a part of it. Raises CommandError."""
     try:
-        return msgspec.json.decode(answer.content, type=dict[str, Any])
+        return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError:
         raise CommandError(f"{answer.url} is not an API of Kiln. Check the address and its base path.") from None
 

@@ -50,12 +50,24 @@ def test_text_is_what_is_there_now(harness: Harness, running: Build) -> None:
     assert answer.text == "one\n<b>zwei</b> \x1b[31mé\n"
 
 
+def test_json_lines_are_what_is_there_now_with_their_phases(harness: Harness, running: Build) -> None:
+    harness.say(running.name, "Trace 1.", phase="")
+    harness.say(running.name, "one", "\u2028<b>zwei</b> \x1b[31mé")
+    answer = harness.client.get(f"/api/v1/builds/{running.name}/log", headers={"Accept": "application/x-ndjson"})
+    assert (answer.status_code, answer.content_type) == (200, "application/x-ndjson")
+    assert [json.loads(line) for line in answer.text.removesuffix("\n").split("\n")] == [
+        {"line": "Trace 1.", "phase": None},
+        {"line": "one", "phase": "build"},
+        {"line": "\u2028<b>zwei</b> \x1b[31mé", "phase": "build"},
+    ]
+
+
 def test_a_log_that_cannot_be_read_is_503_and_is_read_again(harness: Harness, running: Build) -> None:
     harness.say(running.name, "one")
     path = harness.folder / "attempts" / f"{running.name}-1" / "log"
     kept = path.rename(path.with_name("kept"))
     path.mkdir()
-    for accept in ("*/*", "text/html", "text/plain"):
+    for accept in ("*/*", "text/html", "text/plain", "application/x-ndjson"):
         answer = harness.client.get(f"/api/v1/builds/{running.name}/log", headers={"Accept": accept})
         assert (answer.status_code, answer.mimetype) == (503, "application/problem+json")
         assert (answer.json["detail"], "Retry-After" in answer.headers) == (

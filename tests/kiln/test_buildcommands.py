@@ -166,6 +166,37 @@ def test_a_server_that_is_busy_is_asked_again(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("rest", "says"),
+    [
+        (b"10\r\nhalf", "The connection to http://127.0.0.1:{port}/ was lost."),
+        (b"7\r\n<html>\n\r\n0\r\n\r\n", "is not an API of Kiln. Check the address"),
+    ],
+)
+def test_a_log_that_breaks_off_is_a_sentence(tmp_path: Path, rest: bytes, says: str) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b'1f\r\n{"line": "one", "phase": null}\n\r\n' + rest)
+            self.close_connection = True
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, Kiln(tmp_path) as kiln:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port = server.server_address[1]
+        done = kiln.run("logs", "build-kept", "--server", f"http://127.0.0.1:{port}")
+        server.shutdown()
+    assert (done.returncode, done.stdout) == (1, "one\n")
+    assert done.stderr.startswith("kiln: error: ")
+    assert says.format(port=port) in done.stderr
+
+
 @pytest.fixture
 def profiles(tmp_path: Path, heard: tuple[str, list[str | None]]) -> dict[str, str]:
     """The environment with a profile `campus`."""

@@ -244,6 +244,28 @@ def test_an_image_that_was_pushed_nowhere_has_no_digest_in_its_reference(tmp_pat
         assert "does not answer" in kiln.run("rebuild", "build-kept").stderr
 
 
+@pytest.mark.parametrize("follow", [(), ("-f",), ("--attempt", "1")])
+def test_each_line_of_a_log_has_the_same_fields_followed_or_not(tmp_path: Path, follow: tuple[str, ...]) -> None:
+    lines = [("Trace 1.", None), ("Cloning", "fetch"), ("Step\u20281", "build"), ("", "build")]
+    request = Request(repository=URL, clone_url=f"{URL}.git", commit=COMMIT, image="localhost/kiln/course-0123456789")
+    cause = Cause(source="/x", id="1", type="x", by=None, at=NOW, kind=Kind.PERSON)
+    with Kiln(tmp_path, **NOWHERE) as kiln:
+        with closing(LocalEngine(tmp_path / "state", surroundings=Surroundings())) as engine:
+            (build,) = engine.accept([Submission(name="build-kept", request=request, cause=cause)])
+            status = BuildStatus(state=State.CANCELLED, round=1, attempt=1, finished_at=NOW, answered=(cause.key,))
+            engine.write(change(build, status=status, open=False))
+        folder = tmp_path / "state" / "attempts" / "build-kept-1"
+        folder.mkdir(parents=True)
+        written = [{"n": number, "phase": phase, "text": text} for number, (text, phase) in enumerate(lines, 1)]
+        (folder / "log").write_text("".join(f"{json.dumps(line)}\n" for line in written))
+        found = kiln.run("logs", "build-kept", "--json", *follow)
+        text = kiln.run("logs", "build-kept", *follow)
+    assert [json.loads(line) for line in found.stdout.split("\n") if line] == [
+        {"line": line, "phase": phase} for line, phase in lines
+    ], found.stderr
+    assert text.stdout.split("\n") == [*(line for line, _ in lines), ""]
+
+
 # The whole of the command --------------------------------------------------------------------------------------------
 
 
