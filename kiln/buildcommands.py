@@ -86,6 +86,12 @@ as_json = click.option("--json", "json", is_flag=True, help="Print the API's res
 @click.option("--repository", metavar="URL", help="Only builds of this repository.")
 @click.option("--state", type=click.Choice(STATES), help="Only builds in this state.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many, newest first.")
+@click.option(
+    "--continue",
+    metavar="CURSOR",
+    callback=not_empty,
+    help="Go on after an earlier list: its `continue`, with the same other options.",
+)
 @as_json
 @server_flags
 def ls(*, json: bool, **flags: Any) -> None:

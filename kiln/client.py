@@ -96,7 +96,7 @@ class Server:
         return _json(self._request("GET", self._of(name)))
 
     def list(self, query: Mapping[str, Any]) -> dict[str, Any]:
-        """One page: {"items", "continue"}; `query` has `repository`, `state`, `limit`."""
+        """One page: {"items", "continue"}; `query` has `repository`, `state`, `limit`, `continue`."""
         return _json(self._request("GET", urljoin(self._url, "api/v1/builds"), params=query))
 
     def cancel(self, name: str) -> BuildJSON:

@@ -79,6 +79,30 @@ def test_ls_shows_only_what_is_asked_for(kiln: Kiln, at: dict[str, str], name: s
     assert kiln.run("ls", "--state", "lost", **at).returncode == 2
 
 
+def test_a_list_goes_on_after_its_cursor(kiln: Kiln, at: dict[str, str], name: str) -> None:
+    event = {"specversion": "1.0", "source": "/test", "type": "dev.kiln.build.requested.v1"}
+    for number in range(3):
+        data = {"repository": f"{URL}-{number}", "commit": COMMIT}
+        assert kiln.run("send", "-", stdin=json.dumps(event | {"id": f"p{number}", "data": data}).encode(), **at).stdout
+    everything = json.loads(kiln.run("ls", "--json", "--state", "queued", **at).stdout)
+    assert everything["continue"] is None
+    assert name in [build["name"] for build in everything["items"]]
+    found: list[object] = []
+    cursor: tuple[str, ...] = ()
+    while True:
+        page = json.loads(kiln.run("ls", "--json", "--state", "queued", "--limit", "2", *cursor, **at).stdout)
+        found += page["items"]
+        if page["continue"] is None:
+            break
+        cursor = ("--continue", page["continue"])
+    assert found == everything["items"]
+    for options in ((*cursor,), ("--continue", "nonsense", "--state", "queued")):
+        refused = kiln.run("ls", *options, **at)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr == "kiln: error: continue must be the value of `continue` in an earlier list.\n"
+    assert kiln.run("ls", "--continue", "", **at).returncode == 2
+
+
 def test_show_says_what_is_known(kiln: Kiln, at: dict[str, str], name: str) -> None:
     shown = dict(line.split(maxsplit=1) for line in kiln.run("show", name, **at).stdout.splitlines())
     assert (shown["Name"], shown["State"], shown["Commit"]) == (name, "queued", COMMIT)

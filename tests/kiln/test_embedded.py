@@ -72,6 +72,14 @@ def test_records_are_listed_and_shown_with_nothing_running(kiln: Kiln, name: str
     assert "Start `kiln serve`" in kiln.run("open", name).stderr
 
 
+def test_a_list_goes_on_with_nothing_running(kiln: Kiln, name: str) -> None:
+    newer = waiting(kiln, repository=f"{URL}-newer")
+    first = json.loads(kiln.run("ls", "--json", "--limit", "1").stdout)
+    assert [build["name"] for build in first["items"]] == [newer]
+    shown = kiln.run("ls", "--continue", first["continue"]).stdout
+    assert (name in shown, newer in shown) == (True, False)
+
+
 def test_nothing_at_all_is_an_empty_list(tmp_path: Path) -> None:
     with Kiln(tmp_path, KILN_IMAGE_PREFIX="") as kiln:
         assert json.loads(kiln.run("ls", "--json").stdout) == {"items": [], "continue": None}
