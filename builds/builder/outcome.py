@@ -1,8 +1,9 @@
 """Classifies a failed attempt: the reason, and a sentence that explains it.
 
 repo2docker always ends with status 1. The verdict rests on evidence (`builds.builder.evidence`) and on the reports of
-repo2docker and BuildKit themselves (`Account`), never on the output of a step, which may print anything. Once the
-daemon builds, a failure that no row explains is the repository's fault.
+repo2docker and BuildKit themselves (`Account`), not on the output of a step, which may print anything. The exception is
+the final error of a package manager in a step that repo2docker wrote (`builds.builder.outages`). Once the daemon
+builds, a failure that no row explains is the repository's fault.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from builds.build import Reason, Result, State
+from builds.builder.outages import reported_outage
 from builds.clients.git import diagnosis
 from builds.errors import RequestError, TryAgain
 from builds.explanation import LAST_OUTPUT
@@ -54,7 +56,7 @@ class FailedCommand(NamedTuple):
     exit: str
     """In BuildKit's words: `exit code: 1`, or why the command could not be started."""
     output: Sequence[str]
-    """Its last lines, for quotation only."""
+    """Its last lines."""
     of_tool: bool = False
     """Whether repo2docker wrote the command, so that it is neither a line of the repository's Dockerfile nor one of its
     scripts."""
@@ -177,6 +179,11 @@ ROWS: Sequence[Row] = (
         lambda account, evidence: account.step and evidence.service,
         INFRASTRUCTURE,
         "{service} does not answer, and the build needs it. {words}",
+    ),
+    Row(
+        lambda account, _: _outage(account),
+        INFRASTRUCTURE,
+        "A package index or download server failed during the build. {words}",
     ),
     Row(lambda account, _: account.step, REPOSITORY, "A step of the build failed. {words}"),
     Row(lambda account, _: account.killed, INFRASTRUCTURE, "A build tool was ended from outside. {words}"),
@@ -313,9 +320,14 @@ def _host(error: str) -> str:
     return (found[1] or found[2]) if found else "A host of the Dockerfile"
 
 
+def _outage(account: Account) -> str:
+    """The package manager's own report of a failed service, if repo2docker wrote the step."""
+    return reported_outage(account.step.output) if account.step and account.step.of_tool else ""
+
+
 def _words(account: Account) -> str:
     if account.step:
-        said = telling(account.step.output)
+        said = _outage(account) or telling(account.step.output)
         return f"{_short(account.step.name)}: {account.step.exit}" + (f"{LAST_OUTPUT}{said}" if said else "")
     if account.error:
         return _unwrapped(account.error)
