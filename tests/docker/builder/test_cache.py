@@ -1,4 +1,4 @@
-"""Layers that come back: on a daemon that has none from the registry, and for the same commit from its own cache.
+"""Layers that come back from the registry, on a daemon that has none.
 
 The plan decides which images a build may reuse (`tests/builds/test_warmth.py`); these tests cover the reuse itself.
 """
@@ -253,40 +253,3 @@ def test_an_image_that_may_not_be_read_leaves_the_build_as_it_is_without(
         request = repository.next()
         attempt = repository.build(request, f"{locked.host}/{PATH}@{repository.digest}")
     assert not any(steps(attempt))
-
-
-ENVIRONMENT = {
-    "environment.yml": "channels: [conda-forge]\ndependencies:\n  - pip\n  - pip:\n    - -r requirements.txt\n",
-    "requirements.txt": "iniconfig==2.1.0\n",
-    "setup.py": "from setuptools import setup\n\nsetup(name='ours', version='1', py_modules=['ours'])\n",
-    "ours.py": "answer = 42\n",
-    "postBuild": "#!/bin/sh\nset -e\npip install --no-deps --no-build-isolation .\ndate +%N >made\n# {unique}\n",
-}
-
-
-@pytest.mark.timeout(600)  # an environment is made, once, and pushed
-def test_the_same_commit_is_one_image_however_often_it_is_built(
-    path: str, builder: Builder, host: GitHost, tmp_path: Path
-) -> None:
-    """This includes the steps after the repository's files: the retry of a failed push runs none of them."""
-    (tmp_path / "content").mkdir()
-    for name, text in ENVIRONMENT.items():
-        (tmp_path / "content" / name).write_text(text.replace("{unique}", secrets.token_hex(8)))
-    (tmp_path / "content/postBuild").chmod(0o755)
-    head = host.create(path, tmp_path / "content")
-    with Registry(tmp_path / "registry") as registry:
-        request = asked(host, path, head, registry)
-        failed = builder.start(request)
-        failed.until(r"\] RUN \./postBuild", 400)
-        registry.stop()
-        assert "could not be pushed" in (failed.wait(100).message or ""), failed.text
-        registry.start()
-        attempts = []
-        for force in (False, True, True):
-            attempts.append(builder.start(request, force=force))
-            assert attempts[-1].wait(200).image, attempts[-1].text
-    for attempt in attempts:
-        assert steps(attempt), attempt.text
-        assert all(steps(attempt)), attempt.text
-    assert len({attempt.result.image and attempt.result.image.digest for attempt in attempts}) == 1
-    assert all("nothing to push" in attempt.text for attempt in attempts[1:])

@@ -6,6 +6,7 @@ Where that lists commands and their output in the image (`runs`), Jupyter's serv
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from builds.build import Result
 from builds.clients.registry import Registry as Client
 from builds.image import tag_for
 from tests.docker.builder.conftest import asked
+from tests.docker.builder.test_cache import steps
 from tests.parts.building import REPOSITORIES, Attempt, Builder, repository
 from tests.parts.githost import GitHost, commit
 from tests.parts.jupyter import check_image, hub_api
@@ -88,3 +90,46 @@ def _check_log(attempt: Attempt, result: Result) -> None:
     assert (attempt.folder / "errors").read_text() == ""
     assert attempt.members() == []
     assert attempt.left_behind() == []
+
+
+ENVIRONMENT = {
+    "environment.yml": "channels: [conda-forge]\ndependencies:\n  - pip\n  - pip:\n    - -r requirements.txt\n",
+    "requirements.txt": "iniconfig==2.1.0\n",
+    "setup.py": "from setuptools import setup\n\nsetup(name='ours', version='1', py_modules=['ours'])\n",
+    "ours.py": "answer = 42\n",
+    "postBuild": "#!/bin/sh\nset -e\npip install --no-deps --no-build-isolation .\ndate +%N >made\n# {unique}\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # an environment is made, once
+def test_the_same_commit_is_one_image_however_often_it_is_built(
+    path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path
+) -> None:
+    """This includes the steps after the repository's files: the retry of a failed push runs none of them.
+
+    The test is in this file because the registry has the base of repo2docker's images from the others: to compress a
+    gigabyte takes most of a minute.
+    """
+    (tmp_path / "content").mkdir()
+    for name, text in ENVIRONMENT.items():
+        (tmp_path / "content" / name).write_text(text.replace("{unique}", secrets.token_hex(8)))
+    (tmp_path / "content/postBuild").chmod(0o755)
+    head = host.create(path, tmp_path / "content")
+    request = asked(host, path, head, registry)
+    failed = builder.start(request)
+    failed.until(r"\] RUN \./postBuild", 400)
+    registry.stop()
+    try:
+        assert "could not be pushed" in (failed.wait(100).message or ""), failed.text
+    finally:
+        registry.start()
+    attempts = []
+    for force in (False, True, True):
+        attempts.append(builder.start(request, force=force))
+        assert attempts[-1].wait(200).image, attempts[-1].text
+    for attempt in attempts:
+        assert steps(attempt), attempt.text
+        assert all(steps(attempt)), attempt.text
+    assert len({attempt.result.image and attempt.result.image.digest for attempt in attempts}) == 1
+    assert all("nothing to push" in attempt.text for attempt in attempts[1:])
