@@ -128,9 +128,9 @@ def megabytes(pid: int) -> float:
     return own + sum(megabytes(int(child)) for child in children)
 
 
-def until(condition: Callable[[], object], seconds: float = START_SECONDS) -> None:
+def until(condition: Callable[[], object], seconds: float = START_SECONDS, slowest: float = SLOWEST) -> None:
     """Waits for a condition. Checks take a tenth of that time at most, so that they do not keep the process under test
-    busy.
+    busy. At most `slowest` seconds are between two of them.
 
     Raises AssertionError where it does not become true in time.
     """
@@ -142,5 +142,5 @@ def until(condition: Callable[[], object], seconds: float = START_SECONDS) -> No
         now = time.monotonic()
         if now > deadline:
             raise AssertionError(f"waited {seconds:g} s in vain")
-        pause = min(max(QUICKEST, 10 * (now - began)), SLOWEST)
+        pause = min(max(QUICKEST, 10 * (now - began)), slowest)
         time.sleep(min(pause, max(deadline - now, QUICKEST)))
