@@ -54,6 +54,7 @@ or `//`, or in a JSON file. Any line of the first comments counts, so that no ve
 
 CONFIG = """\
 import contextlib
+import functools
 import io
 import os
 import re
@@ -201,6 +202,7 @@ def hook(self, kind, error, trace):
 
 repo2docker.contentproviders.git.check_ref = commit_of
 repo2docker.docker.DockerEngine = Outside
+Repo2Docker.get_engine = functools.cache(Repo2Docker.get_engine)
 Repo2Docker.json_excepthook = hook
 c.Repo2Docker.content_providers = [Inside]
 if BUILD_PACKS:
@@ -229,7 +231,8 @@ An error is reported with its class as a separate field, because the text may qu
 the name of the repository's file that was being read, which TOML parsers do not know. Git's index and logs contain
 times. Without them, checkouts of a commit are equal, and the daemon reuses the layers after the copy.
 
-`Engine` is defined before this text, by the daemon (`builds.builder.daemons`).
+`Engine` is defined before this text, by the daemon (`builds.builder.daemons`). One serves the whole run: each new one
+would look for the client's plugin again.
 """
 
 READ = (
