@@ -222,19 +222,24 @@ class AttemptRun:
         return Failure(INFRASTRUCTURE, sentence, counted=False, unserved=True)
 
     def _build(self) -> None:
-        """Builds again without reused layers if they may have caused the failure: earlier images must not break it."""
+        """Builds once more if reused layers, or an index that answers again, may have caused the failure.
+
+        Earlier images must not break a build, and an outage that has just ended is not the repository's fault.
+        """
         spec = self.spec
         reused = spec.cache_from if spec.cached and self._daemon.reuses else ()
         try:
             self._build_with(reused, self.folder)
         except Failure as failure:
-            if not reused or failure.reason is not Reason.REPOSITORY or not self.progress.unexplained:
+            layers = bool(reused) and failure.reason is Reason.REPOSITORY and self.progress.unexplained
+            if not layers and not failure.doubtful:
                 raise
-            self.log.say(f"{failure.message} Building again without the layers of earlier images.")
+            why = "without the layers of earlier images" if layers else "because the index has this package now"
+            self.log.say(f"{failure.message} Building again {why}.")
             again = self.folder / "again"
             again.mkdir()
             self._start_fetching()
-            self._build_with((), again)
+            self._build_with(() if layers else reused, again)
 
     def _build_with(self, reused: Sequence[str], folder: Path) -> None:
         """Builds in `folder`, which must be empty, with the layers of `reused`. Raises Failure."""

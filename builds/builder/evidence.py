@@ -59,11 +59,13 @@ i=100
 for address; do
     i=$((i+1))
     code=$(curl --silent --insecure --location --max-time 8 --output /dev/null --write-out '%{http_code}' "$address")
-    case $code in 000|429|5??) exit $i;; esac
+    case $code in 000|429|5??) exit $i;; 200) found=98;; esac
 done
+exit ${found:-0}
 """
 """A shell program that ends with 100 + n if the n-th of its arguments, addresses, does not answer. A status without a
-complete answer counts as one, because a file may be large."""
+complete answer counts as one, because a file may be large. If all answer, it ends with 98 if one has a page there."""
+FOUND = 98
 
 
 class Witness:
@@ -80,11 +82,13 @@ class Witness:
         if account.stage is AttemptStage.FETCH:
             return Evidence(disk_full=self._own_disk_full(), out_of_memory=oom_kills() > self._killed_before)
         full = self._own_disk_full() or self._daemon_disk_full()
+        probed = self._probed(account.step, account.base) if account.step and account.step.of_tool else 0
         return Evidence(
             daemon=self._daemon_trouble(),
             disk_full=full,
             out_of_memory=oom_kills() > self._killed_before,
-            service=self._service(account.step, account.base) if account.step and account.step.of_tool else "",
+            service=_service(account.step, probed) if account.step else "",
+            has_package=probed == FOUND and account.step is not None and lacks_package(account.step),
         )
 
     def over(self) -> None:
@@ -112,19 +116,18 @@ class Witness:
             return "It was restarted during the build."
         return trouble or ""
 
-    def _service(self, step: FailedCommand, base: str) -> str:
-        """The origin of a needed service that does not answer a container on the daemon; empty if all answer.
+    def _probed(self, step: FailedCommand, base: str) -> int:
+        """The exit status of `PROBE` in a container on the daemon, for the services of the step; 0 without any.
 
         The output only suggests which services to probe. A container does the probe, with the network of the step.
         """
         addresses = needed(step)
         if not addresses or not base:
-            return ""
+            return 0
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
             command = json.dumps(["sh", "-c", PROBE, "probe", *addresses])
             (Path(folder) / "Dockerfile").write_text(f"FROM {base}\nRUN {command}\n")
-            index = (self._daemon.exit_of(folder) or 0) - 101
-        return _origin(addresses[index]) if 0 <= index < len(addresses) else ""
+            return self._daemon.exit_of(folder) or 0
 
 
 @contextmanager
@@ -145,6 +148,17 @@ def oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+def _service(step: FailedCommand, probed: int) -> str:
+    """The origin of the needed service that does not answer, according to the probe's exit status."""
+    addresses, index = needed(step), probed - 101
+    return _origin(addresses[index]) if 0 <= index < len(addresses) else ""
+
+
+def lacks_package(step: FailedCommand) -> bool:
+    """Whether pip says that its indexes have no version of a package."""
+    return any("(from versions: none)" in line for line in step.output if _NO_PACKAGE.search(line))
 
 
 def needed(step: FailedCommand) -> list[str]:

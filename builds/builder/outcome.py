@@ -34,12 +34,19 @@ class AttemptStage(StrEnum):
 class Failure(Exception):
     """The attempt failed: `reason` is `repository` or `infrastructure`, and the message is for the requester.
 
-    A failure that is not `counted` is always retried: the daemon was lost. `unserved`: the Git host did not serve the
-    commit.
+    A `doubtful` failure may be a service's that answers again. A failure that is not `counted` is always retried:
+    the daemon was lost. `unserved`: the Git host did not serve the commit.
     """
 
     def __init__(
-        self, reason: Reason, message: str, *, out_of_memory: bool = False, counted: bool = True, unserved: bool = False
+        self,
+        reason: Reason,
+        message: str,
+        *,
+        out_of_memory: bool = False,
+        counted: bool = True,
+        unserved: bool = False,
+        doubtful: bool = False,
     ) -> None:
         super().__init__(message)
         self.reason = reason
@@ -47,6 +54,7 @@ class Failure(Exception):
         self.out_of_memory = out_of_memory
         self.unserved = unserved
         self.counted = counted
+        self.doubtful = doubtful
 
 
 class FailedCommand(NamedTuple):
@@ -137,6 +145,9 @@ class Evidence(NamedTuple):
     """Whether the kernel killed a process for lack of memory during the build."""
     service: str = ""
     """The origin of a service that the failed step needed and that does not answer the daemon's containers."""
+    has_package: bool = False
+    """Whether an index has a page of the package of which pip found no version. For 429 and 5xx pip has the same words
+    as for a package without a file for this Python and platform."""
 
 
 class Row(NamedTuple):
@@ -147,6 +158,7 @@ class Row(NamedTuple):
     sentence: str
     out_of_memory: bool = False
     counted: bool = True
+    doubtful: bool = False
 
 
 REPOSITORY, INFRASTRUCTURE = Reason.REPOSITORY, Reason.INFRASTRUCTURE
@@ -184,6 +196,12 @@ ROWS: Sequence[Row] = (
         lambda account, _: _outage(account),
         INFRASTRUCTURE,
         "A package index or download server failed during the build. {words}",
+    ),
+    Row(
+        lambda account, evidence: account.step and evidence.has_package,
+        REPOSITORY,
+        "A step of the build failed. {words}",
+        doubtful=True,
     ),
     Row(lambda account, _: account.step, REPOSITORY, "A step of the build failed. {words}"),
     Row(lambda account, _: account.killed, INFRASTRUCTURE, "A build tool was ended from outside. {words}"),
@@ -281,7 +299,8 @@ def failure(account: Account, evidence: Evidence) -> Failure:
     for row in ROWS:
         if row.applies(account, evidence):
             message = row.sentence.format(**_fields(account, evidence)).strip()
-            return Failure(row.reason, message, out_of_memory=row.out_of_memory, counted=row.counted)
+            flags = {"out_of_memory": row.out_of_memory, "counted": row.counted, "doubtful": row.doubtful}
+            return Failure(row.reason, message, **flags)
     if not account.error and not account.complaints:
         return Failure(INFRASTRUCTURE, "The build failed, and no tool reported a reason.")
     if introduced := _introduced(account, _FETCH_SENTENCES if account.stage is AttemptStage.FETCH else ()):

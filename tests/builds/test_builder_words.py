@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from builds.build import Image, Reason, Request, Result, State
 from builds.builder import log as logs
 from builds.builder.daemons.podman import Steps
-from builds.builder.evidence import MAX_SERVICES, PROBE, PYPI, PYPI_FILES, needed
+from builds.builder.evidence import FOUND, MAX_SERVICES, PROBE, PYPI, PYPI_FILES, lacks_package, needed
 from builds.builder.log import Log
 from builds.builder.outcome import PODMAN, AttemptStage, Evidence, FailedCommand, exit_status, failure, telling
 from builds.builder.output import Output
@@ -225,6 +225,20 @@ def test_evidence_decides_about_a_failed_step(
     told = progress(vertex("[1/1] RUN x", f"{FAILED}{code}"), f"ERROR: failed to solve: {FAILED}{code}").account()
     failed = failure(told, seen)
     assert (failed.reason, failed.counted, failed.out_of_memory) == (reason, counted, out_of_memory)
+
+
+def test_a_missing_package_is_doubtful_only_if_an_index_has_it_now() -> None:
+    found_none = ("ERROR: Could not find a version that satisfies the requirement x (from versions: none)", NO_PACKAGE)
+    assert lacks_package(step(*found_none))
+    assert not lacks_package(
+        step("ERROR: Could not find a version that satisfies the requirement x==9 (from versions: 1)")
+    )
+    assert not lacks_package(step("(from versions: none)"))
+    account = progress().account()._replace(step=step(*found_none))
+    for has_package in (True, False):
+        failed = failure(account, Evidence(has_package=has_package))
+        assert (failed.reason, failed.doubtful) == (Reason.REPOSITORY, has_package)
+    assert failure(account, Evidence(has_package=True, service="https://index.example")).doubtful is False
 
 
 def test_what_nobody_knows_is_the_repositorys_fault_once_the_daemon_builds() -> None:
@@ -467,8 +481,10 @@ def probed(*addresses: str, path: str | None = None) -> int:
 
 
 def test_the_probe_tells_which_service_is_down(answers: str) -> None:
+    assert probed(*(f"{answers}/{status}" for status in (404, 403))) == 0
     up = [f"{answers}/{status}" for status in (200, 206, 404, 403)]
-    assert probed(*up) == 0
+    assert probed(*up) == FOUND
+    assert probed(up[2], up[0]) == FOUND
     for down in ("429", "500", "503", "reset", "silent"):
         assert probed(up[0], f"{answers}/{down}", f"{answers}/500") == 102, down
     assert probed(f"http://127.0.0.1:{free_port()}/") == 101

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from msgspec.structs import replace
@@ -156,6 +158,51 @@ def test_the_daemon_is_asked_whether_a_service_is_down(
             assert f"http://{place}" in attempt.text
             said = verdict(attempt)
             assert (f"http://{down} does not answer" in said) == (place == down), said
+
+
+@contextmanager
+def recovering(address: str) -> Iterator[str]:
+    """A package index on this machine that answers pip with 503 until something else asks for the package."""
+    wheel, recovered = io.BytesIO(), threading.Event()
+    with ZipFile(wheel, "w") as archive:
+        archive.writestr("late-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: late\nVersion: 1\n")
+        archive.writestr("late-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("late-1.dist-info/RECORD", "")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self.headers["User-Agent"].startswith("pip/"):
+                recovered.set()
+            is_file = self.path.endswith(".whl")
+            body = wheel.getvalue() if is_file else b'<a href="/late-1-py3-none-any.whl">late-1-py3-none-any.whl</a>'
+            self.send_response(200 if recovered.is_set() else 503)
+            self.send_header("Content-Type", "application/zip" if is_file else "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer((address, 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"{address}:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.timeout(500)
+def test_a_step_is_run_again_if_its_index_answers_again(
+    path: str, builder: Builder, host: GitHost, registry: Registry, gateway: str, tmp_path: Path
+) -> None:
+    """pip reports 503 as it reports a package that has no file for this platform. Only another run tells them apart."""
+    with recovering(gateway) as place:
+        content = tmp_path / "content"
+        content.mkdir()
+        (content / "requirements.txt").write_text(f"-i http://{place}/simple\n--trusted-host {gateway}\nlate\n")
+        attempt = builder.start(asked(host, path, host.create(path, content), registry))
+        attempt.wait(400)
+    assert "(from versions: none)" in attempt.text
+    assert "Building again because the index has this package now." in attempt.text
+    assert attempt.status == 0, attempt.text
 
 
 INDEX = PYPI.split("/")[2]
