@@ -29,7 +29,7 @@ from builds.image import tag_for
 from builds.retention import recorded
 from builds.triggers import REQUESTED, from_event_data
 from eventing.event import Event
-from handlers import asking, logs, problems, providers
+from handlers import logs, problems, providers, submissions
 from handlers.auth import Identity
 from handlers.builds import get_build
 from handlers.problems import Problem, problem_of
@@ -84,13 +84,13 @@ def build(provider: str, spec: str) -> Response:
     resumed = _resumed(source, identity)
     if resumed:
         return _followed(lambda: resumed, identity.by)
-    ask, notes = _ask(source, url_for("binderhub.build", provider=provider, spec=spec), identity)
-    tag = tag_for(ask.request.commit, ask.request.subdir, ask.request.build_args)
-    digest = services().find_image(ask.request.image, tag, ask.name)
+    submission, notes = _submission(source, url_for("binderhub.build", provider=provider, spec=spec), identity)
+    tag = tag_for(submission.request.commit, submission.request.subdir, submission.request.build_args)
+    digest = services().find_image(submission.request.image, tag, submission.name)
     if digest:
-        _note_use(ask)
-        return logs.streamed([*_noted(notes), _ready(ask.request.image, tag, digest, "Done! Found built image")])
-    return _followed(lambda: _just_ended(ask.name) or _accepted(ask), identity.by, notes)
+        _note_use(submission)
+        return logs.streamed([*_noted(notes), _ready(submission.request.image, tag, digest, "Done! Found built image")])
+    return _followed(lambda: _just_ended(submission.name) or _accepted(submission), identity.by, notes)
 
 
 @routes.get("/versions")
@@ -125,7 +125,7 @@ def refused(error: Exception) -> Response:
     if request.endpoint != "binderhub.build" or request.method == "OPTIONS":
         return problems.answer(error)
     problem = problem_of(error)
-    asking.note(refused=f"{problem.status} {problem.detail}")
+    submissions.add_to_log(refused=f"{problem.status} {problem.detail}")
     return logs.streamed([_failed(problem)])
 
 
@@ -145,32 +145,32 @@ def _raw(spec: str) -> str:
     return raw if providers.parts(unquote(raw)) == providers.parts(spec) else spec
 
 
-def _ask(source: NamedSource, address: str, who: Identity) -> tuple[Submission, list[str]]:
+def _submission(source: NamedSource, address: str, identity: Identity) -> tuple[Submission, list[str]]:
     """Return the request, and a first message with advice if the default branch has a new name. Raises RequestError."""
     notes = [] if request.args.get("build_only", "").lower() == "true" else [NO_LAUNCH]
 
-    def ask(ref: str) -> Submission:
+    def submitted(ref: str) -> Submission:
         event = Event(source=address, id=str(uuid.uuid4()), type=REQUESTED)
         wanted = from_event_data({"repository": source.repository, "ref": ref})
-        return asking.check(wanted, event, who=who, kind=Kind.PERSON)
+        return submissions.check(wanted, event, identity=identity, kind=Kind.PERSON)
 
     try:
-        return ask(source.ref), notes
+        return submitted(source.ref), notes
     except UnknownRef as error:
         advice = f"{error} {providers.advice(source.ref)}".rstrip()
         if source.ref not in providers.DEFAULT_BRANCHES:
             raise UnknownRef(advice) from None
-    return ask("HEAD"), [*notes, f"{advice} Kiln builds it instead of {source.ref}. Update your links."]
+    return submitted("HEAD"), [*notes, f"{advice} Kiln builds it instead of {source.ref}. Update your links."]
 
 
-def _resumed(source: NamedSource, who: Identity) -> Viewed | None:
+def _resumed(source: NamedSource, identity: Identity) -> Viewed | None:
     """Return the view that a client resumes, if `Last-Event-ID` belongs to this repository. Raises NotFound,
     Unavailable.
     """
     name, _, rest = request.headers.get("Last-Event-ID", "").partition(":")
     if not re.fullmatch(r"build-[a-z0-9-]{1,57}", name):
         return None
-    found = get_build(name, who)
+    found = get_build(name, identity)
     position = logs.resumed(rest, found)
     if position is None or found.request.repository != services().intake.repository(source.repository).url:
         return None
@@ -189,22 +189,22 @@ def _just_ended(name: str) -> Viewed | None:
     return Viewed(found, (found.status.round_began_with, 0))
 
 
-def _note_use(ask: Submission) -> None:
+def _note_use(submission: Submission) -> None:
     """Record the request as a use, so that retention keeps the image."""
     after = services().note_use_after
     if after is None:
         return
     with suppress(EngineError):
-        if services().now() - recorded(services().records.get(ask.name)).used_at >= after:
-            asking.accept([ask], via="binderhub")
+        if services().now() - recorded(services().records.get(submission.name)).used_at >= after:
+            submissions.accept([submission], via="binderhub")
 
 
-def _accepted(ask: Submission) -> Viewed:
+def _accepted(submission: Submission) -> Viewed:
     """Write the request. The stream of an ended build starts with its next attempt."""
-    (found,) = asking.accept([ask], via="binderhub")
+    (found,) = submissions.accept([submission], via="binderhub")
     status = found.status
     first = status.attempt + 1 if status.state.ended else status.round_began_with
-    return Viewed(found, (first, 0), ask.cause.key)
+    return Viewed(found, (first, 0), submission.cause.key)
 
 
 def _records_answer() -> bool:
@@ -223,7 +223,7 @@ def _followed(find: Callable[[], Viewed], by: str | None, notes: Sequence[str] =
     leave = services().viewers.enter(by)
     try:
         viewed = find()
-        asking.note(build=viewed.build.name)
+        submissions.add_to_log(build=viewed.build.name)
     except BaseException:
         leave()
         raise

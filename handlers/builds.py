@@ -22,7 +22,7 @@ from builds.report import as_json
 from builds.triggers import REQUESTED, from_event_data
 from eventing.event import Event
 from eventing.wire import load_json
-from handlers import asking, bodies, logs
+from handlers import bodies, logs, submissions
 from handlers.auth import Identity
 from handlers.cursors import Cursors
 from handlers.problems import Problem
@@ -125,7 +125,7 @@ def cancel(name: str, identity: Identity) -> Build:
     """Set the mark that makes the controller cancel the build. Raises Problem 403, EngineError."""
     if not may_cancel(get_build(name, identity), identity):
         raise Problem(403, "Others requested this build, too. Only an admin may cancel it.")
-    asking.note(build=name)
+    submissions.add_to_log(build=name)
     return services().records.cancel(name, identity.by)
 
 
@@ -135,7 +135,9 @@ def rebuild(name: str, identity: Identity, via: str = "api") -> Build:
     `via` is the label of metrics. Raises NotFound, EngineError; a RequestError if the user may not request this build.
     """
     requests = services().intake.again(get_build(name, identity), chooses=identity.chooses)
-    builds = asking.accept([asking.check(one, _event(), who=identity, kind=Kind.PERSON) for one in requests], via=via)
+    builds = submissions.accept(
+        [submissions.check(one, _event(), identity=identity, kind=Kind.PERSON) for one in requests], via=via
+    )
     return builds[0]
 
 
@@ -149,7 +151,7 @@ def resend(name: str, sink: str, identity: Identity) -> Build:
     build = get_build(name, identity)
     if not identity.admin:
         raise Problem(403, "Only an admin may send an event again.")
-    asking.note(build=build.name)
+    submissions.add_to_log(build=build.name)
     return services().records.resend(name, sink, identity.by)
 
 
@@ -162,7 +164,9 @@ def _event() -> Event:
 def post_build() -> Response:
     identity = services().auth.admit(request)
     requested = from_event_data(load_json(bodies.read_json(services().max_body)))
-    (build,) = asking.accept([asking.check(requested, _event(), who=identity, kind=Kind.PERSON)], via="api")
+    (build,) = submissions.accept(
+        [submissions.check(requested, _event(), identity=identity, kind=Kind.PERSON)], via="api"
+    )
     return json_response(build_view(build), 202, {"Location": location(build.name)})
 
 

@@ -18,7 +18,7 @@ from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hops import is_spent
 from eventing.http import decode
-from handlers import asking, bodies, metrics
+from handlers import bodies, metrics, submissions
 from handlers.auth import Identity
 from handlers.builds import location
 from handlers.problems import Problem, problem_of
@@ -44,48 +44,48 @@ def receive() -> Response:
 def _receive() -> Response:
     identity = services().events_auth.admit(request)
     events = decode(dict(request.headers), bodies.read(services().max_body))
-    asking.note(event_id=" ".join(event.id for event in events))
+    submissions.add_to_log(event_id=" ".join(event.id for event in events))
     if not identity.chooses and any(event.type != REQUESTED for event in events):
         raise Problem(
             403,
             f"You may send only {REQUESTED}. Other events need an admin, an API token, a service or a subject of "
             "KILN_OIDC_SUBJECTS.",
         )
-    asks: list[Submission] = []
+    submitted: list[Submission] = []
     began = time.monotonic()
     for index, event in enumerate(events):
         try:
             if time.monotonic() - began > CHECKING:
                 raise TryAgain("Looking up the refs of this batch takes too long. Send smaller batches.")
-            asks += _asks(event, identity)
+            submitted += _submissions(event, identity)
         except (RequestError, EventError) as error:
             if len(events) == 1:
                 raise
             problem = problem_of(error)
             raise Problem(problem.status, f"event {index}: {problem.detail}", problem.headers) from error
-    builds = asking.accept(asks, via="events") if asks else []
+    builds = submissions.accept(submitted, via="events") if submitted else []
     metrics.EVENTS.labels("events", "accepted" if builds else "ignored").inc(len(events))
     if not builds:
         return Response(status=204)
     return Response(status=202, headers={"Location": location(builds[0].name)})
 
 
-def _asks(event: Event, who: Identity) -> list[Submission]:
+def _submissions(event: Event, identity: Identity) -> list[Submission]:
     """Return the builds that an event requests. Raises RequestError, DecodeError."""
     for_people = event.type == REQUESTED or event.type.startswith("org.jupyterhub.")
-    somebody_waits = for_people and not who.sender
+    somebody_waits = for_people and not identity.sender
     kind = Kind.PERSON if somebody_waits else Kind.PUSH
     intake = services().intake
     if intake.is_own(event) or is_spent(event):
         return []
-    asking.withdraw(event)
+    submissions.withdraw(event)
     found = requested_builds(
         services().triggers,
         event,
-        lambda push: intake.default_branch(push, who.by, who.groups),
-        lambda request: intake.changed(request, who.by, who.groups),
+        lambda push: intake.default_branch(push, identity.by, identity.groups),
+        lambda request: intake.changed(request, identity.by, identity.groups),
     )
-    return [asking.check(each, event, who=who, kind=kind) for each in found]
+    return [submissions.check(each, event, identity=identity, kind=kind) for each in found]
 
 
 @routes.route("/events", methods=["OPTIONS"], provide_automatic_options=False)

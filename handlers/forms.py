@@ -17,7 +17,7 @@ from builds.engines import QueueFull
 from builds.errors import Malformed, RequestError, TryAgain
 from builds.triggers import REQUESTED, BuildRequestBody, from_body
 from eventing.event import Event
-from handlers import asking, html, problems
+from handlers import html, problems, submissions
 from handlers.auth import Identity
 from handlers.services import services
 
@@ -40,7 +40,9 @@ def request_build() -> Response:
     event = Event(source=url_for("pages.request_build"), id=_event_id(), type=REQUESTED)
     try:
         requested = from_body(_body(values))
-        (build,) = asking.accept([asking.check(requested, event, who=identity, kind=Kind.PERSON)], via="pages")
+        (build,) = submissions.accept(
+            [submissions.check(requested, event, identity=identity, kind=Kind.PERSON)], via="pages"
+        )
     except (RequestError, QueueFull) as error:
         return _form(identity, values, error)
     return html.see_other(url_for("pages.build", name=build.name))

@@ -22,7 +22,7 @@ from builds.triggers import RequestedBuild, reason, requested_builds
 from eventing.errors import EventError
 from eventing.event import Event
 from eventing.hosts import DIALECTS, Dialect, Ignored
-from handlers import asking, bodies, metrics
+from handlers import bodies, metrics, submissions
 from handlers.auth import Identity
 from handlers.builds import json_response, location
 from handlers.problems import Problem
@@ -56,10 +56,10 @@ def _receive(word: str) -> Response:
     secrets = held.webhook_secrets(word) if dialect else ()
     if dialect is None or not secrets:
         raise Problem(403, "No secret is configured for webhooks of this host.")
-    asks, reasons = _delivered(held, dialect, secrets)
-    if not asks:
+    submitted, reasons = _delivered(held, dialect, secrets)
+    if not submitted:
         return _nothing(" ".join(dict.fromkeys(reasons)))
-    built = asking.accept(asks, via=word)
+    built = submissions.accept(submitted, via=word)
     builds = [{"name": build.name, "location": location(build.name)} for build in built]
     return json_response({"builds": builds}, 202)
 
@@ -75,12 +75,12 @@ def _delivered(held: Services, dialect: Dialect, secrets: Sequence[bytes]) -> tu
         delivered = dialect.parse(headers, body)
         if isinstance(delivered, Ignored):
             return [], [delivered.reason]
-        asking.note(event_id=" ".join(event.id for event in delivered))
+        submissions.add_to_log(event_id=" ".join(event.id for event in delivered))
         return _asks(held, delivered, dialect.word)
 
 
 def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Submission], list[str]]:
-    asks: list[Submission] = []
+    submitted: list[Submission] = []
     refusals: list[str] = []
     for event in events:
         with _collected(refusals):
@@ -88,14 +88,14 @@ def _asks(held: Services, events: Sequence[Event], word: str) -> tuple[list[Subm
                 refusals.append(OWN)
                 continue
             _check_same_host_kind(held.intake, word, event, ())  # before any field is trusted, or its host queried
-            if closed := asking.withdraw(event):
+            if closed := submissions.withdraw(event):
                 refusals.append(closed)
             for each in _wanted(held, event, word):
                 with _collected(refusals):
-                    asks.append(asking.check(each, event, who=Identity(by=_by(word)), kind=Kind.PUSH))
+                    submitted.append(submissions.check(each, event, identity=Identity(by=_by(word)), kind=Kind.PUSH))
     if refusals:
-        asking.note(refused=" ".join(refusals))
-    return asks, refusals if asks or refusals else [reason(event) for event in events]
+        submissions.add_to_log(refused=" ".join(refusals))
+    return submitted, refusals if submitted or refusals else [reason(event) for event in events]
 
 
 @contextmanager

@@ -180,7 +180,7 @@ def test_the_host_is_asked_for_paths(house_of: HouseOf, paths: str, status: int)
 
 
 def test_the_second_page_of_builds_is_left_as_well(house_of: HouseOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.asking.PAGE", 2)
+    monkeypatch.setattr("handlers.submissions.PAGE", 2)
     harness = house_of()
     for number in range(1, 6):
         send(harness, "github", OPENED["github"](commit=f"{number}" * 40, id=f"d-{number + 10}"))

@@ -24,29 +24,29 @@ from handlers.tracing import trace
 
 PAGE = 200
 """Builds per read."""
-MAX_NOTE = 1000
+MAX_LOGGED = 1000
 """Characters of one value in the log: a batch has many ids, chosen by its sender."""
 
 
-def check(wanted: RequestedBuild, event: Event, *, who: Identity, kind: Kind) -> Submission:
+def check(requested: RequestedBuild, event: Event, *, identity: Identity, kind: Kind) -> Submission:
     """Check that the sender may have the requested builds. Raises RequestError, Unavailable."""
     held = services()
-    ask = held.intake.submission(
-        wanted,
+    submission = held.intake.submission(
+        requested,
         source=event.source,
         id=event.id,
         type=event.type,
-        by=who.by,
-        groups=who.groups,
-        chooses=who.chooses,
+        by=identity.by,
+        groups=identity.groups,
+        chooses=identity.chooses,
         kind=kind,
         now=held.now(),
         trace=trace(event),
         hops_left=hops_left(event),
     )
-    if wanted.force and not who.chooses and _has_succeeded(ask.name):
+    if requested.force and not identity.chooses and _has_succeeded(submission.name):
         raise Forbidden("The build has succeeded. Only admins, API tokens and services of the Hub may force another.")
-    return ask
+    return submission
 
 
 def _has_succeeded(name: str) -> bool:
@@ -57,11 +57,11 @@ def _has_succeeded(name: str) -> bool:
         return False
 
 
-def accept(asks: Sequence[Submission], via: str) -> list[Build]:
+def accept(submissions: Sequence[Submission], via: str) -> list[Build]:
     """Write all builds or none; duplicates return the existing builds. Raises EngineError."""
-    builds = services().records.accept(merge(asks))
+    builds = services().records.accept(merge(submissions))
     metrics.ASKED.labels(via).inc(len(builds))
-    note(build=" ".join(dict.fromkeys(build.name for build in builds)))
+    add_to_log(build=" ".join(dict.fromkeys(build.name for build in builds)))
     return builds
 
 
@@ -93,7 +93,7 @@ def _live(repository: str) -> Iterator[Build]:
                 break
 
 
-def note(**about: str) -> None:
+def add_to_log(**fields: str) -> None:
     """Add to the log line of this request, which the server (`kiln.gunicorn`) writes from `kiln.log` in the environ."""
-    noted = {name: value[:MAX_NOTE] for name, value in about.items()}
-    this_request().environ.setdefault("kiln.log", {}).update(noted)
+    shortened = {name: value[:MAX_LOGGED] for name, value in fields.items()}
+    this_request().environ.setdefault("kiln.log", {}).update(shortened)
