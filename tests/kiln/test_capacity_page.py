@@ -13,7 +13,7 @@ PAGE = (ROOT / "docs" / "capacity.md").read_text()
 MEASURED = PAGE.partition("\n## Measured\n")[2].partition("\n## ")[0]
 ROWS = [line for line in MEASURED.splitlines() if re.match(r"\|(?! ?-)", line)][1:]
 """The rows of the table of figures: quantity, value, command."""
-COMMAND = re.compile(r"`python -m tests\.bench (?P<name>\w+)(?: --against <revision>)?`")
+COMMAND = re.compile(r"`python -m tests\.bench (?P<name>[\w-]+)(?: --against <revision>)?`")
 
 
 def test_there_are_figures() -> None:
