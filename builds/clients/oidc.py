@@ -34,7 +34,7 @@ import requests
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from builds.clients.pool import BoundedPool
-from builds.clients.responses import read_body
+from builds.clients.responses import no_netrc, read_body
 from builds.errors import TokenRefused, TryAgain
 
 log = logging.getLogger(__name__)
@@ -366,7 +366,7 @@ class Issuer:
         headers = {"Accept": "application/json"}
         if self._own is not None:
             headers["Authorization"] = f"Bearer {self._own.token.read_text().strip()}"
-        answer = self._call("GET", url, headers=headers, auth=_as_it_is)
+        answer = self._call("GET", url, headers=headers, auth=no_netrc)
         if answer is None:
             raise self._failed("it refuses to show its keys")
         return answer
@@ -375,7 +375,7 @@ class Issuer:
         """Raises IssuerAway."""
         if url is None:
             raise self._failed("it has no token endpoint")
-        return self._call("POST", url, data=form, auth=basic or _as_it_is)
+        return self._call("POST", url, data=form, auth=basic or no_netrc)
 
     def _call(self, method: str, url: str, **sent: Any) -> bytes | None:
         """The body of a successful response, `None` for a refused request. Raises IssuerAway."""
@@ -400,11 +400,6 @@ class Issuer:
 def is_own_cluster(url: str) -> bool:
     """Whether an issuer is the API server of the pod's own cluster, by the name that every pod uses."""
     return re.fullmatch(r"kubernetes\.default\.svc(?:\.[a-z0-9.-]+)?", urlsplit(url).hostname or "") is not None
-
-
-def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Adds no credential, so that `requests` does not read a netrc."""
-    return request
 
 
 def _as_safe(endpoint: str, issuer: str) -> bool:

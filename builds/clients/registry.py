@@ -28,7 +28,7 @@ from builds.clients import docker_config
 from builds.clients.challenges import challenges
 from builds.clients.docker_config import DOCKER_HUB, RegistryLogin
 from builds.clients.errors import Denied, RegistryError, RegistryRefused, RegistryUnreachable, Unauthorized
-from builds.clients.responses import read_body
+from builds.clients.responses import no_netrc, read_body
 from builds.repository import is_loopback
 
 __all__ = ["Manifest", "Registry", "RegistryError", "RegistryRefused", "RegistryUnreachable", "Unauthorized", "split"]
@@ -163,7 +163,7 @@ class Registry:
         self._timeout = timeout
         self._pushes = pushes
         self._session = requests.Session()
-        self._session.auth = _no_netrc
+        self._session.auth = no_netrc
         self._authorization: dict[str, str] = {}
         self._services: dict[str, _Grant] = {}
 
@@ -546,11 +546,6 @@ def _with_token(answer: requests.Response) -> bool:
 
 def _basic(login: RegistryLogin) -> str:
     return "Basic " + base64.b64encode(f"{login.username}:{login.password}".encode()).decode()
-
-
-def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keeps the session from reading ~/.netrc, as it does without an `auth` of its own."""
-    return request
 
 
 def _decoded(body: bytes, kind: type[T], image: str) -> T:

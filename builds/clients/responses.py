@@ -1,4 +1,4 @@
-"""Reads response bodies with limits on size and time, because a host may send without end."""
+"""Helpers for clients that use requests: bodies with limits, because a host may send without end, and no netrc."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import requests
 
 class TooLarge(OSError):
     """A response with more bytes than the limit."""
+
+
+def no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Adds no credential. With this explicit `auth`, requests does not read one in ~/.netrc."""
+    return request
 
 
 def read_body(answer: requests.Response, most: int, seconds: float | None = None) -> bytes:

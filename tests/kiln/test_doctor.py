@@ -337,6 +337,27 @@ def test_the_clock(tmp_path: Path, ahead: float, state: FindingState, words: str
     assert state is FindingState.OK or "NTP" in str(finding.cure)
 
 
+def test_the_clock_s_request_is_alone_and_has_no_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It verifies no certificate, so other hosts could read it. The host that a redirect names has another clock."""
+    (tmp_path / "netrc").write_text(f"default login ada password {CANARY}\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    heads: list[tuple[str, str | None]] = []
+
+    class Redirecting(Dated):
+        def do_HEAD(self) -> None:
+            heads.append((self.path, self.headers["Authorization"]))
+            self.send_response(302)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        assert found(clock.probe([f"http://127.0.0.1:{server.server_port}"])).state is FindingState.OK
+        server.shutdown()
+    assert heads == [("/", None)]
+
+
 def test_the_clock_of_one_host_among_others() -> None:
     with host() as right, host(10 * MIN) as wrong:
         finding = found(clock.probe([f"http://127.0.0.1:{right}", f"http://127.0.0.1:{wrong}", "http://127.0.0.1:1"]))
