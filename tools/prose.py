@@ -12,7 +12,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html.parser import HTMLParser
@@ -144,8 +144,8 @@ def markdown(path: Path, source: str, first: int = 1) -> Iterator[Text]:
                 yield Text(path, line, " ".join(part.split()))
 
 
-def docstrings(tree: ast.Module) -> Iterator[ast.Constant]:
-    for node in ast.walk(tree):
+def docstrings(nodes: Sequence[ast.AST]) -> Iterator[ast.Constant]:
+    for node in nodes:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
@@ -159,14 +159,14 @@ def literal(node: ast.AST) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def messages(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def messages(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
     """Find the strings that read as prose: at least four words, most of them without capitals.
 
     A string of more than a few lines is a program or a document, unless it describes an attribute.
     """
-    known = {id(node) for node in docstrings(tree)}
-    attributes = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    known = {id(node) for node in docstrings(nodes)}
+    attributes = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         text = None if id(node) in known else literal(node)
         if isinstance(node, ast.JoinedStr):
             known |= {id(part) for part in node.values}
@@ -195,10 +195,10 @@ def comments(source: str) -> Iterator[tuple[int, str]]:
 
 
 def python(path: Path, source: str) -> Iterator[Text]:
-    tree = ast.parse(source)
-    for node in docstrings(tree):
+    nodes = [*ast.walk(ast.parse(source))]
+    for node in docstrings(nodes):
         yield from markdown(path, re.sub(r"\n +", "\n", str(node.value)), node.lineno)
-    for line, text in [*comments(source), *messages(tree)]:
+    for line, text in [*comments(source), *messages(nodes)]:
         yield from (Text(path, line, one.words) for one in markdown(path, text.strip()))
 
 
