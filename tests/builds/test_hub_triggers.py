@@ -17,6 +17,7 @@ from integrations.jupyterhub.kiln_hub import cloud_event
 from tests.builds.rules import load
 
 PAGE = (Path(__file__).parents[2] / "docs/jupyterhub.md").read_text()
+PLUGIN = (Path(__file__).parents[2] / "docs/jupyterhub-plugin.md").read_text()
 SHOWN = next(block for block in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if block.startswith("triggers:"))
 TRIGGERS = load(msgspec.convert(yaml.safe_load(SHOWN)["triggers"], tuple[TriggerRule, ...]))
 
@@ -57,7 +58,7 @@ def test_the_data_can_name_the_course() -> None:
     assert (found.repository, found.ref) == ("https://github.com/our-org/algebra", None)
 
 
-@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE + PLUGIN, re.DOTALL))
 def test_the_page_shows_python(block: str) -> None:
     compile(block, "docs/jupyterhub.md", "exec")
 
