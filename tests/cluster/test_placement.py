@@ -36,7 +36,8 @@ def released(
     cluster: Cluster, registry: Registry, host: GitHost, settings: Mapping[str, Any], **dockerd: object
 ) -> Release:
     """Return a release with these settings, and these values for the daemons."""
-    return Release(cluster, registry=registry, host=host, sinks=["first"], values={"dockerd": dockerd}, **settings)
+    values = {"web": {"replicas": 1}, "dockerd": dockerd}
+    return Release(cluster, registry=registry, host=host, sinks=["first"], values=values, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_a_repository_comes_back_to_its_node(placed: Release) -> None:
 
 def test_many_repositories_fill_both_nodes_and_no_slot_is_given_twice(placed: Release) -> None:
     """Slots remain exclusive even if the leader crashes while all are in use."""
-    paths = [f"many/{number}" for number in range(5)] * 2
+    paths = [f"many/{number}" for number in range(4)] * 2
     names = [placed.build(path, placed.running(path, 5)[0]) for path in paths]
 
     def stand(state: str) -> list[dict[str, Any]]:
@@ -253,7 +254,7 @@ def test_a_step_without_enough_memory_is_tried_once_more_alone_on_its_node(
         name = release.build("memory/hungry", commit)
         release.step_runs(name, seconds)
         release.wait(name, lambda build: build["attempt"] == 2)
-        others = [release.build(path, release.running(path, 6)[0]) for path in (f"memory/{n}" for n in range(6))]
+        others = [release.build(path, release.running(path, 6)[0]) for path in (f"memory/{n}" for n in range(4))]
         build = release.ended(name, LONG)
         assert (build["state"], build["reason"], len(build["attempts"])) == ("failed", "infrastructure", 2)
         for attempt in build["attempts"]:
