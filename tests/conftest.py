@@ -13,7 +13,8 @@ LONGEST = (
     *("test_embedded.py", "test_docs.py", "test_sync.py", "test_buildcommands.py", "test_wheel.py", "test_json.py"),
     *("test_failures.py", "test_placement.py", "test_crashes.py", "test_faults.py", "test_bad_objects.py"),
     *("test_releases.py", "test_logs.py"),
-    *("test_killed.py", "test_private_images.py", "test_daemon.py", "test_repositories.py", "test_podman.py"),
+    *("test_repositories.py", "test_blame.py", "test_daemon.py", "test_killed.py", "test_podman.py"),
+    "test_user_server.py",
 )
 """Files that take long for their tier, by name. They begin first: a worker takes the next file when it is done with
 one, and the others are not to wait for one of these in the end."""

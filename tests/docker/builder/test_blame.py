@@ -148,12 +148,15 @@ def test_the_daemon_is_asked_whether_a_service_is_down(
     """In a step that repo2docker wrote, and that names an index. One that answers has no such package: that is the
     repository's affair, also where the step prints what it would if the other did not answer."""
     with answering(404, gateway) as up, answering(503, gateway) as down:
-        for number, (place, verdict) in enumerate([(up, theirs), (down, ours)]):
+        attempts = []
+        for number, place in enumerate((up, down)):
             lines = [f"-i http://{place}/simple", f"--trusted-host {gateway}"]
             content = tmp_path / str(number)
             content.mkdir()
             (content / "requirements.txt").write_text("\n".join([*lines, f"not-there-{secrets.token_hex(8)}\n"]))
-            attempt = builder.start(asked(host, f"{path}-{number}", host.create(f"{path}-{number}", content), registry))
+            head = host.create(f"{path}-{number}", content)
+            attempts.append(builder.start(asked(host, f"{path}-{number}", head, registry)))
+        for attempt, place, verdict in zip(attempts, (up, down), (theirs, ours), strict=True):
             attempt.wait(400)
             assert f"http://{place}" in attempt.text
             said = verdict(attempt)
