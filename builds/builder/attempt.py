@@ -234,7 +234,7 @@ class AttemptRun:
             layers = bool(reused) and failure.reason is Reason.REPOSITORY and self.progress.unexplained
             if not layers and not failure.doubtful:
                 raise
-            why = "without the layers of earlier images" if layers else "because the index has this package now"
+            why = "without the layers of earlier images" if layers else "because a package index may have failed"
             self.log.say(f"{failure.message} Building again {why}.")
             again = self.folder / "again"
             again.mkdir()

@@ -1,8 +1,9 @@
 """Recognizes a package manager that failed because a service failed, from its final error.
 
-A service may have recovered before `builds.builder.evidence` probes it, and a failed transfer leaves no other evidence.
-Only steps that repo2docker wrote are read, and of these only the package manager's own lines. The programs that pip
-runs, such as a `setup.py`, may print anything; pip indents their output.
+A service may have recovered before `builds.builder.evidence` probes it, and a failed transfer leaves no other
+evidence. A step may print anything, so the words only make the builder run the step once more. Only steps that
+repo2docker wrote are read, and of these only the package manager's own lines. The programs that pip runs, such as a
+`setup.py`, may print anything; pip indents their output.
 
 The words are those of pip 20 to 26, conda, mamba 1 and 2, apt, npm, R, Julia, curl and git.
 """

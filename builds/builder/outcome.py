@@ -1,9 +1,9 @@
 """Classifies a failed attempt: the reason, and a sentence that explains it.
 
 repo2docker always ends with status 1. The verdict rests on evidence (`builds.builder.evidence`) and on the reports of
-repo2docker and BuildKit themselves (`Account`), not on the output of a step, which may print anything. The exception is
-the final error of a package manager in a step that repo2docker wrote (`builds.builder.outages`). Once the daemon
-builds, a failure that no row explains is the repository's fault.
+repo2docker and BuildKit themselves (`Account`), not on the output of a step, which may print anything. The output can
+only make a failure doubtful, so that the builder builds once more and the second run decides. Once the daemon builds, a
+failure that no row explains is the repository's fault.
 """
 
 from __future__ import annotations
@@ -193,12 +193,7 @@ ROWS: Sequence[Row] = (
         "{service} does not answer, and the build needs it. {words}",
     ),
     Row(
-        lambda account, _: _outage(account),
-        INFRASTRUCTURE,
-        "A package index or download server failed during the build. {words}",
-    ),
-    Row(
-        lambda account, evidence: account.step and evidence.has_package,
+        lambda account, evidence: account.step and (evidence.has_package or _outage(account)),
         REPOSITORY,
         "A step of the build failed. {words}",
         doubtful=True,
