@@ -12,7 +12,7 @@ LONGEST = (
     *("test_run.py", "test_house.py", "test_vitals.py", "test_cli.py"),
     *("test_embedded.py", "test_docs.py", "test_sync.py", "test_buildcommands.py", "test_wheel.py", "test_json.py"),
     *("test_failures.py", "test_placement.py", "test_crashes.py", "test_faults.py", "test_bad_objects.py"),
-    *("test_releases.py", "test_logs.py"),
+    *("test_releases.py", "test_logs.py", "test_buildpacks.py", "test_history.py"),
     *("test_repositories.py", "test_blame.py", "test_daemon.py", "test_killed.py", "test_podman.py"),
     "test_user_server.py",
 )

@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 LANES = ("cluster", "unit")
 """The tiers with which the lanes begin, side by side. A lane then takes the next of the rest, and does so immediately
 where its own tier is not wanted."""
-WORKERS = {"unit": 3, "docker": 2, "cluster": 2}
+WORKERS = {"unit": 3, "docker": 2, "cluster": 2, "hub": 2}
 """Workers of a tier, for a machine with two cores; in tiers without an entry, pytest runs the tests itself."""
 QUICK = "--quick"
 LIMIT = 65 * 60.0
