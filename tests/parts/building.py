@@ -22,6 +22,7 @@ import msgspec
 import yaml
 
 from builds.build import Request, Result
+from builds.builder.evidence import oom_kills
 from builds.builder.spec import DAEMON_TIMEOUT, Spec, Surroundings, Tags
 from tests.parts import machine
 from tests.parts.kiln import until
@@ -152,6 +153,15 @@ def repository(case: str, target: Path, registry: str) -> dict[str, Any]:
     for folder in expected.get("busybox", []):
         put_busybox(target / folder)
     return expected
+
+
+def is_outside_kill(message: str, before: int) -> bool:
+    """Whether a failure's message is that of a tool that was ended from outside.
+
+    It names the memory instead if the kernel has killed any process of this machine since it had killed `before`
+    (`oom_kills`), as one test does in a cluster.
+    """
+    return "ended from outside" in message or ("the kernel killed a process" in message and oom_kills() > before)
 
 
 def put_busybox(folder: Path) -> None:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from builds.build import Reason, Request, State
+from builds.builder.evidence import oom_kills
 from builds.builder.spec import Tags
 from builds.clients.registry import Registry as Client
 from builds.faults import Fault
 from tests.docker.builder.conftest import asked
 from tests.docker.builder.test_provenance import verify
-from tests.parts.building import Attempt, Builder, put_busybox
+from tests.parts.building import Attempt, Builder, is_outside_kill, put_busybox
 from tests.parts.githost import GitHost
 from tests.parts.installation import sleepers
 from tests.parts.kiln import until
@@ -223,6 +224,7 @@ def test_cancelled_while_it_pushes(
 def test_a_client_that_is_killed(
     path: str, builder: Builder, host: GitHost, registry: Registry, tmp_path: Path, podman: Podmand, seconds: str
 ) -> None:
+    before = oom_kills()
     attempt = builder.start(
         repository(host, path, registry, tmp_path / "content", step(f"echo begun; sleep {seconds}"))
     )
@@ -232,7 +234,7 @@ def test_a_client_that_is_killed(
             os.kill(process, signal.SIGKILL)
     attempt.wait()
     assert attempt.status == 69, attempt.text
-    assert "ended from outside" in (attempt.result.message or "")
+    assert is_outside_kill(attempt.result.message or "", before)
     nothing_goes_on(attempt, podman, seconds)
 
 
