@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fcntl
 import io
 import json
 import os
@@ -32,7 +31,7 @@ from kiln.errors import CommandError
 from kiln.exits import Exit
 from kiln.progress import Progress
 from kiln.wsgiadapter import WSGIAdapter
-from tests.parts.kiln import ROOT, Kiln, get, until
+from tests.parts.kiln import ROOT, Kiln, get, is_locked, until
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 URL = "https://github.com/binder-examples/conda"
@@ -136,19 +135,10 @@ def test_the_web_of_the_folder_is_found_at_any_port_and_asked(tmp_path: Path) ->
         assert build["image"]["repository"].startswith("registry.invalid/of-web/")
         (announcement,) = (tmp_path / "state").glob("web-*.url")
         web.stop(signal.SIGKILL)
+        # Its worker closes the port before it ends.
         until(lambda: get(url)[0] == 0 and not is_locked(announcement))
         assert json.loads(kiln.run("ls", "--json", KILN_IMAGE_PREFIX="").stdout)["items"] == [build]
         assert not list((tmp_path / "state").glob("web-*.url"))
-
-
-def is_locked(path: Path) -> bool:
-    """Whether a process of that web still runs: its worker closes the port before it ends."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def test_the_lock_tells_which_webs_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -118,6 +119,16 @@ def get(url: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
             return error.code, error.read()
     except OSError:
         return 0, b""
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds an exclusive lock on the file (flock(2))."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def megabytes(pid: int) -> float:

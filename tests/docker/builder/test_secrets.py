@@ -20,7 +20,7 @@ from builds.builder.spec import Spec, Surroundings
 from tests.docker.builder.conftest import asked
 from tests.parts.building import Attempt, Builder, put_busybox
 from tests.parts.githost import GitHost, commit
-from tests.parts.kiln import until
+from tests.parts.kiln import is_locked, until
 from tests.parts.registry import Registry
 
 
@@ -126,22 +126,13 @@ def test_the_attempts_lock_is_held_by_all_that_it_starts(
     attempt = Attempt(process, folder)
     attempt.until_step_says("begun")
     assert int((folder / "group").read_text()) == process.pid
-    assert _held(folder / "builder.lock")
+    assert is_locked(folder / "builder.lock")
     process.kill()
     process.wait()
-    assert not _held(folder / "builder.lock")
-    assert _held(folder / "lock")
+    assert not is_locked(folder / "builder.lock")
+    assert is_locked(folder / "lock")
     children = attempt.members()
     assert children
     for pid in children:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not _held(folder / "lock"))
-
-
-def _held(path: Path) -> bool:
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+    until(lambda: not is_locked(folder / "lock"))
